@@ -103,8 +103,7 @@ class ClassStatistics:
             )
         statistics = cls(card.num_classes, ignore_index=card.ignore_index, class_names=card.class_names)
         if not hasattr(dataset, "mask_path"):
-            samples = cast("Iterable[Mapping[str, Any]]", dataset)
-            for sample in tqdm(samples, desc="counting", unit="image", disable=not progress):
+            for sample in tqdm(dataset, desc="counting", unit="image", disable=not progress):
                 statistics.update(sample["mask"])
             return statistics
 

@@ -161,7 +161,7 @@ class SegmentationDataset(Dataset[Sample]):
         path = self._inside(pair.mask)
         raw = read_raw_mask(path, self.card)
         if raw.shape != image_size:
-            raise SampleError(size_message(path, *raw.shape, pair.image, *image_size))
+            raise SampleError(size_message(path, raw.shape, pair.image, image_size))
         try:
             return torch.from_numpy(self.label_map(raw))
         except ValueError as error:

@@ -116,11 +116,11 @@ def read_raw_mask(path: Path, card: DatasetCard) -> Array:
     return values // scale if scale > 1 else values
 
 
-def size_message(mask: Path, mask_height: int, mask_width: int, image: str, height: int, width: int) -> str:
+def size_message(mask: Path, mask_size: tuple[int, ...], image: str, image_size: tuple[int, ...]) -> str:
     """Return the message about a mask that is not as large as its image."""
     return (
-        f"{mask}: the mask is {mask_width} x {mask_height} (width x height), its image {image} is {width} x "
-        f"{height}; pair them right in the card, or resize the mask (nearest neighbour)"
+        f"{mask}: the mask is {mask_size[1]} x {mask_size[0]} (width x height), its image {image} is {image_size[1]} x "
+        f"{image_size[0]}; pair them right in the card, or resize the mask (nearest neighbour)"
     )
 
 

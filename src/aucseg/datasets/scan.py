@@ -207,9 +207,6 @@ def _finish(sample: SampleScan, dataset: SegmentationDataset) -> SampleScan:
     if sample.raw is not None and sample.image_size not in (None, (sample.raw.height, sample.raw.width)):
         assert sample.image_size is not None
         image = dataset.pairs[sample.index].image
-        sample.errors.append(
-            size_message(
-                dataset.mask_path(sample.index), sample.raw.height, sample.raw.width, image, *sample.image_size
-            )
-        )
+        mask_size = sample.raw.height, sample.raw.width
+        sample.errors.append(size_message(dataset.mask_path(sample.index), mask_size, image, sample.image_size))
     return sample
