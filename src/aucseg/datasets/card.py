@@ -1,0 +1,351 @@
+"""A data set described as data: classes, label map, file patterns, groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from aucseg.datasets.yaml_nodes import YamlValue
+
+CARDS_FOLDER = Path(__file__).parent / "cards"
+GROUP_NAMES = ("head", "middle", "tail")
+# The largest raw id that a mask of each encoding can hold.
+MAX_RAW_ID = {"gray": 255, "palette": 255, "gray16": 65535, "rgb": 0xFFFFFF, "mat": 65535}
+_CLASS_KEYS = ("color", "ids", "mask_colors")
+_CARD_KEYS = (
+    "title", "ignore_index", "mask_encoding", "mat_key", "check_palette", "exif", "unmapped", "ignore_ids",
+    "ignore_colors", "groups", "hint", "citation", "licence", "source",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the files of a split lie below the root folder, and how images and masks pair.
+
+    Attributes:
+        images: Pattern of the images. Wildcards: ``*`` (within one folder), ``**`` (any folders), ``?``. With ``list``,
+            a template in which ``{stem}`` is a line of that file.
+        masks: Template of an image's mask: ``{stem}`` is the image's file name without its ending, ``{1}``, ``{2}``,
+            ... what the first, second, ... wildcard of ``images`` matched. None for a split without masks.
+        list: Text file with one stem a line, or None.
+        train_ids: Whether the masks hold train ids already, so that the card's raw ids do not apply.
+    """
+
+    images: str
+    masks: str | None
+    list: str | None = None
+    train_ids: bool = False
+
+
+@dataclass(frozen=True)
+class DatasetCard:
+    """What there is to know of a data set, read from a YAML file; everything else follows from it.
+
+    Attributes:
+        name: Short name, as in ``aucseg stats NAME``.
+        title: Name for people.
+        class_names: Names of the classes in the order of their train ids 0..K-1.
+        palette: Colour of each class, parts in 0..255.
+        splits: For each split the layouts it may have; the first that is found is used.
+        raw_ids: For each class the raw ids in the mask files that mean it (with ``rgb`` masks ``65536 red + 256 green +
+            blue``).
+        ignore_ids: Raw ids that mean "ignore".
+        ignore_index: Train id of ignored pixels, outside 0..K-1.
+        mask_encoding: ``gray`` (8 bits or less), ``palette`` (the index counts, not the colour), ``gray16``, ``rgb``
+            (the colour counts), ``mat`` (a MATLAB file with the matrix ``mat_key``).
+        check_palette: Whether the palette of a ``palette`` mask must show the card's colours.
+        exif: What an orientation tag in an image means: ``error``, ``ignore`` (masks fit the pixels as stored),
+            ``apply`` (masks fit the picture as shown).
+        unmapped: What a raw id outside the map is: ``error`` or ``ignore``.
+        groups: ``{"head": [class ids], "middle": [...], "tail": [...]}``, or None where nobody has named all three.
+        tail_classes: The tail classes, also where only they are named; else None.
+        hint: Advice added to the message about unknown raw ids.
+        citation: Whom to cite.
+        licence: Terms of the data.
+        source: How to get the data.
+        path: The file the card was read from, or None.
+
+    Example:
+        >>> card = DatasetCard.load("pascal_voc2012")
+        >>> card.num_classes, card.class_names[15], card.palette[15]
+        (21, 'person', (192, 128, 128))
+    """
+
+    name: str
+    title: str
+    class_names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    splits: Mapping[str, tuple[Layout, ...]]
+    raw_ids: tuple[tuple[int, ...], ...]
+    ignore_ids: tuple[int, ...] = ()
+    ignore_index: int = 255
+    mask_encoding: str = "gray"
+    mat_key: str = "S"
+    check_palette: bool = False
+    exif: str = "error"
+    unmapped: str = "error"
+    groups: dict[str, list[int]] | None = None
+    tail_classes: tuple[int, ...] | None = None
+    hint: str = ""
+    citation: str = ""
+    licence: str = ""
+    source: str = ""
+    path: Path | None = field(default=None, compare=False)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K, the ignore label not counted."""
+        return len(self.class_names)
+
+    @staticmethod
+    def available() -> list[str]:
+        """Return the names of the cards that come with the package."""
+        return sorted(path.stem for path in CARDS_FOLDER.glob("*.yaml"))
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> DatasetCard:
+        """Load a card that comes with the package, by name, or any other, by the path of its YAML file.
+
+        Raises:
+            ValueError: No such card, or the file breaks the schema; the message names file and line.
+        """
+        path = Path(name_or_path)
+        if path.suffix not in (".yaml", ".yml") and len(path.parts) == 1:
+            path = CARDS_FOLDER / f"{name_or_path}.yaml"
+            if not path.is_file():
+                raise ValueError(
+                    f"no data set card is called {str(name_or_path)!r}; there are {', '.join(cls.available())}; "
+                    "for a card of your own give the path of its .yaml file"
+                )
+        if not path.is_file():
+            raise ValueError(f"there is no data set card at {path}")
+        return _parse_card(YamlValue.read(path), path)
+
+    def embedded_root(self) -> Path | None:
+        """Return the folder inside the package that holds this data set, or None where the data is not embedded."""
+        folder = CARDS_FOLDER.parent / self.name
+        return folder if self.path is not None and self.path.parent == CARDS_FOLDER and folder.is_dir() else None
+
+    def to_yaml(self) -> str:
+        """Return the card as YAML text that :meth:`load` reads back."""
+        is_rgb = self.mask_encoding == "rgb"
+        id_key, ignore_key = ("mask_colors", "ignore_colors") if is_rgb else ("ids", "ignore_ids")
+
+        def ids_entry(ids: Sequence[int]) -> list[int] | list[list[int]]:
+            return [list(unpack_color(raw)) for raw in ids] if is_rgb else list(ids)
+
+        def layout_entry(layout: Layout) -> dict[str, str]:
+            entry = {"images": layout.images, "masks": layout.masks, "list": layout.list}
+            entry["ids"] = "train" if layout.train_ids else None
+            return {key: value for key, value in entry.items() if value is not None}
+
+        document: dict[str, object] = {
+            "name": self.name,
+            "title": self.title,
+            "ignore_index": self.ignore_index,
+            "mask_encoding": self.mask_encoding,
+            "unmapped": self.unmapped,
+            ignore_key: ids_entry(self.ignore_ids),
+            "exif": self.exif,
+            "classes": [
+                {"name": name, "color": list(color), id_key: ids_entry(ids)}
+                for name, color, ids in zip(self.class_names, self.palette, self.raw_ids, strict=True)
+            ],
+            "splits": {name: [layout_entry(layout) for layout in layouts] for name, layouts in self.splits.items()},
+        }
+        if self.mask_encoding == "mat":
+            document["mat_key"] = self.mat_key
+        if self.mask_encoding == "palette":
+            document["check_palette"] = self.check_palette
+        if self.tail_classes is not None:
+            groups = self.groups or {"tail": list(self.tail_classes)}
+            document["groups"] = {key: [self.class_names[c] for c in ids] for key, ids in groups.items()}
+        for key in ("hint", "citation", "licence", "source"):
+            if getattr(self, key):
+                document[key] = getattr(self, key)
+        return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
+
+
+def pack_color(color: Sequence[int]) -> int:
+    """Return the raw id ``65536 red + 256 green + blue`` of a colour.
+
+    Example:
+        >>> pack_color((1, 2, 3)), unpack_color(66051)
+        (66051, (1, 2, 3))
+    """
+    return color[0] << 16 | color[1] << 8 | color[2]
+
+
+def unpack_color(raw_id: int) -> tuple[int, int, int]:
+    """Return the colour of a raw id, the inverse of :func:`pack_color`."""
+    return raw_id >> 16, raw_id >> 8 & 255, raw_id & 255
+
+
+def default_color(class_id: int) -> tuple[int, int, int]:
+    """Return the colour of an id in the Pascal VOC colour map: its bits dealt out to the top bits of the channels.
+
+    Example:
+        >>> default_color(1), default_color(15)
+        ((128, 0, 0), (192, 128, 128))
+    """
+    red = green = blue = 0
+    for bit in range(8):
+        red |= (class_id >> 3 * bit & 1) << 7 - bit
+        green |= (class_id >> 3 * bit + 1 & 1) << 7 - bit
+        blue |= (class_id >> 3 * bit + 2 & 1) << 7 - bit
+    return red, green, blue
+
+
+def _parse_card(root: YamlValue, path: Path) -> DatasetCard:
+    card = root.mapping(required=("name", "classes", "splits"), optional=_CARD_KEYS)
+
+    def text(key: str, default: str = "") -> str:
+        return card[key].string() if key in card else default
+
+    name = card["name"].string()
+    encoding = card["mask_encoding"].choice(MAX_RAW_ID) if "mask_encoding" in card else "gray"
+    names, palette, raw_ids = _parse_classes(card["classes"], encoding)
+    if "ignore_index" in card:
+        ignore_index = card["ignore_index"].integer(-(2**31), 2**31 - 1)
+        if 0 <= ignore_index < len(names):
+            card["ignore_index"].error(
+                f"ignore_index {ignore_index} is the train id of class {names[ignore_index]!r}; take another"
+            )
+    else:
+        ignore_index = 255
+        if len(names) > 255:
+            card["classes"].error(f"with {len(names)} classes 255 is a train id; set ignore_index, for example -1")
+    taken = {raw: name for name, ids in zip(names, raw_ids, strict=True) for raw in ids}
+    ignore_ids = _parse_ignored(card, encoding, taken)
+    groups = _parse_groups(card["groups"], names) if "groups" in card else {}
+    return DatasetCard(
+        name=name,
+        title=text("title", name),
+        class_names=tuple(names),
+        palette=tuple(palette),
+        splits={key: _parse_split(value) for key, value in card["splits"].mapping().items()},
+        raw_ids=tuple(raw_ids),
+        ignore_ids=tuple(ignore_ids),
+        ignore_index=ignore_index,
+        mask_encoding=encoding,
+        mat_key=text("mat_key", "S"),
+        check_palette=card["check_palette"].boolean() if "check_palette" in card else False,
+        exif=card["exif"].choice(("error", "ignore", "apply")) if "exif" in card else "error",
+        unmapped=card["unmapped"].choice(("error", "ignore")) if "unmapped" in card else "error",
+        groups=groups if len(groups) == len(GROUP_NAMES) else None,
+        tail_classes=tuple(groups["tail"]) if groups else None,
+        hint=text("hint"),
+        citation=text("citation"),
+        licence=text("licence"),
+        source=text("source"),
+        path=path.resolve(),
+    )
+
+
+def _parse_classes(
+    classes: YamlValue, encoding: str
+) -> tuple[list[str], list[tuple[int, int, int]], list[tuple[int, ...]]]:
+    names: list[str] = []
+    palette: list[tuple[int, int, int]] = []
+    raw_ids: list[tuple[int, ...]] = []
+    taken: dict[int, str] = {}
+    for class_id, entry in enumerate(classes.sequence()):
+        keys = entry.mapping(required=("name",), optional=_CLASS_KEYS)
+        name = keys["name"].string()
+        if name in names:
+            keys["name"].error(f"two classes are called {name!r}; their names must differ")
+        color = keys["color"].color() if "color" in keys else default_color(class_id)
+        wrong_key = "ids" if encoding == "rgb" else "mask_colors"
+        if wrong_key in keys:
+            keys[wrong_key].error(
+                f"{wrong_key!r} does not go with mask_encoding {encoding}; remove it or change the encoding"
+            )
+        if encoding == "rgb":
+            ids = (
+                [pack_color(c.color()) for c in keys["mask_colors"].sequence()]
+                if "mask_colors" in keys
+                else [pack_color(color)]
+            )
+        elif "ids" in keys:
+            ids = keys["ids"].integers(0, MAX_RAW_ID[encoding])
+        else:
+            ids = [class_id]
+        for raw in ids:
+            if raw in taken:
+                shown = unpack_color(raw) if encoding == "rgb" else raw
+                entry.error(f"raw id {shown} stands for {taken[raw]!r} and for {name!r}; a raw id belongs to one class")
+            taken[raw] = name
+        names.append(name)
+        palette.append(color)
+        raw_ids.append(tuple(ids))
+    if not names:
+        classes.error("'classes' is empty; a card needs at least one class")
+    return names, palette, raw_ids
+
+
+def _parse_ignored(card: Mapping[str, YamlValue], encoding: str, taken: Mapping[int, str]) -> list[int]:
+    key, wrong_key = ("ignore_colors", "ignore_ids") if encoding == "rgb" else ("ignore_ids", "ignore_colors")
+    if wrong_key in card:
+        card[wrong_key].error(f"{wrong_key!r} does not go with mask_encoding {encoding}; use {key!r}")
+    if key not in card:
+        return []
+    ids = []
+    for entry in card[key].sequence():
+        raw = pack_color(entry.color()) if encoding == "rgb" else entry.integer(0, MAX_RAW_ID[encoding])
+        if raw in taken:
+            entry.error(f"raw id {raw} is ignored and stands for class {taken[raw]!r}; it can be one only")
+        ids.append(raw)
+    return ids
+
+
+def _parse_groups(groups: YamlValue, names: Sequence[str]) -> dict[str, list[int]]:
+    entries = groups.mapping(optional=GROUP_NAMES)
+    if set(entries) not in ({"tail"}, set(GROUP_NAMES)):
+        groups.error("'groups' needs head, middle and tail, or tail alone")
+    group_of: dict[str, str] = {}
+    result: dict[str, list[int]] = {}
+    for group in (name for name in GROUP_NAMES if name in entries):
+        members = entries[group].sequence()
+        for member in members:
+            name = member.string()
+            if name not in names:
+                member.error(f"group {group!r} names {name!r}, which is no class of this card")
+            if name in group_of:
+                member.error(f"class {name!r} is in group {group_of[name]!r} and in {group!r}; it can be in one only")
+            group_of[name] = group
+        result[group] = [names.index(member.string()) for member in members]
+    if len(result) == len(GROUP_NAMES) and len(group_of) < len(names):
+        missing = next(name for name in names if name not in group_of)
+        groups.error(f"class {missing!r} is in no group; every class must be in head, middle or tail")
+    return result
+
+
+def _parse_split(split: YamlValue) -> tuple[Layout, ...]:
+    layouts = []
+    for entry in split.sequence() if split.is_sequence else [split]:
+        keys = entry.mapping(required=("images",), optional=("masks", "list", "ids"))
+        for key in keys.keys() & {"images", "masks", "list"}:
+            pattern = keys[key].string()
+            if pattern.startswith(("/", "~")) or "\\" in pattern or ".." in pattern.split("/") or ":" in pattern:
+                keys[key].error(
+                    f"{key} {pattern!r} must stay below the root folder: no leading / or ~, no .., no backslash, no "
+                    "colon"
+                )
+            if "[" in pattern or "]" in pattern:
+                keys[key].error(f"{key} {pattern!r}: the wildcards are *, ** and ?; square brackets are not supported")
+        if "list" in keys and "{stem}" not in keys["images"].string():
+            keys["images"].error("with 'list', images must hold {stem}, for example JPEGImages/{stem}.jpg")
+        layouts.append(
+            Layout(
+                images=keys["images"].string(),
+                masks=keys["masks"].string() if "masks" in keys else None,
+                list=keys["list"].string() if "list" in keys else None,
+                train_ids="ids" in keys and keys["ids"].choice(("raw", "train")) == "train",
+            )
+        )
+    if not layouts:
+        split.error(f"split {split.what} has no layout")
+    return tuple(layouts)

@@ -1,0 +1,182 @@
+"""Images and masks of a split as tensors."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from aucseg.datasets.card import DatasetCard
+from aucseg.datasets.files import Array, SampleError, read_image, read_raw_mask
+from aucseg.datasets.label_map import LabelMap
+from aucseg.datasets.pairing import Pair, find_pairs
+
+_logger = logging.getLogger(__name__)
+
+Sample = dict[str, Any]
+
+
+class SegmentationDataset(Dataset[Sample]):
+    """The images and masks of one split of a data set that a card describes.
+
+    A sample is ``{"image": uint8 (3, H, W), "mask": (H, W) train ids, "name": str}``; the mask is uint8 where K and the
+    ignore label fit, else int64, and missing where the split has no masks. ``name`` is the image's path below the root
+    without its ending.
+
+    Args:
+        card: A card, the name of one that comes with the package, or the path of a card file.
+        root: Folder of the data; None for data embedded in the package.
+        split: A split that the card names.
+        transform: Called with each sample; its result is returned.
+        on_error: ``raise``, or ``skip``: a sample that cannot be read is counted, logged, and the next readable one
+            takes its place.
+        follow_symlinks: Whether files may lie outside the root, reached by symbolic links below it.
+
+    Attributes:
+        pairs: Paths of image and mask of each sample, below the root.
+        label_map: Raw ids to train ids.
+
+    Raises:
+        ValueError: Unknown card or split, missing root, no image, images without masks.
+
+    Example:
+        >>> from aucseg.datasets import SegmentationDataset
+        >>> dataset = SegmentationDataset("freedoom_lt", split="val")  # doctest: +SKIP
+        >>> dataset[0]["image"].shape  # doctest: +SKIP
+        torch.Size([3, 120, 160])
+    """
+
+    def __init__(
+        self,
+        card: DatasetCard | str | Path,
+        root: str | Path | None = None,
+        split: str = "train",
+        transform: Callable[[Sample], Sample] | None = None,
+        on_error: str = "raise",
+        *,
+        follow_symlinks: bool = False,
+    ) -> None:
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
+        self.card = card if isinstance(card, DatasetCard) else DatasetCard.load(card)
+        folder = self.card.embedded_root() if root is None else Path(root)
+        if folder is None:
+            raise ValueError(
+                f"data set {self.card.name!r} is not embedded in the package: give its root folder. "
+                f"{self.card.source}".rstrip()
+            )
+        self.root = folder
+        self.split = split
+        self.transform = transform
+        self.on_error = on_error
+        self.follow_symlinks = follow_symlinks
+        self.pairs, missing, layout = find_pairs(self.card, folder, split)
+        self.label_map = LabelMap(self.card, train_ids=layout.train_ids)
+        # Shared memory: what a loader's workers skip is counted too.
+        self._num_skipped = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        if missing:
+            self._report_missing(missing)
+
+    def _report_missing(self, missing: list[Pair]) -> None:
+        shown = "; ".join(f"{pair.image} needs {pair.mask}" for pair in missing[:3])
+        message = (
+            f"{self.root}: {len(missing)} of {len(missing) + len(self.pairs)} samples of split {self.split!r} lack "
+            f"image or mask: {shown}. Add the files, correct the patterns in the card, or pass on_error='skip'"
+        )
+        if self.on_error == "raise" or not self.pairs:
+            raise ValueError(message)
+        _logger.warning("%s", message)
+        self._num_skipped += len(missing)
+
+    @property
+    def num_skipped(self) -> int:
+        """How often a sample was skipped so far, in all worker processes."""
+        return int(self._num_skipped)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.read(index)
+        return sample if self.transform is None else self.transform(sample)
+
+    def read(self, index: int) -> Sample:
+        """Return a sample without the transform.
+
+        Raises:
+            IndexError: No such sample.
+            SampleError: With ``on_error="raise"``, a file that cannot be used; with "skip", only when no sample can be
+                read.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        for step in range(len(self)):
+            try:
+                return self._read(self.pairs[(index + step) % len(self)])
+            except SampleError as error:  # noqa: PERF203
+                if self.on_error == "raise":
+                    raise
+                _logger.warning("skipped: %s", error)
+                self._num_skipped += 1
+        raise SampleError(f"{self.root}: not one of the {len(self)} samples of split {self.split!r} can be read")
+
+    def read_mask(self, index: int) -> Array:
+        """Return the mask of a sample as an array (H, W) of train ids, without reading the image; errors are raised."""
+        pair = self.pairs[index]
+        path = self.mask_path(index)
+        try:
+            return self.label_map(read_raw_mask(path, self.card))
+        except SampleError:
+            raise
+        except ValueError as error:
+            raise SampleError(f"{self.root / (pair.mask or '')}: {error}") from error
+
+    def mask_path(self, index: int) -> Path:
+        """Return the path of a sample's mask."""
+        mask = self.pairs[index].mask
+        if mask is None:
+            raise SampleError(f"split {self.split!r} of data set {self.card.name!r} has no masks")
+        return self._inside(mask)
+
+    def image_path(self, index: int) -> Path:
+        """Return the path of a sample's image."""
+        return self._inside(self.pairs[index].image)
+
+    def _read(self, pair: Pair) -> Sample:
+        image = read_image(self._inside(pair.image), self.card.exif)
+        sample: Sample = {"image": torch.from_numpy(image).permute(2, 0, 1), "name": pair.name}
+        if pair.mask is not None:
+            sample["mask"] = self._mask_tensor(pair, image.shape[:2])
+        return sample
+
+    def _mask_tensor(self, pair: Pair, image_size: tuple[int, ...]) -> Tensor:
+        assert pair.mask is not None
+        path = self._inside(pair.mask)
+        raw = read_raw_mask(path, self.card)
+        if raw.shape != image_size:
+            raise SampleError(
+                f"{path}: the mask is {raw.shape[1]} x {raw.shape[0]} (width x height), its image {pair.image} is "
+                f"{image_size[1]} x {image_size[0]}; pair them right in the card, or resize the mask (nearest "
+                "neighbour)"
+            )
+        try:
+            return torch.from_numpy(self.label_map(raw))
+        except ValueError as error:
+            raise SampleError(f"{path}: {error}") from error
+
+    def _inside(self, file: str) -> Path:
+        path = self.root / file
+        if not self.follow_symlinks:
+            real, root = os.path.realpath(path), os.path.realpath(self.root)
+            if os.path.commonpath([real, root]) != root:
+                raise SampleError(
+                    f"{path}: a symbolic link leads out of the root folder, to {real}; copy the files, or pass "
+                    "follow_symlinks=True"
+                )
+        return path

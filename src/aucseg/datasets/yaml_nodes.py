@@ -1,0 +1,125 @@
+"""YAML values that know their place in the file, so that a message about a card can say ``file:line``."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import NoReturn
+
+import yaml
+
+
+class YamlValue:
+    """One value of a YAML file with its line; the methods check its type and convert it."""
+
+    def __init__(self, node: yaml.Node, source: str, what: str) -> None:
+        self._node = node
+        self._source = source
+        self.what = what
+
+    @classmethod
+    def read(cls, path: Path) -> YamlValue:
+        """Parse a file (safe tags only, nothing is constructed); ``ValueError`` names file and line."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not a UTF-8 text file; a data set card is YAML text") from error
+        try:
+            node = yaml.compose(text, Loader=yaml.SafeLoader)
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else 1
+            raise ValueError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from error
+        except (yaml.YAMLError, RecursionError) as error:
+            raise ValueError(f"{path}: not valid YAML: {error}") from error
+        if node is None:
+            raise ValueError(f"{path}:1: the file is empty; a data set card needs at least name, classes and splits")
+        return cls(node, str(path), "the card")
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ``ValueError`` with the file and the line of this value in front."""
+        raise ValueError(f"{self._source}:{self._node.start_mark.line + 1}: {message}")
+
+    @property
+    def is_sequence(self) -> bool:
+        """Whether the value is a list."""
+        return isinstance(self._node, yaml.SequenceNode)
+
+    def mapping(
+        self, required: Collection[str] = (), optional: Collection[str] | None = None
+    ) -> Mapping[str, YamlValue]:
+        """Return the entries; unknown (unless ``optional`` is None), doubled and missing keys are errors."""
+        if not isinstance(self._node, yaml.MappingNode):
+            self.error(f"{self.what} must be a mapping (key: value), not {self._kind()}")
+        entries: dict[str, YamlValue] = {}
+        for key_node, value_node in self._node.value:
+            key = YamlValue(key_node, self._source, f"a key of {self.what}")
+            name = key.string()
+            if name in entries:
+                key.error(f"{name!r} occurs twice in {self.what}; keep one")
+            if optional is not None and name not in required and name not in optional:
+                key.error(f"unknown key {name!r} in {self.what}; known are {', '.join([*required, *optional])}")
+            entries[name] = YamlValue(value_node, self._source, f"{name!r}")
+        for name in required:
+            if name not in entries:
+                self.error(f"{self.what} lacks the key {name!r}")
+        return entries
+
+    def sequence(self) -> list[YamlValue]:
+        """Return the entries of a list."""
+        if not isinstance(self._node, yaml.SequenceNode):
+            self.error(f"{self.what} must be a list, not {self._kind()}")
+        return [YamlValue(node, self._source, f"an entry of {self.what}") for node in self._node.value]
+
+    def string(self) -> str:
+        """Return a non-empty text; a bare ``yes`` or ``12`` is not text in YAML and must be quoted."""
+        value = self._scalar("str", "text")
+        if not value.strip():
+            self.error(f"{self.what} is empty")
+        return value
+
+    def integer(self, low: int, high: int) -> int:
+        """Return an integer in ``low..high``."""
+        text = self._scalar("int", "an integer")
+        try:
+            value = int(text.replace("_", ""), 0)
+        except ValueError:
+            self.error(f"{self.what} must be a plain decimal integer, not {text!r}")
+        if not low <= value <= high:
+            self.error(f"{self.what} must lie in {low}..{high}, not {value}")
+        return value
+
+    def integers(self, low: int, high: int) -> list[int]:
+        """Return a list of integers in ``low..high``."""
+        return [entry.integer(low, high) for entry in self.sequence()]
+
+    def boolean(self) -> bool:
+        """Return true or false."""
+        return self._scalar("bool", "true or false").lower() in ("true", "yes", "on")
+
+    def choice(self, choices: Collection[str]) -> str:
+        """Return one of the given words."""
+        value = self.string()
+        if value not in choices:
+            self.error(f"{self.what} must be one of {', '.join(choices)}, not {value!r}")
+        return value
+
+    def color(self) -> tuple[int, int, int]:
+        """Return a colour ``[r, g, b]`` with parts in 0..255."""
+        parts = self.integers(0, 255)
+        if len(parts) != 3:
+            self.error(f"{self.what} must be three numbers [red, green, blue], not {len(parts)}")
+        return parts[0], parts[1], parts[2]
+
+    def _scalar(self, tag: str, expected: str) -> str:
+        node = self._node
+        if not isinstance(node, yaml.ScalarNode) or node.tag != f"tag:yaml.org,2002:{tag}":
+            hint = "; put it in quotes" if tag == "str" and isinstance(node, yaml.ScalarNode) and node.value else ""
+            self.error(f"{self.what} must be {expected}, not {self._kind()}{hint}")
+        return str(node.value)
+
+    def _kind(self) -> str:
+        if isinstance(self._node, yaml.MappingNode):
+            return "a mapping"
+        if isinstance(self._node, yaml.SequenceNode):
+            return "a list"
+        return f"{self._node.value!r}"

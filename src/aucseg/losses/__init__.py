@@ -1,0 +1,6 @@
+"""Losses for long-tail semantic segmentation; needs torch alone."""
+
+from aucseg.losses.aucseg import AUCSegLoss
+from aucseg.losses.pairwise_auc import PairwiseAUCLoss, pairwise_auc_loss
+
+__all__ = ["AUCSegLoss", "PairwiseAUCLoss", "pairwise_auc_loss"]
