@@ -262,7 +262,7 @@ def _parse_classes(
         name = keys["name"].string()
         if name in names:
             keys["name"].error(f"two classes are called {name!r}; their names must differ")
-        color = keys["color"].color() if "color" in keys else default_color(class_id)
+        color = keys["color"].color() if "color" in keys else default_color(class_id + 1)
         wrong_key = "ids" if encoding == "rgb" else "mask_colors"
         if wrong_key in keys:
             keys[wrong_key].error(
