@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from pathlib import Path
 from typing import Any
 
 from aucseg.datamodule import SegmentationDataModule
-from aucseg.run_folder import LAST_CHECKPOINT, RESULT_FILE, ResultWriter, prepare_run_folder
+from aucseg.run_folder import LAST_CHECKPOINT, ResultWriter, prepare_run_folder
 from aucseg.task import SegmentationTask
 
 try:
@@ -35,7 +34,8 @@ class AUCSegCLI(LightningCLI):
         assert self.subcommand is not None
         config = self.config_init[self.subcommand]
         out, trainer = Path(config.out), config.trainer
-        callbacks: list[Callback] = [ResultWriter(out), TQDMProgressBar(leave=True)]
+        self.result_writer = ResultWriter(out)
+        callbacks: list[Callback] = [self.result_writer, TQDMProgressBar(leave=True)]
         if self.subcommand == "fit":
             prepare_run_folder(out, overwrite=config.overwrite)
             callbacks += [
@@ -54,9 +54,7 @@ class AUCSegCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Evaluates the final weights, unless the last training step did."""
-        writer = next(callback for callback in self.trainer.callbacks if isinstance(callback, ResultWriter))
-        path = writer.folder / RESULT_FILE
-        if path.exists() and json.loads(path.read_text())["step"] == self.trainer.global_step:
+        if self.result_writer.last_step == self.trainer.global_step:
             return
         self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
 

@@ -80,10 +80,14 @@ class ResultWriter(Callback):
 
     Args:
         folder: the run's folder.
+
+    Attributes:
+        last_step: optimizer step of the last validation, or None.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.last_step: int | None = None
         self._images: dict[str, dict[int, list[int]]] = {}
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -110,6 +114,7 @@ class ResultWriter(Callback):
         if trainer.sanity_checking:
             return
         assert isinstance(pl_module, SegmentationTask)
+        self.last_step = trainer.global_step
         parts: list[Any] = [self._images]
         if trainer.world_size > 1:
             parts = [None] * trainer.world_size

@@ -20,6 +20,7 @@ from aucseg.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 try:
     from lightning.pytorch import LightningModule
+    from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 except ImportError as error:  # pragma: no cover - depends on the environment
     raise ImportError('aucseg.task needs Lightning: pip install "aucseg[train]"') from error
 
@@ -52,6 +53,9 @@ class SegmentationTask(LightningModule):
     Raises:
         ValueError: for a bank without tail classes, and whatever the card, the model, the loss or the bank refuse.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -159,7 +163,7 @@ class SegmentationTask(LightningModule):
         self.log_dict({f"val/{name}": value for name, value in result.items()}, prog_bar=True)
         self.metric.reset()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with its own rate for the head, linear warm-up and polynomial decay, a step at a time."""
         rate, decay = float(self.hparams["learning_rate"]), float(self.hparams["weight_decay"])
         groups = []
