@@ -252,4 +252,6 @@ class SegmentationDataModule(LightningDataModule):
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
+            # Otherwise every new iterator draws from the global generator, and a resumed run would drift.
+            "generator": torch.Generator().manual_seed(self.seed),
         }

@@ -72,6 +72,9 @@ def run_lightning(command: str, arguments: list[str]) -> AUCSegCLI:
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
+        warnings.filterwarnings("ignore", message=".isinstance.treespec, LeafSpec.. is deprecated")
+        # The logs of an earlier run were removed on request, see prepare_run_folder.
+        warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
         # Two loader processes suit small machines; whether more help is the user's to try.
         warnings.filterwarnings("ignore", message=".*does not have many workers")
         return AUCSegCLI(
