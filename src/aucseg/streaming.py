@@ -111,7 +111,7 @@ class StreamedSegmentationDataset(IterableDataset[Sample]):
         for url in urls:
             try:
                 # Opened here, not by webdataset's own pipeline, which leaves closing to the garbage collector.
-                stream = webdataset.gopen.gopen(url)
+                stream = webdataset.gopen(url)
             except OSError as error:
                 self._handle(SampleError(f"{url}: cannot open the shard: {error}"))
                 continue
