@@ -98,6 +98,7 @@ class SegmentationDataset(Dataset[Sample]):
             )
         self.root = folder
         self._real_root = os.path.realpath(folder)
+        self._real_folders: dict[str, str] = {}
         self.split = split
         self.transform = transform
         self.on_error = on_error
@@ -183,8 +184,13 @@ class SegmentationDataset(Dataset[Sample]):
 
     def _inside(self, file: str) -> Path:
         path = self.root / file
+        folder = os.path.dirname(file)
         if not self.follow_symlinks:
-            real = os.path.realpath(path)
+            # Resolving asks the disk once for every part of a path: folders are resolved once, files where they are
+            # links.
+            if folder not in self._real_folders:
+                self._real_folders[folder] = os.path.realpath(self.root / folder)
+            real = os.path.realpath(path) if path.is_symlink() else self._real_folders[folder]
             if os.path.commonpath([real, self._real_root]) != self._real_root:
                 raise SampleError(
                     f"{path}: a symbolic link leads out of the root folder, to {real}; copy the files, or pass "

@@ -90,7 +90,7 @@ def read_raw_mask(path: Path, card: DatasetCard, data: bytes | None = None) -> A
                 f"{path}: the mask is a {image.format} file, whose compression changes ids along every edge; "
                 "make it again from its source as PNG"
             )
-        encoding = _ENCODING_OF_MODE.get(image.mode)
+        encoding = encoding_of_mode(image.mode)
         if card.mask_encoding == "rgb":
             if image.mode not in ("RGB", "RGBA", "P"):
                 raise SampleError(
@@ -116,6 +116,11 @@ def read_raw_mask(path: Path, card: DatasetCard, data: bytes | None = None) -> A
             )
         return values.astype(np.uint16)
     return values // scale if scale > 1 else values
+
+
+def encoding_of_mode(mode: str) -> str | None:
+    """Return the mask encoding that goes with a mode of Pillow, or None where none does."""
+    return _ENCODING_OF_MODE.get(mode)
 
 
 def size_message(mask: Path, mask_size: tuple[int, ...], image: str, image_size: tuple[int, ...]) -> str:
