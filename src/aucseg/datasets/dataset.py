@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from aucseg.datasets.card import DatasetCard
@@ -22,12 +21,38 @@ _logger = logging.getLogger(__name__)
 Sample = dict[str, Any]
 
 
+def decode_sample(
+    name: str, label_map: LabelMap, image: tuple[Path, bytes | None], mask: tuple[Path | None, bytes | None]
+) -> Sample:
+    """Return the sample made of an image file and a mask file, each a path and its bytes where it is not on disk.
+
+    Raises:
+        SampleError: A file that cannot be used, two sizes, an unknown raw id.
+    """
+    card = label_map.card
+    pixels = read_image(image[0], card.exif, image[1])
+    sample: Sample = {"image": torch.from_numpy(pixels).permute(2, 0, 1), "name": name}
+    path = mask[0]
+    if path is not None:
+        raw = read_raw_mask(path, card, mask[1])
+        if raw.shape != pixels.shape[:2]:
+            raise SampleError(size_message(path, raw.shape, str(image[0]), pixels.shape))
+        try:
+            sample["mask"] = torch.from_numpy(label_map(raw))
+        except ValueError as error:
+            raise SampleError(f"{path}: {error}") from error
+    return sample
+
+
 class SegmentationDataset(Dataset[Sample]):
     """The images and masks of one split of a data set that a card describes.
 
     A sample is ``{"image": uint8 (3, H, W), "mask": (H, W) train ids, "name": str}``; the mask is uint8 where K and the
     ignore label fit, else int64, and missing where the split has no masks. ``name`` is the image's path below the root
     without its ending.
+
+    An index from a sampler of :mod:`aucseg.sampling` carries the number of its draw; it is passed on as
+    ``sample["draw"]``.
 
     Args:
         card: A card, the name of one that comes with the package, or the path of a card file.
@@ -73,6 +98,7 @@ class SegmentationDataset(Dataset[Sample]):
             )
         self.root = folder
         self._real_root = os.path.realpath(folder)
+        self._real_folders: dict[str, str] = {}
         self.split = split
         self.transform = transform
         self.on_error = on_error
@@ -105,6 +131,9 @@ class SegmentationDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.read(index)
+        draw = getattr(index, "draw", None)
+        if draw is not None:
+            sample["draw"] = draw
         return sample if self.transform is None else self.transform(sample)
 
     def read(self, index: int) -> Sample:
@@ -150,27 +179,18 @@ class SegmentationDataset(Dataset[Sample]):
         return self._inside(self.pairs[index].image)
 
     def _read(self, pair: Pair) -> Sample:
-        image = read_image(self._inside(pair.image), self.card.exif)
-        sample: Sample = {"image": torch.from_numpy(image).permute(2, 0, 1), "name": pair.name}
-        if pair.mask is not None:
-            sample["mask"] = self._mask_tensor(pair, image.shape[:2])
-        return sample
-
-    def _mask_tensor(self, pair: Pair, image_size: tuple[int, ...]) -> Tensor:
-        assert pair.mask is not None
-        path = self._inside(pair.mask)
-        raw = read_raw_mask(path, self.card)
-        if raw.shape != image_size:
-            raise SampleError(size_message(path, raw.shape, pair.image, image_size))
-        try:
-            return torch.from_numpy(self.label_map(raw))
-        except ValueError as error:
-            raise SampleError(f"{path}: {error}") from error
+        mask_path = None if pair.mask is None else self._inside(pair.mask)
+        return decode_sample(pair.name, self.label_map, (self._inside(pair.image), None), (mask_path, None))
 
     def _inside(self, file: str) -> Path:
         path = self.root / file
+        folder = os.path.dirname(file)
         if not self.follow_symlinks:
-            real = os.path.realpath(path)
+            # Resolving asks the disk once for every part of a path: folders are resolved once, files where they are
+            # links.
+            if folder not in self._real_folders:
+                self._real_folders[folder] = os.path.realpath(self.root / folder)
+            real = os.path.realpath(path) if path.is_symlink() else self._real_folders[folder]
             if os.path.commonpath([real, self._real_root]) != self._real_root:
                 raise SampleError(
                     f"{path}: a symbolic link leads out of the root folder, to {real}; copy the files, or pass "

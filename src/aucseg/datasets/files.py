@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,12 +35,13 @@ class SampleError(ValueError):
     """A file of a data set cannot be used; the message names the file and the fix."""
 
 
-def read_image(path: Path, exif: str = "error") -> npt.NDArray[np.uint8]:
+def read_image(path: Path, exif: str = "error", data: bytes | None = None) -> npt.NDArray[np.uint8]:
     """Read an image as uint8 RGB.
 
     Args:
         path: JPEG, PNG or anything else that Pillow reads.
         exif: What to do with an orientation tag: ``error``, ``ignore``, ``apply``; see :class:`DatasetCard`.
+        data: The bytes of the file where it is not on disk (a shard); ``path`` is then its name in messages.
 
     Returns:
         Writable uint8 array (H, W, 3).
@@ -47,7 +49,7 @@ def read_image(path: Path, exif: str = "error") -> npt.NDArray[np.uint8]:
     Raises:
         SampleError: Missing, truncated, oversized, 16-bit or rotated file.
     """
-    with _open(path) as image:
+    with _open(path, data) as image:
         _check_depth(image, path)
         turned = _orientation(image, path, exif, _load(image, path, image.getexif)) != 1
         upright = _load(image, path, lambda: ImageOps.exif_transpose(image)) if turned else image
@@ -70,7 +72,7 @@ def check_image(path: Path, exif: str = "error", decode: bool = False) -> tuple[
         return (image.width, image.height) if is_lying else (image.height, image.width)
 
 
-def read_raw_mask(path: Path, card: DatasetCard) -> Array:
+def read_raw_mask(path: Path, card: DatasetCard, data: bytes | None = None) -> Array:
     """Read a mask as raw ids, the values that stand in the file.
 
     Returns:
@@ -81,14 +83,14 @@ def read_raw_mask(path: Path, card: DatasetCard) -> Array:
         SampleError: The file cannot be read, or is not encoded as the card says.
     """
     if card.mask_encoding == "mat":
-        return _read_mat(path, card.mat_key)
-    with _open(path) as image:
+        return _read_mat(path, card.mat_key, data)
+    with _open(path, data) as image:
         if image.format in _LOSSY_FORMATS:
             raise SampleError(
                 f"{path}: the mask is a {image.format} file, whose compression changes ids along every edge; "
                 "make it again from its source as PNG"
             )
-        encoding = _ENCODING_OF_MODE.get(image.mode)
+        encoding = encoding_of_mode(image.mode)
         if card.mask_encoding == "rgb":
             if image.mode not in ("RGB", "RGBA", "P"):
                 raise SampleError(
@@ -116,6 +118,11 @@ def read_raw_mask(path: Path, card: DatasetCard) -> Array:
     return values // scale if scale > 1 else values
 
 
+def encoding_of_mode(mode: str) -> str | None:
+    """Return the mask encoding that goes with a mode of Pillow, or None where none does."""
+    return _ENCODING_OF_MODE.get(mode)
+
+
 def size_message(mask: Path, mask_size: tuple[int, ...], image: str, image_size: tuple[int, ...]) -> str:
     """Return the message about a mask that is not as large as its image."""
     return (
@@ -124,11 +131,11 @@ def size_message(mask: Path, mask_size: tuple[int, ...], image: str, image_size:
     )
 
 
-def _open(path: Path) -> Image.Image:
-    if not path.is_file():
+def _open(path: Path, data: bytes | None = None) -> Image.Image:
+    if data is None and not path.is_file():
         raise SampleError(f"{path}: there is no such file")
     try:
-        return Image.open(path)
+        return Image.open(path if data is None else io.BytesIO(data))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise SampleError(
             f"{path}: {error}. If the size is right, raise PIL.Image.MAX_IMAGE_PIXELS, or cut the image into tiles"
@@ -165,15 +172,15 @@ def _orientation(image: Image.Image, path: Path, exif: str, tags: Image.Exif) ->
     return orientation if exif == "apply" and 1 <= orientation <= 8 else 1
 
 
-def _read_mat(path: Path, key: str) -> Array:
+def _read_mat(path: Path, key: str, data: bytes | None) -> Array:
     try:
         from scipy.io import loadmat
     except ImportError as error:
         raise ImportError('MATLAB masks need scipy: pip install "aucseg[train]"') from error
-    if not path.is_file():
+    if data is None and not path.is_file():
         raise SampleError(f"{path}: there is no such file")
     try:
-        values: Array = loadmat(path, variable_names=[key])[key]
+        values: Array = loadmat(path if data is None else io.BytesIO(data), variable_names=[key])[key]
     except KeyError as error:
         raise SampleError(f"{path}: the file holds no matrix {key!r}; set mat_key in the card") from error
     except Exception as error:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 _CHUNK = 8
+# Below this number of files the start of the processes costs more than they save.
+_MIN_POOL_JOBS = 128
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ def scan_dataset(dataset: SegmentationDataset, *, num_workers: int = 0, progress
 def _run(
     jobs: list[_Job], arguments: tuple[DatasetCard, bool, Path | None], num_workers: int
 ) -> Iterator[tuple[_Job, bytes | None, str, str]]:
-    if num_workers == 0 or len(jobs) < 2 * _CHUNK:
+    if num_workers == 0 or len(jobs) < _MIN_POOL_JOBS:
         yield from map(_Worker(*arguments), jobs)
         return
     # Fresh processes, not forks: a fork copies locked locks of torch's threads.

@@ -1,0 +1,229 @@
+"""What class statistics mean for training, in words, tables and a chart."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aucseg.class_statistics import ClassStatistics
+from aucseg.datasets.card import GROUP_NAMES, DatasetCard
+
+# The released configurations of AUCSeg paste about 7 classes into an image (7 of 7, 5 % of 124, 5 % of 123).
+_PASTED_CLASSES = 7
+_CAPACITY = 5
+_PASTED_AREA = 0.25
+# Draws of a simulated batch are bounded, so that a class in one image of 100,000 does not stop the report.
+_MAX_DRAWS = 20_000_000
+_GROUP_COLORS = {"head": "#4477aa", "middle": "#ccbb44", "tail": "#ee6677"}
+
+
+def choose_groups(statistics: ClassStatistics, card: DatasetCard | None = None) -> tuple[dict[str, list[int]], str]:
+    """Return the groups and the rule behind them: the card's, or else by share of the labelled pixels.
+
+    Where the card names its tail alone, the other classes are head or middle by share.
+    """
+    by_share = statistics.groups()
+    if card is not None and card.groups is not None:
+        return card.groups, "as the card names them"
+    if card is not None and card.tail_classes is not None:
+        head = [c for c in by_share["head"] if c not in card.tail_classes]
+        taken = {*head, *card.tail_classes}
+        middle = [c for c in range(statistics.num_classes) if c not in taken]
+        groups = {"head": head, "middle": middle, "tail": list(card.tail_classes)}
+        return groups, "tail as the card names it; of the others head from 2 % of the labelled pixels"
+    return by_share, "by share of the labelled pixels: head from 2 %, tail below 0.5 %"
+
+
+def make_report(
+    statistics: ClassStatistics, card: DatasetCard | None = None, *, batch_size: int = 8, delta: float = 0.01
+) -> dict[str, Any]:
+    """Return everything that ``aucseg stats`` prints, as plain numbers, texts and lists.
+
+    Args:
+        statistics: The counts; at least one labelled pixel.
+        card: For groups and names.
+        batch_size: The batch that the advice on the bank is about.
+        delta: The batch size asked for shows every class with probability ``1 - delta``.
+    """
+    groups, rule = choose_groups(statistics, card)
+    group_of = {class_id: group for group, ids in groups.items() for class_id in ids}
+    names = statistics.class_names or tuple(f"class {i}" for i in range(statistics.num_classes))
+    fixedness = statistics.fixedness
+    classes = [
+        {
+            "id": class_id,
+            "name": names[class_id],
+            "group": group_of[class_id],
+            "pixels": int(statistics.pixel_counts[class_id]),
+            "images": int(statistics.image_counts[class_id]),
+            "frequency": float(statistics.frequency[class_id]),
+            "presence": float(statistics.presence[class_id]),
+            "mean_area": float(statistics.mean_pixels_where_present[class_id]),
+            "max_area": int(statistics.max_pixels[class_id]),
+            "fixedness": None if math.isnan(fixedness[class_id]) else float(fixedness[class_id]),
+        }
+        for class_id in range(statistics.num_classes)
+    ]
+    min_batch = statistics.min_batch_size(delta)
+    trials = max(1, min(1000, _MAX_DRAWS // min_batch))
+    return {
+        "num_images": statistics.num_images,
+        "num_labelled": statistics.num_labelled,
+        "num_ignored": statistics.num_ignored,
+        "classes": classes,
+        "groups": groups,
+        "group_rule": rule,
+        "group_shares": {g: float(statistics.frequency[ids].sum()) for g, ids in groups.items()},
+        "absent_classes": np.flatnonzero(statistics.pixel_counts == 0).tolist(),
+        "imbalance_ratio": statistics.imbalance_ratio,
+        "tau": statistics.tau,
+        "batch_size_for_all_classes": {
+            "delta": delta,
+            "batch_size": min_batch,
+            "simulated_coverage": statistics.batch_coverage(min_batch, trials=trials),
+            "trials": trials,
+        },
+        "bound": statistics.generalization_bound(),
+        "advice": advise_bank(statistics, groups["tail"], batch_size=batch_size),
+    }
+
+
+def advise_bank(statistics: ClassStatistics, tail: list[int], *, batch_size: int) -> dict[str, Any]:
+    """Return suggested settings of the memory bank, each with its reason.
+
+    Returns:
+        ``use_bank`` (bool), ``settings`` (keyword arguments of ``TailMemoryBank``), ``reasons`` (texts).
+    """
+    tail = [class_id for class_id in tail if statistics.pixel_counts[class_id] > 0]
+    if not tail:
+        return {"use_bank": False, "settings": {}, "reasons": ["no tail class occurs: there is nothing to bring back"]}
+    in_batch = 1 - (1 - statistics.presence[tail]) ** batch_size
+    num_usual = int((in_batch >= 0.9).sum())
+    places = statistics.fixedness[tail]
+    is_fixed = bool(np.isfinite(places).any() and np.nanmedian(places) > 0.5)
+    reasons = [
+        f"tail_classes: the {len(tail)} tail classes that occur",
+        f"at batch size {batch_size} a tail class is in the batch with probability {in_batch.mean():.2f} on "
+        f"average, and {num_usual} of {len(tail)} with at least 0.9",
+    ]
+    scope, use_bank = "image", True
+    if is_fixed:
+        scope, use_bank = "batch", False
+        reasons.append(
+            f"the tail classes keep to their places (median agreement of places {np.nanmedian(places):.2f} of 1): "
+            "pasting them into every image that lacks them shows things where they cannot be; no bank, or scope='batch'"
+        )
+    elif num_usual == len(tail):
+        scope, use_bank = "batch", False
+        reasons.append("every tail class is in nearly every batch anyway; no bank, or scope='batch', which seldom acts")
+    elif num_usual > len(tail) / 2:
+        scope = "batch"
+        reasons.append("most tail classes are in nearly every batch anyway: scope='batch' brings back the others alone")
+    else:
+        reasons.append(
+            "most tail classes are missing from many batches: scope='image' pastes into each image what it lacks"
+        )
+    sample_ratio = min(1.0, math.ceil(100 * _PASTED_CLASSES / len(tail)) / 100)
+    num_pasted = math.ceil(len(tail) * sample_ratio)
+    area = float(statistics.mean_pixels_where_present[tail].mean()) / statistics.max_image_pixels
+    resize_ratio = min(1.0, max(0.1, round(math.sqrt(_PASTED_AREA / (num_pasted * area)), 1)))
+    bank_bytes = len(tail) * _CAPACITY * float(statistics.mean_pixels_where_present[tail].mean()) * 4
+    reasons += [
+        f"sample_ratio {sample_ratio:g}: about {_PASTED_CLASSES} classes an image, as in AUCSeg's released "
+        "configurations",
+        f"resize_ratio {resize_ratio:g}: a tail class covers {100 * area:.2g} % of the image where it occurs; "
+        f"{num_pasted} pasted ones are to stay below {100 * _PASTED_AREA:g} % of it",
+        f"capacity {_CAPACITY}: the paper's value; the bank then holds about {bank_bytes / 1e6:.2g} MB (uint8 images)",
+    ]
+    settings = {
+        "tail_classes": tail,
+        "num_classes": statistics.num_classes,
+        "capacity": _CAPACITY,
+        "sample_ratio": sample_ratio,
+        "resize_ratio": resize_ratio,
+        "scope": scope,
+    }
+    return {"use_bank": use_bank, "settings": settings, "reasons": reasons}
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """Return the report as text for a terminal."""
+    name_width = max(5, *(len(row["name"]) for row in report["classes"]))
+    lines = [
+        f"{report['num_images']:,} images, {report['num_labelled']:,} labelled pixels, {report['num_ignored']:,} "
+        "ignored",
+        "",
+        f"{'id':>3}  {'class':<{name_width}}  {'group':<6}  {'pixels %':>9}  {'images %':>8}  {'mean area':>10}  "
+        f"{'largest':>10}",
+    ]
+    lines += [
+        f"{row['id']:>3}  {row['name']:<{name_width}}  {row['group']:<6}  {100 * row['frequency']:>9.4f}  "
+        f"{100 * row['presence']:>8.2f}  {row['mean_area']:>10,.0f}  {row['max_area']:>10,}"
+        for row in sorted(report["classes"], key=lambda row: -row["pixels"])
+    ]
+    shares = ", ".join(
+        f"{group} {len(report['groups'][group])} classes with {100 * report['group_shares'][group]:.2f} % of the pixels"
+        for group in GROUP_NAMES
+    )
+    batch, bound, advice = report["batch_size_for_all_classes"], report["bound"], report["advice"]
+    lines += [
+        "(mean area: pixels in the images that hold the class)",
+        "",
+        f"groups ({report['group_rule']}): {shares}",
+        f"imbalance ratio: {report['imbalance_ratio']:,.0f} (commonest over rarest class)",
+        f"tau: {report['tau']:,.1f}",
+        f"batch size for all classes with probability {1 - batch['delta']:g}: {batch['batch_size']:,} "
+        f"(simulated on the data: {batch['simulated_coverage']:.3f} of {batch['trials']} batches)",
+        "generalization bound, with its open constants at 1: "
+        + ", ".join(f"{name} {bound[name]:.4g}" for name in ("sample", "inner", "inter", "confidence", "total")),
+        "  as a number the bound is vacuous (the error is at most 1); read how its terms grow with data, classes "
+        "and tau",
+    ]
+    if report["absent_classes"]:
+        names = [report["classes"][class_id]["name"] for class_id in report["absent_classes"]]
+        lines.append(f"classes that never occur (left out of batch size and tau): {', '.join(names)}")
+    settings = ", ".join(f"{key}={value!r}" for key, value in advice["settings"].items())
+    lines += [
+        "",
+        f"memory bank: {'yes' if advice['use_bank'] else 'no'}",
+        *(f"  - {reason}" for reason in advice["reasons"]),
+    ]
+    if settings:
+        lines.append(f"  TailMemoryBank({settings})")
+    return "\n".join(lines)
+
+
+def write_csv(report: dict[str, Any], path: Path) -> None:
+    """Write the class table as CSV, one row a class."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(report["classes"][0]))
+        writer.writeheader()
+        writer.writerows(report["classes"])
+
+
+def write_chart(report: dict[str, Any], path: Path) -> None:
+    """Draw pixel share and presence of each class, coloured by group; the ending of the path chooses the format."""
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Patch
+    except ImportError as error:
+        raise ImportError('the chart needs matplotlib: pip install "aucseg[report]"') from error
+    rows = sorted((row for row in report["classes"] if row["pixels"]), key=lambda row: row["pixels"])
+    figure = Figure(figsize=(9, max(2.5, 0.2 * len(rows))), layout="constrained")
+    pixels, images = figure.subplots(1, 2, sharey=True)
+    colors = [_GROUP_COLORS[row["group"]] for row in rows]
+    for axes, key, title in (
+        (pixels, "frequency", "% of the labelled pixels"),
+        (images, "presence", "% of the images"),
+    ):
+        axes.barh(range(len(rows)), [100 * row[key] for row in rows], color=colors)
+        axes.set_xscale("log")
+        axes.set_xlabel(title)
+        axes.margins(y=0.01)
+    pixels.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=7)
+    images.legend(handles=[Patch(color=_GROUP_COLORS[group], label=group) for group in GROUP_NAMES], fontsize=8)
+    figure.savefig(path, dpi=120)

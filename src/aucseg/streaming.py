@@ -1,0 +1,189 @@
+"""Samples from shards: WebDataset-style tar archives, on disk or behind a URL."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from aucseg.datasets.card import DatasetCard
+from aucseg.datasets.dataset import Sample, SegmentationDataset, decode_sample
+from aucseg.datasets.files import SampleError
+from aucseg.datasets.label_map import LabelMap
+
+_logger = logging.getLogger(__name__)
+
+
+class StreamedSegmentationDataset(IterableDataset[Sample]):
+    """The samples in tar shards, as :class:`SegmentationDataset` gives them.
+
+    A sample is the files of a shard that share their name up to the first dot, one of them the image, one the mask,
+    their bytes as on disk. Shards are dealt out to ranks (``torch.distributed``, where it runs) and then to the
+    loader's workers. Without shuffling one process yields the samples in the order of shards and files.
+
+    Args:
+        card: A card, the name of one that comes with the package, or the path of a card file.
+        urls: Shards: paths, URLs, or patterns with braces such as ``train-{0000..0099}.tar``. A command (``pipe:``) is
+            refused.
+        transform: Called with each sample; its result is yielded.
+        shuffle: Samples in the shuffle buffer; 0 keeps the order. Otherwise the shards are shuffled too.
+        seed: Seed of the shuffling, mixed with the epoch.
+        on_error: ``raise``, or ``skip``: count, log and leave out what cannot be read.
+        image: Pattern of the image's ending (what follows the first dot).
+        mask: Pattern of the mask's ending; None for shards without masks.
+        train_ids: Whether the masks hold train ids already.
+
+    Raises:
+        ValueError: No shard, a ``pipe:`` URL, fewer shards than ranks.
+        ImportError: ``webdataset`` is not installed.
+    """
+
+    def __init__(
+        self,
+        card: DatasetCard | str | Path,
+        urls: str | Path | Sequence[str | Path],
+        *,
+        transform: Callable[[Sample], Sample] | None = None,
+        shuffle: int = 0,
+        seed: int = 0,
+        on_error: str = "raise",
+        image: str = "image.*",
+        mask: str | None = "mask.*",
+        train_ids: bool = False,
+    ) -> None:
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
+        if shuffle < 0:
+            raise ValueError(f"shuffle is the size of a buffer, at least 0, not {shuffle}")
+        webdataset = _webdataset()
+        patterns = [urls] if isinstance(urls, (str, Path)) else urls
+        self.urls = [url for pattern in patterns for url in webdataset.shardlists.expand_urls(str(pattern))]
+        if not self.urls:
+            raise ValueError("urls is empty; give at least one shard")
+        for url in self.urls:
+            if url.strip().startswith("pipe:"):
+                raise ValueError(f"{url!r} would run a command of the shell; give paths or http(s) URLs")
+        self.card = card if isinstance(card, DatasetCard) else DatasetCard.load(card)
+        self.label_map = LabelMap(self.card, train_ids=train_ids)
+        self.transform, self.shuffle, self.seed, self.on_error = transform, shuffle, seed, on_error
+        self.image, self.mask = image, mask
+        # Shared memory: what a loader's workers skip, and the epoch that they are told, cross processes.
+        self._num_skipped = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+
+    @property
+    def num_skipped(self) -> int:
+        """How many samples were left out so far, in all worker processes."""
+        return int(self._num_skipped)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the shuffling; call it before each epoch."""
+        self._epoch.fill_(epoch)
+
+    def __iter__(self) -> Iterator[Sample]:
+        webdataset = _webdataset()
+        shuffle_seed = f"{self.seed} {int(self._epoch)}"
+        urls = list(self.urls)
+        if self.shuffle:
+            random.Random(shuffle_seed).shuffle(urls)
+        urls = self._shards_of_this_process(urls)
+        samples = self._read_shards(urls)
+        if self.shuffle:
+            rng = random.Random(f"{shuffle_seed} {urls}")
+            samples = webdataset.filters.shuffle(self.shuffle, initial=self.shuffle, rng=rng)(samples)
+        for entries in samples:
+            try:
+                sample = self._decode(entries)
+            except SampleError as error:
+                self._handle(error)
+                continue
+            yield sample if self.transform is None else self.transform(sample)
+
+    def _read_shards(self, urls: list[str]) -> Iterator[dict[str, Any]]:
+        webdataset = _webdataset()
+        for url in urls:
+            try:
+                # Opened here, not by webdataset's own pipeline, which leaves closing to the garbage collector.
+                stream = webdataset.gopen(url)
+            except OSError as error:
+                self._handle(SampleError(f"{url}: cannot open the shard: {error}"))
+                continue
+            with stream:
+                files = webdataset.tariterators.tar_file_expander(
+                    [{"url": url, "stream": stream}], handler=self._handle
+                )
+                yield from webdataset.tariterators.group_by_keys(files, handler=self._handle)
+
+    def _shards_of_this_process(self, urls: list[str]) -> list[str]:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            num_ranks = torch.distributed.get_world_size()
+            if len(urls) < num_ranks:
+                raise ValueError(f"{len(urls)} shards for {num_ranks} ranks; write at least one shard for each rank")
+            urls = urls[torch.distributed.get_rank() :: num_ranks]
+        worker = get_worker_info()
+        return urls if worker is None else urls[worker.id :: worker.num_workers]
+
+    def _handle(self, error: Exception) -> bool:
+        """Raise, or count and log; True tells webdataset to go on."""
+        if self.on_error == "raise":
+            raise error if isinstance(error, SampleError) else SampleError(f"damaged shard: {error}") from error
+        _logger.warning("skipped: %s", error)
+        self._num_skipped += 1
+        return True
+
+    def _decode(self, entries: dict[str, Any]) -> Sample:
+        shard, key = entries["__url__"], entries["__key__"]
+        image_ending = self._ending(entries, self.image)
+        mask_ending = None if self.mask is None else self._ending(entries, self.mask)
+        name = entries["name.txt"].decode() if "name.txt" in entries else key
+        mask = (None, None) if mask_ending is None else (Path(shard) / f"{key}.{mask_ending}", entries[mask_ending])
+        return decode_sample(name, self.label_map, (Path(shard) / f"{key}.{image_ending}", entries[image_ending]), mask)
+
+    @staticmethod
+    def _ending(entries: dict[str, Any], pattern: str) -> str:
+        found = [ending for ending in entries if not ending.startswith("__") and fnmatch(ending, pattern)]
+        if len(found) != 1:
+            endings = ", ".join(ending for ending in entries if not ending.startswith("__"))
+            raise SampleError(
+                f"{entries['__url__']}: sample {entries['__key__']!r} has {len(found)} files that match {pattern!r} "
+                f"(it has {endings}); pass the right pattern as image= or mask="
+            )
+        return found[0]
+
+
+def write_shards(dataset: SegmentationDataset, folder: str | Path, *, samples_per_shard: int = 1000) -> list[Path]:
+    """Write the files of a data set, unchanged and in order, as shards ``<split>-000000.tar`` and so on.
+
+    Returns:
+        The paths of the shards.
+    """
+    if samples_per_shard < 1:
+        raise ValueError(f"samples_per_shard must be at least 1, not {samples_per_shard}")
+    webdataset = _webdataset()
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    pattern = str(folder / f"{dataset.split}-%06d.tar")
+    with webdataset.ShardWriter(pattern, maxcount=samples_per_shard, verbose=0) as writer:
+        for index, pair in enumerate(dataset.pairs):
+            entries: dict[str, Any] = {"__key__": f"{index:09d}", "name.txt": pair.name}
+            entries[f"image{PurePosixPath(pair.image).suffix}"] = dataset.image_path(index).read_bytes()
+            if pair.mask is not None:
+                entries[f"mask{PurePosixPath(pair.mask).suffix}"] = dataset.mask_path(index).read_bytes()
+            writer.write(entries)
+    num_shards = -(-len(dataset) // samples_per_shard)
+    return [Path(pattern % i) for i in range(num_shards)]
+
+
+def _webdataset() -> ModuleType:
+    try:
+        import webdataset
+    except ImportError as error:
+        raise ImportError('shards need webdataset: pip install "aucseg[stream]"') from error
+    return webdataset  # type: ignore[no-any-return]
