@@ -23,7 +23,7 @@ _EXAMPLES = """examples:
 'aucseg COMMAND --help' tells more about each. Set AUCSEG_TRACEBACK=1 to see where an error comes from.
 """
 
-# Commands with a parser of their own module: (module, help). Each module has add_arguments(parser) and run(args) -> int.
+# Commands with a module of their own, which has add_arguments(parser) and run(args) -> int: (module, help).
 _COMMANDS = {
     "demo": ("aucseg.demo", "train cross-entropy and AUCSeg on the embedded data and compare them"),
     "predict": ("aucseg.predict", "write label maps and overlays of images, folders or globs"),

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from aucseg.class_statistics import ClassStatistics
 from aucseg.datasets import DatasetCard, SegmentationDataset
 from aucseg.transforms import IMAGENET_MEAN, evaluation_transform, training_transform
 
@@ -193,6 +195,7 @@ class SegmentationDataModule(LightningDataModule):
         self.val_split = val_split
         self.on_error = on_error
         self.seed = seed
+        self._class_counts: Tensor | None = None
         self.training_transform = training_transform(
             crop_size,
             scale=scale,
@@ -208,6 +211,14 @@ class SegmentationDataModule(LightningDataModule):
     def dataset(self, split: str, transform: Callable[[dict[str, Any]], dict[str, Any]] | None) -> SegmentationDataset:
         """The data set of one split of the card."""
         return SegmentationDataset(self.card, self.root, split, transform=transform, on_error=self.on_error)
+
+    def class_counts(self) -> Tensor:
+        """Number of training pixels of each class, (K,) int64."""
+        if self._class_counts is None:
+            dataset = self.dataset(self.train_split, None)
+            statistics = ClassStatistics.from_dataset(dataset, num_workers=self.num_workers)
+            self._class_counts = torch.as_tensor(statistics.pixel_counts)
+        return self._class_counts
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Endless-order training loader; on a resumed run it starts at the batch that comes next."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from aucseg.datamodule import SegmentationDataModule
 from aucseg.datasets import DatasetCard
-from aucseg.losses import build_loss
+from aucseg.losses.long_tail import build_loss
 from aucseg.memory_bank import TailMemoryBank
 from aucseg.metrics import GroupedMeanIoU
-from aucseg.models import build_model, split_parameters
+from aucseg.models import build_model, forward_with_auxiliary, split_parameters
 from aucseg.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 try:
@@ -30,14 +32,14 @@ class SegmentationTask(LightningModule):
     needed to predict, as tensors and plain containers: they load with ``weights_only=True``.
 
     Args:
-        card: name of a shipped card, path of a card's YAML file, or a card as a dict.
+        card: name of a shipped card, path of a card's YAML file, or a card's YAML text.
         model: name of a model, see `aucseg.build_model`, or a module from images (B, C, H, W) to logits (B, K, h, w).
         model_options: options of `aucseg.build_model`.
         loss: name of a loss, see `aucseg.losses.build_loss`, or a module from (logits, target) to a scalar.
         loss_options: options of the loss.
         bank: options of `aucseg.TailMemoryBank` (``tail_classes`` defaults to the card's tail), or None for no bank.
-        mean: mean of each image channel, in units of 0..255.
-        std: standard deviation of each image channel, in units of 0..255.
+        mean: mean of each image channel, in units of 0..255; None for that of the model's weights.
+        std: standard deviation of each image channel, in the same units; None as with ``mean``.
         learning_rate: rate of the encoder.
         head_rate_factor: the rate of everything but the encoder is this many times higher.
         weight_decay: decay of AdamW; norms, biases and position parameters have none.
@@ -53,15 +55,15 @@ class SegmentationTask(LightningModule):
 
     def __init__(
         self,
-        card: str | dict[str, Any],
+        card: str,
         model: str | nn.Module = "smp/fpn",
         model_options: dict[str, Any] | None = None,
         *,
         loss: str | nn.Module = "aucseg",
         loss_options: dict[str, Any] | None = None,
         bank: dict[str, Any] | None = None,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         learning_rate: float = 6e-5,
         head_rate_factor: float = 10.0,
         weight_decay: float = 0.01,
@@ -72,10 +74,10 @@ class SegmentationTask(LightningModule):
         channels_last: bool = True,
     ) -> None:
         super().__init__()
-        self.card = DatasetCard.from_dict(card) if isinstance(card, Mapping) else DatasetCard.load(card)
+        self.card = DatasetCard.from_yaml(card) if "\n" in card else DatasetCard.load(card)
         self.save_hyperparameters(ignore=["card", "model", "loss"])
         self.hparams.update(
-            card=self.card.to_dict(),
+            card=self.card.to_yaml(),
             model=model if isinstance(model, str) else None,
             loss=loss if isinstance(loss, str) else None,
         )
@@ -86,6 +88,8 @@ class SegmentationTask(LightningModule):
         self.loss = loss if isinstance(loss, nn.Module) else None
         self.bank = None if bank is None else self._build_bank(bank)
         self.metric = GroupedMeanIoU(num_classes, groups=self.card.groups, ignore_index=self.card.ignore_index)
+        mean = getattr(model, "pixel_mean", IMAGENET_MEAN) if mean is None else mean
+        std = getattr(model, "pixel_std", IMAGENET_STD) if std is None else std
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
@@ -105,32 +109,23 @@ class SegmentationTask(LightningModule):
         )
 
     def setup(self, stage: str) -> None:
-        """Builds a loss given by name, which may need the class counts of the training split."""
-        if self.loss is None:
-            self.loss = build_loss(
-                str(self.hparams["loss"]),
-                self.card.num_classes,
-                class_counts=self._class_counts,
-                ignore_index=self.card.ignore_index,
-                **(self.hparams["loss_options"] or {}),
-            )
-
-    def _class_counts(self) -> Tensor:
+        """Builds a loss given by name; the class counts that most need come from the training split."""
+        if self.loss is not None:
+            return
+        options = dict(self.hparams["loss_options"] or {})
         datamodule = getattr(self.trainer, "datamodule", None)
-        if datamodule is None:
-            raise ValueError(
-                f"the loss {self.hparams['loss']!r} needs the class counts of the training split: "
-                "train with a SegmentationDataModule, or give loss_options.class_counts"
-            )
-        counts: Tensor = datamodule.class_statistics().num_pixels
-        return counts
+        if "class_counts" not in options and isinstance(datamodule, SegmentationDataModule):
+            options["class_counts"] = datamodule.class_counts()
+        self.loss = build_loss(self.hparams["loss"], ignore_index=self.card.ignore_index, **options)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Float images with mean 0 and standard deviation 1, from images (B, C, H, W) in 0..255, uint8 or float."""
+        images = (images.float() - self.mean) / self.std
+        return images.contiguous(memory_format=torch.channels_last) if self.hparams["channels_last"] else images
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K, h, w) of images (B, C, H, W) in 0..255, uint8 or float, at the model's own resolution."""
-        images = (images.float() - self.mean) / self.std
-        if self.hparams["channels_last"]:
-            images = images.contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.model(images)
+        logits: Tensor = self.model(self.normalize(images))
         return logits
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
@@ -138,27 +133,30 @@ class SegmentationTask(LightningModule):
         images, masks = batch["image"], batch["mask"]
         if self.bank is not None:
             images, masks = self.bank(images, masks)
+        target = masks.long()
+        logits, auxiliary = forward_with_auxiliary(self.model, self.normalize(images))
         assert self.loss is not None
-        loss: Tensor = self.loss(self(images), masks.long())
+        loss: Tensor = self.loss(logits, target)
+        if auxiliary is not None:
+            loss = loss + self.model.auxiliary_weight * self.loss(auxiliary, target)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(images))
         return loss
 
-    def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
-        """Adds the batch to the loss's mean and to the confusion matrix."""
+    def validation_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Tensor]:
+        """Adds the batch to the loss's mean and to the confusion matrix; returns the predicted labels (B, H, W)."""
         logits, target = self(batch["image"]), batch["mask"].long()
         assert self.loss is not None
         self.log("val/loss", self.loss(logits, target), batch_size=len(target), sync_dist=True)
-        self.metric.update(logits, target)
+        predicted = F.interpolate(logits.float(), target.shape[-2:], mode="bilinear", align_corners=False).argmax(1)
+        self.metric.update(predicted, target)
+        return {"predicted": predicted}
 
     def on_validation_epoch_end(self) -> None:
         """Logs overall, head, middle and tail mean IoU, in [0, 1]."""
         result = self.metric.compute()
-        self.log_dict(
-            {f"val/{name}": value for name, value in result.items() if name != "per_class"},
-            prog_bar=True,
-            sync_dist=False,
-        )
-        self.per_class_iou: list[float] = result["per_class"].tolist()
+        self.per_class_iou: list[float] = result.pop("per_class").tolist()
+        self.confusion: list[list[int]] = self.metric.confusion.tolist()
+        self.log_dict({f"val/{name}": value for name, value in result.items()}, prog_bar=True)
         self.metric.reset()
 
     def configure_optimizers(self) -> dict[str, Any]:

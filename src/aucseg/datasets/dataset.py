@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from aucseg.datasets.card import DatasetCard
-from aucseg.datasets.files import Array, SampleError, read_image, read_raw_mask
+from aucseg.datasets.files import Array, SampleError, read_image, read_raw_mask, size_message
 from aucseg.datasets.label_map import LabelMap
 from aucseg.datasets.pairing import Pair, find_pairs
 
@@ -72,6 +72,7 @@ class SegmentationDataset(Dataset[Sample]):
                 f"{self.card.source}".rstrip()
             )
         self.root = folder
+        self._real_root = os.path.realpath(folder)
         self.split = split
         self.transform = transform
         self.on_error = on_error
@@ -160,11 +161,7 @@ class SegmentationDataset(Dataset[Sample]):
         path = self._inside(pair.mask)
         raw = read_raw_mask(path, self.card)
         if raw.shape != image_size:
-            raise SampleError(
-                f"{path}: the mask is {raw.shape[1]} x {raw.shape[0]} (width x height), its image {pair.image} is "
-                f"{image_size[1]} x {image_size[0]}; pair them right in the card, or resize the mask (nearest "
-                "neighbour)"
-            )
+            raise SampleError(size_message(path, raw.shape, pair.image, image_size))
         try:
             return torch.from_numpy(self.label_map(raw))
         except ValueError as error:
@@ -173,8 +170,8 @@ class SegmentationDataset(Dataset[Sample]):
     def _inside(self, file: str) -> Path:
         path = self.root / file
         if not self.follow_symlinks:
-            real, root = os.path.realpath(path), os.path.realpath(self.root)
-            if os.path.commonpath([real, root]) != root:
+            real = os.path.realpath(path)
+            if os.path.commonpath([real, self._real_root]) != self._real_root:
                 raise SampleError(
                     f"{path}: a symbolic link leads out of the root folder, to {real}; copy the files, or pass "
                     "follow_symlinks=True"

@@ -48,21 +48,26 @@ def read_image(path: Path, exif: str = "error") -> npt.NDArray[np.uint8]:
         SampleError: Missing, truncated, oversized, 16-bit or rotated file.
     """
     with _open(path) as image:
-        if image.mode.startswith(("I", "F")):
-            raise SampleError(
-                f"{path}: the image has mode {image.mode} (more than 8 bits a channel); convert it to 8 bits first, "
-                "with the scaling that suits its sensor"
-            )
-        orientation = _load(image, path, image.getexif).get(_ORIENTATION_TAG, 1)
-        if orientation != 1 and exif != "ignore":
-            if exif == "error":
-                raise SampleError(
-                    f"{path}: EXIF orientation {orientation}: the picture is shown turned or mirrored; set 'exif: "
-                    "ignore' in the card if its mask was drawn on the pixels as stored, 'exif: apply' if on the "
-                    "picture as shown"
-                )
-            image = _load(image, path, lambda: _upright(image))
-        return np.array(_load(image, path, lambda: image.convert("RGB")))
+        _check_depth(image, path)
+        turned = _orientation(image, path, exif, _load(image, path, image.getexif)) != 1
+        upright = _load(image, path, lambda: ImageOps.exif_transpose(image)) if turned else image
+        return np.array(_load(upright, path, lambda: upright.convert("RGB")))
+
+
+def check_image(path: Path, exif: str = "error", decode: bool = False) -> tuple[int, int]:
+    """Return (height, width) of an image as :func:`read_image` gives it, from its header alone unless ``decode``.
+
+    Raises:
+        SampleError: As :func:`read_image`; damage beyond the header is found with ``decode`` only.
+    """
+    if decode:
+        height, width, _ = read_image(path, exif).shape
+        return height, width
+    with _open(path) as image:
+        _check_depth(image, path)
+        # Orientations from 5 on turn by a quarter.
+        is_lying = _orientation(image, path, exif, image.getexif()) >= 5
+        return (image.width, image.height) if is_lying else (image.height, image.width)
 
 
 def read_raw_mask(path: Path, card: DatasetCard) -> Array:
@@ -111,10 +116,12 @@ def read_raw_mask(path: Path, card: DatasetCard) -> Array:
     return values // scale if scale > 1 else values
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Return (height, width) from the header of an image file."""
-    with _open(path) as image:
-        return image.height, image.width
+def size_message(mask: Path, mask_size: tuple[int, ...], image: str, image_size: tuple[int, ...]) -> str:
+    """Return the message about a mask that is not as large as its image."""
+    return (
+        f"{mask}: the mask is {mask_size[1]} x {mask_size[0]} (width x height), its image {image} is {image_size[1]} x "
+        f"{image_size[0]}; pair them right in the card, or resize the mask (nearest neighbour)"
+    )
 
 
 def _open(path: Path) -> Image.Image:
@@ -139,8 +146,23 @@ def _load(image: Image.Image, path: Path, action: Callable[[], _T]) -> _T:
         raise SampleError(f"{path}: truncated or damaged: {error}; fetch or export the file again") from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(image)
+def _check_depth(image: Image.Image, path: Path) -> None:
+    if image.mode.startswith(("I", "F")):
+        raise SampleError(
+            f"{path}: the image has mode {image.mode} (more than 8 bits a channel); convert it to 8 bits first, "
+            "with the scaling that suits its sensor"
+        )
+
+
+def _orientation(image: Image.Image, path: Path, exif: str, tags: Image.Exif) -> int:
+    """Return the orientation to apply, 1 for none."""
+    orientation = int(tags.get(_ORIENTATION_TAG, 1))
+    if exif == "error" and orientation != 1:
+        raise SampleError(
+            f"{path}: EXIF orientation {orientation}: the picture is shown turned or mirrored; set 'exif: ignore' in "
+            "the card if its mask was drawn on the pixels as stored, 'exif: apply' if on the picture as shown"
+        )
+    return orientation if exif == "apply" and 1 <= orientation <= 8 else 1
 
 
 def _read_mat(path: Path, key: str) -> Array:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aucseg.datasets.card import MAX_RAW_ID, DatasetCard, unpack_color
+from aucseg.datasets.counting import MaskScan
 from aucseg.datasets.files import Array
 
 
@@ -20,8 +21,8 @@ class LabelMap:
 
     Example:
         >>> import numpy as np
-        >>> LabelMap(DatasetCard.load("ade20k"))(np.array([[0, 1, 150]], dtype=np.uint8))
-        array([[255,   0, 149]], dtype=uint8)
+        >>> LabelMap(DatasetCard.load("camvid"))(np.array([[0, 10, 11]], dtype=np.uint8))
+        array([[  0,  10, 255]], dtype=uint8)
     """
 
     def __init__(self, card: DatasetCard, train_ids: bool = False) -> None:
@@ -63,12 +64,21 @@ class LabelMap:
             raise ValueError(self.describe_unknown(dict(zip(ids.tolist(), counts.tolist(), strict=True))))
         return mapped if self._is_small else mapped.astype(np.int64)
 
-    def unknown_ids(self, raw_ids: Array) -> Array:
-        """Return those of the given raw ids that the card does not map."""
-        card = self.card
-        known = range(card.num_classes) if self.train_ids else [raw for ids in card.raw_ids for raw in ids]
-        ignored = [card.ignore_index] if self.train_ids else list(card.ignore_ids)
-        return np.setdiff1d(raw_ids, np.array([*known, *ignored]))
+    def map_scan(self, scan: MaskScan) -> tuple[MaskScan, dict[int, int]]:
+        """Map the scan of a mask of raw ids to one of train ids.
+
+        Returns:
+            The scan, without unknown ids, and the unknown ids with their pixels (none with ``unmapped: ignore``).
+        """
+        mapped = self._table[scan.ids].astype(np.int64)
+        known = mapped != self._unknown
+        train_ids, position = np.unique(mapped[known], return_inverse=True)
+        counts = np.zeros(len(train_ids), np.int64)
+        cells = np.zeros(len(train_ids), np.uint64)
+        np.add.at(counts, position, scan.counts[known])
+        np.bitwise_or.at(cells, position, scan.cells[known])
+        unknown = dict(zip(scan.ids[~known].tolist(), scan.counts[~known].tolist(), strict=True))
+        return MaskScan(train_ids, counts, cells, scan.height, scan.width), unknown
 
     def describe_unknown(self, counts: dict[int, int]) -> str:
         """Return the message about unknown raw ids, given the number of pixels of each."""

@@ -1,0 +1,398 @@
+"""What the long tail of a data set looks like: counts, groups, batch size, tau and the bound."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from aucseg.datasets.counting import GRID, MaskScan, scan_mask, unpack_cells
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from aucseg.datasets.dataset import SegmentationDataset
+
+_FORMAT = "aucseg class statistics 1"
+_SUMS = ("pixel_counts", "image_counts", "labelled_counts")
+Counts = npt.NDArray[np.int64]
+Shares = npt.NDArray[np.float64]
+
+
+class ClassStatistics:
+    """Pixels and images per class; everything is a sum or a maximum, so statistics of parts add up with ``+``.
+
+    Args:
+        num_classes: Number of classes K.
+        ignore_index: Label that is not counted.
+        class_names: Names of the classes, for tables; optional.
+
+    Attributes:
+        num_images: Images counted.
+        num_ignored: Ignored pixels.
+        pixel_counts: int64 (K,), pixels of each class.
+        image_counts: int64 (K,), images that hold each class.
+        max_pixels: int64 (K,), the most pixels of each class in one image.
+        labelled_counts: int64 (K,), labelled pixels of all images that hold the class.
+        cell_counts: int64 (K, 8, 8), images with the class in each cell of an 8 x 8 grid laid over the image.
+        seen_counts: int64 (K,), images in which the grid's sample points met the class.
+        max_image_pixels: Pixels of the largest image.
+
+    Example:
+        >>> import numpy as np
+        >>> statistics = ClassStatistics(3)
+        >>> statistics.update(np.array([[0, 0, 0, 1], [0, 0, 255, 255]]))
+        >>> statistics.update(np.array([[0, 0, 0, 0], [0, 0, 2, 2]]))
+        >>> statistics.frequency.round(3).tolist(), statistics.presence.tolist()
+        ([0.786, 0.071, 0.143], [1.0, 0.5, 0.5])
+        >>> statistics.min_batch_size(delta=0.01), statistics.tau
+        (9, 4.0)
+    """
+
+    def __init__(self, num_classes: int, *, ignore_index: int = 255, class_names: Sequence[str] | None = None) -> None:
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, not {num_classes}")
+        if 0 <= ignore_index < num_classes:
+            raise ValueError(f"ignore_index {ignore_index} is one of the {num_classes} classes; take another, e.g. -1")
+        if class_names is not None and len(class_names) != num_classes:
+            raise ValueError(f"class_names has {len(class_names)} names for {num_classes} classes")
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.class_names = tuple(class_names) if class_names is not None else None
+        self.num_images = 0
+        self.num_ignored = 0
+        self.max_image_pixels = 0
+        self.pixel_counts: Counts = np.zeros(num_classes, np.int64)
+        self.image_counts: Counts = np.zeros(num_classes, np.int64)
+        self.max_pixels: Counts = np.zeros(num_classes, np.int64)
+        self.labelled_counts: Counts = np.zeros(num_classes, np.int64)
+        self.cell_counts: Counts = np.zeros((num_classes, GRID, GRID), np.int64)
+        self.seen_counts: Counts = np.zeros(num_classes, np.int64)
+        # One row of packed bits an image: which classes it holds. Samplers and the simulation of batches need it.
+        self._rows: list[bytes] = []
+
+    @classmethod
+    def from_dataset(
+        cls, dataset: SegmentationDataset | Iterable[Mapping[str, Any]], *, num_workers: int = 0, progress: bool = False
+    ) -> ClassStatistics:
+        """Count a :class:`SegmentationDataset`, reading its masks only, or anything that yields samples.
+
+        Args:
+            dataset: With a ``card``; samples that cannot be read raise or are left out as its ``on_error`` says. Image
+                ``i`` of the statistics is sample ``i`` of the data set as long as none is left out.
+            num_workers: Processes that read masks; 0 means this one. Not for streams, whose loader has its own.
+            progress: Whether to show a progress bar.
+
+        Raises:
+            ValueError: The data set has no card, or holds labels outside 0..K-1.
+        """
+        from tqdm import tqdm
+
+        card = getattr(dataset, "card", None)
+        if card is None:
+            raise ValueError(
+                "ClassStatistics.from_dataset needs a data set with a card; for any other masks make "
+                "ClassStatistics(num_classes) and call update(mask) for each"
+            )
+        statistics = cls(card.num_classes, ignore_index=card.ignore_index, class_names=card.class_names)
+        if not hasattr(dataset, "mask_path"):
+            for sample in tqdm(dataset, desc="counting", unit="image", disable=not progress):
+                statistics.update(sample["mask"])
+            return statistics
+
+        from aucseg.datasets.scan import scan_dataset
+
+        for result in scan_dataset(cast("SegmentationDataset", dataset), num_workers=num_workers, progress=progress):
+            statistics.add_scan(result)
+        return statistics
+
+    def update(self, mask: Tensor | npt.ArrayLike) -> None:
+        """Count one mask (H, W) of train ids, or a batch (B, H, W), as tensor or array.
+
+        Raises:
+            TypeError: The mask holds no integers.
+            ValueError: Another shape, or a label outside 0..K-1 that is not the ignore label.
+        """
+        array = np.asarray(mask.numpy(force=True)) if hasattr(mask, "numpy") else np.asarray(mask)
+        if not np.issubdtype(array.dtype, np.integer):
+            raise TypeError(
+                f"a mask holds integers (train ids), not {array.dtype}; cast it with .long() or .astype(int)"
+            )
+        if array.ndim not in (2, 3):
+            raise ValueError(f"a mask has shape (H, W), a batch (B, H, W), not {array.shape}")
+        for single in array if array.ndim == 3 else array[None]:
+            self.add_scan(scan_mask(np.ascontiguousarray(single)))
+
+    def add_scan(self, scan: MaskScan) -> None:
+        """Count one image, given the scan of its mask of train ids.
+
+        Raises:
+            ValueError: A label outside 0..K-1 that is not the ignore label.
+        """
+        valid = scan.ids != self.ignore_index
+        ids, counts = scan.ids[valid], scan.counts[valid]
+        outside = (ids < 0) | (ids >= self.num_classes)
+        if outside.any():
+            raise ValueError(
+                f"label {ids[outside][0]} ({counts[outside][0]} pixels) is outside 0..{self.num_classes - 1} and is "
+                f"not the ignore label {self.ignore_index}; map raw ids to train ids first (data set card), or pass "
+                "the right num_classes"
+            )
+        cells = unpack_cells(scan.cells[valid])
+        self.num_images += 1
+        self.num_ignored += int(scan.counts[~valid].sum())
+        self.max_image_pixels = max(self.max_image_pixels, scan.height * scan.width)
+        self.pixel_counts[ids] += counts
+        self.image_counts[ids] += 1
+        self.max_pixels[ids] = np.maximum(self.max_pixels[ids], counts)
+        self.labelled_counts[ids] += counts.sum()
+        self.cell_counts[ids] += cells
+        self.seen_counts[ids] += cells.any(axis=(1, 2))
+        row = np.zeros(self.num_classes, bool)
+        row[ids] = True
+        self._rows.append(np.packbits(row).tobytes())
+
+    def __add__(self, other: object) -> ClassStatistics:
+        """Return the statistics of both parts together; the images of ``other`` come after those of ``self``."""
+        if not isinstance(other, ClassStatistics):
+            return NotImplemented
+        for name in ("num_classes", "ignore_index", "class_names"):
+            if getattr(self, name) != getattr(other, name):
+                raise ValueError(
+                    f"statistics with {name} {getattr(self, name)} and {getattr(other, name)} do not add up; count "
+                    "both with one card"
+                )
+        total = ClassStatistics(self.num_classes, ignore_index=self.ignore_index, class_names=self.class_names)
+        for name in (*_SUMS, "cell_counts", "seen_counts", "num_images", "num_ignored"):
+            setattr(total, name, getattr(self, name) + getattr(other, name))
+        total.max_pixels = np.maximum(self.max_pixels, other.max_pixels)
+        total.max_image_pixels = max(self.max_image_pixels, other.max_image_pixels)
+        total._rows = self._rows + other._rows
+        return total
+
+    def __radd__(self, other: object) -> ClassStatistics:
+        """Let ``sum()`` of statistics work, which starts from 0."""
+        return self if other == 0 else NotImplemented
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ClassStatistics) and self._state() == other._state()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def num_labelled(self) -> int:
+        """Labelled pixels: all but the ignored."""
+        return int(self.pixel_counts.sum())
+
+    @property
+    def frequency(self) -> Shares:
+        """float64 (K,): share of the labelled pixels; sums to 1 (all 0 where nothing is labelled)."""
+        return self.pixel_counts / max(self.num_labelled, 1)
+
+    @property
+    def presence(self) -> Shares:
+        """float64 (K,): share of the images that hold the class, the p_c of the batch-size rule."""
+        return self.image_counts / max(self.num_images, 1)
+
+    @property
+    def mean_pixels(self) -> Shares:
+        """float64 (K,): mean number of pixels of the class in an image, over all images."""
+        return self.pixel_counts / max(self.num_images, 1)
+
+    @property
+    def mean_pixels_where_present(self) -> Shares:
+        """float64 (K,): mean number of pixels of the class over the images that hold it (0 where none does)."""
+        return self.pixel_counts / np.maximum(self.image_counts, 1)
+
+    @property
+    def image_classes(self) -> npt.NDArray[np.bool_]:
+        """Bool (N, K): whether image i holds class c."""
+        packed = np.frombuffer(b"".join(self._rows), np.uint8).reshape(self.num_images, -1)
+        return np.unpackbits(packed, axis=1, count=self.num_classes).astype(bool)
+
+    @property
+    def imbalance_ratio(self) -> float:
+        """Pixels of the commonest class over those of the rarest class that occurs (NaN where none does)."""
+        counts = self.pixel_counts[self.pixel_counts > 0]
+        return float(counts.max() / counts.min()) if len(counts) else math.nan
+
+    @property
+    def tau(self) -> float:
+        """How unevenly the classes are spread over the images: ``(max_c n_max(c) / n_mean(c))^2``.
+
+        n_max is the largest and n_mean the mean number of pixels of a class in an image, the mean over all images, as
+        in the bound of AUCSeg (Han et al., NeurIPS 2024). Classes that never occur are left out.
+        """
+        occurs = self.pixel_counts > 0
+        if not occurs.any():
+            return math.nan
+        return float((self.max_pixels[occurs] / self.mean_pixels[occurs]).max() ** 2)
+
+    @property
+    def fixedness(self) -> Shares:
+        """float64 (K,): how far a class keeps to one place: 1 always the same, 0 anywhere; NaN below 2 images.
+
+        With p_g the share of the images with the class that show it in cell g of an 8 x 8 grid, ``sum p^2 / sum p`` is
+        the chance that a cell of the class in one image is the class in another; it is rescaled so that chance
+        agreement gives 0.
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = self.cell_counts / self.seen_counts[:, None, None]
+            area = share.sum((1, 2))
+            chance = area / GRID**2
+            value: Shares = ((share**2).sum((1, 2)) / area - chance) / (1 - chance)
+        value[(self.seen_counts < 2) | ~np.isfinite(value)] = np.nan
+        return value
+
+    def groups(self, *, head: float = 0.02, tail: float = 0.005) -> dict[str, list[int]]:
+        """Return ``{"head": [class ids], "middle": [...], "tail": [...]}`` by share of the labelled pixels.
+
+        Args:
+            head: A class with at least this share belongs to the head.
+            tail: A class with less than this share belongs to the tail, also one that never occurs.
+        """
+        if not 0 <= tail <= head <= 1:
+            raise ValueError(f"groups needs 0 <= tail <= head <= 1, not tail={tail}, head={head}")
+        share = self.frequency
+        is_head, is_tail = share >= head, share < tail
+        return {
+            "head": np.flatnonzero(is_head & ~is_tail).tolist(),
+            "middle": np.flatnonzero(~is_head & ~is_tail).tolist(),
+            "tail": np.flatnonzero(is_tail).tolist(),
+        }
+
+    def min_batch_size(self, delta: float = 0.01) -> int:
+        """Return the batch size at which all classes occur with probability at least ``1 - delta``.
+
+        ``B >= log(delta / K) / log(1 - min_c p_c)`` (Han et al., NeurIPS 2024), K and the minimum over the classes that
+        occur at
+        all: a class that never occurs is in no batch.
+
+        Raises:
+            ValueError: ``delta`` outside (0, 1), or no class occurs.
+        """
+        if not 0 < delta < 1:
+            raise ValueError(f"delta is a probability between 0 and 1, not {delta}")
+        presence = self.presence[self.image_counts > 0]
+        if len(presence) == 0:
+            raise ValueError("no class occurs in these statistics; count some masks first")
+        if presence.min() == 1:
+            return 1
+        return max(1, math.ceil(math.log(delta / len(presence)) / math.log1p(-presence.min())))
+
+    def batch_coverage(self, batch_size: int, *, trials: int = 1000, seed: int = 0) -> float:
+        """Return the share of random batches, drawn with replacement, that hold every class that occurs at all."""
+        if batch_size < 1 or trials < 1:
+            raise ValueError(f"batch_size and trials must be at least 1, not {batch_size} and {trials}")
+        if self.num_images == 0:
+            raise ValueError("no image in these statistics; count some masks first")
+        rng = np.random.default_rng(seed)
+        packed = np.frombuffer(b"".join(self._rows), np.uint8).reshape(self.num_images, -1)
+        everything = np.bitwise_or.reduce(packed)
+        hits = 0
+        for _ in range(trials):
+            batch = rng.integers(0, self.num_images, batch_size)
+            hits += np.array_equal(np.bitwise_or.reduce(packed[batch]), everything)
+        return hits / trials
+
+    def generalization_bound(
+        self,
+        *,
+        delta: float = 0.05,
+        mu: float = 1.0,
+        constants: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        pixels_per_image: int | None = None,
+    ) -> dict[str, float]:
+        """Return the terms of the generalization bound of AUCSeg (Han et al., NeurIPS 2024).
+
+        ``8/N + (eta_inner + eta_inter)/sqrt(N) sqrt(A log(2 B mu tau N k + C))
+        + 3 (sqrt(1/(2N)) + K sqrt(1 - 1/N)) sqrt(log(4 K (K-1) / delta))``
+        with ``eta_inner = 48 mu tau ln(N)/N`` and ``eta_inter = 2 sqrt(2) tau``. As a number the bound says nothing:
+        its last term alone is far above 1, and the paper leaves A, B and C open. Its use is how it grows with N, K and
+        tau.
+
+        Args:
+            delta: The bound holds with probability ``1 - delta``.
+            mu: Lipschitz constant of the risk of a sample.
+            constants: A, B, C.
+            pixels_per_image: k; the largest image by default.
+
+        Returns:
+            ``sample`` (8/N), ``inner`` and ``inter`` (dependence inside one image, between images), ``confidence`` (the
+            last term), ``total``, and ``tau``.
+        """
+        if not 0 < delta < 1:
+            raise ValueError(f"delta is a probability between 0 and 1, not {delta}")
+        if mu <= 0 or min(constants) <= 0:
+            raise ValueError(f"mu and the constants must be positive, not mu={mu}, constants={constants}")
+        if self.num_images == 0 or math.isnan(self.tau):
+            raise ValueError("no labelled image in these statistics; count some masks first")
+        n, k, num_classes, tau = self.num_images, pixels_per_image or self.max_image_pixels, self.num_classes, self.tau
+        a, b, c = constants
+        scale = math.sqrt(max(a * math.log(2 * b * mu * tau * n * k + c), 0) / n)
+        pairs = 4 * num_classes * max(num_classes - 1, 1)
+        terms = {
+            "sample": 8 / n,
+            "inner": 48 * mu * tau * math.log(n) / n * scale,
+            "inter": 2 * math.sqrt(2) * tau * scale,
+            "confidence": 3
+            * (math.sqrt(1 / (2 * n)) + num_classes * math.sqrt(1 - 1 / n))
+            * math.sqrt(math.log(pairs / delta)),
+        }
+        return terms | {"total": sum(terms.values()), "tau": tau}
+
+    def _state(self) -> dict[str, Any]:
+        arrays = (*_SUMS, "max_pixels", "cell_counts", "seen_counts")
+        return {
+            "format": _FORMAT,
+            **{
+                n: getattr(self, n)
+                for n in ("num_classes", "ignore_index", "num_images", "num_ignored", "max_image_pixels")
+            },
+            "class_names": None if self.class_names is None else list(self.class_names),
+            **{name: getattr(self, name).tolist() for name in arrays},
+            "image_classes": base64.b64encode(zlib.compress(b"".join(self._rows))).decode(),
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the statistics as JSON; :meth:`load` reads them back."""
+        Path(path).write_text(json.dumps(self._state()) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> ClassStatistics:
+        """Read statistics that :meth:`save` wrote.
+
+        Raises:
+            ValueError: The file is not such a file, or its parts do not fit together.
+        """
+        try:
+            state = json.loads(Path(path).read_text(encoding="utf-8"))
+            if state.pop("format") != _FORMAT:
+                raise ValueError("another format")
+            rows = zlib.decompress(base64.b64decode(state.pop("image_classes")))
+            statistics = cls(
+                state.pop("num_classes"), ignore_index=state.pop("ignore_index"), class_names=state.pop("class_names")
+            )
+            for name in (*_SUMS, "max_pixels", "cell_counts", "seen_counts"):
+                array = np.array(state.pop(name), dtype=np.int64)
+                if array.shape != getattr(statistics, name).shape:
+                    raise ValueError(f"{name} has shape {array.shape}")
+                setattr(statistics, name, array)
+            for name in ("num_images", "num_ignored", "max_image_pixels"):
+                setattr(statistics, name, int(state.pop(name)))
+            width = (statistics.num_classes + 7) // 8
+            if len(rows) != width * statistics.num_images:
+                raise ValueError(f"{len(rows)} bytes for {statistics.num_images} images")
+        except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
+            raise ValueError(
+                f"{path}: not class statistics that this version wrote: {error}; count the data again"
+            ) from error
+        statistics._rows = [rows[i : i + width] for i in range(0, len(rows), width)]
+        return statistics

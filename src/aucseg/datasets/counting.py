@@ -1,0 +1,98 @@
+"""Counting the ids in a mask, fast: masks are made of runs, and runs are few.
+
+This module imports neither torch nor anything heavy: the processes of a counting pool start with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+# Where a class lies is kept on a grid of 8 x 8 cells, one bit each, seen through at most 128 x 128 sample points.
+GRID = 8
+_SAMPLES = 128
+# Above this share of run ends a histogram of the pixels is faster than counting runs.
+_MANY_RUNS = 0.08
+
+
+@dataclass(frozen=True)
+class MaskScan:
+    """What there is to know of one mask.
+
+    Attributes:
+        ids: int64 (n,): the ids that occur, ascending.
+        counts: int64 (n,): pixels of each.
+        cells: uint64 (n,): for each the cells of an 8 x 8 grid in which it was seen, bit ``8 row + column``.
+        height: Height in pixels.
+        width: Width in pixels.
+    """
+
+    ids: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+    cells: npt.NDArray[np.uint64]
+    height: int
+    width: int
+
+
+def count_ids(mask: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the ids that occur in an integer array of any shape, ascending, and how often each occurs.
+
+    Example:
+        >>> import numpy as np
+        >>> count_ids(np.array([[3, 3, 7], [3, 7, 7]], dtype=np.uint8))
+        (array([3, 7]), array([3, 3]))
+    """
+    flat = mask.reshape(-1)
+    if flat.size == 0:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    is_end = flat[1:] != flat[:-1]
+    if flat.dtype == np.uint8 and np.count_nonzero(is_end) > _MANY_RUNS * flat.size:
+        histogram = np.array(Image.fromarray(flat.reshape(1, -1)).histogram(), dtype=np.int64)
+        ids = np.flatnonzero(histogram)
+        return ids, histogram[ids]
+    ends = np.append(np.flatnonzero(is_end), flat.size - 1)
+    lengths = np.diff(ends, prepend=-1)
+    if flat.dtype == np.uint8:
+        # float64 weights are exact up to 2^53 pixels.
+        sums = np.bincount(flat[ends], weights=lengths, minlength=256).astype(np.int64)
+        ids = np.flatnonzero(sums)
+        return ids, sums[ids]
+    values, run_of = np.unique(flat[ends], return_inverse=True)
+    return values.astype(np.int64), np.bincount(run_of, weights=lengths).astype(np.int64)
+
+
+def scan_mask(mask: npt.NDArray[Any]) -> MaskScan:
+    """Return the ids of a mask (H, W), their pixels, and the cells of an 8 x 8 grid in which they lie.
+
+    The cells come from sample points (at most 128 x 128), so an object smaller than their distance may leave no cell.
+    """
+    ids, counts = count_ids(mask)
+    height, width = mask.shape
+    cells = np.zeros(len(ids), np.uint64)
+    if len(ids):
+        num_rows, num_columns = min(height, _SAMPLES), min(width, _SAMPLES)
+        rows = np.arange(num_rows) * height // num_rows
+        columns = np.arange(num_columns) * width // num_columns
+        sampled = np.searchsorted(ids, mask[np.ix_(rows, columns)])
+        cell = (rows * GRID // height)[:, None] * GRID + columns * GRID // width
+        seen = np.bincount((sampled * GRID**2 + cell).reshape(-1), minlength=len(ids) * GRID**2) > 0
+        cells = (
+            np.packbits(seen.reshape(-1, GRID**2), axis=1, bitorder="little").view("<u8").reshape(-1).astype(np.uint64)
+        )
+    return MaskScan(ids, counts, cells, height, width)
+
+
+def unpack_cells(cells: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Return (n, 8, 8) booleans for n sets of cells.
+
+    Example:
+        >>> import numpy as np
+        >>> np.argwhere(unpack_cells(np.array([1 << 10], dtype=np.uint64)))
+        array([[0, 1, 2]])
+    """
+    bits = np.unpackbits(cells.astype("<u8").view(np.uint8).reshape(-1, 8), axis=1, bitorder="little")
+    return bits.reshape(-1, GRID, GRID).astype(bool)

@@ -1,0 +1,212 @@
+"""Scanning the files of a data set with a pool of processes and a cache."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aucseg.datasets.card import DatasetCard
+from aucseg.datasets.counting import MaskScan, scan_mask
+from aucseg.datasets.files import SampleError, check_image, read_raw_mask, size_message
+from aucseg.datasets.scan_cache import ScanCache, Signature, content_digest, pack_scan, unpack_scan
+
+if TYPE_CHECKING:
+    from aucseg.datasets.dataset import SegmentationDataset
+
+_logger = logging.getLogger(__name__)
+_CHUNK = 8
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One file to look at: a mask to count (kind "mask") or an image to check (kind "image")."""
+
+    index: int
+    kind: str
+    path: Path
+
+
+@dataclass
+class SampleScan:
+    """What was found in one sample.
+
+    Attributes:
+        index: Which sample.
+        raw: The scan of the mask in raw ids, or None where it cannot be used.
+        errors: Messages about mask and image.
+        image_size: (height, width) of the image, or None where it was not looked at or cannot be used.
+    """
+
+    index: int
+    raw: MaskScan | None = None
+    errors: list[str] = field(default_factory=list)
+    image_size: tuple[int, int] | None = None
+
+
+class _Worker:
+    """Looks at files; one in every process of the pool."""
+
+    def __init__(self, card: DatasetCard, decode_images: bool, cache_path: Path | None) -> None:
+        self.card = card
+        self.decode_images = decode_images
+        self.cache = None if cache_path is None else ScanCache(cache_path)
+        self.kinds = {kind: result_kind(kind, card, decode_images) for kind in ("mask", "image")}
+
+    def __call__(self, job: _Job) -> tuple[_Job, bytes | None, str, str]:
+        """Return the job, the packed result (or None), the error, and the digest of the content."""
+        digest = ""
+        try:
+            if self.cache is not None and job.path.is_file():
+                digest = content_digest(job.path)
+                payload = self.cache.result(digest, self.kinds[job.kind])
+                if payload is not None:
+                    return job, payload, "", digest
+            if job.kind == "mask":
+                return job, pack_scan(scan_mask(read_raw_mask(job.path, self.card))), "", digest
+            return job, repr(check_image(job.path, self.card.exif, self.decode_images)).encode(), "", digest
+        except (SampleError, OSError) as error:
+            return job, None, str(error), digest
+
+
+_worker: _Worker | None = None
+
+
+def _start_worker(card: DatasetCard, decode_images: bool, cache_path: Path | None) -> None:
+    global _worker
+    _worker = _Worker(card, decode_images, cache_path)
+
+
+def _run_worker(job: _Job) -> tuple[_Job, bytes | None, str, str]:
+    assert _worker is not None
+    return _worker(job)
+
+
+def result_kind(kind: str, card: DatasetCard, decode_images: bool) -> str:
+    """Return the name under which results are cached: all that they depend on beside the content of the file."""
+    if kind == "image":
+        return f"image 1 {card.exif} {'decoded' if decode_images else 'header'}"
+    palette = (card.raw_ids, card.palette) if card.check_palette else ()
+    return f"mask 1 {card.mask_encoding} {card.mat_key if card.mask_encoding == 'mat' else ''} {palette}"
+
+
+def scan_samples(
+    dataset: SegmentationDataset,
+    *,
+    num_workers: int = 0,
+    progress: bool = False,
+    check_images: bool = True,
+    decode_images: bool = False,
+    cache: ScanCache | None = None,
+) -> Iterator[SampleScan]:
+    """Scan every sample of a data set, in order, and never raise for a bad one.
+
+    Args:
+        dataset: The data set; its ``on_error`` plays no part here.
+        num_workers: Processes; 0 means this one.
+        progress: Whether to show a progress bar.
+        check_images: Whether to look at the images too: readable, 8 bits, as large as the mask.
+        decode_images: Whether to decode the images; else their header alone is read.
+        cache: Results of earlier runs, which are used and added to.
+    """
+    from tqdm import tqdm
+
+    signatures: dict[tuple[str, int], Signature | None] = {}
+    samples = [SampleScan(index) for index in range(len(dataset))]
+    kinds = {kind: result_kind(kind, dataset.card, decode_images) for kind in ("mask", "image")}
+
+    def jobs_to_do() -> Iterator[_Job]:
+        for index, sample in enumerate(tqdm(samples, desc="listing", unit="image", leave=False, disable=not progress)):
+            for kind in ("mask", "image") if check_images else ("mask",):
+                try:
+                    path = dataset.mask_path(index) if kind == "mask" else dataset.image_path(index)
+                except SampleError as error:
+                    sample.errors.append(str(error))
+                    continue
+                if cache is not None:
+                    signature = signatures[kind, index] = Signature.of(path)
+                    payload = None if signature is None else cache.known(path, signature, kinds[kind])
+                    if payload is not None:
+                        _put(sample, kind, payload)
+                        continue
+                yield _Job(index, kind, path)
+
+    jobs = list(jobs_to_do())
+    pending = {job.index: 0 for job in jobs}
+    for job in jobs:
+        pending[job.index] += 1
+    done = 0
+    bar = tqdm(total=len(samples), desc="scanning", unit="image", disable=not progress)
+    arguments = (dataset.card, decode_images, None if cache is None else cache.path)
+    with bar:
+        for job, payload, error, digest in _run(jobs, arguments, num_workers):
+            sample = samples[job.index]
+            if payload is None:
+                sample.errors.append(error)
+            else:
+                _put(sample, job.kind, payload)
+                signature = signatures.get((job.kind, job.index))
+                if cache is not None and signature is not None and digest:
+                    cache.add(job.path, signature, digest, kinds[job.kind], payload)
+            pending[job.index] -= 1
+            while done < len(samples) and pending.get(done, 0) == 0:
+                yield _finish(samples[done], dataset)
+                done += 1
+                bar.update()
+        for sample in samples[done:]:
+            yield _finish(sample, dataset)
+            bar.update()
+    if cache is not None:
+        cache.commit()
+
+
+def scan_dataset(dataset: SegmentationDataset, *, num_workers: int = 0, progress: bool = False) -> Iterator[MaskScan]:
+    """Scan the masks of a data set in train ids; a bad one raises or is left out, as its ``on_error`` says."""
+    for sample in scan_samples(dataset, num_workers=num_workers, progress=progress, check_images=False):
+        errors = list(sample.errors)
+        if sample.raw is not None:
+            scan, unknown = dataset.label_map.map_scan(sample.raw)
+            if not unknown:
+                yield scan
+                continue
+            errors.append(f"{dataset.mask_path(sample.index)}: {dataset.label_map.describe_unknown(unknown)}")
+        if dataset.on_error == "raise":
+            raise SampleError("; ".join(errors))
+        _logger.warning("left out: %s", "; ".join(errors))
+
+
+def _run(
+    jobs: list[_Job], arguments: tuple[DatasetCard, bool, Path | None], num_workers: int
+) -> Iterator[tuple[_Job, bytes | None, str, str]]:
+    if num_workers == 0 or len(jobs) < 2 * _CHUNK:
+        yield from map(_Worker(*arguments), jobs)
+        return
+    # Fresh processes, not forks: a fork copies locked locks of torch's threads.
+    pool = ProcessPoolExecutor(
+        num_workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=arguments
+    )
+    try:
+        yield from pool.map(_run_worker, jobs, chunksize=_CHUNK)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _put(sample: SampleScan, kind: str, payload: bytes) -> None:
+    if kind == "mask":
+        sample.raw = unpack_scan(payload)
+    else:
+        height, width = payload.decode().strip("()").split(",")
+        sample.image_size = int(height), int(width)
+
+
+def _finish(sample: SampleScan, dataset: SegmentationDataset) -> SampleScan:
+    if sample.raw is not None and sample.image_size not in (None, (sample.raw.height, sample.raw.width)):
+        assert sample.image_size is not None
+        image = dataset.pairs[sample.index].image
+        mask_size = sample.raw.height, sample.raw.width
+        sample.errors.append(size_message(dataset.mask_path(sample.index), mask_size, image, sample.image_size))
+    return sample

@@ -1,0 +1,133 @@
+"""Results of earlier scans, kept by the content of the files."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from aucseg.datasets.counting import MaskScan
+
+_BATCH = 256
+_HEADER = struct.Struct("<iii")
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Size and times of a file; as long as they stay, its content is not read again.
+
+    The time of the last change of the inode is among them: no ordinary program can set it back.
+    """
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> Signature | None:
+        """Return the signature of a file, or None where there is none."""
+        try:
+            stat = path.stat()
+        except OSError:
+            return None
+        return cls(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+class ScanCache:
+    """An SQLite file with the results of scans.
+
+    A result is found by the digest of the file's content, so copied or moved data is not scanned again and an edited
+    file is; path and signature of a file lead to its digest without reading it.
+
+    Args:
+        path: The file; made where there is none, and made anew where it is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._connection = self._connect()
+        except sqlite3.DatabaseError:
+            path.unlink()
+            self._connection = self._connect()
+        self._num_open = 0
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=60)
+        try:
+            connection.executescript(
+                "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INT, mtime INT, ctime INT, digest TEXT);"
+                "CREATE TABLE IF NOT EXISTS results (digest TEXT, kind TEXT, payload BLOB, PRIMARY KEY (digest, kind));"
+            )
+        except sqlite3.DatabaseError:
+            connection.close()
+            raise
+        return connection
+
+    def known(self, path: Path, signature: Signature, kind: str) -> bytes | None:
+        """Return the result of a file that has not changed since, or None."""
+        row = self._connection.execute(
+            "SELECT payload FROM files JOIN results USING (digest) WHERE path=? AND size=? AND mtime=? AND ctime=? "
+            "AND kind=?",
+            (str(path.absolute()), signature.size, signature.mtime_ns, signature.ctime_ns, kind),
+        ).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def result(self, digest: str, kind: str) -> bytes | None:
+        """Return the result of a content, or None."""
+        row = self._connection.execute(
+            "SELECT payload FROM results WHERE digest=? AND kind=?", (digest, kind)
+        ).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def add(self, path: Path, signature: Signature, digest: str, kind: str, payload: bytes) -> None:
+        """Keep a result; every few hundred are written, so that an interrupted run goes on where it was."""
+        self._connection.execute(
+            "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)",
+            (str(path.absolute()), signature.size, signature.mtime_ns, signature.ctime_ns, digest),
+        )
+        self._connection.execute("INSERT OR REPLACE INTO results VALUES (?, ?, ?)", (digest, kind, payload))
+        self._num_open += 1
+        if self._num_open >= _BATCH:
+            self.commit()
+
+    def commit(self) -> None:
+        """Write what was added."""
+        self._connection.commit()
+        self._num_open = 0
+
+    def close(self) -> None:
+        """Write what was added and close the file."""
+        self.commit()
+        self._connection.close()
+
+
+def content_digest(path: Path) -> str:
+    """Return a digest of the bytes of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.blake2b(digest_size=20)
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def pack_scan(scan: MaskScan) -> bytes:
+    """Return a scan as bytes."""
+    header = _HEADER.pack(scan.height, scan.width, len(scan.ids))
+    return header + b"".join(
+        a.astype(d).tobytes() for a, d in zip((scan.ids, scan.counts, scan.cells), ("<i8", "<i8", "<u8"), strict=True)
+    )
+
+
+def unpack_scan(payload: bytes) -> MaskScan:
+    """Return the scan that :func:`pack_scan` packed."""
+    height, width, n = _HEADER.unpack_from(payload)
+    ids, counts, cells = np.frombuffer(payload, "<i8", offset=_HEADER.size).reshape(3, n)
+    return MaskScan(
+        ids.astype(np.int64), counts.astype(np.int64), cells.astype("<i8").view("<u8").astype(np.uint64), height, width
+    )
