@@ -111,7 +111,7 @@ def test_one_round(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     assert name.startswith("hf/") or name in {"smp/dpt", "smp/pspnet"} or without == []
     optimizer.step()
     moved = [key for key, parameter in model.named_parameters() if not torch.equal(parameter, before[key])]
-    assert len(moved) > 0.5 * len(before)
+    assert len(moved) > 0.8 * (len(before) - len(without))
 
     model.eval()
     sizes = [(size, size)] if fixed_size else [(128, 96), (97, 130)]
