@@ -50,28 +50,12 @@ def build_hf_model(
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     if name in model_types:
-        config = transformers.AutoConfig.for_model(name)
-        network = auto_model.from_config(_configure(config, num_classes, options))
+        entries = _entries(transformers.AutoConfig.for_model(name), num_classes, options)
+        network = auto_model.from_config(transformers.AutoConfig.for_model(name, **entries))
     elif "/" not in name and not Path(name).is_dir():
         raise ValueError(f"{name!r} is no model type, folder or hub name; model types: {closest(name, model_types)}")
     else:
-        try:
-            config = _configure(transformers.AutoConfig.from_pretrained(name), num_classes, options)
-            if config.model_type not in model_types:
-                raise ValueError(
-                    f"{name!r} is of type {config.model_type!r}, which is no semantic segmentation model; "
-                    f"{closest(config.model_type, model_types)}"
-                )
-            network = (
-                auto_model.from_pretrained(name, config=config, ignore_mismatched_sizes=True)
-                if pretrained
-                else auto_model.from_config(config)
-            )
-        except OSError as error:
-            raise OSError(
-                f"no model could be loaded from {name!r} ({str(error).splitlines()[0]}); "
-                f"for random weights name a model type: {', '.join(model_types)}"
-            ) from error
+        network = _from_folder_or_hub(name, num_classes, pretrained, options, model_types)
         mean, std = _normalization(name, transformers)
     return WrappedNetwork(
         network,
@@ -84,7 +68,33 @@ def build_hf_model(
     )
 
 
-def _configure(config: Any, num_classes: int, options: dict[str, Any]) -> Any:
+def _from_folder_or_hub(
+    name: str, num_classes: int, pretrained: bool, options: dict[str, Any], model_types: list[str]
+) -> nn.Module:
+    transformers = import_extra("transformers", "hf")
+    auto_model = transformers.AutoModelForSemanticSegmentation
+    try:
+        config = transformers.AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"no model could be loaded from {name!r} ({str(error).splitlines()[0]}); "
+            f"for random weights name a model type: {', '.join(model_types)}"
+        ) from error
+    if config.model_type not in model_types:
+        raise ValueError(
+            f"{name!r} is of type {config.model_type!r}, which is no semantic segmentation model; "
+            f"{closest(config.model_type, model_types)}"
+        )
+    config = transformers.AutoConfig.from_pretrained(name, **_entries(config, num_classes, options))
+    network: nn.Module = (
+        auto_model.from_pretrained(name, config=config, ignore_mismatched_sizes=True)
+        if pretrained
+        else auto_model.from_config(config)
+    )
+    return network
+
+
+def _entries(config: Any, num_classes: int, options: dict[str, Any]) -> dict[str, Any]:
     # A misspelt entry would be stored and never read.
     for key in options:
         if not hasattr(config, key):
@@ -92,8 +102,7 @@ def _configure(config: Any, num_classes: int, options: dict[str, Any]) -> Any:
     entries = {"num_labels": num_classes, **options}
     if hasattr(config, "use_auxiliary_head"):
         entries.setdefault("use_auxiliary_head", False)  # its logits are not returned: parameters without a gradient
-    # A new configuration, so that entries which depend on others are computed again.
-    return type(config).from_dict({**config.to_dict(), **entries})
+    return entries
 
 
 def _normalization(name: str, transformers: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:

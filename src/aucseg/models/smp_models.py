@@ -11,6 +11,8 @@ from aucseg.models.names import closest, import_extra
 
 PACKAGE_WEIGHTS = "package:efficientnet_lite0"
 PACKAGE_ENCODER = "tu-tf_efficientnet_lite0"
+# Decoders that halve the encoder's last features again.
+_FURTHER_STRIDE = {"pan": 8, "dpt": 2}
 
 
 def build_smp_model(
@@ -105,7 +107,7 @@ def build_smp_model(
     return WrappedNetwork(
         network,
         num_classes,
-        stride=network.encoder.output_stride,
+        stride=network.encoder.output_stride * _FURTHER_STRIDE.get(architecture, 1),
         encoder="encoder",
         pixel_mean=mean,
         pixel_std=std,
