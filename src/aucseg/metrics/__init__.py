@@ -8,6 +8,8 @@ try:
 except ImportError as error:
     raise ImportError('aucseg.metrics needs torchmetrics: pip install "aucseg[train]"') from error
 
+from aucseg.metrics.average_precision import PixelAveragePrecision
 from aucseg.metrics.mean_iou import GroupedMeanIoU
+from aucseg.metrics.pixel_auroc import PixelAUROC
 
-__all__ = ["GroupedMeanIoU"]
+__all__ = ["GroupedMeanIoU", "PixelAUROC", "PixelAveragePrecision"]

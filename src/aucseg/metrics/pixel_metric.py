@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 # Elements of one upsampled band: small enough to stay near the cache, large enough that the Python loop costs nothing.
-BAND_ELEMENTS = 2**21
+BAND_ELEMENTS = 2**19
 
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -50,11 +50,11 @@ class PixelMetric(Metric):
     def check_labels(self, labels: Tensor, target: Tensor, what: str) -> None:
         """Refuse (or count) labels out of range at pixels that the target doesn't ignore."""
         remedy = f"expected 0..{self.num_classes - 1} wherever the target is not ignore_index, {self.ignore_index}"
-        self._refuse(self.out_of_range(labels) & (target != self.ignore_index), labels, what, remedy)
+        self.refuse(self.out_of_range(labels) & (target != self.ignore_index), labels, what, remedy)
 
     def check_values(self, logits: Tensor, target: Tensor) -> None:
         """Refuse (or count) non-finite logits and target labels out of range."""
-        self._refuse(~logits.isfinite(), logits, "logit", "logits must be finite (mask a class with -1e4, not -inf)")
+        self.refuse(~logits.isfinite(), logits, "logit", "logits must be finite (mask a class with -1e4, not -inf)")
         self.check_labels(target, target, "target label")
 
     def raise_if_invalid(self) -> None:
@@ -67,7 +67,8 @@ class PixelMetric(Metric):
                 f"ignore_index, {self.ignore_index}: run it on the CPU to see which"
             )
 
-    def _refuse(self, invalid: Tensor, values: Tensor, what: str, remedy: str) -> None:
+    def refuse(self, invalid: Tensor, values: Tensor, what: str, remedy: str) -> None:
+        """Raise ``ValueError`` with the first invalid value on the CPU; count invalid values on an accelerator."""
         if values.device.type != "cpu":
             self.num_invalid += invalid.sum()
         elif invalid.any():
