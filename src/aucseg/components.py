@@ -2,6 +2,8 @@
 
 A label map is cut into horizontal runs (maximal stretches of one label in one row). Everything after that works on
 runs, of which an image has far fewer than pixels, and needs no loop over either.
+
+``index_select(0, ...)`` stands where ``tensor[index]`` would do: on the CPU it is several times faster.
 """
 
 import torch
@@ -26,7 +28,18 @@ def expand(counts: Tensor, total: int | None = None) -> tuple[Tensor, Tensor]:
         total = int(counts.sum())
     segment = torch.repeat_interleave(counts, output_size=total)
     first = counts.cumsum(0) - counts
-    return segment, torch.arange(total, device=counts.device) - first[segment]
+    return segment, torch.arange(total, device=counts.device) - first.index_select(0, segment)
+
+
+def keep_where(keep: Tensor, *tensors: Tensor) -> list[Tensor]:
+    """The entries of each tensor (N, ...) where ``keep`` (N,) bool is true.
+
+    Example:
+        >>> keep_where(torch.tensor([True, False, True]), torch.tensor([5, 6, 7]))
+        [tensor([5, 7])]
+    """
+    index = keep.nonzero().squeeze(1)
+    return [tensor.index_select(0, index) for tensor in tensors]
 
 
 def horizontal_runs(masks_bhw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,7 +61,7 @@ def horizontal_runs(masks_bhw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     torch.ne(rows[:, 1:], rows[:, :-1], out=begins[:, 1:])
     start = begins.flatten().nonzero().squeeze(1)
     length = torch.diff(start, append=start.new_full((1,), masks_bhw.numel()))
-    return start, length, rows.flatten()[start]
+    return start, length, rows.flatten().index_select(0, start)
 
 
 def connected_components(start: Tensor, length: Tensor, label: Tensor, height: int, width: int) -> Tensor:
@@ -83,18 +96,15 @@ def connected_components(start: Tensor, length: Tensor, label: Tensor, height: i
     first = torch.searchsorted(end, begin + stride)
     past_last = torch.searchsorted(begin, end + stride, right=True)
     upper, position = expand(past_last - first)
-    lower = first[upper] + position
-    same = label[upper] == label[lower]
-    upper, lower = upper[same], lower[same]
+    lower = first.index_select(0, upper) + position
+    upper, lower = keep_where(label.index_select(0, upper) == label.index_select(0, lower), upper, lower)
 
     root = torch.arange(len(start), device=start.device)
     while True:
-        root_u, root_l = root[upper], root[lower]
-        apart = root_u != root_l
-        upper, lower = upper[apart], lower[apart]
+        root_u, root_l = root.index_select(0, upper), root.index_select(0, lower)
+        upper, lower, root_u, root_l = keep_where(root_u != root_l, upper, lower, root_u, root_l)
         if not len(upper):
             return root
-        root_u, root_l = root_u[apart], root_l[apart]
         root.scatter_reduce_(0, torch.maximum(root_u, root_l), torch.minimum(root_u, root_l), "amin")
-        while not torch.equal(parent := root[root], root):
+        while not torch.equal(parent := root.index_select(0, root), root):
             root = parent

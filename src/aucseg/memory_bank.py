@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from aucseg.components import connected_components, expand, horizontal_runs
+from aucseg.components import connected_components, expand, horizontal_runs, keep_where
 from aucseg.pasting import Paste, Sample, gather_pixels, paste_samples
 
 _MASK_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -257,8 +257,7 @@ class TailMemoryBank(nn.Module):
         if masks.device.type == "cpu":
             self._check_labels(start, label, masks.shape)
         tail = self._tail_position(label)
-        is_tail = tail >= 0
-        start, length, tail = start[is_tail], length[is_tail], tail[is_tail]
+        start, length, tail = keep_where(tail >= 0, start, length, tail)
         group = start // (height * width) * num_tail + tail  # one group per image and class
 
         present = torch.zeros(num_images * num_tail, dtype=torch.bool, device=masks.device)
@@ -269,8 +268,7 @@ class TailMemoryBank(nn.Module):
             self._images_with[position] += sum(row[position] for row in present_list)
 
         component = self._number_components(start, length, tail, group, height, width)
-        keep = component >= 0
-        start, length, group, component = start[keep], length[keep], group[keep], component[keep]
+        start, length, group, component = keep_where(component >= 0, start, length, group, component)
         order = group.sort(stable=True).indices
         start, length, group, component = start[order], length[order], group[order], component[order]
         self._store_groups(images, start, length, group, component)
@@ -314,8 +312,7 @@ class TailMemoryBank(nn.Module):
         if len(new) < len(table):
             chosen = torch.zeros(len(table), dtype=torch.bool)
             chosen[new] = True
-            keep = chosen.to(index.device)[index]
-            start, length, component = start[keep], length[keep], component[keep]
+            start, length, component = keep_where(chosen.to(index.device)[index], start, length, component)
         run_counts = [table[number][1] for number in new]
         pixel_counts = [table[number][2] for number in new]
         run, column = expand(length, sum(pixel_counts))
@@ -377,7 +374,8 @@ class TailMemoryBank(nn.Module):
         """Position of each label in ``tail_classes``, -1 for all others."""
         lookup = self._tail_lookup.to(labels.device)
         labels = labels.long()
-        return lookup[torch.where(labels >= 0, labels, self.num_classes).clamp(max=self.num_classes)]
+        known = torch.where(labels >= 0, labels, self.num_classes).clamp(max=self.num_classes)
+        return lookup.index_select(0, known)
 
     def _is_tail(self, labels: Tensor) -> Tensor:
         return self._tail_position(labels) >= 0

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from aucseg.components import expand
+from aucseg.components import expand, keep_where
 
 
 class Sample(NamedTuple):
@@ -78,7 +78,9 @@ def _offsets(images: Tensor, begin: Tensor, run: Tensor, column: Tensor) -> Tens
     by_image, by_channel, by_row, by_column = images.stride()
     row, x = begin // width, begin % width
     base = row // height * by_image + row % height * by_row + x * by_column
-    return (base[run] + column * by_column).unsqueeze(1) + torch.arange(channels, device=begin.device) * by_channel
+    return (base.index_select(0, run) + column * by_column).unsqueeze(1) + torch.arange(
+        channels, device=begin.device
+    ) * by_channel
 
 
 def paste_samples(
@@ -125,7 +127,7 @@ def paste_samples(
     if placement == "uniform":
         pixel = pixels_of.cumsum(0) - pixels_of + _pick(draw_pixel, pixels_of)
         chosen = component[torch.searchsorted(runs.first, pixel, right=True) - 1]
-        runs = _Runs(*(t[component == chosen[owner]] for t in runs))
+        runs = _Runs(*keep_where(component == chosen.index_select(0, owner), *runs))
         runs, canvas_h, canvas_w = _crop(runs, len(pastes))
 
     fit = torch.minimum(height / canvas_h, width / canvas_w).clamp(max=resize_ratio)
@@ -138,22 +140,30 @@ def paste_samples(
     row_0, row_1 = _nearest(y, canvas_h[owner], new_h[owner]), _nearest(y + 1, canvas_h[owner], new_h[owner])
     col_0, col_1 = _nearest(x, canvas_w[owner], new_w[owner]), _nearest(x + length, canvas_w[owner], new_w[owner])
     source, position = expand(row_1 - row_0)
-    owner, row, col = owner[source], row_0[source] + position, col_0[source]
+    owner, row, col = owner[source], row_0[source] + position, col_0[source]  # of each output run
     begin = (image[owner] * height + top[owner] + row) * width + left[owner] + col
     run, column = expand((col_1 - col_0)[source])
-    target = begin[run] + column
-
-    keep = _winners(masks, target, owner[run], len(pastes), is_protected)
-    run, column, target = run[keep], column[keep], target[keep]
+    target = begin.index_select(0, run) + column
+    wins = _winners(masks, target, owner.index_select(0, run), len(pastes), is_protected)
+    run, column, target = keep_where(wins, run, column, target)
+    pasted_by = owner.index_select(0, run)
     if resize_ratio == 1 and all(sample.height <= height and sample.width <= width for sample in samples):
-        pixels = values[runs.first[source[run]] + column]
+        pixels = values.index_select(0, runs.first[source].index_select(0, run) + column)
     else:
         pixels = _interpolate(
-            values, runs, canvas_h, canvas_w, new_h, new_w, owner=owner[run], row=row[run], col=col[run] + column
+            values,
+            runs,
+            canvas_h,
+            canvas_w,
+            new_h,
+            new_w,
+            owner=pasted_by,
+            row=row.index_select(0, run),
+            col=col.index_select(0, run) + column,
         )
     _scatter_pixels(images, begin, run, column, pixels)
-    masks.view(-1).scatter_(0, target, class_id[owner].to(masks.dtype)[run])
-    return torch.zeros_like(image).index_add_(0, owner[run], torch.ones_like(run))
+    masks.view(-1).scatter_(0, target, class_id.to(masks.dtype).index_select(0, pasted_by))
+    return torch.zeros_like(image).scatter_add_(0, pasted_by, torch.ones_like(run))
 
 
 def _pick(draw: Tensor, count: Tensor) -> Tensor:
@@ -186,13 +196,19 @@ def _winners(
 ) -> Tensor:
     """Which of the pixels are pasted: (P,) bool. No two winners share a target."""
     if is_protected is None:
-        last = torch.full((masks.numel(),), -1, dtype=torch.int32, device=masks.device)
-        return last.scatter_reduce_(0, target, owner.int(), "amax")[target] == owner
-    free = ~is_protected(masks.view(-1)[target])
+        return owner == _reduce_by_target(target, owner, masks.numel(), "amax")
+    free = ~is_protected(masks.view(-1).index_select(0, target))
     if num_pastes > 1:
-        first = torch.full((masks.numel(),), num_pastes, dtype=torch.int32, device=masks.device)
-        free &= first.scatter_reduce_(0, target, owner.int(), "amin")[target] == owner
+        free &= owner == _reduce_by_target(target, owner, masks.numel(), "amin")
     return free
+
+
+def _reduce_by_target(target: Tensor, owner: Tensor, size: int, reduce: Literal["amin", "amax"]) -> Tensor:
+    """For each pixel the first or last of the pastes that hit its target."""
+    # The map over all pixels stays uninitialized but for the targets, the only places that are read.
+    by_pixel = owner.new_empty(size, dtype=torch.int32)
+    by_pixel.scatter_reduce_(0, target, owner.int(), reduce, include_self=False)
+    return by_pixel.index_select(0, target)
 
 
 def _interpolate(
@@ -214,9 +230,9 @@ def _interpolate(
     """
     area = int((canvas_h * canvas_w).max())
     key = runs.owner * area + runs.y * canvas_w[runs.owner] + runs.x  # sorted
-    width = canvas_w[owner]
-    row_weights = _neighbours(row, canvas_h[owner], new_h[owner])
-    col_weights = _neighbours(col, width, new_w[owner])
+    height, width = canvas_h.index_select(0, owner), canvas_w.index_select(0, owner)
+    row_weights = _neighbours(row, height, new_h.index_select(0, owner))
+    col_weights = _neighbours(col, width, new_w.index_select(0, owner))
     dtype = torch.promote_types(values.dtype, torch.float32)
     total = torch.zeros((len(row), values.shape[1]), dtype=dtype, device=values.device)
     weight_sum = torch.zeros((len(row), 1), dtype=dtype, device=values.device)
@@ -224,10 +240,11 @@ def _interpolate(
         for x, weight_x in col_weights:
             place = owner * area + y * width + x
             run = (torch.searchsorted(key, place, right=True) - 1).clamp(min=0)
-            column = place - key[run]
-            inside = (column >= 0) & (column < runs.length[run])
+            column = place - key.index_select(0, run)
+            inside = (column >= 0) & (column < runs.length.index_select(0, run))
             weight = (weight_y * weight_x * inside).to(dtype).unsqueeze(1)
-            total += weight * values[torch.where(inside, runs.first[run] + column, 0)]
+            index = torch.where(inside, runs.first.index_select(0, run) + column, 0)
+            total += weight * values.index_select(0, index)
             weight_sum += weight
     pixels = total / weight_sum
     if not values.is_floating_point():
