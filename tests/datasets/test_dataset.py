@@ -210,7 +210,7 @@ def test_symbolic_links_out_of_the_root_are_refused(
     target = tmp_path / "outside"
     link.rename(target)
     link.symlink_to(target)
-    with pytest.raises(SampleError, match="a symbolic link leads out of the root folder.*follow_symlinks=True"):
+    with pytest.raises(SampleError, match=r"a symbolic link leads out of the root folder.*follow_symlinks=True"):
         SegmentationDataset(write_card(), mini_root)[0]
     assert "mask" in SegmentationDataset(write_card(), mini_root, follow_symlinks=True)[0]
     # A root that is itself a link is nobody's trick.
@@ -264,8 +264,8 @@ def bad_files(root: Path, kind: str) -> str:
 
 
 KINDS = [
-    "size", "jpeg mask", "palette", "16 bits", "colours", "truncated image", "truncated mask", "no image", "16-bit image",
-    "exif", "bomb",
+    "size", "jpeg mask", "palette", "16 bits", "colours", "truncated image", "truncated mask", "no image",
+    "16-bit image", "exif", "bomb",
 ]  # fmt: skip
 
 
