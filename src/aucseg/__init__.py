@@ -1,6 +1,7 @@
 """AUC-oriented long-tail semantic segmentation for PyTorch.
 
-The public names are imported on first use, so that ``import aucseg`` stays light and a missing extra is noticed only by what needs it.
+The public names are imported on first use, so that ``import aucseg`` stays light and a missing extra is noticed only by
+what needs it.
 """
 
 from importlib import import_module

@@ -214,8 +214,7 @@ class ClassStatistics:
     @property
     def image_classes(self) -> npt.NDArray[np.bool_]:
         """Bool (N, K): whether image i holds class c."""
-        packed = np.frombuffer(b"".join(self._rows), np.uint8).reshape(self.num_images, -1)
-        return np.unpackbits(packed, axis=1, count=self.num_classes).astype(bool)
+        return np.unpackbits(self._packed_rows(), axis=1, count=self.num_classes).astype(bool)
 
     @property
     def imbalance_ratio(self) -> float:
@@ -294,7 +293,7 @@ class ClassStatistics:
         if self.num_images == 0:
             raise ValueError("no image in these statistics; count some masks first")
         rng = np.random.default_rng(seed)
-        packed = np.frombuffer(b"".join(self._rows), np.uint8).reshape(self.num_images, -1)
+        packed = self._packed_rows()
         everything = np.bitwise_or.reduce(packed)
         hits = 0
         for _ in range(trials):
@@ -347,6 +346,9 @@ class ClassStatistics:
             * math.sqrt(math.log(pairs / delta)),
         }
         return terms | {"total": sum(terms.values()), "tau": tau}
+
+    def _packed_rows(self) -> npt.NDArray[np.uint8]:
+        return np.frombuffer(b"".join(self._rows), np.uint8).reshape(self.num_images, (self.num_classes + 7) // 8)
 
     def _state(self) -> dict[str, Any]:
         arrays = (*_SUMS, "max_pixels", "cell_counts", "seen_counts")

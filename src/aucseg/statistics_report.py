@@ -216,14 +216,14 @@ def write_chart(report: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(9, max(2.5, 0.2 * len(rows))), layout="constrained")
     pixels, images = figure.subplots(1, 2, sharey=True)
     colors = [_GROUP_COLORS[row["group"]] for row in rows]
-    for axes, key, title in (
-        (pixels, "frequency", "% of the labelled pixels"),
-        (images, "presence", "% of the images"),
-    ):
-        axes.barh(range(len(rows)), [100 * row[key] for row in rows], color=colors)
-        axes.set_xscale("log")
-        axes.set_xlabel(title)
-        axes.margins(y=0.01)
+    shares = [100 * row["frequency"] for row in rows]
+    pixels.barh(range(len(rows)), shares, color=colors)
+    # A bar on a logarithmic axis has no natural start; a third of the smallest share keeps the smallest bar visible.
+    pixels.set(xscale="log", xlim=(shares[0] / 3, 100), xlabel="% of the labelled pixels")
+    images.barh(range(len(rows)), [100 * row["presence"] for row in rows], color=colors)
+    images.set(xlim=(0, 100), xlabel="% of the images")
     pixels.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=7)
-    images.legend(handles=[Patch(color=_GROUP_COLORS[group], label=group) for group in GROUP_NAMES], fontsize=8)
+    pixels.margins(y=0.01)
+    handles = [Patch(color=_GROUP_COLORS[group], label=group) for group in GROUP_NAMES]
+    figure.legend(handles=handles, fontsize=8, loc="outside upper center", ncols=3)
     figure.savefig(path, dpi=120)

@@ -67,8 +67,10 @@ def check_image(path: Path, exif: str = "error", decode: bool = False) -> tuple[
         return height, width
     with _open(path) as image:
         _check_depth(image, path)
+        # For tags behind the pixels of a PNG file Pillow would decode the pixels.
+        read_tags = Image.Exif if image.format == "PNG" and "exif" not in image.info else image.getexif
         # Orientations from 5 on turn by a quarter.
-        is_lying = _orientation(image, path, exif, image.getexif()) >= 5
+        is_lying = _orientation(image, path, exif, _guard(path, read_tags)) >= 5
         return (image.width, image.height) if is_lying else (image.height, image.width)
 
 
@@ -145,9 +147,13 @@ def _open(path: Path, data: bytes | None = None) -> Image.Image:
 
 
 def _load(image: Image.Image, path: Path, action: Callable[[], _T]) -> _T:
+    _guard(path, image.load)
+    return _guard(path, action)
+
+
+def _guard(path: Path, action: Callable[[], _T]) -> _T:
     # Pillow's decoders raise many kinds of exceptions on damaged bytes (OSError, SyntaxError, struct.error, ...).
     try:
-        image.load()
         return action()
     except Exception as error:
         raise SampleError(f"{path}: truncated or damaged: {error}; fetch or export the file again") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,7 +104,7 @@ def scan_samples(
     check_images: bool = True,
     decode_images: bool = False,
     cache: ScanCache | None = None,
-) -> Iterator[SampleScan]:
+) -> Generator[SampleScan, None, None]:
     """Scan every sample of a data set, in order, and never raise for a bad one.
 
     Args:
