@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from aucseg.datamodule import SegmentationDataModule
 from aucseg.datasets import DatasetCard
-from aucseg.losses.long_tail import build_loss
+from aucseg.losses import build_loss
 from aucseg.memory_bank import TailMemoryBank
 from aucseg.metrics import GroupedMeanIoU
 from aucseg.models import build_model, forward_with_auxiliary, split_parameters
