@@ -191,8 +191,7 @@ class Predictor:
         return torch.from_numpy(array)
 
     def blocks(self, image: Tensor | Array) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Yield ``(rows, columns, logits)``: parts that cover the image, none twice, with logits ``(K, rows,
-        columns)``.
+        """Yield ``(rows, columns, logits)`` for parts that cover the image, none twice; logits ``(K, rows, columns)``.
 
         Args:
             image: A tensor ``(C, H, W)`` or an array ``(H, W, C)``, uint8 or float.
