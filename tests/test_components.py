@@ -27,7 +27,7 @@ def flood_fill(mask: Tensor) -> Tensor:
 
 
 def components_per_pixel(masks: Tensor) -> Tensor:
-    """``connected_components`` painted back on the pixels (B, H, W): flat index in the image of each component's first pixel."""
+    """``connected_components`` on the pixels (B, H, W): flat index of the first pixel of each one's component."""
     start, length, label = horizontal_runs(masks)
     root = connected_components(start, length, label, masks.shape[1], masks.shape[2])
     run, column = expand(length)
@@ -58,7 +58,7 @@ def test_comb_and_spiral_are_single_components() -> None:
             spiral[0, y, x] = 1
         dy, dx = dx, -dy
     for masks in (comb, spiral):
-        assert len(components_per_pixel(masks)[masks == 1].unique()) == 1
+        assert len(set(components_per_pixel(masks)[masks == 1].tolist())) == 1
 
 
 def test_a_subset_of_the_runs_will_do() -> None:
