@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from aucseg.datamodule import SegmentationDataModule
 from aucseg.datasets import DatasetCard
 from aucseg.losses import build_loss
+from aucseg.losses.long_tail import LongTailLoss
 from aucseg.memory_bank import TailMemoryBank
 from aucseg.metrics import GroupedMeanIoU
 from aucseg.models import build_model, forward_with_auxiliary, split_parameters
@@ -140,6 +141,8 @@ class SegmentationTask(LightningModule):
         target = masks.long()
         logits, auxiliary = forward_with_auxiliary(self.model, self.normalize(images))
         assert self.loss is not None
+        if isinstance(self.loss, LongTailLoss):
+            self.loss.set_progress(self.global_step / self.trainer.max_steps)
         loss: Tensor = self.loss(logits, target)
         if auxiliary is not None:
             loss = loss + self.model.auxiliary_weight * self.loss(auxiliary, target)
