@@ -124,6 +124,11 @@ class DatasetCard:
             raise ValueError(f"there is no data set card at {path}")
         return _parse_card(YamlValue.read(path), path)
 
+    @classmethod
+    def from_yaml(cls, text: str, source: str = "card") -> DatasetCard:
+        """Read a card from YAML text, as :meth:`to_yaml` writes it; ``source`` stands for the file in messages."""
+        return _parse_card(YamlValue.parse(text, source), None)
+
     def embedded_root(self) -> Path | None:
         """Return the folder inside the package that holds this data set, or None where the data is not embedded."""
         folder = CARDS_FOLDER.parent / self.name
@@ -199,7 +204,7 @@ def default_color(class_id: int) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _parse_card(root: YamlValue, path: Path) -> DatasetCard:
+def _parse_card(root: YamlValue, path: Path | None) -> DatasetCard:
     card = root.mapping(required=("name", "classes", "splits"), optional=_CARD_KEYS)
 
     def text(key: str, default: str = "") -> str:
@@ -241,7 +246,7 @@ def _parse_card(root: YamlValue, path: Path) -> DatasetCard:
         citation=text("citation"),
         licence=text("licence"),
         source=text("source"),
-        path=path.resolve(),
+        path=None if path is None else path.resolve(),
     )
 
 

@@ -24,16 +24,21 @@ class YamlValue:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}: not a UTF-8 text file; a data set card is YAML text") from error
+        return cls.parse(text, str(path))
+
+    @classmethod
+    def parse(cls, text: str, source: str) -> YamlValue:
+        """Parse YAML text like :meth:`read`; ``source`` stands for the file in messages."""
         try:
             node = yaml.compose(text, Loader=yaml.SafeLoader)
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
-            raise ValueError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from error
+            raise ValueError(f"{source}:{line}: not valid YAML: {error.problem or error.context}") from error
         except (yaml.YAMLError, RecursionError) as error:
-            raise ValueError(f"{path}: not valid YAML: {error}") from error
+            raise ValueError(f"{source}: not valid YAML: {error}") from error
         if node is None:
-            raise ValueError(f"{path}:1: the file is empty; a data set card needs at least name, classes and splits")
-        return cls(node, str(path), "the card")
+            raise ValueError(f"{source}:1: the file is empty; a data set card needs at least name, classes and splits")
+        return cls(node, source, "the card")
 
     def error(self, message: str) -> NoReturn:
         """Raise ``ValueError`` with the file and the line of this value in front."""

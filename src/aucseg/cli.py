@@ -1,0 +1,97 @@
+"""The command line: ``aucseg demo | fit | validate | predict | stats | compare | report | export``.
+
+This module imports no heavy package, so that ``aucseg --help`` answers at once; every command imports what it needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from aucseg import __version__
+
+_EXAMPLES = """examples:
+  aucseg demo                                      cross-entropy beside AUCSeg on embedded data, and a report
+  aucseg stats my_data/                            class table, head/middle/tail, suggested bank settings
+  aucseg fit --config run.yaml --out runs/a        train
+  aucseg validate --config run.yaml --out runs/a   evaluate
+  aucseg predict runs/a photos/ --out predictions  label maps and overlays of images, folders or globs
+
+'aucseg COMMAND --help' tells more about each. Set AUCSEG_TRACEBACK=1 to see where an error comes from.
+"""
+
+# Commands with a module of their own, which has add_arguments(parser) and run(args) -> int: (module, help).
+_COMMANDS = {
+    "demo": ("aucseg.demo", "train cross-entropy and AUCSeg on the embedded data and compare them"),
+    "predict": ("aucseg.predict", "write label maps and overlays of images, folders or globs"),
+    "stats": ("aucseg.stats_command", "count the classes of a data set, check its labels, suggest settings"),
+    "compare": ("aucseg.compare", "train several methods with several seeds and tabulate them"),
+    "report": ("aucseg.report.command", "write one HTML page about finished or running runs"),
+    "export": ("aucseg.export", "write a trained model as ONNX, torch.export or safetensors"),
+}
+# Commands whose options Lightning's command line derives from the task, the data module and the trainer.
+_LIGHTNING_COMMANDS = {
+    "fit": "train a model from a YAML configuration",
+    "validate": "evaluate a trained model from a YAML configuration",
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="aucseg",
+        description="AUC-oriented long-tail semantic segmentation.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"aucseg {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (_, text) in _COMMANDS.items():
+        commands.add_parser(name, help=text, add_help=False)
+    for name, text in _LIGHTNING_COMMANDS.items():
+        commands.add_parser(name, help=text, add_help=False)
+    return parser
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    if command in _LIGHTNING_COMMANDS:
+        return int(import_module("aucseg.lightning_cli").run(command, arguments))
+    module_name, text = _COMMANDS[command]
+    module = import_module(module_name)
+    parser = argparse.ArgumentParser(
+        prog=f"aucseg {command}",
+        description=text[0].upper() + text[1:] + ".",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    return int(module.run(parser.parse_args(arguments)))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: the arguments, by default those of the process.
+
+    Returns:
+        Exit status: 0 done, 1 done with failures that were reported, 2 wrong input, 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # The commands parse their own options, so only the first word is parsed here.
+    command = _parser().parse_args(arguments[:1]).command
+    try:
+        return _run(command, arguments[1:])
+    except KeyboardInterrupt:
+        print("aucseg: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        if os.environ.get("AUCSEG_TRACEBACK"):
+            raise
+        print(f"aucseg {command}: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,257 @@
+"""The data side of a training run: a data set card in, loaders of uint8 batches out."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from aucseg.class_statistics import ClassStatistics
+from aucseg.datasets import DatasetCard, SegmentationDataset
+from aucseg.transforms import IMAGENET_MEAN, evaluation_transform, training_transform
+
+try:
+    from lightning.pytorch import LightningDataModule
+except ImportError as error:  # pragma: no cover - depends on the environment
+    raise ImportError('aucseg.datamodule needs Lightning: pip install "aucseg[train]"') from error
+
+EpochOrder = Callable[[int], Sequence[int]]
+"""From an epoch's number to the indices of its samples, the same on every rank."""
+
+
+class SampleStream(Sampler[list[tuple[int, int]]]):
+    """An endless stream of batches of ``(index, seed)`` in which the position alone decides sample and augmentation.
+
+    A run that starts at any position therefore sees exactly what an uninterrupted run would see from there on, whatever
+    the number of loader processes: there is no state to save but the position. Epochs follow each other inside batches,
+    so no sample is dropped and a batch may be larger than the data set.
+
+    Args:
+        epoch_order: from an epoch's number to the indices of its samples.
+        batch_size: samples in a batch on this rank.
+        seed: seed of the augmentations.
+        rank: this process; it takes every ``world_size``-th sample.
+        world_size: number of processes.
+        start_batch: batch to begin with, counted from the beginning of the run.
+
+    Raises:
+        ValueError: for an epoch without samples.
+
+    Example:
+        >>> from itertools import islice
+        >>> stream = SampleStream(lambda epoch: [2, 0, 1], batch_size=2, seed=0)
+        >>> [[index for index, _ in batch] for batch in islice(stream, 3)]
+        [[2, 0], [1, 2], [0, 1]]
+        >>> resumed = SampleStream(lambda epoch: [2, 0, 1], batch_size=2, seed=0, start_batch=2)
+        >>> next(iter(resumed)) == list(islice(stream, 3))[2]
+        True
+    """
+
+    def __init__(
+        self,
+        epoch_order: EpochOrder,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start_batch: int = 0,
+    ) -> None:
+        if len(epoch_order(0)) == 0:
+            raise ValueError("an epoch must have at least one sample, got none: is the training split empty?")
+        self.epoch_order = epoch_order
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.start_batch = start_batch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, order = 0, self.epoch_order(0)
+        length = len(order)
+        for batch in itertools.count(self.start_batch):
+            samples = []
+            first = batch * self.batch_size * self.world_size + self.rank
+            for position in range(first, first + self.batch_size * self.world_size, self.world_size):
+                if position // length != epoch:
+                    epoch = position // length
+                    order = self.epoch_order(epoch)
+                samples.append((order[position % length], stable_seed(self.seed, position)))
+            yield samples
+
+
+def stable_seed(*parts: int) -> int:
+    """A seed in [0, 2**63) drawn from all ``parts``, unrelated between neighbours and the same on every platform.
+
+    Example:
+        >>> stable_seed(0, 1) == stable_seed(0, 1), stable_seed(0, 1) == stable_seed(1, 0)
+        (True, False)
+    """
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+class SeededDataset(Dataset[dict[str, Any]]):
+    """Draws the augmentation of each sample from the seed that comes with its index.
+
+    Args:
+        dataset: the data set, its transform included.
+    """
+
+    def __init__(self, dataset: SegmentationDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index_and_seed: tuple[int, int]) -> dict[str, Any]:
+        index, seed = index_and_seed
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.dataset[index]
+
+
+def random_order(length: int, seed: int) -> EpochOrder:
+    """Every sample once an epoch, in an order drawn from ``seed`` and the epoch's number.
+
+    Example:
+        >>> sorted(random_order(4, seed=0)(epoch=7))
+        [0, 1, 2, 3]
+    """
+
+    def order(epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(stable_seed(seed, epoch))
+        permutation: list[int] = torch.randperm(length, generator=generator).tolist()
+        return permutation
+
+    return order
+
+
+class SegmentationDataModule(LightningDataModule):
+    """Loaders over a data set described by a card.
+
+    Batches are dicts ``{"image": uint8 (B, C, H, W), "mask": uint8 or int64 (B, H, W), "name": list of str}``.
+
+    Args:
+        card: name of a shipped card or path of a card's YAML file.
+        root: folder of the data set; None for data that is embedded in the package.
+        batch_size: training crops in a batch, on each rank.
+        eval_batch_size: validation images in a batch; images of unequal size need 1.
+        num_workers: loader processes; 0 loads in the main process.
+        crop_size: ``(height, width)`` of the training crops.
+        scale: range of the random scale factor.
+        base_size: ``(long, short)`` edges that training images are fitted into before scaling; None for their own size.
+        eval_base_size: the same for validation images (masks keep their size); None for their own size.
+        max_class_share: largest share of a crop's labelled pixels that one class may hold.
+        flip: probability of a horizontal flip.
+        photometric: whether to distort the colours of training images.
+        fill: padding value of images smaller than the crop.
+        train_split: name of the card's split to train on.
+        val_split: name of the card's split to validate on.
+        on_error: "raise" or "skip" for files that cannot be read.
+        seed: seed of order and augmentation.
+
+    Raises:
+        ValueError: for sizes below their least value, and for a trainer without ``max_steps``.
+    """
+
+    def __init__(
+        self,
+        card: str,
+        root: str | None = None,
+        *,
+        batch_size: int = 8,
+        eval_batch_size: int = 1,
+        num_workers: int = 2,
+        crop_size: tuple[int, int] = (512, 512),
+        scale: tuple[float, float] = (0.5, 2.0),
+        base_size: tuple[int, int] | None = None,
+        eval_base_size: tuple[int, int] | None = None,
+        max_class_share: float = 0.75,
+        flip: float = 0.5,
+        photometric: bool = True,
+        fill: Sequence[float] = IMAGENET_MEAN,
+        train_split: str = "train",
+        val_split: str = "val",
+        on_error: str = "raise",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        self.card = DatasetCard.load(card)
+        self.root = root
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.train_split = train_split
+        self.val_split = val_split
+        self.on_error = on_error
+        self.seed = seed
+        self._class_counts: Tensor | None = None
+        self.training_transform = training_transform(
+            crop_size,
+            scale=scale,
+            base_size=base_size,
+            max_class_share=max_class_share,
+            flip=flip,
+            photometric=photometric,
+            ignore_index=self.card.ignore_index,
+            fill=tuple(fill),
+        )
+        self.evaluation_transform = evaluation_transform(base_size=eval_base_size)
+
+    def dataset(self, split: str, transform: Callable[[dict[str, Any]], dict[str, Any]] | None) -> SegmentationDataset:
+        """The data set of one split of the card."""
+        return SegmentationDataset(self.card, self.root, split, transform=transform, on_error=self.on_error)
+
+    def class_counts(self) -> Tensor:
+        """Number of training pixels of each class, (K,) int64."""
+        if self._class_counts is None:
+            dataset = self.dataset(self.train_split, None)
+            statistics = ClassStatistics.from_dataset(dataset, num_workers=self.num_workers)
+            self._class_counts = torch.as_tensor(statistics.pixel_counts)
+        return self._class_counts
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Endless-order training loader; on a resumed run it starts at the batch that comes next."""
+        dataset = self.dataset(self.train_split, self.training_transform)
+        options: dict[str, int] = {}
+        if self.trainer is not None:
+            if self.trainer.max_steps == -1:
+                steps = -(-len(dataset) // (self.batch_size * self.trainer.world_size))
+                raise ValueError(
+                    "training is counted in iterations: set trainer.max_steps instead of trainer.max_epochs "
+                    f"(one pass over the {len(dataset)} images of {self.train_split!r} is {steps} steps)"
+                )
+            options = {
+                "rank": self.trainer.global_rank,
+                "world_size": self.trainer.world_size,
+                "start_batch": self.trainer.global_step * self.trainer.accumulate_grad_batches,
+            }
+        order = random_order(len(dataset), self.seed)
+        stream = SampleStream(order, batch_size=self.batch_size, seed=self.seed, **options)
+        return DataLoader(SeededDataset(dataset), batch_sampler=stream, **self._loader_options())
+
+    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Validation loader, in order; each rank takes its own part without repeats."""
+        dataset = self.dataset(self.val_split, self.evaluation_transform)
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        indices = range(rank, len(dataset), world_size)
+        return DataLoader(dataset, batch_size=self.eval_batch_size, sampler=indices, **self._loader_options())
+
+    def _loader_options(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            # Otherwise every new iterator draws from the global generator, and a resumed run would drift.
+            "generator": torch.Generator().manual_seed(self.seed),
+        }

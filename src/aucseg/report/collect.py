@@ -1,0 +1,355 @@
+"""What run folders hold, read into plain data: metrics, curves, confusion, class order."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from aucseg.report.text import percent
+
+GROUP_NAMES = ("head", "middle", "tail")
+# Where a card names no groups: head has at least this share of the pixels, tail less than that.
+HEAD_SHARE, TAIL_SHARE = 0.02, 0.005
+
+
+@dataclass(frozen=True)
+class RocCurve:
+    """One class against all others: rates in [0, 1] and the area under the curve."""
+
+    fpr: tuple[float, ...]
+    tpr: tuple[float, ...]
+    auroc: float | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder.
+
+    Attributes:
+        title: Name for people.
+        folder: Where it lies.
+        step: Step of the last validation, or of the last logged row where none has run.
+        max_steps: Steps that the run shall take, if its configuration says so.
+        metrics: Finite values of the last validation: ``miou``, ``head``, ``middle``, ``tail``, ``loss``, ...
+        per_class_iou: IoU in [0, 1] by class name; None where the validation split does not hold the class.
+        class_names: Class names in the order of their ids; empty for a run without a validation.
+        palette: Colour of each class, parts in 0..255.
+        groups: Class ids of head, middle and tail, or None.
+        card: Name of the data set card, or "".
+        confusion: Pixel counts (K, K), [truth, prediction], or None.
+        images: For each validation image ``{class id: (intersection, union)}`` in pixels.
+        roc: ROC curves by class name.
+        history: Logged values by column, each a list of (step, value) with rising steps.
+    """
+
+    title: str
+    folder: Path
+    step: int | None = None
+    max_steps: int | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    per_class_iou: dict[str, float | None] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
+    palette: tuple[tuple[int, int, int], ...] = ()
+    groups: dict[str, list[int]] | None = None
+    card: str = ""
+    confusion: NDArray[np.int64] | None = None
+    images: dict[str, dict[int, tuple[int, int]]] = field(default_factory=dict)
+    roc: dict[str, RocCurve] = field(default_factory=dict)
+    history: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last validation is that of the last step."""
+        return bool(self.per_class_iou) and (self.max_steps is None or (self.step or 0) >= self.max_steps)
+
+    @property
+    def status(self) -> str:
+        """How far the run is, in words."""
+        if self.step is None:
+            return "nothing logged yet"
+        if self.is_finished or self.max_steps is None:
+            return f"{self.step:,} steps"
+        return f"step {self.step:,} of {self.max_steps:,}"
+
+
+def read_run(folder: str | Path, title: str | None = None) -> Run:
+    """Reads a run folder; files that are not there yet leave their part empty.
+
+    Args:
+        folder: a folder that ``aucseg fit --out`` writes.
+        title: name for people, by default the folder's name.
+
+    Raises:
+        ValueError: no such folder, none of a run's files in it, or a file that cannot be read as what it should be.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"there is no run folder {folder}")
+    files = ("config.yaml", "metrics.csv", "result.json")
+    if not any((folder / name).is_file() for name in files):
+        raise ValueError(f"{folder} is no run folder: it has none of {', '.join(files)}")
+    history = _read_history(folder / "metrics.csv")
+    result = _read_json(folder / "result.json")
+    try:
+        run = _parse_result(result)
+        confusion = _read_json(folder / "confusion.json").get("counts")
+        images = {
+            name: {int(class_id): (int(pixels[0]), int(pixels[1])) for class_id, pixels in classes.items()}
+            for name, classes in _read_json(folder / "images.json").items()
+        }
+        roc = {
+            name: RocCurve(tuple(map(float, curve["fpr"])), tuple(map(float, curve["tpr"])), finite(curve["auroc"]))
+            for name, curve in _read_json(folder / "curves.json").items()
+        }
+        counts = None if confusion is None else np.asarray(confusion, dtype=np.int64)
+        num_classes = len(run["class_names"])
+        if counts is not None and num_classes and counts.shape != (num_classes, num_classes):
+            raise ValueError(f"the confusion counts have shape {counts.shape}, the run has {num_classes} classes")
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise ValueError(f"a JSON file in {folder} does not hold what a run writes: {error!r}") from error
+    if not run["metrics"]:
+        # A validation of a running run may be logged before its result file is there.
+        run["metrics"] = {
+            name.removeprefix("val/"): values[-1][1] for name, values in history.items() if name.startswith("val/")
+        }
+    if run["step"] is None and history:
+        run["step"] = max(values[-1][0] for values in history.values())
+    return Run(
+        title=folder.resolve().name if title is None else title,
+        folder=folder,
+        max_steps=_read_max_steps(folder / "config.yaml"),
+        confusion=counts,
+        images=images,
+        roc=roc,
+        history=history,
+        **run,
+    )
+
+
+def _parse_result(result: Mapping[str, Any]) -> dict[str, Any]:
+    groups = result.get("groups")
+    return {
+        "step": None if result.get("step") is None else int(result["step"]),
+        "metrics": {k: v for k, value in result.get("metrics", {}).items() if (v := finite(value)) is not None},
+        "per_class_iou": {str(name): finite(iou) for name, iou in result.get("per_class_iou", {}).items()},
+        "class_names": tuple(map(str, result.get("class_names") or result.get("per_class_iou", {}))),
+        "palette": tuple((int(r), int(g), int(b)) for r, g, b in result.get("palette") or ()),
+        "groups": None if groups is None else {str(name): [int(i) for i in ids] for name, ids in groups.items()},
+        "card": str(result.get("card") or ""),
+    }
+
+
+def finite(value: object) -> float | None:
+    """The value as a float, or None for null, NaN and infinities."""
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON file ({error}); if its run is writing it just now, try again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, not a {type(content).__name__}")
+    return content
+
+
+def _read_history(path: Path) -> dict[str, list[tuple[int, float]]]:
+    if not path.is_file():
+        return {}
+    columns: dict[str, dict[int, float]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            try:
+                step = int(row["step"])
+            except (KeyError, TypeError, ValueError):
+                continue  # the last line of a running run may be cut short
+            for name, text in row.items():
+                if name in (None, "step", "epoch") or not isinstance(text, str) or not text:
+                    continue
+                try:
+                    value = float(text)
+                except ValueError:
+                    continue
+                if math.isfinite(value):
+                    # A resumed run logs some steps again: the later value counts.
+                    columns.setdefault(name, {})[step] = value
+    return {name: sorted(values.items()) for name, values in columns.items()}
+
+
+def _read_max_steps(path: Path) -> int | None:
+    if not path.is_file():
+        return None
+    config = read_config(path)
+    steps = (config.get("trainer") or {}).get("max_steps")
+    return steps if isinstance(steps, int) and steps > 0 else None
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration of a run.
+
+    Raises:
+        ValueError: for a file that is no YAML mapping.
+    """
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML file: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold a mapping, not a {type(config).__name__}")
+    return config
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs on one data set, the baseline first, with what they have in common.
+
+    Attributes:
+        runs: The runs, the baseline first.
+        class_names: Class names by id; empty where no run was validated.
+        palette: Colour of each class.
+        groups: Class ids of head, middle and tail, or None.
+        counts: Pixels of each class, or None where nothing tells.
+        num_images: Images that hold each class, or None.
+        counts_source: What was counted, in words.
+        order: Class ids by falling count, or in the card's order without counts.
+    """
+
+    runs: tuple[Run, ...]
+    class_names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    groups: dict[str, list[int]] | None
+    counts: tuple[float, ...] | None
+    num_images: tuple[int, ...] | None
+    counts_source: str
+    order: tuple[int, ...]
+
+    @property
+    def baseline(self) -> Run:
+        """The run that the others are compared with."""
+        return self.runs[0]
+
+    @property
+    def challenger(self) -> Run | None:
+        """The best other run by overall mIoU, the last one where none was validated; None with one run."""
+        others = self.runs[1:]
+        validated = [run for run in others if "miou" in run.metrics]
+        if validated:
+            return max(validated, key=lambda run: run.metrics["miou"])
+        return others[-1] if others else None
+
+    @property
+    def tail(self) -> tuple[int, ...]:
+        """Tail classes, the rarest first."""
+        tail = set((self.groups or {}).get("tail", ()))
+        return tuple(class_id for class_id in reversed(self.order) if class_id in tail)
+
+    def group_of(self, class_id: int) -> str:
+        """Name of a class's group, or ""."""
+        return next((name for name, ids in (self.groups or {}).items() if class_id in ids), "")
+
+    def share(self, class_id: int) -> float | None:
+        """Share of the counted pixels that the class has, or None."""
+        total = sum(self.counts) if self.counts else 0
+        return self.counts[class_id] / total if self.counts and total else None
+
+    def share_text(self, class_id: int) -> str:
+        """The share in words for people."""
+        share = self.share(class_id)
+        return "–" if share is None else percent(share)
+
+
+def load_comparison(
+    run_folders: Sequence[str | Path],
+    *,
+    titles: Sequence[str] | None = None,
+    baseline: str | None = None,
+    statistics: Any = None,
+) -> Comparison:
+    """Reads run folders and puts their classes in order of frequency.
+
+    Args:
+        run_folders: the folders.
+        titles: a name for each, by default the folder names.
+        baseline: title of the run that the others are compared with, by default the first.
+        statistics: pixel counts of the training split, as a `ClassStatistics` or K
+            numbers. Without them the truth of the validation split is counted.
+
+    Raises:
+        ValueError: no folder, titles that do not fit, an unknown baseline, runs with different classes, statistics of
+            another number of classes.
+    """
+    if isinstance(run_folders, (str, Path)) or not run_folders:
+        raise ValueError("run_folders must be a list of at least one run folder")
+    if titles is None:
+        titles = _default_titles([Path(folder) for folder in run_folders])
+    if len(titles) != len(run_folders) or len(set(titles)) != len(titles):
+        raise ValueError(f"need {len(run_folders)} different titles, one a run, got {list(titles)}")
+    runs = [read_run(folder, title) for folder, title in zip(run_folders, titles, strict=True)]
+    if baseline is not None:
+        if baseline not in titles:
+            raise ValueError(f"no run is called {baseline!r}; there are {', '.join(map(repr, titles))}")
+        runs.sort(key=lambda run: run.title != baseline)
+    validated = [run for run in runs if run.class_names]
+    first = validated[0] if validated else runs[0]
+    for run in validated:
+        if run.class_names != first.class_names:
+            raise ValueError(
+                f"{run.folder} (card {run.card!r}) and {first.folder} (card {first.card!r}) have different classes: "
+                "a report compares runs on one data set"
+            )
+    num_classes = len(first.class_names)
+    counts, num_images, source = _class_counts(statistics, runs, num_classes)
+    groups = first.groups
+    total = sum(counts) if counts is not None else 0.0
+    if groups is None and counts is not None and total:
+        shares = [count / total for count in counts]
+        names = ["head" if s >= HEAD_SHARE else "tail" if s < TAIL_SHARE else "middle" for s in shares]
+        groups = {name: [i for i, group in enumerate(names) if group == name] for name in GROUP_NAMES}
+    order = sorted(range(num_classes), key=lambda class_id: -counts[class_id] if counts else class_id)
+    palette = first.palette if len(first.palette) == num_classes else tuple(map(_spread_color, range(num_classes)))
+    return Comparison(tuple(runs), first.class_names, palette, groups, counts, num_images, source, tuple(order))
+
+
+def _default_titles(folders: Sequence[Path]) -> list[str]:
+    resolved = [folder.resolve() for folder in folders]
+    names = [folder.name for folder in resolved]
+    if len(set(names)) < len(names):
+        names = [f"{folder.parent.name}/{folder.name}" for folder in resolved]
+    return names
+
+
+def _class_counts(
+    statistics: Any, runs: Sequence[Run], num_classes: int
+) -> tuple[tuple[float, ...] | None, tuple[int, ...] | None, str]:
+    if statistics is None:
+        confusion = next((run.confusion for run in runs if run.confusion is not None), None)
+        if confusion is None:
+            return None, None, ""
+        return tuple(map(float, confusion.sum(axis=1).tolist())), None, "validation pixels"
+    counts = tuple(float(count) for count in getattr(statistics, "pixel_counts", statistics))
+    if num_classes and len(counts) != num_classes:
+        raise ValueError(f"the statistics count {len(counts)} classes, the runs have {num_classes}")
+    images = getattr(statistics, "image_counts", None)
+    return counts, None if images is None else tuple(int(count) for count in images), "training pixels"
+
+
+def _spread_color(class_id: int) -> tuple[int, int, int]:
+    # Golden-ratio steps around the colour circle keep neighbours apart.
+    import colorsys
+
+    red, green, blue = colorsys.hsv_to_rgb(class_id * 0.61803 % 1, 0.65, 0.85)
+    return round(255 * red), round(255 * green), round(255 * blue)

@@ -1,0 +1,282 @@
+"""Example pictures: validation images with the predictions of several runs, and what the bank pasted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aucseg.report.collect import Comparison, Run, load_comparison, read_config
+
+Role = Literal["gain", "loss", "sample"]
+CHECKPOINT = Path("checkpoints", "last.ckpt")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One validation image with its truth and the label maps that the runs predict.
+
+    Attributes:
+        name: Name of the image.
+        image: uint8 (H, W, 3), RGB.
+        truth: integers (H, W), class ids; what is outside 0..K-1 is ignored.
+        predictions: for the title of each run its class ids (H, W).
+        role: why it is shown: a large ``gain`` or ``loss`` against the baseline, or a plain ``sample``.
+
+    Raises:
+        ValueError: for arrays of other shapes or dtypes.
+    """
+
+    name: str
+    image: NDArray[np.uint8]
+    truth: NDArray[Any]
+    predictions: Mapping[str, NDArray[Any]]
+    role: Role = "sample"
+
+    def __post_init__(self) -> None:
+        _check_image(self.name, self.image)
+        labels = {"truth": self.truth, **{f"prediction of {title!r}": p for title, p in self.predictions.items()}}
+        for what, array in labels.items():
+            if array.shape != self.image.shape[:2] or not np.issubdtype(array.dtype, np.integer):
+                raise ValueError(
+                    f"example {self.name!r}: the {what} must hold integers of shape {self.image.shape[:2]}, got "
+                    f"{array.dtype} {array.shape}"
+                )
+
+    def mean_iou(self, title: str, num_classes: int) -> float | None:
+        """Mean IoU over the classes that truth or prediction of this image hold; None where all is ignored."""
+        valid = (self.truth >= 0) & (self.truth < num_classes)
+        truth, prediction = self.truth[valid], self.predictions[title][valid]
+        classes = {}
+        for class_id in np.union1d(truth, prediction).tolist():
+            in_truth, in_prediction = truth == class_id, prediction == class_id
+            classes[class_id] = (int((in_truth & in_prediction).sum()), int((in_truth | in_prediction).sum()))
+        return image_mean_iou(classes)
+
+
+@dataclass(frozen=True)
+class Paste:
+    """A training image before and after the bank.
+
+    Attributes:
+        name: Name of the image.
+        before: uint8 (H, W, 3), the augmented image.
+        after: uint8 (H, W, 3), the same with objects pasted.
+        pasted: bool (H, W), the pasted pixels.
+        class_ids: classes that were pasted.
+    """
+
+    name: str
+    before: NDArray[np.uint8]
+    after: NDArray[np.uint8]
+    pasted: NDArray[np.bool_]
+    class_ids: tuple[int, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        _check_image(self.name, self.before)
+        if self.after.shape != self.before.shape or self.pasted.shape != self.before.shape[:2]:
+            raise ValueError(f"paste {self.name!r}: before, after and pasted must have one height and width")
+
+
+def _check_image(name: str, image: NDArray[Any]) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"image {name!r} must be uint8 of shape (H, W, 3), got {image.dtype} {image.shape}")
+
+
+def image_mean_iou(classes: Mapping[int, tuple[int, int]]) -> float | None:
+    """Mean IoU of one image from ``{class id: (intersection, union)}``; None without a class.
+
+    Example:
+        >>> image_mean_iou({0: (50, 100), 3: (0, 10), 4: (0, 0)})
+        0.25
+    """
+    ious = [intersection / union for intersection, union in classes.values() if union > 0]
+    return sum(ious) / len(ious) if ious else None
+
+
+def rank_by_gain(baseline: Run, other: Run) -> list[tuple[float, str]]:
+    """Gain in mean IoU of each image that both runs know, the largest loss first and the largest gain last."""
+    gains = []
+    for name in sorted(baseline.images.keys() & other.images.keys()):
+        before, after = image_mean_iou(baseline.images[name]), image_mean_iou(other.images[name])
+        if before is not None and after is not None:
+            gains.append((after - before, name))
+    return sorted(gains)
+
+
+def choose_names(
+    comparison: Comparison, names: Sequence[str], *, num_gain: int, num_loss: int, num_samples: int
+) -> dict[str, Role]:
+    """Which of the validation images to show, and why.
+
+    Gains and losses are those between the baseline and the best other run; the plain samples are spread evenly over
+    the split, so that nobody picks them.
+    """
+    roles: dict[str, Role] = {}
+    challenger = comparison.challenger
+    if challenger is not None:
+        known = set(names)
+        ranked = [(gain, name) for gain, name in rank_by_gain(comparison.baseline, challenger) if name in known]
+        roles.update({name: "gain" for gain, name in ranked[::-1][:num_gain] if gain > 0})
+        roles.update({name: "loss" for gain, name in ranked[:num_loss] if gain < 0})
+    rest = [name for name in names if name not in roles]
+    spread = np.linspace(0, len(rest) - 1, min(num_samples, len(rest))).round().astype(int)
+    roles.update({rest[index]: "sample" for index in spread.tolist()})
+    return roles
+
+
+def collect_examples(
+    run_folders: Sequence[str | Path],
+    *,
+    titles: Sequence[str] | None = None,
+    baseline: str | None = None,
+    num_gain: int = 3,
+    num_loss: int = 3,
+    num_samples: int = 6,
+    root: str | Path | None = None,
+    device: str = "cpu",
+) -> list[Example]:
+    """Predicts some validation images with the last checkpoint of each run.
+
+    Args:
+        run_folders: the run folders; those without a checkpoint are left out of the predictions.
+        titles: a name for each, by default the folder names.
+        baseline: title of the run that the others are compared with, by default the first.
+        num_gain: images with the largest gain of the best other run over the baseline.
+        num_loss: images with its largest loss.
+        num_samples: images spread evenly over the split.
+        root: folder of the data, by default what the run's configuration says.
+        device: where to predict.
+
+    Returns:
+        Gains (largest first), losses (largest first), samples.
+
+    Raises:
+        ValueError: no run has a checkpoint and a configuration, or the data is not to be found.
+    """
+    import torch
+    from torch.nn import functional as F
+
+    comparison = load_comparison(run_folders, titles=titles, baseline=baseline)
+    runs = [run for run in comparison.runs if (run.folder / CHECKPOINT).is_file()]
+    if not runs:
+        raise ValueError(f"no run has a checkpoint {CHECKPOINT} yet: nothing can be predicted")
+    datamodule = _datamodule(runs[0], root)
+    dataset = datamodule.dataset(datamodule.val_split, datamodule.evaluation_transform)
+    index_of = {pair.name: index for index, pair in enumerate(dataset.pairs)}
+    roles = choose_names(comparison, list(index_of), num_gain=num_gain, num_loss=num_loss, num_samples=num_samples)
+    samples = {name: dataset[index_of[name]] for name in roles}
+    predictions: dict[str, dict[str, NDArray[Any]]] = {name: {} for name in roles}
+    for run in runs:
+        task = _load_task(run, device)
+        for name, sample in samples.items():
+            with torch.inference_mode():
+                logits = task(sample["image"][None].to(device))
+                size = sample["mask"].shape[-2:]
+                labels = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False).argmax(1)
+            predictions[name][run.title] = labels[0].cpu().numpy()
+    return [
+        Example(name, _to_array(samples[name]["image"]), samples[name]["mask"].numpy(), predictions[name], role)
+        for name, role in roles.items()
+    ]
+
+
+def collect_pastes(
+    run_folder: str | Path,
+    *,
+    num_images: int = 4,
+    max_batches: int = 30,
+    root: str | Path | None = None,
+    device: str = "cpu",
+) -> list[Paste]:
+    """Shows what the bank of a run's last checkpoint pastes into augmented training images.
+
+    Args:
+        run_folder: folder of a run with a bank.
+        num_images: images to return, if that many get something pasted.
+        max_batches: training batches to try.
+        root: folder of the data, by default what the run's configuration says.
+        device: where to paste.
+
+    Returns:
+        At most ``num_images`` images that got something; none for a run without a bank.
+
+    Raises:
+        ValueError: the run has no checkpoint or no configuration, or the data is not to be found.
+    """
+    import torch
+
+    from aucseg.report.collect import read_run
+
+    run = read_run(run_folder)
+    if not (run.folder / CHECKPOINT).is_file():
+        raise ValueError(f"{run.folder} has no checkpoint {CHECKPOINT} yet: its bank cannot be shown")
+    task = _load_task(run, device)
+    if task.bank is None:
+        return []
+    bank = task.bank.train()
+    datamodule = _datamodule(run, root)
+    dataset = datamodule.dataset(datamodule.train_split, datamodule.training_transform)
+    pastes: list[Paste] = []
+    # The augmentations draw from the global generator, which belongs to the caller.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        order = torch.randperm(len(dataset)).tolist()
+        size = min(datamodule.batch_size, len(order))
+        for start in range(0, min(max_batches * size, len(order) - size + 1), size):
+            samples = [dataset[index] for index in order[start : start + size]]
+            images = torch.stack([sample["image"] for sample in samples]).to(device)
+            masks = torch.stack([sample["mask"] for sample in samples]).to(device)
+            new_images, new_masks = bank(images, masks)
+            changed = (new_masks != masks) | (new_images != images).any(1)
+            for i in torch.nonzero(changed.flatten(1).any(1)).flatten().tolist():
+                class_ids = tuple(sorted(new_masks[i][changed[i]].unique().tolist()))
+                before, after = _to_array(images[i].cpu()), _to_array(new_images[i].cpu())
+                pastes.append(Paste(samples[i]["name"], before, after, changed[i].cpu().numpy(), class_ids))
+                if len(pastes) == num_images:
+                    return pastes
+    return pastes
+
+
+def _load_task(run: Run, device: str) -> Any:
+    from aucseg.task import SegmentationTask
+
+    task = SegmentationTask.load_from_checkpoint(run.folder / CHECKPOINT, map_location=device, weights_only=True)
+    return task.eval()
+
+
+def _datamodule(run: Run, root: str | Path | None) -> Any:
+    from aucseg.datamodule import SegmentationDataModule
+
+    path = run.folder / "config.yaml"
+    options = read_config(path).get("data") if path.is_file() else None
+    if not isinstance(options, dict) or not options:
+        raise ValueError(f"{path} does not say on which data the run was trained: give the pictures as Example objects")
+    # A configuration of LightningCLI may name the class beside its arguments.
+    options = dict(options.get("init_args", options))
+    if root is not None:
+        options["root"] = str(root)
+    return SegmentationDataModule(**options)
+
+
+def _to_array(image: Any) -> NDArray[np.uint8]:
+    array: NDArray[np.uint8] = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    return array
+
+
+def class_ids_in(arrays: Iterable[NDArray[Any]], num_classes: int, min_pixels: int = 1) -> list[int]:
+    """Class ids that have at least ``min_pixels`` pixels in one of the label maps, in order.
+
+    Example:
+        >>> class_ids_in([np.array([[0, 2], [2, 255]]), np.array([[1, 1], [1, 1]])], num_classes=3, min_pixels=2)
+        [1, 2]
+    """
+    found: set[int] = set()
+    for array in arrays:
+        ids, counts = np.unique(array, return_counts=True)
+        found.update(ids[(counts >= min_pixels) & (ids >= 0) & (ids < num_classes)].tolist())
+    return sorted(found)

@@ -1,0 +1,150 @@
+"""What a run leaves in its folder, and who writes it.
+
+======================  ===========================================================================================
+``config.yaml``         the whole configuration, defaults included
+``metrics.csv``         what was logged, step by step
+``checkpoints/``        ``last.ckpt``
+``result.json``         the last validation: metrics, IoU of each class, groups, class names and colours
+``confusion.json``      ``{"counts": K x K}``, rows are the truth
+``images.json``         for each validation image the pixels of intersection and union of each class that occurs in it
+======================  ===========================================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aucseg.task import SegmentationTask
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+except ImportError as error:  # pragma: no cover - depends on the environment
+    raise ImportError('aucseg.run_folder needs Lightning: pip install "aucseg[train]"') from error
+
+CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.csv"
+RESULT_FILE = "result.json"
+CONFUSION_FILE = "confusion.json"
+IMAGES_FILE = "images.json"
+LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
+
+
+def prepare_run_folder(folder: Path, *, overwrite: bool = False) -> None:
+    """Makes the folder of a run, without what an earlier run left in it.
+
+    Raises:
+        ValueError: the folder holds a run and ``overwrite`` is False.
+    """
+    names = (CONFIG_FILE, METRICS_FILE, RESULT_FILE, CONFUSION_FILE, IMAGES_FILE, LAST_CHECKPOINT, "hparams.yaml")
+    leftovers = [path for path in (folder / name for name in names) if path.exists()]
+    leftovers += folder.glob("events.out.tfevents.*")
+    if leftovers and not overwrite:
+        raise ValueError(f"{folder} already holds a run: give another folder with --out, or --overwrite true")
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in leftovers:
+        path.unlink()
+
+
+def per_image_overlap(predicted: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> dict[int, list[int]]:
+    """Intersection and union of each class that occurs in the truth or the prediction of one image.
+
+    Args:
+        predicted: (H, W) integer labels.
+        target: (H, W) integer labels; pixels of ``ignore_index`` do not count.
+        num_classes: K.
+        ignore_index: the ignore label.
+
+    Returns:
+        ``{class id: [pixels of the intersection, pixels of the union]}``.
+
+    Example:
+        >>> per_image_overlap(torch.tensor([[0, 1, 1]]), torch.tensor([[0, 0, 255]]), 3, 255)
+        {0: [1, 2], 1: [0, 1]}
+    """
+    valid = target != ignore_index
+    predicted, target = predicted[valid].long(), target[valid].long()
+    intersection = torch.bincount(target[target == predicted], minlength=num_classes)
+    union = torch.bincount(target, minlength=num_classes) + torch.bincount(predicted, minlength=num_classes)
+    union -= intersection
+    return {int(c): [int(intersection[c]), int(union[c])] for c in union.nonzero().flatten()}
+
+
+class ResultWriter(Callback):
+    """Writes the last validation of a run into the run's folder, see the table in `aucseg.run_folder`.
+
+    Args:
+        folder: the run's folder.
+
+    Attributes:
+        last_step: optimizer step of the last validation, or None.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.last_step: int | None = None
+        self._images: dict[str, dict[int, list[int]]] = {}
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets the images of the validation before."""
+        self._images = {}
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Notes the overlap of each image."""
+        assert isinstance(pl_module, SegmentationTask)
+        card = pl_module.card
+        for name, predicted, target in zip(batch["name"], outputs["predicted"], batch["mask"], strict=True):
+            self._images[name] = per_image_overlap(predicted, target, card.num_classes, card.ignore_index)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gathers the images of all processes and writes the files, on the first process alone."""
+        if trainer.sanity_checking:
+            return
+        assert isinstance(pl_module, SegmentationTask)
+        self.last_step = trainer.global_step
+        parts: list[Any] = [self._images]
+        if trainer.world_size > 1:
+            parts = [None] * trainer.world_size
+            torch.distributed.all_gather_object(parts, self._images)
+        if not trainer.is_global_zero:
+            return
+        images = {name: overlaps for part in parts for name, overlaps in part.items()}
+        card, metrics = pl_module.card, trainer.callback_metrics
+        result = {
+            "step": trainer.global_step,
+            "card": card.name,
+            "metrics": {key.removeprefix("val/"): float(metrics[key]) for key in metrics if key.startswith("val/")},
+            "per_class_iou": dict(zip(card.class_names, pl_module.per_class_iou, strict=True)),
+            "groups": card.groups,
+            "class_names": list(card.class_names),
+            "palette": [list(color) for color in card.palette],
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / CONFUSION_FILE, {"counts": pl_module.confusion})
+        write_json(self.folder / IMAGES_FILE, dict(sorted(images.items())))
+        # The result comes last: a folder that has it has the others of the same validation.
+        write_json(self.folder / RESULT_FILE, result, indent=2)
+
+
+def write_json(path: Path, value: Any, indent: int | None = None) -> None:
+    """Writes JSON with null for NaN (a class that a split does not hold)."""
+    path.write_text(json.dumps(_nan_to_none(value), indent=indent) + "\n", encoding="utf-8")
+
+
+def _nan_to_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _nan_to_none(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value

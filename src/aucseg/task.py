@@ -1,0 +1,218 @@
+"""The training task: model, loss, memory bank, optimizer and metrics as one LightningModule."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aucseg.datamodule import SegmentationDataModule
+from aucseg.datasets import DatasetCard
+from aucseg.losses import build_loss
+from aucseg.losses.long_tail import LongTailLoss
+from aucseg.memory_bank import TailMemoryBank
+from aucseg.metrics import GroupedMeanIoU
+from aucseg.models import build_model, forward_with_auxiliary, split_parameters
+from aucseg.transforms import IMAGENET_MEAN, IMAGENET_STD
+
+try:
+    from lightning.pytorch import LightningModule
+    from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+except ImportError as error:  # pragma: no cover - depends on the environment
+    raise ImportError('aucseg.task needs Lightning: pip install "aucseg[train]"') from error
+
+
+class SegmentationTask(LightningModule):
+    """Trains and evaluates one segmentation model on one data set card.
+
+    The loss needs no other change in the user's code; the bank pastes into the batch on its device before the model
+    sees it. Checkpoints hold the bank, the random states, the card (class names, colours, groups) and all that is
+    needed to predict, as tensors and plain containers: they load with ``weights_only=True``.
+
+    Args:
+        card: name of a shipped card, path of a card's YAML file, or a card's YAML text.
+        model: name of a model, see `aucseg.build_model`, or a module from images (B, C, H, W) to logits (B, K, h, w).
+        model_options: options of `aucseg.build_model`.
+        loss: name of a loss, see `aucseg.losses.build_loss`, or a module from (logits, target) to a scalar.
+        loss_options: options of the loss.
+        bank: options of `aucseg.TailMemoryBank` (``tail_classes`` defaults to the card's tail), or None for no bank.
+        mean: mean of each image channel, in units of 0..255; None for that of the model's weights.
+        std: standard deviation of each image channel, in the same units; None as with ``mean``.
+        learning_rate: rate of the encoder.
+        head_rate_factor: the rate of everything but the encoder is this many times higher.
+        weight_decay: decay of AdamW; norms, biases and position parameters have none.
+        betas: betas of AdamW.
+        warmup_steps: optimizer steps of linear warm-up.
+        warmup_factor: first factor of the warm-up.
+        poly_power: power of the polynomial decay to zero over ``trainer.max_steps``.
+        channels_last: whether images and weights are laid out channels last, which is faster for convolutions.
+
+    Raises:
+        ValueError: for a bank without tail classes, and whatever the card, the model, the loss or the bank refuse.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        card: str,
+        model: str | nn.Module = "smp/fpn",
+        model_options: dict[str, Any] | None = None,
+        *,
+        loss: str | nn.Module = "aucseg",
+        loss_options: dict[str, Any] | None = None,
+        bank: dict[str, Any] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        learning_rate: float = 6e-5,
+        head_rate_factor: float = 10.0,
+        weight_decay: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.999),
+        warmup_steps: int = 1500,
+        warmup_factor: float = 1e-6,
+        poly_power: float = 1.0,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__()
+        self.card = DatasetCard.from_yaml(card) if "\n" in card else DatasetCard.load(card)
+        self.save_hyperparameters(ignore=["card", "model", "loss"])
+        self.hparams.update(
+            card=self.card.to_yaml(),
+            model=model if isinstance(model, str) else None,
+            loss=loss if isinstance(loss, str) else None,
+        )
+        num_classes = self.card.num_classes
+        if isinstance(model, str):
+            model = build_model(model, num_classes, **(model_options or {}))
+        self.model = model.to(memory_format=torch.channels_last) if channels_last else model
+        self.loss = loss if isinstance(loss, nn.Module) else None
+        self.bank = None if bank is None else self._build_bank(bank)
+        self.metric = GroupedMeanIoU(num_classes, groups=self.card.groups, ignore_index=self.card.ignore_index)
+        mean = getattr(model, "pixel_mean", IMAGENET_MEAN) if mean is None else mean
+        std = getattr(model, "pixel_std", IMAGENET_STD) if std is None else std
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+
+    def _build_bank(self, options: dict[str, Any]) -> TailMemoryBank:
+        options = dict(options)
+        tail = options.pop("tail_classes", None)
+        if tail is None:
+            tail = (self.card.groups or {}).get("tail")
+        if not tail:
+            raise ValueError(
+                f"the card {self.card.name!r} names no tail classes: give model.bank.tail_classes a list of class ids, "
+                "or train without a bank"
+            )
+        generator = torch.Generator().manual_seed(torch.initial_seed())
+        return TailMemoryBank(
+            tail, self.card.num_classes, ignore_index=self.card.ignore_index, generator=generator, **options
+        )
+
+    def setup(self, stage: str) -> None:
+        """Builds a loss given by name; the class counts that most need come from the training split."""
+        if self.loss is not None:
+            return
+        options = dict(self.hparams["loss_options"] or {})
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if "class_counts" not in options and isinstance(datamodule, SegmentationDataModule):
+            options["class_counts"] = datamodule.class_counts()
+        self.loss = build_loss(self.hparams["loss"], ignore_index=self.card.ignore_index, **options)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Float images with mean 0 and standard deviation 1, from images (B, C, H, W) in 0..255, uint8 or float."""
+        images = (images.float() - self.mean) / self.std
+        return images.contiguous(memory_format=torch.channels_last) if self.hparams["channels_last"] else images
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, K, h, w) of images (B, C, H, W) in 0..255, uint8 or float, at the model's own resolution."""
+        logits: Tensor = self.model(self.normalize(images))
+        return logits
+
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
+        """Pastes from the bank, then the loss of the batch."""
+        images, masks = batch["image"], batch["mask"]
+        if self.bank is not None:
+            images, masks = self.bank(images, masks)
+        target = masks.long()
+        logits, auxiliary = forward_with_auxiliary(self.model, self.normalize(images))
+        assert self.loss is not None
+        if isinstance(self.loss, LongTailLoss):
+            self.loss.set_progress(self.global_step / self.trainer.max_steps)
+        loss: Tensor = self.loss(logits, target)
+        if auxiliary is not None:
+            loss = loss + self.model.auxiliary_weight * self.loss(auxiliary, target)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(images))
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Tensor]:
+        """Adds the batch to the loss's mean and to the confusion matrix; returns the predicted labels (B, H, W)."""
+        logits, target = self(batch["image"]), batch["mask"].long()
+        assert self.loss is not None
+        self.log("val/loss", self.loss(logits, target), batch_size=len(target), sync_dist=True)
+        predicted = F.interpolate(logits.float(), target.shape[-2:], mode="bilinear", align_corners=False).argmax(1)
+        self.metric.update(predicted, target)
+        return {"predicted": predicted}
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs overall, head, middle and tail mean IoU, in [0, 1]."""
+        result = self.metric.compute()
+        self.per_class_iou: list[float] = result.pop("per_class").tolist()
+        self.confusion: list[list[int]] = self.metric.confusion.tolist()
+        self.log_dict({f"val/{name}": value for name, value in result.items()}, prog_bar=True)
+        self.metric.reset()
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW with its own rate for the head, linear warm-up and polynomial decay, a step at a time."""
+        rate, decay = float(self.hparams["learning_rate"]), float(self.hparams["weight_decay"])
+        groups = []
+        encoder, head = split_parameters(self.model)
+        for parameters, factor in ((encoder, 1.0), (head, float(self.hparams["head_rate_factor"]))):
+            trainable = [parameter for parameter in parameters if parameter.requires_grad]
+            for decayed in (True, False):
+                # Norm weights, biases and layer scales are vectors; what has a shape is a weight.
+                chosen = [parameter for parameter in trainable if (parameter.ndim > 1) == decayed]
+                if chosen:
+                    weight_decay = decay if decayed else 0.0
+                    groups.append({"params": chosen, "lr": rate * factor, "weight_decay": weight_decay})
+        optimizer = torch.optim.AdamW(groups, lr=rate, betas=tuple(self.hparams["betas"]))
+        max_steps = self.trainer.max_steps
+        warmup, start, power = (self.hparams[name] for name in ("warmup_steps", "warmup_factor", "poly_power"))
+
+        def rate_factor(step: int) -> float:
+            decayed = max(0.0, 1.0 - step / max_steps) ** power
+            if step < warmup:
+                decayed *= start + (1.0 - start) * step / warmup
+            return float(decayed)
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the random states, as plain containers."""
+        version, internal, gauss = random.getstate()
+        checkpoint["random_states"] = {
+            "python": [version, list(internal), gauss],
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores the random states; the state of a loss that is not built yet is left out."""
+        if self.loss is None:
+            state = checkpoint["state_dict"]
+            for key in [key for key in state if key.startswith("loss.")]:
+                del state[key]
+        states = checkpoint.get("random_states")
+        # Predicting from a checkpoint must not disturb the caller's random numbers.
+        if states is None or self._trainer is None or not self.trainer.training:
+            return
+        version, internal, gauss = states["python"]
+        random.setstate((version, tuple(internal), gauss))
+        torch.set_rng_state(states["torch"].cpu())
+        if states["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])

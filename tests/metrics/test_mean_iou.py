@@ -1,0 +1,244 @@
+"""GroupedMeanIoU against torchmetrics, scikit-learn's confusion matrix and PyTorch's own upsampling."""
+
+import math
+import pickle
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import confusion_matrix
+from torch import Tensor
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassJaccardIndex
+
+from aucseg.metrics import GroupedMeanIoU
+from aucseg.metrics import pixel_metric as pixel_metric_module
+
+NUM_CLASSES = 7
+GROUPS = {"head": [0, 1], "middle": [2, 3], "tail": [4, 5, 6]}
+
+
+def random_labels(seed: int, ignored: float = 0.1, num_classes: int = NUM_CLASSES) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    predicted = torch.randint(num_classes, (3, 20, 30), generator=generator)
+    target = torch.where(torch.rand(3, 20, 30, generator=generator) < 0.5, predicted, predicted.flip(0))
+    target[torch.rand(3, 20, 30, generator=generator) < ignored] = 255
+    return predicted, target
+
+
+def naive_iou(predicted: Tensor, target: Tensor, num_classes: int) -> np.ndarray:
+    valid = (target != 255).flatten().numpy()
+    confusion = confusion_matrix(
+        target.flatten().numpy()[valid], predicted.flatten().numpy()[valid], labels=range(num_classes)
+    )
+    union = confusion.sum(0) + confusion.sum(1) - np.diag(confusion)
+    return np.array([np.diag(confusion)[c] / union[c] if union[c] else np.nan for c in range(num_classes)])
+
+
+def test_equals_jaccard_index_over_batches() -> None:
+    metric, reference = (
+        GroupedMeanIoU(NUM_CLASSES, GROUPS),
+        MulticlassJaccardIndex(NUM_CLASSES, average="none", ignore_index=255),
+    )
+    for seed in range(3):
+        predicted, target = random_labels(seed)
+        metric.update(predicted, target)
+        reference.update(predicted, target)
+    result, expected = metric.compute(), reference.compute()
+    torch.testing.assert_close(result["per_class"], expected)
+    torch.testing.assert_close(result["miou"], expected.mean())
+    for name, class_ids in GROUPS.items():
+        torch.testing.assert_close(result[name], expected[class_ids].mean())
+    assert set(result) == {"miou", "per_class", *GROUPS}
+
+
+def test_absent_classes_are_nan_and_left_out() -> None:
+    predicted, target = random_labels(0, num_classes=4)
+    metric = GroupedMeanIoU(NUM_CLASSES, GROUPS)
+    metric.update(predicted, target)
+    result = metric.compute()
+    expected = naive_iou(predicted, target, NUM_CLASSES)
+    np.testing.assert_allclose(result["per_class"].numpy(), expected, rtol=1e-6)
+    assert math.isnan(result["tail"])
+    np.testing.assert_allclose(result["miou"].item(), np.nanmean(expected), rtol=1e-6)
+
+
+def test_class_only_in_prediction_counts_as_zero() -> None:
+    metric = GroupedMeanIoU(3)
+    metric.update(torch.tensor([0, 2]), torch.tensor([0, 0]))
+    np.testing.assert_array_equal(metric.compute()["per_class"].numpy(), [0.5, np.nan, 0.0])
+
+
+def test_nothing_valid_is_nan() -> None:
+    metric = GroupedMeanIoU(3, {"tail": [2], "empty": []})
+    metric.update(torch.zeros(4, dtype=torch.uint8), torch.full((4,), 255, dtype=torch.uint8))
+    assert all(value.isnan().all() for value in metric.compute().values())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_integer_types(dtype: torch.dtype) -> None:
+    predicted, target = random_labels(1)
+    metric = GroupedMeanIoU(NUM_CLASSES)
+    metric.update(predicted.to(dtype), target.to(dtype))
+    np.testing.assert_allclose(
+        metric.compute()["per_class"].numpy(), naive_iou(predicted, target, NUM_CLASSES), rtol=1e-6
+    )
+
+
+def test_ignore_index_inside_the_classes() -> None:
+    target = torch.tensor([0, 0, 1, 2])
+    metric = GroupedMeanIoU(3, ignore_index=0)
+    metric.update(torch.tensor([1, 2, 1, 1]), target)
+    np.testing.assert_array_equal(metric.compute()["per_class"].numpy(), [np.nan, 0.5, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("small", "large"),
+    [
+        ((5, 7), (5, 7)),
+        ((5, 7), (20, 28)),
+        ((5, 7), (23, 30)),
+        ((5, 7), (23, 7)),
+        ((6,), (17,)),
+        ((2, 3, 4), (5, 6, 9)),
+        ((1, 1), (4, 3)),
+    ],
+)
+@pytest.mark.parametrize("band_elements", [1, 400, 10**6])
+def test_bands_equal_whole_upsampling(
+    small: tuple[int, ...], large: tuple[int, ...], band_elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pixel_metric_module, "BAND_ELEMENTS", band_elements)
+    logits, target = torch.randn(2, 4, *small), torch.randint(4, (2, *large))
+    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(small)]
+    expected = F.interpolate(logits, size=large, mode=mode, align_corners=False)
+    rows: list[list[Tensor]] = [[], []]
+    labels: list[list[Tensor]] = [[], []]
+    image, seen = 0, 0
+    for band, band_target in pixel_metric_module.upsampled_bands(logits, target):
+        rows[image].append(band)
+        labels[image].append(band_target)
+        seen += band.shape[2]
+        if seen == large[0]:
+            image, seen = image + 1, 0
+    torch.testing.assert_close(torch.cat([torch.cat(r, dim=2) for r in rows]), expected, atol=2e-6, rtol=1e-5)
+    assert torch.equal(torch.cat([torch.cat(r, dim=1) for r in labels]), target)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_logits_give_their_argmax(dtype: torch.dtype) -> None:
+    logits = torch.randn(2, NUM_CLASSES, 6, 5).to(dtype)
+    target = torch.randint(NUM_CLASSES, (2, 6, 5))
+    from_logits, from_labels = GroupedMeanIoU(NUM_CLASSES), GroupedMeanIoU(NUM_CLASSES)
+    from_logits.update(logits, target)
+    from_labels.update(logits.float().argmax(1), target)
+    assert torch.equal(from_logits.confusion, from_labels.confusion)
+    assert from_logits.confusion.sum() == target.numel()
+
+
+def test_flat_logits() -> None:
+    logits, target = torch.randn(50, NUM_CLASSES), torch.randint(NUM_CLASSES, (50,))
+    metric = GroupedMeanIoU(NUM_CLASSES)
+    metric.update(logits, target)
+    np.testing.assert_allclose(
+        metric.compute()["per_class"].numpy(), naive_iou(logits.argmax(1), target, NUM_CLASSES), rtol=1e-6
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.integers(0, 600))
+def test_invariances(seed: int, cut: int) -> None:
+    """Splitting into batches, permuting pixels and adding ignored pixels change nothing."""
+    predicted, target = (labels.flatten() for labels in random_labels(seed))
+    whole, parts = GroupedMeanIoU(NUM_CLASSES), GroupedMeanIoU(NUM_CLASSES)
+    whole.update(predicted, target)
+    order = torch.randperm(len(target), generator=torch.Generator().manual_seed(seed))
+    for part in (order[:cut], order[cut:]):
+        parts.update(predicted[part], target[part])
+    parts.update(predicted[:cut], torch.full((cut,), 255))
+    assert torch.equal(whole.confusion, parts.confusion)
+
+
+def test_clone_pickle_reset_forward_and_collection() -> None:
+    predicted, target = random_labels(2)
+    metric = GroupedMeanIoU(NUM_CLASSES, GROUPS)
+    batch_value = metric(predicted, target)
+    for copy in (metric.clone(), pickle.loads(pickle.dumps(metric))):
+        torch.testing.assert_close(copy.compute(), metric.compute())
+    torch.testing.assert_close(batch_value, metric.compute())
+    collection = MetricCollection({"val": GroupedMeanIoU(NUM_CLASSES, GROUPS)}, prefix="run/")
+    collection.update(predicted, target)
+    assert collection.compute()["run/tail"] == metric.compute()["tail"]
+    metric.reset()
+    assert metric.confusion.sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_classes": 1}, "at least 2"),
+        ({"num_classes": 3, "groups": {"tail": [3]}}, "class id 3 of group 'tail' is outside 0..2"),
+        ({"num_classes": 3, "groups": {"head": [0], "tail": [0]}}, "class id 0 is listed twice"),
+        ({"num_classes": 3, "groups": {"miou": [0]}}, "cannot be called 'miou'"),
+    ],
+)
+def test_bad_options(arguments: dict[str, object], message: str) -> None:
+    make: Callable[..., GroupedMeanIoU] = GroupedMeanIoU
+    with pytest.raises(ValueError, match=message):
+        make(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("preds", "target", "error", "message"),
+    [
+        (torch.tensor([0, 1]), torch.tensor([0, 3]), ValueError, r"target label 3 at \(1,\)"),
+        (torch.tensor([0, 1]), torch.tensor([-1, 0]), ValueError, r"target label -1 at \(0,\)"),
+        (torch.tensor([0, 255]), torch.tensor([0, 0]), ValueError, r"predicted label 255 at \(1,\)"),
+        (torch.tensor([0, 1]), torch.tensor([0]), ValueError, "differ"),
+        (torch.tensor([0, 1]), torch.tensor([0.0, 1.0]), TypeError, "target must hold integer"),
+        (torch.tensor([True]), torch.tensor([0]), TypeError, "preds must hold integer"),
+        (torch.randn(1, 3, 2, 2), torch.zeros(1, 2, 2), TypeError, "target must hold integer"),
+        (torch.randn(1, 4, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long), ValueError, "4 channels"),
+        (torch.randn(1, 3, 3, 2), torch.zeros(1, 2, 2, dtype=torch.long), ValueError, "must not be larger"),
+        (torch.randn(2, 3, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long), ValueError, "don't fit together"),
+        (torch.full((1, 3, 1), math.nan), torch.zeros(1, 1, dtype=torch.long), ValueError, r"logit nan at \(0, 0, 0\)"),
+        (torch.randn(1, 3, 1, 1, 1, 1), torch.zeros(1, 2, 1, 1, 1, dtype=torch.long), ValueError, "1 to 3 spatial"),
+    ],
+)
+def test_bad_input(preds: Tensor, target: Tensor, error: type[Exception], message: str) -> None:
+    metric = GroupedMeanIoU(3)
+    with pytest.raises(error, match=message):
+        metric.update(preds, target)
+    assert metric.confusion.sum() == 0
+
+
+def test_invalid_prediction_at_ignored_pixel_is_fine() -> None:
+    metric = GroupedMeanIoU(2)
+    metric.update(torch.tensor([0, 9]), torch.tensor([0, 255]))
+    assert metric.compute()["miou"] == 1
+
+
+def test_invalid_values_met_on_an_accelerator_raise_at_compute() -> None:
+    """The accelerator's path, on the CPU: what update cannot look at is counted and compute refuses."""
+    metric = GroupedMeanIoU(2)
+    metric.update(torch.tensor([0, 1]), torch.tensor([0, 1]))
+    metric.num_invalid += 2
+    with pytest.raises(ValueError, match="met 2 values"):
+        metric.compute()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_cuda_equals_cpu() -> None:
+    predicted, target = random_labels(3)
+    on_cpu, on_gpu = GroupedMeanIoU(NUM_CLASSES), GroupedMeanIoU(NUM_CLASSES).to("cuda")
+    on_cpu.update(predicted, target)
+    on_gpu.update(predicted.cuda(), target.cuda())
+    assert torch.equal(on_cpu.confusion, on_gpu.confusion.cpu())
+    on_gpu.update(predicted.cuda(), torch.full_like(target, 77).cuda())
+    with pytest.raises(ValueError, match="values"):
+        on_gpu.compute()

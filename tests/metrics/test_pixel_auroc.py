@@ -1,0 +1,266 @@
+"""PixelAUROC against scikit-learn and against the comparison of every pair of pixels."""
+
+import pickle
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score, roc_curve
+from torch import Tensor
+from torchmetrics import MetricCollection
+
+from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
+
+ROUNDING = 1e-6  # float32 results
+
+
+def sample(
+    num_classes: int, num_pixels: int, spread: float = 1.0, signal: float = 1.0, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Logits and labels of a long tail in which every class occurs at least twice."""
+    generator = torch.Generator().manual_seed(seed)
+    frequency = torch.logspace(0, -3, num_classes)
+    target = torch.multinomial(frequency, num_pixels, replacement=True, generator=generator)
+    target[: 2 * num_classes] = torch.arange(num_classes).repeat(2)
+    logits = spread * torch.randn(num_pixels, num_classes, generator=generator) + signal * F.one_hot(
+        target, num_classes
+    )
+    return logits, target
+
+
+def pairwise_auc(scores: np.ndarray, target: np.ndarray, num_classes: int) -> np.ndarray:
+    """AUC of channel c for positives c and negatives a from all pairs of pixels: [c, a], NaN where undefined."""
+    aucs = np.full((num_classes, num_classes), np.nan)
+    one_hot = (target[:, None] == np.arange(num_classes)).astype(np.float64)
+    counts = one_hot.sum(0)
+    for c in np.unique(target):
+        positives = scores[target == c, c]
+        wins = (positives[:, None] > scores[:, c]).mean(0) + 0.5 * (positives[:, None] == scores[:, c]).mean(0)
+        with np.errstate(invalid="ignore"):
+            aucs[c] = wins @ one_hot / counts
+        aucs[c, c] = np.nan
+    return aucs
+
+
+@pytest.mark.parametrize("average", ["ovo", "ovr"])
+@pytest.mark.parametrize(("spread", "signal"), [(0.05, 0.0), (1.0, 0.0), (1.0, 1.0), (3.0, 4.0)])
+def test_six_classes_equal_sklearn(average: Literal["ovo", "ovr"], spread: float, signal: float) -> None:
+    logits, target = sample(6, 3000, spread, signal)
+    metric = PixelAUROC(6, average=average)
+    for part in range(0, 3000, 1000):
+        metric.update(logits[part : part + 1000], target[part : part + 1000])
+    result = metric.compute()
+    scores = logits.softmax(1).double()
+    expected = roc_auc_score(target, (scores / scores.sum(1, keepdim=True)).numpy(), multi_class=average)
+    assert 0 < 2 * result["error_bound"] < 1e-2
+    assert abs(result["auroc"].item() - expected) <= result["error_bound"].item() + ROUNDING
+
+
+@pytest.mark.parametrize(("spread", "signal"), [(0.1, 0.0), (1.0, 1.0), (5.0, 10.0)])
+def test_150_classes_are_within_the_bound(spread: float, signal: float) -> None:
+    logits, target = sample(150, 6000, spread, signal)
+    metric = PixelAUROC(150)
+    metric.update(logits, target)
+    result = metric.compute()
+    pairs = pairwise_auc(logits.softmax(1).numpy(), target.numpy(), 150)
+    assert 0 < 2 * result["error_bound"] < 1e-2
+    assert abs(result["auroc"].item() - np.nanmean(pairs)) <= result["error_bound"].item() + ROUNDING
+    error = np.abs(result["per_class"].numpy() - np.nanmean(pairs, axis=1))
+    assert (error <= result["per_class_error_bound"].numpy() + ROUNDING).all()
+
+
+def test_state_of_150_classes_fits_in_200_mb() -> None:
+    metric = PixelAUROC(150)
+    assert metric.bins >= 512
+    assert metric.histogram.nbytes < 200e6
+    assert PixelAUROC(150, average="ovr").histogram.nbytes < 20e6
+
+
+def test_one_against_the_rest_of_150_classes_equals_sklearn() -> None:
+    logits, target = sample(150, 3000)
+    metric = PixelAUROC(150, average="ovr")
+    metric.update(logits, target)
+    result = metric.compute()
+    scores = logits.softmax(1).numpy()
+    expected = [roc_auc_score(target == c, scores[:, c]) for c in range(150)]
+    error = np.abs(result["per_class"].numpy() - expected)
+    assert (error <= result["per_class_error_bound"].numpy() + ROUNDING).all()
+    assert result["per_class_error_bound"].max() < 1e-2
+
+
+def test_pairwise_oracle_equals_sklearn() -> None:
+    logits, target = sample(5, 400)
+    scores = logits.softmax(1).numpy()
+    pairs = pairwise_auc(scores, target.numpy(), 5)
+    for c, a in ((0, 3), (4, 1)):
+        both = (target == c) | (target == a)
+        np.testing.assert_allclose(pairs[c, a], roc_auc_score(target[both] == c, scores[both.numpy(), c]))
+
+
+@pytest.mark.parametrize("scores", ["softmax", "sigmoid", "identity"])
+def test_score_functions(scores: Literal["softmax", "sigmoid", "identity"]) -> None:
+    logits, target = sample(4, 800, spread=2)
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "softmax": lambda x: x.softmax(1),
+        "sigmoid": torch.sigmoid,
+        "identity": lambda x: x,
+    }
+    given_scores = logits.sigmoid() if scores == "identity" else logits
+    metric = PixelAUROC(4, scores=scores)
+    metric.update(given_scores, target)
+    expected = np.nanmean(pairwise_auc(functions[scores](given_scores).numpy(), target.numpy(), 4))
+    result = metric.compute()
+    assert abs(result["auroc"].item() - expected) <= result["error_bound"].item() + ROUNDING
+    assert result["error_bound"] < 1e-2
+
+
+def test_saturated_scores_are_ties() -> None:
+    """Scores of exactly 0 and 1 are counted, as ties where they tie."""
+    scores = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    target = torch.tensor([0, 0, 1, 1])
+    metric = PixelAUROC(2, scores="identity")
+    metric.update(scores, target)
+    result = metric.compute()
+    np.testing.assert_allclose(result["per_class"].numpy(), [0.75, 0.75])
+    assert metric.histogram.sum() == 8
+
+
+@pytest.mark.parametrize("average", ["ovo", "ovr"])
+def test_absent_classes_are_left_out(average: Literal["ovo", "ovr"]) -> None:
+    logits, target = sample(6, 500)
+    target = torch.where(target >= 4, 255, target)
+    metric = PixelAUROC(6, average=average)
+    metric.update(logits, target)
+    result = metric.compute()
+    present = PixelAUROC(6, average=average)
+    present.update(logits[target != 255], target[target != 255])
+    torch.testing.assert_close(result, present.compute(), equal_nan=True)
+    assert result["per_class"].isnan().tolist() == [False] * 4 + [True] * 2
+    torch.testing.assert_close(result["auroc"], result["per_class"][:4].mean())
+
+
+@pytest.mark.parametrize("average", ["ovo", "ovr"])
+@pytest.mark.parametrize("label", [2, 255])
+def test_fewer_than_two_classes_are_nan(average: Literal["ovo", "ovr"], label: int) -> None:
+    metric = PixelAUROC(3, average=average)
+    metric.update(torch.randn(1, 3, 2, 2), torch.full((1, 2, 2), label))
+    assert all(value.isnan().all() for value in metric.compute().values())
+
+
+def test_low_resolution_logits_are_upsampled() -> None:
+    logits = torch.randn(2, 5, 4, 6)
+    target = torch.randint(5, (2, 13, 24))
+    low, full = PixelAUROC(5), PixelAUROC(5)
+    low.update(logits, target)
+    full.update(F.interpolate(logits, size=(13, 24), mode="bilinear", align_corners=False), target)
+    torch.testing.assert_close(low.compute()["per_class"], full.compute()["per_class"], atol=1e-4, rtol=0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**31), st.integers(0, 300))
+def test_invariances(seed: int, cut: int) -> None:
+    """Splitting into batches, permuting pixels and adding ignored pixels change nothing."""
+    logits, target = sample(4, 300, spread=3, seed=seed)
+    whole, parts = PixelAUROC(4, bins=64), PixelAUROC(4, bins=64)
+    whole.update(logits, target)
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(seed))
+    for part in (order[:cut], order[cut:]):
+        parts.update(logits[part], target[part])
+    parts.update(logits[:cut], torch.full((cut,), 255))
+    assert torch.equal(whole.histogram, parts.histogram)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**31), st.integers(2, 200), st.floats(0.01, 30))
+def test_bound_holds_for_any_bins_and_scale(seed: int, bins: int, spread: float) -> None:
+    logits, target = sample(3, 200, spread=spread, seed=seed)
+    metric = PixelAUROC(3, bins=bins)
+    metric.update(logits, target)
+    result = metric.compute()
+    expected = np.nanmean(pairwise_auc(logits.softmax(1).numpy(), target.numpy(), 3))
+    assert abs(result["auroc"].item() - expected) <= result["error_bound"].item() + ROUNDING
+
+
+@pytest.mark.parametrize("average", ["ovo", "ovr"])
+def test_roc_curve(average: Literal["ovo", "ovr"]) -> None:
+    logits, target = sample(3, 500)
+    metric = PixelAUROC(3, average=average)
+    metric.update(logits, target)
+    false_rate, true_rate = metric.roc_curve(1)
+    expected_false, expected_true, _ = roc_curve(target == 1, logits.softmax(1)[:, 1])
+    np.testing.assert_allclose(
+        np.interp([0.1, 0.5, 0.9], false_rate, true_rate),
+        np.interp([0.1, 0.5, 0.9], expected_false, expected_true),
+        atol=0.02,
+    )
+    assert false_rate[[0, -1]].tolist() == true_rate[[0, -1]].tolist() == [0, 1]
+    with pytest.raises(ValueError, match="class id 3"):
+        metric.roc_curve(3)
+
+
+def test_clone_pickle_forward_and_collection() -> None:
+    logits, target = sample(4, 300)
+    metric = PixelAUROC(4)
+    batch_value = metric(logits, target)
+    for copy in (metric.clone(), pickle.loads(pickle.dumps(metric))):
+        torch.testing.assert_close(copy.compute(), batch_value)
+    # States are shared between metrics whose first values agree: here all are zero at first, and yet none must be
+    # shared.
+    collection = MetricCollection(
+        {
+            "iou": GroupedMeanIoU(2),
+            "ovo": PixelAUROC(2),
+            "ovr": PixelAUROC(2, average="ovr"),
+            "sigmoid": PixelAUROC(2, scores="sigmoid"),
+            "ap": PixelAveragePrecision(2),
+        }
+    )
+    collection.update(torch.randn(3, 2), torch.full((3,), 255))
+    logits, target = sample(2, 300)
+    collection.update(logits, target)
+    result = collection.compute()
+    for name, alone in (("ovo", PixelAUROC(2)), ("sigmoid", PixelAUROC(2, scores="sigmoid"))):
+        alone.update(logits, target)
+        torch.testing.assert_close(result[f"{name}_auroc"], alone.compute()["auroc"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"average": "macro"}, "average must be"),
+        ({"scores": "logit"}, "scores must be"),
+        ({"bins": 1}, "bins must be"),
+    ],
+)
+def test_bad_options(arguments: dict[str, object], message: str) -> None:
+    make: Callable[..., PixelAUROC] = PixelAUROC
+    with pytest.raises(ValueError, match=message):
+        make(3, **arguments)
+
+
+def test_bad_input() -> None:
+    target = torch.zeros(2, dtype=torch.long)
+    metric = PixelAUROC(3, scores="identity")
+    with pytest.raises(ValueError, match=r"score 1.5 at \(0, 2, 1\)"):
+        metric.update(torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 1.5]]), target)
+    with pytest.raises(ValueError, match="score nan"):
+        metric.update(torch.full((2, 3), torch.nan), target)
+    with pytest.raises(TypeError, match="floating point"):
+        metric.update(torch.zeros(2, 3, dtype=torch.long), target)
+    assert metric.histogram.sum() == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_cuda_equals_cpu() -> None:
+    logits, target = sample(6, 3000)
+    on_cpu, on_gpu = PixelAUROC(6), PixelAUROC(6).to("cuda")
+    on_cpu.update(logits, target)
+    on_gpu.update(logits.cuda(), target.cuda())
+    difference = (on_cpu.compute()["auroc"] - on_gpu.compute()["auroc"].cpu()).abs()
+    assert difference < 1e-5

@@ -1,0 +1,63 @@
+"""Two processes that see half of the batches each compute what one computes from all of them."""
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
+from torchmetrics import Metric
+
+from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
+
+NUM_CLASSES, WORLD_SIZE = 4, 2
+
+
+def make_metrics() -> dict[str, Metric]:
+    groups = {"head": [0], "middle": [1], "tail": [2, 3]}
+    return {
+        "iou": GroupedMeanIoU(NUM_CLASSES, groups),
+        "ovo": PixelAUROC(NUM_CLASSES, bins=100),
+        "ovr": PixelAUROC(NUM_CLASSES, average="ovr", bins=100),
+        "precision": PixelAveragePrecision(NUM_CLASSES, groups, bins=100),
+    }
+
+
+def batch(index: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(index)
+    target = torch.randint(NUM_CLASSES, (2, 8, 9), generator=generator)
+    if index % 2 == 0:
+        target[target == 3] = 255  # a class that only one process sees
+    return torch.randn(2, NUM_CLASSES, 4, 3, generator=generator), target
+
+
+def run_child(index: int, folder: str) -> None:
+    run(index + 1, folder)
+
+
+def run(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD_SIZE)
+    try:
+        results = {}
+        for name, metric in make_metrics().items():
+            for index in range(rank, 4, WORLD_SIZE):
+                metric.update(*batch(index))
+            results[name] = metric.compute()
+        torch.save(results, f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    # This process is rank 0: starting one process instead of two halves the time, which is that of importing torch.
+    child = spawn(run_child, (str(tmp_path),), nprocs=WORLD_SIZE - 1, join=False)  # type: ignore[no-untyped-call]
+    run(0, str(tmp_path))
+    assert child.join(60)
+    expected = {}
+    for name, metric in make_metrics().items():
+        for index in range(4):
+            metric.update(*batch(index))
+        expected[name] = metric.compute()
+    for rank in range(WORLD_SIZE):
+        results = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        torch.testing.assert_close(results, expected, rtol=0, atol=0)

@@ -1,0 +1,71 @@
+"""The definitions, written down literally in float64: O(N^2), slow, independent of the package's code."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def surrogate_oracle(t: Tensor, name: str, margin: float = 1.0) -> Tensor:
+    """``l(t)`` elementwise."""
+    if name == "square":
+        return 0.5 * (margin - t) ** 2
+    if name == "hinge":
+        return (margin - t).clamp(min=0)
+    if name == "squared_hinge":
+        return 0.5 * (margin - t).clamp(min=0) ** 2
+    if name == "exponential":
+        return torch.exp(-margin * t)
+    if name == "logistic":
+        return torch.nn.functional.softplus(-margin * t)
+    raise ValueError(name)
+
+
+def pixel_scores(logits: Tensor, target: Tensor, scores: str) -> tuple[Tensor, Tensor]:
+    """Scores ``(N, K)`` in float64 and labels ``(N,)``."""
+    flat = logits.double().movedim(1, -1).reshape(-1, logits.shape[1])
+    if scores == "sigmoid":
+        flat = flat.sigmoid()
+    elif scores == "softmax":
+        flat = flat.softmax(1)
+    return flat, target.reshape(-1).long()
+
+
+def auc_loss_oracle(
+    logits: Tensor,
+    target: Tensor,
+    surrogate: str = "square",
+    *,
+    margin: float = 1.0,
+    scores: str = "sigmoid",
+    strategy: str = "ovo",
+    pair_weight: Tensor | None = None,
+    ignore_index: int = 255,
+) -> Tensor:
+    """The double loop over class pairs with the full matrix of pixel differences; differentiable."""
+    values, labels = pixel_scores(logits, target, scores)
+    valid = labels != ignore_index
+    binary = logits.shape[1] == 1
+    channels = [1] if binary else list(range(logits.shape[1]))
+    classes = [0, 1] if binary else channels
+    present = [c for c in classes if bool(((labels == c) & valid).any())]
+    total, weight_sum = values.sum() * 0, 0.0
+    for c in channels:
+        if c not in present:
+            continue
+        score = values[:, 0 if binary else c]
+        positive = score[(labels == c) & valid]
+        if strategy == "ova":
+            rest = [(labels != c) & valid]
+            weights = [1.0]
+        else:
+            others = [a for a in present if a != c]
+            rest = [(labels == a) & valid for a in others]
+            weights = [1.0 if pair_weight is None else float(pair_weight[c, a]) for a in others]
+        for mask, weight in zip(rest, weights, strict=True):
+            if not bool(mask.any()):
+                continue
+            difference = positive[:, None] - score[mask][None, :]
+            total = total + weight * surrogate_oracle(difference, surrogate, margin).mean()
+            weight_sum += weight
+    return total / weight_sum if weight_sum > 0 else total

@@ -1,0 +1,161 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor, nn
+
+from aucseg import AUCSegLoss, SegmentationDataModule, SegmentationTask
+from aucseg.memory_bank import TailMemoryBank
+
+
+class TinyNetwork(nn.Module):
+    """Quarter-resolution logits; the first layer plays the encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Conv2d(8, 4, 3, stride=2, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.encoder(images))
+        return logits
+
+
+class StopAt(Callback):
+    """Saves a checkpoint after some steps and ends the run there."""
+
+    def __init__(self, step: int, path: Path) -> None:
+        self.step = step
+        self.path = path
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+            trainer.should_stop = True
+
+
+def make_task(card: Path, **options: Any) -> SegmentationTask:
+    torch.manual_seed(0)
+    options = {"loss": AUCSegLoss(), "learning_rate": 0.01, "warmup_steps": 2, **options}
+    return SegmentationTask(str(card), TinyNetwork(), **options)
+
+
+def make_data(card: Path) -> SegmentationDataModule:
+    return SegmentationDataModule(
+        str(card), str(card.parent), batch_size=4, eval_batch_size=4, num_workers=0, crop_size=(40, 48)
+    )
+
+
+def make_trainer(folder: Path, max_steps: int, **options: Any) -> Trainer:
+    return Trainer(
+        default_root_dir=folder,
+        max_steps=max_steps,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        check_val_every_n_epoch=None,
+        val_check_interval=max_steps,
+        use_distributed_sampler=False,
+        **options,
+    )
+
+
+def test_training_lowers_the_loss_and_learns_the_colours(tiny_card: Path, tmp_path: Path) -> None:
+    task, trainer = make_task(tiny_card, learning_rate=0.02), make_trainer(tmp_path, 60)
+    trainer.fit(task, make_data(tiny_card))
+    assert float(trainer.callback_metrics["val/miou"]) > 0.5
+    assert len(task.per_class_iou) == 4
+    assert sum(map(sum, task.confusion)) == 4 * (48 * 64 - 3)
+
+
+def test_resumed_run_equals_the_uninterrupted_one(tiny_card: Path, tmp_path: Path) -> None:
+    bank = {"capacity": 2, "sample_ratio": 1.0, "min_pixels": 4, "scope": "image"}
+    whole = make_task(tiny_card, bank=bank)
+    make_trainer(tmp_path, 6).fit(whole, make_data(tiny_card))
+
+    stop = StopAt(3, tmp_path / "half.ckpt")
+    make_trainer(tmp_path, 6, callbacks=[stop]).fit(make_task(tiny_card, bank=bank), make_data(tiny_card))
+    torch.manual_seed(99)
+    second = make_task(tiny_card, bank=bank)
+    make_trainer(tmp_path, 6).fit(second, make_data(tiny_card), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
+    assert whole.bank is not None
+    assert second.bank is not None
+    assert whole.bank.nbytes == second.bank.nbytes > 0
+
+
+def test_checkpoint_is_self_contained_and_safe(tiny_card: Path, tmp_path: Path) -> None:
+    task = SegmentationTask(
+        str(tiny_card),
+        "smp/fpn",
+        {"encoder": "resnet18", "decoder_pyramid_channels": 32, "decoder_segmentation_channels": 32},
+        loss="aucseg",
+        bank={},
+        warmup_steps=1,
+    )
+    trainer = make_trainer(tmp_path, 1)
+    trainer.fit(task, make_data(tiny_card))
+    path = tmp_path / "task.ckpt"
+    trainer.save_checkpoint(path)
+    checkpoint = torch.load(path, weights_only=True)
+    assert {"random_states", "hyper_parameters", "optimizer_states"} <= checkpoint.keys()
+
+    loaded = SegmentationTask.load_from_checkpoint(path, weights_only=True).eval()
+    assert loaded.card.class_names == ("ground", "box", "crate", "gem")
+    images = torch.randint(0, 256, (1, 3, 48, 64), dtype=torch.uint8)
+    torch.testing.assert_close(loaded(images), task.eval()(images))
+    assert isinstance(loaded.bank, TailMemoryBank)
+
+
+def test_schedule_warms_up_and_decays_to_zero(tiny_card: Path, tmp_path: Path) -> None:
+    task = make_task(tiny_card, warmup_steps=4, warmup_factor=0.0, poly_power=1.0, head_rate_factor=10.0)
+    task.trainer = make_trainer(tmp_path, 10)
+    configured: Any = task.configure_optimizers()
+    optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(11):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        scheduler.step()
+    expected = [0.01 * (1 - step / 10) * min(1, step / 4) for step in range(11)]
+    torch.testing.assert_close([row[0] for row in rates], expected)
+    torch.testing.assert_close([row[-1] for row in rates], [10 * rate for rate in expected])
+
+
+def test_norms_and_biases_do_not_decay_and_the_head_learns_faster(tiny_card: Path, tmp_path: Path) -> None:
+    task = make_task(tiny_card, weight_decay=0.1, head_rate_factor=10.0)
+    task.trainer = make_trainer(tmp_path, 10)
+    configured: Any = task.configure_optimizers()
+    settings = {
+        id(parameter): (group["initial_lr"], group["weight_decay"])
+        for group in configured["optimizer"].param_groups
+        for parameter in group["params"]
+    }
+    network = task.model
+    assert isinstance(network, TinyNetwork)
+    assert settings[id(network.encoder[0].weight)] == (0.01, 0.1)
+    assert settings[id(network.encoder[1].weight)] == (0.01, 0.0)
+    assert settings[id(network.head.weight)] == (0.1, 0.1)
+    assert settings[id(network.head.bias)] == (0.1, 0.0)
+
+
+def test_bank_without_tail_classes_is_refused(tiny_card: Path, tmp_path: Path) -> None:
+    text = tiny_card.read_text()
+    without_groups = tmp_path / "card.yaml"
+    without_groups.write_text(text[: text.index("groups:")] + text[text.index("ignore_ids:") :])
+    with pytest.raises(ValueError, match="names no tail classes"):
+        make_task(without_groups, bank={})
+
+
+def test_epochs_are_refused_with_the_way_out(tiny_card: Path, tmp_path: Path) -> None:
+    trainer = Trainer(
+        default_root_dir=tmp_path, max_epochs=2, logger=False, enable_progress_bar=False, accelerator="cpu"
+    )
+    with pytest.raises(ValueError, match=r"set trainer.max_steps .* is 2 steps"):
+        trainer.fit(make_task(tiny_card), make_data(tiny_card))
