@@ -27,6 +27,7 @@ from aucseg.datasets import DatasetCard, SegmentationDataset
 from aucseg.datasets.counting import count_ids, scan_mask
 from aucseg.datasets.files import read_image, read_raw_mask
 from aucseg.sampling import ClassAwareCrop
+from aucseg.transforms import training_transform
 
 CARD = """\
 name: scenes
@@ -146,8 +147,11 @@ def load_by_stage(dataset: SegmentationDataset, rounds: int) -> dict[str, float]
         "decode image": lambda: [read_image(path) for path in images],
         "decode mask": lambda: [read_raw_mask(path, dataset.card) for path in masks],
         "map ids": lambda: [dataset.label_map(mask) for mask in raw],
-        "class-aware crop 256": lambda: [crop(sample) for sample in samples],
+        "class-aware crop 256": partial(lambda samples: [crop(sample) for sample in samples], samples),
     }
+    for step in training_transform((256, 256)).transforms:
+        stages[type(step).__name__] = partial(lambda step, samples: [step(sample) for sample in samples], step, samples)
+        samples = [step(sample) for sample in samples]
     return {name: 1e3 * value / len(images) for name, value in medians(stages, rounds).items()}
 
 
