@@ -1,8 +1,8 @@
 """Training and evaluation transforms on torchvision's v2 API.
 
 A sample is a dict ``{"image": uint8 (C, H, W), "mask": uint8 or int64 (H, W), "name": str}``; every transform takes one
-and returns one. Images stay uint8: the memory bank pastes and the task normalizes on the device, so that a loader sends a
-quarter of the bytes of float images.
+and returns one. Images stay uint8: the memory bank pastes and the task normalizes on the device, so that a loader sends
+a quarter of the bytes of float images.
 """
 
 from __future__ import annotations
