@@ -15,12 +15,12 @@ from aucseg.losses.pairwise_auc import PairwiseAUCLoss
 
 
 class MicroBatchAUC:
-    """Two passes over the micro-batches of a batch: the sums of all of them, then the gradient of each with the sums of the whole.
+    """Two passes over the micro-batches of a batch: first the sums of all, then the gradient of each by these sums.
 
-    The AUC loss is not a mean over pixels, so adding up the losses of micro-batches is not the loss of the batch. This is. The sum of
-    the gradients of the second pass is that of the whole batch, for networks without batch normalization or with it frozen. The second
-    pass starts from the buffers of the first (batch-norm statistics are updated once) and replays its random numbers (dropout).
-    Twice the forward work.
+    The AUC loss is not a mean over pixels, so adding up the losses of micro-batches is not the loss of the batch. This
+    is. The sum of the gradients of the second pass is that of the whole batch, for networks without batch normalization
+    or with it frozen. The second pass starts from the buffers of the first (batch-norm statistics are updated once) and
+    replays its random numbers (dropout). Twice the forward work.
 
     Args:
         loss: The loss.
@@ -58,7 +58,7 @@ class MicroBatchAUC:
         """First pass: the sums of one micro-batch, without gradient."""
         if self._done:
             raise RuntimeError(
-                f"collect() was called after {self._done} of {len(self._random)} calls of loss(): finish the second pass first"
+                f"collect() after {self._done} of {len(self._random)} calls of loss(): finish the second pass first"
             )
         if not self._random:
             self._buffers = [buffer.clone() for buffer in self._model.buffers()]
@@ -100,8 +100,8 @@ def accumulate(
         loss: The loss.
         model: From inputs to logits.
         micro_batches: Pairs of inputs and target.
-        backward: Called with each loss; for a scaler ``lambda loss: scaler.scale(loss).backward()``, in a LightningModule with manual
-            optimization ``self.manual_backward``.
+        backward: Called with each loss; for a scaler ``lambda loss: scaler.scale(loss).backward()``, in a
+            LightningModule with manual optimization ``self.manual_backward``.
 
     Returns:
         The loss of the whole batch, detached.

@@ -17,13 +17,15 @@ from aucseg.losses.pairwise_auc import PairwiseAUCLoss
 class AUCSegLoss(nn.Module):
     r"""``auc_weight * AUC + ce_weight * CE``, computed together.
 
-    Logits smaller than the target are upsampled bilinearly (``align_corners=False``) a band of rows at a time, in the forward and
-    again in the backward pass: value and gradient are those of ``interpolate`` followed by cross-entropy and `PairwiseAUCLoss`, but
-    full-resolution logits never exist. (One or three spatial dimensions: linear or trilinear, at full size.)
+    Logits smaller than the target are upsampled bilinearly (``align_corners=False``) a band of rows at a time, in the
+    forward and again in the backward pass: value and gradient are those of ``interpolate`` followed by cross-entropy
+    and `PairwiseAUCLoss`, but full-resolution logits never exist. (One or three spatial dimensions: linear or
+    trilinear, at full size.)
 
-    The cross-entropy is that of `torch.nn.functional.cross_entropy` with ``reduction="mean"``, class weights, label smoothing and ignore
-    label included, except that it is 0 where torch's is NaN: when no pixel is valid. With a process group its sum and denominator are
-    those of all ranks. Released configurations use ``auc_weight`` 1 (Cityscapes, COCO-Stuff) or 4 (ADE20K).
+    The cross-entropy is that of `torch.nn.functional.cross_entropy` with ``reduction="mean"``, class weights, label
+    smoothing and ignore label included, except that it is 0 where torch's is NaN: when no pixel is valid. With a
+    process group its sum and denominator are those of all ranks. Released configurations use ``auc_weight`` 1
+    (Cityscapes, COCO-Stuff) or 4 (ADE20K).
 
     Args:
         auc_weight: Weight of the AUC loss.
@@ -34,7 +36,8 @@ class AUCSegLoss(nn.Module):
         **auc_options: The options of `PairwiseAUCLoss`.
 
     Shape:
-        - logits: ``(B, K, *spatial)`` or ``(N, K)``, any floating dtype; ``K = 1`` is binary (the cross-entropy is that of a sigmoid).
+        - logits: ``(B, K, *spatial)`` or ``(N, K)``, any floating dtype; ``K = 1`` is binary (the cross-entropy is that
+        of a sigmoid).
         - target: ``(B, *spatial)`` or ``(N,)``, integer labels; each spatial size at least that of the logits.
         - output: scalar, float32 (float64 for float64 logits).
 

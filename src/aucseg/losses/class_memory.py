@@ -11,7 +11,7 @@ from aucseg.losses.class_moments import BatchSums
 
 
 class ClassMemory(nn.Module):
-    """Per class: pixel count, and means of the features over its pixels in every channel, averaged over the batches that held it.
+    """Per class: pixel count and means of the features in every channel, averaged over the batches that held it.
 
     Args:
         momentum: Share of the old value that is kept at an update, in [0, 1).
@@ -68,4 +68,4 @@ class ClassMemory(nn.Module):
             saved = state_dict.get(prefix + name)
             if saved is not None and saved.shape != getattr(self, name).shape:
                 setattr(self, name, torch.zeros_like(saved, device=getattr(self, name).device))
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,4 +1,4 @@
-"""From sums over pixels to the value of the loss: counts, pair weights, means; sums of ranks, micro-batches and memories."""
+"""From sums over pixels to the value of the loss: pair weights, means; sums of ranks and micro-batches."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class PairWeights:
         return cls(counts, present, present, table / torch.where(total > 0, total, 1))
 
     def per_pixel(self) -> Tensor | None:
-        """Weight of a negative by its label ``(K + 1,)``, 0 for ignored pixels; None where it depends on the channel as well."""
+        """Weight of a negative by its label ``(K + 1,)``, 0 for ignored pixels; None if it depends on the channel too."""
         if self.table is not None:
             return None
         return torch.nn.functional.pad(self.label / self.counts.clamp(min=1), (0, 1))
@@ -122,18 +122,18 @@ class BatchSums:
 
     def all_reduced(self, group: dist.ProcessGroup | None) -> BatchSums:
         """The sums of all ranks of the group."""
-        parts = [self.counts, self.positive, self.negative, self.entropy]
-        flat = all_reduced(torch.cat([part.flatten() for part in parts]), group)
-        return BatchSums(*[f.view_as(p) for f, p in zip(flat.split([p.numel() for p in parts]), parts, strict=True)])
+        return BatchSums(*all_reduced([self.counts, self.positive, self.negative, self.entropy], group))
 
 
-def all_reduced(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """The sum over the ranks of the group, without gradient; the value itself without a group."""
-    value = value.detach()
-    if group is not None:
-        value = value.clone()
-        dist.all_reduce(value, group=group)
-    return value
+def all_reduced(values: list[Tensor], group: dist.ProcessGroup | None) -> list[Tensor]:
+    """The sums over the ranks of the group, without gradient, in one message; the values themselves without a group."""
+    values = [value.detach() for value in values]
+    if group is None:
+        return values
+    flat = torch.cat([value.flatten() for value in values])
+    dist.all_reduce(flat, group=group)
+    parts = torch.split(flat, [value.numel() for value in values])
+    return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
 
 
 def replace_value(local: Tensor, value: Tensor, scale: float = 1.0) -> Tensor:

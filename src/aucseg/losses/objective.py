@@ -50,8 +50,8 @@ def batch_sums(logits: Tensor, target: Tensor, auc: AUCOptions, cross_entropy: C
     """What the loss needs to know of these pixels, without gradient; of all ranks if there is a process group."""
     if not auc.form:
         raise ValueError(
-            f"surrogate={auc.surrogate!r} with margin={auc.margin} and scores={auc.scores!r} is computed by sorting, not from sums: "
-            "micro-batches and memory='ema' are not offered for it"
+            f"surrogate={auc.surrogate!r} with margin={auc.margin} and scores={auc.scores!r} is computed by sorting, "
+            "not from sums: micro-batches and memory='ema' are not offered for it"
         )
     with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
         logits = _prepare(logits, target, by_bands=True)
@@ -93,7 +93,7 @@ def objective(
         logits = _prepare(logits, target, by_bands=not by_sorting)
         num_classes, group = logits.shape[1], auc.process_group
         if totals is None:
-            counts = all_reduced(class_counts(target, num_classes, auc.ignore_index), group)
+            (counts,) = all_reduced([class_counts(target, num_classes, auc.ignore_index)], group)
         else:
             counts = totals.counts
         pair_counts = counts if absent is None else counts + absent.counts
@@ -106,9 +106,9 @@ def objective(
                 logits, target, pair_counts > 0, weights.per_pixel(), ce.class_weight, *settings
             )
             if totals is not None:
-                whole = totals.positive, weights.by_weight(totals.negative), totals.entropy
+                whole = [totals.positive, weights.by_weight(totals.negative), totals.entropy]
             else:
-                whole = _reduced([positive, negative, entropy], group)
+                whole = all_reduced([positive, negative, entropy], group)
             if totals is not None or group is not None:
                 # Data-parallel training averages the gradients of the ranks.
                 ranks = 1 if group is None else dist.get_world_size(group)
@@ -144,11 +144,6 @@ def objective(
         share_sum = share.sum()
         entropy = torch.where(share_sum > 0, entropy / torch.where(share_sum > 0, share_sum, 1), 0)
         return _saturated(risk, result_dtype), entropy.to(result_dtype)
-
-
-def _reduced(sums: list[Tensor], group: dist.ProcessGroup | None) -> list[Tensor]:
-    flat = all_reduced(torch.cat([value.flatten() for value in sums]), group)
-    return [part.view_as(value) for part, value in zip(flat.split([v.numel() for v in sums]), sums, strict=True)]
 
 
 def _saturated(value: Tensor, dtype: torch.dtype) -> Tensor:

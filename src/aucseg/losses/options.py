@@ -68,13 +68,14 @@ class AUCOptions:
                 raise ValueError(f"max_fpr must lie in (0, 1], got {self.max_fpr}")
             if self.form:
                 raise ValueError(
-                    f"max_fpr (partial AUC) is offered for surrogate='hinge' and 'squared_hinge', not for {self.surrogate!r}"
+                    "max_fpr (partial AUC) is offered for surrogate='hinge' and 'squared_hinge', "
+                    f"not for {self.surrogate!r}"
                 )
         if not self.form and self.process_group is not None:
             raise ValueError(
-                f"surrogate={self.surrogate!r} with margin={self.margin}, scores={self.scores!r}, max_fpr={self.max_fpr} is computed "
-                "by sorting all scores, which do not travel between processes: pass process_group=None, or use a margin of at "
-                "least 1 with 'sigmoid' or 'softmax' scores, or another surrogate"
+                f"surrogate={self.surrogate!r} with margin={self.margin}, scores={self.scores!r}, max_fpr={self.max_fpr} is "
+                "computed by sorting all scores, which do not travel between processes: pass process_group=None, or use a "
+                "margin of at least 1 with 'sigmoid' or 'softmax' scores, or another surrogate"
             )
 
     def _choose_form(self) -> None:
@@ -96,8 +97,8 @@ class AUCOptions:
         if isinstance(smooth, SmoothSurrogate) or smooth == "logistic":
             if not bounded:
                 raise ValueError(
-                    "logistic and user-defined surrogates are expanded over scores in [0, 1]; scores='identity' is not offered for "
-                    "them: use 'sigmoid' or 'softmax', or surrogate='square', 'hinge', 'squared_hinge' or 'exponential'"
+                    "logistic and user-defined surrogates are expanded over scores in [0, 1]; scores='identity' is not "
+                    "offered for them: use 'sigmoid' or 'softmax', or surrogate='square', 'hinge', 'squared_hinge' or 'exponential'"
                 )
             assert isinstance(smooth, SmoothSurrogate)
             form, degree, coefficients = "chebyshev", smooth.degree, smooth.coefficients
@@ -178,8 +179,8 @@ def _check_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
     if bool(bad.any()):
         where = tuple(bad.nonzero()[0].tolist())
         raise ValueError(
-            f"target[{', '.join(map(str, where))}] is {int(target[where])}: labels must lie in 0..{num_classes - 1} or be the ignore "
-            f"label {ignore_index}"
+            f"target[{', '.join(map(str, where))}] is {int(target[where])}: labels must lie in 0..{num_classes - 1} or be "
+            f"the ignore label {ignore_index}"
         )
 
 
@@ -188,5 +189,6 @@ def _check_finite(logits: Tensor) -> None:
     if bool(bad.any()):
         where = tuple(bad.nonzero()[0].tolist())
         raise ValueError(
-            f"logits[{', '.join(map(str, where))}] is {float(logits[where])}: image {where[0]}, class {where[1]} (check_finite=True)"
+            f"logits[{', '.join(map(str, where))}] is {float(logits[where])}: image {where[0]}, class {where[1]} "
+            "(check_finite=True)"
         )

@@ -80,8 +80,8 @@ class PairwiseAUCLoss(nn.Module):
 
     .. math:: L = \sum_{c \ne a} w_{ca} \; \mathrm{mean}_{m \in c,\, n \in a} \; \ell\big(f_c(x_m) - f_c(x_n)\big)
 
-    with uniform weights over the ordered pairs of classes present (``"ovo"``), or one class against all other valid pixels, averaged
-    over the classes present (``"ova"``). Surrogates of ``t = f_c(x_m) - f_c(x_n)``:
+    with uniform weights over the ordered pairs of classes present (``"ovo"``), or one class against all other valid
+    pixels, averaged over the classes present (``"ova"``). Surrogates of ``t = f_c(x_m) - f_c(x_n)``:
 
     ==================  ==================================  =====================================================
     ``"square"``        ``(margin - t)^2 / 2``              the 1/2 is that of the released code
@@ -93,33 +93,36 @@ class PairwiseAUCLoss(nn.Module):
 
     Source: Han et al., *AUCSeg: AUC-oriented Pixel-level Long-tail Semantic Segmentation*, NeurIPS 2024.
 
-    Linear in pixels and channels, no pair is formed; the backward pass keeps logits and labels only. Arithmetic is float32 per pixel
-    (float64 for float64 logits and identity scores) and float64 for sums, whatever the autocast dtype. It can be differentiated
-    once. A batch with fewer than two classes gives a zero that is connected to the graph. NaN logits of valid pixels give a NaN loss;
-    infinite logits are well-defined with sigmoid scores and give NaN with the others; ignored pixels never count, whatever their
-    logits.
+    Linear in pixels and channels, no pair is formed; the backward pass keeps logits and labels only. Arithmetic is
+    float32 per pixel (float64 for float64 logits and identity scores) and float64 for sums, whatever the autocast
+    dtype. It can be differentiated once. A batch with fewer than two classes gives a zero that is connected to the
+    graph. NaN logits of valid pixels give a NaN loss; infinite logits are well-defined with sigmoid scores and give NaN
+    with the others; ignored pixels never count, whatever their logits.
 
     Args:
-        surrogate: One of the names above, a `SmoothSurrogate`, or a smooth function of the difference (a callable on tensors, for
-            scores in [0, 1]; the margin is not used then).
+        surrogate: One of the names above, a `SmoothSurrogate`, or a smooth function of the difference (a callable on
+            tensors, for scores in [0, 1]; the margin is not used then).
         margin: The margin gamma, above 0.
         scores: ``"sigmoid"`` (the released code's), ``"softmax"`` or ``"identity"``.
         strategy: ``"ovo"`` or ``"ova"``.
-        pair_weight: ``(K, K)``, not negative, row = positives, column = negatives; normalized over the pairs present. ``"ovo"`` only.
+        pair_weight: ``(K, K)``, not negative, row = positives, column = negatives; normalized over the pairs present.
+            ``"ovo"`` only.
         ignore_index: Label of pixels that do not count.
-        process_group: Take the pixels of all ranks of this group together: every rank gets the loss of the whole, and the averaged
-            gradients of data-parallel training are those of one process with the whole batch. None: this process alone.
-        memory: ``"ema"``: sums of classes absent from the batch stand in from earlier training batches, as constants (an exponential
-            moving average per class, kept in buffers and saved with the checkpoint). None: no memory.
-        max_fpr: One-way partial AUC: of the negatives of each class (``"ova"``: of all negatives) only the ``ceil(max_fpr n)`` with
-            the highest scores count. In (0, 1]; for hinge and squared hinge.
+        process_group: Take the pixels of all ranks of this group together: every rank gets the loss of the whole, and
+            the averaged gradients of data-parallel training are those of one process with the whole batch. None: this
+            process alone.
+        memory: ``"ema"``: sums of classes absent from the batch stand in from earlier training batches, as constants
+            (an exponential moving average per class, kept in buffers and saved with the checkpoint). None: no memory.
+        max_fpr: One-way partial AUC: of the negatives of each class (``"ova"``: of all negatives) only the
+            ``ceil(max_fpr n)`` with the highest scores count. In (0, 1]; for hinge and squared hinge.
         check_finite: Raise a ValueError that names image and class if a logit is not finite. Waits for the device.
-        validate_args: Check the labels when they are on the CPU. (On an accelerator a bad label is the device's own index error.)
+        validate_args: Check the labels when they are on the CPU. (On an accelerator a bad label is the device's own
+            index error.)
         memory_momentum: Share of the old value that a class keeps at each update of the memory.
 
     Shape:
-        - logits: ``(B, K, *spatial)`` with any number of spatial dimensions, or ``(N, K)``; ``K = 1``: one logit a pixel, labels 0
-          and 1, the binary AUC loss.
+        - logits: ``(B, K, *spatial)`` with any number of spatial dimensions, or ``(N, K)``; ``K = 1``: one logit a
+          pixel, labels 0 and 1, the binary AUC loss.
         - target: ``(B, *spatial)`` or ``(N,)``, integer labels 0..K-1 or the ignore label.
         - output: scalar, float32 (float64 for float64 logits).
 

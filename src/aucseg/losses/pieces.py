@@ -1,7 +1,8 @@
 """Ways through the logits in pieces that fit the cache: as they are, or upsampled band by band.
 
-A piece is ``(b, K, p)``: all channels of some pixels. `FullResolution` cuts logits at the target's size; `UpsampledBands` makes the
-bilinear upsampling of smaller logits a few output rows at a time and turns the gradient of a band into that of the small logits.
+A piece is ``(b, K, p)``: all channels of some pixels. `FullResolution` cuts logits at the target's size;
+`UpsampledBands` makes the bilinear upsampling of smaller logits a few output rows at a time and turns the gradient of a
+band into that of the small logits.
 """
 
 from __future__ import annotations
@@ -121,9 +122,10 @@ def bilinear_rows(first: int, last: int, source: int, size: int) -> tuple[int, i
 
 
 class UpsampledBands:
-    """Logits ``(B, K, h, w)``, upsampled bilinearly to ``(H, W)``: columns of a few source rows first, then rows by a small matrix.
+    """Logits ``(B, K, h, w)``, upsampled bilinearly to ``(H, W)`` a band of rows at a time.
 
-    A piece is a band of output rows of one image, laid out as (rows, K, W): then the rows of a band are one matrix product.
+    Columns of a few source rows come first, then rows by a small matrix. A piece is a band of output rows of one image, laid out as (rows, K, W): then the rows of a band are one matrix
+    product.
     """
 
     def __init__(
@@ -150,7 +152,7 @@ class UpsampledBands:
 
     def _block(self, image: int, first: int, last: int, rows: int) -> Iterator[tuple[Index, Tensor]]:
         height, width = self._size
-        source_height, source_width = self._logits.shape[2:]
+        source_height = self._logits.shape[2]
         start, stop, _ = bilinear_rows(first, last, source_height, height)
         source = self._logits[image, :, start:stop].transpose(0, 1).to(self._dtype)
         columns = F.interpolate(source, size=width, mode="linear", align_corners=False)

@@ -1,15 +1,16 @@
 """The two passes over the pixels: sums of the loss terms, and the gradient by the logits.
 
-Channel c scores its own class (positives) against every other class a (negatives). With pair weights ``w[c, a]`` and a separable
-surrogate (see `aucseg.losses.surrogates`) the AUC loss is
+Channel c scores its own class (positives) against every other class a (negatives). With pair weights ``w[c, a]`` and a
+separable surrogate (see `aucseg.losses.surrogates`) the AUC loss is
 
     L = sum_c sum_jk C[j, k] P_j[c] Q_k[c],
     P_j[c] = mean of p_j(f_c) over the pixels of class c,
     Q_k[c] = sum over the pixels x of other classes of  w[c, y(x)] / n_y(x)  q_k(f_c(x)).
 
-Every pixel thus carries one weight for all channels (uniform one-vs-one: one over the size of its class), the state is a few numbers
-a channel, and only channels whose class occurs take part. `pixel_sums` is differentiable: what follows it is arithmetic on ``(J, K)``
-tables. Both passes are opaque operators, so that ``torch.compile`` does not unroll their loops.
+Every pixel thus carries one weight for all channels (uniform one-vs-one: one over the size of its class), the state is
+a few numbers a channel, and only channels whose class occurs take part. `pixel_sums` is differentiable: what follows it
+is arithmetic on ``(J, K)`` tables. Both passes are opaque operators, so that ``torch.compile`` does not unroll their
+loops.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class PassOptions:
         return self.cross_entropy or self.scores == "softmax"
 
     def dtype(self, logits: Tensor) -> torch.dtype:
-        """Per-pixel arithmetic: float32 for bounded scores, float64 for unbounded ones, steep exponentials and float64 logits."""
+        """Of per-pixel arithmetic: float32, or float64 for identity scores, steep exponentials and float64 logits."""
         steep = self.form == "exponential" and self.margin > 20
         if logits.dtype == torch.float64 or (self.form and self.scores == "identity") or steep:
             return wide_dtype(logits.device)
@@ -95,7 +96,7 @@ def class_labels(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
 def class_counts(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     """Pixels per class, ``(K,)`` in the wide dtype; ignored pixels are left out."""
     counts = torch.zeros(num_classes + 1, dtype=wide_dtype(target.device), device=target.device)
-    for part in target.flatten().split(piece_size(target.device)):
+    for part in torch.split(target.flatten(), piece_size(target.device)):
         labels = class_labels(part, num_classes, ignore_index)
         if target.device.type == "cpu":
             counts += torch.bincount(labels, minlength=num_classes + 1)
@@ -110,7 +111,7 @@ def _(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
 
 
 class _Channels:
-    """The channels that the AUC term scores: those with a weight, picked out where that pays (on a CPU, where asking is free)."""
+    """The channels that the AUC term scores, picked out of all where that pays (on a CPU, where asking is free)."""
 
     def __init__(self, scored: Tensor, options: PassOptions) -> None:
         self.picked: Tensor | None = None
@@ -202,7 +203,7 @@ class _ScoredPiece:
 
 
 class _CrossEntropyWeights:
-    """Class weights and label smoothing of the cross-entropy, ready for pixels: tables ``(K + 1,)``, 0 for ignored pixels."""
+    """Class weights and label smoothing of the cross-entropy as tables by label, ``(K + 1,)``, 0 for ignored pixels."""
 
     def __init__(self, class_weight: Tensor | None, logits: Tensor, dtype: torch.dtype, options: PassOptions) -> None:
         num_classes = logits.shape[1]
@@ -231,8 +232,8 @@ def _lookup(table: Tensor, labels: Tensor) -> Tensor:
 
 
 _SCHEMA = (
-    "Tensor logits, Tensor target, Tensor scored, Tensor? pixel_weight, Tensor? class_weight, str form, float margin, int degree, "
-    "str scores, int ignore_index, bool cross_entropy, float label_smoothing"
+    "Tensor logits, Tensor target, Tensor scored, Tensor? pixel_weight, Tensor? class_weight, str form, float margin, "
+    "int degree, str scores, int ignore_index, bool cross_entropy, float label_smoothing"
 )
 
 
@@ -253,15 +254,15 @@ def pixel_sums(
         logits: ``(B, K, *spatial)`` or ``(N, K)``; ``(B, K, h, w)`` smaller than the target is upsampled bilinearly.
         target: ``(B, *spatial)`` or ``(N,)``.
         scored: ``(K,)``, true for channels that the AUC term needs; every class that occurs must be among them.
-        pixel_weight: Weight of a negative by its label, ``(K + 1,)``; the last one, of ignored pixels, is 0. None: keep the labels
-            apart.
+        pixel_weight: Weight of a negative by its label, ``(K + 1,)``; the last one, of ignored pixels, is 0. None: keep
+            the labels apart.
         class_weight: ``(K,)``, of the cross-entropy.
         *settings: The fields of `PassOptions`.
 
     Returns:
-        Sums of ``p_j`` over each class ``(J, K)``, weighted sums of ``q_k`` over the others ``(J', K)`` (without weights: by channel
-        and label, ``(J', K, K)``), the weighted sum of the cross-entropy (scalar), all in the wide dtype, and the log-sum-exp of the
-        logits at every pixel where the gradient needs it.
+        Sums of ``p_j`` over each class ``(J, K)``, weighted sums of ``q_k`` over the others ``(J', K)`` (without
+        weights: by channel and label, ``(J', K, K)``), the weighted sum of the cross-entropy (scalar), all in the wide
+        dtype, and the log-sum-exp of the logits at every pixel where the gradient needs it.
     """
     options = PassOptions(*settings)
     with torch.autocast(logits.device.type, enabled=False):
@@ -351,7 +352,7 @@ def _(
     schema=f"(Tensor positive, Tensor negative, Tensor entropy, Tensor lse, {_SCHEMA}) -> Tensor",
 )
 def pixel_gradient(positive: Tensor, negative: Tensor, entropy: Tensor, lse: Tensor, *inputs: Any) -> Tensor:
-    """The gradient by the logits, given those by the three sums of `pixel_sums` (same shapes), its log-sum-exp and its inputs."""
+    """The gradient by the logits, given those by the three sums of `pixel_sums`, its log-sum-exp and its inputs."""
     logits, target, scored, pixel_weight, class_weight, *settings = inputs
     options = PassOptions(*settings)
     with torch.autocast(logits.device.type, enabled=False):

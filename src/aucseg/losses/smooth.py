@@ -19,9 +19,10 @@ _GRID = 129
 class SmoothSurrogate:
     r"""A smooth surrogate ``l(t)`` of the score difference, for scores in [0, 1].
 
-    ``l(f_pos - f_neg)`` is expanded as ``sum_jk C[j, k] T_j(2 f_pos - 1) T_k(2 f_neg - 1)`` with the smallest degree whose error is
-    within the tolerance. The mean over all pairs of pixels then follows from the means of the Chebyshev polynomials over each class
-    (polynomial moments: Chebyshev form keeps the digits that powers would cancel away). Work O(N K degree).
+    ``l(f_pos - f_neg)`` is expanded as ``sum_jk C[j, k] T_j(2 f_pos - 1) T_k(2 f_neg - 1)`` with the smallest degree
+    whose error is within the tolerance. The mean over all pairs of pixels then follows from the means of the Chebyshev
+    polynomials over each class (polynomial moments: Chebyshev form keeps the digits that powers would cancel away).
+    Work O(N K degree).
 
     Args:
         function: ``l``, elementwise on float64 tensors of any shape with values in [-1, 1]; differentiable by autograd.
@@ -66,9 +67,9 @@ class SmoothSurrogate:
                 break
         else:
             raise ValueError(
-                f"surrogate is not smooth enough on [-1, 1]: at degree {_MAX_DEGREE} its slope is off by {self.gradient_error:.1e} "
-                f"(allowed: {tolerance * scale:.1e}); raise `tolerance`, or take surrogate='hinge' or 'squared_hinge', which are "
-                "computed by sorting"
+                f"surrogate is not smooth enough on [-1, 1]: at degree {_MAX_DEGREE} its slope is off by "
+                f"{self.gradient_error:.1e} (allowed: {tolerance * scale:.1e}); raise `tolerance`, or take "
+                "surrogate='hinge' or 'squared_hinge', which are computed by sorting"
             )
         self.coefficients: Coefficients = tuple(tuple(row) for row in coefficients.tolist())
 

@@ -1,8 +1,8 @@
-"""Hinge and squared hinge for every margin and any real scores, and one-way partial AUC: by sorting, exact, no pair is formed.
+"""Hinge and squared hinge for every margin and any real scores, and one-way partial AUC, exact, by sorting.
 
-For channel c sort the positives. A negative n with score f_n meets the positives below ``f_n + margin``: a search gives their number,
-running sums give what they add. The same search drops each negative into a bucket between two positives, and running sums over the
-buckets, from above, give what the negatives add to a positive. O(N log N) a channel.
+For channel c sort the positives. A negative n with score f_n meets the positives below ``f_n + margin``: a search gives
+their number, running sums give what they add. The same search drops each negative into a bucket between two positives,
+and running sums over the buckets, from above, give what the negatives add to a positive. O(N log N) a channel.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _channel_risk(
 
 
 def _hardest(scores: Tensor, groups: Tensor, num_groups: int, share: float) -> Tensor:
-    """``(N,)``: 1/share' for the highest scores of each group, 0 for the rest; share' = ceil(share n) / n of the n of a group."""
+    """``(N,)``: n / kept for the kept = ceil(share n) highest scores of each group of n, 0 for the rest."""
     counts = torch.zeros(num_groups, dtype=scores.dtype, device=scores.device).index_add_(
         0, groups, torch.ones_like(scores)
     )
@@ -75,7 +75,8 @@ def _hardest(scores: Tensor, groups: Tensor, num_groups: int, share: float) -> T
 @torch.library.custom_op(
     "aucseg::sorted_risk",
     mutates_args=(),
-    schema="(Tensor scores, Tensor labels, Tensor weights, float margin, bool squared, float share, bool one_group) -> (Tensor, Tensor)",
+    schema="(Tensor scores, Tensor labels, Tensor weights, float margin, bool squared, float share, bool one_group)"
+    " -> (Tensor, Tensor)",
 )
 def sorted_risk(
     scores: Tensor, labels: Tensor, weights: Tensor, margin: float, squared: bool, share: float, one_group: bool
@@ -85,7 +86,8 @@ def sorted_risk(
     Args:
         scores: ``(N, K)``.
         labels: ``(N,)`` int64, K for ignored pixels.
-        weights: ``(K, K)`` in the wide dtype: weight of one negative by channel (row) and label (column); 0 on the diagonal.
+        weights: ``(K, K)`` in the wide dtype: weight of one negative by channel (row) and label (column); 0 on the
+            diagonal.
         margin: The margin.
         squared: Squared hinge instead of hinge.
         share: Share of the negatives that counts, the hardest ones, in (0, 1].
@@ -108,7 +110,8 @@ def sorted_risk(
             outside = own | (labels == num_classes)
             groups = torch.where(outside, num_classes, 0 if one_group else labels)
             negative_weight = negative_weight * _hardest(score, groups, num_classes + 1, share)
-        # Positives first in order; elsewhere than on a CPU shapes must not depend on the data, so the others follow at +inf.
+        # Positives first in order; elsewhere than on a CPU shapes must not depend on the data, so the others follow at
+        # +inf.
         where = own.nonzero().squeeze(1) if on_cpu else torch.arange(labels.numel(), device=labels.device)
         positives, order = torch.where(own[where], score[where], math.inf).sort()
         part, by_positive, by_negative = _channel_risk(positives, score, negative_weight, margin, squared)
@@ -145,11 +148,11 @@ def sorted_auc(
     share: float,
     strategy: str,
 ) -> Tensor:
-    """The AUC loss of scores ``(B, K, *spatial)`` or ``(N, K)`` with a (squared) hinge, on the hardest share of the negatives."""
+    """The AUC loss of scores ``(B, K, *spatial)`` or ``(N, K)`` with a (squared) hinge on the hardest negatives."""
     num_classes = scores.shape[1]
     flat = scores.movedim(1, -1).reshape(-1, num_classes)
     labels = class_labels(target.reshape(-1), num_classes, ignore_index)
     table = weights.table if weights.table is not None else weights.channel[:, None] * weights.label
     table = (table - torch.diag(table.diagonal())) / weights.counts.clamp(min=1)
-    value, _ = sorted_risk(flat, labels, table, margin, squared, share, strategy == "ova")
+    value: Tensor = sorted_risk(flat, labels, table, margin, squared, share, strategy == "ova")[0]
     return value

@@ -28,7 +28,8 @@ _MAX_EXPONENT = 350.0
 class Separable(ABC):
     """The features of a separable surrogate, and their slopes.
 
-    The positives enter through their *shortfall* ``h = top - f``: near ``f = 1`` it keeps the digits that ``f`` has lost.
+    The positives enter through their *shortfall* ``h = top - f``: near ``f = 1`` it keeps the digits that ``f`` has
+    lost.
 
     Attributes:
         margin: The margin gamma.
@@ -148,7 +149,7 @@ class _Exponential(Separable):
 
 
 class _Chebyshev(Separable):
-    """Any smooth surrogate on scores in [0, 1]: products of the Chebyshev polynomials ``T_j(2 f - 1)``, j = 1..degree."""
+    """Any smooth surrogate on scores in [0, 1]: Chebyshev polynomials ``T_j(2 f - 1)``, j = 1..degree."""
 
     @property
     def num_features(self) -> tuple[int, int]:
