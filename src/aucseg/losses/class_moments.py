@@ -57,7 +57,7 @@ class PairWeights:
         return cls(counts, present, present, table / torch.where(total > 0, total, 1))
 
     def per_pixel(self) -> Tensor | None:
-        """Weight of a negative by its label ``(K + 1,)``, 0 for ignored pixels; None if it depends on the channel too."""
+        """Weight of a negative by its label ``(K + 1,)``, 0 if ignored; None if it depends on the channel too."""
         if self.table is not None:
             return None
         return torch.nn.functional.pad(self.label / self.counts.clamp(min=1), (0, 1))

@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from aucseg.losses.pixel_sums import PassOptions
 from aucseg.losses.smooth import SmoothSurrogate, logistic_surrogate
 from aucseg.losses.surrogates import Coefficients, separable_form
+from aucseg.losses.views import PassOptions
 
 SURROGATES = ("square", "hinge", "squared_hinge", "exponential", "logistic")
 SCORES = ("sigmoid", "softmax", "identity")
@@ -73,9 +73,9 @@ class AUCOptions:
                 )
         if not self.form and self.process_group is not None:
             raise ValueError(
-                f"surrogate={self.surrogate!r} with margin={self.margin}, scores={self.scores!r}, max_fpr={self.max_fpr} is "
-                "computed by sorting all scores, which do not travel between processes: pass process_group=None, or use a "
-                "margin of at least 1 with 'sigmoid' or 'softmax' scores, or another surrogate"
+                f"surrogate={self.surrogate!r} with margin={self.margin}, scores={self.scores!r}, max_fpr={self.max_fpr} "
+                "is computed by sorting all scores, which do not travel between processes: pass process_group=None, or "
+                "use a margin of at least 1 with 'sigmoid' or 'softmax' scores, or another surrogate"
             )
 
     def _choose_form(self) -> None:
@@ -98,7 +98,8 @@ class AUCOptions:
             if not bounded:
                 raise ValueError(
                     "logistic and user-defined surrogates are expanded over scores in [0, 1]; scores='identity' is not "
-                    "offered for them: use 'sigmoid' or 'softmax', or surrogate='square', 'hinge', 'squared_hinge' or 'exponential'"
+                    "offered for them: use 'sigmoid' or 'softmax', or surrogate='square', 'hinge', 'squared_hinge' or "
+                    "'exponential'"
                 )
             assert isinstance(smooth, SmoothSurrogate)
             form, degree, coefficients = "chebyshev", smooth.degree, smooth.coefficients
@@ -179,8 +180,8 @@ def _check_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
     if bool(bad.any()):
         where = tuple(bad.nonzero()[0].tolist())
         raise ValueError(
-            f"target[{', '.join(map(str, where))}] is {int(target[where])}: labels must lie in 0..{num_classes - 1} or be "
-            f"the ignore label {ignore_index}"
+            f"target[{', '.join(map(str, where))}] is {int(target[where])}: labels must lie in "
+            f"0..{num_classes - 1} or be the ignore label {ignore_index}"
         )
 
 

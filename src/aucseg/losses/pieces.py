@@ -124,8 +124,8 @@ def bilinear_rows(first: int, last: int, source: int, size: int) -> tuple[int, i
 class UpsampledBands:
     """Logits ``(B, K, h, w)``, upsampled bilinearly to ``(H, W)`` a band of rows at a time.
 
-    Columns of a few source rows come first, then rows by a small matrix. A piece is a band of output rows of one image, laid out as (rows, K, W): then the rows of a band are one matrix
-    product.
+    Columns of a few source rows come first, then rows by a small matrix. A piece is a band of output rows of one image,
+    laid out as (rows, K, W): then the rows of a band are one matrix product.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aucseg.losses.class_moments import PairWeights
-from aucseg.losses.pixel_sums import class_labels, wide_dtype
+from aucseg.losses.views import class_labels, wide_dtype
 
 
 def _channel_risk(
