@@ -266,6 +266,15 @@ def test_bank_advice_depends_on_the_data() -> None:
     assert advise_bank(long_tail(), [], batch_size=8)["settings"] == {}
 
 
+@pytest.mark.parametrize(("num_tail", "ratio"), [(7, 1.0), (124, 0.05), (123, 0.05)])
+def test_sample_ratio_is_that_of_the_released_configurations(num_tail: int, ratio: float) -> None:
+    statistics = ClassStatistics(150)
+    statistics.update(np.repeat(np.arange(150, dtype=np.uint8), 4)[None])
+    advice = advise_bank(statistics, list(range(150 - num_tail, 150)), batch_size=2)
+    assert advice["settings"]["sample_ratio"] == ratio
+    assert any("about 7 classes" in reason for reason in advice["reasons"])
+
+
 def test_report_as_text_json_csv_and_chart(tmp_path: Path) -> None:
     report = make_report(long_tail(), batch_size=4)
     assert json.loads(json.dumps(report)) == report

@@ -127,7 +127,8 @@ def advise_bank(statistics: ClassStatistics, tail: list[int], *, batch_size: int
         reasons.append(
             "most tail classes are missing from many batches: scope='image' pastes into each image what it lacks"
         )
-    sample_ratio = min(1.0, math.ceil(100 * _PASTED_CLASSES / len(tail)) / 100)
+    # Rounded down: the bank rounds the number of classes up.
+    sample_ratio = min(1.0, max(1, math.floor(100 * _PASTED_CLASSES / len(tail))) / 100)
     num_pasted = math.ceil(len(tail) * sample_ratio)
     area = float(statistics.mean_pixels_where_present[tail].mean()) / statistics.max_image_pixels
     resize_ratio = min(1.0, max(0.1, round(math.sqrt(_PASTED_AREA / (num_pasted * area)), 1)))

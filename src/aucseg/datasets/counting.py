@@ -6,6 +6,7 @@ This module imports neither torch nor anything heavy: the processes of a countin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -74,16 +75,27 @@ def scan_mask(mask: npt.NDArray[Any]) -> MaskScan:
     height, width = mask.shape
     cells = np.zeros(len(ids), np.uint64)
     if len(ids):
-        num_rows, num_columns = min(height, _SAMPLES), min(width, _SAMPLES)
-        rows = np.arange(num_rows) * height // num_rows
-        columns = np.arange(num_columns) * width // num_columns
-        sampled = np.searchsorted(ids, mask[np.ix_(rows, columns)])
-        cell = (rows * GRID // height)[:, None] * GRID + columns * GRID // width
-        seen = np.bincount((sampled * GRID**2 + cell).reshape(-1), minlength=len(ids) * GRID**2) > 0
-        cells = (
-            np.packbits(seen.reshape(-1, GRID**2), axis=1, bitorder="little").view("<u8").reshape(-1).astype(np.uint64)
-        )
+        rows, columns, cell = _sample_points(height, width)
+        sampled = mask[rows[:, None], columns]
+        is_small = mask.dtype == np.uint8
+        # Where the ids are few they count themselves; else their places among those that occur do.
+        places = sampled.astype(np.int64) if is_small else np.searchsorted(ids, sampled)
+        num_places = 256 if is_small else len(ids)
+        seen = np.bincount((places * GRID**2 + cell).reshape(-1), minlength=num_places * GRID**2) > 0
+        of_ids = seen.reshape(-1, GRID**2)[ids if is_small else slice(None)]
+        cells = np.packbits(of_ids, axis=1, bitorder="little").view("<u8").reshape(-1).astype(np.uint64)
     return MaskScan(ids, counts, cells, height, width)
+
+
+@lru_cache(maxsize=64)
+def _sample_points(
+    height: int, width: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return rows and columns of the sample points, and the cell in which each pair of them lies."""
+    num_rows, num_columns = min(height, _SAMPLES), min(width, _SAMPLES)
+    rows = np.arange(num_rows) * height // num_rows
+    columns = np.arange(num_columns) * width // num_columns
+    return rows, columns, (rows * GRID // height)[:, None] * GRID + columns * GRID // width
 
 
 def unpack_cells(cells: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:

@@ -72,8 +72,8 @@ class SegmentationDataset(Dataset[Sample]):
 
     Example:
         >>> from aucseg.datasets import SegmentationDataset
-        >>> dataset = SegmentationDataset("freedoom_lt", split="val")  # doctest: +SKIP
-        >>> dataset[0]["image"].shape  # doctest: +SKIP
+        >>> dataset = SegmentationDataset("freedoom_lt", split="val")
+        >>> dataset[0]["image"].shape
         torch.Size([3, 120, 160])
     """
 

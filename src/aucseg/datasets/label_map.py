@@ -58,7 +58,13 @@ class LabelMap:
         Raises:
             ValueError: A raw id outside the map, where the card says ``unmapped: error``; the message lists them.
         """
-        mapped = self._table[raw]
+        table = self._table
+        mapped: Array
+        if raw.dtype == table.dtype == np.uint8:
+            # A third of the time of table[raw].
+            mapped = np.frombuffer(bytearray(raw).translate(table.tobytes()), np.uint8).reshape(raw.shape)
+        else:
+            mapped = table[raw]
         if self.card.unmapped == "error" and bool((mapped == self._unknown).any()):
             ids, counts = np.unique(raw[mapped == self._unknown], return_counts=True)
             raise ValueError(self.describe_unknown(dict(zip(ids.tolist(), counts.tolist(), strict=True))))
