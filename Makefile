@@ -45,6 +45,9 @@ docs: $(VENV)/.dev
 
 benchmark: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.loss
+	$(BIN)/python -m benchmarks.memory_bank
+	$(BIN)/python -m benchmarks.metrics
+	$(BIN)/python -m benchmarks.data
 
 clean:
 	rm -rf dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis

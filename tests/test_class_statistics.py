@@ -33,6 +33,7 @@ def count(masks: Masks) -> ClassStatistics:
     return statistics
 
 
+@settings(max_examples=50, deadline=None)
 @given(mask_lists)
 def test_sums_are_those_of_a_plain_loop(masks: Masks) -> None:
     statistics = count(masks)
@@ -51,12 +52,14 @@ def test_sums_are_those_of_a_plain_loop(masks: Masks) -> None:
         assert statistics.frequency.sum() == pytest.approx(1)
 
 
+@settings(max_examples=50, deadline=None)
 @given(mask_lists, mask_lists)
 def test_parts_add_up_to_the_whole(first: Masks, second: Masks) -> None:
     assert count(first) + count(second) == count(first + second)
     assert sum([count(first), count(second)]) == count(first + second)
 
 
+@settings(max_examples=50, deadline=None)
 @given(mask_lists, st.randoms(use_true_random=False))
 def test_the_order_of_the_images_changes_nothing_but_the_order(masks: Masks, rng: Any) -> None:
     shuffled = list(masks)
@@ -67,7 +70,7 @@ def test_the_order_of_the_images_changes_nothing_but_the_order(masks: Masks, rng
     assert one.tau == other.tau or math.isnan(one.tau)
 
 
-@settings(max_examples=25)
+@settings(max_examples=50, deadline=None)
 @given(mask_lists)
 def test_saved_and_loaded(tmp_path_factory: pytest.TempPathFactory, masks: Masks) -> None:
     path = tmp_path_factory.mktemp("statistics") / "s.json"

@@ -157,8 +157,8 @@ def test_crops_hold_the_class_at_every_place() -> None:
 
 def test_crops_without_the_class_are_anywhere() -> None:
     crop = ClassAwareCrop((1, 1), classes=[5], probability=0.0)
-    hits = sum(int(crop({**sample(4, 4), "draw": draw})["mask"]) == 5 for draw in range(3200))
-    assert hits == pytest.approx(200, abs=60)
+    hits = sum(int(crop({**sample(4, 4), "draw": draw})["mask"]) == 5 for draw in range(1600))
+    assert hits == pytest.approx(100, abs=40)
     nowhere = ClassAwareCrop((4, 4), classes=[9], probability=1.0)
     assert nowhere({**sample(), "draw": 0})["mask"].shape == (4, 4)
 

@@ -26,7 +26,7 @@ _EXAMPLES = """examples:
 # Commands with a module of their own, which has add_arguments(parser) and run(args) -> int: (module, help).
 _COMMANDS = {
     "demo": ("aucseg.demo", "train cross-entropy and AUCSeg on the embedded data and compare them"),
-    "predict": ("aucseg.predict", "write label maps and overlays of images, folders or globs"),
+    "predict": ("aucseg.predict_command", "write label maps and overlays of images, folders or globs"),
     "stats": ("aucseg.stats_command", "count the classes of a data set, check its labels, suggest settings"),
     "compare": ("aucseg.compare", "train several methods with several seeds and tabulate them"),
     "report": ("aucseg.report.command", "write one HTML page about finished or running runs"),

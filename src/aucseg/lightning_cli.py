@@ -12,6 +12,7 @@ from aucseg.run_folder import LAST_CHECKPOINT, ResultWriter, prepare_run_folder
 from aucseg.task import SegmentationTask
 
 try:
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -35,7 +36,9 @@ class AUCSegCLI(LightningCLI):
         config = self.config_init[self.subcommand]
         out, trainer = Path(config.out), config.trainer
         self.result_writer = ResultWriter(out)
-        callbacks: list[Callback] = [self.result_writer, TQDMProgressBar(leave=True)]
+        callbacks: list[Callback] = [self.result_writer]
+        if trainer.enable_progress_bar is not False:
+            callbacks.append(TQDMProgressBar(leave=True))
         if self.subcommand == "fit":
             prepare_run_folder(out, overwrite=config.overwrite)
             callbacks += [
@@ -61,7 +64,10 @@ class AUCSegCLI(LightningCLI):
 
 def run(command: str, arguments: list[str]) -> int:
     """Runs ``fit`` or ``validate`` with Lightning's options."""
-    run_lightning(command, arguments)
+    try:
+        run_lightning(command, arguments)
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
     return 0
 
 

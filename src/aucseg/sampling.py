@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Sampler
 
+from aucseg.datasets.counting import count_ids
+
 if TYPE_CHECKING:
     from aucseg.class_statistics import ClassStatistics
 
@@ -258,16 +260,16 @@ class ClassAwareCrop:
         rows, columns = slice(top, top + height), slice(left, left + width)
         return {**sample, "image": image[..., rows, columns], "mask": mask[rows, columns]}
 
-    def _pixel_of_rare_class(self, mask: Tensor, generator: torch.Generator) -> list[int] | None:
+    def _pixel_of_rare_class(self, mask: Tensor, generator: torch.Generator) -> tuple[int, int] | None:
         if float(torch.rand((), generator=generator)) >= self.probability:
             return None
-        present = [class_id for class_id in torch.unique(mask).tolist() if class_id in self.classes]
+        ids, counts = count_ids(mask.numpy())
+        present = [i for i, class_id in enumerate(ids.tolist()) if class_id in self.classes]
         if not present:
             return None
-        class_id = present[int(torch.randint(len(present), (), generator=generator))]
-        pixels = (mask == class_id).nonzero()
-        pixel: list[int] = pixels[int(torch.randint(len(pixels), (), generator=generator))].tolist()
-        return pixel
+        drawn = present[int(torch.randint(len(present), (), generator=generator))]
+        place = int(torch.randint(int(counts[drawn]), (), generator=generator))
+        return divmod(int((mask == int(ids[drawn])).flatten().nonzero()[place]), mask.shape[1])
 
 
 def _generator(seed: int, number: int) -> torch.Generator:

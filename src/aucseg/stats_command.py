@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     """Run ``aucseg stats``; returns the exit status."""
     try:
         return _run(args)
-    except (ValueError, ImportError, OSError) as error:
+    except (ValueError, ImportError, OSError, RuntimeError) as error:
         print(f"aucseg stats: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -1,8 +1,8 @@
 """Training and evaluation transforms on torchvision's v2 API.
 
-A sample is a dict ``{"image": uint8 (C, H, W), "mask": uint8 or int64 (H, W), "name": str}``; every transform takes one and returns one. Images stay
-uint8: the memory bank pastes and the task normalizes on the device, so that a loader sends a quarter of the bytes of
-    float images.
+A sample is a dict ``{"image": uint8 (C, H, W), "mask": uint8 or int64 (H, W), "name": str}``; every transform takes one
+and returns one. Images stay uint8: the memory bank pastes and the task normalizes on the device, so that a loader sends
+a quarter of the bytes of float images.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def training_transform(
         fill: padding value of the image; the mean of the data set makes it zero after normalization.
 
     Returns:
-        A transform from sample to sample; randomness comes from torch's global generator, which loaders seed in each worker.
+        A transform from sample to sample; its randomness comes from torch's global generator.
 
     Example:
         >>> image, mask = torch.zeros(3, 60, 80, dtype=torch.uint8), torch.zeros(60, 80, dtype=torch.uint8)

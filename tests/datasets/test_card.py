@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from aucseg.datasets import DatasetCard
 from aucseg.datasets.card import default_color
@@ -171,13 +173,25 @@ def test_files_that_are_no_cards(tmp_path: Path) -> None:
         (b"", "empty"),
         (b"\xff\xfe\x00", "not a UTF-8 text file"),
         (b"- a\n- b\n", "must be a mapping"),
-        (b"[" * 20_000, "not valid YAML"),
+        (b"[" * 2_000, "not valid YAML"),
         (b"name: !!python/object/apply:os.system [echo]\nclasses: []\nsplits: {}\n", "must be text"),
         (b"name: a\nclasses: []\nsplits: {}\n", "'classes' is empty"),
     ):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=message):
             DatasetCard.load(path)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, len(MINI)), st.integers(0, 12), st.text("{}[]:,-*&!#\n 0aé", max_size=6))
+def test_damaged_cards_give_a_value_error_or_a_card(start: int, length: int, inserted: str) -> None:
+    message, card = "card:", None
+    try:
+        card = DatasetCard.from_yaml(MINI[:start] + inserted + MINI[start + length :])
+    except ValueError as error:
+        message = str(error)
+    assert message.startswith("card:")
+    assert card is None or card.num_classes == len(card.palette) == len(card.raw_ids)
 
 
 def test_more_than_255_classes_need_another_ignore_label(write_card: WriteCard) -> None:

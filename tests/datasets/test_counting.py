@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -22,6 +22,7 @@ masks = st.builds(
 )
 
 
+@settings(max_examples=50, deadline=None)
 @given(masks)
 def test_counts_are_those_of_unique(mask: np.ndarray[Any, Any]) -> None:
     ids, counts = count_ids(mask)
@@ -41,6 +42,7 @@ def test_negative_and_large_ids() -> None:
     assert (ids.tolist(), counts.tolist()) == ([-1, 70000], [2, 1])
 
 
+@settings(max_examples=50, deadline=None)
 @given(masks)
 def test_small_masks_show_every_cell(mask: np.ndarray[Any, Any]) -> None:
     scan = scan_mask(mask)

@@ -492,3 +492,11 @@ def test_bad_input() -> None:
             loss(bad_logits, labels)
     with pytest.raises(ValueError, match="at least 2 channels"):
         build_loss("ce")(logits[:, :1], target)
+
+
+def test_aucseg_is_in_the_registry() -> None:
+    aucseg = pytest.importorskip("aucseg.losses.aucseg")
+    loss = build_loss("aucseg", COUNTS.tolist(), auc_weight=2.0)
+    assert isinstance(loss, aucseg.AUCSegLoss)
+    logits, target = sample()
+    assert loss(logits, target).isfinite()

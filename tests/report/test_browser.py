@@ -66,9 +66,18 @@ def _css(driver: Any, selector: str) -> Any:
     return driver.find_element("css selector", selector)
 
 
+def _scroll_to(driver: Any, element: Any) -> None:
+    # The page hears of a scroll at the next frame, and hides its tip then: let that pass before the pointer moves.
+    driver.execute_async_script(
+        """arguments[0].scrollIntoView({block: 'center', inline: 'center'});
+           requestAnimationFrame(() => requestAnimationFrame(() => arguments[1]()))""",
+        element,
+    )
+
+
 def _picture(driver: Any, selector: str) -> np.ndarray[Any, Any]:
     element = _css(driver, selector)
-    driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+    _scroll_to(driver, element)
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(element.screenshot_as_base64))).convert("RGB")).astype(int)
 
 
@@ -104,7 +113,7 @@ def test_table_sorts(opened: Any) -> None:
 
     assert order() == list(TITLES)
     heading = next(h for h in opened.find_elements("css selector", "#results-table thead th") if "Tail" in h.text)
-    opened.execute_script("arguments[0].scrollIntoView({block: 'center', inline: 'center'})", heading)
+    _scroll_to(opened, heading)
     heading.find_element("css selector", "button").click()
     assert order() == ["AUCSeg", "Focal", "CE"]
     assert heading.get_attribute("aria-sort") == "descending"
@@ -177,14 +186,14 @@ def test_pointer_shows_the_numbers_of_a_class_and_the_classes_of_a_picture(opene
     from selenium.webdriver.common.action_chains import ActionChains
 
     hits = opened.find_elements("css selector", "#classes .hit")
-    opened.execute_script("arguments[0].scrollIntoView({block: 'center', inline: 'center'})", hits[13])
+    _scroll_to(opened, hits[13])
     ActionChains(opened).move_to_element(hits[13]).perform()
     lines = _css(opened, "#tip").text.splitlines()
     assert lines[0] == HOSTILE
     assert lines[1] == "rank 14 · tail"
     assert [line.split(":")[0] for line in lines[3:]] == list(TITLES)
     stage = _css(opened, ".compare .stage")
-    opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", stage)
+    _scroll_to(opened, stage)
     # Half-way down the left edge.
     ActionChains(opened).move_to_element_with_offset(stage, -stage.rect["width"] // 2 + 20, 0).perform()
     lines = _css(opened, "#tip").text.splitlines()

@@ -125,6 +125,12 @@ def encoding_of_mode(mode: str) -> str | None:
     return _ENCODING_OF_MODE.get(mode)
 
 
+def mode_and_format(path: Path) -> tuple[str, str | None]:
+    """Return Pillow's mode and format of an image file, from its header."""
+    with _open(path) as image:
+        return image.mode, image.format
+
+
 def size_message(mask: Path, mask_size: tuple[int, ...], image: str, image_size: tuple[int, ...]) -> str:
     """Return the message about a mask that is not as large as its image."""
     return (

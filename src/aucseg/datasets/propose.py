@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
-
 from aucseg.datasets.card import MAX_RAW_ID, DatasetCard, Layout, default_color, unpack_color
 from aucseg.datasets.dataset import SegmentationDataset
-from aucseg.datasets.files import encoding_of_mode
+from aucseg.datasets.files import encoding_of_mode, mode_and_format
 from aucseg.datasets.scan import scan_samples
 from aucseg.datasets.scan_cache import ScanCache
 
@@ -104,8 +102,8 @@ def _looks_like_masks(root: Path, files: _Files) -> bool:
             return True
         if _IMAGE_NAME.search(part):
             return False
-    with Image.open(root / files.folder / (files.stems[0] + files.ending)) as image:
-        return image.mode in ("1", "L", "P", "I;16", "I") and image.format not in ("JPEG", "MPO")
+    mode, file_format = mode_and_format(root / files.folder / (files.stems[0] + files.ending))
+    return mode in ("1", "L", "P", "I;16", "I") and file_format not in ("JPEG", "MPO")
 
 
 def _propose_splits(root: Path, images: Sequence[_Files], masks: Sequence[_Files]) -> dict[str, Layout]:
@@ -189,10 +187,10 @@ def _find_encoding(root: Path, layout: Layout) -> str:
     assert layout.masks is not None
     pattern = re.sub(r"\{\d\}", "*", layout.masks)
     first = min(root.glob(pattern))
-    with Image.open(first) as mask:
-        encoding = encoding_of_mode(mask.mode)
+    mode, _ = mode_and_format(first)
+    encoding = encoding_of_mode(mode)
     if encoding is None:
-        raise ValueError(f"{first}: a mask of mode {mask.mode} holds no ids; save it as an 8-bit grey PNG")
+        raise ValueError(f"{first}: a mask of mode {mode} holds no ids; save it as an 8-bit grey PNG")
     return encoding
 
 

@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 from collections.abc import Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -193,6 +194,11 @@ def _run(
     )
     try:
         yield from pool.map(_run_worker, jobs, chunksize=_CHUNK)
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a process that reads masks died: out of memory, or started from a script whose work is not under "
+            "if __name__ == '__main__':; try num_workers=0"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 

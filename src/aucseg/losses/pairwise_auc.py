@@ -1,170 +1,224 @@
-"""The pixel-level pairwise AUC loss, exact over every pair of pixels and linear in their number."""
+"""The pixel-level pairwise AUC loss: exact over every pair of pixels, linear in their number."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from aucseg.losses.class_moments import (
-    LossTables,
-    as_planes,
-    class_counts,
-    label_planes,
-    loss_tables,
-    pair_gradient,
-    pair_sums,
-    pair_weights,
-)
-from aucseg.losses.surrogates import separable_surrogate
-
-SCORES = ("sigmoid", "softmax", "identity")
-STRATEGIES = ("ovo", "ova")
-_LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
-
-
-def check_inputs(
-    logits: Tensor, target: Tensor, ignore_index: int, *, same_size: bool = True, check_labels: bool = True
-) -> None:
-    """Raise a ValueError or TypeError that names what is wrong with logits or target."""
-    for name, value in (("logits", logits), ("target", target)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-    if not logits.is_floating_point():
-        raise ValueError(f"logits must be floating point, got {logits.dtype}")
-    if target.dtype not in _LABEL_DTYPES:
-        raise ValueError(f"target must hold integer class labels, got {target.dtype}")
-    if logits.dim() < 2:
-        raise ValueError(f"logits must be (N, K) or (B, K, *spatial), got shape {tuple(logits.shape)}")
-    expected = (logits.shape[0], *logits.shape[2:])
-    if same_size and tuple(target.shape) != expected:
-        raise ValueError(
-            f"target must have shape {expected} for logits {tuple(logits.shape)}, got {tuple(target.shape)}"
-        )
-    if target.dim() != logits.dim() - 1 or target.shape[0] != logits.shape[0]:
-        raise ValueError(
-            f"target {tuple(target.shape)} does not fit logits {tuple(logits.shape)}: expected (B, *spatial)"
-        )
-    if logits.shape[1] < 1:
-        raise ValueError(f"logits need at least one channel, got shape {tuple(logits.shape)}")
-    if logits.device != target.device:
-        raise ValueError(f"logits are on {logits.device} but target is on {target.device}")
-    if check_labels and target.device.type == "cpu" and target.numel():
-        _check_labels(target, max(logits.shape[1], 2), ignore_index)
-
-
-def _check_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
-    if target.dtype == torch.bool:
-        return
-    low, high = torch.aminmax(target)
-    if 0 <= int(low) and int(high) < num_classes:
-        return
-    bad = ((target < 0) | (target >= num_classes)) & (target != ignore_index)
-    if bool(bad.any()):
-        where = tuple(bad.nonzero()[0].tolist())
-        raise ValueError(
-            f"target[{', '.join(map(str, where))}] is {int(target[where])}: labels must lie in 0..{num_classes - 1} "
-            f"or be the ignore label {ignore_index}"
-        )
-
-
-def binary_as_two(logits: Tensor) -> Tensor:
-    """One logit z a pixel as the two logits (0, z), of which only the second is scored."""
-    return torch.cat([torch.zeros_like(logits), logits], 1)
-
-
-class _PairwiseAUC(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        logits: Tensor,
-        target: Tensor,
-        surrogate: str,
-        margin: float,
-        scores: str,
-        strategy: str,
-        ignore_index: int,
-        binary: bool,
-    ) -> Tensor:
-        form = separable_surrogate(surrogate, margin, scores)
-        planes, labels = as_planes(logits.detach()), label_planes(target)
-        counts = class_counts(labels, planes.shape[1], ignore_index)
-        scored = torch.tensor([0.0, 1.0], dtype=counts.dtype, device=counts.device) if binary else None
-        weights = pair_weights(counts, strategy, scored)
-        pixel_weight = weights.per_pixel()
-        tables = loss_tables(*pair_sums(planes, labels, pixel_weight, form, scores, ignore_index), weights, form)
-        ctx.save_for_backward(logits, target, pixel_weight, tables.positive, tables.negative)
-        ctx.form, ctx.scores, ctx.ignore_index = form, scores, ignore_index
-        limit = torch.finfo(torch.float32).max
-        return tables.value.clamp(-limit, limit).to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        logits, target, pixel_weight, positive, negative = ctx.saved_tensors
-        scale = grad_output.to(positive.dtype)
-        tables = LossTables(scale, positive * scale, negative * scale)
-        with torch.autocast(logits.device.type, enabled=False):
-            gradient = torch.empty_like(logits)
-            planes = as_planes(logits)
-            out = as_planes(gradient)
-            pair_gradient(
-                planes, label_planes(target), pixel_weight, tables, ctx.form, ctx.scores, ctx.ignore_index, out
-            )
-        return gradient, None, None, None, None, None, None, None
+from aucseg.losses.class_memory import ClassMemory
+from aucseg.losses.class_moments import BatchSums
+from aucseg.losses.objective import batch_sums, objective
+from aucseg.losses.options import AUCOptions, Surrogate, check_inputs
 
 
 def pairwise_auc_loss(
     logits: Tensor,
     target: Tensor,
-    surrogate: str = "square",
+    surrogate: Surrogate = "square",
     *,
     margin: float = 1.0,
     scores: str = "sigmoid",
     strategy: str = "ovo",
+    pair_weight: Tensor | None = None,
     ignore_index: int = 255,
+    process_group: dist.ProcessGroup | None = None,
+    max_fpr: float | None = None,
+    check_finite: bool = False,
     validate_args: bool = True,
 ) -> Tensor:
-    """AUC loss, see `PairwiseAUCLoss`."""
-    if scores not in SCORES:
-        raise ValueError(f"scores must be one of {', '.join(SCORES)}, got {scores!r}")
-    if strategy not in STRATEGIES:
-        raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
-    separable_surrogate(surrogate, margin, scores)
-    check_inputs(logits, target, ignore_index, check_labels=validate_args)
-    binary = logits.shape[1] == 1
-    with torch.autocast(logits.device.type, enabled=False):
-        if binary:
-            logits = binary_as_two(logits)
-        return _PairwiseAUC.apply(logits, target, surrogate, margin, scores, strategy, ignore_index, binary)  # type: ignore[no-any-return,no-untyped-call]
+    """The pairwise AUC loss as a function; see `PairwiseAUCLoss` for formula, arguments and errors.
+
+    Args:
+        logits: ``(B, K, *spatial)`` or ``(N, K)``, floating point.
+        target: ``(B, *spatial)`` or ``(N,)``, integer.
+        surrogate: See `PairwiseAUCLoss`, like all that follow.
+        margin: The margin gamma.
+        scores: Score function.
+        strategy: One-vs-one or one-vs-all.
+        pair_weight: Weights of the class pairs.
+        ignore_index: Label of pixels that do not count.
+        process_group: Ranks whose pixels are taken together.
+        max_fpr: Share of the negatives that counts.
+        check_finite: Whether to check the logits.
+        validate_args: Whether to check the labels.
+
+    Returns:
+        Scalar, float32 (float64 for float64 logits).
+
+    Example:
+        >>> import torch
+        >>> from aucseg.losses import pairwise_auc_loss
+        >>> logits = torch.tensor([[4.0, -4.0], [4.0, -4.0], [-4.0, 4.0]])  # (N, K) also works
+        >>> round(pairwise_auc_loss(logits, torch.tensor([0, 0, 1])).item(), 4)
+        0.0006
+        >>> round(pairwise_auc_loss(logits, torch.tensor([1, 1, 0])).item(), 4)
+        1.9287
+    """
+    options = AUCOptions(
+        surrogate,
+        margin,
+        scores,
+        strategy,
+        pair_weight,
+        ignore_index,
+        process_group,
+        max_fpr,
+        check_finite,
+        validate_args,
+    )
+    check_inputs(logits, target, options)
+    return objective(logits, target, options)[0]
 
 
 class PairwiseAUCLoss(nn.Module):
-    """The pixel-level AUC loss of AUCSeg."""
+    r"""The pixel-level AUC loss of AUCSeg, exact over all pairs of pixels of the batch.
+
+    For channel c the pixels of class c are positives, those of every other class a negatives:
+
+    .. math:: L = \sum_{c \ne a} w_{ca} \; \mathrm{mean}_{m \in c,\, n \in a} \; \ell\big(f_c(x_m) - f_c(x_n)\big)
+
+    with uniform weights over the ordered pairs of classes present (``"ovo"``), or one class against all other valid
+    pixels, averaged over the classes present (``"ova"``). Surrogates of ``t = f_c(x_m) - f_c(x_n)``:
+
+    ==================  ==================================  =====================================================
+    ``"square"``        ``(margin - t)^2 / 2``              the 1/2 is that of the released code
+    ``"hinge"``         ``max(0, margin - t)``              linear time for margin >= 1 and bounded scores,
+    ``"squared_hinge"`` ``max(0, margin - t)^2 / 2``        otherwise by sorting, O(N log N) a channel
+    ``"exponential"``   ``exp(-margin t)``                  saturates where ``|margin f|`` exceeds 350
+    ``"logistic"``      ``log(1 + exp(-margin t))``         to 1e-6 of its largest slope, see `SmoothSurrogate`
+    ==================  ==================================  =====================================================
+
+    Source: Han et al., *AUCSeg: AUC-oriented Pixel-level Long-tail Semantic Segmentation*, NeurIPS 2024.
+
+    Linear in pixels and channels, no pair is formed; the backward pass keeps logits and labels only. Arithmetic is
+    float32 per pixel (float64 for float64 logits and identity scores) and float64 for sums, whatever the autocast
+    dtype. It can be differentiated once. A batch with fewer than two classes gives a zero that is connected to the
+    graph. NaN logits of valid pixels give a NaN loss; infinite logits are well-defined with sigmoid scores and give NaN
+    with the others; ignored pixels never count, whatever their logits.
+
+    Args:
+        surrogate: One of the names above, a `SmoothSurrogate`, or a smooth function of the difference (a callable on
+            tensors, for scores in [0, 1]; the margin is not used then).
+        margin: The margin gamma, above 0.
+        scores: ``"sigmoid"`` (the released code's), ``"softmax"`` or ``"identity"``.
+        strategy: ``"ovo"`` or ``"ova"``.
+        pair_weight: ``(K, K)``, not negative, row = positives, column = negatives; normalized over the pairs present.
+            ``"ovo"`` only.
+        ignore_index: Label of pixels that do not count.
+        process_group: Take the pixels of all ranks of this group together: every rank gets the loss of the whole, and
+            the averaged gradients of data-parallel training are those of one process with the whole batch. None: this
+            process alone.
+        memory: ``"ema"``: sums of classes absent from the batch stand in from earlier training batches, as constants
+            (an exponential moving average per class, kept in buffers and saved with the checkpoint). None: no memory.
+        max_fpr: One-way partial AUC: of the negatives of each class (``"ova"``: of all negatives) only the
+            ``ceil(max_fpr n)`` with the highest scores count. In (0, 1]; for hinge and squared hinge.
+        check_finite: Raise a ValueError that names image and class if a logit is not finite. Waits for the device.
+        validate_args: Check the labels when they are on the CPU. (On an accelerator a bad label is the device's own
+            index error.)
+        memory_momentum: Share of the old value that a class keeps at each update of the memory.
+
+    Shape:
+        - logits: ``(B, K, *spatial)`` with any number of spatial dimensions, or ``(N, K)``; ``K = 1``: one logit a
+          pixel, labels 0 and 1, the binary AUC loss.
+        - target: ``(B, *spatial)`` or ``(N,)``, integer labels 0..K-1 or the ignore label.
+        - output: scalar, float32 (float64 for float64 logits).
+
+    Raises:
+        ValueError: Unknown or unsuitable options; a shape, dtype, device or label that does not fit.
+        TypeError: Inputs that are not tensors.
+
+    Example:
+        >>> import torch
+        >>> from aucseg.losses import PairwiseAUCLoss
+        >>> logits = torch.zeros(2, 3, 8, 8, requires_grad=True)
+        >>> target = torch.arange(128).view(2, 8, 8) % 3
+        >>> loss = PairwiseAUCLoss()(logits, target)
+        >>> round(loss.item(), 4)
+        0.5
+        >>> loss.backward()
+        >>> bool(logits.grad[0, 0, 0, 0] < 0)  # a pixel of class 0 raises its own score
+        True
+    """
+
+    pair_weight: Tensor | None
 
     def __init__(
         self,
-        surrogate: str = "square",
+        surrogate: Surrogate = "square",
         *,
         margin: float = 1.0,
         scores: str = "sigmoid",
         strategy: str = "ovo",
+        pair_weight: Tensor | None = None,
         ignore_index: int = 255,
+        process_group: dist.ProcessGroup | None = None,
+        memory: str | None = None,
+        max_fpr: float | None = None,
+        check_finite: bool = False,
         validate_args: bool = True,
+        memory_momentum: float = 0.9,
     ) -> None:
         super().__init__()
-        separable_surrogate(surrogate, margin, scores)
-        self.options: dict[str, Any] = {
-            "surrogate": surrogate,
-            "margin": margin,
-            "scores": scores,
-            "strategy": strategy,
-            "ignore_index": ignore_index,
-            "validate_args": validate_args,
-        }
+        self._options = AUCOptions(
+            surrogate,
+            margin,
+            scores,
+            strategy,
+            pair_weight,
+            ignore_index,
+            process_group,
+            max_fpr,
+            check_finite,
+            validate_args,
+        )
+        self.register_buffer("pair_weight", pair_weight, persistent=False)
+        if memory not in (None, "ema"):
+            raise ValueError(f"memory must be None or 'ema', got {memory!r}")
+        if memory and not self._options.form:
+            raise ValueError(
+                f"memory='ema' is not offered for surrogate={surrogate!r} with these options: it is computed by sorting"
+            )
+        self.memory = ClassMemory(memory_momentum) if memory else None
+
+    @property
+    def options(self) -> AUCOptions:
+        """The options, with the pair weights where the module is."""
+        if self.pair_weight is not None:
+            object.__setattr__(self._options, "pair_weight", self.pair_weight)
+        return self._options
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss of ``logits (B, K, *spatial)`` against ``target (B, *spatial)``."""
-        return pairwise_auc_loss(logits, target, **self.options)
+        """The loss; see the class for shapes and errors."""
+        check_inputs(logits, target, self.options)
+        return objective(logits, target, self.options, absent=self.absent(logits, target))[0]
+
+    def absent(self, logits: Tensor, target: Tensor, totals: BatchSums | None = None) -> BatchSums | None:
+        """What the memory holds for classes that the batch lacks; in training the batch is remembered first."""
+        if self.memory is None:
+            return None
+        with torch.no_grad():
+            sums = totals or batch_sums(logits, target, self.options, None)
+            if self.training:
+                self.memory.update(sums)
+            return self.memory.absent_from(sums)
+
+    def batch_sums(self, logits: Tensor, target: Tensor) -> BatchSums:
+        """Sums of a micro-batch, for `aucseg.losses.MicroBatchAUC`."""
+        check_inputs(logits, target, self.options)
+        return batch_sums(logits, target, self.options, None)
+
+    def part_of(self, totals: BatchSums, absent: BatchSums | None, logits: Tensor, target: Tensor) -> Tensor:
+        """The loss of a whole with the given sums; its gradient is that of this part."""
+        check_inputs(logits, target, self.options)
+        return objective(logits, target, self.options, totals=totals, absent=absent)[0]
+
+    def extra_repr(self) -> str:
+        """The options that were chosen."""
+        shown: dict[str, Any] = {
+            name: getattr(self._options, name)
+            for name in ("surrogate", "margin", "scores", "strategy", "ignore_index", "max_fpr")
+        }
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())

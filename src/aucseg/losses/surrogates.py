@@ -9,16 +9,16 @@ so its mean over all pairs of pixels follows from the means of ``p_j`` and ``q_k
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-SURROGATES = ("square", "hinge", "exponential")
+Coefficients = tuple[tuple[float, ...], ...]
 
 # exp(+-350) and the product of two of them are finite in float64; beyond, the exponential surrogate saturates.
 _MAX_EXPONENT = 350.0
@@ -26,22 +26,27 @@ _MAX_EXPONENT = 350.0
 
 @dataclass(frozen=True)
 class Separable(ABC):
-    """A separable surrogate.
+    """The features of a separable surrogate, and their slopes.
 
-    The positives enter through their *shortfall* ``h = top - f``: near ``f = 1`` it keeps the digits that ``f`` has lost.
+    The positives enter through their *shortfall* ``h = top - f``: near ``f = 1`` it keeps the digits that ``f`` has
+    lost.
 
     Attributes:
-        margin: The margin gamma of the surrogate.
+        margin: The margin gamma.
         top: Upper end of the scores: 1 for sigmoid and softmax, 0 (no end) for identity.
+        degree: Number of features of a polynomial surrogate.
     """
 
     margin: float
     top: float
+    degree: int
 
     @property
-    @abstractmethod
-    def coefficients(self) -> tuple[tuple[float, ...], ...]:
-        """``C[j][k]``: rows for the features of positives, columns for those of negatives, both with the constant first."""
+    def num_features(self) -> tuple[int, int]:
+        """Number of ``p_j`` and of ``q_k`` without the constants."""
+        return len(self.coefficients) - 1, len(self.coefficients[0]) - 1
+
+    coefficients: ClassVar[Coefficients] = ((0.0,),)
 
     @abstractmethod
     def positive_features(self, shortfall: Tensor) -> list[Tensor]:
@@ -52,25 +57,29 @@ class Separable(ABC):
         """``sum_j weights[j] dp_j/df``; ``weights`` is ``(J, *shortfall.shape)``."""
 
     @abstractmethod
-    def negative_features(self, scores: Tensor, positives: Tensor) -> Iterator[Tensor]:
+    def negative_features(self, scores: Tensor, own: Tensor) -> Iterator[Tensor]:
         """``q_k``, k >= 1, of the negatives, zero where a channel meets its own class. Overwrites ``scores``.
 
         Args:
-            scores: ``(b, C, p)``.
-            positives: ``(b, 1, p)`` int64, the channel of each pixel's own class.
+            scores: ``(b, K, p)``.
+            own: ``(b, 1, p)`` int64, the class of each pixel.
         """
 
     @abstractmethod
-    def negative_slope(self, scores: Tensor, weights: Tensor, out: Tensor) -> Tensor:
-        """``sum_k weights[k] dq_k/df`` into ``out``; ``weights`` is ``(K, C, 1)``."""
+    def negative_slope(self, scores: Tensor, weights: Tensor, out: Tensor) -> tuple[Tensor, Tensor | None]:
+        """``sum_k weights[k] dq_k/df`` into ``out``, up to a factor that is returned beside it (None: 1).
+
+        Args:
+            scores: ``(b, K, p)``.
+            weights: ``(J', ...)``, broadcasts with ``scores``.
+            out: ``(b, K, p)``.
+        """
 
 
-class Linear(Separable):
-    """``l(t) = margin - t``: the hinge while the margin is at least the largest difference."""
+class _Linear(Separable):
+    """``margin - t``: the hinge while the margin is at least the largest difference."""
 
-    @property
-    def coefficients(self) -> tuple[tuple[float, ...], ...]:
-        return (0.0, 1.0), (1.0, 0.0)
+    coefficients = (0.0, 1.0), (1.0, 0.0)
 
     def positive_features(self, shortfall: Tensor) -> list[Tensor]:
         return [shortfall + (self.margin - self.top)]
@@ -78,22 +87,20 @@ class Linear(Separable):
     def positive_slope(self, shortfall: Tensor, weights: Tensor) -> Tensor:
         return -weights[0]
 
-    def negative_features(self, scores: Tensor, positives: Tensor) -> Iterator[Tensor]:
-        yield scores.scatter_(1, positives, 0.0)
+    def negative_features(self, scores: Tensor, own: Tensor) -> Iterator[Tensor]:
+        yield scores.scatter_(1, own, torch.zeros_like(own, dtype=scores.dtype))
 
-    def negative_slope(self, scores: Tensor, weights: Tensor, out: Tensor) -> Tensor:
-        return out.copy_(weights[0].expand_as(out))
+    def negative_slope(self, scores: Tensor, weights: Tensor, out: Tensor) -> tuple[Tensor, Tensor | None]:
+        return out.copy_(weights[0].expand_as(out)), None
 
 
-class Square(Separable):
-    """``l(t) = (margin - t)^2 / 2 = (u + f_neg)^2 / 2`` with ``u = margin - f_pos``.
+class _Square(Separable):
+    """``(margin - t)^2 / 2 = (u + f_neg)^2 / 2`` with ``u = margin - f_pos``.
 
     Scores in [0, 1] and a margin of at least 1 make every term non-negative, so nothing cancels.
     """
 
-    @property
-    def coefficients(self) -> tuple[tuple[float, ...], ...]:
-        return (0.0, 0.0, 0.5), (0.0, 1.0, 0.0), (0.5, 0.0, 0.0)
+    coefficients = (0.0, 0.0, 0.5), (0.0, 1.0, 0.0), (0.5, 0.0, 0.0)
 
     def positive_features(self, shortfall: Tensor) -> list[Tensor]:
         u = shortfall + (self.margin - self.top)
@@ -101,65 +108,97 @@ class Square(Separable):
 
     def positive_slope(self, shortfall: Tensor, weights: Tensor) -> Tensor:
         u = shortfall + (self.margin - self.top)
-        return -(weights[0] + 2 * weights[1] * u)
+        return torch.addcmul(weights[0], weights[1], u, value=2).neg_()
 
-    def negative_features(self, scores: Tensor, positives: Tensor) -> Iterator[Tensor]:
-        yield scores.scatter_(1, positives, 0.0)
+    def negative_features(self, scores: Tensor, own: Tensor) -> Iterator[Tensor]:
+        yield scores.scatter_(1, own, torch.zeros_like(own, dtype=scores.dtype))
         yield scores.square_()
 
-    def negative_slope(self, scores: Tensor, weights: Tensor, out: Tensor) -> Tensor:
-        return torch.addcmul(weights[0], scores, 2 * weights[1], out=out)
+    def negative_slope(self, scores: Tensor, weights: Tensor, out: Tensor) -> tuple[Tensor, Tensor | None]:
+        slope = 2 * weights[1]
+        if scores.device.type == "cpu" and slope.numel() < scores.numel():
+            # Uniform weights: one factor for all channels saves a pass over the scores.
+            first = slope.flatten()[0]
+            if bool(((slope == first) & (first != 0)).all()):
+                return torch.add(scores, weights[0] / first, out=out), first
+        return torch.mul(scores, slope, out=out).add_(weights[0]), None
 
 
-class Exponential(Separable):
-    """``l(t) = exp(-margin t)``."""
+class _Exponential(Separable):
+    """``exp(-margin t)``."""
 
-    @property
-    def coefficients(self) -> tuple[tuple[float, ...], ...]:
-        return (0.0, 0.0), (0.0, 1.0)
+    coefficients = (0.0, 0.0), (0.0, 1.0)
 
     def positive_features(self, shortfall: Tensor) -> list[Tensor]:
         return [(self.margin * (shortfall - self.top)).clamp_(-_MAX_EXPONENT, _MAX_EXPONENT).exp_()]
 
     def positive_slope(self, shortfall: Tensor, weights: Tensor) -> Tensor:
-        return -self.margin * weights[0] * self.positive_features(shortfall)[0]
+        return self.positive_features(shortfall)[0].mul_(weights[0]).mul_(-self.margin)
 
-    def negative_features(self, scores: Tensor, positives: Tensor) -> Iterator[Tensor]:
-        yield scores.mul_(self.margin).clamp_(-_MAX_EXPONENT, _MAX_EXPONENT).exp_().scatter_(1, positives, 0.0)
+    def negative_features(self, scores: Tensor, own: Tensor) -> Iterator[Tensor]:
+        yield (
+            scores.mul_(self.margin)
+            .clamp_(-_MAX_EXPONENT, _MAX_EXPONENT)
+            .exp_()
+            .scatter_(1, own, torch.zeros_like(own, dtype=scores.dtype))
+        )
 
-    def negative_slope(self, scores: Tensor, weights: Tensor, out: Tensor) -> Tensor:
+    def negative_slope(self, scores: Tensor, weights: Tensor, out: Tensor) -> tuple[Tensor, Tensor | None]:
         torch.mul(scores, self.margin, out=out)
-        return out.clamp_(-_MAX_EXPONENT, _MAX_EXPONENT).exp_().mul_(self.margin * weights[0])
+        return out.clamp_(-_MAX_EXPONENT, _MAX_EXPONENT).exp_().mul_(self.margin * weights[0]), None
 
 
-@lru_cache(maxsize=128)
-def separable_surrogate(name: str, margin: float, scores: str) -> Separable:
-    """The separable form of the surrogate called ``name``.
+class _Chebyshev(Separable):
+    """Any smooth surrogate on scores in [0, 1]: Chebyshev polynomials ``T_j(2 f - 1)``, j = 1..degree."""
 
-    Args:
-        name: One of `SURROGATES`.
-        margin: A finite number above 0.
-        scores: ``"sigmoid"``, ``"softmax"`` or ``"identity"``.
+    @property
+    def num_features(self) -> tuple[int, int]:
+        return self.degree, self.degree
 
-    Returns:
-        The surrogate.
+    def positive_features(self, shortfall: Tensor) -> list[Tensor]:
+        scores = self.top - shortfall
+        own = torch.zeros_like(scores, dtype=torch.int64).unsqueeze(1)
+        return [
+            feature.squeeze(1).clone() for feature in self._features(scores.unsqueeze(1), torch.ones_like(own), own)
+        ]
 
-    Raises:
-        ValueError: For an unknown name, a bad margin, or a hinge that is not linear on these scores.
-    """
-    if not (math.isfinite(margin) and margin > 0):
-        raise ValueError(f"margin must be a finite number above 0, got {margin}")
-    top = 0.0 if scores == "identity" else 1.0
-    if name == "square":
-        return Square(margin, top)
-    if name == "exponential":
-        return Exponential(margin, top)
-    if name == "hinge":
-        if scores == "identity" or margin < 1.0:
-            raise ValueError(
-                f'surrogate="hinge" with margin={margin} and scores="{scores}" is not linear over the range of score '
-                "differences and would need sorting, which is not offered yet; use a margin of at least 1 with "
-                '"sigmoid" or "softmax" scores'
-            )
-        return Linear(margin, top)
-    raise ValueError(f"surrogate must be one of {', '.join(SURROGATES)}, got {name!r}")
+    def positive_slope(self, shortfall: Tensor, weights: Tensor) -> Tensor:
+        scores = self.top - shortfall
+        return self.negative_slope(scores, weights, torch.empty_like(scores))[0]
+
+    def negative_features(self, scores: Tensor, own: Tensor) -> Iterator[Tensor]:
+        return self._features(scores, torch.zeros_like(own), own)
+
+    def _features(self, scores: Tensor, at_own: Tensor, own: Tensor) -> Iterator[Tensor]:
+        # T_0 and T_1 times ``at_own`` in each pixel's own channel: the recurrence keeps the factor.
+        factor = at_own.to(scores.dtype)
+        previous = torch.ones_like(scores).scatter_(1, own, factor)
+        twice = scores.mul_(4).sub_(2)
+        current = (0.5 * twice).mul_(previous)
+        for _ in range(self.degree):
+            yield current
+            previous, current = current, previous.neg_().addcmul_(twice, current)
+
+    def negative_slope(self, scores: Tensor, weights: Tensor, out: Tensor) -> tuple[Tensor, Tensor | None]:
+        # T_j' = j U_{j-1}, and d(2 f - 1)/df = 2.
+        twice = 4 * scores - 2
+        previous, current = torch.zeros_like(scores), torch.ones_like(scores)
+        out.zero_()
+        for j in range(self.degree):
+            out.add_(current * (2 * (j + 1) * weights[j]))
+            previous, current = current, previous.neg_().addcmul_(twice, current)
+        return out, None
+
+
+_FORMS: dict[str, type[Separable]] = {
+    "square": _Square,
+    "linear": _Linear,
+    "exponential": _Exponential,
+    "chebyshev": _Chebyshev,
+}
+
+
+@lru_cache(maxsize=256)
+def separable_form(form: str, margin: float, degree: int, scores: str) -> Separable:
+    """The features called ``form`` on the given scores."""
+    return _FORMS[form](margin, 0.0 if scores == "identity" else 1.0, degree)

@@ -66,12 +66,18 @@ class PixelAUROC(ScoreHistogramMetric):
             ValueError: Updates on an accelerator met labels out of range, non-finite logits or scores outside 0..1.
         """
         self.raise_if_invalid()
-        aucs, bounds = zip(*(self._auc_of_class(class_id) for class_id in range(self.num_classes)), strict=True)
-        result = {}
-        for names, values in ((("auroc", "per_class"), aucs), (("error_bound", "per_class_error_bound"), bounds)):
-            per_class = torch.stack(values).nanmean(dim=1)
-            result[names[0]], result[names[1]] = per_class.nanmean().float(), per_class.float()
-        return result
+        num_negatives = self.num_classes if self.average == "ovo" else 1
+        aucs = self.histogram.new_empty((self.num_classes, num_negatives), dtype=torch.float64)
+        bounds = torch.empty_like(aucs)
+        for class_id in range(self.num_classes):
+            self._auc_of_class(class_id, aucs[class_id], bounds[class_id])
+        per_class, per_class_bound = aucs.nanmean(dim=1), bounds.nanmean(dim=1)
+        return {
+            "auroc": per_class.nanmean().float(),
+            "error_bound": per_class_bound.nanmean().float(),
+            "per_class": per_class.float(),
+            "per_class_error_bound": per_class_bound.float(),
+        }
 
     def roc_curve(self, class_id: int) -> tuple[Tensor, Tensor]:
         """Return the ROC curve of a class against all others: false and true positive rates.
@@ -87,15 +93,17 @@ class PixelAUROC(ScoreHistogramMetric):
         false_rate, true_rate = (torch.cat([zero, c]).double() / c[-1] for c in (negatives, positives))
         return false_rate.float(), true_rate.float()
 
-    def _auc_of_class(self, class_id: int) -> tuple[Tensor, Tensor]:
-        """AUC and bound of a channel against each of its negatives: (K,) for ovo, (1,) for ovr, NaN where undefined."""
+    def _auc_of_class(self, class_id: int, auc: Tensor, bound: Tensor) -> None:
+        """Write AUC and bound of a channel against its negatives: (K,) for ovo, (1,) for ovr, NaN where undefined."""
         if self.average == "ovo":
-            negatives = self.histogram[:, class_id].double()
-            positives = negatives[class_id].clone()
-            negatives[class_id] = 0  # the class is no negative of its own: 0 / 0 = NaN
+            q = self.histogram[:, class_id].double()
+            p = q[class_id].clone()
+            q[class_id] = 0  # the class is no negative of its own: 0 / 0 = NaN
         else:
-            positives, rest = self.counts_of_class(class_id)
-            positives, negatives = positives.double(), rest.double().unsqueeze(0)
-        p = positives / positives.sum()
-        q = negatives / negatives.sum(dim=1, keepdim=True)
-        return (q.cumsum(dim=1) - q / 2) @ p, q @ p / 2
+            positives, negatives = self.counts_of_class(class_id)
+            p, q = positives.double(), negatives.double().unsqueeze(0)
+        p /= p.sum()
+        q /= q.sum(dim=1, keepdim=True)
+        torch.mv(q, p / 2, out=bound)
+        torch.mv(q.cumsum(dim=1), p, out=auc)
+        auc -= bound

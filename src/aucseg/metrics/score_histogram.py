@@ -62,7 +62,11 @@ class ScoreHistogramMetric(PixelMetric):
         # agree.
         self._histogram_name = f"histogram_{average}_{scores}"
         shape = (num_rows, num_classes, bins)
-        self.add_state(self._histogram_name, torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
+        # The state keeps a copy of its default for reset(): one zero stands for all, or the memory would double.
+        zero = torch.zeros((), dtype=torch.int64)
+        self.add_state(self._histogram_name, zero, dist_reduce_fx="sum")
+        self._defaults[self._histogram_name] = zero.expand(shape)
+        setattr(self, self._histogram_name, torch.zeros(shape, dtype=torch.int64))
 
     @property
     def histogram(self) -> Tensor:

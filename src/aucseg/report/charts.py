@@ -225,7 +225,7 @@ def line_chart(
     x = _Scale(low_x, high_x, left, width - right, log=log_x)
     y = _Scale(low_y, high_y, height - bottom, top)
     children = []
-    for value in nice_ticks(low_y, high_y, 4):
+    for value in nice_ticks(low_y, high_y, 5):
         children.append(tag("line", x1=left, x2=width - right, y1=y(value), y2=y(value), class_="grid"))
         children.append(tag("text", (format_tick or format_y)(value), x=left - 6, y=y(value) + 4, class_="tick end"))
     if log_x:

@@ -109,7 +109,7 @@ def _draw_classes(axes: Axes, comparison: Comparison) -> None:
             means.insert(0, f"mIoU {points(run.metrics['miou'])}")
         axes.plot(
             ranks, row, _MARKERS[index % len(_MARKERS)], color=OKABE_ITO[index % len(OKABE_ITO)], ms=6, mec="white",
-            mew=0.8, zorder=3, label=f"{run.title}  ({', '.join(means)})" if means else run.title,
+            mew=0.8, zorder=3, clip_on=False, label=f"{run.title}  ({', '.join(means)})" if means else run.title,
         )  # fmt: skip
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.set_ylim(0, 100)

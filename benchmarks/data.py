@@ -1,0 +1,188 @@
+"""Counting and loading, side by side with the plain ways: ``python -m benchmarks.data``.
+
+Everything is made here: scenes of overlapping ellipses, as masks (PNG) and images (JPEG). Times are medians over rounds
+in which the rivals take turns, so that a busy moment of the machine hits all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch.utils.data import DataLoader
+
+from aucseg.class_statistics import ClassStatistics
+from aucseg.datasets import DatasetCard, SegmentationDataset
+from aucseg.datasets.counting import count_ids, scan_mask
+from aucseg.datasets.files import read_image, read_raw_mask
+from aucseg.sampling import ClassAwareCrop
+from aucseg.transforms import training_transform
+
+CARD = """\
+name: scenes
+ignore_ids: [255]
+classes:
+{classes}
+splits:
+  train: {{images: "images/*.jpg", masks: "masks/{{stem}}.png"}}
+"""
+
+
+def scene(height: int, width: int, num_classes: int, rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Draw a mask of about 60 overlapping ellipses of random classes."""
+    image = Image.new("L", (width, height))
+    draw = ImageDraw.Draw(image)
+    for _ in range(60):
+        x, y = int(rng.integers(width)), int(rng.integers(height))
+        w, h = (int(rng.exponential(side / 8)) + 2 for side in (width, height))
+        draw.ellipse((x - w, y - h, x + w, y + h), fill=int(rng.integers(num_classes)))
+    return np.array(image)
+
+
+def medians(rivals: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Return the median seconds of each rival over rounds in which they take turns."""
+    times: dict[str, list[float]] = {name: [] for name in rivals}
+    for _ in range(rounds):
+        for name, run in rivals.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def count_in_memory(rounds: int) -> list[dict[str, object]]:
+    rng = np.random.default_rng(0)
+    cases = {
+        "1024 x 2048, 19 classes": [scene(1024, 2048, 19, rng) for _ in range(4)],
+        "512 x 683, 150 classes": [scene(512, 683, 150, rng) for _ in range(8)],
+        "1024 x 2048, noise": [rng.integers(0, 19, (1024, 2048), dtype=np.uint8)],
+    }
+    ways: dict[str, Callable[[np.ndarray[Any, np.dtype[np.uint8]]], object]] = {
+        "numpy.bincount": lambda mask: np.bincount(mask.reshape(-1), minlength=256),
+        "count_ids": count_ids,
+        "scan_mask (with places)": scan_mask,
+    }
+    rows: list[dict[str, object]] = []
+    for case, masks in cases.items():
+        rivals = {
+            name: partial(lambda way, masks: [way(mask) for mask in masks], way, masks) for name, way in ways.items()
+        }
+        result = medians(rivals, rounds)
+        milliseconds = {name: 1e3 * value / len(masks) for name, value in result.items()}
+        rows.append({"case": case, **milliseconds, "speed-up": result["numpy.bincount"] / result["count_ids"]})
+    return rows
+
+
+def make_folder(root: Path, num_images: int, height: int, width: int, num_classes: int) -> DatasetCard:
+    rng = np.random.default_rng(1)
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    palette = rng.integers(0, 256, (256, 3), dtype=np.uint8)
+    for i in range(num_images):
+        mask = scene(height, width, num_classes, rng)
+        Image.fromarray(mask).save(root / f"masks/{i:05d}.png")
+        noise = rng.integers(0, 32, (height, width, 1), dtype=np.uint8)
+        Image.fromarray(palette[mask] // 2 + noise).save(root / f"images/{i:05d}.jpg", quality=90)
+    path = root / "card.yaml"
+    path.write_text(CARD.format(classes="\n".join(f"  - {{name: c{i}}}" for i in range(num_classes))))
+    return DatasetCard.load(path)
+
+
+def count_from_disk(dataset: SegmentationDataset, rounds: int) -> dict[str, float]:
+    paths = [dataset.mask_path(i) for i in range(len(dataset))]
+
+    def decode() -> None:
+        for path in paths:
+            with Image.open(path) as image:
+                image.load()
+
+    rivals = {
+        "PNG decoding alone": decode,
+        "this process": lambda: ClassStatistics.from_dataset(dataset),
+        "1 process": lambda: ClassStatistics.from_dataset(dataset, num_workers=1),
+        "2 processes": lambda: ClassStatistics.from_dataset(dataset, num_workers=2),
+    }
+    return {name: len(paths) / value for name, value in medians(rivals, rounds).items()}
+
+
+def load(dataset: SegmentationDataset, rounds: int) -> dict[str, float]:
+    def plain() -> None:
+        for pair in dataset.pairs:
+            with Image.open(dataset.root / pair.image) as image, Image.open(dataset.root / str(pair.mask)) as mask:
+                np.array(image.convert("RGB"))
+                np.array(mask)
+
+    def loader(num_workers: int) -> Callable[[], None]:
+        def run() -> None:
+            for _ in DataLoader(dataset, batch_size=8, num_workers=num_workers):
+                pass
+
+        return run
+
+    rivals = {"plain loop over Pillow": plain, "dataset": lambda: [dataset[i] for i in range(len(dataset))]}
+    rivals |= {f"DataLoader, {n} workers": loader(n) for n in (0, 1, 2)}
+    return {name: len(dataset) / value for name, value in medians(rivals, rounds).items()}
+
+
+def load_by_stage(dataset: SegmentationDataset, rounds: int) -> dict[str, float]:
+    """Return milliseconds an image for each stage of a sample's way."""
+    indices = range(min(32, len(dataset)))
+    images = [dataset.image_path(i) for i in indices]
+    masks = [dataset.mask_path(i) for i in indices]
+    raw = [read_raw_mask(path, dataset.card) for path in masks]
+    samples = [dataset[i] for i in indices]
+    crop = ClassAwareCrop((256, 256), classes=range(10, 19), probability=0.5)
+    stages: dict[str, Callable[[], object]] = {
+        "decode image": lambda: [read_image(path) for path in images],
+        "decode mask": lambda: [read_raw_mask(path, dataset.card) for path in masks],
+        "map ids": lambda: [dataset.label_map(mask) for mask in raw],
+        "class-aware crop 256": partial(lambda samples: [crop(sample) for sample in samples], samples),
+    }
+    for step in training_transform((256, 256)).transforms:
+        stages[type(step).__name__] = partial(lambda step, samples: [step(sample) for sample in samples], step, samples)
+        samples = [step(sample) for sample in samples]
+    return {name: 1e3 * value / len(images) for name, value in medians(stages, rounds).items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=400, help="images of 512 x 1024 to make (default: 400)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "data.json")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    result: dict[str, Any] = {
+        "machine": {"cpu": platform.processor() or platform.machine(), "python": platform.python_version()},
+        "rounds": args.rounds,
+        "count_in_memory_ms": count_in_memory(4 * args.rounds),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        card = make_folder(Path(folder) / "scenes", args.images, 512, 1024, 19)
+        dataset = SegmentationDataset(card, Path(folder) / "scenes")
+        result["count_from_disk_images_per_s"] = count_from_disk(dataset, args.rounds)
+        result["load_images_per_s"] = load(dataset, args.rounds)
+        result["load_by_stage_ms"] = load_by_stage(dataset, args.rounds)
+    rates = result["count_from_disk_images_per_s"]
+    result["two_processes_over_one"] = rates["2 processes"] / rates["1 process"]
+    args.out.parent.mkdir(exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    for title, values in result.items():
+        print(f"\n{title}")
+        for row in values if isinstance(values, list) else [values]:
+            entries = row.items() if isinstance(row, dict) else [("", row)]
+            print("  " + ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in entries))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""The gradient of a batch of any size in the memory of a micro-batch: sums first, gradients second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aucseg.losses.aucseg import AUCSegLoss
+from aucseg.losses.class_moments import BatchSums
+from aucseg.losses.pairwise_auc import PairwiseAUCLoss
+
+
+class MicroBatchAUC:
+    """Two passes over the micro-batches of a batch: first the sums of all, then the gradient of each by these sums.
+
+    The AUC loss is not a mean over pixels, so adding up the losses of micro-batches is not the loss of the batch. This
+    is. The sum of the gradients of the second pass is that of the whole batch, for networks without batch normalization
+    or with it frozen. The second pass starts from the buffers of the first (batch-norm statistics are updated once) and
+    replays its random numbers (dropout). Twice the forward work.
+
+    Args:
+        loss: The loss.
+        model: From what you pass as ``inputs`` to logits.
+
+    Raises:
+        ValueError: From `collect` for losses that are computed by sorting.
+        RuntimeError: When the two passes do not fit together.
+
+    Example:
+        >>> import torch
+        >>> from aucseg.losses import AUCSegLoss, MicroBatchAUC
+        >>> model = torch.nn.Conv2d(3, 4, 1)
+        >>> batches = [(torch.randn(1, 3, 8, 8), torch.randint(0, 4, (1, 8, 8))) for _ in range(3)]
+        >>> whole = MicroBatchAUC(AUCSegLoss(), model)
+        >>> for images, target in batches:
+        ...     whole.collect(images, target)
+        >>> for images, target in batches:
+        ...     loss = whole.loss(images, target)  # the value of the whole batch each time
+        ...     loss.backward()
+    """
+
+    def __init__(self, loss: PairwiseAUCLoss | AUCSegLoss, model: nn.Module) -> None:
+        self._loss, self._model = loss, model
+        self._clear()
+
+    def _clear(self) -> None:
+        self._sums: BatchSums | None = None
+        self._absent: BatchSums | None = None
+        self._random: list[tuple[Tensor, Tensor | None]] = []
+        self._buffers: list[Tensor] = []
+        self._done = 0
+
+    def collect(self, inputs: Any, target: Tensor) -> None:
+        """First pass: the sums of one micro-batch, without gradient."""
+        if self._done:
+            raise RuntimeError(
+                f"collect() after {self._done} of {len(self._random)} calls of loss(): finish the second pass first"
+            )
+        if not self._random:
+            self._buffers = [buffer.clone() for buffer in self._model.buffers()]
+        self._random.append(_random_state(target.device))
+        with torch.no_grad():
+            sums = self._loss.batch_sums(self._model(inputs), target)
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def loss(self, inputs: Any, target: Tensor) -> Tensor:
+        """Second pass, in the same order: the loss of the whole batch; its gradient is the part of this micro-batch."""
+        if self._sums is None:
+            raise RuntimeError("loss() needs the sums of the whole batch: call collect() for every micro-batch first")
+        if self._done == 0:
+            with torch.no_grad():
+                for buffer, before in zip(self._model.buffers(), self._buffers, strict=True):
+                    buffer.copy_(before)
+        _set_random_state(self._random[self._done], target.device)
+        logits = self._model(inputs)
+        if self._done == 0:
+            self._absent = self._loss.absent(logits, target, self._sums)
+        result = self._loss.part_of(self._sums, self._absent, logits, target)
+        self._done += 1
+        if self._done == len(self._random):
+            self._clear()
+        return result
+
+
+def accumulate(
+    loss: PairwiseAUCLoss | AUCSegLoss,
+    model: nn.Module,
+    micro_batches: Sequence[tuple[Any, Tensor]],
+    backward: Callable[[Tensor], Any] = torch.Tensor.backward,
+) -> Tensor:
+    """Add the gradient of the whole batch to the parameters; see `MicroBatchAUC`.
+
+    Under `DistributedDataParallel` the gradients are synchronized once, with the last micro-batch.
+
+    Args:
+        loss: The loss.
+        model: From inputs to logits.
+        micro_batches: Pairs of inputs and target.
+        backward: Called with each loss; for a scaler ``lambda loss: scaler.scale(loss).backward()``, in a
+            LightningModule with manual optimization ``self.manual_backward``.
+
+    Returns:
+        The loss of the whole batch, detached.
+
+    Example:
+        >>> import torch
+        >>> from aucseg.losses import PairwiseAUCLoss, accumulate
+        >>> model = torch.nn.Conv2d(3, 4, 1)
+        >>> batch = torch.randn(6, 3, 8, 8), torch.randint(0, 4, (6, 8, 8))
+        >>> value = accumulate(PairwiseAUCLoss(), model, list(zip(batch[0].split(2), batch[1].split(2))))
+        >>> bool(model.weight.grad.abs().sum() > 0)
+        True
+    """
+    if not micro_batches:
+        raise ValueError("accumulate() needs at least one micro-batch")
+    whole = MicroBatchAUC(loss, model)
+    for inputs, target in micro_batches:
+        whole.collect(inputs, target)
+    for number, (inputs, target) in enumerate(micro_batches, 1):
+        no_sync = getattr(model, "no_sync", None)
+        with no_sync() if no_sync and number < len(micro_batches) else nullcontext():
+            value = whole.loss(inputs, target)
+            backward(value)
+    return value.detach()
+
+
+def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    module = None if device.type == "cpu" else torch.get_device_module(device)
+    return torch.get_rng_state(), module.get_rng_state(device) if module else None
+
+
+def _set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.get_device_module(device).set_rng_state(state[1], device)

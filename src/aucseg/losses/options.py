@@ -1,0 +1,195 @@
+"""Options of the AUC loss, checked once, and the checks of its inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from aucseg.losses.smooth import SmoothSurrogate, logistic_surrogate
+from aucseg.losses.surrogates import Coefficients, separable_form
+from aucseg.losses.views import PassOptions
+
+SURROGATES = ("square", "hinge", "squared_hinge", "exponential", "logistic")
+SCORES = ("sigmoid", "softmax", "identity")
+STRATEGIES = ("ovo", "ova")
+_LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
+
+Surrogate = str | SmoothSurrogate | Callable[[Tensor], Tensor]
+
+
+def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Raise a ValueError unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class AUCOptions:
+    """The options of `aucseg.losses.PairwiseAUCLoss`, and the way of computation that they lead to.
+
+    Attributes:
+        form: The separable form, ``""`` if the loss is computed by sorting.
+        degree: Its degree.
+        coefficients: Its coefficients.
+    """
+
+    surrogate: Surrogate = "square"
+    margin: float = 1.0
+    scores: str = "sigmoid"
+    strategy: str = "ovo"
+    pair_weight: Tensor | None = field(default=None, compare=False)
+    ignore_index: int = 255
+    process_group: dist.ProcessGroup | None = None
+    max_fpr: float | None = None
+    check_finite: bool = False
+    validate_args: bool = True
+    form: str = field(init=False)
+    degree: int = field(init=False, default=0)
+    coefficients: Coefficients = field(init=False)
+
+    def __post_init__(self) -> None:
+        one_of("scores", self.scores, SCORES)
+        one_of("strategy", self.strategy, STRATEGIES)
+        if not (math.isfinite(self.margin) and self.margin > 0):
+            raise ValueError(f"margin must be a finite number above 0, got {self.margin}")
+        if not isinstance(self.ignore_index, int):
+            raise TypeError(f"ignore_index must be an int, got {self.ignore_index!r}")
+        if self.pair_weight is not None:
+            _check_pair_weight(self.pair_weight, self.strategy)
+        self._choose_form()
+        if self.max_fpr is not None:
+            if not 0 < self.max_fpr <= 1:
+                raise ValueError(f"max_fpr must lie in (0, 1], got {self.max_fpr}")
+            if self.form:
+                raise ValueError(
+                    "max_fpr (partial AUC) is offered for surrogate='hinge' and 'squared_hinge', "
+                    f"not for {self.surrogate!r}"
+                )
+        if not self.form and self.process_group is not None:
+            raise ValueError(
+                f"surrogate={self.surrogate!r} with margin={self.margin}, scores={self.scores!r}, max_fpr={self.max_fpr} "
+                "is computed by sorting all scores, which do not travel between processes: pass process_group=None, or "
+                "use a margin of at least 1 with 'sigmoid' or 'softmax' scores, or another surrogate"
+            )
+
+    def _choose_form(self) -> None:
+        bounded = self.scores != "identity"
+        smooth = self.surrogate
+        form, degree, coefficients = "", 0, None
+        if isinstance(smooth, str):
+            one_of("surrogate", smooth, SURROGATES)
+            # Scores in [0, 1] differ by at most 1: with a margin of at least 1 a hinge is never at rest.
+            if smooth in ("hinge", "squared_hinge"):
+                if bounded and self.margin >= 1 and self.max_fpr is None:
+                    form = "linear" if smooth == "hinge" else "square"
+            elif smooth == "logistic" and bounded:
+                smooth = logistic_surrogate(self.margin)
+            else:
+                form = smooth
+        elif not isinstance(smooth, SmoothSurrogate):
+            smooth = SmoothSurrogate(smooth)
+        if isinstance(smooth, SmoothSurrogate) or smooth == "logistic":
+            if not bounded:
+                raise ValueError(
+                    "logistic and user-defined surrogates are expanded over scores in [0, 1]; scores='identity' is not "
+                    "offered for them: use 'sigmoid' or 'softmax', or surrogate='square', 'hinge', 'squared_hinge' or "
+                    "'exponential'"
+                )
+            assert isinstance(smooth, SmoothSurrogate)
+            form, degree, coefficients = "chebyshev", smooth.degree, smooth.coefficients
+        if coefficients is None:
+            coefficients = separable_form(form, self.margin, 0, self.scores).coefficients if form else ()
+        for name, value in (("form", form), ("degree", degree), ("coefficients", coefficients)):
+            object.__setattr__(self, name, value)
+
+    def passes(self, *, cross_entropy: bool = False, label_smoothing: float = 0.0, auc: bool = True) -> tuple[Any, ...]:
+        """The settings of `aucseg.losses.pixel_sums.pixel_sums`: the fields of `PassOptions` in order."""
+        options = PassOptions(
+            self.form if auc else "",
+            self.margin,
+            self.degree,
+            self.scores,
+            self.ignore_index,
+            cross_entropy,
+            label_smoothing,
+        )
+        return tuple(getattr(options, name) for name in PassOptions.__dataclass_fields__)
+
+
+def _check_pair_weight(pair_weight: Tensor, strategy: str) -> None:
+    if not isinstance(pair_weight, Tensor) or pair_weight.dim() != 2 or pair_weight.shape[0] != pair_weight.shape[1]:
+        raise ValueError(
+            "pair_weight must be a (K, K) tensor: row = class of the positives, column = class of the negatives"
+        )
+    if strategy != "ovo":
+        raise ValueError("pair_weight weights pairs of classes and is offered for strategy='ovo' only")
+    if not bool((torch.isfinite(pair_weight) & (pair_weight >= 0)).all()):
+        raise ValueError("pair_weight must be finite and not negative")
+
+
+def check_inputs(logits: Tensor, target: Tensor, options: AUCOptions, *, upsample: bool = False) -> None:
+    """Raise a TypeError or ValueError that names what is wrong with logits or target.
+
+    Values of labels are checked on the CPU only: on an accelerator that would wait for the device.
+    """
+    for name, value in (("logits", logits), ("target", target)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if not logits.is_floating_point():
+        raise ValueError(f"logits must be floating point, got {logits.dtype}")
+    if target.dtype not in _LABEL_DTYPES:
+        raise ValueError(f"target must hold integer class labels, got {target.dtype}")
+    shape, labels = tuple(logits.shape), tuple(target.shape)
+    if logits.dim() < 2 or shape[1] < 1:
+        raise ValueError(f"logits must be (N, K) or (B, K, *spatial) with K >= 1, got shape {shape}")
+    if not upsample and labels != (shape[0], *shape[2:]):
+        raise ValueError(f"target must have shape {(shape[0], *shape[2:])} for logits of shape {shape}, got {labels}")
+    if target.dim() != logits.dim() - 1 or labels[0] != shape[0]:
+        raise ValueError(f"target of shape {labels} does not fit logits of shape {shape}: expected (B, *spatial)")
+    if any(size > full for size, full in zip(shape[2:], labels[1:], strict=True)):
+        raise ValueError(
+            f"logits of shape {shape} are larger than the target of shape {labels}: resize one of them first"
+        )
+    if logits.device != target.device:
+        raise ValueError(f"logits are on {logits.device} but target is on {target.device}")
+    if options.scores == "softmax" and shape[1] == 1:
+        raise ValueError(
+            "scores='softmax' of a single channel is constant: use 'sigmoid' or 'identity' with one logit a pixel"
+        )
+    if options.pair_weight is not None and options.pair_weight.shape[0] != shape[1]:
+        raise ValueError(f"pair_weight is {tuple(options.pair_weight.shape)} but logits have {shape[1]} channels")
+    if torch.compiler.is_compiling():
+        return
+    if options.validate_args and target.device.type == "cpu" and target.numel():
+        _check_labels(target, max(shape[1], 2), options.ignore_index)
+    if options.check_finite:
+        _check_finite(logits)
+
+
+def _check_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
+    low, high = (0, 1) if target.dtype == torch.bool else (int(value) for value in torch.aminmax(target))
+    if low >= 0 and high < num_classes:
+        return
+    bad = ((target < 0) | (target >= num_classes)) & (target != ignore_index)
+    if bool(bad.any()):
+        where = tuple(bad.nonzero()[0].tolist())
+        raise ValueError(
+            f"target[{', '.join(map(str, where))}] is {int(target[where])}: labels must lie in "
+            f"0..{num_classes - 1} or be the ignore label {ignore_index}"
+        )
+
+
+def _check_finite(logits: Tensor) -> None:
+    bad = ~torch.isfinite(logits)
+    if bool(bad.any()):
+        where = tuple(bad.nonzero()[0].tolist())
+        raise ValueError(
+            f"logits[{', '.join(map(str, where))}] is {float(logits[where])}: image {where[0]}, class {where[1]} "
+            "(check_finite=True)"
+        )

@@ -1,0 +1,182 @@
+"""Ways through the logits in pieces that fit the cache: as they are, or upsampled band by band.
+
+A piece is ``(b, K, p)``: all channels of some pixels. `FullResolution` cuts logits at the target's size;
+`UpsampledBands` makes the bilinear upsampling of smaller logits a few output rows at a time and turns the gradient of a
+band into that of the small logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Elements of a piece. On a CPU a few buffers of this size stay in the cache; an accelerator wants few, large launches.
+CPU_PIECE = 1 << 18
+ACCELERATOR_PIECE = 1 << 24
+
+# A position in a label map as arranged by `PieceSource.arrange`.
+Index = tuple[slice, slice] | tuple[int, slice]
+
+
+def piece_size(device: torch.device) -> int:
+    """Elements of a piece on this device."""
+    return CPU_PIECE if device.type == "cpu" else ACCELERATOR_PIECE
+
+
+class Buffers:
+    """Scratch tensors that are reused from piece to piece, in the memory order of the piece."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype, self._device = dtype, device
+        self._storage: dict[str, Tensor] = {}
+
+    def take(self, name: str, piece: Tensor) -> Tensor:
+        """An uninitialized tensor shaped like ``piece`` ``(b, K, p)``; the same memory at every call with this name."""
+        storage = self._storage.get(name)
+        if storage is None or storage.numel() < piece.numel():
+            storage = self._storage[name] = torch.empty(piece.numel(), dtype=self.dtype, device=self._device)
+        images, channels, pixels = piece.shape
+        flat = storage[: piece.numel()]
+        if piece.stride(1) == 1 and channels > 1:
+            return flat.view(images, pixels, channels).transpose(1, 2)
+        return flat.view(images, channels, pixels)
+
+
+class PieceSource(Protocol):
+    """Pieces of logits, and the way back for their gradient."""
+
+    def arrange(self, label_map: Tensor) -> Tensor:
+        """View a ``(B, *spatial)`` or ``(N,)`` map so that a piece's index selects its ``(b, p)`` part."""
+
+    def pieces(self) -> Iterator[tuple[Index, Tensor]]:
+        """Index and logits ``(b, K, p)`` of every piece. The logits must not be written to."""
+
+    def gradient_out(self, index: Index, piece: Tensor) -> Tensor | None:
+        """Where the gradient of a piece may be written directly, if anywhere."""
+
+    def write(self, index: Index, gradient: Tensor) -> None:
+        """Hand in the gradient of the piece that was yielded last."""
+
+
+class FullResolution:
+    """Logits ``(B, K, *spatial)`` or ``(N, K)`` at the size of the target."""
+
+    def __init__(self, logits: Tensor, gradient: Tensor | None = None) -> None:
+        self._planes = self._as_planes(logits)
+        self._gradient = None if gradient is None else self._as_planes(gradient)
+
+    @staticmethod
+    def _as_planes(logits: Tensor) -> Tensor:
+        # A view for contiguous and channels-last logits.
+        return logits.t().unsqueeze(0) if logits.dim() == 2 else logits.flatten(2)
+
+    def arrange(self, label_map: Tensor) -> Tensor:
+        """``(B, P)``."""
+        return label_map.unsqueeze(0) if label_map.dim() == 1 else label_map.flatten(1)
+
+    def pieces(self) -> Iterator[tuple[Index, Tensor]]:
+        """Parts of one image, or several small images at once."""
+        num_images, num_channels, num_pixels = self._planes.shape
+        pixels = max(1, piece_size(self._planes.device) // num_channels)
+        images = max(1, pixels // max(num_pixels, 1))
+        for image in range(0, num_images, images):
+            for pixel in range(0, num_pixels, pixels):
+                index = slice(image, image + images), slice(pixel, pixel + pixels)
+                yield index, self._planes[index[0], :, index[1]]
+
+    def gradient_out(self, index: Index, piece: Tensor) -> Tensor | None:
+        """The gradient's own memory if its dtype is that of the computation."""
+        assert self._gradient is not None
+        return self._gradient[index[0], :, index[1]] if self._gradient.dtype == piece.dtype else None
+
+    def write(self, index: Index, gradient: Tensor) -> None:
+        """Copy what was not written in place."""
+        assert self._gradient is not None
+        out = self._gradient[index[0], :, index[1]]
+        if out.data_ptr() != gradient.data_ptr():
+            out.copy_(gradient)
+
+
+def bilinear_rows(first: int, last: int, source: int, size: int) -> tuple[int, int, list[list[float]]]:
+    """Bilinear weights (``align_corners=False``) of output rows ``first..last-1`` over the source rows they touch.
+
+    Returns:
+        First source row, one past the last, and a (rows, source rows) table of weights.
+    """
+    scale = source / size
+    taps = []
+    for row in range(first, last):
+        position = max((row + 0.5) * scale - 0.5, 0.0)
+        low = min(int(position), source - 1)
+        taps.append((low, min(low + 1, source - 1), position - low))
+    start, stop = taps[0][0], taps[-1][1] + 1
+    table = [[0.0] * (stop - start) for _ in taps]
+    for weights, (low, high, share) in zip(table, taps, strict=True):
+        weights[low - start] += 1.0 - share
+        weights[high - start] += share
+    return start, stop, table
+
+
+class UpsampledBands:
+    """Logits ``(B, K, h, w)``, upsampled bilinearly to ``(H, W)`` a band of rows at a time.
+
+    Columns of a few source rows come first, then rows by a small matrix. A piece is a band of output rows of one image,
+    laid out as (rows, K, W): then the rows of a band are one matrix product.
+    """
+
+    def __init__(
+        self, logits: Tensor, size: tuple[int, int], dtype: torch.dtype, gradient: Tensor | None = None
+    ) -> None:
+        self._logits, self._size, self._dtype, self._gradient = logits, size, dtype, gradient
+        self._band_gradient = torch.empty(0)
+
+    def arrange(self, label_map: Tensor) -> Tensor:
+        """``(B, H, W)`` as it is: (image, rows) selects (rows, W)."""
+        return label_map
+
+    def pieces(self) -> Iterator[tuple[Index, Tensor]]:
+        """Bands of rows."""
+        height, width = self._size
+        channels, source_height = self._logits.shape[1:3]
+        size = piece_size(self._logits.device)
+        rows = max(1, min(height, size // (channels * width)))
+        # Source rows whose upsampled columns are kept at a time: neighbouring blocks share one, so not too few.
+        block = rows * max(1, round(8 * height / source_height / rows))
+        for image in range(self._logits.shape[0]):
+            for first in range(0, height, block):
+                yield from self._block(image, first, min(first + block, height), rows)
+
+    def _block(self, image: int, first: int, last: int, rows: int) -> Iterator[tuple[Index, Tensor]]:
+        height, width = self._size
+        source_height = self._logits.shape[2]
+        start, stop, _ = bilinear_rows(first, last, source_height, height)
+        source = self._logits[image, :, start:stop].transpose(0, 1).to(self._dtype)
+        columns = F.interpolate(source, size=width, mode="linear", align_corners=False)
+        gradient = None if self._gradient is None else torch.zeros_like(columns)
+        band = columns.new_empty(rows, *columns.shape[1:])
+        for row in range(first, last, rows):
+            end = min(row + rows, last)
+            low, high, table = bilinear_rows(row, end, source_height, height)
+            weights = torch.tensor(table, dtype=self._dtype).to(columns.device, non_blocking=True)
+            part = slice(low - start, high - start)
+            piece = band[: end - row]
+            torch.mm(weights, columns[part].flatten(1), out=piece.flatten(1))
+            yield (image, slice(row, end)), piece
+            if gradient is not None:
+                gradient[part].flatten(1).addmm_(weights.t(), self._band_gradient.flatten(1))
+        if gradient is not None and self._gradient is not None:
+            shape = list(source.shape)
+            narrow = torch.ops.aten.upsample_linear1d_backward(gradient, [width], shape, False)
+            self._gradient[image, :, start:stop] += narrow.transpose(0, 1)
+
+    def gradient_out(self, index: Index, piece: Tensor) -> Tensor | None:
+        """Nowhere: the band's gradient is folded into that of the source rows."""
+        return None
+
+    def write(self, index: Index, gradient: Tensor) -> None:
+        """Keep the band's gradient until the band is folded."""
+        self._band_gradient = gradient

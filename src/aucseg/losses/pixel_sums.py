@@ -1,0 +1,289 @@
+"""The two passes over the pixels: sums of the loss terms, and the gradient by the logits.
+
+Channel c scores its own class (positives) against every other class a (negatives). With pair weights ``w[c, a]`` and a
+separable surrogate (see `aucseg.losses.surrogates`) the AUC loss is
+
+    L = sum_c sum_jk C[j, k] P_j[c] Q_k[c],
+    P_j[c] = mean of p_j(f_c) over the pixels of class c,
+    Q_k[c] = sum over the pixels x of other classes of  w[c, y(x)] / n_y(x)  q_k(f_c(x)).
+
+Every pixel thus carries one weight for all channels (uniform one-vs-one: one over the size of its class), the state is
+a few numbers a channel, and only channels whose class occurs take part. `pixel_sums` is differentiable: what follows it
+is arithmetic on ``(J, K)`` tables. Both passes are opaque operators, so that ``torch.compile`` does not unroll their
+loops.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from aucseg.losses.pieces import Buffers, piece_size
+from aucseg.losses.views import (
+    Channels,
+    CrossEntropyWeights,
+    PassOptions,
+    Piece,
+    ScoredPiece,
+    class_labels,
+    lookup,
+    wide_dtype,
+)
+
+
+@torch.library.custom_op(
+    "aucseg::class_counts", mutates_args=(), schema="(Tensor target, int num_classes, int ignore_index) -> Tensor"
+)
+def class_counts(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Pixels per class, ``(K,)`` in the wide dtype; ignored pixels are left out."""
+    counts = torch.zeros(num_classes + 1, dtype=wide_dtype(target.device), device=target.device)
+    for part in torch.split(target.flatten(), piece_size(target.device)):
+        labels = class_labels(part, num_classes, ignore_index)
+        if target.device.type == "cpu":
+            counts += torch.bincount(labels, minlength=num_classes + 1)
+        else:  # bincount would wait for the device
+            counts += torch.histc(labels.float(), num_classes + 1, -0.5, num_classes + 0.5)
+    return counts[:num_classes].clone()
+
+
+@class_counts.register_fake
+def _(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    return target.new_empty(num_classes, dtype=wide_dtype(target.device))
+
+
+_SCHEMA = (
+    "Tensor logits, Tensor target, Tensor scored, Tensor? pixel_weight, Tensor? class_weight, str form, float margin, "
+    "int degree, str scores, int ignore_index, bool cross_entropy, float label_smoothing"
+)
+
+
+@torch.library.custom_op(
+    "aucseg::pixel_sums", mutates_args=(), schema=f"({_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+def pixel_sums(
+    logits: Tensor,
+    target: Tensor,
+    scored: Tensor,
+    pixel_weight: Tensor | None,
+    class_weight: Tensor | None,
+    *settings: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sum the loss terms over the pixels; differentiable once by the logits.
+
+    Args:
+        logits: ``(B, K, *spatial)`` or ``(N, K)``; ``(B, K, h, w)`` smaller than the target is upsampled bilinearly.
+        target: ``(B, *spatial)`` or ``(N,)``.
+        scored: ``(K,)``, true for channels that the AUC term needs; every class that occurs must be among them.
+        pixel_weight: Weight of a negative by its label, ``(K + 1,)``; the last one, of ignored pixels, is 0. None: keep
+            the labels apart.
+        class_weight: ``(K,)``, of the cross-entropy.
+        *settings: The fields of `PassOptions`.
+
+    Returns:
+        Sums of ``p_j`` over each class ``(J, K)``, weighted sums of ``q_k`` over the others ``(J', K)`` (without
+        weights: by channel and label, ``(J', K, K)``), the weighted sum of the cross-entropy (scalar), all in the wide
+        dtype, and the log-sum-exp of the logits at every pixel where the gradient needs it.
+    """
+    options = PassOptions(*settings)
+    with torch.autocast(logits.device.type, enabled=False):
+        return _sums(logits, target, scored, pixel_weight, class_weight, options)
+
+
+def _sums(
+    logits: Tensor,
+    target: Tensor,
+    scored: Tensor,
+    pixel_weight: Tensor | None,
+    class_weight: Tensor | None,
+    options: PassOptions,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    device, dtype, wide = logits.device, options.dtype(logits), wide_dtype(logits.device)
+    surrogate, channels = options.surrogate, Channels(scored, options)
+    num_scored = channels.num_scored
+    num_positive, num_negative = surrogate.num_features if surrogate else (0, 0)
+    positive = torch.zeros(num_positive, num_scored + 1, dtype=wide, device=device)
+    shape = (num_scored,) if pixel_weight is not None else (num_scored, num_scored)
+    negative = torch.zeros(num_negative, *shape, dtype=wide, device=device)
+    entropy = torch.zeros((), dtype=wide, device=device)
+    lse = torch.empty(target.shape if options.needs_lse else (0,), dtype=dtype, device=device)
+    ce = CrossEntropyWeights(class_weight, logits, dtype, options)
+    if pixel_weight is not None:
+        weight_table = F.pad(channels.pick(pixel_weight[:-1].to(dtype)), (0, 1))
+    source, buffers = options.source(logits, target), Buffers(dtype, device)
+    labels_map, lse_map = source.arrange(target), source.arrange(lse) if options.needs_lse else lse
+    for index, part in source.pieces():
+        piece = Piece(part, labels_map[index], options, buffers)
+        piece_lse = None
+        if options.needs_lse:
+            piece_lse = _log_sum_exp(piece.logits, buffers)
+            lse_map[index] = piece_lse.squeeze(1)
+        if options.cross_entropy and piece_lse is not None:
+            entropy += ce.sum(piece, piece_lse)
+        if surrogate is None:
+            continue
+        view = ScoredPiece(piece, channels, options, buffers, piece_lse if options.scores == "softmax" else None)
+        for j, feature in enumerate(surrogate.positive_features(view.shortfall)):
+            if device.type == "cpu":
+                positive[j] += torch.bincount(view.labels.flatten(), feature.flatten(), minlength=num_scored + 1)
+            else:
+                positive[j].index_add_(0, view.labels.flatten(), feature.flatten().to(wide))
+        if pixel_weight is None:
+            classes, indicator = view.one_hot(num_scored)
+        else:
+            indicator = view.by_label(weight_table).unsqueeze(1)
+        for k, feature in enumerate(surrogate.negative_features(view.values, view.own)):
+            part_sum = torch.matmul(feature, indicator.transpose(1, 2)).sum(0, dtype=wide)
+            if pixel_weight is None:
+                negative[k].index_add_(1, classes, part_sum)
+            else:
+                negative[k] += part_sum.squeeze(1)
+    return channels.spread(positive[:, :num_scored].contiguous()), channels.spread(negative), entropy, lse
+
+
+def _log_sum_exp(logits: Tensor, buffers: Buffers) -> Tensor:
+    top = logits.amax(1, keepdim=True)
+    total = torch.sub(logits, top, out=buffers.take("values", logits)).exp_().sum(1, keepdim=True)
+    return total.log_().add_(top)
+
+
+@pixel_sums.register_fake
+def _(
+    logits: Tensor,
+    target: Tensor,
+    scored: Tensor,
+    pixel_weight: Tensor | None,
+    class_weight: Tensor | None,
+    *settings: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    options = PassOptions(*settings)
+    wide, surrogate = wide_dtype(logits.device), options.surrogate
+    num_positive, num_negative = surrogate.num_features if surrogate else (0, 0)
+    return (
+        logits.new_empty(num_positive, logits.shape[1], dtype=wide),
+        logits.new_empty(num_negative, *[logits.shape[1]] * (1 if pixel_weight is not None else 2), dtype=wide),
+        logits.new_empty((), dtype=wide),
+        logits.new_empty(target.shape if options.needs_lse else (0,), dtype=options.dtype(logits)),
+    )
+
+
+@torch.library.custom_op(
+    "aucseg::pixel_gradient",
+    mutates_args=(),
+    schema=f"(Tensor positive, Tensor negative, Tensor entropy, Tensor lse, {_SCHEMA}) -> Tensor",
+)
+def pixel_gradient(positive: Tensor, negative: Tensor, entropy: Tensor, lse: Tensor, *inputs: Any) -> Tensor:
+    """The gradient by the logits, given those by the three sums of `pixel_sums`, its log-sum-exp and its inputs."""
+    logits, target, scored, pixel_weight, class_weight, *settings = inputs
+    options = PassOptions(*settings)
+    with torch.autocast(logits.device.type, enabled=False):
+        return _gradient(positive, negative, entropy, lse, logits, target, scored, pixel_weight, class_weight, options)
+
+
+def _gradient(
+    positive: Tensor,
+    negative: Tensor,
+    entropy: Tensor,
+    lse: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    scored: Tensor,
+    pixel_weight: Tensor | None,
+    class_weight: Tensor | None,
+    options: PassOptions,
+) -> Tensor:
+    dtype, surrogate, channels = options.dtype(logits), options.surrogate, Channels(scored, options)
+    num_scored = channels.num_scored
+    ce = CrossEntropyWeights(class_weight, logits, dtype, options)
+    entropy = entropy.to(dtype)
+    by_softmax, by_own = entropy * ce.by_softmax, entropy * ce.by_own
+    by_positive = F.pad(channels.pick(positive), (0, 1)).to(dtype)
+    by_negative = channels.pick(negative).to(dtype)
+    if pixel_weight is None:
+        by_negative = channels.pick(by_negative, 1)
+    else:
+        weight_table = F.pad(channels.pick(pixel_weight[:-1].to(dtype)), (0, 1))
+    full = logits.shape[2:] == target.shape[1:]
+    sparse = not options.cross_entropy and channels.picked is not None
+    gradient = torch.zeros_like(logits) if sparse or not full else torch.empty_like(logits)
+    source, buffers = options.source(logits, target, gradient), Buffers(dtype, logits.device)
+    labels_map, lse_map = source.arrange(target), source.arrange(lse) if options.needs_lse else lse
+    for index, part in source.pieces():
+        piece = Piece(part, labels_map[index], options, buffers)
+        out = source.gradient_out(index, piece.logits)
+        if out is None:
+            out = buffers.take("out", piece.logits)
+        piece_lse = lse_map[index].unsqueeze(1) if options.needs_lse else None
+        if options.cross_entropy and piece_lse is not None:
+            torch.sub(piece.logits, piece_lse, out=out).exp_().mul_(lookup(by_softmax, piece.labels).unsqueeze(1))
+            own = piece.own(piece.labels, piece.num_classes)
+            out.scatter_add_(1, own, lookup(by_own, piece.labels).neg_().unsqueeze(1))
+            if ce.smooth:
+                valid = (piece.labels < piece.num_classes).to(dtype).unsqueeze(1)
+                out.sub_((entropy * ce.by_channel).unsqueeze(1) * valid)
+        if surrogate is not None:
+            view = ScoredPiece(piece, channels, options, buffers, piece_lse if options.scores == "softmax" else None)
+            if pixel_weight is None:
+                classes, indicator = view.one_hot(num_scored)
+                slope_weight, weight = torch.matmul(by_negative[:, None, :, classes], indicator), None
+            else:
+                slope_weight, weight = by_negative.unsqueeze(2), view.by_label(weight_table)
+            slope, factor = surrogate.negative_slope(view.values, slope_weight, buffers.take("slope", view.values))
+            if weight is not None and factor is not None:
+                weight.mul_(factor)
+            own_weight = by_positive.index_select(1, view.labels.flatten()).view(-1, *view.labels.shape)
+            own_slope = surrogate.positive_slope(view.shortfall, own_weight)
+            direct = channels.picked is None and not options.cross_entropy
+            slope = _through_scores(slope, weight, own_slope, view, options.scores, out if direct else slope)
+            if options.cross_entropy:
+                out.add_(slope) if channels.picked is None else out.index_add_(1, channels.picked, slope)
+            elif channels.picked is not None:
+                out.index_copy_(1, channels.picked, slope)
+        source.write(index, out)
+    return gradient
+
+
+def _through_scores(
+    slope: Tensor, weight: Tensor | None, own_slope: Tensor, view: ScoredPiece, scores: str, out: Tensor
+) -> Tensor:
+    """Slopes by the scores -> gradient by the logits into ``out``: negatives weighted, positives put in their place."""
+    values, shortfall, own = view.values, view.shortfall, view.own
+    row = torch.ones((), dtype=slope.dtype, device=slope.device) if weight is None else weight.unsqueeze(1)
+    if scores == "softmax":
+        slope.mul_(row).scatter_(1, own, own_slope.unsqueeze(1))
+        slope.sub_((slope * values).sum(1, keepdim=True))
+        return torch.mul(slope, values, out=out)
+    if scores == "sigmoid":
+        torch.ops.aten.sigmoid_backward.grad_input(slope, values, grad_input=slope)
+        own_slope = own_slope * shortfall * (1 - shortfall)
+    return torch.mul(slope, row, out=out).scatter_(1, own, own_slope.unsqueeze(1))
+
+
+@pixel_gradient.register_fake
+def _(positive: Tensor, negative: Tensor, entropy: Tensor, lse: Tensor, *inputs: Any) -> Tensor:
+    return torch.empty_like(inputs[0])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.settings = *inputs[:5], inputs[5:]
+    ctx.save_for_backward(*tensors, output[3])
+
+
+def _backward(ctx: Any, positive: Tensor, negative: Tensor, entropy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    *tensors, lse = ctx.saved_tensors
+    gradient = pixel_gradient(positive, negative, entropy, lse, *tensors, *ctx.settings)
+    return gradient, *[None] * (4 + len(ctx.settings))
+
+
+pixel_sums.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _second_order(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError(
+        "the AUC loss can be differentiated once; second derivatives (create_graph=True) are not offered"
+    )
+
+
+pixel_gradient.register_autograd(_second_order)

@@ -1,0 +1,198 @@
+"""What the passes over the pixels see of a piece: labels, scored channels, scores, weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from aucseg.losses.pieces import Buffers, FullResolution, PieceSource, UpsampledBands
+from aucseg.losses.surrogates import Separable, separable_form
+
+# Share of scored channels up to which picking them out costs less than scoring them all.
+_PICK_BELOW = 0.8
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """float64, or float32 on a device that has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+@dataclass(frozen=True)
+class PassOptions:
+    """What the passes compute.
+
+    Attributes:
+        form: Name of the separable form, or ``""`` for no AUC term.
+        margin: Its margin.
+        degree: Its degree.
+        scores: ``"sigmoid"``, ``"softmax"`` or ``"identity"``.
+        ignore_index: The ignore label.
+        cross_entropy: Whether to sum the cross-entropy.
+        label_smoothing: Of the cross-entropy.
+    """
+
+    form: str
+    margin: float
+    degree: int
+    scores: str
+    ignore_index: int
+    cross_entropy: bool = False
+    label_smoothing: float = 0.0
+
+    @property
+    def surrogate(self) -> Separable | None:
+        """The separable surrogate."""
+        return separable_form(self.form, self.margin, self.degree, self.scores) if self.form else None
+
+    @property
+    def needs_lse(self) -> bool:
+        """Whether the gradient needs the log-sum-exp of the logits."""
+        return self.cross_entropy or self.scores == "softmax"
+
+    def dtype(self, logits: Tensor) -> torch.dtype:
+        """Of per-pixel arithmetic: float32, or float64 for identity scores, steep exponentials and float64 logits."""
+        steep = self.form == "exponential" and self.margin > 20
+        if logits.dtype == torch.float64 or (self.form and self.scores == "identity") or steep:
+            return wide_dtype(logits.device)
+        return torch.float32
+
+    def source(self, logits: Tensor, target: Tensor, gradient: Tensor | None = None) -> PieceSource:
+        """The way through the logits: directly, or upsampled where they are smaller than the target."""
+        if logits.shape[2:] == target.shape[1:]:
+            return FullResolution(logits, gradient)
+        return UpsampledBands(logits, (target.shape[1], target.shape[2]), self.dtype(logits), gradient)
+
+
+def class_labels(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Labels as int64 with the ignore label mapped to ``num_classes``; may be ``target`` itself."""
+    labels = target.to(torch.int64)
+    if target.device.type == "cpu" and labels.numel():
+        low, high = (int(value) for value in torch.aminmax(labels))
+        if not low <= ignore_index <= high:
+            return labels
+    return labels.masked_fill(labels == ignore_index, num_classes)
+
+
+class Channels:
+    """The channels that the AUC term scores, picked out of all where that pays (on a CPU, where asking is free)."""
+
+    def __init__(self, scored: Tensor, options: PassOptions) -> None:
+        self.picked: Tensor | None = None
+        self.num_classes = self.num_scored = scored.numel()
+        if scored.device.type == "cpu" and options.scores != "softmax":
+            picked = scored.nonzero().squeeze(1)
+            if 0 < picked.numel() <= _PICK_BELOW * self.num_classes:
+                self.picked, self.num_scored = picked, picked.numel()
+                self._position = torch.full((self.num_classes + 1,), self.num_scored)
+                self._position[picked] = torch.arange(self.num_scored)
+
+    def pick(self, table: Tensor, dim: int = -1) -> Tensor:
+        """Of a table of all channels, those that are scored."""
+        return table if self.picked is None else table.index_select(dim, self.picked)
+
+    def spread(self, table: Tensor) -> Tensor:
+        """A table of the scored channels as one of all, in every dimension but the first."""
+        if self.picked is None:
+            return table
+        for dim in range(1, table.dim()):
+            shape = list(table.shape)
+            shape[dim] = self.num_classes
+            table = table.new_zeros(shape).index_copy_(dim, self.picked, table)
+        return table
+
+    def labels(self, labels: Tensor) -> Tensor:
+        """Labels as positions among the scored channels; ignored pixels come after the last."""
+        if self.picked is None:
+            return labels
+        return self._position.index_select(0, labels.flatten()).view_as(labels)
+
+
+class Piece:
+    """A piece with its labels."""
+
+    def __init__(self, logits: Tensor, target: Tensor, options: PassOptions, buffers: Buffers) -> None:
+        self.num_classes = logits.shape[1]
+        self.labels = class_labels(target, self.num_classes, options.ignore_index)
+        on_cpu = logits.device.type == "cpu"
+        self.has_ignored = not on_cpu or (self.labels.numel() > 0 and int(self.labels.max()) == self.num_classes)
+        if self.has_ignored:
+            # An ignored pixel must not count whatever its logits hold, infinities and NaN included.
+            ignored = (self.labels == self.num_classes).unsqueeze(1)
+            zero = torch.zeros((), dtype=buffers.dtype, device=logits.device)
+            self.logits = torch.where(ignored, zero, logits.to(buffers.dtype), out=buffers.take("logits", logits))
+        elif logits.dtype != buffers.dtype:
+            self.logits = buffers.take("logits", logits).copy_(logits)
+        else:
+            self.logits = logits
+
+    def own(self, labels: Tensor, num_channels: int) -> Tensor:
+        """Channel of each pixel's own class, ``(b, 1, p)``; any channel at ignored pixels."""
+        return (labels.clamp(max=num_channels - 1) if self.has_ignored else labels).unsqueeze(1)
+
+
+class ScoredPiece:
+    """The part of a piece that the AUC term sees: scored channels, their scores, and labels as positions among them."""
+
+    def __init__(
+        self, piece: Piece, channels: Channels, options: PassOptions, buffers: Buffers, lse: Tensor | None
+    ) -> None:
+        logits = piece.logits
+        if channels.picked is not None:
+            shape = logits[:, : channels.num_scored]
+            logits = torch.index_select(logits, 1, channels.picked, out=buffers.take("picked", shape))
+        self.labels = channels.labels(piece.labels)
+        self.own = piece.own(self.labels, channels.num_scored)
+        self.values = buffers.take("values", logits)
+        if lse is not None:
+            torch.sub(logits, lse, out=self.values).exp_()
+            self.shortfall = 1 - self.values.gather(1, self.own).squeeze(1)
+        elif options.scores == "sigmoid":
+            torch.sigmoid(logits, out=self.values)
+            self.shortfall = logits.gather(1, self.own).squeeze(1).neg_().sigmoid_()
+        else:
+            self.values.copy_(logits)
+            self.shortfall = -logits.gather(1, self.own).squeeze(1)
+
+    def by_label(self, weights: Tensor) -> Tensor:
+        """``(K + 1,)`` -> ``(b, p)``: the weight of each pixel's label."""
+        return weights.index_select(0, self.labels.flatten()).view_as(self.labels)
+
+    def one_hot(self, num_channels: int) -> tuple[Tensor, Tensor]:
+        """Classes ``(l,)`` and the indicator ``(b, l, p)`` of them; on a CPU only the classes of this piece."""
+        classes = torch.arange(num_channels, device=self.labels.device)
+        if self.labels.device.type == "cpu":
+            classes = classes[torch.bincount(self.labels.flatten(), minlength=num_channels + 1)[:num_channels] > 0]
+        return classes, (self.labels.unsqueeze(1) == classes.unsqueeze(1)).to(self.values.dtype)
+
+
+class CrossEntropyWeights:
+    """Class weights and label smoothing of the cross-entropy as tables by label, ``(K + 1,)``, 0 for ignored pixels."""
+
+    def __init__(self, class_weight: Tensor | None, logits: Tensor, dtype: torch.dtype, options: PassOptions) -> None:
+        num_classes = logits.shape[1]
+        if class_weight is None:
+            class_weight = torch.ones(num_classes, device=logits.device)
+        self.weight = class_weight.to(dtype)
+        self.by_own = F.pad((1 - options.label_smoothing) * self.weight, (0, 1))
+        self.by_channel = options.label_smoothing / num_classes * self.weight
+        self.by_softmax = self.by_own + F.pad(self.by_channel.sum().expand(num_classes), (0, 1))
+        self.smooth = options.label_smoothing > 0
+
+    def sum(self, piece: Piece, lse: Tensor) -> Tensor:
+        """The weighted sum over a piece; ``lse`` is ``(b, 1, p)``."""
+        wide = wide_dtype(lse.device)
+        labels, lse = piece.labels, lse.squeeze(1)
+        own_logits = piece.logits.gather(1, piece.own(labels, piece.num_classes)).squeeze(1)
+        total = lookup(self.by_softmax, labels).mul_(lse) - lookup(self.by_own, labels).mul_(own_logits)
+        if self.smooth:
+            others = torch.matmul(self.by_channel, piece.logits)
+            total -= others.masked_fill_(labels == piece.num_classes, 0)
+        return total.sum(dtype=wide)
+
+
+def lookup(table: Tensor, labels: Tensor) -> Tensor:
+    """``table[labels]``, which is slower."""
+    return table.index_select(0, labels.flatten()).view_as(labels)

@@ -1,0 +1,123 @@
+"""The command line as a user runs it: real processes, real files."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from aucseg import cli
+
+TINY_RUN = {
+    "trainer": {
+        "max_steps": 4,
+        "val_check_interval": 4,
+        "log_every_n_steps": 1,
+        "accelerator": "cpu",
+        "enable_progress_bar": False,
+    },
+    "model": {
+        "model": "smp/fpn",
+        "model_options": {"encoder": "resnet18", "decoder_pyramid_channels": 32, "decoder_segmentation_channels": 32},
+        "loss": "aucseg",
+        "bank": {"capacity": 2, "min_pixels": 4},
+        "warmup_steps": 1,
+    },
+    "data": {"batch_size": 2, "eval_batch_size": 2, "num_workers": 0, "crop_size": [32, 40]},
+}
+
+
+def aucseg(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "aucseg.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+
+
+@pytest.fixture(scope="module")
+def finished_run(tiny_card: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    config = folder / "run.yaml"
+    config.write_text(yaml.safe_dump(TINY_RUN))
+    out = folder / "run"
+    result = aucseg("fit", "--config", config, "--data.card", tiny_card, "--data.root", tiny_card.parent, "--out", out)
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+def test_fit_leaves_a_complete_run_folder(finished_run: Path) -> None:
+    result = json.loads((finished_run / "result.json").read_text())
+    assert result["step"] == 4
+    assert result["class_names"] == ["ground", "box", "crate", "gem"]
+    assert 0 <= result["metrics"]["miou"] <= 1
+    confusion = json.loads((finished_run / "confusion.json").read_text())["counts"]
+    assert sum(map(sum, confusion)) == 4 * (48 * 64 - 3)
+    images = json.loads((finished_run / "images.json").read_text())
+    assert len(images) == 4
+    # The overlaps of the images add up to the confusion matrix.
+    hits = sum(overlap["0"][0] for overlap in images.values() if "0" in overlap)
+    assert hits == confusion[0][0]
+    assert "train/loss" in (finished_run / "metrics.csv").read_text()
+    assert yaml.safe_load((finished_run / "config.yaml").read_text())["model"]["loss"] == "aucseg"
+    checkpoint = torch.load(finished_run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 4
+
+
+def test_validate_gives_the_metrics_of_fit(finished_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "again"
+    result = aucseg(
+        "validate", "--config", finished_run / "config.yaml", "--out", out,
+        "--ckpt_path", finished_run / "checkpoints" / "last.ckpt",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    first, second = (json.loads((folder / "result.json").read_text()) for folder in (finished_run, out))
+    assert first["per_class_iou"] == second["per_class_iou"]
+
+
+def test_predict_writes_label_maps_of_the_input_size(finished_run: Path, tiny_card: Path, tmp_path: Path) -> None:
+    out = tmp_path / "predictions"
+    result = aucseg("predict", finished_run, tiny_card.parent / "images" / "val", "--out", out)
+    assert result.returncode == 0, result.stderr
+    for name in ("labels/frame_00.png", "overlays/frame_03.png"):
+        with Image.open(out / name) as picture:
+            assert picture.size == (64, 48)
+    assert len((out / "areas.csv").read_text().splitlines()) > 4
+
+
+def test_fit_refuses_to_replace_a_run(finished_run: Path) -> None:
+    result = aucseg("fit", "--config", finished_run / "config.yaml", "--out", finished_run)
+    assert result.returncode == 2
+    assert "already holds a run" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_wrong_input_is_an_error_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["demo", "--iterations", "0"]) == 2
+    assert "--iterations must be at least 1" in capsys.readouterr().err
+
+
+def test_unknown_command_lists_the_known(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        cli.main(["tarin"])
+    assert error.value.code == 2
+    assert "'fit'" in capsys.readouterr().err
+
+
+def test_help_and_version_do_not_import_torch() -> None:
+    code = """
+import sys
+from aucseg.cli import main
+try:
+    main(["--help"])
+except SystemExit:
+    pass
+assert "torch" not in sys.modules
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "aucseg fit --config" in result.stdout
