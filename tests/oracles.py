@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -69,3 +71,26 @@ def auc_loss_oracle(
             total = total + weight * surrogate_oracle(difference, surrogate, margin).mean()
             weight_sum += weight
     return total / weight_sum if weight_sum > 0 else total
+
+
+def partial_auc_oracle(
+    logits: Tensor, target: Tensor, surrogate: str, max_fpr: float, *, margin: float = 1.0, strategy: str = "ovo"
+) -> Tensor:
+    """One-way partial AUC loss of sigmoid scores: the mean over the ``ceil(max_fpr n)`` highest-scored of n negatives."""
+    values, labels = pixel_scores(logits, target, "sigmoid")
+    present = [c for c in range(logits.shape[1]) if bool((labels == c).any())]
+    terms = []
+    for c in present:
+        rest = [labels == a for a in present if a != c] if strategy == "ovo" else [(labels != c) & (labels != 255)]
+        for mask in rest:
+            kept = math.ceil(max_fpr * int(mask.sum()) - 1e-9)
+            hardest = values[mask, c].topk(kept).values
+            difference = values[labels == c, c][:, None] - hardest[None, :]
+            terms.append(surrogate_oracle(difference, surrogate, margin).mean())
+    return torch.stack(terms).mean()
+
+
+def value_and_grad(loss: Tensor, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The detached loss and its gradients."""
+    gradients = torch.autograd.grad(loss, inputs)
+    return loss.detach(), gradients

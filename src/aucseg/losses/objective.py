@@ -33,8 +33,7 @@ def two_channels(logits: Tensor) -> Tensor:
 def _prepare(logits: Tensor, target: Tensor, by_bands: bool) -> Tensor:
     logits = two_channels(logits)
     if logits.shape[2:] != target.shape[1:] and not (by_bands and logits.dim() == 4):
-        if logits.dtype in (torch.float16, torch.bfloat16):
-            logits = logits.float()
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logits = F.interpolate(logits, size=target.shape[1:], mode=_INTERPOLATION[logits.dim()], align_corners=False)
     return logits
 
@@ -122,7 +121,8 @@ def objective(
                     negative = negative + weights.by_weight(absent.negative)
                 risk = pair_risk(auc.coefficients, weights, positive, negative)
         if by_sorting:
-            values = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+            ignored = (target == auc.ignore_index).unsqueeze(1)
+            values = torch.where(ignored, 0, logits.to(torch.promote_types(logits.dtype, torch.float32)))
             values = (
                 values.sigmoid()
                 if auc.scores == "sigmoid"

@@ -117,7 +117,7 @@ class PairwiseAUCLoss(nn.Module):
             ``ceil(max_fpr n)`` with the highest scores count. In (0, 1]; for hinge and squared hinge.
         check_finite: Raise a ValueError that names image and class if a logit is not finite. Waits for the device.
         validate_args: Check the labels when they are on the CPU. (On an accelerator a bad label is the device's own
-            index error.)
+            index error; under ``torch.compile`` labels and logits are not checked.)
         memory_momentum: Share of the old value that a class keeps at each update of the memory.
 
     Shape:

@@ -54,6 +54,9 @@ def _(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     return target.new_empty(num_classes, dtype=wide_dtype(target.device))
 
 
+# Pixels that are added up in float32 before float64 takes over; longer runs cost the seventh digit.
+_FLOAT32_RUN = 1 << 14
+
 _SCHEMA = (
     "Tensor logits, Tensor target, Tensor scored, Tensor? pixel_weight, Tensor? class_weight, str form, float margin, "
     "int degree, str scores, int ignore_index, bool cross_entropy, float label_smoothing"
@@ -126,21 +129,34 @@ def _sums(
             continue
         view = ScoredPiece(piece, channels, options, buffers, piece_lse if options.scores == "softmax" else None)
         for j, feature in enumerate(surrogate.positive_features(view.shortfall)):
-            if device.type == "cpu":
-                positive[j] += torch.bincount(view.labels.flatten(), feature.flatten(), minlength=num_scored + 1)
-            else:
-                positive[j].index_add_(0, view.labels.flatten(), feature.flatten().to(wide))
+            _add_by_label(positive[j], view.labels.flatten(), feature.flatten())
         if pixel_weight is None:
             classes, indicator = view.one_hot(num_scored)
         else:
             indicator = view.by_label(weight_table).unsqueeze(1)
         for k, feature in enumerate(surrogate.negative_features(view.values, view.own)):
-            part_sum = torch.matmul(feature, indicator.transpose(1, 2)).sum(0, dtype=wide)
+            part_sum = _matched_sum(feature, indicator)
             if pixel_weight is None:
                 negative[k].index_add_(1, classes, part_sum)
             else:
                 negative[k] += part_sum.squeeze(1)
     return channels.spread(positive[:, :num_scored].contiguous()), channels.spread(negative), entropy, lse
+
+
+def _add_by_label(total: Tensor, labels: Tensor, values: Tensor) -> None:
+    values = values.to(total.dtype)
+    if total.device.type == "cpu":
+        total += torch.bincount(labels, values, minlength=total.numel())  # faster than index_add_; waits for a device
+    else:
+        total.index_add_(0, labels, values)
+
+
+def _matched_sum(feature: Tensor, weight: Tensor) -> Tensor:
+    """``sum over b, p of feature[b, c, p] weight[b, l, p]``, ``(c, l)``, wide."""
+    total = torch.zeros(feature.shape[1], weight.shape[1], dtype=wide_dtype(feature.device), device=feature.device)
+    for part, part_weight in zip(feature.split(_FLOAT32_RUN, 2), weight.split(_FLOAT32_RUN, 2), strict=True):
+        total += torch.matmul(part, part_weight.transpose(1, 2)).sum(0, dtype=total.dtype)
+    return total
 
 
 def _log_sum_exp(logits: Tensor, buffers: Buffers) -> Tensor:
@@ -241,6 +257,9 @@ def _gradient(
                 out.add_(slope) if channels.picked is None else out.index_add_(1, channels.picked, slope)
             elif channels.picked is not None:
                 out.index_copy_(1, channels.picked, slope)
+        if options.may_overflow(logits):
+            limit = torch.finfo(logits.dtype).max
+            out.clamp_(-limit, limit)
         source.write(index, out)
     return gradient
 

@@ -75,19 +75,28 @@ def _hardest(scores: Tensor, groups: Tensor, num_groups: int, share: float) -> T
 @torch.library.custom_op(
     "aucseg::sorted_risk",
     mutates_args=(),
-    schema="(Tensor scores, Tensor labels, Tensor weights, float margin, bool squared, float share, bool one_group)"
+    schema="(Tensor scores, Tensor target, Tensor weights, int ignore_index, float margin, bool squared, float share, "
+    "bool one_group)"
     " -> (Tensor, Tensor)",
 )
 def sorted_risk(
-    scores: Tensor, labels: Tensor, weights: Tensor, margin: float, squared: bool, share: float, one_group: bool
+    scores: Tensor,
+    target: Tensor,
+    weights: Tensor,
+    ignore_index: int,
+    margin: float,
+    squared: bool,
+    share: float,
+    one_group: bool,
 ) -> tuple[Tensor, Tensor]:
     """The AUC loss with a (squared) hinge; differentiable once by the scores.
 
     Args:
         scores: ``(N, K)``.
-        labels: ``(N,)`` int64, K for ignored pixels.
+        target: ``(N,)`` integer.
         weights: ``(K, K)`` in the wide dtype: weight of one negative by channel (row) and label (column); 0 on the
             diagonal.
+        ignore_index: The ignore label.
         margin: The margin.
         squared: Squared hinge instead of hinge.
         share: Share of the negatives that counts, the hardest ones, in (0, 1].
@@ -97,6 +106,7 @@ def sorted_risk(
         The value (scalar, wide) and its gradient by the scores.
     """
     num_classes, wide = scores.shape[1], wide_dtype(scores.device)
+    labels = class_labels(target, num_classes, ignore_index)
     on_cpu = scores.device.type == "cpu"
     value = torch.zeros((), dtype=wide, device=scores.device)
     gradient = torch.zeros_like(scores)
@@ -121,7 +131,7 @@ def sorted_risk(
 
 
 @sorted_risk.register_fake
-def _(scores: Tensor, labels: Tensor, weights: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+def _(scores: Tensor, target: Tensor, weights: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     return weights.new_empty(()), torch.empty_like(scores)
 
 
@@ -131,7 +141,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, value: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     (gradient,) = ctx.saved_tensors
-    return (gradient * value.to(gradient.dtype), *[None] * 6)
+    return (gradient * value.to(gradient.dtype), *[None] * 7)
 
 
 sorted_risk.register_autograd(_backward, setup_context=_setup_context)
@@ -151,8 +161,9 @@ def sorted_auc(
     """The AUC loss of scores ``(B, K, *spatial)`` or ``(N, K)`` with a (squared) hinge on the hardest negatives."""
     num_classes = scores.shape[1]
     flat = scores.movedim(1, -1).reshape(-1, num_classes)
-    labels = class_labels(target.reshape(-1), num_classes, ignore_index)
     table = weights.table if weights.table is not None else weights.channel[:, None] * weights.label
     table = (table - torch.diag(table.diagonal())) / weights.counts.clamp(min=1)
-    value: Tensor = sorted_risk(flat, labels, table, margin, squared, share, strategy == "ova")[0]
+    value: Tensor = sorted_risk(
+        flat, target.reshape(-1), table, ignore_index, margin, squared, share, strategy == "ova"
+    )[0]
     return value

@@ -59,6 +59,10 @@ class PassOptions:
             return wide_dtype(logits.device)
         return torch.float32
 
+    def may_overflow(self, logits: Tensor) -> bool:
+        """Whether the gradient may leave the range of the logits' dtype: an exponential of unbounded scores."""
+        return self.form == "exponential" and self.dtype(logits) != logits.dtype
+
     def source(self, logits: Tensor, target: Tensor, gradient: Tensor | None = None) -> PieceSource:
         """The way through the logits: directly, or upsampled where they are smaller than the target."""
         if logits.shape[2:] == target.shape[1:]:

@@ -1,0 +1,146 @@
+"""Two passes over micro-batches give the gradient of the whole batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from aucseg.losses import AUCSegLoss, MicroBatchAUC, PairwiseAUCLoss, accumulate
+
+
+def network(*extra: nn.Module) -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), *extra, nn.GELU(), nn.Conv2d(6, 4, 1)).double()
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(6, 3, 5, 5, generator=generator, dtype=torch.float64)
+    target = torch.randint(0, 3, (6, 10, 10), generator=generator)
+    target[0], target[1], target[2] = 0, 255, 3
+    return images, target
+
+
+def micro(size: int) -> list[tuple[Tensor, Tensor]]:
+    images, target = batch()
+    return list(zip(images.split(size), target.split(size), strict=True))
+
+
+def gradients(model: nn.Module) -> list[Tensor]:
+    return [p.grad for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("size", [1, 4, 6])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"class_weight": torch.tensor([1.0, 2.0, 0.0, 4.0]), "label_smoothing": 0.1, "strategy": "ova"},
+        {"surrogate": "exponential", "scores": "softmax"},
+        {"surrogate": "logistic", "auc_weight": 3.0},
+        {"pair_weight": torch.arange(16.0).view(4, 4)},
+        {"surrogate": "hinge", "scores": "sigmoid", "ce_weight": 0.0},
+    ],
+)
+def test_gradient_of_the_whole(size: int, options: dict[str, Any]) -> None:
+    loss_fn = AUCSegLoss(**options)
+    whole, parts = network(), network()
+    images, target = batch()
+    expected = loss_fn(whole(images), target)
+    expected.backward()
+    value = accumulate(loss_fn, parts, micro(size))
+    assert value.item() == pytest.approx(expected.item(), rel=1e-10)
+    for a, b in zip(gradients(parts), gradients(whole), strict=True):
+        assert (a - b).abs().max() <= 1e-10 * b.abs().max()
+
+
+def test_frozen_batch_norm() -> None:
+    whole, parts = network(nn.BatchNorm2d(6)).eval(), network(nn.BatchNorm2d(6)).eval()
+    images, target = batch()
+    AUCSegLoss()(whole(images), target).backward()
+    accumulate(AUCSegLoss(), parts, micro(2))
+    for a, b in zip(gradients(parts), gradients(whole), strict=True):
+        assert (a - b).abs().max() <= 1e-10 * b.abs().max()
+
+
+def test_batch_norm_statistics_are_updated_once() -> None:
+    once, twice = network(nn.BatchNorm2d(6)), network(nn.BatchNorm2d(6))
+    with torch.no_grad():
+        for images, _ in micro(2):
+            once(images)
+    accumulate(AUCSegLoss(), twice, micro(2))
+    for a, b in zip(once.buffers(), twice.buffers(), strict=True):
+        assert torch.equal(a, b)
+
+
+class Recorder(nn.Module):
+    """Dropout that remembers its outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.outputs.append(nn.functional.dropout(x, 0.5).detach())
+        return nn.functional.dropout(x, 0.5)
+
+
+def test_dropout_is_replayed() -> None:
+    recorder = Recorder()
+    model = network(recorder)
+    whole = MicroBatchAUC(AUCSegLoss(), model)
+    for images, target in micro(2):
+        whole.collect(images, target)
+        torch.rand(3)  # other users of the generator in between
+    for images, target in micro(2):
+        torch.rand(5)
+        whole.loss(images, target).backward()
+    first, second = recorder.outputs[:3], recorder.outputs[3:]
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not torch.equal(first[0], first[1])
+
+
+def test_next_batch_starts_afresh() -> None:
+    loss_fn, model = PairwiseAUCLoss(), network()
+    images, target = batch()
+    whole = MicroBatchAUC(loss_fn, model)
+    values = []
+    for _ in range(2):
+        for part, labels in zip(images.split(2), target[:, ::2, ::2].split(2), strict=True):
+            whole.collect(part, labels)
+        values.append(
+            [whole.loss(p, t).item() for p, t in zip(images.split(2), target[:, ::2, ::2].split(2), strict=True)]
+        )
+    assert values[0] == values[1]
+    assert values[0] == pytest.approx([loss_fn(model(images), target[:, ::2, ::2]).item()] * 3, rel=1e-10)
+
+
+def test_learns_in_a_plain_loop() -> None:
+    model, loss_fn = network(), AUCSegLoss()
+    optimizer = torch.optim.Adam(model.parameters(), 0.05)
+    values = []
+    for _ in range(15):
+        optimizer.zero_grad()
+        values.append(accumulate(loss_fn, model, micro(3)).item())
+        optimizer.step()
+    assert values[-1] < 0.9 * values[0]
+
+
+def test_misuse() -> None:
+    model = network()
+    images, target = micro(2)[0]
+    whole = MicroBatchAUC(AUCSegLoss(), model)
+    with pytest.raises(RuntimeError, match="collect"):
+        whole.loss(images, target)
+    whole.collect(images, target)
+    whole.collect(images, target)
+    whole.loss(images, target)
+    with pytest.raises(RuntimeError, match="after 1 of 2 calls"):
+        whole.collect(images, target)
+    with pytest.raises(ValueError, match="computed by sorting"):
+        accumulate(AUCSegLoss(surrogate="hinge", margin=0.5), model, micro(2))
+    with pytest.raises(ValueError, match="at least one micro-batch"):
+        accumulate(AUCSegLoss(), model, [])

@@ -1,0 +1,92 @@
+"""Several processes, one loss: parameter gradients under DistributedDataParallel equal those of one process with the whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from aucseg.losses import AUCSegLoss, PairwiseAUCLoss, accumulate
+
+Loss = Callable[[Any], nn.Module]
+
+CASES: dict[str, Loss] = {
+    "square": lambda group: PairwiseAUCLoss(process_group=group),
+    "exponential, ova, softmax": lambda group: PairwiseAUCLoss(
+        "exponential", strategy="ova", scores="softmax", process_group=group
+    ),
+    "logistic": lambda group: PairwiseAUCLoss("logistic", process_group=group),
+    "pair weights": lambda group: PairwiseAUCLoss(pair_weight=torch.arange(25.0).view(5, 5), process_group=group),
+    "with cross-entropy": lambda group: AUCSegLoss(
+        2.0, 0.5, class_weight=torch.tensor([1.0, 2.0, 0.5, 3.0, 1.0]), label_smoothing=0.1, process_group=group
+    ),
+    "memory": lambda group: AUCSegLoss(memory="ema", process_group=group),
+}
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    """Four images; the last has no valid pixel, the third one class, class 4 is nowhere, class 3 in the first only."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4, 3, 6, 6, generator=generator, dtype=torch.float64)
+    target = torch.randint(0, 3, (4, 12, 12), generator=generator)
+    target[0, :2], target[1, 0], target[2], target[3] = 3, 255, 1, 255
+    return images, target
+
+
+def network() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.GELU(), nn.Conv2d(4, 5, 1)).double()
+
+
+def gradients(model: nn.Module) -> list[Tensor]:
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+def step(make: Loss, group: Any, images: Tensor, target: Tensor, micro: bool) -> tuple[float, list[Tensor]]:
+    """One loss and its parameter gradients; full-resolution losses see the target at the size of the logits."""
+    model: nn.Module = network()
+    if group is not None:
+        model = DistributedDataParallel(model, process_group=group)
+    loss_fn = make(group)
+    if isinstance(loss_fn, PairwiseAUCLoss):
+        target = target[:, ::2, ::2]
+    if micro:
+        value = accumulate(loss_fn, model, list(zip(images.split(1), target.split(1), strict=True)))
+    else:
+        value = loss_fn(model(images), target)
+        value.backward()
+    return value.item(), gradients(model)
+
+
+def worker(rank: int, ranks: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks)
+    images, target = (part.chunk(ranks)[rank] for part in batch())
+    results = {
+        (name, micro): step(make, dist.group.WORLD, images, target, micro)
+        for name, make in CASES.items()
+        for micro in (False, True)
+    }
+    torch.save(results, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(1, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
+def test_ranks_agree_with_one_process(ranks: int, tmp_path: Path) -> None:
+    mp.spawn(worker, (ranks, str(tmp_path)), nprocs=ranks)  # type: ignore[no-untyped-call]
+    for rank in range(ranks):
+        results = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, make in CASES.items():
+            value, expected = step(make, None, *batch(), micro=False)
+            for micro in (False, True):
+                other, found = results[name, micro]
+                assert other == pytest.approx(value, rel=1e-9), (name, micro, rank)
+                for a, b in zip(found, expected, strict=True):
+                    assert (a - b).abs().max() <= 1e-9 * b.abs().max(), (name, micro, rank)
