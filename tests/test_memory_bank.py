@@ -34,7 +34,7 @@ def random_masks(generator: torch.Generator, batch_size: int, height: int, width
                 int(torch.randint(height, (), generator=generator)),
                 int(torch.randint(width, (), generator=generator)),
             )
-            h, w = torch.randint(1, max(height, width), (2,), generator=generator).tolist()
+            h, w = torch.randint(1, max(height, width) + 1, (2,), generator=generator).tolist()
             mask[y : y + h, x : x + w] = int(torch.randint(low, NUM_CLASSES, (), generator=generator))
         mask[torch.rand(height, width, generator=generator) < 0.02] = IGNORE
     return masks
@@ -234,6 +234,19 @@ def test_max_bytes_drops_the_oldest_of_the_fullest_class() -> None:
     bank(colours(masks), masks)
     assert bank.num_samples == {3: 2, 4: 1, 5: 2}
     assert [int(sample["runs"][0, 0]) // 30 for sample in stored(bank)] == [1, 3, 2, 4, 5]
+
+
+def test_max_bytes_spares_the_only_sample_of_a_class() -> None:
+    bank = make_bank(max_bytes=300)
+    for class_id, rows, width in [
+        (4, slice(0, 2), 30),
+        (3, slice(3, 4), 10),
+        (3, slice(4, 5), 10),
+        (3, slice(5, 6), 10),
+    ]:
+        masks = one_object(class_id, rows, slice(0, width))
+        bank(colours(masks), masks)
+    assert bank.num_samples == {3: 2, 4: 1, 5: 0}
 
 
 def test_a_sample_above_max_bytes_by_itself_is_not_stored() -> None:

@@ -108,3 +108,32 @@ def connected_components(start: Tensor, length: Tensor, label: Tensor, height: i
         root.scatter_reduce_(0, torch.maximum(root_u, root_l), torch.minimum(root_u, root_l), "amin")
         while not torch.equal(parent := root.index_select(0, root), root):
             root = parent
+
+
+def number_components(root: Tensor, length: Tensor, group: Tensor, min_pixels: int, max_components: int) -> Tensor:
+    """Numbers the components within each group of runs from 0 on, the one with the most pixels first.
+
+    Args:
+        root: (R,) int64, from ``connected_components``.
+        length: (R,) int64, pixels of each run.
+        group: (R,) int64, group of each run, the same for all runs of a component.
+        min_pixels: smaller components get no number.
+        max_components: nor do components beyond this many in a group.
+
+    Returns:
+        (R,) int64: for each run the number of its component, -1 for none.
+
+    Example:
+        >>> root, length, group = torch.tensor([0, 1, 0, 3]), torch.tensor([2, 5, 1, 9]), torch.tensor([0, 0, 0, 1])
+        >>> number_components(root, length, group, min_pixels=4, max_components=2)
+        tensor([-1,  0, -1,  0])
+    """
+    size = torch.zeros_like(length).index_add_(0, root, length)
+    roots = (size >= min_pixels).nonzero().squeeze(1)
+    roots = roots[size[roots].sort(descending=True, stable=True).indices]
+    roots = roots[group[roots].sort(stable=True).indices]
+    group_of_root = group[roots]
+    rank = torch.arange(len(roots), device=roots.device) - torch.searchsorted(group_of_root, group_of_root)
+    number = torch.full_like(root, -1)
+    number[roots] = torch.where(rank < max_components, rank, -1)
+    return number.index_select(0, root)

@@ -10,10 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from aucseg.components import connected_components, expand, horizontal_runs, keep_where
-from aucseg.pasting import Paste, Sample, gather_pixels, paste_samples
-
-_MASK_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
+from aucseg.bank_checks import check_batch, check_labels, checked_presence, checked_tail_classes
+from aucseg.components import connected_components, horizontal_runs, keep_where, number_components
+from aucseg.pasting import Paste, paste_samples
+from aucseg.samples import Sample, cut_samples, sample_nbytes
 
 
 class TailMemoryBank(nn.Module):
@@ -106,7 +106,7 @@ class TailMemoryBank(nn.Module):
         max_components: int = 32,
     ) -> None:
         super().__init__()
-        self.tail_classes = _checked_tail_classes(tail_classes, num_classes, ignore_index)
+        self.tail_classes = checked_tail_classes(tail_classes, num_classes, ignore_index)
         for name, value in (("capacity", capacity), ("min_pixels", min_pixels), ("max_components", max_components)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -140,7 +140,7 @@ class TailMemoryBank(nn.Module):
         self.ignore_index = ignore_index
         self.presence_target = presence_target
         self.max_components = max_components
-        self._presence = self._checked_presence(presence)
+        self._presence = checked_presence(presence, presence_target, self.tail_classes, num_classes)
         if generator is None:
             generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         self._generator = generator
@@ -149,19 +149,6 @@ class TailMemoryBank(nn.Module):
         lookup[list(self.tail_classes)] = torch.arange(len(self.tail_classes))
         self.register_buffer("_tail_lookup", lookup, persistent=False)
         self.clear()
-
-    def _checked_presence(self, presence: Sequence[float] | Tensor | None) -> list[float] | None:
-        if presence is None:
-            return None
-        if self.presence_target is None:
-            raise ValueError("presence has no effect without presence_target: give both or neither")
-        shares = [float(share) for share in presence]
-        if len(shares) != self.num_classes:
-            raise ValueError(f"presence must hold one share per class ({self.num_classes}), got {len(shares)}")
-        for class_id in self.tail_classes:
-            if not 0 <= shares[class_id] <= 1:
-                raise ValueError(f"presence of class {class_id} must be in 0..1, got {shares[class_id]}")
-        return [shares[class_id] for class_id in self.tail_classes]
 
     def clear(self) -> None:
         """Forgets all samples and the running estimate of presence; keeps the state of the generator."""
@@ -225,11 +212,12 @@ class TailMemoryBank(nn.Module):
             ValueError: shapes or devices that do not match, images unlike the stored ones, or (checked on the CPU
                 alone, since it would make an accelerator wait) a label outside 0..K-1 that is not ``ignore_index``.
         """
-        self._check_inputs(images, masks)
-        self._move_samples(images.device)
         self._last_pastes = None
         if not self.training:
             return images, masks
+        check_batch(images, masks, self.tail_classes)
+        self._check_format(images)
+        self._move_samples(images.device)
         channels_last = not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
         images = images.clone(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         masks = masks.clone(memory_format=torch.contiguous_format)
@@ -255,7 +243,7 @@ class TailMemoryBank(nn.Module):
         num_tail = len(self.tail_classes)
         start, length, label = horizontal_runs(masks)
         if masks.device.type == "cpu":
-            self._check_labels(start, label, masks.shape)
+            check_labels(label, start, masks.shape, self.num_classes, self.ignore_index)
         tail = self._tail_position(label)
         start, length, tail = keep_where(tail >= 0, start, length, tail)
         group = start // (height * width) * num_tail + tail  # one group per image and class
@@ -267,32 +255,17 @@ class TailMemoryBank(nn.Module):
         for position in range(num_tail):
             self._images_with[position] += sum(row[position] for row in present_list)
 
-        component = self._number_components(start, length, tail, group, height, width)
+        root = connected_components(start, length, tail, height, width)
+        component = number_components(root, length, group, self.min_pixels, self.max_components)
         start, length, group, component = keep_where(component >= 0, start, length, group, component)
         order = group.sort(stable=True).indices
         start, length, group, component = start[order], length[order], group[order], component[order]
         self._store_groups(images, start, length, group, component)
         return present_list
 
-    def _number_components(
-        self, start: Tensor, length: Tensor, tail: Tensor, group: Tensor, height: int, width: int
-    ) -> Tensor:
-        """Number of each run's component within its image and class, largest component first; -1: not to be stored."""
-        root = connected_components(start, length, tail, height, width)
-        size = torch.zeros_like(length).index_add_(0, root, length)
-        roots = (size >= self.min_pixels).nonzero().squeeze(1)
-        roots = roots[size[roots].sort(descending=True, stable=True).indices]
-        roots = roots[group[roots].sort(stable=True).indices]
-        group_of_root = group[roots]
-        rank = torch.arange(len(roots), device=roots.device) - torch.searchsorted(group_of_root, group_of_root)
-        number = torch.full_like(root, -1)
-        number[roots] = torch.where(rank < self.max_components, rank, -1)
-        return number[root]
-
     def _store_groups(self, images: Tensor, start: Tensor, length: Tensor, group: Tensor, component: Tensor) -> None:
         """Stores each group (an image's pixels of one class), given its runs sorted by group, then by place."""
         num_tail = len(self.tail_classes)
-        _, channels, height, width = images.shape
         groups, index, num_runs = torch.unique_consecutive(group, return_inverse=True, return_counts=True)
         num_pixels = torch.zeros_like(groups).index_add_(0, index, length)
         table: list[list[int]] = torch.stack([groups, num_runs, num_pixels], dim=1).tolist()
@@ -301,7 +274,7 @@ class TailMemoryBank(nn.Module):
         # copied. An integer stands for a sample that is still to be cut.
         slots: list[list[Sample | int]] = [list(samples) for samples in self._samples]
         for number, (group_id, r, p) in enumerate(table):
-            if self.max_bytes is not None and r * 12 + p * channels * images.element_size() > self.max_bytes:
+            if self.max_bytes is not None and sample_nbytes(r, p, images) > self.max_bytes:
                 continue
             stored = slots[group_id % num_tail]
             if len(stored) == self.capacity:
@@ -315,19 +288,20 @@ class TailMemoryBank(nn.Module):
             start, length, component = keep_where(chosen.to(index.device)[index], start, length, component)
         run_counts = [table[number][1] for number in new]
         pixel_counts = [table[number][2] for number in new]
-        run, column = expand(length, sum(pixel_counts))
-        values = gather_pixels(images, start, run, column)
-        runs = torch.stack([start % (height * width), length, component]).int()
-        parts = zip(new, torch.split(runs, run_counts, dim=1), torch.split(values, pixel_counts), strict=True)
-        cut = {number: Sample(r.clone(), v.clone(), height, width) for number, r, v in parts}
+        cut = dict(zip(new, cut_samples(images, start, length, component, run_counts, pixel_counts), strict=True))
         self._samples = [[cut[e] if isinstance(e, int) else e for e in stored] for stored in slots]
         self._evict()
 
     def _evict(self) -> None:
         """Drops samples until the bank is within ``max_bytes``."""
-        while self.max_bytes is not None and self.nbytes > self.max_bytes:
-            fullest = max(self._samples, key=lambda samples: (len(samples), sum(sample.nbytes for sample in samples)))
-            del fullest[0]
+        if self.max_bytes is None:
+            return
+        excess = self.nbytes - self.max_bytes
+        while excess > 0:
+            most = max(len(samples) for samples in self._samples)
+            candidates = [samples for samples in self._samples if len(samples) == most]
+            fullest = max(candidates, key=lambda samples: sum(sample.nbytes for sample in samples))
+            excess -= fullest.pop(0).nbytes
 
     def _choose(self, present: list[list[bool]]) -> list[Paste]:
         """Draws classes, images and samples."""
@@ -380,42 +354,12 @@ class TailMemoryBank(nn.Module):
     def _is_tail(self, labels: Tensor) -> Tensor:
         return self._tail_position(labels) >= 0
 
-    def _check_inputs(self, images: Tensor, masks: Tensor) -> None:
-        if images.dtype != torch.uint8 and not images.is_floating_point():
-            raise TypeError(f"images must be uint8 or floating, got {images.dtype}")
-        if masks.dtype not in _MASK_DTYPES:
-            raise TypeError(f"masks must be uint8, int16, int32 or int64, got {masks.dtype}")
-        if (
-            images.ndim != 4
-            or masks.ndim != 3
-            or images.shape[0] != masks.shape[0]
-            or images.shape[2:] != masks.shape[1:]
-        ):
-            raise ValueError(
-                "images must be (B, C, H, W) and masks (B, H, W) with the same B, H and W, "
-                f"got {tuple(images.shape)} and {tuple(masks.shape)}"
-            )
-        if images.device != masks.device:
-            raise ValueError(f"images and masks must be on one device, got {images.device} and {masks.device}")
-        if masks[0:1].numel() >= 2**31:
-            raise ValueError(f"an image may have up to 2**31 - 1 pixels, got {tuple(masks.shape[1:])}")
-        if self.tail_classes[-1] > torch.iinfo(masks.dtype).max:
-            raise ValueError(f"tail class {self.tail_classes[-1]} does not fit into masks of {masks.dtype}: use int64")
+    def _check_format(self, images: Tensor) -> None:
         stored = next((samples[0].values for samples in self._samples if samples), None)
         if stored is not None and (stored.dtype != images.dtype or stored.shape[1] != images.shape[1]):
             raise ValueError(
                 f"the bank holds {stored.dtype} pixels of {stored.shape[1]} channels, the images are {images.dtype} "
                 f"with {images.shape[1]} channels: feed it at one place of the pipeline, or call clear() first"
-            )
-
-    def _check_labels(self, start: Tensor, label: Tensor, shape: torch.Size) -> None:
-        bad = ((label < 0) | (label.long() >= self.num_classes)) & (label.long() != self.ignore_index)
-        if bad.any():
-            place = int(start[bad][0])
-            image, row, column = place // (shape[1] * shape[2]), place // shape[2] % shape[1], place % shape[2]
-            raise ValueError(
-                f"label {int(label[bad][0])} at image {image}, row {row}, column {column} is neither a class "
-                f"0..{self.num_classes - 1} nor ignore_index {self.ignore_index}"
             )
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -455,19 +399,3 @@ class TailMemoryBank(nn.Module):
         generator = torch.Generator()
         generator.set_state(state["_generator"])
         super().__setstate__({**state, "_generator": generator})  # type: ignore[no-untyped-call]
-
-
-def _checked_tail_classes(tail_classes: Iterable[int], num_classes: int, ignore_index: int) -> tuple[int, ...]:
-    tail = sorted(int(class_id) for class_id in tail_classes)
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
-    if not tail:
-        raise ValueError("tail_classes is empty: a data set without tail classes needs no bank")
-    for class_id, following in zip(tail, [*tail[1:], None], strict=True):
-        if not 0 <= class_id < num_classes:
-            raise ValueError(f"tail class {class_id} is outside 0..{num_classes - 1}")
-        if class_id == following:
-            raise ValueError(f"tail class {class_id} is given twice")
-        if class_id == ignore_index:
-            raise ValueError(f"tail class {class_id} is ignore_index: ignored pixels are never stored")
-    return tuple(tail)

@@ -1,7 +1,7 @@
-"""Samples of the memory bank and how they are resized, placed and pasted: all pastes of a batch at once, run by run.
+"""How samples of the memory bank are resized, placed and pasted: all pastes of a batch at once.
 
-A sample is kept as horizontal runs and the pixels in them. Resizing, placing and clipping act on the runs; pixels are
-touched only where something is in fact pasted, and no box around the pixels is ever filled.
+Resizing and placing act on the samples' runs; colours are looked up only for pixels that are in fact pasted, and no box
+around the pixels is ever filled.
 """
 
 from collections.abc import Callable
@@ -11,28 +11,7 @@ import torch
 from torch import Tensor
 
 from aucseg.components import expand, keep_where
-
-
-class Sample(NamedTuple):
-    """The components of one class in one image; never modified after it was made.
-
-    Attributes:
-        runs: (3, R) int32: start in the flattened canvas, length, and number of the component of each horizontal run,
-            in reading order.
-        values: (P, C), dtype of the images: the pixels of all runs, one after the other.
-        height: rows of the canvas, that is, of the image it was cut from.
-        width: columns of the canvas.
-    """
-
-    runs: Tensor
-    values: Tensor
-    height: int
-    width: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of pixels and places."""
-        return self.runs.numel() * self.runs.element_size() + self.values.numel() * self.values.element_size()
+from aucseg.samples import Sample, scatter_pixels
 
 
 class Paste(NamedTuple):
@@ -51,36 +30,6 @@ class _Runs(NamedTuple):
     x: Tensor
     length: Tensor
     first: Tensor  # of its pixels, in the values of all pastes one after the other
-
-
-def gather_pixels(images: Tensor, begin: Tensor, run: Tensor, column: Tensor) -> Tensor:
-    """Reads pixels: (P, C).
-
-    Args:
-        images: (B, C, H, W), dense in memory, contiguous or channels-last.
-        begin: (R,) int64, where each run begins, in the flattened (B, H, W).
-        run: (P,) int64, run of each pixel.
-        column: (P,) int64, position of each pixel in its run.
-    """
-    offsets = _offsets(images, begin, run, column)
-    return images.as_strided((images.numel(),), (1,)).index_select(0, offsets.flatten()).view(offsets.shape)
-
-
-def _scatter_pixels(images: Tensor, begin: Tensor, run: Tensor, column: Tensor, pixels: Tensor) -> None:
-    """Writes pixels (P, C); the other arguments as in ``gather_pixels``."""
-    offsets = _offsets(images, begin, run, column)
-    images.as_strided((images.numel(),), (1,)).scatter_(0, offsets.flatten(), pixels.flatten())
-
-
-def _offsets(images: Tensor, begin: Tensor, run: Tensor, column: Tensor) -> Tensor:
-    """Places in memory, (P, C), of the pixels of runs; serves every memory format without a copy."""
-    _, channels, height, width = images.shape
-    by_image, by_channel, by_row, by_column = images.stride()
-    row, x = begin // width, begin % width
-    base = row // height * by_image + row % height * by_row + x * by_column
-    return (base.index_select(0, run) + column * by_column).unsqueeze(1) + torch.arange(
-        channels, device=begin.device
-    ) * by_channel
 
 
 def paste_samples(
@@ -161,7 +110,7 @@ def paste_samples(
             row=row.index_select(0, run),
             col=col.index_select(0, run) + column,
         )
-    _scatter_pixels(images, begin, run, column, pixels)
+    scatter_pixels(images, begin, run, column, pixels)
     masks.view(-1).scatter_(0, target, class_id.to(masks.dtype).index_select(0, pasted_by))
     return torch.zeros_like(image).scatter_add_(0, pasted_by, torch.ones_like(run))
 
