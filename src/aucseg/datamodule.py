@@ -322,8 +322,8 @@ class SegmentationDataModule(LightningDataModule):
         statistics = self.class_statistics()
         if statistics.num_images != length:
             raise ValueError(
-                f"rare-class sampling needs the counts of all {length} training images, but {length - statistics.num_images} "
-                "cannot be read: mend or remove them ('aucseg stats' names them)"
+                f"rare-class sampling needs the counts of all {length} training images, but "
+                f"{length - statistics.num_images} cannot be read: mend or remove them ('aucseg stats' names them)"
             )
         return rare_class_order(statistics, self.seed, **self.sampler_options)
 

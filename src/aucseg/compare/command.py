@@ -10,6 +10,7 @@ import math
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from aucseg.compare.methods import (
     second_stage_config,
 )
 from aucseg.compare.runner import Run, Runner, locked, write_atomically
-from aucseg.compare.search import Search, choose, parse_search, trial_config, trial_folder
+from aucseg.compare.search import Search, parse_search, scores_of, trial_config, trial_folder
 from aucseg.compare.tables import METRICS, csv_text, latex_text, make_tables, markdown_text, terminal_text
 
 _EPILOG = """methods: a loss (ce, wce-inverse, focal, cb-focal, ohem, ldam, la, vs, balanced-softmax, blv, seesaw, dice,
@@ -55,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="base configuration, as for fit")
     parser.add_argument("--methods", required=True, metavar="A,B,...", help="what to compare, see below")
     parser.add_argument("--seeds", default="0,1,2,3,4", metavar="0,1,...", help="one run each (default: %(default)s)")
-    parser.add_argument("--models", default="", metavar="M,N,...", help="names of models, or YAML files of changes to the "
-                        "base configuration (default: the base's model)")  # fmt: skip
+    parser.add_argument("--models", default="", metavar="M,N,...", help="names of models, or YAML files of changes to "
+                        "the base configuration (default: the base's model)")  # fmt: skip
     parser.add_argument("--methods-file", type=Path, metavar="FILE", help="more methods, defined in YAML")
     parser.add_argument(
         "--baseline", metavar="METHOD", help="method to take differences to (default: ce, or the first)"
@@ -195,10 +196,8 @@ class _Comparison:
         if self.search is not None and not (self.out / "search.json").is_file():
             print("the settings are not tuned yet; without them the runs are:")
         elif self.search is not None:
-            self.chosen = {
-                tuple(json.loads(key)): value
-                for key, value in json.loads((self.out / "search.json").read_text(encoding="utf-8")).items()
-            }
+            choices = json.loads((self.out / "search.json").read_text(encoding="utf-8"))
+            self.chosen = {(choice["model"], choice["method"]): choice for choice in choices}
         for _, _, run in self._plan():
             state = "finished" if (run.folder / "compare.json").is_file() else "to do"
             print(f"{state:9} {run.title:40} {run.folder}")
@@ -252,14 +251,20 @@ class _Comparison:
 
     def _tune(self) -> None:
         assert self.search is not None
+        failed: set[str] = set()
         for model in self.models:
             for method in self.methods:
-                first = None if method.first_stage is None else self.winners[model, method.first_stage]
-                self._tune_method(self.search, model, method, first)
-        chosen = {json.dumps(key): value for key, value in self.chosen.items()}
-        write_atomically(self.out / "search.json", json.dumps(chosen, indent=1) + "\n")
+                first = None if method.first_stage is None else self.winners.get((model, method.first_stage))
+                if (method.first_stage is not None and first is None) or not self._tune_method(
+                    self.search, model, method, first
+                ):
+                    print(f"{method.name} is left out: not one trial gave a result")
+                    failed.add(method.name)
+        self.methods = [method for method in self.methods if method.name not in failed]
+        choices = [{"model": m, "method": name, **choice} for (m, name), choice in self.chosen.items()]
+        write_atomically(self.out / "search.json", json.dumps(choices, indent=1) + "\n")
 
-    def _tune_method(self, search: Search, model: str, method: Method, first: Run | None) -> None:
+    def _tune_method(self, search: Search, model: str, method: Method, first: Run | None) -> bool:
         grid = search.grid(method, merged(self.base, self.models[model]))
         folder = self.out / "search" / _slug(model) / method.name
         if first is None:
@@ -278,11 +283,19 @@ class _Comparison:
             result = None if record is None else record["metrics"].get(self.search_metric)
             return None if result is None else float(result)
 
-        value, scores = choose(grid, score)
+        scores = scores_of(grid, score)
+        if not scores:
+            return False
+        value = max(scores, key=lambda tried: scores[tried])
         self.winners[model, method.name] = trials[value]
-        self.chosen[model, method.name] = {"setting": grid.path, "value": value, "scores": scores}
+        self.chosen[model, method.name] = {
+            "setting": grid.path,
+            "value": value,
+            "scores": {str(tried): result for tried, result in scores.items()},
+        }
         shown = ", ".join(f"{tried}: {100 * result:.1f}" for tried, result in scores.items())
         print(f"{model}, {method.name}: {grid.path} = {value}  ({self.search_metric} on held-out images: {shown})")
+        return True
 
     def _note(self, model: str, method: Method, run: Run, record: dict[str, Any]) -> None:
         values = {**record["metrics"], **record["cost"]}
@@ -351,6 +364,9 @@ class _Comparison:
 @contextmanager
 def _sigterm_as_exit() -> Iterator[None]:
     """Ends the running child before this process ends."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
 
     def leave(*_: Any) -> None:
         raise KeyboardInterrupt

@@ -7,6 +7,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
+from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,14 +41,10 @@ def code_fingerprint(config: Mapping[str, Any]) -> Fingerprint:
     for path in sorted(package.rglob("*.py")):
         name = path.relative_to(package).as_posix()
         if name in _TRAINING_AFTER_ALL or not name.startswith(_NOT_TRAINING):
-            files[name] = _digest(_code(path))
-    files |= {f"{module} (yours)": _digest(_code(path)) for module, path in _modules_outside(config).items()}
-    for library in _LIBRARIES:
-        try:
-            files[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            continue
-    return files | {"python": platform.python_version()}
+            files[name] = _digest_of_code(path)
+    files |= {f"{module} (yours)": _digest_of_code(path) for module, path in _modules_outside(config).items()}
+    installed = {library: _version(library) for library in _LIBRARIES}
+    return files | installed | {"python": platform.python_version()}
 
 
 def data_fingerprint(config: Mapping[str, Any]) -> Fingerprint:
@@ -110,13 +107,27 @@ def _flatten(value: Any, prefix: str = "") -> Fingerprint:
     return {prefix.rstrip("."): value}
 
 
-def _code(path: Path) -> bytes:
+def _version(library: str) -> str:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _digest_of_code(path: Path) -> str:
+    stat = path.stat()
+    return _digest_of_tree(path, stat.st_mtime_ns, stat.st_size)
+
+
+@cache
+def _digest_of_tree(path: Path, mtime_ns: int, size: int) -> str:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        is_scope = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
-        if is_scope and ast.get_docstring(node, clean=False) is not None:
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and (
+            ast.get_docstring(node, clean=False) is not None
+        ):
             node.body = node.body[1:]
-    return ast.dump(tree).encode()
+    return _digest(ast.dump(tree).encode())
 
 
 def _modules_outside(config: Any) -> dict[str, Path]:

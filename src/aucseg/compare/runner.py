@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,12 +66,10 @@ class Runner:
     Args:
         redo: Whether finished runs whose code, data or configuration differ are repeated instead of refused.
         lock: Open file that every child process inherits, see `locked`.
-        command: Start of the command line of a child process.
     """
 
     redo: bool = False
     lock: IO[str] | None = None
-    command: Sequence[str] = _COMMAND
     seconds: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     _data: dict[str, Fingerprint] = field(default_factory=dict)
@@ -124,6 +122,11 @@ class Runner:
         record = self.record(run)
         if record is not None:
             return record
+        if run.first_stage is not None and not run.first_stage.checkpoint.is_file():
+            raise ValueError(
+                f"{run.title} starts from {run.first_stage.checkpoint}, which is gone: delete "
+                f"{run.first_stage.folder} to have it trained again"
+            )
         fingerprints = self.fingerprints(run)
         run.folder.mkdir(parents=True, exist_ok=True)
         for name in (RECORD_FILE, _RESULT_FILE, COST_FILE):
@@ -163,7 +166,7 @@ class Runner:
         (run.folder / INPUT_FILE).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
     def _launch(self, run: Run) -> int:
-        arguments = [*self.command, run.command, "--config", str(run.folder / INPUT_FILE), "--out", str(run.folder)]
+        arguments = [*_COMMAND, run.command, "--config", str(run.folder / INPUT_FILE), "--out", str(run.folder)]
         if run.command == "fit":
             arguments += ["--overwrite", "true"]
         descriptors = () if self.lock is None else (self.lock.fileno(),)
@@ -203,8 +206,8 @@ def locked(folder: Path) -> Iterator[IO[str] | None]:
         except BlockingIOError as error:
             lock.seek(0)
             raise ValueError(
-                f"another comparison (process {lock.read().strip() or 'unknown'}), or a run that it has left behind, is "
-                f"at work in {folder}: wait until it ends, or give another folder with --out"
+                f"another comparison (process {lock.read().strip() or 'unknown'}), or a run that it has left behind, "
+                f"is at work in {folder}: wait until it ends, or give another folder with --out"
             ) from error
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")

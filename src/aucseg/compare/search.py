@@ -74,8 +74,8 @@ class Search:
             return Grid(path, self.values[path.rpartition(".")[2]])
         if self.num_trials > len(values):
             raise ValueError(
-                f"{self.num_trials} trials of {method.name!r}: only {len(values)} values of {path} are known; give them "
-                f"as --search {method.name}:{path}=V1,V2,..."
+                f"{self.num_trials} trials of {method.name!r}: only {len(values)} values of {path} are known; give "
+                f"them as --search {method.name}:{path}=V1,V2,..."
             )
         return Grid(path, tuple(sorted(values[: self.num_trials])))
 
@@ -106,8 +106,8 @@ def parse_search(items: Sequence[str], methods: Sequence[Method]) -> Search | No
         method, colon, path = name.rpartition(":")
         if not name or len(set(map(str, listed))) < 2:
             raise ValueError(
-                f"--search {item}: expected 'auto', SETTING=V1,V2,... or METHOD:DOTTED.NAME=V1,V2,... with at least two "
-                "values"
+                f"--search {item}: expected 'auto', SETTING=V1,V2,... or METHOD:DOTTED.NAME=V1,V2,... with at "
+                "least two values"
             )
         if not colon:
             values[path] = listed
@@ -121,25 +121,19 @@ def parse_search(items: Sequence[str], methods: Sequence[Method]) -> Search | No
     return Search(lengths.pop() if lengths else DEFAULT_TRIALS, values, grids)
 
 
-def choose(grid: Grid, score: Callable[[Any], float | None]) -> tuple[Any, dict[str, float]]:
-    """The value with the best score, and all scores.
+def scores_of(grid: Grid, score: Callable[[Any], float | None]) -> dict[Any, float]:
+    """The score of each value of a grid; a trial that failed has none.
 
     Args:
         grid: Values to try.
         score: From a value to its score; None for a trial that failed.
-
-    Raises:
-        ValueError: Not one trial gave a score.
     """
     scores: dict[Any, float] = {}
     for value in grid.values:
         result = score(value)
         if result is not None and not math.isnan(result):
             scores[value] = result
-    if not scores:
-        raise ValueError(f"no trial of {grid.path} gave a result")
-    best = max(scores, key=lambda value: scores[value])
-    return best, {str(value): result for value, result in scores.items()}
+    return scores
 
 
 def trial_config(config: Configuration, share: float, steps: int | None) -> Configuration:

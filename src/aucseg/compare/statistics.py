@@ -83,7 +83,7 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p values corrected for their number (Holm, *A Simple Sequentially Rejective Multiple Test Procedure*, 1979).
+    """P values corrected for their number (Holm, *A Simple Sequentially Rejective Multiple Test Procedure*, 1979).
 
     NaN stays NaN and does not count.
 
