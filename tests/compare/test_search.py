@@ -44,7 +44,7 @@ def test_wrong_searches_are_told(items: list[str], message: str) -> None:
 def test_more_trials_than_known_values_are_refused() -> None:
     search = parse_search(["auc_weight=1,2,3,4,5,6,7"], METHODS)
     assert search is not None
-    with pytest.raises(ValueError, match="--search la:model.loss_options.tau=V1"):
+    with pytest.raises(ValueError, match=r"--search la:model\.loss_options\.tau=V1"):
         search.grid(METHODS[1], BASE)
 
 

@@ -176,7 +176,7 @@ class _Comparison:
                 self._note(model, method, run, record)
                 if not is_done:
                     self._write_tables()
-                    print("\n" + self._terminal_text(), flush=True)
+                    print("\n" + terminal_text(self._tables(), notes=False), flush=True)
             if self.discard_checkpoints and method is self.methods[-1] and self._seed(run) != self.seeds[0]:
                 self._discard(run.folder.parent.parent, self._seed(run))
         if not self.values:

@@ -103,8 +103,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def summarize(values: Mapping[str, Mapping[int, float]], baseline: str, *, rank: bool = True) -> dict[str, Cell]:
     """Everything that a table says of one metric.
 
-    The best method by mean is marked if it is better than every other, the runner-up if it is better than every method
-    but the best: paired t tests on the common seeds, 5 %, Holm-corrected.
+    The best method by mean is marked if it is better than every other, then the runner-up if it is better than every
+    method but the best: paired t tests on the common seeds, 5 %, Holm-corrected.
 
     Args:
         values: For each method its value by seed; NaN values count as missing.
@@ -129,8 +129,9 @@ def summarize(values: Mapping[str, Mapping[int, float]], baseline: str, *, rank:
         ranked = sorted((m for m in finite if finite[m]), key=lambda method: -cells[method].mean.mean)
         for place, mark in enumerate(("best", "second")):
             below = ranked[place + 1 :]
-            if below and _is_above(finite[ranked[place]], [finite[method] for method in below]):
-                cells[ranked[place]].mark = mark
+            if not below or not _is_above(finite[ranked[place]], [finite[method] for method in below]):
+                break
+            cells[ranked[place]].mark = mark
     return cells
 
 

@@ -94,8 +94,8 @@ _PLUS_MINUS = {"terminal": "±", "markdown": "±", "latex": r"$\pm$"}
 _SIGNIFICANT = {"terminal": "!", "markdown": "†", "latex": r"$^\dagger$"}
 
 
-def terminal_text(tables: Sequence[Table]) -> str:
-    """Aligned text."""
+def terminal_text(tables: Sequence[Table], *, notes: bool = True) -> str:
+    """Aligned text, with what the marks mean below or not."""
 
     def block(rows: list[list[str]]) -> str:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -105,7 +105,7 @@ def terminal_text(tables: Sequence[Table]) -> str:
         ]
         return "\n".join(line.rstrip() for line in lines)
 
-    return _sections(tables, "terminal", block, "{}\n")
+    return _sections(tables, "terminal", block, "{}\n", notes=notes)
 
 
 def markdown_text(tables: Sequence[Table]) -> str:
@@ -151,15 +151,18 @@ def csv_text(tables: Sequence[Table]) -> str:
     return out.getvalue()
 
 
-def _sections(tables: Sequence[Table], style: str, block: Callable[[list[list[str]]], str], heading: str) -> str:
+def _sections(
+    tables: Sequence[Table], style: str, block: Callable[[list[list[str]]], str], heading: str, *, notes: bool = True
+) -> str:
     parts = []
     for table in tables:
         parts.append(heading.format(_text(table.model, style)) + block(_mean_rows(table, style)))
         if len(table.seeds) > 1 and table.baseline in table.seeds:
             title = _text(f"{table.model}, difference to {table.baseline}", style)
             parts.append(heading.format(title) + block(_difference_rows(table, style)))
-    notes = _notes(style)
-    parts.append("\n".join(f"% {note}" for note in notes) if style == "latex" else " ".join(notes))
+    if notes:
+        start, end = {"terminal": ("", "\n"), "markdown": ("", " "), "latex": ("% ", "\n")}[style]
+        parts.append(end.join(start + note for note in _notes(style)))
     return "\n\n".join(parts) + "\n"
 
 
