@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from aucseg.class_statistics import ClassStatistics
 from aucseg.datasets import DatasetCard, SegmentationDataset
+from aucseg.sampling import RareClassSampler
 from aucseg.transforms import IMAGENET_MEAN, evaluation_transform, training_transform
 
 try:
@@ -129,6 +130,38 @@ def random_order(length: int, seed: int) -> EpochOrder:
     return order
 
 
+def rare_class_order(statistics: ClassStatistics, seed: int, **options: Any) -> EpochOrder:
+    """As many samples an epoch as there are images, drawn by `aucseg.sampling.RareClassSampler`.
+
+    Args:
+        statistics: counts of the data set, image i being its sample i.
+        seed: seed of the draws.
+        **options: options of the sampler, such as ``temperature`` and ``by``.
+    """
+    sampler = RareClassSampler(statistics, seed=seed, **options)
+
+    def order(epoch: int) -> list[int]:
+        sampler.set_epoch(epoch)
+        return [int(index) for index in sampler]
+
+    return order
+
+
+def held_out_images(length: int, share: float) -> tuple[list[int], list[int]]:
+    """Splits ``length`` images in those to train on and those held out, the same at every call.
+
+    Example:
+        >>> kept, held_out = held_out_images(10, 0.2)
+        >>> len(kept), len(held_out), sorted(kept + held_out) == list(range(10))
+        (8, 2, True)
+    """
+    if length < 2:
+        raise ValueError(f"images can be held out of at least 2, not of {length}")
+    order = torch.randperm(length, generator=torch.Generator().manual_seed(0)).tolist()
+    count = min(max(round(share * length), 1), length - 1)
+    return sorted(order[count:]), sorted(order[:count])
+
+
 class SegmentationDataModule(LightningDataModule):
     """Loaders over a data set described by a card.
 
@@ -152,9 +185,13 @@ class SegmentationDataModule(LightningDataModule):
         val_split: name of the card's split to validate on.
         on_error: "raise" or "skip" for files that cannot be read.
         seed: seed of order and augmentation.
+        sampler: "random" (every image once an epoch) or "rare_class" (`aucseg.sampling.RareClassSampler`).
+        sampler_options: options of the rare-class sampler, such as ``temperature`` and ``by``.
+        held_out_share: for choosing settings without looking at the validation split: this share of the training
+            images is kept from training and validated on, the same images whatever the seed. 0 for an ordinary run.
 
     Raises:
-        ValueError: for sizes below their least value, and for a trainer without ``max_steps``.
+        ValueError: for values out of their range, and for a trainer without ``max_steps``.
     """
 
     def __init__(
@@ -177,8 +214,17 @@ class SegmentationDataModule(LightningDataModule):
         val_split: str = "val",
         on_error: str = "raise",
         seed: int = 0,
+        sampler: str = "random",
+        sampler_options: dict[str, Any] | None = None,
+        held_out_share: float = 0.0,
     ) -> None:
         super().__init__()
+        if sampler not in ("random", "rare_class"):
+            raise ValueError(f"sampler must be 'random' or 'rare_class', not {sampler!r}")
+        if sampler_options and sampler == "random":
+            raise ValueError("sampler_options go with sampler 'rare_class'")
+        if not 0 <= held_out_share < 1:
+            raise ValueError(f"held_out_share must lie in [0, 1), not {held_out_share}")
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("eval_batch_size", eval_batch_size, 1),
@@ -195,7 +241,10 @@ class SegmentationDataModule(LightningDataModule):
         self.val_split = val_split
         self.on_error = on_error
         self.seed = seed
-        self._class_counts: Tensor | None = None
+        self.sampler = sampler
+        self.sampler_options = dict(sampler_options or {})
+        self.held_out_share = held_out_share
+        self._statistics: ClassStatistics | None = None
         self.training_transform = training_transform(
             crop_size,
             scale=scale,
@@ -212,17 +261,37 @@ class SegmentationDataModule(LightningDataModule):
         """The data set of one split of the card."""
         return SegmentationDataset(self.card, self.root, split, transform=transform, on_error=self.on_error)
 
+    def training_dataset(self, transform: Callable[[dict[str, Any]], dict[str, Any]] | None) -> SegmentationDataset:
+        """The training images, without those held out."""
+        dataset = self.dataset(self.train_split, transform)
+        if self.held_out_share:
+            kept, _ = held_out_images(len(dataset), self.held_out_share)
+            dataset.pairs = [dataset.pairs[index] for index in kept]
+        return dataset
+
+    def validation_dataset(self, transform: Callable[[dict[str, Any]], dict[str, Any]] | None) -> SegmentationDataset:
+        """The validation split, or the training images that are held out."""
+        if not self.held_out_share:
+            return self.dataset(self.val_split, transform)
+        dataset = self.dataset(self.train_split, transform)
+        _, held_out = held_out_images(len(dataset), self.held_out_share)
+        dataset.pairs = [dataset.pairs[index] for index in held_out]
+        return dataset
+
+    def class_statistics(self) -> ClassStatistics:
+        """Counts of the training images, without those held out."""
+        if self._statistics is None:
+            dataset = self.training_dataset(None)
+            self._statistics = ClassStatistics.from_dataset(dataset, num_workers=self.num_workers)
+        return self._statistics
+
     def class_counts(self) -> Tensor:
         """Number of training pixels of each class, (K,) int64."""
-        if self._class_counts is None:
-            dataset = self.dataset(self.train_split, None)
-            statistics = ClassStatistics.from_dataset(dataset, num_workers=self.num_workers)
-            self._class_counts = torch.as_tensor(statistics.pixel_counts)
-        return self._class_counts
+        return torch.as_tensor(self.class_statistics().pixel_counts)
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Endless-order training loader; on a resumed run it starts at the batch that comes next."""
-        dataset = self.dataset(self.train_split, self.training_transform)
+        dataset = self.training_dataset(self.training_transform)
         options: dict[str, int] = {}
         if self.trainer is not None:
             if self.trainer.max_steps == -1:
@@ -236,16 +305,27 @@ class SegmentationDataModule(LightningDataModule):
                 "world_size": self.trainer.world_size,
                 "start_batch": self.trainer.global_step * self.trainer.accumulate_grad_batches,
             }
-        order = random_order(len(dataset), self.seed)
+        order = self._epoch_order(len(dataset))
         stream = SampleStream(order, batch_size=self.batch_size, seed=self.seed, **options)
         return DataLoader(SeededDataset(dataset), batch_sampler=stream, **self._loader_options())
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Validation loader, in order; each rank takes its own part without repeats."""
-        dataset = self.dataset(self.val_split, self.evaluation_transform)
+        dataset = self.validation_dataset(self.evaluation_transform)
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
         indices = range(rank, len(dataset), world_size)
         return DataLoader(dataset, batch_size=self.eval_batch_size, sampler=indices, **self._loader_options())
+
+    def _epoch_order(self, length: int) -> EpochOrder:
+        if self.sampler == "random":
+            return random_order(length, self.seed)
+        statistics = self.class_statistics()
+        if statistics.num_images != length:
+            raise ValueError(
+                f"rare-class sampling needs the counts of all {length} training images, but "
+                f"{length - statistics.num_images} cannot be read: mend or remove them ('aucseg stats' names them)"
+            )
+        return rare_class_order(statistics, self.seed, **self.sampler_options)
 
     def _loader_options(self) -> dict[str, Any]:
         return {

@@ -7,6 +7,7 @@
 ``result.json``         the last validation: metrics, IoU of each class, groups, class names and colours
 ``confusion.json``      ``{"counts": K x K}``, rows are the truth
 ``images.json``         for each validation image the pixels of intersection and union of each class that occurs in it
+``curves.json``         ROC curve of each tail class against all others; only with ``model.pixel_metrics``
 ======================  ===========================================================================================
 """
 
@@ -34,6 +35,7 @@ METRICS_FILE = "metrics.csv"
 RESULT_FILE = "result.json"
 CONFUSION_FILE = "confusion.json"
 IMAGES_FILE = "images.json"
+CURVES_FILE = "curves.json"
 LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
 
 
@@ -43,7 +45,10 @@ def prepare_run_folder(folder: Path, *, overwrite: bool = False) -> None:
     Raises:
         ValueError: the folder holds a run and ``overwrite`` is False.
     """
-    names = (CONFIG_FILE, METRICS_FILE, RESULT_FILE, CONFUSION_FILE, IMAGES_FILE, LAST_CHECKPOINT, "hparams.yaml")
+    names = (
+        *(CONFIG_FILE, METRICS_FILE, RESULT_FILE, CONFUSION_FILE, IMAGES_FILE, CURVES_FILE),
+        *(LAST_CHECKPOINT, "hparams.yaml"),
+    )
     leftovers = [path for path in (folder / name for name in names) if path.exists()]
     leftovers += folder.glob("events.out.tfevents.*")
     if leftovers and not overwrite:
@@ -96,6 +101,32 @@ def per_image_overlap(predicted: Tensor, target: Tensor, num_classes: int, ignor
     union = torch.bincount(target, minlength=num_classes) + torch.bincount(predicted, minlength=num_classes)
     union -= intersection
     return {int(c): [int(intersection[c]), int(union[c])] for c in union.nonzero().flatten()}
+
+
+def curve_points(false_rate: Tensor, true_rate: Tensor) -> dict[str, Any]:
+    """A ROC curve for ``curves.json``, with no more points than a plot on a linear or logarithmic axis shows.
+
+    Args:
+        false_rate: (N,), rising from 0 to 1.
+        true_rate: (N,), rising from 0 to 1.
+
+    Returns:
+        ``{"fpr": list, "tpr": list, "auroc": area under all N points}``; NaN in, NaN out.
+
+    Example:
+        >>> curve_points(torch.tensor([0.0, 0.0, 0.5, 1.0]), torch.tensor([0.0, 0.5, 1.0, 1.0]))
+        {'fpr': [0.0, 0.0, 0.5, 1.0], 'tpr': [0.0, 0.5, 1.0, 1.0], 'auroc': 0.875}
+    """
+    false_rate, true_rate = false_rate.double().cpu(), true_rate.double().cpu()
+    cells = torch.stack([(false_rate.clamp(min=1e-6).log10() * 100).round(), (true_rate * 200).round()], 1)
+    first = torch.ones(len(cells), dtype=torch.bool)
+    first[1:-1] = (cells[1:-1] != cells[:-2]).any(1)
+    area = float(torch.trapezoid(true_rate, false_rate))
+    return {
+        "fpr": [round(value, 7) for value in false_rate[first].tolist()],
+        "tpr": [round(value, 5) for value in true_rate[first].tolist()],
+        "auroc": area,
+    }
 
 
 class ResultWriter(Callback):
@@ -158,6 +189,9 @@ class ResultWriter(Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / CONFUSION_FILE, {"counts": pl_module.confusion})
         write_json(self.folder / IMAGES_FILE, dict(sorted(images.items())))
+        if pl_module.auroc is not None:
+            curves = {name: curve_points(*rates) for name, rates in pl_module.roc_curves.items()}
+            write_json(self.folder / CURVES_FILE, {n: c for n, c in curves.items() if not math.isnan(c["auroc"])})
         # The result comes last: a folder that has it has the others of the same validation.
         write_json(self.folder / RESULT_FILE, result, indent=2)
 

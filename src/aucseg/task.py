@@ -15,7 +15,7 @@ from aucseg.datasets import DatasetCard
 from aucseg.losses import build_loss
 from aucseg.losses.long_tail import LongTailLoss
 from aucseg.memory_bank import TailMemoryBank
-from aucseg.metrics import GroupedMeanIoU
+from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
 from aucseg.models import build_model, forward_with_auxiliary, split_parameters
 from aucseg.transforms import IMAGENET_MEAN, IMAGENET_STD
 
@@ -50,6 +50,8 @@ class SegmentationTask(LightningModule):
         warmup_factor: first factor of the warm-up.
         poly_power: power of the polynomial decay to zero over ``trainer.max_steps``.
         channels_last: whether images and weights are laid out channels last, which is faster for convolutions.
+        pixel_metrics: whether validation also takes the pixel AUC (``val/auroc``) and the mean average precision of the
+            tail classes (``val/tail_ap``).
 
     Raises:
         ValueError: for a bank without tail classes, and whatever the card, the model, the loss or the bank refuse.
@@ -77,6 +79,7 @@ class SegmentationTask(LightningModule):
         warmup_factor: float = 1e-6,
         poly_power: float = 1.0,
         channels_last: bool = True,
+        pixel_metrics: bool = False,
     ) -> None:
         super().__init__()
         self.card = DatasetCard.from_yaml(card) if "\n" in card else DatasetCard.load(card)
@@ -93,6 +96,13 @@ class SegmentationTask(LightningModule):
         self.loss = loss if isinstance(loss, nn.Module) else None
         self.bank = None if bank is None else self._build_bank(bank)
         self.metric = GroupedMeanIoU(num_classes, groups=self.card.groups, ignore_index=self.card.ignore_index)
+        self.auroc: PixelAUROC | None = None
+        self.average_precision: PixelAveragePrecision | None = None
+        if pixel_metrics:
+            self.auroc = PixelAUROC(num_classes, ignore_index=self.card.ignore_index)
+            self.average_precision = PixelAveragePrecision(
+                num_classes, groups=self.card.groups, ignore_index=self.card.ignore_index
+            )
         mean = getattr(model, "pixel_mean", IMAGENET_MEAN) if mean is None else mean
         std = getattr(model, "pixel_std", IMAGENET_STD) if std is None else std
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
@@ -156,6 +166,9 @@ class SegmentationTask(LightningModule):
         self.log("val/loss", self.loss(logits, target), batch_size=len(target), sync_dist=True)
         predicted = F.interpolate(logits.float(), target.shape[-2:], mode="bilinear", align_corners=False).argmax(1)
         self.metric.update(predicted, target)
+        if self.auroc is not None and self.average_precision is not None:
+            self.auroc.update(logits, target)
+            self.average_precision.update(logits, target)
         return {"predicted": predicted}
 
     def on_validation_epoch_end(self) -> None:
@@ -165,6 +178,18 @@ class SegmentationTask(LightningModule):
         self.confusion: list[list[int]] = self.metric.confusion.tolist()
         self.log_dict({f"val/{name}": value for name, value in result.items()}, prog_bar=True)
         self.metric.reset()
+        if self.auroc is not None and self.average_precision is not None:
+            self._log_pixel_metrics(self.auroc, self.average_precision)
+
+    def _log_pixel_metrics(self, auroc: PixelAUROC, average_precision: PixelAveragePrecision) -> None:
+        tail = (self.card.groups or {}).get("tail", [])
+        self.log("val/auroc", auroc.compute()["auroc"])
+        if tail:
+            self.log("val/tail_ap", average_precision.compute()["tail"])
+        # One class against all others: false and true positive rates.
+        self.roc_curves = {self.card.class_names[c]: auroc.roc_curve(c) for c in tail}
+        auroc.reset()
+        average_precision.reset()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with its own rate for the head, linear warm-up and polynomial decay, a step at a time."""

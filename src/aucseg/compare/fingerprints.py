@@ -1,0 +1,167 @@
+"""Of what a result was made: the code, the data and the configuration, so that no table mixes different ones."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from functools import cache
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import aucseg
+
+Fingerprint = dict[str, Any]
+
+# Parts of the package that no training run imports or whose changes cannot change one.
+_NOT_TRAINING = (
+    *("cli.py", "compare/", "demo.py", "export", "integrations/", "predict.py", "report/", "stats_command.py"),
+    *("statistics_report.py", "streaming.py", "datasets/propose.py"),
+)
+_TRAINING_AFTER_ALL = ("compare/second_stage.py",)
+_LIBRARIES = ("torch", "torchvision", "lightning", "segmentation-models-pytorch", "timm", "transformers")
+# Up to this size every byte of a data set is hashed, above it every file's size and the bytes of some files.
+_MAX_HASHED_BYTES = 2_000_000_000
+# Where files lie and how many processes read them does not change a result; the card's content is part of the data.
+_NOT_CONFIGURATION = ("data.root", "data.card", "data.num_workers", "model.model_options.checkpoint")
+
+
+def code_fingerprint(config: Mapping[str, Any]) -> Fingerprint:
+    """A digest for each module of the package that training uses, and the versions of the libraries.
+
+    Comments, docstrings and formatting do not count. Modules outside the package that the configuration names, as
+    ``package.module:Name`` or as a ``class_path``, are included.
+    """
+    package = Path(aucseg.__file__).parent
+    files = {}
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package).as_posix()
+        if name in _TRAINING_AFTER_ALL or not name.startswith(_NOT_TRAINING):
+            files[name] = _digest_of_code(path)
+    files |= {f"{module} (yours)": _digest_of_code(path) for module, path in _modules_outside(config).items()}
+    installed = {library: _version(library) for library in _LIBRARIES}
+    return files | installed | {"python": platform.python_version()}
+
+
+def data_fingerprint(config: Mapping[str, Any]) -> Fingerprint:
+    """Digests of the card, and of the images and masks of the training and the validation split."""
+    from aucseg.datasets import DatasetCard, SegmentationDataset
+
+    data = config["data"]
+    card = DatasetCard.load(data["card"])
+    result = {"card": _digest(card.to_yaml().encode())}
+    for key, default in (("train_split", "train"), ("val_split", "val")):
+        split = data.get(key, default)
+        options = {"on_error": data.get("on_error", "raise")}
+        dataset = SegmentationDataset(card, data.get("root"), split, **options)
+        names = [name for pair in dataset.pairs for name in (pair.image, pair.mask) if name is not None]
+        result[f"files of split {split!r}"] = _digest_of_files(dataset.root, names)
+    return result
+
+
+def configuration_fingerprint(config: Mapping[str, Any], first_stage: Fingerprint | None = None) -> Fingerprint:
+    """The configuration as a flat mapping from dotted names to values, without what cannot change a result.
+
+    Args:
+        config: The configuration of a run.
+        first_stage: That of the run whose model this one starts from.
+    """
+    flat = {
+        key: value for key, value in _flatten(config).items() if not (key + ".").startswith(_dotted(_NOT_CONFIGURATION))
+    }
+    return flat | {f"first stage: {key}": value for key, value in (first_stage or {}).items()}
+
+
+def digest(fingerprint: Fingerprint) -> str:
+    """Twelve hexadecimal digits that differ where fingerprints differ."""
+    return _digest(json.dumps(fingerprint, sort_keys=True).encode())
+
+
+def differences(old: Fingerprint, new: Fingerprint) -> list[str]:
+    """What changed, a short text for each entry.
+
+    Example:
+        >>> differences({"model.loss": "ce", "data.seed": 0}, {"model.loss": "la", "data.seed": 0})
+        ['model.loss: ce then, la now']
+    """
+    missing = "nothing"
+    return [
+        f"{key}: {old.get(key, missing)} then, {new.get(key, missing)} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, missing) != new.get(key, missing)
+    ]
+
+
+def _dotted(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name + "." for name in names)
+
+
+def _flatten(value: Any, prefix: str = "") -> Fingerprint:
+    if isinstance(value, dict) and value:
+        return {k: v for key, item in value.items() for k, v in _flatten(item, f"{prefix}{key}.").items()}
+    # An empty mapping of options (a bank with its defaults) differs from none.
+    return {prefix.rstrip("."): value}
+
+
+def _version(library: str) -> str:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _digest_of_code(path: Path) -> str:
+    stat = path.stat()
+    return _digest_of_tree(path, stat.st_mtime_ns, stat.st_size)
+
+
+@cache
+def _digest_of_tree(path: Path, mtime_ns: int, size: int) -> str:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and (
+            ast.get_docstring(node, clean=False) is not None
+        ):
+            node.body = node.body[1:]
+    return _digest(ast.dump(tree).encode())
+
+
+def _modules_outside(config: Any) -> dict[str, Path]:
+    """Files of the modules that a configuration names, the libraries' left out."""
+    names: set[str] = set()
+    if isinstance(config, dict):
+        model = config.get("model")
+        if isinstance(model, str) and ":" in model:
+            names.add(model.partition(":")[0])
+        if isinstance(config.get("class_path"), str):
+            names.add(config["class_path"].rpartition(".")[0])
+    found: dict[str, Path] = {}
+    for name in names:
+        if name.partition(".")[0] in ("aucseg", "", *_LIBRARIES):
+            continue
+        spec = find_spec(name)
+        if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
+            found[name] = Path(spec.origin)
+    parts = config.values() if isinstance(config, dict) else config if isinstance(config, list) else ()
+    for part in parts:
+        found |= _modules_outside(part)
+    return found
+
+
+def _digest_of_files(root: Path, names: list[str]) -> str:
+    sizes = [(root / name).stat().st_size for name in names]
+    step = max(1, -(-sum(sizes) // _MAX_HASHED_BYTES))
+    total = hashlib.sha256()
+    for index, (name, size) in enumerate(zip(names, sizes, strict=True)):
+        total.update(f"{name}\0{size}\0".encode())
+        if index % step == 0:
+            total.update((root / name).read_bytes())
+    return total.hexdigest()[:12]
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]

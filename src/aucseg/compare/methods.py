@@ -1,0 +1,258 @@
+"""What a method's name means: changes to a base configuration."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Configuration = dict[str, Any]
+
+POSTHOC, DISALIGN = "posthoc-la", "disalign"
+_SUFFIXES = ("bank", "rcs", POSTHOC, DISALIGN)
+# The second stage of DisAlign trains a few hundred parameters.
+_DISALIGN_BUDGET = 4
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A method of a methods file: a method expression and what to change in its configuration."""
+
+    method: str
+    overrides: Configuration
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method to compare.
+
+    Attributes:
+        name: As given on the command line.
+        loss: Key of `aucseg.losses.long_tail.LOSSES`.
+        bank: Whether the memory bank pastes.
+        rare_class_sampling: Whether images of rare classes are drawn more often.
+        second_stage: ``"posthoc-la"``, ``"disalign"`` or None.
+        first_stage: Name of the method whose trained model the second stage begins with, or None.
+        overrides: Changes to the configuration, merged last.
+    """
+
+    name: str
+    loss: str
+    bank: bool = False
+    rare_class_sampling: bool = False
+    second_stage: str | None = None
+    first_stage: str | None = None
+    overrides: Configuration | None = None
+
+    def configure(self, base: Configuration) -> Configuration:
+        """The configuration of this method (of its first stage, if it has two), from one for any method.
+
+        Options of the base's loss are kept where the method has the same loss, those of its bank where it has a bank.
+        """
+        config = copy.deepcopy(base)
+        model, data = config.setdefault("model", {}), config.setdefault("data", {})
+        if model.get("loss", "aucseg") != self.loss:
+            model["loss_options"] = None
+        model["loss"] = self.loss
+        model["bank"] = (model.get("bank") or {}) if self.bank else None
+        if not self.rare_class_sampling:
+            data["sampler_options"] = None
+        data["sampler"] = "rare_class" if self.rare_class_sampling else "random"
+        return merged(config, self.overrides or {})
+
+
+def parse_methods(names: Sequence[str], definitions: Mapping[str, Definition]) -> list[Method]:
+    """Methods from their names.
+
+    Args:
+        names: Each ``LOSS`` or the name of a definition, then any of ``+bank``, ``+rcs`` (rare-class sampling), and at
+            last ``+posthoc-la`` or ``+disalign``. LOSS is a name of `aucseg.losses.build_loss`, ``aucseg`` for
+            AUCSegLoss with the bank, or ``auc`` for AUCSegLoss without.
+        definitions: From `load_definitions`.
+
+    Raises:
+        ValueError: Unknown or repeated names, or a second stage whose first is not among the methods before it.
+
+    Example:
+        >>> [m.bank for m in parse_methods(["ce", "la+bank", "auc", "aucseg"], {})]
+        [False, True, False, True]
+    """
+    methods: list[Method] = []
+    for name in names:
+        method = parse_method(name, definitions)
+        known = [earlier.name for earlier in methods]
+        if name in known:
+            raise ValueError(f"method {name!r} is listed twice")
+        if method.first_stage is not None and method.first_stage not in known:
+            raise ValueError(f"{name!r} starts from the models of {method.first_stage!r}: list that before it")
+        methods.append(method)
+    return methods
+
+
+def parse_method(name: str, definitions: Mapping[str, Definition]) -> Method:
+    """One method, see `parse_methods`."""
+    from aucseg.losses.long_tail import LOSSES
+
+    head, *suffixes = name.split("+")
+    for suffix in suffixes:
+        if suffix not in _SUFFIXES:
+            known = ", ".join(f"+{known}" for known in _SUFFIXES)
+            raise ValueError(f"method {name!r}: there is no '+{suffix}'; known are {known}")
+    if len(set(suffixes)) < len(suffixes):
+        raise ValueError(f"method {name!r} names a part twice")
+    second = [suffix for suffix in suffixes if suffix in (POSTHOC, DISALIGN)]
+    if second and (len(second) > 1 or suffixes[-1] != second[0]):
+        raise ValueError(f"method {name!r}: +{second[0]} is a second stage: write it last, and one alone")
+    overrides: Configuration = {}
+    loss, bank, sampling = head, "bank" in suffixes, "rcs" in suffixes
+    if head in definitions:
+        definition = definitions[head]
+        inner = parse_method(definition.method, {})
+        if inner.second_stage is not None:
+            raise ValueError(f"method {head!r}: define the first stage, and add +{inner.second_stage} to its name")
+        loss, bank, sampling = inner.loss, inner.bank or bank, inner.rare_class_sampling or sampling
+        overrides = definition.overrides
+    elif head in ("auc", "aucseg"):
+        loss, bank = "aucseg", bank or head == "aucseg"
+    elif head not in LOSSES or head == DISALIGN:
+        candidates = [known for known in (*LOSSES, "auc", *definitions) if known != DISALIGN]
+        close = difflib.get_close_matches(head, candidates, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"unknown method {name!r}; {hint}Known are {', '.join(candidates)}, with +bank, +rcs, ...")
+    first_stage = "+".join([head, *suffixes[:-1]]) if second else None
+    return Method(name, loss, bank, sampling, second[0] if second else None, first_stage, overrides)
+
+
+def load_definitions(path: Path | None) -> dict[str, Definition]:
+    """Methods of a methods file: YAML ``NAME: {method: EXPRESSION, model: {...}, data: {...}, trainer: {...}}``.
+
+    Raises:
+        ValueError: The file is not of this form.
+    """
+    if path is None:
+        return {}
+    definitions = {}
+    for name, entry in read_yaml(path).items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("method"), str):
+            raise ValueError(f"{path}: {name!r} needs a 'method', such as 'method: aucseg'")
+        if not re.fullmatch(r"[\w.-]+", str(name)):
+            raise ValueError(f"{path}: the name {name!r} may hold letters, digits, '_', '-' and '.' only")
+        overrides = {key: value for key, value in entry.items() if key != "method"}
+        _check_sections(overrides, f"{path}: {name!r}", ("model", "data", "trainer"))
+        definitions[str(name)] = Definition(entry["method"], overrides)
+    return definitions
+
+
+def load_base(path: Path) -> Configuration:
+    """The base configuration, as ``aucseg fit --config`` takes it.
+
+    Raises:
+        ValueError: Unknown sections, or no ``trainer.max_steps``.
+    """
+    config = read_yaml(path)
+    config.pop("out", None)
+    config.pop("overwrite", None)
+    _check_sections(config, str(path), ("seed_everything", "trainer", "model", "data"))
+    if not isinstance((config.get("trainer") or {}).get("max_steps"), int):
+        raise ValueError(f"{path}: set trainer.max_steps, the budget of every run")
+    if not (config.get("data") or {}).get("card"):
+        raise ValueError(f"{path}: set data.card, the name of a data set card or the path of one")
+    return config
+
+
+def load_models(items: Sequence[str], base: Configuration) -> dict[str, Configuration]:
+    """Changes to the configuration for each model, by a short name.
+
+    Args:
+        items: Names of `aucseg.build_model`, or YAML files of changes; none for the base's own model.
+        base: The base configuration, whose ``model_options`` belong to its own model.
+
+    Raises:
+        ValueError: Two models of the same name.
+    """
+    own = str((base.get("model") or {}).get("model", "smp/fpn"))
+    models: dict[str, Configuration] = {}
+    for item in items or [own]:
+        if item.endswith((".yaml", ".yml")):
+            name, change = Path(item).stem, read_yaml(Path(item))
+            _check_sections(change, item, ("model", "data", "trainer"))
+        else:
+            name, change = item, {} if item == own else {"model": {"model": item, "model_options": None}}
+        if name in models:
+            raise ValueError(f"two models are called {name!r}")
+        models[name] = change
+    return models
+
+
+def second_stage_config(
+    method: Method, first: Configuration, checkpoint: Path, class_counts: Sequence[int] | None
+) -> Configuration:
+    """The configuration of a second stage, from that of the first and its checkpoint."""
+    config = copy.deepcopy(first)
+    options: Configuration = {"checkpoint": str(checkpoint)}
+    module = "aucseg.compare.second_stage"
+    if method.second_stage == POSTHOC:
+        options["class_counts"] = list(class_counts or [])
+        config["model"].update(model=f"{module}:posthoc_model", model_options=options, bank=None)
+        return config
+    steps = max(1, config["trainer"]["max_steps"] // _DISALIGN_BUDGET)
+    config["trainer"].update(max_steps=steps, val_check_interval=steps)
+    config["model"].update(
+        model=f"{module}:disalign_model", model_options=options, loss=DISALIGN, loss_options=None, bank=None,
+        warmup_steps=config["model"].get("warmup_steps", 1500) // _DISALIGN_BUDGET,
+    )  # fmt: skip
+    config["data"].update(sampler="random", sampler_options=None)
+    return config
+
+
+def merged(config: Configuration, changes: Mapping[str, Any]) -> Configuration:
+    """A copy of ``config`` with ``changes``: mappings are merged, everything else replaces.
+
+    Example:
+        >>> merged({"model": {"loss": "ce", "bank": None}}, {"model": {"bank": {"capacity": 3}}})
+        {'model': {'loss': 'ce', 'bank': {'capacity': 3}}}
+    """
+    result = dict(config)
+    for key, value in changes.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else copy.deepcopy(value)
+    return result
+
+
+def at_path(path: str, value: Any) -> Configuration:
+    """A change of one value.
+
+    Example:
+        >>> at_path("model.loss_options.tau", 0.5)
+        {'model': {'loss_options': {'tau': 0.5}}}
+    """
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    return dict(value)
+
+
+def read_yaml(path: Path) -> Configuration:
+    """A YAML file that holds a mapping."""
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a mapping, not {type(content).__name__}")
+    return content
+
+
+def _check_sections(config: Mapping[str, Any], where: str, known: Sequence[str]) -> None:
+    for key, value in config.items():
+        if key not in known:
+            raise ValueError(f"{where}: unknown section {key!r}; expected {', '.join(known)}")
+        if key != "seed_everything" and not isinstance(value, dict):
+            raise ValueError(f"{where}: section {key!r} must hold a mapping")

@@ -1,0 +1,241 @@
+"""Runs, one process each, one after the other; what is finished stays finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from aucseg.compare.fingerprints import (
+    Fingerprint,
+    code_fingerprint,
+    configuration_fingerprint,
+    data_fingerprint,
+    differences,
+    digest,
+)
+from aucseg.compare.methods import Configuration
+
+# A run is finished when its folder has this file.
+RECORD_FILE = "compare.json"
+INPUT_FILE = "input.yaml"
+LOG_FILE = "log.txt"
+COST_FILE = "cost.json"
+_RESULT_FILE = "result.json"
+_CHECKPOINT = Path("checkpoints", "last.ckpt")
+_COMMAND = (sys.executable, "-m", "aucseg.cli")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training (or evaluation of a trained model).
+
+    Attributes:
+        title: What to call it in messages.
+        folder: Its run folder.
+        config: Its whole configuration.
+        command: ``"fit"`` or ``"validate"``.
+        first_stage: The run whose model it starts from, or None.
+    """
+
+    title: str
+    folder: Path
+    config: Configuration
+    command: str = "fit"
+    first_stage: Run | None = None
+
+    @property
+    def checkpoint(self) -> Path:
+        """The trained model."""
+        return self.folder / _CHECKPOINT
+
+
+@dataclass
+class Runner:
+    """Executes runs that are not finished, and refuses results that were made of something else.
+
+    Args:
+        redo: Whether finished runs whose code, data or configuration differ are repeated instead of refused.
+        lock: Open file that every child process inherits, see `locked`.
+    """
+
+    redo: bool = False
+    lock: IO[str] | None = None
+    seconds: list[float] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    _data: dict[str, Fingerprint] = field(default_factory=dict)
+
+    def fingerprints(self, run: Run) -> dict[str, Fingerprint]:
+        """Of what the run's result would be made now."""
+        data = {key: run.config["data"].get(key) for key in ("card", "root", "train_split", "val_split", "on_error")}
+        key = json.dumps(data)
+        if key not in self._data:
+            self._data[key] = data_fingerprint(run.config)
+        first = None if run.first_stage is None else configuration_fingerprint(run.first_stage.config)
+        return {
+            "code": code_fingerprint(run.config),
+            "data": self._data[key],
+            "configuration": configuration_fingerprint(run.config, first),
+        }
+
+    def record(self, run: Run) -> dict[str, Any] | None:
+        """The record of a finished run; None for one that has to be run.
+
+        Raises:
+            ValueError: The run was made of other code, data or configuration, and ``redo`` is False.
+        """
+        path = run.folder / RECORD_FILE
+        if not path.is_file():
+            return None
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        now = self.fingerprints(run)
+        changed = [part for part in now if record["hashes"].get(part) != digest(now[part])]
+        if not changed:
+            return record
+        if self.redo:
+            return None
+        details = []
+        for part in changed:
+            all_changes = differences(record["fingerprints"].get(part, {}), now[part])
+            shown = "; ".join(all_changes[:4]) + ("; ..." if len(all_changes) > 4 else "")
+            details.append(f"{part} (hash {record['hashes'].get(part)} then, {digest(now[part])} now: {shown})")
+        raise ValueError(
+            f"{run.folder} was made with other {' and other '.join(details)}. Results of different code, data or "
+            "configuration are not mixed in one table: go back to what was, repeat the runs that differ with --redo, "
+            "or give a new folder with --out"
+        )
+
+    def execute(self, run: Run) -> dict[str, Any] | None:
+        """The run's record, from its folder or by running it; None if it failed.
+
+        A failure is printed and noted in ``failures``; the next call tries again.
+        """
+        record = self.record(run)
+        if record is not None:
+            return record
+        if run.first_stage is not None and not run.first_stage.checkpoint.is_file():
+            raise ValueError(
+                f"{run.title} starts from {run.first_stage.checkpoint}, which is gone: delete "
+                f"{run.first_stage.folder} to have it trained again"
+            )
+        fingerprints = self.fingerprints(run)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        for name in (RECORD_FILE, _RESULT_FILE, COST_FILE):
+            (run.folder / name).unlink(missing_ok=True)
+        self._write_input(run)
+        start = time.perf_counter()
+        status = self._launch(run)
+        seconds = time.perf_counter() - start
+        problem = _problem(run, status)
+        if problem is not None:
+            self.failures.append(run.title)
+            print(f"  failed: {problem}\n{_last_lines(run.folder / LOG_FILE)}  the whole log: {run.folder / LOG_FILE}")
+            return None
+        cost = run.folder / COST_FILE
+        record = {
+            "title": run.title,
+            "hashes": {part: digest(fingerprint) for part, fingerprint in fingerprints.items()},
+            "metrics": json.loads((run.folder / _RESULT_FILE).read_text(encoding="utf-8"))["metrics"],
+            "cost": json.loads(cost.read_text(encoding="utf-8")) if cost.is_file() else {},
+            "seconds": round(seconds, 1),
+            "fingerprints": fingerprints,
+        }
+        write_atomically(run.folder / RECORD_FILE, json.dumps(record, indent=1) + "\n")
+        self.seconds.append(seconds)
+        return record
+
+    def _write_input(self, run: Run) -> None:
+        config = dict(run.config)
+        if run.command == "fit":
+            trainer = dict(config["trainer"])
+            meter = {
+                "class_path": "aucseg.compare.cost.CostMeter",
+                "init_args": {"file": str(run.folder / COST_FILE)},
+            }
+            trainer["callbacks"] = [*(trainer.get("callbacks") or []), meter]
+            config["trainer"] = trainer
+        (run.folder / INPUT_FILE).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+
+    def _launch(self, run: Run) -> int:
+        arguments = [*_COMMAND, run.command, "--config", str(run.folder / INPUT_FILE), "--out", str(run.folder)]
+        if run.command == "fit":
+            arguments += ["--overwrite", "true"]
+        descriptors = () if self.lock is None else (self.lock.fileno(),)
+        with (run.folder / LOG_FILE).open("w", encoding="utf-8") as log:
+            child = subprocess.Popen(
+                arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, pass_fds=descriptors
+            )
+            try:
+                return child.wait()
+            finally:
+                # Reached with a living child on Ctrl-C and on SIGTERM: nothing goes on in the background.
+                if child.poll() is None:
+                    child.terminate()
+                    try:
+                        child.wait(10)
+                    except subprocess.TimeoutExpired:
+                        child.kill()
+                        child.wait()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[IO[str] | None]:
+    """Keeps a second comparison out of the folder, also while a run of a killed one is still going on.
+
+    Raises:
+        ValueError: Somebody is at work in the folder.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield None
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            raise ValueError(
+                f"another comparison (process {lock.read().strip() or 'unknown'}), or a run that it has left behind, "
+                f"is at work in {folder}: wait until it ends, or give another folder with --out"
+            ) from error
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield lock
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file that is either whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(path.suffix + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _problem(run: Run, status: int) -> str | None:
+    if status != 0:
+        return f"exit status {status}"
+    result = run.folder / _RESULT_FILE
+    if not result.is_file():
+        return "it left no result"
+    step, max_steps = json.loads(result.read_text(encoding="utf-8"))["step"], run.config["trainer"]["max_steps"]
+    if run.command == "fit" and step != max_steps:
+        return f"it ended at step {step} of {max_steps}"
+    return None
+
+
+def _last_lines(log: Path, count: int = 8) -> str:
+    # A progress bar rewrites its line with carriage returns.
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:]
+    return "".join(f"  | {line.rpartition(chr(13))[2]}\n" for line in lines)

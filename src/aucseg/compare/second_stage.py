@@ -1,0 +1,79 @@
+"""Models that begin with the trained model of another run: post-hoc logit adjustment and DisAlign.
+
+They are named in a configuration by import path, as ``model.model: aucseg.compare.second_stage:posthoc_model``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aucseg.losses.long_tail import DisAlignModel, post_hoc_logit_adjustment
+from aucseg.models.contract import SegmentationModel, WrappedNetwork
+
+
+class AdjustedModel(nn.Module):
+    """A trained model whose logits are adjusted by the class frequencies, see `post_hoc_logit_adjustment`.
+
+    Args:
+        model: From images (B, C, H, W) to logits (B, K, h, w).
+        class_counts: Training pixels of each class (K,).
+        tau: Strength.
+    """
+
+    class_counts: Tensor
+
+    def __init__(self, model: nn.Module, class_counts: Sequence[float], tau: float = 1.0) -> None:
+        super().__init__()
+        self.model = model
+        self.tau = tau
+        self.register_buffer("class_counts", torch.tensor(class_counts, dtype=torch.float64))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Adjusted logits (B, K, h, w) of normalized images (B, C, H, W)."""
+        return post_hoc_logit_adjustment(self.model(images), self.class_counts, self.tau)
+
+
+def posthoc_model(
+    num_classes: int, *, checkpoint: str, class_counts: Sequence[float], tau: float = 1.0
+) -> SegmentationModel:
+    """The model of a checkpoint with adjusted logits; ``aucseg validate`` evaluates it, nothing is trained.
+
+    Args:
+        num_classes: K.
+        checkpoint: A run's ``checkpoints/last.ckpt``.
+        class_counts: Training pixels of each class (K,).
+        tau: Strength.
+    """
+    model = _trained_model(checkpoint)
+    return _wrapped(AdjustedModel(model, class_counts, tau), model, num_classes)
+
+
+def disalign_model(num_classes: int, *, checkpoint: str, classifier: str | None = None) -> SegmentationModel:
+    """The model of a checkpoint, frozen, with DisAlign's calibrated head, to be trained with the loss ``disalign``.
+
+    Args:
+        num_classes: K.
+        checkpoint: A run's ``checkpoints/last.ckpt``.
+        classifier: See `aucseg.losses.long_tail.DisAlignModel`.
+    """
+    model = _trained_model(checkpoint)
+    return _wrapped(DisAlignModel(model, num_classes, classifier), model, num_classes)
+
+
+def _trained_model(checkpoint: str) -> nn.Module:
+    from aucseg.task import SegmentationTask
+
+    task = SegmentationTask.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+    model: nn.Module = task.model
+    return model
+
+
+def _wrapped(network: nn.Module, model: nn.Module, num_classes: int) -> SegmentationModel:
+    normalization: dict[str, Any] = {
+        name: getattr(model, name) for name in ("pixel_mean", "pixel_std") if hasattr(model, name)
+    }
+    return WrappedNetwork(network, num_classes, **normalization)

@@ -1,0 +1,241 @@
+"""The comparison as text for a terminal, Markdown, CSV and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aucseg.compare.statistics import LEVEL, Cell, Interval, summarize
+
+Values = Mapping[tuple[str, str, int], Mapping[str, float]]
+"""Metrics by (model, method, seed)."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column: where it is in a result, its heading, factor, decimals, and whether larger is better."""
+
+    key: str
+    heading: str
+    factor: float = 100.0
+    decimals: int = 1
+    ranked: bool = True
+
+
+METRICS = (
+    Metric("miou", "mIoU"),
+    Metric("head", "head"),
+    Metric("middle", "middle"),
+    Metric("tail", "tail"),
+    Metric("auroc", "AUC", decimals=2),
+    Metric("tail_ap", "tail AP"),
+    Metric("seconds_per_step", "s/step", factor=1.0, decimals=3, ranked=False),
+    Metric("peak_memory", "MB", factor=1e-6, decimals=0, ranked=False),
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """All methods of one model.
+
+    Attributes:
+        model: Name of the model.
+        baseline: Method that the others are compared with.
+        seeds: Number of finished seeds of each method, in the order of the rows.
+        columns: Metrics that at least one run has.
+        cells: Cell by metric and method.
+    """
+
+    model: str
+    baseline: str
+    seeds: Mapping[str, int]
+    columns: Sequence[Metric]
+    cells: Mapping[str, Mapping[str, Cell]]
+
+
+def make_tables(values: Values, models: Sequence[str], methods: Sequence[str], baseline: str) -> list[Table]:
+    """One table for each model that has a finished run.
+
+    Args:
+        values: Metrics as they are in results: IoU, AUC and AP in 0..1, seconds, bytes.
+        models: Models in the order of the tables.
+        methods: Methods in the order of the rows.
+        baseline: One of the methods.
+    """
+    tables = []
+    for model in models:
+        runs = {(m, seed): metrics for (owner, m, seed), metrics in values.items() if owner == model}
+        rows = [method for method in methods if any(m == method for m, _ in runs)]
+        if not rows:
+            continue
+        columns = [c for c in METRICS if any(not math.isnan(run.get(c.key, math.nan)) for run in runs.values())]
+        cells = {}
+        for column in columns:
+            by_method = {
+                method: {s: column.factor * r.get(column.key, math.nan) for (m, s), r in runs.items() if m == method}
+                for method in rows
+            }
+            cells[column.key] = summarize(by_method, baseline, rank=column.ranked)
+        seeds = {method: sum(m == method for m, _ in runs) for method in rows}
+        tables.append(Table(model, baseline, seeds, columns, cells))
+    return tables
+
+
+_MARKS = {
+    "terminal": {"best": "{}**", "second": "{}*", "": "{}"},
+    "markdown": {"best": "**{}**", "second": "<u>{}</u>", "": "{}"},
+    "latex": {"best": r"\textbf{{{}}}", "second": r"\underline{{{}}}", "": "{}"},
+}
+_PLUS_MINUS = {"terminal": "±", "markdown": "±", "latex": r"$\pm$"}
+_SIGNIFICANT = {"terminal": "!", "markdown": "†", "latex": r"$^\dagger$"}
+
+
+def terminal_text(tables: Sequence[Table], *, notes: bool = True) -> str:
+    """Aligned text, with what the marks mean below or not."""
+
+    def block(rows: list[list[str]]) -> str:
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+            for row in rows
+        ]
+        return "\n".join(line.rstrip() for line in lines)
+
+    return _sections(tables, "terminal", block, "{}\n", notes=notes)
+
+
+def markdown_text(tables: Sequence[Table]) -> str:
+    """GitHub's Markdown."""
+
+    def block(rows: list[list[str]]) -> str:
+        head, *body = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+        rule = ["---", *["---:"] * (len(head) - 1)]
+        return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *body])
+
+    return _sections(tables, "markdown", block, "### {}\n\n")
+
+
+def latex_text(tables: Sequence[Table]) -> str:
+    """Tables for the LaTeX package booktabs."""
+
+    def block(rows: list[list[str]]) -> str:
+        head, *body = [" & ".join(row) + r" \\" for row in rows]
+        columns = "l" + "r" * (len(rows[0]) - 1)
+        lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule"]
+        return "\n".join([*lines, r"\end{tabular}"])
+
+    return _sections(tables, "latex", block, "% {}\n")
+
+
+def csv_text(tables: Sequence[Table]) -> str:
+    """A line for each model, method and metric, with every number behind the tables."""
+    fields = (
+        *("model", "method", "metric", "unit", "seeds", "mean", "ci_low", "ci_high", "baseline", "difference"),
+        *("difference_ci_low", "difference_ci_high", "p", "p_holm", "mark"),
+    )
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(fields)
+    for table in tables:
+        for column in table.columns:
+            unit = {100.0: "%", 1.0: "s", 1e-6: "MB"}[column.factor]
+            for method, cell in table.cells[column.key].items():
+                mean, difference = cell.mean, cell.difference
+                row: list[Any] = [table.model, method, column.key, unit, mean.n, *_limits(mean)]
+                row += [table.baseline, *(("",) * 4 if difference is None else (*_limits(difference), difference.p))]
+                writer.writerow([_plain(value) for value in (*row, cell.p_holm, cell.mark)])
+    return out.getvalue()
+
+
+def _sections(
+    tables: Sequence[Table], style: str, block: Callable[[list[list[str]]], str], heading: str, *, notes: bool = True
+) -> str:
+    parts = []
+    for table in tables:
+        parts.append(heading.format(_text(table.model, style)) + block(_mean_rows(table, style)))
+        if len(table.seeds) > 1 and table.baseline in table.seeds:
+            title = _text(f"{table.model}, difference to {table.baseline}", style)
+            parts.append(heading.format(title) + block(_difference_rows(table, style)))
+    if notes:
+        start, end = {"terminal": ("", "\n"), "markdown": ("", " "), "latex": ("% ", "\n")}[style]
+        parts.append(end.join(start + note for note in _notes(style)))
+    return "\n\n".join(parts) + "\n"
+
+
+def _notes(style: str) -> list[str]:
+    best, second = (_MARKS[style][mark].format("best") for mark in ("best", "second"))
+    if style == "latex":
+        best, second = "bold", "underlined"
+    return [
+        "Means in % over the seeds with half the width of their 95 % t interval; s/step and MB are means.",
+        f"Marked where significant (paired t tests, Holm, {LEVEL:.0%}): {best} above all others,"
+        f" {second.replace('best', 'second')} above all but the best.",
+        f"Differences seed by seed with 95 % intervals; {_SIGNIFICANT[style]} significant after Holm's correction over"
+        " the methods.",
+    ]
+
+
+def _mean_rows(table: Table, style: str) -> list[list[str]]:
+    rows = [["method", "seeds", *(column.heading for column in table.columns)]]
+    for method, count in table.seeds.items():
+        cells = [
+            _MARKS[style][cell.mark].format(_mean_text(cell.mean, column, style))
+            for column in table.columns
+            for cell in (table.cells[column.key][method],)
+        ]
+        rows.append([_text(method, style), str(count), *cells])
+    return rows
+
+
+def _mean_text(mean: Interval, column: Metric, style: str) -> str:
+    if math.isnan(mean.mean):
+        return "-"
+    text = f"{mean.mean:.{column.decimals}f}"
+    if not column.ranked or math.isnan(mean.half_width):
+        return text
+    return f"{text} {_PLUS_MINUS[style]} {mean.half_width:.{column.decimals}f}"
+
+
+def _difference_rows(table: Table, style: str) -> list[list[str]]:
+    columns = [column for column in table.columns if column.ranked]
+    rows = [["method", *(column.heading for column in columns)]]
+    for method in table.seeds:
+        if method == table.baseline:
+            continue
+        row = [_text(method, style)]
+        for column in columns:
+            cell = table.cells[column.key][method]
+            row.append("-" if cell.difference is None else _difference_text(cell, cell.difference, column, style))
+        rows.append(row)
+    return rows
+
+
+def _difference_text(cell: Cell, difference: Interval, column: Metric, style: str) -> str:
+    if math.isnan(difference.mean):
+        return "-"
+    text = f"{difference.mean:+.{column.decimals}f}"
+    if math.isnan(difference.half_width):
+        return text
+    low, high = (difference.mean + sign * difference.half_width for sign in (-1, 1))
+    text += f" [{low:.{column.decimals}f}, {high:.{column.decimals}f}]"
+    return text + _SIGNIFICANT[style] if cell.p_holm < LEVEL else text
+
+
+def _text(text: str, style: str) -> str:
+    if style != "latex":
+        return text
+    return "".join("\\" + c if c in "&%$#_{}" else c for c in text)
+
+
+def _limits(interval: Interval) -> tuple[float, float, float]:
+    return interval.mean, interval.mean - interval.half_width, interval.mean + interval.half_width
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    return value

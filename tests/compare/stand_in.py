@@ -1,0 +1,34 @@
+"""Stands in for ``python -m aucseg.cli fit``: leaves what a run leaves, in a fraction of a second.
+
+The metrics follow from the loss, the bank, the seed and ``auc_weight``. STAND_IN_LOG names a file that gets a line for
+each start; STAND_IN_FAIL a loss whose runs fail; STAND_IN_TERMINATE one whose run ends its parent.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+command, _, config_file, _, out = sys.argv[1:6]
+config = yaml.safe_load(Path(config_file).read_text())
+folder, model, seed = Path(out), config["model"], config["seed_everything"]
+with Path(os.environ["STAND_IN_LOG"]).open("a") as log:
+    log.write(f"{command} {out}\n")
+if os.environ.get("STAND_IN_FAIL") == model["loss"]:
+    sys.exit("out of luck")
+if os.environ.get("STAND_IN_TERMINATE") == model["loss"]:
+    os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(60)
+weight = (model.get("loss_options") or {}).get("auc_weight", 1.0)
+miou = {"ce": 0.4, "la": 0.45, "aucseg": 0.6}.get(model["loss"], 0.3) - 0.05 * abs(weight - 2) + 0.001 * seed
+metrics = {"miou": miou + (0.01 if seed == 1 else 0) * len(model["loss"]), "tail": 0.1, "head": None}
+step = config["trainer"]["max_steps"] if command == "fit" else 0
+(folder / "checkpoints").mkdir(exist_ok=True)
+(folder / "checkpoints" / "last.ckpt").touch()
+(folder / "result.json").write_text(json.dumps({"step": step, "metrics": metrics}))
+cost = {"seconds_per_step": 0.25, "peak_memory": 2_000_000, "device": "cpu"}
+(folder / "cost.json").write_text(json.dumps(cost))

@@ -1,0 +1,250 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from aucseg.cli import main
+from tests.compare.conftest import Compare
+
+Launches = Callable[[], list[str]]
+
+
+def _change(path: Path, section: str, **values: object) -> None:
+    config = yaml.safe_load(path.read_text())
+    config[section].update(values)
+    path.write_text(yaml.safe_dump(config))
+
+
+def _rows(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "runs.csv").read_text().splitlines()))
+
+
+def test_finished_runs_are_not_repeated(
+    compare: Compare, launches: Launches, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare("--methods", "ce,aucseg", "--seeds", "0,1") == 0
+    out = "out/smp-fpn"
+    assert launches() == [f"{out}/{method}/seed{seed}" for seed in (0, 1) for method in ("ce", "aucseg")]
+    printed = capsys.readouterr().out
+    assert printed.count("difference to ce") >= 2  # the table comes after every run that it changes
+    assert compare("--methods", "ce,aucseg,la", "--seeds", "0,1,2") == 0
+    assert launches() == [f"{out}/la/seed0", f"{out}/la/seed1", *(f"{out}/{m}/seed2" for m in ("ce", "aucseg", "la"))]
+    assert compare("--methods", "ce,aucseg,la", "--seeds", "0,1,2") == 0
+    assert launches() == []
+    rows = _rows(tmp_path / "out")
+    assert [(row["method"], row["seed"]) for row in rows][:3] == [("ce", "0"), ("aucseg", "0"), ("la", "0")]
+    assert float(rows[0]["miou"]) == pytest.approx(0.35)
+    assert (rows[0]["head"], rows[0]["seconds_per_step"], rows[0]["peak_memory"]) == ("", "0.25", "2000000.0")
+    assert {path.name for path in (tmp_path / "out").glob("table.*")} == {"table.md", "table.csv", "table.tex"}
+
+
+def test_a_killed_comparison_goes_on_where_it_was(
+    compare: Compare, launches: Launches, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("STAND_IN_TERMINATE", "la")
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        compare("--methods", "ce,la,aucseg", "--seeds", "0")
+    assert time.monotonic() - start < 50  # the run that was going on has been ended too
+    assert launches() == ["out/smp-fpn/ce/seed0", "out/smp-fpn/la/seed0"]
+    monkeypatch.delenv("STAND_IN_TERMINATE")
+    assert compare("--methods", "ce,la,aucseg", "--seeds", "0") == 0
+    assert launches() == ["out/smp-fpn/la/seed0", "out/smp-fpn/aucseg/seed0"]
+
+
+def test_a_failed_run_stops_itself_alone_and_is_tried_again(
+    compare: Compare, launches: Launches, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STAND_IN_FAIL", "la")
+    assert compare("--methods", "la,la+posthoc-la,ce", "--seeds", "0") == 1
+    assert launches() == ["out/smp-fpn/la/seed0", "out/smp-fpn/ce/seed0"]
+    printed = capsys.readouterr().out
+    assert "failed: exit status 1\n  | out of luck\n" in printed
+    assert "not run: smp/fpn, la, seed 0 has failed" in printed
+    monkeypatch.delenv("STAND_IN_FAIL")
+    assert compare("--methods", "la,la+posthoc-la,ce", "--seeds", "0") == 0
+    assert launches() == ["out/smp-fpn/la/seed0", "out/smp-fpn/la+posthoc-la/seed0"]
+
+
+def test_other_configuration_is_refused_until_it_is_repeated(
+    compare: Compare, launches: Launches, base_config: Path
+) -> None:
+    assert compare("--methods", "ce,la", "--seeds", "0") == 0
+    launches()
+    _change(base_config, "model", learning_rate=0.25)
+    changed = r"ce/seed0 was made with other configuration .*learning_rate: nothing then, 0.25 now.*--redo"
+    with pytest.raises(ValueError, match=changed):
+        compare("--methods", "ce,la", "--seeds", "0")
+    assert launches() == []
+    assert compare("--methods", "ce,la", "--seeds", "0", "--redo") == 0
+    assert len(launches()) == 2
+    assert compare("--methods", "ce,la", "--seeds", "0") == 0
+    assert launches() == []
+
+
+def test_other_code_and_data_are_refused(
+    compare: Compare, launches: Launches, base_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    network, card = tmp_path / "my_network.py", tmp_path / "card.yaml"
+    network.write_text("SIZE = 1\n")
+    original_card = Path(yaml.safe_load(base_config.read_text())["data"]["card"])
+    card.write_text(original_card.read_text())
+    _change(base_config, "model", model="my_network:Net")
+    _change(base_config, "data", card=str(card))
+    assert compare("--methods", "ce", "--seeds", "0") == 0
+    network.write_text("SIZE = 2\n")
+    with pytest.raises(ValueError, match=r"other code \(hash .*my_network \(yours\)"):
+        compare("--methods", "ce", "--seeds", "0")
+    network.write_text("SIZE = 1  # as before\n")
+    assert compare("--methods", "ce", "--seeds", "0") == 0
+    card.write_text(original_card.read_text().replace("gem", "jewel"))
+    with pytest.raises(ValueError, match=r"other data \(hash .*card: "):
+        compare("--methods", "ce", "--seeds", "0")
+
+
+def test_search_tunes_every_method_alike_and_away_from_validation(
+    compare: Compare, launches: Launches, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--methods", "ce,aucseg,ce+posthoc-la", "--seeds", "0,1", "--search", "auc_weight=1,2,4")
+    assert compare(*options, "--search-steps", "2") == 0
+    started = launches()
+    trials = [line for line in started if "/search/" in line]
+    for method in ("ce", "aucseg", "ce+posthoc-la"):
+        assert sum(f"/{method}/" in line for line in trials) == 3
+    assert len(started) - len(trials) == 6
+    for folder in (tmp_path / "out" / "search").glob("*/*/*"):
+        config = yaml.safe_load((folder / "input.yaml").read_text())
+        assert config["data"]["held_out_share"] == 0.25
+        assert config["trainer"]["max_steps"] == 2
+    chosen = {entry["method"]: entry for entry in json.loads((tmp_path / "out" / "search.json").read_text())}
+    assert (chosen["aucseg"]["setting"], chosen["aucseg"]["value"]) == ("model.loss_options.auc_weight", 2)
+    for seed in (0, 1):
+        config = yaml.safe_load((tmp_path / "out" / "smp-fpn" / "aucseg" / f"seed{seed}" / "input.yaml").read_text())
+        assert config["model"]["loss_options"]["auc_weight"] == 2
+        assert config["data"].get("held_out_share", 0) == 0
+        assert (config["seed_everything"], config["data"]["seed"]) == (seed, seed)
+    assert "auc_weight = 2" in capsys.readouterr().out
+    assert compare(*options, "--search-steps", "2") == 0
+    assert launches() == []
+
+
+def test_checkpoints_of_later_seeds_can_be_discarded(compare: Compare, launches: Launches, tmp_path: Path) -> None:
+    assert compare("--methods", "ce,la", "--seeds", "0,1", "--discard-checkpoints") == 0
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("out/*/*/*/checkpoints/last.ckpt"))
+    assert left == [f"out/smp-fpn/{method}/seed0/checkpoints/last.ckpt" for method in ("ce", "la")]
+
+
+def test_dry_run_starts_nothing(compare: Compare, launches: Launches, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare("--methods", "ce,la", "--seeds", "0", "--dry-run") == 0
+    assert launches() == []
+    assert capsys.readouterr().out.count("to do") == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--methods", "ce", "--seeds", "0,x"), "expected whole numbers"),
+        (("--methods", "ce", "--seeds", "1,1"), "listed twice"),
+        (("--methods", ","), "--methods lists nothing"),
+        (("--methods", "ce,la", "--baseline", "vs"), "none of the methods"),
+    ],
+)
+def test_wrong_options_are_told(compare: Compare, options: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        compare(*options)
+
+
+NETWORK = """
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(
+            nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(),
+            nn.Conv2d(8, num_classes, 1),
+        )
+"""
+
+
+@pytest.fixture
+def real_config(base_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A few steps of a tiny network of the user's own, through the real command line."""
+    (tmp_path / "tiny_network.py").write_text(NETWORK)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    package = Path(sys.modules["aucseg"].__file__ or "").parents[1]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(package)]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    _change(base_config, "model", model="tiny_network:Net", model_options={"stride": 4})
+    _change(base_config, "data", crop_size=[32, 32], eval_batch_size=4)
+    return base_config
+
+
+def test_end_to_end(real_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    command = ["compare", "--config", str(real_config), "--out", str(out), "--methods", "ce,aucseg", "--seeds", "0"]
+    assert main([*command, "--no-report"]) == 0
+    rows = {row["method"]: row for row in _rows(out)}
+    assert list(rows) == ["ce", "aucseg"]
+    for row in rows.values():
+        assert all(0 <= float(row[key]) <= 1 for key in ("miou", "head", "middle", "tail", "auroc", "tail_ap"))
+        assert 0 < float(row["seconds_per_step"]) < 60
+        assert 1e7 < float(row["peak_memory"]) < 1e11
+    curves = json.loads((out / "tiny_network-Net" / "ce" / "seed0" / "curves.json").read_text())
+    assert list(curves) == ["gem"]
+    records = {path: path.read_text() for path in out.glob("*/*/*/compare.json")}
+    assert main([*command, "--no-report"]) == 0
+    assert {path: path.read_text() for path in records} == records
+    capsys.readouterr()
+    _change(real_config, "data", batch_size=3)
+    assert main([*command, "--no-report"]) == 2
+    assert "data.batch_size: 2 then, 3 now" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_all_kinds_of_methods_with_search_and_report(real_config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    methods = "ce,la+rcs,ce+posthoc-la,ce+disalign,aucseg"
+    command = ["compare", "--config", str(real_config), "--out", str(out), "--methods", methods, "--seeds", "0,1"]
+    assert main([*command, "--search", "auc_weight=1,4", "--discard-checkpoints"]) == 0
+    rows = _rows(out)
+    assert len(rows) == 10
+    # The second stages start from what the first has learned: logits shift, the model stays.
+    by_key = {(row["method"], row["seed"]): row for row in rows}
+    assert by_key["ce+posthoc-la", "0"]["seconds_per_step"] == ""
+    assert by_key["ce+disalign", "0"]["seconds_per_step"] != ""
+    assert (out / "report-tiny_network-Net-seed0.html").stat().st_size > 10_000
+    assert "report-tiny_network-Net-seed0.html" in (out / "table.md").read_text()
+
+
+@pytest.mark.slow
+def test_kill_and_resume_of_real_runs(real_config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "aucseg.cli", "compare", "--config", str(real_config), "--out", str(out)]
+    command += ["--methods", "ce,la,aucseg", "--seeds", "0", "--no-report"]
+    first, second = (out / "tiny_network-Net" / method / "seed0" for method in ("ce", "la"))
+    process = subprocess.Popen(command)
+    deadline = time.monotonic() + 400
+    while not (second / "log.txt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    record = (first / "compare.json").read_text()
+    assert not (second / "compare.json").exists()
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (refused.returncode, "is at work in" in refused.stderr) in ((2, True), (0, False))
+    while refused.returncode == 2 and time.monotonic() < deadline:
+        time.sleep(0.5)
+        refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode == 0, refused.stderr
+    assert (first / "compare.json").read_text() == record
+    assert len(list(out.glob("*/*/*/compare.json"))) == 3

@@ -1,0 +1,60 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from aucseg.compare.fingerprints import (
+    code_fingerprint,
+    configuration_fingerprint,
+    data_fingerprint,
+    differences,
+    digest,
+)
+
+
+def test_code_is_all_that_trains_and_nothing_else() -> None:
+    files = code_fingerprint({})
+    assert {"task.py", "memory_bank.py", "losses/aucseg.py", "compare/second_stage.py", "torch"} <= files.keys()
+    assert not {"report/page.py", "compare/tables.py", "demo.py", "cli.py"} & files.keys()
+
+
+def test_comments_and_docstrings_do_not_count_but_code_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = tmp_path / "a_network_of_mine.py"
+    config = {"model": {"model": "a_network_of_mine:Net"}}
+
+    def fingerprint(text: str) -> str:
+        module.write_text(text)
+        return str(code_fingerprint(config)["a_network_of_mine (yours)"])
+
+    first = fingerprint("def f():\n    return 1\n")
+    assert fingerprint('def f():\n    """Text."""\n\n    return 1  # one\n') == first
+    assert fingerprint("def f():\n    return 2\n") != first
+    assert "a_network_of_mine (yours)" not in code_fingerprint({"model": {"model": "smp/fpn"}})
+    by_class = {"trainer": {"callbacks": [{"class_path": "a_network_of_mine.Callback"}]}}
+    assert "a_network_of_mine (yours)" in code_fingerprint(by_class)
+
+
+def test_data_is_the_content_of_card_and_files(tiny_card: Path, tmp_path: Path) -> None:
+    def fingerprint(root: Path) -> dict[str, str]:
+        return data_fingerprint({"data": {"card": str(root / "tiny.yaml"), "root": str(root)}})
+
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_card.parent, copy)
+    original = fingerprint(tiny_card.parent)
+    assert fingerprint(copy) == original
+    image = copy / "images" / "train" / "frame_00.png"
+    image.write_bytes(image.read_bytes()[:-1] + b"x")
+    (change,) = differences(original, fingerprint(copy))
+    assert change.startswith("files of split 'train'")
+
+
+def test_configuration_leaves_places_out() -> None:
+    config = {"model": {"loss": "ce", "bank": {}}, "data": {"root": "a", "card": "x", "num_workers": 2, "seed": 0}}
+    flat = configuration_fingerprint(config)
+    assert flat == {"model.loss": "ce", "model.bank": {}, "data.seed": 0}
+    moved = config | {"data": config["data"] | {"root": "b"}}
+    assert digest(configuration_fingerprint(moved)) == digest(flat)
+    without_bank = config | {"model": {"loss": "ce", "bank": None}}
+    assert digest(configuration_fingerprint(without_bank)) != digest(flat)
+    assert configuration_fingerprint({"a": 1}, {"b": 2}) == {"a": 1, "first stage: b": 2}

@@ -1,0 +1,105 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from aucseg.compare.methods import Definition, load_base, load_definitions, load_models, parse_method, parse_methods
+
+BASE = {
+    "trainer": {"max_steps": 10},
+    "model": {"model": "smp/fpn", "loss": "aucseg", "loss_options": {"auc_weight": 4.0}, "bank": {"capacity": 3}},
+    "data": {"card": "tiny"},
+}
+
+
+def test_names_become_configurations() -> None:
+    def model(name: str) -> dict[str, object]:
+        config = parse_method(name, {}).configure(BASE)["model"]
+        return {key: config[key] for key in ("loss", "loss_options", "bank")}
+
+    assert model("ce") == {"loss": "ce", "loss_options": None, "bank": None}
+    assert model("la+bank") == {"loss": "la", "loss_options": None, "bank": {"capacity": 3}}
+    assert model("auc") == {"loss": "aucseg", "loss_options": {"auc_weight": 4.0}, "bank": None}
+    assert model("aucseg") == {"loss": "aucseg", "loss_options": {"auc_weight": 4.0}, "bank": {"capacity": 3}}
+    assert parse_method("ce+rcs", {}).configure(BASE)["data"]["sampler"] == "rare_class"
+    assert parse_method("ce", {}).configure(BASE)["data"]["sampler"] == "random"
+    assert BASE["model"]["bank"] == {"capacity": 3}  # type: ignore[index]
+
+
+def test_a_base_without_a_bank_gives_the_banks_defaults() -> None:
+    config = parse_method("ce+bank", {}).configure({"model": {"loss": "ce"}, "data": {}})
+    assert config["model"]["bank"] == {}
+
+
+def test_definitions_change_a_method(tmp_path: Path) -> None:
+    path = tmp_path / "methods.yaml"
+    path.write_text("image-scope: {method: ce+bank, model: {bank: {scope: image}}}\n")
+    definitions = load_definitions(path)
+    assert definitions == {"image-scope": Definition("ce+bank", {"model": {"bank": {"scope": "image"}}})}
+    config = parse_method("image-scope", definitions).configure(BASE)
+    assert config["model"]["bank"] == {"capacity": 3, "scope": "image"}
+    second = parse_method("image-scope+posthoc-la", definitions)
+    assert (second.first_stage, second.second_stage) == ("image-scope", "posthoc-la")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["focl"], "did you mean 'focal'"),
+        (["ce+bnk"], r"no '\+bnk'"),
+        (["ce", "ce"], "twice"),
+        (["ce+bank+bank"], "a part twice"),
+        (["disalign"], "unknown method"),
+        (["ce+posthoc-la"], "list that before it"),
+        (["la", "ce+disalign"], "starts from the models of 'ce'"),
+        (["ce+posthoc-la+bank"], "write it last"),
+    ],
+)
+def test_wrong_names_are_told(names: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_methods(names, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: {model: {}}", "needs a 'method'"),
+        ("a+b: {method: ce}", "may hold letters"),
+        ("a: {method: ce, loss: {}}", "unknown section 'loss'"),
+        ("[1]", "must hold a mapping"),
+        ("a: {b: ", "is no YAML"),
+    ],
+)
+def test_wrong_methods_files_are_told(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "methods.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_definitions(path)
+
+
+def test_base_needs_a_budget_and_a_card(tmp_path: Path) -> None:
+    path = tmp_path / "base.yaml"
+    for config, message in (
+        ({"data": {"card": "x"}}, "set trainer.max_steps"),
+        ({"trainer": {"max_steps": 3}}, "set data.card"),
+        ({"trainer": 3}, "must hold a mapping"),
+    ):
+        path.write_text(yaml.safe_dump(config))
+        with pytest.raises(ValueError, match=message):
+            load_base(path)
+    with pytest.raises(ValueError, match="there is no file"):
+        load_base(tmp_path / "missing.yaml")
+
+
+def test_models_are_names_or_files(tmp_path: Path) -> None:
+    change = tmp_path / "wide.yaml"
+    change.write_text("model: {model_options: {width: 2}}\n")
+    assert load_models([], BASE) == {"smp/fpn": {}}
+    models = load_models(["smp/fpn", "segnext/tiny", str(change)], BASE)
+    assert models == {
+        "smp/fpn": {},
+        "segnext/tiny": {"model": {"model": "segnext/tiny", "model_options": None}},
+        "wide": {"model": {"model_options": {"width": 2}}},
+    }
+    with pytest.raises(ValueError, match="two models"):
+        load_models(["smp/fpn", "smp/fpn"], BASE)

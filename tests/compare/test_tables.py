@@ -1,0 +1,76 @@
+import csv
+import io
+import math
+
+import pytest
+
+from aucseg.compare.tables import Table, csv_text, latex_text, make_tables, markdown_text, terminal_text
+
+CE = {0: 0.30, 1: 0.31, 2: 0.29}
+OURS = {0: 0.40, 1: 0.412, 2: 0.388}
+
+
+def _tables() -> list[Table]:
+    values = {
+        ("smp/fpn", method, seed): {"miou": miou, "tail": math.nan, "seconds_per_step": 0.5, "peak_memory": 3e8}
+        for method, by_seed in (("ce", CE), ("a_b|c", OURS))
+        for seed, miou in by_seed.items()
+    }
+    return make_tables(values, ["smp/fpn", "segnext/tiny"], ["ce", "a_b|c", "not run"], "ce")
+
+
+def test_columns_and_rows_that_nothing_is_known_of_are_left_out() -> None:
+    (table,) = _tables()
+    assert [column.key for column in table.columns] == ["miou", "seconds_per_step", "peak_memory"]
+    assert table.seeds == {"ce": 3, "a_b|c": 3}
+
+
+def test_terminal_text() -> None:
+    lines = terminal_text(_tables()).splitlines()
+    assert lines[0] == "smp/fpn"
+    assert lines[1].split() == ["method", "seeds", "mIoU", "s/step", "MB"]
+    assert lines[2].split() == ["ce", "3", "30.0", "±", "2.5", "0.500", "300"]
+    assert lines[3].split() == ["a_b|c", "3", "40.0", "±", "3.0**", "0.500", "300"]
+    # The differences are 10, 10.2 and 9.8 points: 0.2 / sqrt(3) times 4.303 is 0.50.
+    assert lines[7].split() == ["a_b|c", "+10.0", "[9.5,", "10.5]!"]
+
+
+def test_markdown_text() -> None:
+    text = markdown_text(_tables())
+    assert "| method | seeds | mIoU | s/step | MB |\n| --- | ---: | ---: | ---: | ---: |\n" in text
+    assert r"| a_b\|c | 3 | **40.0 ± 3.0** | 0.500 | 300 |" in text
+    assert r"| a_b\|c | +10.0 [9.5, 10.5]† |" in text
+
+
+def test_latex_text() -> None:
+    text = latex_text(_tables())
+    assert r"a\_b|c & 3 & \textbf{40.0 $\pm$ 3.0} & 0.500 & 300 \\" in text
+    assert text.count(r"\begin{tabular}{lrrrr}") == 1
+    assert text.count(r"\begin{tabular}{lr}") == 1
+    assert all(line.startswith("%") for line in text.splitlines() if "Means in" in line)
+
+
+def test_csv_text_has_every_number() -> None:
+    rows = list(csv.DictReader(io.StringIO(csv_text(_tables()))))
+    row = next(row for row in rows if (row["method"], row["metric"]) == ("a_b|c", "miou"))
+    assert (row["model"], row["unit"], row["seeds"], row["baseline"], row["mark"]) == (
+        "smp/fpn",
+        "%",
+        "3",
+        "ce",
+        "best",
+    )
+    assert float(row["mean"]) == pytest.approx(40.0)
+    assert float(row["difference"]) == pytest.approx(10.0)
+    assert float(row["difference_ci_high"]) == pytest.approx(10.497, abs=1e-3)
+    assert float(row["p"]) == float(row["p_holm"]) < 0.001
+    baseline = next(row for row in rows if (row["method"], row["metric"]) == ("ce", "miou"))
+    assert (baseline["difference"], baseline["p_holm"]) == ("", "")
+
+
+def test_single_runs_have_no_interval_and_no_mark() -> None:
+    values = {("m", method, 0): {"miou": miou} for method, miou in (("ce", 0.3), ("la", 0.4))}
+    text = terminal_text(make_tables(values, ["m"], ["ce", "la"], "ce"))
+    assert "±" not in text
+    assert "40.0\n" in text
+    assert "+10.0\n" in text
