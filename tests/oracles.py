@@ -76,7 +76,7 @@ def auc_loss_oracle(
 def partial_auc_oracle(
     logits: Tensor, target: Tensor, surrogate: str, max_fpr: float, *, margin: float = 1.0, strategy: str = "ovo"
 ) -> Tensor:
-    """One-way partial AUC loss of sigmoid scores: the mean over the ``ceil(max_fpr n)`` highest-scored of n negatives."""
+    """One-way partial AUC loss of sigmoid scores: the mean over the ``ceil(max_fpr n)`` hardest of n negatives."""
     values, labels = pixel_scores(logits, target, "sigmoid")
     present = [c for c in range(logits.shape[1]) if bool((labels == c).any())]
     terms = []

@@ -79,6 +79,9 @@ def run_lightning(command: str, arguments: list[str]) -> AUCSegCLI:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
         warnings.filterwarnings("ignore", message=".isinstance.treespec, LeafSpec.. is deprecated")
+        # Lightning's command line still uses what the newest jsonargparse deprecates.
+        deprecated = r"(?s)\s+.*(JsonargparseDeprecationWarning|was deprecated in v4)"
+        warnings.filterwarnings("ignore", category=DeprecationWarning, message=deprecated)
         # The logs of an earlier run were removed on request, see prepare_run_folder.
         warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
         # Two loader processes suit small machines; whether more help is the user's to try.

@@ -182,7 +182,7 @@ class ResultWriter(Callback):
             "card": card.name,
             "metrics": {key.removeprefix("val/"): float(metrics[key]) for key in metrics if key.startswith("val/")},
             "per_class_iou": dict(zip(card.class_names, pl_module.per_class_iou, strict=True)),
-            "groups": card.groups,
+            "groups": pl_module.groups,
             "class_names": list(card.class_names),
             "palette": [list(color) for color in card.palette],
         }

@@ -1,4 +1,4 @@
-"""Against the long tail without a bank: class weights, rare-class images, class-aware crops."""
+"""Against the long tail without a bank: rare-class images, class-aware crops. Class weights: `aucseg.class_weights`."""
 
 from __future__ import annotations
 
@@ -16,69 +16,7 @@ from aucseg.datasets.counting import count_ids
 if TYPE_CHECKING:
     from aucseg.class_statistics import ClassStatistics
 
-_RULES = ("inverse", "effective", "median_frequency", "enet")
 _MIX = 0x9E3779B97F4A7C15
-
-
-def class_weights(
-    statistics: ClassStatistics, rule: str = "inverse", *, beta: float = 0.999, normalize: bool = True
-) -> Tensor:
-    """Return a weight for each class by one of the usual rules.
-
-    With f_c the share of the labelled pixels, n_c the number of images with the class, and m_c the share of the class
-    among the
-    labelled pixels of the images that hold it:
-
-    - ``inverse``: ``1 / f_c``;
-    - ``effective``: ``(1 - beta) / (1 - beta^n_c)``, Cui et al., Class-Balanced Loss, CVPR 2019. n_c counts images, not
-      pixels: with millions of pixels a class, whose neighbours repeat each other, the rule gives every class the same;
-    - ``median_frequency``: ``median(m) / m_c``, Eigen and Fergus, ICCV 2015;
-    - ``enet``: ``1 / ln(1.02 + f_c)``, Paszke et al., ENet, 2016.
-
-    Args:
-        statistics: Counts of the training set.
-        rule: One of the names above.
-        beta: In [0, 1), for ``effective``.
-        normalize: Whether to scale the weights of the classes that occur to mean 1.
-
-    Returns:
-        float32 (K,). A class that never occurs gets the largest weight of the others.
-
-    Raises:
-        ValueError: Unknown rule, ``beta`` outside [0, 1), or no class occurs.
-
-    Example:
-        >>> import numpy as np
-        >>> from aucseg.class_statistics import ClassStatistics
-        >>> statistics = ClassStatistics(2)
-        >>> statistics.update(np.array([[0, 0, 0, 1]]))
-        >>> class_weights(statistics, "inverse")
-        tensor([0.5000, 1.5000])
-    """
-    if rule not in _RULES:
-        raise ValueError(f"rule must be one of {', '.join(_RULES)}, not {rule!r}")
-    if not 0 <= beta < 1:
-        raise ValueError(f"beta must lie in [0, 1), not {beta}")
-    pixels = torch.from_numpy(statistics.pixel_counts).double()
-    occurs = pixels > 0
-    if not occurs.any():
-        raise ValueError("no class occurs in these statistics; count the training set first")
-    share = pixels[occurs] / pixels.sum()
-    if rule == "inverse":
-        weights = 1 / share
-    elif rule == "effective":
-        images = torch.from_numpy(statistics.image_counts).double()[occurs]
-        weights = (1 - beta) / (1 - beta**images)
-    elif rule == "median_frequency":
-        local_share = pixels[occurs] / torch.from_numpy(statistics.labelled_counts).double()[occurs]
-        weights = local_share.quantile(0.5) / local_share
-    else:
-        weights = 1 / torch.log(1.02 + share)
-    if normalize:
-        weights = weights / weights.mean()
-    result = torch.full((statistics.num_classes,), float(weights.max()), dtype=torch.float64)
-    result[occurs] = weights
-    return result.float()
 
 
 class DrawnIndex(int):

@@ -17,6 +17,7 @@ from aucseg.losses.long_tail import LongTailLoss
 from aucseg.memory_bank import TailMemoryBank
 from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
 from aucseg.models import build_model, forward_with_auxiliary, split_parameters
+from aucseg.models.inference import InferenceOptions, Predictor
 from aucseg.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 try:
@@ -52,6 +53,8 @@ class SegmentationTask(LightningModule):
         channels_last: whether images and weights are laid out channels last, which is faster for convolutions.
         pixel_metrics: whether validation also takes the pixel AUC (``val/auroc``) and the mean average precision of the
             tail classes (``val/tail_ap``).
+        evaluation: options of `aucseg.models.inference.InferenceOptions` for validation, such as ``window`` and
+            ``stride`` of a sliding window; None takes whole images, in the batches of the loader.
 
     Raises:
         ValueError: for a bank without tail classes, and whatever the card, the model, the loss or the bank refuse.
@@ -80,6 +83,7 @@ class SegmentationTask(LightningModule):
         poly_power: float = 1.0,
         channels_last: bool = True,
         pixel_metrics: bool = False,
+        evaluation: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.card = DatasetCard.from_yaml(card) if "\n" in card else DatasetCard.load(card)
@@ -95,16 +99,20 @@ class SegmentationTask(LightningModule):
         self.model = model.to(memory_format=torch.channels_last) if channels_last else model
         self.loss = loss if isinstance(loss, nn.Module) else None
         self.bank = None if bank is None else self._build_bank(bank)
-        self.metric = GroupedMeanIoU(num_classes, groups=self.card.groups, ignore_index=self.card.ignore_index)
+        self.groups = self.card.groups
+        if self.groups is None and self.card.tail_classes:  # a card may name its tail alone
+            self.groups = {"tail": list(self.card.tail_classes)}
+        self.metric = GroupedMeanIoU(num_classes, groups=self.groups, ignore_index=self.card.ignore_index)
         self.auroc: PixelAUROC | None = None
         self.average_precision: PixelAveragePrecision | None = None
         if pixel_metrics:
             self.auroc = PixelAUROC(num_classes, ignore_index=self.card.ignore_index)
             self.average_precision = PixelAveragePrecision(
-                num_classes, groups=self.card.groups, ignore_index=self.card.ignore_index
+                num_classes, groups=self.groups, ignore_index=self.card.ignore_index
             )
         mean = getattr(model, "pixel_mean", IMAGENET_MEAN) if mean is None else mean
         std = getattr(model, "pixel_std", IMAGENET_STD) if std is None else std
+        self.evaluation = None if evaluation is None else _inference_options(evaluation)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
@@ -112,7 +120,7 @@ class SegmentationTask(LightningModule):
         options = dict(options)
         tail = options.pop("tail_classes", None)
         if tail is None:
-            tail = (self.card.groups or {}).get("tail")
+            tail = self.card.tail_classes
         if not tail:
             raise ValueError(
                 f"the card {self.card.name!r} names no tail classes: give model.bank.tail_classes a list of class ids, "
@@ -143,6 +151,19 @@ class SegmentationTask(LightningModule):
         logits: Tensor = self.model(self.normalize(images))
         return logits
 
+    def _evaluation_logits(self, images: Tensor) -> Tensor:
+        if self.evaluation is None:
+            logits: Tensor = self(images)
+            return logits
+        predictor = Predictor(
+            self.model,
+            self.evaluation,
+            pixel_mean=self.mean.flatten().tolist(),
+            pixel_std=self.std.flatten().tolist(),
+            device=self.device,
+        )
+        return torch.stack([predictor.logits(image) for image in images])
+
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """Pastes from the bank, then the loss of the batch."""
         images, masks = batch["image"], batch["mask"]
@@ -161,7 +182,7 @@ class SegmentationTask(LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Tensor]:
         """Adds the batch to the loss's mean and to the confusion matrix; returns the predicted labels (B, H, W)."""
-        logits, target = self(batch["image"]), batch["mask"].long()
+        logits, target = self._evaluation_logits(batch["image"]), batch["mask"].long()
         assert self.loss is not None
         self.log("val/loss", self.loss(logits, target), batch_size=len(target), sync_dist=True)
         predicted = F.interpolate(logits.float(), target.shape[-2:], mode="bilinear", align_corners=False).argmax(1)
@@ -182,7 +203,7 @@ class SegmentationTask(LightningModule):
             self._log_pixel_metrics(self.auroc, self.average_precision)
 
     def _log_pixel_metrics(self, auroc: PixelAUROC, average_precision: PixelAveragePrecision) -> None:
-        tail = (self.card.groups or {}).get("tail", [])
+        tail = (self.groups or {}).get("tail", [])
         self.log("val/auroc", auroc.compute()["auroc"])
         if tail:
             self.log("val/tail_ap", average_precision.compute()["tail"])
@@ -243,3 +264,12 @@ class SegmentationTask(LightningModule):
         torch.set_rng_state(states["torch"].cpu())
         if states["cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+
+
+def _inference_options(options: dict[str, Any]) -> InferenceOptions:
+    # YAML has lists where the options are tuples.
+    try:
+        converted: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+        return InferenceOptions(**converted)
+    except TypeError as error:
+        raise TypeError(f"evaluation: {error}") from error

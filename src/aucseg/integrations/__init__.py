@@ -1,0 +1,1 @@
+"""AUCSeg inside other frameworks; each module needs the extra of its name."""
