@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torch.utils.data import DataLoader
 
 from aucseg import DatasetCard, SegmentationTask
 from aucseg.demo import CONFIGS
@@ -117,10 +118,12 @@ def test_validation_slides_where_the_configuration_says_so(tiny_card: Path, tmp_
     seen: list[tuple[int, ...]] = []
     task.model.register_forward_pre_hook(lambda _module, inputs: seen.append(tuple(inputs[0].shape)))
     batch = {
+        "name": ["frame"],
         "image": torch.randint(256, (1, 3, 48, 64), dtype=torch.uint8),
         "mask": torch.zeros(1, 48, 64, dtype=torch.uint8),
     }
-    task.trainer.validate(task, [batch], verbose=False)
+    batches: Any = DataLoader([batch], batch_size=None)  # type: ignore[arg-type]
+    task.trainer.validate(task, batches, verbose=False)
     assert seen == [(1, 3, 32, 32)] * 6
 
 

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from aucseg.class_statistics import ClassStatistics
 from aucseg.datasets import SegmentationDataset
-from aucseg.sampling import ClassAwareCrop, DrawnIndex, RareClassSampler, class_weights
+from aucseg.sampling import ClassAwareCrop, DrawnIndex, RareClassSampler
 from tests.datasets.trees import trees
 
 
@@ -21,35 +21,6 @@ def statistics() -> ClassStatistics:
     for i in range(20):
         statistics.update(np.repeat([0, 1, 2], [60, 30 * (i % 2), 10 * (i == 7)])[None])
     return statistics
-
-
-def test_weights_are_the_formulas(statistics: ClassStatistics) -> None:
-    pixels = np.array([1200, 300, 10])
-    share = pixels / pixels.sum()
-    labelled = np.array([1200 + 300 + 10, 10 * 90 + 10, 100])
-    local = pixels / labelled
-    expected = {
-        "inverse": 1 / share,
-        "effective": (1 - 0.9) / (1 - 0.9 ** np.array([20, 10, 1])),
-        "median_frequency": np.median(local) / local,
-        "enet": 1 / np.log(1.02 + share),
-    }
-    for rule, values in expected.items():
-        plain = class_weights(statistics, rule, beta=0.9, normalize=False)
-        np.testing.assert_allclose(plain[:3].numpy(), values, rtol=1e-6)
-        assert plain[3] == plain[:3].max()
-        scaled = class_weights(statistics, rule, beta=0.9)
-        assert float(scaled[:3].mean()) == pytest.approx(1)
-        assert scaled.dtype == torch.float32
-
-
-def test_weights_refuse(statistics: ClassStatistics) -> None:
-    with pytest.raises(ValueError, match="rule must be one of inverse, effective, median_frequency, enet, not 'inv'"):
-        class_weights(statistics, "inv")
-    with pytest.raises(ValueError, match="beta must lie in"):
-        class_weights(statistics, "effective", beta=1.0)
-    with pytest.raises(ValueError, match="no class occurs"):
-        class_weights(ClassStatistics(2))
 
 
 def test_sampler_draws_classes_as_it_says(statistics: ClassStatistics) -> None:

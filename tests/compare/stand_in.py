@@ -13,22 +13,28 @@ from pathlib import Path
 
 import yaml
 
-command, _, config_file, _, out = sys.argv[1:6]
-config = yaml.safe_load(Path(config_file).read_text())
-folder, model, seed = Path(out), config["model"], config["seed_everything"]
-with Path(os.environ["STAND_IN_LOG"]).open("a") as log:
-    log.write(f"{command} {out}\n")
-if os.environ.get("STAND_IN_FAIL") == model["loss"]:
-    sys.exit("out of luck")
-if os.environ.get("STAND_IN_TERMINATE") == model["loss"]:
-    os.kill(os.getppid(), signal.SIGTERM)
-    time.sleep(60)
-weight = (model.get("loss_options") or {}).get("auc_weight", 1.0)
-miou = {"ce": 0.4, "la": 0.45, "aucseg": 0.6}.get(model["loss"], 0.3) - 0.05 * abs(weight - 2) + 0.001 * seed
-metrics = {"miou": miou + (0.01 if seed == 1 else 0) * len(model["loss"]), "tail": 0.1, "head": None}
-step = config["trainer"]["max_steps"] if command == "fit" else 0
-(folder / "checkpoints").mkdir(exist_ok=True)
-(folder / "checkpoints" / "last.ckpt").touch()
-(folder / "result.json").write_text(json.dumps({"step": step, "metrics": metrics}))
-cost = {"seconds_per_step": 0.25, "peak_memory": 2_000_000, "device": "cpu"}
-(folder / "cost.json").write_text(json.dumps(cost))
+
+def main() -> None:
+    command, _, config_file, _, out = sys.argv[1:6]
+    config = yaml.safe_load(Path(config_file).read_text())
+    folder, model, seed = Path(out), config["model"], config["seed_everything"]
+    with Path(os.environ["STAND_IN_LOG"]).open("a") as log:
+        log.write(f"{command} {out}\n")
+    if os.environ.get("STAND_IN_FAIL") == model["loss"]:
+        sys.exit("out of luck")
+    if os.environ.get("STAND_IN_TERMINATE") == model["loss"]:
+        os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(60)
+    weight = (model.get("loss_options") or {}).get("auc_weight", 1.0)
+    miou = {"ce": 0.4, "la": 0.45, "aucseg": 0.6}.get(model["loss"], 0.3) - 0.05 * abs(weight - 2) + 0.001 * seed
+    metrics = {"miou": miou + (0.01 if seed == 1 else 0) * len(model["loss"]), "tail": 0.1, "head": None}
+    step = config["trainer"]["max_steps"] if command == "fit" else 0
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    (folder / "checkpoints" / "last.ckpt").touch()
+    (folder / "result.json").write_text(json.dumps({"step": step, "metrics": metrics}))
+    cost = {"seconds_per_step": 0.25, "peak_memory": 2_000_000, "device": "cpu"}
+    (folder / "cost.json").write_text(json.dumps(cost))
+
+
+if __name__ == "__main__":
+    main()

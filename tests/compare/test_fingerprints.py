@@ -1,5 +1,6 @@
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,7 +51,10 @@ def test_data_is_the_content_of_card_and_files(tiny_card: Path, tmp_path: Path) 
 
 
 def test_configuration_leaves_places_out() -> None:
-    config = {"model": {"loss": "ce", "bank": {}}, "data": {"root": "a", "card": "x", "num_workers": 2, "seed": 0}}
+    config: dict[str, Any] = {
+        "model": {"loss": "ce", "bank": {}},
+        "data": {"root": "a", "card": "x", "num_workers": 2, "seed": 0},
+    }
     flat = configuration_fingerprint(config)
     assert flat == {"model.loss": "ce", "model.bank": {}, "data.seed": 0}
     moved = config | {"data": config["data"] | {"root": "b"}}

@@ -52,7 +52,8 @@ def test_low_resolution(
     target = labels(4, 2, *large)
     for memory_format in (torch.contiguous_format, torch.channels_last):
         logits = torch.randn(2, 4, *small, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
-        for options in ({}, {"scores": "softmax", "surrogate": "exponential"}):
+        other: dict[str, Any] = {"scores": "softmax", "surrogate": "exponential"}
+        for options in ({}, other):
             loss = AUCSegLoss(0.7, 1.3, **options)(logits, target)
             value, (gradient,) = value_and_grad(loss, logits)
             expected, (slope,) = value_and_grad(reference(logits, target, 0.7, 1.3, **options), logits)

@@ -1,4 +1,4 @@
-"""Several processes, one loss: parameter gradients under DistributedDataParallel equal those of one process with the whole batch."""
+"""Several processes, one loss: parameter gradients under DistributedDataParallel equal those of one process."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from aucseg.losses import AUCSegLoss, PairwiseAUCLoss, accumulate
 
-Loss = Callable[[Any], nn.Module]
+Loss = Callable[[Any], PairwiseAUCLoss | AUCSegLoss]
 
 CASES: dict[str, Loss] = {
     "square": lambda group: PairwiseAUCLoss(process_group=group),
@@ -80,7 +80,7 @@ def worker(rank: int, ranks: int, folder: str) -> None:
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(1, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_agree_with_one_process(ranks: int, tmp_path: Path) -> None:
-    mp.spawn(worker, (ranks, str(tmp_path)), nprocs=ranks)  # type: ignore[no-untyped-call]
+    start_processes(worker, (ranks, str(tmp_path)), nprocs=ranks, start_method="spawn")
     for rank in range(ranks):
         results = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for name, make in CASES.items():

@@ -359,10 +359,10 @@ def test_rare_class_gains_in_training(name: str) -> None:
             torch.manual_seed(1)  # the same noise in every step
             optimizer.zero_grad()
             value: Tensor = loss(model(inputs), target)
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             return value
 
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        optimizer.step(closure)
         return float((model(inputs).argmax(1)[target == 1] == 1).float().mean())
 
     recall, plain = recall_of_rare_class(name), recall_of_rare_class("ce")

@@ -344,13 +344,13 @@ def test_bad_inputs() -> None:
     for x, y, message in cases:
         with pytest.raises(ValueError, match=message):
             pairwise_auc_loss(x, y)
-    with pytest.raises(TypeError, match="logits must be a torch.Tensor, got list"):
+    with pytest.raises(TypeError, match=r"logits must be a torch\.Tensor, got list"):
         pairwise_auc_loss([1.0], target)  # type: ignore[arg-type]
     late = target.clone()
     late[1, 2, 3] = 200
     with pytest.raises(ValueError, match=r"target\[1, 2, 3\] is 200.*ignore label 255"):
         pairwise_auc_loss(logits, late)
-    with pytest.raises(ValueError, match="softmax.*constant"):
+    with pytest.raises(ValueError, match=r"softmax.*constant"):
         pairwise_auc_loss(logits[:, :1], target, scores="softmax")
     with pytest.raises(ValueError, match="3 channels"):
         pairwise_auc_loss(logits, target, pair_weight=torch.ones(4, 4))

@@ -64,5 +64,5 @@ def test_errors() -> None:
         SmoothSurrogate("square")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="tolerance"):
         SmoothSurrogate(torch.exp, tolerance=0)
-    with pytest.raises(ValueError, match="hinge.*sorting"):
+    with pytest.raises(ValueError, match=r"hinge.*sorting"):
         SmoothSurrogate(lambda t: (0.5 - t).clamp(min=0))

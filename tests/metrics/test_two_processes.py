@@ -50,7 +50,7 @@ def run(rank: int, folder: str) -> None:
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     # This process is rank 0: starting one process instead of two halves the time, which is that of importing torch.
-    child = spawn(run_child, (str(tmp_path),), nprocs=WORLD_SIZE - 1, join=False)  # type: ignore[no-untyped-call]
+    child = spawn(run_child, (str(tmp_path),), nprocs=WORLD_SIZE - 1, join=False)
     run(0, str(tmp_path))
     assert child.join(60)
     expected = {}

@@ -77,7 +77,7 @@ class MMSegAUCSegLoss(nn.Module):
 
 
 @TRANSFORMS.register_module()
-class TailMemoryBankTransform(BaseTransform):
+class TailMemoryBankTransform(BaseTransform):  # type: ignore[misc]
     """`aucseg.TailMemoryBank` on one packed sample: put it after ``PackSegInputs``.
 
     As in the paper's code every data-loading worker holds a bank of its own, which only sees that worker's images, and

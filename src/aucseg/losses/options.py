@@ -73,9 +73,10 @@ class AUCOptions:
                 )
         if not self.form and self.process_group is not None:
             raise ValueError(
-                f"surrogate={self.surrogate!r} with margin={self.margin}, scores={self.scores!r}, max_fpr={self.max_fpr} is "
-                "computed by sorting all scores, which do not travel between processes: pass process_group=None, or "
-                "use a margin of at least 1 with 'sigmoid' or 'softmax' scores, or another surrogate"
+                f"surrogate={self.surrogate!r} with margin={self.margin}, scores={self.scores!r} and "
+                f"max_fpr={self.max_fpr} is computed by sorting all scores, which do not travel between processes: "
+                "pass process_group=None, or use a margin of at least 1 with 'sigmoid' or 'softmax' scores, or another "
+                "surrogate"
             )
 
     def _choose_form(self) -> None:

@@ -154,7 +154,9 @@ def _add_by_label(total: Tensor, labels: Tensor, values: Tensor) -> None:
 def _matched_sum(feature: Tensor, weight: Tensor) -> Tensor:
     """``sum over b, p of feature[b, c, p] weight[b, l, p]``, ``(c, l)``, wide."""
     total = torch.zeros(feature.shape[1], weight.shape[1], dtype=wide_dtype(feature.device), device=feature.device)
-    for part, part_weight in zip(feature.split(_FLOAT32_RUN, 2), weight.split(_FLOAT32_RUN, 2), strict=True):
+    for part, part_weight in zip(
+        torch.split(feature, _FLOAT32_RUN, 2), torch.split(weight, _FLOAT32_RUN, 2), strict=True
+    ):
         total += torch.matmul(part, part_weight.transpose(1, 2)).sum(0, dtype=total.dtype)
     return total
 
