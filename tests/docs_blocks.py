@@ -6,7 +6,6 @@ import ast
 import doctest
 import re
 import shlex
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -53,7 +53,6 @@ def test_every_public_name_is_in_the_reference() -> None:
     assert set(aucseg.__all__) - {"__version__"} <= names
 
 
-
 def run_page(tmp_path: Path, text: str) -> int:
     page = tmp_path / "page.md"
     page.write_text(text)

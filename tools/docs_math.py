@@ -18,20 +18,19 @@ from markdown.util import AtomicString
 _DIRECTIVE = re.compile(r"^(?P<indent> *)\.\. math::(?P<first>.*)$")
 
 
-class _InlineMath(InlineProcessor):
-    # The types of Markdown allow for no string as a result, which the documentation of it does.
-    def handleMatch(self, m: re.Match[str], data: str) -> Any:  # type: ignore[override]  # noqa: N802
+class _InlineMath(InlineProcessor):  # type: ignore[misc]
+    def handleMatch(self, m: re.Match[str], data: str) -> Any:  # noqa: N802
         return self.md.htmlStash.store(convert(m.group(1))), m.start(0), m.end(0)
 
 
-class _Role(InlineProcessor):
-    def handleMatch(self, m: re.Match[str], data: str) -> tuple[Element, int, int]:  # type: ignore[override]  # noqa: N802
+class _Role(InlineProcessor):  # type: ignore[misc]
+    def handleMatch(self, m: re.Match[str], data: str) -> tuple[Element, int, int]:  # noqa: N802
         code = Element("code")
         code.text = AtomicString(m.group(1))
         return code, m.start(0), m.end(0)
 
 
-class _BlockMath(Preprocessor):
+class _BlockMath(Preprocessor):  # type: ignore[misc]
     def run(self, lines: list[str]) -> list[str]:
         out: list[str] = []
         rest = iter(lines)
@@ -65,7 +64,7 @@ class _BlockMath(Preprocessor):
         return ["", indent + self.md.htmlStash.store(f'<div class="formula">{formula}</div>'), ""]
 
 
-class FormulaExtension(Extension):
+class FormulaExtension(Extension):  # type: ignore[misc]
     """Formulas, and the roles for code (``:func:`...```) of reStructuredText."""
 
     def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802
