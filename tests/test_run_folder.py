@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aucseg.run_folder import CONFIG_FILE, LAST_CHECKPOINT, per_image_overlap, prepare_run_folder, write_json
+from aucseg.checkpoints import LAST_CHECKPOINT
+from aucseg.run_folder import CONFIG_FILE, per_image_overlap, prepare_run_folder, write_json
 
 
 @given(seed=st.integers(0, 10_000), num_classes=st.integers(1, 6))
