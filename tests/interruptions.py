@@ -21,6 +21,7 @@ import torch
 from lightning.pytorch import Callback
 
 from aucseg import durable_files, lightning_cli
+from aucseg.run_folder import ResultWriter
 from tests.conftest import write_tiny_dataset
 
 STEPS, CHECKPOINT_EVERY, VALIDATE_EVERY = 12, 2, 4
@@ -89,8 +90,7 @@ def fit(data: Path, out: Path, workers: int = 0, prepare: Callable[[], Callback 
     sys.stdout.flush()
     child = os.fork()
     if child:
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        return status
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     code = 99
     try:
         log = os.open(out.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -98,16 +98,15 @@ def fit(data: Path, out: Path, workers: int = 0, prepare: Callable[[], Callback 
         os.dup2(log, 2)
         callback = prepare() if prepare else None
         if callback is not None:
-            original = lightning_cli.ResultWriter
 
-            class Writer(original):  # type: ignore[misc, valid-type]
+            class Writer(ResultWriter):
                 """Carries the strike into the trainer."""
 
                 def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
                     if callback not in trainer.callbacks:
                         trainer.callbacks.insert(1, callback)
 
-            lightning_cli.ResultWriter = Writer  # type: ignore[misc]
+            lightning_cli.ResultWriter = Writer  # type: ignore[attr-defined]
         code = lightning_cli.run("fit", arguments(data, out, workers))
     except BaseException:  # the child must not go on in the parent's code
         import traceback
@@ -129,7 +128,7 @@ def kill_in_write(name: str, count: int) -> None:
             kill()
         return original(*args)
 
-    setattr(durable_files.os, name, call)
+    setattr(os, name, call)
 
 
 def full_disk(count: int) -> None:
@@ -146,7 +145,7 @@ def full_disk(count: int) -> None:
 
     from aucseg import checkpoints
 
-    checkpoints.replace_file = write
+    checkpoints.replace_file = write  # type: ignore[attr-defined]
 
 
 def differences(one: Any, other: Any, path: str = "") -> list[str]:

@@ -17,6 +17,7 @@ import torch
 from aucseg.distributed import say_once
 from aucseg.durable_files import replace_file
 from aucseg.metrics_log import MetricsLog
+from aucseg.models.checkpoint import load_plain
 
 try:
     from lightning.fabric.plugins import TorchCheckpointIO
@@ -77,7 +78,16 @@ def checkpoint_step(path: Path) -> int:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints as whole files only, the one before kept; loads tensors and plain containers only."""
+    """Checkpoints as whole files only, the one before kept; loads tensors and plain containers only.
+
+    Args:
+        own_folder: the run's folder, whose checkpoints need no vouching with versions of torch that cannot load the
+            file of a stranger safely.
+    """
+
+    def __init__(self, own_folder: Path | None = None) -> None:
+        super().__init__()
+        self.own_folder = own_folder
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Writes a checkpoint; ``last.ckpt`` leaves the one before as ``previous.ckpt``."""
@@ -102,17 +112,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
 
     def load_checkpoint(
-        self, path: str | Path, map_location: Any = lambda storage, location: storage, weights_only: bool | None = None
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Loads a checkpoint after checking that it is whole.
 
         Raises:
-            ValueError: it is not there or damaged.
+            ValueError: it is not there or damaged, or holds other objects than tensors and plain values.
         """
-        problem = checkpoint_problem(Path(path))
+        path = Path(path)
+        problem = checkpoint_problem(path)
         if problem is not None:
-            raise ValueError(f"{path} cannot be loaded: {problem}")
-        checkpoint: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+            raise ValueError(f"{path} is no readable checkpoint: {problem}")
+        checkpoint: dict[str, Any]
+        if self.own_folder is not None and path.resolve().is_relative_to(self.own_folder.resolve()):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            checkpoint = load_plain(path)
         return checkpoint
 
 

@@ -55,6 +55,13 @@ class AUCSegCLI(LightningCLI):
         if process_number() == 0:
             check_writable(Path(self.config[self.subcommand].out))
 
+    def _parse_ckpt_path(self) -> None:
+        """The model is what the configuration says, whatever settings a checkpoint holds.
+
+        Lightning would let the settings in the file (a stranger's file, perhaps) override the user's own, the classes
+        to import included.
+        """
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds loggers, checkpoints and the result file to the configured trainer."""
         assert self.subcommand is not None
@@ -68,7 +75,7 @@ class AUCSegCLI(LightningCLI):
         trainer.plugins = list(trainer.plugins) if isinstance(trainer.plugins, (list, tuple)) else [trainer.plugins]
         trainer.plugins = [plugin for plugin in trainer.plugins if plugin is not None]
         if not any(isinstance(plugin, CheckpointIO) for plugin in trainer.plugins):
-            trainer.plugins.append(AtomicCheckpointIO())
+            trainer.plugins.append(AtomicCheckpointIO(out))
         _use_processes_of_launcher(trainer)
         if self.subcommand == "fit":
             checkpoint = self._checkpoint_to_resume(config, out)
