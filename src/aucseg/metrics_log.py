@@ -42,7 +42,7 @@ class MetricsLog(Logger):
         <BLANKLINE>
         >>> log.rewind(1)
         >>> (folder / "metrics.csv").read_text().splitlines()[1:]
-        ['0,0.5,']
+        ['0,0.5']
     """
 
     def __init__(self, folder: Path) -> None:
