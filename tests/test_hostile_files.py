@@ -239,9 +239,12 @@ def test_a_bank_from_a_file_is_checked_before_it_is_used() -> None:
         sample = {**good["samples"][0][0], **change}
         with pytest.raises(ValueError, match="a sample of class 1 is not whole"):
             bank.set_extra_state({**good, "samples": [[sample]]})
-    for change in ({"samples": []}, {"images_seen": -1}, {"images_with": [5]}, {"generator": torch.ones(3)}):
+    broken: list[dict[str, Any]] = [
+        {"samples": []}, {"images_seen": -1}, {"images_with": [5]}, {"generator": torch.ones(3)}
+    ]  # fmt: skip
+    for entry in broken:
         with pytest.raises(ValueError, match="the saved bank is damaged"):
-            bank.set_extra_state({**good, **change})
+            bank.set_extra_state({**good, **entry})
     assert bank.num_samples == {1: 1}
 
 
