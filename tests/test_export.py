@@ -14,9 +14,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
-from aucseg import export
+from aucseg import export, run_folder
 from aucseg.export import ExportCheck, ExportError, ExportMetadata, export_model, save_weights
 from aucseg.models import SegmentationModel, WrappedNetwork, build_model, load_checkpoint
 from aucseg.models.hub import HubModel
@@ -131,6 +132,19 @@ def test_a_file_that_computes_something_else_is_not_kept(shift: float, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("kernel", [1, 2, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_padding_by_size_becomes_constant(kernel: int, stride: int, dilation: int) -> None:
+    torch.manual_seed(0)
+    dynamic = Conv2dSame(6, 8, (kernel, 3), stride=stride, dilation=dilation, groups=2, bias=kernel > 1)
+    images = torch.randn(2, 6, 12, 20)
+    static = export._with_static_padding(nn.Sequential(nn.ModuleDict({"inner": dynamic})))
+    replaced: Any = static.get_submodule("0.inner")
+    assert not any(isinstance(module, Conv2dSame) for module in static.modules())
+    torch.testing.assert_close(replaced(images), dynamic(images))
+
+
 def test_wrong_input(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"suffix must be \.onnx or \.pt2"):
         export_model(small(), tmp_path / "model.tflite", METADATA)
@@ -177,7 +191,7 @@ def task(name: str | None = "segnext/tiny") -> Any:
 
 
 def command(monkeypatch: pytest.MonkeyPatch, arguments: list[str], of: Any) -> int:
-    monkeypatch.setattr(export, "_load_task", lambda path: of)
+    monkeypatch.setattr(run_folder, "load_task", lambda path: of)
     parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter)
     export.add_arguments(parser)
     assert "aucseg export runs/a --to model.onnx" in parser.format_help()
@@ -221,7 +235,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 def test_missing_run(tmp_path: Path) -> None:
     parser = argparse.ArgumentParser()
     export.add_arguments(parser)
-    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+    with pytest.raises(ValueError, match="there is no checkpoint at"):
         export.run(parser.parse_args([str(tmp_path), "--to", "model.onnx"]))
 
 

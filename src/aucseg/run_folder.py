@@ -73,8 +73,14 @@ def load_task(run: str | Path) -> SegmentationTask:
         raise ValueError(f"there is no checkpoint at {checkpoint}: give a run folder of 'aucseg fit', or a .ckpt file")
     try:
         # Tensors and plain containers only: a stranger's checkpoint cannot run code.
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        if content["hyper_parameters"]["model"] is None:
+            raise ValueError(
+                f"the model of {checkpoint} was given as a module, not by name: rebuild it and use "
+                "SegmentationTask.load_from_checkpoint(path, model=module), or train it under 'package.module:Name'"
+            )
         task = SegmentationTask.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, KeyError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, KeyError, TypeError, RuntimeError, EOFError) as error:
         raise ValueError(f"{checkpoint} is no checkpoint of 'aucseg fit': {error}") from error
     return task.eval()
 

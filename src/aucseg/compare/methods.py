@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from aucseg.configs import find_config
+
 Configuration = dict[str, Any]
 
 POSTHOC, DISALIGN = "posthoc-la", "disalign"
@@ -155,7 +157,7 @@ def load_base(path: Path) -> Configuration:
     Raises:
         ValueError: Unknown sections, or no ``trainer.max_steps``.
     """
-    config = read_yaml(path)
+    config = read_yaml(find_config(path))
     config.pop("out", None)
     config.pop("overwrite", None)
     _check_sections(config, str(path), ("seed_everything", "trainer", "model", "data"))
