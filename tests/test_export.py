@@ -17,7 +17,7 @@ from safetensors import safe_open
 from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
-from aucseg import export, run_folder
+from aucseg import export
 from aucseg.export import ExportCheck, ExportError, ExportMetadata, export_model, save_weights
 from aucseg.models import SegmentationModel, WrappedNetwork, build_model, load_checkpoint
 from aucseg.models.hub import HubModel
@@ -191,7 +191,7 @@ def task(name: str | None = "segnext/tiny") -> Any:
 
 
 def command(monkeypatch: pytest.MonkeyPatch, arguments: list[str], of: Any) -> int:
-    monkeypatch.setattr(run_folder, "load_task", lambda path: of)
+    monkeypatch.setattr(export, "_load_task", lambda path: of)
     parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter)
     export.add_arguments(parser)
     assert "aucseg export runs/a --to model.onnx" in parser.format_help()
@@ -235,7 +235,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 def test_missing_run(tmp_path: Path) -> None:
     parser = argparse.ArgumentParser()
     export.add_arguments(parser)
-    with pytest.raises(ValueError, match="there is no checkpoint at"):
+    with pytest.raises(ValueError, match="no checkpoint at"):
         export.run(parser.parse_args([str(tmp_path), "--to", "model.onnx"]))
 
 

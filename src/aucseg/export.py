@@ -147,7 +147,8 @@ def export_model(
 
 
 def _on_cpu(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).cpu()
+    # Training lays weights out channels last, which the file formats take for parts of larger tensors.
+    return copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)
 
 
 def _with_static_padding(model: nn.Module) -> nn.Module:
@@ -156,7 +157,7 @@ def _with_static_padding(model: nn.Module) -> nn.Module:
     That padding ("same", as TensorFlow has it) is constant where the size is a multiple of the convolution's stride,
     and it is, in images that are multiples of the model's stride. Left as it is, each such convolution nests one more
     condition on the size of the image into the shapes after it, and the export of a network with a handful of them
-    takes hours.
+    did not end within minutes.
     """
     for name, child in model.named_children():
         if type(child).__name__ == "Conv2dSame":
@@ -302,9 +303,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run ``aucseg export``; the exit status is 0, or 1 when the exported file failed its check."""
     from aucseg.predict import find_images, read_image
-    from aucseg.run_folder import load_task
 
-    task = load_task(args.run)
+    task = _load_task(args.run)
     metadata = ExportMetadata(
         tuple(task.card.class_names),
         tuple(task.card.palette),
@@ -334,19 +334,22 @@ def run(args: argparse.Namespace) -> int:
 
 def _validation_images(run: Path, number: int = 4) -> list[npt.NDArray[np.uint8]] | None:
     """Read the first images that the run was validated on; None where they are not to be found any more."""
-    import yaml
-
     from aucseg.datasets import SegmentationDataset
+    from aucseg.plain_yaml import read_yaml_mapping
 
     config = (run if run.is_dir() else run.parent.parent) / "config.yaml"
     if not config.is_file():
         return None
-    data = yaml.safe_load(config.read_text(encoding="utf-8"))["data"]
     try:
+        data = read_yaml_mapping(config)["data"]
         dataset = SegmentationDataset(data["card"], data["root"], data["val_split"])
         return [dataset[i]["image"].permute(1, 2, 0).numpy() for i in range(min(number, len(dataset)))]
-    except (ValueError, OSError):
+    except (ValueError, KeyError, OSError):
         return None
+
+
+def _load_task(path: Path) -> Any:
+    return import_extra("aucseg.stored_task", "train").load_task(path)
 
 
 def _save_for_hub(task: Any, metadata: ExportMetadata, folder: Path) -> None:

@@ -14,7 +14,7 @@ def find_config(path: str | Path) -> Path:
             without ``.yaml``.
 
     Raises:
-        FileNotFoundError: No such file, and no such configuration; the message has the nearest ones.
+        ValueError: No such file, and no such configuration; the message has the nearest ones.
 
     Example:
         >>> find_config("configs/cityscapes_segnext-l_aucseg.yaml").parent.name
@@ -22,7 +22,7 @@ def find_config(path: str | Path) -> Path:
         >>> find_config("cityscapes_segnext-b_aucseg")
         Traceback (most recent call last):
         ...
-        FileNotFoundError: there is no file ...; did you mean cityscapes_segnext-l_aucseg, ...
+        ValueError: there is no file ...; did you mean cityscapes_segnext-l_aucseg, ...
     """
     path = Path(path)
     shipped = {file.stem: file for file in sorted(CONFIGS.glob("*.yaml"))}
@@ -33,4 +33,4 @@ def find_config(path: str | Path) -> Path:
         return shipped[name]
     nearest = difflib.get_close_matches(name, shipped, n=3)
     hint = f"did you mean {', '.join(nearest)}?" if nearest else f"those of the package: {', '.join(shipped)}"
-    raise FileNotFoundError(f"there is no file {str(path)!r}, and no configuration of that name; {hint}")
+    raise ValueError(f"there is no file {str(path)!r}, and no configuration of that name; {hint}")

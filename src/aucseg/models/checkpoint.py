@@ -1,5 +1,6 @@
 """Load weights from files without running code from them."""
 
+import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from aucseg.models.names import import_extra
 
 # What trainers put around the weights, and before their names.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
+TRUST_VARIABLE = "AUCSEG_TRUST_FILES"
 _PREFIXES = ("", "module.", "model.", "model.module.", "module.model.", "network.", "model.network.")
 
 
@@ -45,6 +47,35 @@ class LoadReport:
         return "\n".join(lines)
 
 
+def files_are_trusted() -> bool:
+    """Whether the user vouches for the files that are loaded, with ``AUCSEG_TRUST_FILES=1`` in the environment."""
+    return os.environ.get(TRUST_VARIABLE) == "1"
+
+
+def load_plain(path: str | Path, map_location: str | torch.device = "cpu") -> Any:
+    """Read a file of ``torch.save`` that holds tensors, plain values and containers; nothing in the file is run.
+
+    Raises:
+        ValueError: The file is damaged or holds other objects; or torch is older than 2.6, whose ``weights_only`` does
+            not keep a file from running code (CVE-2025-32434), and ``AUCSEG_TRUST_FILES`` is not 1.
+    """
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6) and not files_are_trusted():
+        raise ValueError(
+            f"{path} is not loaded: in torch {torch.__version__} a file can run code even with weights_only=True "
+            f"(CVE-2025-32434). Update torch to 2.6 or later, take a .safetensors file, or, if you trust the file, set "
+            f"{TRUST_VARIABLE}=1"
+        )
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds other objects than tensors and plain values, and is not loaded because that could run code "
+            f"from the file; save its state dict alone, where you trust it. ({str(error).splitlines()[0]})"
+        ) from error
+    except Exception as error:  # damaged bytes fail in many ways: RuntimeError, EOFError, UnicodeDecodeError, ...
+        raise ValueError(f"{path} is no readable checkpoint: {error}") from error
+
+
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint, safely: nothing in the file is run.
 
@@ -65,15 +96,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"no checkpoint at {path}")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds other objects than tensors and plain values, and is not loaded because that could run code "
-            f"from the file; save its state dict alone, where you trust it. ({str(error).splitlines()[0]})"
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is no readable checkpoint: {error}") from error
+    content = load_plain(path)
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -103,8 +126,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def load_checkpoint(model: nn.Module, path: str | Path, *, strict: bool = True) -> LoadReport:
     """Load the weights of a whole model.
 
-    Prefixes that trainers add (``module.``, ``model.``, ``network.``) are found and removed, or added. Where the names
-    bear the prefix of a model inside a larger state (a loss, a memory bank), the other parts are passed over.
+    Prefixes that trainers add (``module.``, ``model.``, ``network.``) are found and removed, or added; a SegNeXt of
+    mmsegmentation 1.x fits as well as one of the paper's code. Where the names bear the prefix of a model inside a
+    larger state (a loss, a memory bank), the other parts are passed over.
 
     Args:
         model: The model; its tensors are overwritten in place.
@@ -132,7 +156,7 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, strict: bool = True) 
     """
     tensors = read_state_dict(path)
     expected = model.state_dict()
-    candidates = [_strip(tensors, prefix) for prefix in _PREFIXES]
+    candidates = [_strip(names, prefix) for names in (tensors, _from_mmseg(tensors)) for prefix in _PREFIXES]
     candidates += [{f"network.{name}": value for name, value in candidate.items()} for candidate in candidates]
     best = max(candidates, key=lambda candidate: len(candidate.keys() & expected.keys()))
     return _load(model, best, path, strict)
@@ -161,7 +185,7 @@ def load_encoder_checkpoint(model: nn.Module, path: str | Path, *, strict: bool 
     tensors = read_state_dict(path)
     expected = encoder.state_dict()
     prefixes = [outer + inner for outer in _PREFIXES for inner in ("", "backbone.", "encoder.")]
-    candidates = [_strip(tensors, prefix) for prefix in prefixes]
+    candidates = [_strip(names, prefix) for names in (tensors, _from_mmseg(tensors)) for prefix in prefixes]
     best = max(candidates, key=lambda candidate: len(candidate.keys() & expected.keys()))
     heads = ("head.", "fc.", "classifier.")
     best = {key: value for key, value in best.items() if key in expected or not key.startswith(heads)}
@@ -170,6 +194,11 @@ def load_encoder_checkpoint(model: nn.Module, path: str | Path, *, strict: bool 
 
 def _strip(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _from_mmseg(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # mmsegmentation 1.x shortened one name of the authors' SegNeXt, which is ours.
+    return {name.replace(".mlp.dwconv.", ".mlp.dwconv.dwconv."): value for name, value in tensors.items()}
 
 
 def _load(module: nn.Module, tensors: dict[str, Tensor], path: str | Path, strict: bool) -> LoadReport:
