@@ -72,7 +72,8 @@ def main() -> None:
     data = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["data"]
     datamodule = SegmentationDataModule(**{**data, "num_workers": 0})
     card = datamodule.card
-    assert card.groups is not None and card.tail_classes is not None
+    assert card.groups is not None
+    assert card.tail_classes is not None
     batches = [(b["image"], b["mask"]) for b in islice(datamodule.train_dataloader(), arguments.batches)]
     report: dict[str, Any] = {"config": CONFIG.name, "batches": len(batches), "policies": {}}
     print(f"{'policy':52}{'pastes':>8}{'tail presence':>18}{'middle presence':>18}{'tail px':>9}{'middle covered':>16}")
