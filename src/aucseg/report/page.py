@@ -161,7 +161,10 @@ def _left_out(context: Mapping[str, Any]) -> list[tuple[str, str]]:
         "sliders": ("Largest gains and losses", slider_reason),
         "statics": ("Validation images", "no predictions were given; they need a checkpoint of each run."),
         "confusions": ("What the tail is mistaken for", confusion_reason),
-        "roc_panels": ("ROC curves of the tail", "no run has curves.json; it is written with a validation."),
+        "roc_panels": (
+            "ROC curves of the tail",
+            "no run has curves.json; a validation with model.pixel_metrics: true writes it.",
+        ),
         "curve_panels": ("Loss and learning curves", "no run has logged anything to metrics.csv yet."),
         "pastes": (
             "Where the bank pasted",
@@ -177,7 +180,7 @@ def headline(comparison: Comparison) -> str:
     if other is None:
         return ""
     parts = []
-    for name, words in (("tail", "tail mIoU"), ("miou", "overall mIoU"), ("head", "head mIoU")):
+    for name, words in (("tail", "tail mIoU"), ("miou", "overall"), ("head", "head"), ("middle", "middle")):
         if name in baseline.metrics and name in other.metrics:
             before, after = baseline.metrics[name], other.metrics[name]
             parts.append(f"{words} {points(after)} against {points(before)} ({signed_points(after - before)})")
