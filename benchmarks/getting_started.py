@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from tests.docs_blocks import ROOT, Block, PageRunner
 
 PAGE = ROOT / "docs" / "getting-started.md"
