@@ -127,8 +127,13 @@ def run_folder(folder: Path, checkpoint: dict[str, Any], card: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("place", ["hyper_parameters", "callbacks"])
-@pytest.mark.parametrize("command", ["predict", "export", "fit", "validate"])
+@pytest.mark.parametrize(
+    ("command", "place"),
+    [
+        *(("predict", place) for place in ("hyper_parameters", "state_dict", "callbacks")),
+        *(("export", "hyper_parameters"), ("fit", "callbacks"), ("validate", "hyper_parameters")),
+    ],
+)
 def test_commands_run_no_code_of_a_checkpoint(
     command: str,
     place: str,
