@@ -2,8 +2,9 @@
 
 FPN with the tf_efficientnet_lite0 encoder and 19 classes (random weights) labels square images that lie in
 memory-mapped files, in windows of 1024 x 1024 every 896 pixels, and small ones whole as well. Each case runs in a
-process of its own. The memory is what the process adds for itself (``RssAnon``) above what it held with the model
-loaded; pages of the mapped files, which the system can drop at any time, are not in it. Prints a table and writes
+process of its own. Seconds are processor time of one thread, which other programs on the machine change little. The
+memory is what the process adds for itself (``RssAnon``) above what it held with the model loaded; pages of the mapped
+files, which the system can drop at any time, are not in it. Prints a table and writes
 ``benchmarks/results/inference.json``.
 """
 
@@ -54,8 +55,8 @@ def own_memory() -> int:
     return int(found[1]) * 1024
 
 
-def measure(mode: str, size: int, threads: int) -> dict[str, Any]:
-    torch.set_num_threads(threads)
+def measure(mode: str, size: int) -> dict[str, Any]:
+    torch.set_num_threads(1)
     model = build_model("smp/fpn", 19, encoder="tf_efficientnet_lite0").eval()
     options = InferenceOptions(window=(WINDOW, WINDOW), stride=(STRIDE, STRIDE)) if mode == "windows" else None
     predictor = Predictor(model, options, pixel_mean=model.pixel_mean, pixel_std=model.pixel_std)
@@ -67,9 +68,9 @@ def measure(mode: str, size: int, threads: int) -> dict[str, Any]:
             image[row : row + 1000] = generator.integers(0, 256, image[row : row + 1000].shape, dtype=np.uint8)
         memory = PeakMemory()
         memory.start()
-        start = time.perf_counter()
+        start = time.process_time()
         predictor.labels(image, out=labels)
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         peak = memory.stop()
     return {"mode": mode, "size": size, "seconds": round(seconds, 2), "peak_mib": round(peak / 2**20)}
 
@@ -77,7 +78,6 @@ def measure(mode: str, size: int, threads: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", type=int, default=[1000, 2000, 4000, 10_000])
-    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     cases = [("windows", size) for size in args.sizes]
     cases += [("whole", size) for size in args.sizes if size <= LARGEST_WHOLE]
@@ -85,11 +85,11 @@ def main() -> None:
     print(f"{'mode':8} {'image':>15} {'seconds':>9} {'s / Mpixel':>11} {'peak MiB':>9}")
     for mode, size in cases:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            row = pool.apply(measure, (mode, size, args.threads))
+            row = pool.apply(measure, (mode, size))
         rows.append(row)
         rate = row["seconds"] / (size * size / 1e6)
         print(f"{mode:8} {f'{size} x {size}':>15} {row['seconds']:9.2f} {rate:11.3f} {row['peak_mib']:9}", flush=True)
-    environment = {"machine": platform.machine(), "torch": torch.__version__, "threads": args.threads}
+    environment = {"machine": platform.machine(), "torch": torch.__version__, "threads": 1}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({"environment": environment, "rows": rows}, indent=2) + "\n")
     print(f"wrote {RESULTS}")

@@ -3,8 +3,9 @@
 For each model: parameters; floating-point operations of forward and backward for one 512 x 512 image, three times the
 forward ones, counted without computing (2 for each multiply-add); and measured on the CPU, one image a step, 150
 classes: seconds of a step with cross-entropy and with AUCSeg and its memory bank, each with backward and AdamW
-(medians, both in turns), and the peak memory of the process. Each case runs in a process of its own. Prints a table
-and writes ``benchmarks/results/models.json``.
+(medians, both in turns), and the peak memory of the process. Seconds are processor time of one thread, which other
+programs on the machine change little. Each case runs in a process of its own. Prints a table and writes
+``benchmarks/results/models.json``.
 """
 
 import argparse
@@ -60,8 +61,8 @@ def make_batch(size: int) -> tuple[Tensor, Tensor]:
     return images, masks
 
 
-def measure(name: str, size: int, repeats: int, threads: int) -> dict[str, Any]:
-    torch.set_num_threads(threads)
+def measure(name: str, size: int, repeats: int) -> dict[str, Any]:
+    torch.set_num_threads(1)
     model = build_model(name, NUM_CLASSES, **MODELS[name]).train()
     for module in model.modules():  # a batch of one image has no statistics where pooling leaves 1 x 1 features
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -73,14 +74,14 @@ def measure(name: str, size: int, repeats: int, threads: int) -> dict[str, Any]:
 
     def step(method: str) -> float:
         images, masks = make_batch(size)
-        start = time.perf_counter()
+        start = time.process_time()
         if method == "aucseg":
             images, masks = bank(images, masks)
         loss = losses[method](model((images.float() - mean) / std), masks)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     step("aucseg")
     times: dict[str, list[float]] = {method: [] for method in losses}
@@ -98,7 +99,6 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS), metavar="MODEL")
     parser.add_argument("--sizes", nargs="+", type=int, default=[256, CROP])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     print(f"{'model':18} {'M param.':>9} {'GFLOP':>6} {'size':>5} {'CE s':>7} {'AUCSeg s':>9} {'peak GiB':>9}")
@@ -106,11 +106,11 @@ def main() -> None:
         gigaflop = count_operations(name) / 1e9
         for size in args.sizes:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                row = pool.apply(measure, (name, size, args.repeats, args.threads))
+                row = pool.apply(measure, (name, size, args.repeats))
             rows.append({"model": name, "gigaflop_per_image": round(gigaflop, 1), **row})
             times = f"{row['ce_seconds']:7.2f} {row['aucseg_seconds']:9.2f} {row['peak_gib']:9.2f}"
             print(f"{name:18} {row['parameters'] / 1e6:9.1f} {gigaflop:6.0f} {size:5} {times}", flush=True)
-    environment = {"machine": platform.machine(), "torch": torch.__version__, "threads": args.threads}
+    environment = {"machine": platform.machine(), "torch": torch.__version__, "threads": 1}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({"environment": environment, "rows": rows}, indent=2) + "\n")
     print(f"wrote {RESULTS}")
