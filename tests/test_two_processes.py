@@ -45,6 +45,14 @@ def test_two_processes_learn_what_one_learns_from_twice_the_batch(
         torch.testing.assert_close(found["plain"], alone, rtol=2e-5, atol=2e-6)
 
 
+def test_a_step_that_is_bad_on_one_process_is_skipped_on_both(folder: Path, results: list[dict[str, Any]]) -> None:
+    assert [found["num_skipped"] for found in results] == [1, 1]
+    first, second = (found["guarded"] for found in results)
+    assert all(torch.equal(value, second[name]) and value.isfinite().all() for name, value in first.items())
+    names = sorted(path.name for path in (folder / "guarded" / "skipped").iterdir())
+    assert names == ["step-0000002-rank-0.pt", "step-0000002-rank-1.pt"]
+
+
 def test_processes_hold_the_same_weights_and_banks_of_their_own(results: list[dict[str, Any]]) -> None:
     first, second = results
     for name, value in first["weights"].items():
@@ -88,6 +96,24 @@ def test_the_first_process_alone_speaks_and_writes(folder: Path) -> None:
     lines = (folder / "whole" / "metrics.csv").read_text().splitlines()
     steps = [line for line in lines[1:] if line.split(",")[lines[0].split(",").index("train/loss")]]
     assert len(steps) == STEPS
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_accelerators_synchronize_batch_norm_and_shard(tiny_card: Path, tmp_path: Path, strategy: str) -> None:
+    """On all GPUs of the machine: fit, stop half way, go on."""
+    more = {"trainer.accelerator": "gpu", "trainer.strategy": strategy, "resume": "auto"}
+    processes = torch.cuda.device_count()
+    for out, steps in (("whole", STEPS), ("half", STEPS // 2), ("half", STEPS)):
+        options = arguments(tiny_card, tmp_path / out, **more)
+        options += ["--trainer.max_steps", str(steps), "--data.eval_batch_size", "1"]
+        options += ["--trainer.callbacks", '[{"class_path": "tests.two_processes.ExpectSyncBatchNorm"}]']
+        result = torchrun("-m", "aucseg.cli", "fit", *options, processes=processes)
+        assert result.returncode == 0, result.stderr
+    results = [json.loads((tmp_path / out / "result.json").read_text()) for out in ("whole", "half")]
+    assert results[0]["step"] == results[1]["step"] == STEPS
 
 
 @pytest.mark.slow

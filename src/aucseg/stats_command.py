@@ -7,13 +7,14 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from aucseg.class_statistics import ClassStatistics
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.dataset import SegmentationDataset
+from aucseg.datasets.pairing import Pair
 from aucseg.datasets.propose import propose_card
 from aucseg.datasets.scan import scan_samples
 from aucseg.datasets.scan_cache import ScanCache
@@ -61,7 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one for each core)"
     )
     parser.add_argument(
-        "--on-error", choices=("raise", "skip"), default="raise", help="skip: count and leave out bad files"
+        "--on-error",
+        choices=("raise", "skip"),
+        default="raise",
+        help="skip: bad files are listed and left out, and are no failure",
     )
     parser.add_argument(
         "--decode-images", action="store_true", help="decode every image to find truncated ones (slower)"
@@ -86,6 +90,10 @@ def run(args: argparse.Namespace) -> int:
     """Run ``aucseg stats``; returns the exit status."""
     try:
         return _run(args)
+    except BrokenPipeError:
+        # The reader of our output, `head` for example, has seen enough; Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, ImportError, OSError, RuntimeError) as error:
         print(f"aucseg stats: {error}", file=sys.stderr)
         return 2
@@ -107,7 +115,7 @@ def count_and_check(
     """Count a data set and check every file of it; samples that cannot be used go to the check, not the counts."""
     card = dataset.card
     statistics = ClassStatistics(card.num_classes, ignore_index=card.ignore_index, class_names=card.class_names)
-    check = Check()
+    check = Check([_missing_message(dataset, pair) for pair in dataset.missing])
     scans = scan_samples(dataset, num_workers=num_workers, progress=progress, decode_images=decode_images, cache=cache)
     for sample in scans:
         unknown: dict[int, int] = {}
@@ -120,6 +128,12 @@ def count_and_check(
                 statistics.add_scan(scan)
         check.errors += sample.errors
     return statistics, check
+
+
+def _missing_message(dataset: SegmentationDataset, pair: Pair) -> str:
+    if not (dataset.root / pair.image).is_file():
+        return f"{dataset.root / pair.image}: the split's list names this image, but there is no such file"
+    return f"{dataset.root / pair.image}: its mask {pair.mask} is missing; add it, or move the image away"
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -139,6 +153,10 @@ def _run(args: argparse.Namespace) -> int:
     report = make_report(statistics, card, batch_size=args.batch_size, delta=args.delta)
     print(format_report(report))
     _write(args, statistics, report | {"check": _check_as_json(check)})
+    if args.write_card is not None:
+        groups = statistics.groups()
+        card = replace(card, groups=groups, tail_classes=tuple(groups["tail"]))
+        _write_card(args.write_card, card, Path(args.card))
     return 0 if check.is_clean or args.on_error == "skip" else 1
 
 
@@ -155,16 +173,6 @@ def _card_and_root(args: argparse.Namespace, cache: ScanCache | None) -> tuple[D
         f"proposed card: {card.num_classes} classes, {card.mask_encoding} masks, splits {', '.join(card.splits)}, "
         f"images {layout.images}, masks {layout.masks}, ignored ids {list(card.ignore_ids)}"
     )
-    if args.write_card is not None:
-        comment = (
-            f"# Proposed by `aucseg stats` from what it found in {root.resolve().name}: give the classes names, check "
-            "the rest.\n"
-        )
-        args.write_card.write_text(comment + card.to_yaml(), encoding="utf-8")
-        print(
-            f"wrote {args.write_card}: give the classes their names, then run aucseg stats {args.write_card} --root "
-            f"{root}"
-        )
     return card, root
 
 
@@ -180,9 +188,9 @@ def _count(
         stream = StreamedSegmentationDataset(card, args.shards, on_error=args.on_error)
         statistics = ClassStatistics.from_dataset(stream, progress=True)
         return statistics, Check(errors=["samples left out, see the log"] * stream.num_skipped)
-    # A folder without masks for some images is a finding, not a reason to stop.
     split = args.split if args.split in card.splits or args.split != "train" else next(iter(card.splits))
-    dataset = SegmentationDataset(card, root, split, on_error=args.on_error, follow_symlinks=args.follow_symlinks)
+    # Missing files are findings of the check like all others: they are listed, and the exit status tells.
+    dataset = SegmentationDataset(card, root, split, on_error="skip", follow_symlinks=args.follow_symlinks)
     return count_and_check(
         dataset, num_workers=args.workers, progress=True, decode_images=args.decode_images, cache=cache
     )
@@ -196,10 +204,14 @@ def _print_check(check: Check, statistics: ClassStatistics, card: DatasetCard) -
         print(f"check: {line}")
     for raw, (pixels, files) in sorted(check.unknown.items()):
         shown = ", ".join(_shorten(files, 5))
-        print(f"check: id {raw} is not in the card: {pixels} pixels in {len(files)} files: {shown}")
+        print(f"check: id {raw} is not in the card: {pixels:,} pixels in {_number(len(files), 'file')}: {shown}")
     if check.unknown and card.hint:
         print(f"check: {card.hint}")
     print(f"check: {statistics.num_images} samples are counted; those named above are not")
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def _shorten(items: Sequence[str], limit: int = _MAX_SHOWN) -> list[str]:
@@ -221,6 +233,15 @@ def _write(args: argparse.Namespace, statistics: ClassStatistics, report: dict[s
         write_csv(report, args.csv)
     if args.chart is not None:
         write_chart(report, args.chart)
+
+
+def _write_card(path: Path, card: DatasetCard, root: Path) -> None:
+    comment = (
+        f"# Proposed by `aucseg stats` from what it found in {root.resolve().name}: give the classes their names, also "
+        "in the\n# groups (by share of the labelled pixels), and check the rest.\n"
+    )
+    path.write_text(comment + card.to_yaml(), encoding="utf-8")
+    print(f"\nwrote {path}: give the classes their names, then run aucseg stats {path} --root {root}")
 
 
 def _default_cache() -> Path:
