@@ -82,16 +82,16 @@ def main() -> None:
     cases = [("windows", size) for size in args.sizes]
     cases += [("whole", size) for size in args.sizes if size <= LARGEST_WHOLE]
     rows = []
+    environment = {"machine": platform.machine(), "torch": torch.__version__, "threads": 1}
+    RESULTS.parent.mkdir(exist_ok=True)
     print(f"{'mode':8} {'image':>15} {'seconds':>9} {'s / Mpixel':>11} {'peak MiB':>9}")
     for mode, size in cases:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             row = pool.apply(measure, (mode, size))
         rows.append(row)
+        RESULTS.write_text(json.dumps({"environment": environment, "rows": rows}, indent=2) + "\n")
         rate = row["seconds"] / (size * size / 1e6)
         print(f"{mode:8} {f'{size} x {size}':>15} {row['seconds']:9.2f} {rate:11.3f} {row['peak_mib']:9}", flush=True)
-    environment = {"machine": platform.machine(), "torch": torch.__version__, "threads": 1}
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"environment": environment, "rows": rows}, indent=2) + "\n")
     print(f"wrote {RESULTS}")
 
 
