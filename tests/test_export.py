@@ -221,7 +221,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 def test_missing_run(tmp_path: Path) -> None:
     parser = argparse.ArgumentParser()
     export.add_arguments(parser)
-    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+    with pytest.raises(ValueError, match="no checkpoint at"):
         export.run(parser.parse_args([str(tmp_path), "--to", "model.onnx"]))
 
 

@@ -1,6 +1,7 @@
 """Checks of what users give to the memory bank: each message names the value and the way out."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,3 +83,55 @@ def check_labels(label: Tensor, start: Tensor, shape: Sequence[int], num_classes
             f"label {int(label[bad][0])} at image {image}, row {row}, column {column} is neither a class "
             f"0..{num_classes - 1} nor ignore_index {ignore_index}"
         )
+
+
+def check_state(state: Any, num_classes: int, tail_classes: Sequence[int]) -> None:
+    """ValueError for a saved state that is not one of a bank of these classes: it may be damaged, or a stranger's."""
+    names = ("num_classes", "tail_classes", "generator", "images_seen", "images_with", "samples")
+    if not isinstance(state, Mapping) or not set(names) <= state.keys():
+        raise ValueError(f"the saved bank is damaged: it must be a mapping with {', '.join(names)}")
+    for name, own in (("num_classes", num_classes), ("tail_classes", list(tail_classes))):
+        if state[name] != own:
+            raise ValueError(
+                f"the saved bank has {name} = {state[name]}, this one {own}: build it as it was when saved"
+            )
+    seen, seen_with, samples = state["images_seen"], state["images_with"], state["samples"]
+    if type(seen) is not int or not isinstance(seen_with, list) or len(seen_with) != len(tail_classes):
+        raise ValueError("the saved bank is damaged: its counts of images do not fit")
+    if any(type(count) is not int or not 0 <= count <= seen for count in seen_with):
+        raise ValueError("the saved bank is damaged: its counts of images do not fit")
+    if not isinstance(samples, list) or len(samples) != len(tail_classes):
+        raise ValueError("the saved bank is damaged: it must hold a list of samples for each tail class")
+    formats = set()
+    for class_id, of_class in zip(tail_classes, samples, strict=True):
+        if not isinstance(of_class, list) or not all(map(_is_sample, of_class)):
+            raise ValueError(f"the saved bank is damaged: a sample of class {class_id} is not whole")
+        formats |= {(sample["values"].dtype, sample["values"].shape[1]) for sample in of_class}
+    if len(formats) > 1:
+        raise ValueError(f"the saved bank is damaged: its samples have several formats, {formats}")
+
+
+def _is_sample(sample: Any) -> bool:
+    """Whether the runs lie within the canvas, apart from each other and in order, with as many pixels as values."""
+    if not isinstance(sample, Mapping) or sample.keys() != {"runs", "values", "height", "width"}:
+        return False
+    runs, values, height, width = (sample[name] for name in ("runs", "values", "height", "width"))
+    if type(height) is not int or type(width) is not int or min(height, width) < 1 or height * width >= 2**31:
+        return False
+    if (
+        not isinstance(runs, Tensor)
+        or runs.dtype != torch.int32
+        or runs.ndim != 2
+        or len(runs) != 3
+        or not runs.numel()
+    ):
+        return False
+    if not isinstance(values, Tensor) or values.ndim != 2 or not values.shape[1]:
+        return False
+    if values.dtype != torch.uint8 and not values.is_floating_point():
+        return False
+    start, length, component = runs.long()
+    end = start + length
+    ordered = (start[1:] >= end[:-1]).all() & (start[0] >= 0) & (end[-1] <= height * width)
+    inside = (length > 0).all() & (start % width + length <= width).all() & (component >= 0).all()
+    return bool(ordered & inside) and int(length.sum()) == len(values)

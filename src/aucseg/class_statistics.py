@@ -375,26 +375,36 @@ class ClassStatistics:
             ValueError: The file is not such a file, or its parts do not fit together.
         """
         try:
-            state = json.loads(Path(path).read_text(encoding="utf-8"))
-            if state.pop("format") != _FORMAT:
-                raise ValueError("another format")
-            rows = zlib.decompress(base64.b64decode(state.pop("image_classes")))
-            statistics = cls(
-                state.pop("num_classes"), ignore_index=state.pop("ignore_index"), class_names=state.pop("class_names")
-            )
-            for name in (*_SUMS, "max_pixels", "cell_counts", "seen_counts"):
-                array = np.array(state.pop(name), dtype=np.int64)
-                if array.shape != getattr(statistics, name).shape:
-                    raise ValueError(f"{name} has shape {array.shape}")
-                setattr(statistics, name, array)
-            for name in ("num_images", "num_ignored", "max_image_pixels"):
-                setattr(statistics, name, int(state.pop(name)))
-            width = (statistics.num_classes + 7) // 8
-            if len(rows) != width * statistics.num_images:
-                raise ValueError(f"{len(rows)} bytes for {statistics.num_images} images")
-        except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
+            statistics, rows = cls._parse(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, zlib.error) as error:
             raise ValueError(
                 f"{path}: not class statistics that this version wrote: {error}; count the data again"
             ) from error
+        width = (statistics.num_classes + 7) // 8
         statistics._rows = [rows[i : i + width] for i in range(0, len(rows), width)]
         return statistics
+
+    @classmethod
+    def _parse(cls, state: dict[str, Any]) -> tuple[ClassStatistics, bytes]:
+        """The statistics in a parsed file, without ``_rows``, and these as bytes."""
+        if state["format"] != _FORMAT:
+            raise ValueError("another format")
+        num_classes = state["num_classes"]
+        # A file must not make this process allocate more than it holds.
+        if type(num_classes) is not int or num_classes != len(state["pixel_counts"]):
+            raise ValueError(f"pixel_counts does not hold {num_classes!r} numbers")
+        statistics = cls(num_classes, ignore_index=state["ignore_index"], class_names=state["class_names"])
+        for name in (*_SUMS, "max_pixels", "cell_counts", "seen_counts"):
+            array = np.array(state[name])
+            if array.shape != getattr(statistics, name).shape or array.dtype != np.int64 or array.min() < 0:
+                raise ValueError(f"{name} must hold counts in the shape {getattr(statistics, name).shape}")
+            setattr(statistics, name, array)
+        for name in ("num_images", "num_ignored", "max_image_pixels"):
+            if type(state[name]) is not int or state[name] < 0:
+                raise ValueError(f"{name} is {state[name]!r}")
+            setattr(statistics, name, state[name])
+        num_bytes = (num_classes + 7) // 8 * statistics.num_images
+        rows = zlib.decompressobj().decompress(base64.b64decode(state["image_classes"]), num_bytes + 1)
+        if len(rows) != num_bytes:
+            raise ValueError(f"image_classes does not hold {num_bytes} bytes")
+        return statistics, rows

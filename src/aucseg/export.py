@@ -291,12 +291,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _load_task(path: Path) -> Any:
-    task_module = import_extra("aucseg.task", "train")
-    checkpoint = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
-    if not checkpoint.is_file():
-        raise FileNotFoundError(f"no checkpoint at {checkpoint}")
-    task = task_module.SegmentationTask.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
-    return task.eval()
+    return import_extra("aucseg.stored_task", "train").load_task(path)
 
 
 def _save_for_hub(task: Any, metadata: ExportMetadata, folder: Path) -> None:

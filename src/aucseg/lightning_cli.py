@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,13 @@ class AUCSegCLI(LightningCLI):
         parser.add_argument("--out", type=str, default="runs/default", help="folder of the run")
         parser.add_argument("--overwrite", type=bool, default=False, help="replace a run that is in the folder already")
         parser.link_arguments("data.card", "model.card")
+
+    def _parse_ckpt_path(self) -> None:
+        """The model is what the configuration says, whatever settings a checkpoint holds.
+
+        Lightning would let the settings in the file (a stranger's file, perhaps) override the user's own, the classes
+        to import included.
+        """
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds loggers, checkpoints and the result file to the configured trainer."""
@@ -68,6 +76,12 @@ def run(command: str, arguments: list[str]) -> int:
         run_lightning(command, arguments)
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
+    except pickle.UnpicklingError as error:
+        path = arguments[arguments.index("--ckpt_path") + 1] if "--ckpt_path" in arguments else "the checkpoint"
+        raise ValueError(
+            f"{path} holds other objects than tensors and plain values, and is not loaded because that could run code "
+            f"from the file. ({str(error).splitlines()[0]})"
+        ) from error
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from aucseg.bank_checks import check_batch, check_labels, checked_presence, checked_tail_classes
+from aucseg.bank_checks import check_batch, check_labels, check_state, checked_presence, checked_tail_classes
 from aucseg.components import connected_components, horizontal_runs, keep_where, number_components
 from aucseg.pasting import Paste, paste_samples
 from aucseg.samples import Sample, cut_samples, sample_nbytes
@@ -377,15 +377,14 @@ class TailMemoryBank(nn.Module):
         """Restores ``get_extra_state()``; beyond ``capacity`` and ``max_bytes`` the oldest samples are dropped.
 
         Raises:
-            ValueError: the state is of other classes.
+            ValueError: the state is of other classes, or damaged; the bank is then as it was.
         """
-        for name, own in (("num_classes", self.num_classes), ("tail_classes", list(self.tail_classes))):
-            if state[name] != own:
-                raise ValueError(
-                    f"the saved bank has {name} = {state[name]}, this one {own}: build it as it was when saved"
-                )
+        check_state(state, self.num_classes, self.tail_classes)
+        try:
+            self._generator.set_state(state["generator"].cpu())
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise ValueError(f"the saved bank is damaged: its random state cannot be restored: {error}") from error
         self.clear()
-        self._generator.set_state(state["generator"].cpu())
         self._images_seen = state["images_seen"]
         self._images_with = list(state["images_with"])
         self._samples = [[Sample(**sample) for sample in samples[-self.capacity :]] for samples in state["samples"]]

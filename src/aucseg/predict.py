@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
+from aucseg.csv_cells import text_cell
 from aucseg.models.inference import Predictor
 
 Array = npt.NDArray[Any]
@@ -177,7 +178,8 @@ def predict_paths(
             - ``overlays/NAME.png``: the image under the colours of its labels;
             - ``scores/NAME.npy``: class probabilities (softmax), float16 ``(K, H, W)``;
             - ``areas.csv``: image, class_id, class, pixels, share; one line for each class that was predicted;
-            - ``errors.csv``: image, error; when there are any.
+            - ``errors.csv``: image, error; when there are any. (In tables names that a spreadsheet would take for a
+              formula have an apostrophe in front.)
 
             NAME is the file's path without suffix below the folder that all files share; with its suffix where two
             would collide.
@@ -312,7 +314,7 @@ class _Table:
             self.write(columns)
 
     def write(self, row: Sequence[Any]) -> None:
-        self._writer.writerow(row)
+        self._writer.writerow([value if isinstance(value, (int, float)) else text_cell(str(value)) for value in row])
         self._file.flush()
 
     def __enter__(self) -> "_Table":

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from aucseg.class_statistics import ClassStatistics
     from aucseg.models.inference import InferenceOptions, Predictor
     from aucseg.predict import find_images, predict_paths
-    from aucseg.run_folder import load_task
+    from aucseg.stored_task import load_task
 
     counts = None
     if args.class_counts is not None:

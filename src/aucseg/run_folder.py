@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -56,27 +55,6 @@ def prepare_run_folder(folder: Path, *, overwrite: bool = False) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in leftovers:
         path.unlink()
-
-
-def load_task(run: str | Path) -> SegmentationTask:
-    """The trained task of a run, in evaluation mode on the CPU.
-
-    Args:
-        run: the folder of a run, or a checkpoint.
-
-    Raises:
-        ValueError: there is no checkpoint, or it holds no task of this package.
-    """
-    path = Path(run)
-    checkpoint = path / LAST_CHECKPOINT if path.is_dir() else path
-    if not checkpoint.is_file():
-        raise ValueError(f"there is no checkpoint at {checkpoint}: give a run folder of 'aucseg fit', or a .ckpt file")
-    try:
-        # Tensors and plain containers only: a stranger's checkpoint cannot run code.
-        task = SegmentationTask.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, KeyError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{checkpoint} is no checkpoint of 'aucseg fit': {error}") from error
-    return task.eval()
 
 
 def per_image_overlap(predicted: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> dict[int, list[int]]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from aucseg.class_statistics import ClassStatistics
+from aucseg.csv_cells import text_cell
 from aucseg.datasets.card import GROUP_NAMES, DatasetCard
 
 # The released configurations of AUCSeg paste about 7 classes into an image (7 of 7, 5 % of 124, 5 % of 123).
@@ -203,7 +204,7 @@ def write_csv(report: dict[str, Any], path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(report["classes"][0]))
         writer.writeheader()
-        writer.writerows(report["classes"])
+        writer.writerows({**row, "name": text_cell(row["name"])} for row in report["classes"])
 
 
 def write_chart(report: dict[str, Any], path: Path) -> None:

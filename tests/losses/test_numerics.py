@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from aucseg.losses import AUCSegLoss, pairwise_auc_loss
+from aucseg.losses.pieces import Buffers
 from tests.oracles import value_and_grad
 
 EVERY = [
@@ -126,3 +128,28 @@ def test_hundred_million_pixels() -> None:
     logits, target = rare_class(100_000_000, 10)
     value = pairwise_auc_loss(logits, target).item()
     assert value == pytest.approx(pairwise_auc_loss(logits.double(), target).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("factor", [1, 2])
+@pytest.mark.parametrize("ce_weight", [0.0, 1.0])
+@pytest.mark.parametrize("scores", ["sigmoid", "softmax", "identity"])
+def test_no_uninitialized_memory_reaches_the_gradient(
+    dtype: torch.dtype, factor: int, ce_weight: float, scores: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = Buffers.take
+
+    def poisoned(self: Buffers, name: str, piece: Tensor) -> Tensor:
+        return take(self, name, piece).fill_(float("nan"))
+
+    target = torch.randint(1, 3, (2, 8, 8))  # classes 0 and 3 are absent
+    logits = torch.randn(2, 4, 8 // factor, 8 // factor).to(dtype).requires_grad_()
+    loss = AUCSegLoss(ce_weight=ce_weight, scores=scores)
+    expected = value_and_grad(loss(logits, target), logits)
+    monkeypatch.setattr(Buffers, "take", poisoned)
+    value, (gradient,) = value_and_grad(loss(logits, target), logits)
+    assert bool(gradient.isfinite().all())
+    assert torch.equal(value, expected[0])
+    assert torch.equal(gradient, expected[1][0])
+    if ce_weight == 0 and scores != "softmax":
+        assert not gradient[:, [0, 3]].any()

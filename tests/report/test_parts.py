@@ -209,12 +209,11 @@ def trained_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
             training_transform="training", batch_size=4,
         )  # fmt: skip
 
-    def load(path: Path, *, map_location: str, weights_only: bool) -> _Task:
-        assert weights_only
+    def load(path: Path, map_location: str) -> _Task:
         return _Task(*banks[path.parent.parent.name])
 
     for module, name, stand_in in (
-        ("aucseg.task", "SegmentationTask", SimpleNamespace(load_from_checkpoint=load)),
+        ("aucseg.stored_task", "load_task", load),
         ("aucseg.datamodule", "SegmentationDataModule", data_module),
     ):
         fake = ModuleType(module)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from aucseg.plain_yaml import read_yaml_mapping
 
 Configuration = dict[str, Any]
 
@@ -138,7 +138,7 @@ def load_definitions(path: Path | None) -> dict[str, Definition]:
     if path is None:
         return {}
     definitions = {}
-    for name, entry in read_yaml(path).items():
+    for name, entry in read_yaml_mapping(path).items():
         if not isinstance(entry, dict) or not isinstance(entry.get("method"), str):
             raise ValueError(f"{path}: {name!r} needs a 'method', such as 'method: aucseg'")
         if not re.fullmatch(r"[\w.-]+", str(name)):
@@ -155,7 +155,7 @@ def load_base(path: Path) -> Configuration:
     Raises:
         ValueError: Unknown sections, or no ``trainer.max_steps``.
     """
-    config = read_yaml(path)
+    config = read_yaml_mapping(path)
     config.pop("out", None)
     config.pop("overwrite", None)
     _check_sections(config, str(path), ("seed_everything", "trainer", "model", "data"))
@@ -180,7 +180,7 @@ def load_models(items: Sequence[str], base: Configuration) -> dict[str, Configur
     models: dict[str, Configuration] = {}
     for item in items or [own]:
         if item.endswith((".yaml", ".yml")):
-            name, change = Path(item).stem, read_yaml(Path(item))
+            name, change = Path(item).stem, read_yaml_mapping(Path(item))
             _check_sections(change, item, ("model", "data", "trainer"))
         else:
             name, change = item, {} if item == own else {"model": {"model": item, "model_options": None}}
@@ -235,19 +235,6 @@ def at_path(path: str, value: Any) -> Configuration:
     for key in reversed(path.split(".")):
         value = {key: value}
     return dict(value)
-
-
-def read_yaml(path: Path) -> Configuration:
-    """A YAML file that holds a mapping."""
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a mapping, not {type(content).__name__}")
-    return content
 
 
 def _check_sections(config: Mapping[str, Any], where: str, known: Sequence[str]) -> None:

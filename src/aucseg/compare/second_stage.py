@@ -65,11 +65,9 @@ def disalign_model(num_classes: int, *, checkpoint: str, classifier: str | None 
 
 
 def _trained_model(checkpoint: str) -> nn.Module:
-    from aucseg.task import SegmentationTask
+    from aucseg.stored_task import load_task
 
-    task = SegmentationTask.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
-    model: nn.Module = task.model
-    return model
+    return load_task(checkpoint).model
 
 
 def _wrapped(network: nn.Module, model: nn.Module, num_classes: int) -> SegmentationModel:

@@ -113,12 +113,36 @@ def _match_images(root: Path, pattern: str) -> list[tuple[str, tuple[str, ...]]]
         )
     )
     matches = []
-    for found in glob.glob(pattern, root_dir=root, recursive=True):
+    for found in _find_files(root, pattern):
         image = found.replace(os.sep, "/")
         match = regex.fullmatch(image)
         if match is not None:
             matches.append((image, tuple(group or "" for group in match.groups())))
     return sorted(matches)
+
+
+def _find_files(root: Path, pattern: str) -> list[str]:
+    """Files below the root, as ``glob`` finds them, but ``**`` enters each folder once, however links lead to it."""
+    head, recursive, _ = pattern.partition("**")
+    if not recursive:
+        return glob.glob(pattern, root_dir=root)
+    folders = [root / folder for folder in glob.glob(head, root_dir=root)] if head else [root]
+    found: list[str] = []
+    seen: set[str] = set()
+    # Folders at their own place first, then those that only links lead to.
+    while folders:
+        links: list[Path] = []
+        for top in sorted(folders, key=lambda path: (path.is_symlink(), path)):
+            if os.path.realpath(top) in seen:
+                continue
+            for folder, names, files in os.walk(top):
+                seen.add(os.path.realpath(folder))
+                names[:] = [name for name in names if not name.startswith(".")]
+                links += [Path(folder, name) for name in names if os.path.islink(os.path.join(folder, name))]
+                place = os.path.relpath(folder, root)
+                found += [os.path.normpath(os.path.join(place, name)) for name in files if not name.startswith(".")]
+        folders = links
+    return found
 
 
 def _fill(template: str, image: str, groups: tuple[str, ...]) -> str:

@@ -8,6 +8,8 @@ from typing import NoReturn
 
 import yaml
 
+from aucseg.plain_yaml import read_text
+
 
 class YamlValue:
     """One value of a YAML file with its line; the methods check its type and convert it."""
@@ -20,11 +22,7 @@ class YamlValue:
     @classmethod
     def read(cls, path: Path) -> YamlValue:
         """Parse a file (safe tags only, nothing is constructed); ``ValueError`` names file and line."""
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not a UTF-8 text file; a data set card is YAML text") from error
-        return cls.parse(text, str(path))
+        return cls.parse(read_text(path), str(path))
 
     @classmethod
     def parse(cls, text: str, source: str) -> YamlValue:
@@ -80,6 +78,9 @@ class YamlValue:
         value = self._scalar("str", "text")
         if not value.strip():
             self.error(f"{self.what} is empty")
+        # Names reach terminals, where an escape sequence would be obeyed.
+        if not value.replace("\n", "").isprintable():
+            self.error(f"{self.what} holds a control character: {value[:50]!r}")
         return value
 
     def integer(self, low: int, high: int) -> int:
@@ -88,9 +89,9 @@ class YamlValue:
         try:
             value = int(text.replace("_", ""), 0)
         except ValueError:
-            self.error(f"{self.what} must be a plain decimal integer, not {text!r}")
+            self.error(f"{self.what} must be a plain decimal integer, not {text[:50]!r}")
         if not low <= value <= high:
-            self.error(f"{self.what} must lie in {low}..{high}, not {value}")
+            self.error(f"{self.what} must lie in {low}..{high}, not {text[:50]}")
         return value
 
     def integers(self, low: int, high: int) -> list[int]:
@@ -127,4 +128,4 @@ class YamlValue:
             return "a mapping"
         if isinstance(self._node, yaml.SequenceNode):
             return "a list"
-        return f"{self._node.value!r}"
+        return f"{self._node.value[:50]!r}"

@@ -157,6 +157,8 @@ def check_inputs(logits: Tensor, target: Tensor, options: AUCOptions, *, upsampl
         raise ValueError(
             f"logits of shape {shape} are larger than the target of shape {labels}: resize one of them first"
         )
+    if target.numel() and not logits.numel():
+        raise ValueError(f"logits of shape {shape} hold no value for the target of shape {labels}")
     if logits.device != target.device:
         raise ValueError(f"logits are on {logits.device} but target is on {target.device}")
     if options.scores == "softmax" and shape[1] == 1:

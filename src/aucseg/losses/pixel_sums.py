@@ -233,6 +233,8 @@ def _gradient(
         out = source.gradient_out(index, piece.logits)
         if out is None:
             out = buffers.take("out", piece.logits)
+            if sparse:  # the channels of absent classes are not written below
+                out.zero_()
         piece_lse = lse_map[index].unsqueeze(1) if options.needs_lse else None
         if options.cross_entropy and piece_lse is not None:
             torch.sub(piece.logits, piece_lse, out=out).exp_().mul_(lookup(by_softmax, piece.labels).unsqueeze(1))

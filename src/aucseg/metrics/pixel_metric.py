@@ -79,7 +79,7 @@ class PixelMetric(Metric):
 def check_groups(
     groups: Mapping[str, Sequence[int]] | None, num_classes: int, reserved: Sequence[str]
 ) -> dict[str, list[int]]:
-    """Return the groups of classes as a plain dict, or raise ``ValueError``.
+    """Return the groups of classes as a plain dict, or raise ``ValueError`` or ``TypeError``.
 
     Args:
         groups: Class ids per group, such as ``{"head": [0, 1], "middle": [2], "tail": [3]}``; None stands for no
@@ -89,6 +89,8 @@ def check_groups(
     """
     checked: dict[str, list[int]] = {}
     group_of: dict[int, str] = {}
+    if groups is not None and not isinstance(groups, Mapping):
+        raise TypeError(f"groups must map names to class ids, got {groups!r}")
     for name, class_ids in (groups or {}).items():
         if name in reserved:
             raise ValueError(f"a group cannot be called {name!r}: that key of the result means something else")

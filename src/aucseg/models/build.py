@@ -59,15 +59,26 @@ def build_model(name: str | nn.Module, num_classes: int, **options: Any) -> Segm
     """
     if isinstance(name, nn.Module):
         return name if isinstance(name, SegmentationModel) else WrappedNetwork(name, num_classes, **options)
+    if is_import_path(name):
+        return _build_from_import_path(name, num_classes, options)
     family, _, rest = name.partition("/")
     if family in _FAMILIES and rest:
         return _FAMILIES[family](rest, num_classes, **options)
-    if ":" in name:
-        return _build_from_import_path(name, num_classes, options)
     raise ValueError(
         f"unknown model {name!r}: {closest(family, _FAMILIES)} "
         f"Names are {', '.join(f'{family}/...' for family in _FAMILIES)} or package.module:Name"
     )
+
+
+def is_import_path(name: str) -> bool:
+    """Whether :func:`build_model` would import ``name``, and so run code; a name from a file must not be one.
+
+    Example:
+        >>> is_import_path("torch.hub:load"), is_import_path("torchvision/fcn_resnet50")
+        (True, False)
+    """
+    family, _, rest = name.partition("/")
+    return ":" in name and not (family in _FAMILIES and rest)
 
 
 def build_segnext(size: str, num_classes: int, *, encoder_weights: str | Path | None = None, **options: Any) -> SegNeXt:

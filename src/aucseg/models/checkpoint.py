@@ -1,5 +1,6 @@
 """Load weights from files without running code from them."""
 
+import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from aucseg.models.names import import_extra
 
 # What trainers put around the weights, and before their names.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
+TRUST_VARIABLE = "AUCSEG_TRUST_FILES"
 _PREFIXES = ("", "module.", "model.", "model.module.", "module.model.", "network.", "model.network.")
 
 
@@ -45,6 +47,35 @@ class LoadReport:
         return "\n".join(lines)
 
 
+def files_are_trusted() -> bool:
+    """Whether the user vouches for the files that are loaded, with ``AUCSEG_TRUST_FILES=1`` in the environment."""
+    return os.environ.get(TRUST_VARIABLE) == "1"
+
+
+def load_plain(path: str | Path, map_location: str | torch.device = "cpu") -> Any:
+    """Read a file of ``torch.save`` that holds tensors, plain values and containers; nothing in the file is run.
+
+    Raises:
+        ValueError: The file is damaged or holds other objects; or torch is older than 2.6, whose ``weights_only`` does
+            not keep a file from running code (CVE-2025-32434), and ``AUCSEG_TRUST_FILES`` is not 1.
+    """
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6) and not files_are_trusted():
+        raise ValueError(
+            f"{path} is not loaded: in torch {torch.__version__} a file can run code even with weights_only=True "
+            f"(CVE-2025-32434). Update torch to 2.6 or later, take a .safetensors file, or, if you trust the file, set "
+            f"{TRUST_VARIABLE}=1"
+        )
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds other objects than tensors and plain values, and is not loaded because that could run code "
+            f"from the file; save its state dict alone, where you trust it. ({str(error).splitlines()[0]})"
+        ) from error
+    except Exception as error:  # damaged bytes fail in many ways: RuntimeError, EOFError, UnicodeDecodeError, ...
+        raise ValueError(f"{path} is no readable checkpoint: {error}") from error
+
+
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint, safely: nothing in the file is run.
 
@@ -65,15 +96,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"no checkpoint at {path}")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds other objects than tensors and plain values, and is not loaded because that could run code "
-            f"from the file; save its state dict alone, where you trust it. ({str(error).splitlines()[0]})"
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is no readable checkpoint: {error}") from error
+    content = load_plain(path)
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]

@@ -97,6 +97,8 @@ def _from_folder_or_hub(
 def _entries(config: Any, num_classes: int, options: dict[str, Any]) -> dict[str, Any]:
     # A misspelt entry would be stored and never read.
     for key in options:
+        if key == "trust_remote_code":
+            raise ValueError("trust_remote_code runs code from the model's folder and is not offered here")
         if not hasattr(config, key):
             raise ValueError(f"unknown option {key!r} of {config.model_type}; {closest(key, config.to_dict())}")
     entries = {"num_labels": num_classes, **options}

@@ -7,7 +7,8 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from aucseg.models.build import build_model
+from aucseg.models.build import build_model, is_import_path
+from aucseg.models.checkpoint import TRUST_VARIABLE, files_are_trusted
 
 # The weights come with the model, so nothing is to be fetched for its encoder.
 _WEIGHTS = {"encoder_weights", "pretrained"}
@@ -57,6 +58,17 @@ class HubModel(nn.Module, PyTorchModelHubMixin, library_name="aucseg", tags=["im
         self.model = build_model(name, len(class_names), **kept)
         self.register_buffer("mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> "HubModel":
+        name = options.get("name")
+        if isinstance(name, str) and is_import_path(name) and not files_are_trusted():
+            raise ValueError(
+                f"{model_id} names the Python object {name!r} as its model. It is not imported, because that runs code "
+                f"of the file's choice; if you trust the files, set {TRUST_VARIABLE}=1"
+            )
+        model: HubModel = super()._from_pretrained(model_id=model_id, **options)
+        return model
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits ``(B, K, h, w)`` of images ``(B, C, H, W)`` in 0..255."""

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
+from aucseg.plain_yaml import read_yaml_mapping
 from aucseg.report.text import percent
 
 GROUP_NAMES = ("head", "middle", "tail")
@@ -114,7 +114,7 @@ def read_run(folder: str | Path, title: str | None = None) -> Run:
         num_classes = len(run["class_names"])
         if counts is not None and num_classes and counts.shape != (num_classes, num_classes):
             raise ValueError(f"the confusion counts have shape {counts.shape}, the run has {num_classes} classes")
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise ValueError(f"a JSON file in {folder} does not hold what a run writes: {error!r}") from error
     if not run["metrics"]:
         # A validation of a running run may be logged before its result file is there.
@@ -160,7 +160,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON file ({error}); if its run is writing it just now, try again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, not a {type(content).__name__}")
@@ -193,24 +193,9 @@ def _read_history(path: Path) -> dict[str, list[tuple[int, float]]]:
 def _read_max_steps(path: Path) -> int | None:
     if not path.is_file():
         return None
-    config = read_config(path)
+    config = read_yaml_mapping(path)
     steps = (config.get("trainer") or {}).get("max_steps")
     return steps if isinstance(steps, int) and steps > 0 else None
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The configuration of a run.
-
-    Raises:
-        ValueError: for a file that is no YAML mapping.
-    """
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML file: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold a mapping, not a {type(config).__name__}")
-    return config
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from aucseg.report.collect import Comparison, Run, load_comparison, read_config
+from aucseg.plain_yaml import read_yaml_mapping
+from aucseg.report.collect import Comparison, Run, load_comparison
 
 Role = Literal["gain", "loss", "sample"]
 CHECKPOINT = Path("checkpoints", "last.ckpt")
@@ -243,17 +244,16 @@ def collect_pastes(
 
 
 def _load_task(run: Run, device: str) -> Any:
-    from aucseg.task import SegmentationTask
+    from aucseg.stored_task import load_task
 
-    task = SegmentationTask.load_from_checkpoint(run.folder / CHECKPOINT, map_location=device, weights_only=True)
-    return task.eval()
+    return load_task(run.folder / CHECKPOINT, device)
 
 
 def _datamodule(run: Run, root: str | Path | None) -> Any:
     from aucseg.datamodule import SegmentationDataModule
 
     path = run.folder / "config.yaml"
-    options = read_config(path).get("data") if path.is_file() else None
+    options = read_yaml_mapping(path).get("data") if path.is_file() else None
     if not isinstance(options, dict) or not options:
         raise ValueError(f"{path} does not say on which data the run was trained: give the pictures as Example objects")
     # A configuration of LightningCLI may name the class beside its arguments.
