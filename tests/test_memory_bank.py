@@ -71,6 +71,7 @@ OPTIONS = {
     "max_components": st.sampled_from([1, 4]),
     "max_bytes": st.sampled_from([None, 300, 2000]),
     "presence_target": st.sampled_from([None, 0.6]),
+    "protect_classes": st.sampled_from([(), (1, 2)]),
 }
 
 
@@ -117,6 +118,7 @@ def test_whatever_the_settings(
         changed = new_masks != masks
         if bank.protect_tail:
             assert not (changed & seen_before).any()
+        assert not (changed & torch.isin(masks, torch.tensor(bank.protect_classes, dtype=torch.uint8))).any()
 
         # Only missing classes were pasted, and the record says which, where and how many pixels.
         recorded = {(image, class_id): count for image, class_id, count in bank.last_pastes}
@@ -371,6 +373,47 @@ def test_presence_target_lifts_rare_classes_and_leaves_common_ones_alone() -> No
     assert bank.presence == pytest.approx(shares)
 
 
+@given(
+    target=st.floats(0, 1),
+    shares=st.lists(st.floats(0, 1), min_size=3, max_size=3),
+    is_given=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(deadline=None, max_examples=12)
+def test_presence_reaches_the_target_and_never_passes_it(
+    target: float, shares: list[float], is_given: bool, seed: int
+) -> None:
+    """Whatever the target and the shares: presence ends at max(share, target), within the noise of the sample."""
+    presence = [0.0, 0.0, 0.0, *shares] if is_given else None
+    bank = make_bank(seed, presence_target=target, presence=presence, placement="uniform")
+    first = torch.zeros(3, 4, 8, dtype=torch.uint8)
+    for number, class_id in enumerate(TAIL):
+        first[number, 0, 0] = class_id
+    bank(colours(first), first)  # something to paste of each class
+    generator = torch.Generator().manual_seed(seed)
+    held, seen = torch.zeros(3), torch.zeros(3)
+    num_images, batch_size = 1200, 60
+    for _ in range(num_images // batch_size):
+        holds = torch.rand(batch_size, 3, generator=generator) < torch.tensor(shares)
+        masks = torch.zeros(batch_size, 4, 8, dtype=torch.uint8)
+        masks[:, 0, :3] = torch.where(holds, torch.tensor(TAIL), 0)
+        _, new_masks = bank(colours(masks), masks)
+        seen += holds.sum(0)
+        held += torch.stack([(new_masks == class_id).flatten(1).any(1).sum() for class_id in TAIL])
+    # Five standard deviations of a share, and what the running estimate is off in the first batch.
+    tolerance = 5 * 0.5 / math.sqrt(num_images) + (0.0 if is_given else 0.5 * batch_size / num_images)
+    for share, after in zip((seen / num_images).tolist(), (held / num_images).tolist(), strict=True):
+        assert after == pytest.approx(max(share, target), abs=tolerance)
+
+
+def test_the_estimate_of_presence_is_saved() -> None:
+    bank, restored = make_bank(presence_target=0.5), make_bank(presence_target=0.5)
+    masks = torch.cat([one_object(3, slice(0, 4), slice(0, 4)), empty(20, 30, 3)])
+    bank(colours(masks), masks)
+    restored.load_state_dict(bank.state_dict())
+    assert restored.presence == bank.presence == {3: 0.25, 4: 0.0, 5: 0.0}
+
+
 def test_presence_is_estimated_from_the_images_seen() -> None:
     bank = make_bank(presence_target=0.5)
     assert bank.presence == {3: 0.0, 4: 0.0, 5: 0.0}
@@ -522,6 +565,29 @@ def test_pastes_that_meet(protect_tail: bool) -> None:
         assert bank.last_pastes == [(0, first, 16)]
         assert (new_masks[0, 4:8, 4:8] == first).all()
         assert not (new_masks == second).any()
+
+
+def test_protected_classes_are_not_pasted_over() -> None:
+    masks = one_object(3, slice(4, 8), slice(4, 8))
+    masks[0, 6:20, 6:30] = 1
+    expected = torch.where(masks == 1, masks, 0)
+    for options in ({}, {"protect_tail": False}):
+        bank = make_bank(protect_classes=[1], **options)
+        bank(colours(masks), masks)
+        _, new_masks = bank(colours(expected), expected)
+        assert bank.last_pastes == [(0, 3, 12)]
+        assert torch.equal(new_masks, torch.where(expected == 0, masks, expected))
+
+
+@pytest.mark.parametrize("protect_tail", [True, False])
+def test_who_wins_where_pastes_meet_does_not_depend_on_protected_classes(protect_tail: bool) -> None:
+    banks = [make_bank(protect_tail=protect_tail, protect_classes=classes) for classes in ([], [1])]
+    for class_id in (3, 4):
+        masks = one_object(class_id, slice(4, 8), slice(4, 8))
+        for bank in banks:
+            bank(colours(masks), masks)
+    results = [bank(colours(empty(20, 30)), empty(20, 30))[1] for bank in banks]
+    assert torch.equal(*results)
 
 
 # ---- state
@@ -753,6 +819,7 @@ def test_images_unlike_the_stored_ones() -> None:
         (TAIL, {"resize_ratio": math.inf}, "resize_ratio must be above 0"),
         (TAIL, {"scope": "dataset"}, "scope must be 'batch' or 'image'"),
         (TAIL, {"placement": "corner"}, "placement must be 'canvas' or 'uniform'"),
+        (TAIL, {"protect_classes": [1, 6]}, r"protect_classes holds 6, which is outside 0..5"),
         (TAIL, {"presence_target": 1.5}, r"presence_target must be in 0..1"),
         (TAIL, {"presence": [0.5] * 6}, "presence has no effect without presence_target"),
         (TAIL, {"presence_target": 0.5, "presence": [0.5] * 5}, r"one share per class \(6\), got 5"),

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aucseg.run_folder import CONFIG_FILE, LAST_CHECKPOINT, per_image_overlap, prepare_run_folder, write_json
+from aucseg.checkpoints import LAST_CHECKPOINT
+from aucseg.run_folder import CONFIG_FILE, per_image_overlap, prepare_run_folder, write_json
 
 
 @given(seed=st.integers(0, 10_000), num_classes=st.integers(1, 6))
@@ -39,7 +40,7 @@ def test_a_run_is_not_replaced_unasked_and_other_files_stay(tmp_path: Path) -> N
     (folder / LAST_CHECKPOINT).parent.mkdir()
     (folder / LAST_CHECKPOINT).write_text("old")
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"already holds a run: give another folder"):
+    with pytest.raises(ValueError, match=r"already holds a run: go on with it"):
         prepare_run_folder(folder)
     prepare_run_folder(folder, overwrite=True)
     assert [path.name for path in folder.iterdir() if path.is_file()] == ["notes.txt"]

@@ -104,7 +104,7 @@ def test_checkpoint_is_self_contained_and_safe(tiny_card: Path, tmp_path: Path) 
     path = tmp_path / "task.ckpt"
     trainer.save_checkpoint(path)
     checkpoint = torch.load(path, weights_only=True)
-    assert {"random_states", "hyper_parameters", "optimizer_states"} <= checkpoint.keys()
+    assert {"processes", "hyper_parameters", "optimizer_states"} <= checkpoint.keys()
 
     loaded = SegmentationTask.load_from_checkpoint(path, weights_only=True).eval()
     assert loaded.card.class_names == ("ground", "box", "crate", "gem")

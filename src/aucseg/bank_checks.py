@@ -1,5 +1,6 @@
 """Checks of what users give to the memory bank: each message names the value and the way out."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,52 @@ def checked_tail_classes(tail_classes: Iterable[int], num_classes: int, ignore_i
         if class_id == ignore_index:
             raise ValueError(f"tail class {class_id} is ignore_index: ignored pixels are never stored")
     return tuple(tail)
+
+
+def check_settings(
+    counts: Mapping[str, int],
+    shares: Mapping[str, float | None],
+    resize_ratio: float,
+    max_bytes: int | None,
+    choices: Mapping[str, tuple[str, Sequence[str]]],
+    generator: torch.Generator | None,
+) -> None:
+    """ValueError for the first setting out of its range.
+
+    Args:
+        counts: settings that are at least 1.
+        shares: settings in 0..1, or None where they are not used.
+        resize_ratio: above 0 and finite.
+        max_bytes: at least 1, or None.
+        choices: settings with the values that they may have.
+        generator: on the CPU, or None.
+    """
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
+    if max_bytes is not None and max_bytes < 1:
+        raise ValueError(f"max_bytes must be at least 1, or None for no bound, got {max_bytes}")
+    for name, share in shares.items():
+        if share is not None and not 0 <= share <= 1:
+            raise ValueError(f"{name} must be in 0..1, got {share}")
+    if not (resize_ratio > 0 and math.isfinite(resize_ratio)):
+        raise ValueError(f"resize_ratio must be above 0 and finite, got {resize_ratio}")
+    for name, (value, known) in choices.items():
+        if value not in known:
+            raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {value!r}")
+    if generator is not None and generator.device.type != "cpu":
+        raise ValueError(
+            f"generator must be a CPU generator (choices are made on the host), got one on {generator.device}"
+        )
+
+
+def checked_classes(classes: Iterable[int], num_classes: int, name: str) -> tuple[int, ...]:
+    """The classes in ascending order, each once; ValueError for an id outside 0..num_classes-1."""
+    ids = sorted({int(class_id) for class_id in classes})
+    for class_id in ids:
+        if not 0 <= class_id < num_classes:
+            raise ValueError(f"{name} holds {class_id}, which is outside 0..{num_classes - 1}")
+    return tuple(ids)
 
 
 def checked_presence(

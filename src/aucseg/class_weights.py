@@ -48,14 +48,12 @@ def class_weights(
 ) -> Tensor:
     r"""Weight of every class in a loss, from its count n_c; N is the sum of the counts.
 
-    ==============  =============================================================================================
-    ``inverse``     :math:`(N / (K n_c))^\rho`, :math:`\rho` = ``power``: 1 for a class of average frequency
-    ``effective``   :math:`\propto (1 - \beta) / (1 - \beta^{n_c})`, with sum K (Cui et al., *Class-Balanced Loss
-                    Based on Effective Number of Samples*, CVPR 2019)
-    ``median``      :math:`\mathrm{median}(f) / f_c`, with f_c the share of class c in the pixels of the images that
-                    contain it (Eigen and Fergus, *Predicting Depth, Surface Normals and Semantic Labels*, ICCV 2015)
-    ``enet``        :math:`1 / \log(\mathrm{offset} + n_c / N)` (Paszke et al., *ENet*, 2016)
-    ==============  =============================================================================================
+    - ``inverse``: :math:`(N / (K n_c))^\rho`, :math:`\rho` = ``power``: 1 for a class of average frequency.
+    - ``effective``: :math:`\propto (1 - \beta) / (1 - \beta^{n_c})`, with sum K (Cui et al., *Class-Balanced Loss Based
+      on Effective Number of Samples*, CVPR 2019).
+    - ``median``: :math:`\mathrm{median}(f) / f_c`, with f_c the share of class c in the pixels of the images that
+      contain it (Eigen and Fergus, *Predicting Depth, Surface Normals and Semantic Labels*, ICCV 2015).
+    - ``enet``: :math:`1 / \log(\mathrm{offset} + n_c / N)` (Paszke et al., *ENet*, 2016).
 
     Classes that are absent from the counts get the weight of the rarest class.
 

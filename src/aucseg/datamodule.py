@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
+import random
+import shutil
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from aucseg.class_statistics import ClassStatistics
 from aucseg.datasets import DatasetCard, SegmentationDataset
+from aucseg.distributed import part_of
 from aucseg.sampling import RareClassSampler
 from aucseg.transforms import IMAGENET_MEAN, evaluation_transform, training_transform
 
@@ -100,6 +107,8 @@ def stable_seed(*parts: int) -> int:
 class SeededDataset(Dataset[dict[str, Any]]):
     """Draws the augmentation of each sample from the seed that comes with its index.
 
+    The seed goes to torch, `random` and numpy, so that transforms may draw from any of them; their states are put back.
+
     Args:
         dataset: the data set, its transform included.
     """
@@ -109,9 +118,16 @@ class SeededDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index_and_seed: tuple[int, int]) -> dict[str, Any]:
         index, seed = index_and_seed
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return self.dataset[index]
+        python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                random.seed(seed)
+                np.random.seed(seed % 2**32)  # noqa: NPY002
+                return self.dataset[index]
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 def random_order(length: int, seed: int) -> EpochOrder:
@@ -189,6 +205,8 @@ class SegmentationDataModule(LightningDataModule):
         sampler_options: options of the rare-class sampler, such as ``temperature`` and ``by``.
         held_out_share: for choosing settings without looking at the validation split: this share of the training
             images is kept from training and validated on, the same images whatever the seed. 0 for an ordinary run.
+        statistics: file of the training split's class statistics, as ``aucseg stats`` writes it; None counts the masks
+            when something needs the counts (each process its part).
 
     Raises:
         ValueError: for values out of their range, and for a trainer without ``max_steps``.
@@ -217,6 +235,7 @@ class SegmentationDataModule(LightningDataModule):
         sampler: str = "random",
         sampler_options: dict[str, Any] | None = None,
         held_out_share: float = 0.0,
+        statistics: str | None = None,
     ) -> None:
         super().__init__()
         if sampler not in ("random", "rare_class"):
@@ -225,6 +244,8 @@ class SegmentationDataModule(LightningDataModule):
             raise ValueError("sampler_options go with sampler 'rare_class'")
         if not 0 <= held_out_share < 1:
             raise ValueError(f"held_out_share must lie in [0, 1), not {held_out_share}")
+        if held_out_share and statistics is not None:
+            raise ValueError("statistics are those of the whole split: leave them out with held_out_share")
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("eval_batch_size", eval_batch_size, 1),
@@ -244,7 +265,8 @@ class SegmentationDataModule(LightningDataModule):
         self.sampler = sampler
         self.sampler_options = dict(sampler_options or {})
         self.held_out_share = held_out_share
-        self._statistics: ClassStatistics | None = None
+        self._statistics = None if statistics is None else self._load_statistics(statistics)
+        self._crop_bytes = 4 * crop_size[0] * crop_size[1]  # three channels and a mask
         self.training_transform = training_transform(
             crop_size,
             scale=scale,
@@ -278,11 +300,32 @@ class SegmentationDataModule(LightningDataModule):
         dataset.pairs = [dataset.pairs[index] for index in held_out]
         return dataset
 
+    def _load_statistics(self, path: str) -> ClassStatistics:
+        statistics = ClassStatistics.load(Path(path))
+        if statistics.num_classes != self.card.num_classes:
+            raise ValueError(
+                f"{path} has {statistics.num_classes} classes, the card {self.card.name!r} {self.card.num_classes}: "
+                "count again with 'aucseg stats'"
+            )
+        return statistics
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        """This process's rank and the number of processes."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
     def class_statistics(self) -> ClassStatistics:
-        """Counts of the training images, without those held out."""
+        """Counts of the training images, without those held out; several processes count a part each."""
         if self._statistics is None:
             dataset = self.training_dataset(None)
-            self._statistics = ClassStatistics.from_dataset(dataset, num_workers=self.num_workers)
+            rank, world_size = self._place
+            dataset.pairs = list(part_of(dataset.pairs, rank, world_size))
+            statistics = ClassStatistics.from_dataset(dataset, num_workers=self.num_workers)
+            if world_size > 1:
+                parts: list[Any] = [None] * world_size
+                dist.all_gather_object(parts, statistics)
+                statistics = sum(parts[1:], parts[0])
+            self._statistics = statistics
         return self._statistics
 
     def class_counts(self) -> Tensor:
@@ -292,29 +335,56 @@ class SegmentationDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Endless-order training loader; on a resumed run it starts at the batch that comes next."""
         dataset = self.training_dataset(self.training_transform)
-        options: dict[str, int] = {}
+        rank, world_size = self._place
+        start_batch = 0
         if self.trainer is not None:
             if self.trainer.max_steps == -1:
-                steps = -(-len(dataset) // (self.batch_size * self.trainer.world_size))
+                steps = -(-len(dataset) // (self.batch_size * world_size))
                 raise ValueError(
                     "training is counted in iterations: set trainer.max_steps instead of trainer.max_epochs "
                     f"(one pass over the {len(dataset)} images of {self.train_split!r} is {steps} steps)"
                 )
-            options = {
-                "rank": self.trainer.global_rank,
-                "world_size": self.trainer.world_size,
-                "start_batch": self.trainer.global_step * self.trainer.accumulate_grad_batches,
-            }
+            start_batch = self.trainer.global_step * self.trainer.accumulate_grad_batches
+        self._check_shared_memory()
         order = self._epoch_order(len(dataset))
-        stream = SampleStream(order, batch_size=self.batch_size, seed=self.seed, **options)
+        stream = SampleStream(
+            order,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+            start_batch=start_batch,
+        )
         return DataLoader(SeededDataset(dataset), batch_sampler=stream, **self._loader_options())
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Validation loader, in order; each rank takes its own part without repeats."""
+        """Validation loader, in order; processes take whole batches in turn, each image once."""
         dataset = self.validation_dataset(self.evaluation_transform)
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-        indices = range(rank, len(dataset), world_size)
-        return DataLoader(dataset, batch_size=self.eval_batch_size, sampler=indices, **self._loader_options())
+        rank, world_size = self._place
+        if len(dataset) < world_size:
+            raise ValueError(
+                f"split {self.val_split!r} has {len(dataset)} images for {world_size} processes: validate with fewer"
+            )
+        # Each process needs a batch; whoever has none would miss the sums over all processes.
+        size = min(self.eval_batch_size, len(dataset) // world_size)
+        starts = range(rank * size, len(dataset), world_size * size)
+        batches = [list(range(start, min(start + size, len(dataset)))) for start in starts]
+        return DataLoader(dataset, batch_sampler=batches, **self._loader_options())
+
+    def _check_shared_memory(self) -> None:
+        """Loader processes hand batches over in shared memory; without room for them they die of a bus error."""
+        folder = Path("/dev/shm")
+        if self.num_workers == 0 or not folder.is_dir():
+            return
+        # Each loader process prepares two batches ahead.
+        workers = self.num_workers * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        needed, free = 2 * workers * self.batch_size * self._crop_bytes, shutil.disk_usage(folder).free
+        if free < needed:
+            raise ValueError(
+                f"{folder} has {free / 1e6:.1f} MB left, and {workers} loader processes need up to "
+                f"{needed / 1e6:.1f} MB of it: make it larger (docker run --shm-size=8g; mount -o remount,size=8G "
+                f"{folder}), remove what other programs left there, or lower data.num_workers (0 needs none)"
+            )
 
     def _epoch_order(self, length: int) -> EpochOrder:
         if self.sampler == "random":

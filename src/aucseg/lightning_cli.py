@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import logging
-import pickle
+import os
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from aucseg.checkpoints import AtomicCheckpointIO, RunCheckpoint, RunInterrupted, checkpoint_step, newest_checkpoint
 from aucseg.datamodule import SegmentationDataModule
-from aucseg.run_folder import LAST_CHECKPOINT, ResultWriter, prepare_run_folder
+from aucseg.distributed import process_number, say_once
+from aucseg.failures import explanation
+from aucseg.metrics_log import MetricsLog
+from aucseg.run_folder import RESULT_FILE, ResultWriter, check_writable, prepare_run_folder
+from aucseg.step_guard import StepGuard, TrainingStopped
 from aucseg.task import SegmentationTask
 
 try:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Callback, Trainer
-    from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+    from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, TQDMProgressBar
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+    from lightning.pytorch.loggers import TensorBoardLogger
+    from lightning.pytorch.plugins import CheckpointIO
 except ImportError as error:  # pragma: no cover - depends on the environment
     raise ImportError('aucseg fit and validate need Lightning: pip install "aucseg[train]"') from error
 
@@ -26,10 +36,24 @@ class AUCSegCLI(LightningCLI):
     """LightningCLI that keeps everything about a run in the folder ``--out``."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds ``--out`` and ``--overwrite``, and gives the model the card of the data."""
+        """Adds the options of the run's folder and of the guard, and gives the model the card of the data."""
         parser.add_argument("--out", type=str, default="runs/default", help="folder of the run")
         parser.add_argument("--overwrite", type=bool, default=False, help="replace a run that is in the folder already")
+        parser.add_argument(
+            "--resume",
+            type=str,
+            default="never",
+            help="auto: go on with the run in --out, or start it; never: start it; a path: go on from this checkpoint",
+        )
+        parser.add_argument("--checkpoint_every", type=int, default=500, help="optimizer steps between checkpoints")
+        parser.add_lightning_class_args(StepGuard, "guard")
         parser.link_arguments("data.card", "model.card")
+
+    def before_instantiate_classes(self) -> None:
+        """Says before anything is loaded that the folder cannot be written to."""
+        assert self.subcommand is not None
+        if process_number() == 0:
+            check_writable(Path(self.config[self.subcommand].out))
 
     def _parse_ckpt_path(self) -> None:
         """The model is what the configuration says, whatever settings a checkpoint holds.
@@ -41,48 +65,111 @@ class AUCSegCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds loggers, checkpoints and the result file to the configured trainer."""
         assert self.subcommand is not None
+        self._is_resumed = False
         config = self.config_init[self.subcommand]
         out, trainer = Path(config.out), config.trainer
         self.result_writer = ResultWriter(out)
         callbacks: list[Callback] = [self.result_writer]
         if trainer.enable_progress_bar is not False:
             callbacks.append(TQDMProgressBar(leave=True))
+        trainer.plugins = list(trainer.plugins) if isinstance(trainer.plugins, (list, tuple)) else [trainer.plugins]
+        trainer.plugins = [plugin for plugin in trainer.plugins if plugin is not None]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in trainer.plugins):
+            trainer.plugins.append(AtomicCheckpointIO(out))
+        _use_processes_of_launcher(trainer)
         if self.subcommand == "fit":
-            prepare_run_folder(out, overwrite=config.overwrite)
-            callbacks += [
-                ModelCheckpoint(
-                    out / LAST_CHECKPOINT.parent, filename=LAST_CHECKPOINT.stem, enable_version_counter=False
-                ),
-                LearningRateMonitor("step"),
-            ]
+            checkpoint = self._checkpoint_to_resume(config, out)
+            if checkpoint is not None:
+                self._is_resumed, config.ckpt_path = True, str(checkpoint)
+            callbacks.append(LearningRateMonitor("step"))
+            if trainer.enable_checkpointing is not False:
+                # The first of all, see there.
+                callbacks.insert(0, RunCheckpoint(out, config.checkpoint_every))
+                if not any(isinstance(callback, Checkpoint) for callback in trainer.callbacks or []):
+                    trainer.enable_checkpointing = False  # Lightning would add one of its own
             if trainer.logger is None:
-                trainer.logger = [TensorBoardLogger(out, name="", version=""), CSVLogger(out, name="", version="")]
+                step = None if checkpoint is None else checkpoint_step(checkpoint) + 1
+                trainer.logger = [TensorBoardLogger(out, name="", version="", purge_step=step), MetricsLog(out)]
         elif trainer.logger is None:
             trainer.logger = False
         trainer.default_root_dir = trainer.default_root_dir or str(out)
         trainer.callbacks = [*callbacks, *(trainer.callbacks or [])]
         return super().instantiate_trainer(**kwargs)
 
+    def _checkpoint_to_resume(self, config: Any, out: Path) -> Path | None:
+        """The checkpoint that training goes on from, None for a new run; prepares the folder."""
+        is_first = process_number() == 0
+        if config.resume == "auto":
+            checkpoint = newest_checkpoint(out)
+            if checkpoint is not None:
+                return checkpoint
+            if is_first:  # a run that was stopped before its first checkpoint begins anew
+                prepare_run_folder(out, overwrite=True)
+            return None
+        if config.resume != "never" and not Path(config.resume).is_file():
+            raise ValueError(f"--resume is 'auto', 'never' or a checkpoint; there is no file {config.resume}")
+        if is_first:
+            prepare_run_folder(out, overwrite=config.overwrite)
+        return None if config.resume == "never" else Path(config.resume)
+
     def after_fit(self) -> None:
         """Evaluates the final weights, unless the last training step did."""
-        if self.result_writer.last_step == self.trainer.global_step:
+        step = self.trainer.global_step
+        if self.result_writer.last_step == step:
+            return
+        # A run that was resumed after its end has nothing left to do.
+        result = self.result_writer.folder / RESULT_FILE
+        is_done = (
+            self._is_resumed and result.is_file() and json.loads(result.read_text(encoding="utf-8"))["step"] == step
+        )
+        if self.trainer.strategy.broadcast(is_done):
+            say_once(f"{result.parent} is finished: it has the result of step {step}")
             return
         self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
 
 
+def _use_processes_of_launcher(trainer: Any) -> None:
+    """Takes the numbers of processes from torchrun, and synchronizes batch normalization where torch can."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        world, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        if trainer.devices == "auto":
+            trainer.devices, trainer.num_nodes = local, world // local
+        if trainer.strategy == "auto" and world > 1:
+            trainer.strategy = "ddp"
+    # torch has no synchronized batch normalization on the CPU.
+    if trainer.accelerator == "cpu" or not torch.cuda.is_available():
+        trainer.sync_batchnorm = False
+
+
 def run(command: str, arguments: list[str]) -> int:
-    """Runs ``fit`` or ``validate`` with Lightning's options."""
+    """Runs ``fit`` or ``validate`` with Lightning's options.
+
+    Returns:
+        Exit status: 0 done, 3 stopped by a failure that is named, 128 + n stopped by signal n with a checkpoint.
+    """
     try:
         run_lightning(command, arguments)
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
-    except pickle.UnpicklingError as error:
-        path = arguments[arguments.index("--ckpt_path") + 1] if "--ckpt_path" in arguments else "the checkpoint"
-        raise ValueError(
-            f"{path} holds other objects than tensors and plain values, and is not loaded because that could run code "
-            f"from the file. ({str(error).splitlines()[0]})"
-        ) from error
+    except RunInterrupted as interruption:
+        _say(command, f"{interruption}; '--resume auto' goes on from the last checkpoint")
+        return 128 + interruption.signal
+    except TrainingStopped as stop:
+        _say(command, f"error: {stop}")
+        return 3
+    except Exception as error:
+        text = explanation(error)
+        if text is None or os.environ.get("AUCSEG_TRACEBACK"):
+            raise
+        _say(command, f"error: {text}")
+        return 3
     return 0
+
+
+def _say(command: str, message: str) -> None:
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    place = f" (process {process_number()} of {world_size})" if world_size > 1 else ""
+    print(f"aucseg {command}{place}: {message}", file=sys.stderr, flush=True)
 
 
 def run_lightning(command: str, arguments: list[str]) -> AUCSegCLI:
@@ -112,6 +199,7 @@ def run_lightning(command: str, arguments: list[str]) -> AUCSegCLI:
                 "val_check_interval": 1000,
                 "num_sanity_val_steps": 0,
                 "use_distributed_sampler": False,
+                "sync_batchnorm": True,
                 "log_every_n_steps": 10,
             },
             parser_kwargs={"prog": "aucseg", "parser_mode": "yaml"},

@@ -10,7 +10,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from aucseg.bank_checks import check_batch, check_labels, check_state, checked_presence, checked_tail_classes
+from aucseg.bank_checks import (
+    check_batch,
+    check_labels,
+    check_settings,
+    check_state,
+    checked_classes,
+    checked_presence,
+    checked_tail_classes,
+)
 from aucseg.components import connected_components, horizontal_runs, keep_where, number_components
 from aucseg.pasting import Paste, paste_samples
 from aucseg.samples import Sample, cut_samples, sample_nbytes
@@ -55,6 +63,8 @@ class TailMemoryBank(nn.Module):
             ``"uniform"``: one component, drawn by its number of pixels, goes anywhere.
         protect_tail: pixels that belong to a tail class, pasted ones included, are not pasted over. Otherwise the
             last paste wins.
+        protect_classes: further classes whose pixels are not pasted over, for example the middle classes: where images
+            get many pastes, the objects between head and tail are otherwise often covered.
         min_pixels: smallest component to store, in pixels.
         max_bytes: bound on ``nbytes``. Beyond it the oldest sample of the fullest class goes (most samples, then most
             bytes); a sample that is larger by itself is not stored.
@@ -85,6 +95,7 @@ class TailMemoryBank(nn.Module):
     """
 
     _tail_lookup: Tensor
+    _protected: Tensor
 
     def __init__(
         self,
@@ -104,30 +115,18 @@ class TailMemoryBank(nn.Module):
         presence_target: float | None = None,
         presence: Sequence[float] | Tensor | None = None,
         max_components: int = 32,
+        protect_classes: Iterable[int] = (),
     ) -> None:
         super().__init__()
         self.tail_classes = checked_tail_classes(tail_classes, num_classes, ignore_index)
-        for name, value in (("capacity", capacity), ("min_pixels", min_pixels), ("max_components", max_components)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if max_bytes is not None and max_bytes < 1:
-            raise ValueError(f"max_bytes must be at least 1, or None for no bound, got {max_bytes}")
-        if not 0 <= sample_ratio <= 1:
-            raise ValueError(f"sample_ratio must be in 0..1, got {sample_ratio}")
-        if not (resize_ratio > 0 and math.isfinite(resize_ratio)):
-            raise ValueError(f"resize_ratio must be above 0 and finite, got {resize_ratio}")
-        if scope not in ("batch", "image"):
-            raise ValueError(f"scope must be 'batch' or 'image', got {scope!r}")
-        if placement not in ("canvas", "uniform"):
-            raise ValueError(f"placement must be 'canvas' or 'uniform', got {placement!r}")
-        if presence_target is not None and not 0 <= presence_target <= 1:
-            raise ValueError(
-                f"presence_target must be in 0..1, or None for sample_ratio to decide, got {presence_target}"
-            )
-        if generator is not None and generator.device.type != "cpu":
-            raise ValueError(
-                f"generator must be a CPU generator (choices are made on the host), got one on {generator.device}"
-            )
+        check_settings(
+            {"capacity": capacity, "min_pixels": min_pixels, "max_components": max_components},
+            {"sample_ratio": sample_ratio, "presence_target": presence_target},
+            resize_ratio,
+            max_bytes,
+            {"scope": (scope, ("batch", "image")), "placement": (placement, ("canvas", "uniform"))},
+            generator,
+        )
         self.num_classes = num_classes
         self.capacity = capacity
         self.sample_ratio = sample_ratio
@@ -135,6 +134,7 @@ class TailMemoryBank(nn.Module):
         self.scope = scope
         self.placement = placement
         self.protect_tail = protect_tail
+        self.protect_classes = checked_classes(protect_classes, num_classes, "protect_classes")
         self.min_pixels = min_pixels
         self.max_bytes = max_bytes
         self.ignore_index = ignore_index
@@ -148,6 +148,9 @@ class TailMemoryBank(nn.Module):
         lookup = torch.full((num_classes + 1,), -1)
         lookup[list(self.tail_classes)] = torch.arange(len(self.tail_classes))
         self.register_buffer("_tail_lookup", lookup, persistent=False)
+        protected = torch.zeros(num_classes + 1, dtype=torch.bool)
+        protected[[*self.protect_classes, *(self.tail_classes if protect_tail else ())]] = True
+        self.register_buffer("_protected", protected, persistent=False)
         self.clear()
 
     def clear(self) -> None:
@@ -231,7 +234,8 @@ class TailMemoryBank(nn.Module):
                     pastes,
                     resize_ratio=self.resize_ratio,
                     placement=self.placement,
-                    is_protected=self._is_tail if self.protect_tail else None,
+                    is_protected=self._is_protected,
+                    first_wins=self.protect_tail,
                     generator=self._generator,
                 )
                 self._last_pastes = (pastes, counts)
@@ -346,13 +350,15 @@ class TailMemoryBank(nn.Module):
 
     def _tail_position(self, labels: Tensor) -> Tensor:
         """Position of each label in ``tail_classes``, -1 for all others."""
-        lookup = self._tail_lookup.to(labels.device)
-        labels = labels.long()
-        known = torch.where(labels >= 0, labels, self.num_classes).clamp(max=self.num_classes)
-        return lookup.index_select(0, known)
+        return self._tail_lookup.to(labels.device).index_select(0, self._class_or_other(labels))
 
-    def _is_tail(self, labels: Tensor) -> Tensor:
-        return self._tail_position(labels) >= 0
+    def _is_protected(self, labels: Tensor) -> Tensor:
+        return self._protected.to(labels.device).index_select(0, self._class_or_other(labels))
+
+    def _class_or_other(self, labels: Tensor) -> Tensor:
+        """Labels as int64; K for every label outside 0..K-1."""
+        labels = labels.long()
+        return torch.where(labels >= 0, labels, self.num_classes).clamp(max=self.num_classes)
 
     def _check_format(self, images: Tensor) -> None:
         stored = next((samples[0].values for samples in self._samples if samples), None)

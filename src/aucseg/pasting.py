@@ -39,7 +39,8 @@ def paste_samples(
     *,
     resize_ratio: float,
     placement: Literal["canvas", "uniform"],
-    is_protected: Callable[[Tensor], Tensor] | None,
+    is_protected: Callable[[Tensor], Tensor],
+    first_wins: bool,
     generator: torch.Generator,
 ) -> Tensor:
     """Pastes into images and masks, in place.
@@ -50,8 +51,8 @@ def paste_samples(
         pastes: at least one, in the order of pasting.
         resize_ratio: scale; less where the result would not fit into the image.
         placement: ``"canvas"`` or ``"uniform"``, as in ``TailMemoryBank``.
-        is_protected: tells which labels (P,) must not be pasted over; the first paste of a pixel then wins. None:
-            the last paste wins.
+        is_protected: tells which labels (P,) must not be pasted over.
+        first_wins: whether the first of several pastes that meet in a pixel has it; else the last.
         generator: CPU generator of the places.
 
     Returns:
@@ -93,9 +94,11 @@ def paste_samples(
     begin = (image[owner] * height + top[owner] + row) * width + left[owner] + col
     run, column = expand((col_1 - col_0)[source])
     target = begin.index_select(0, run) + column
-    wins = _winners(masks, target, owner.index_select(0, run), len(pastes), is_protected)
-    run, column, target = keep_where(wins, run, column, target)
     pasted_by = owner.index_select(0, run)
+    wins = ~is_protected(masks.view(-1).index_select(0, target))
+    if len(pastes) > 1:
+        wins &= pasted_by == _reduce_by_target(target, pasted_by, masks.numel(), "amin" if first_wins else "amax")
+    run, column, target, pasted_by = keep_where(wins, run, column, target, pasted_by)
     if resize_ratio == 1 and all(sample.height <= height and sample.width <= width for sample in samples):
         pixels = values.index_select(0, runs.first[source].index_select(0, run) + column)
     else:
@@ -138,18 +141,6 @@ def _nearest(edge: Tensor, size: Tensor, new_size: Tensor) -> Tensor:
     exact.
     """
     return -torch.div(size - 2 * edge * new_size, 2 * size, rounding_mode="floor")
-
-
-def _winners(
-    masks: Tensor, target: Tensor, owner: Tensor, num_pastes: int, is_protected: Callable[[Tensor], Tensor] | None
-) -> Tensor:
-    """Which of the pixels are pasted: (P,) bool. No two winners share a target."""
-    if is_protected is None:
-        return owner == _reduce_by_target(target, owner, masks.numel(), "amax")
-    free = ~is_protected(masks.view(-1).index_select(0, target))
-    if num_pastes > 1:
-        free &= owner == _reduce_by_target(target, owner, masks.numel(), "amin")
-    return free
 
 
 def _reduce_by_target(target: Tensor, owner: Tensor, size: int, reduce: Literal["amin", "amax"]) -> Tensor:

@@ -3,7 +3,8 @@
 ======================  ===========================================================================================
 ``config.yaml``         the whole configuration, defaults included
 ``metrics.csv``         what was logged, step by step
-``checkpoints/``        ``last.ckpt``
+``checkpoints/``        ``last.ckpt``, and the one before it as ``previous.ckpt``
+``skipped/``            batches of steps that were left out, see `aucseg.step_guard`; only if there were any
 ``result.json``         the last validation: metrics, IoU of each class, groups, class names and colours
 ``confusion.json``      ``{"counts": K x K}``, rows are the truth
 ``images.json``         for each validation image the pixels of intersection and union of each class that occurs in it
@@ -16,12 +17,15 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from aucseg.checkpoints import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
+from aucseg.durable_files import replace_file
 from aucseg.task import SegmentationTask
 
 try:
@@ -35,26 +39,48 @@ RESULT_FILE = "result.json"
 CONFUSION_FILE = "confusion.json"
 IMAGES_FILE = "images.json"
 CURVES_FILE = "curves.json"
-LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
 
 
 def prepare_run_folder(folder: Path, *, overwrite: bool = False) -> None:
     """Makes the folder of a run, without what an earlier run left in it.
 
     Raises:
-        ValueError: the folder holds a run and ``overwrite`` is False.
+        ValueError: the folder holds a run and ``overwrite`` is False, or nothing can be written to it.
     """
+    check_writable(folder)
     names = (
         *(CONFIG_FILE, METRICS_FILE, RESULT_FILE, CONFUSION_FILE, IMAGES_FILE, CURVES_FILE),
-        *(LAST_CHECKPOINT, "hparams.yaml"),
+        *(LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, "hparams.yaml"),
     )
     leftovers = [path for path in (folder / name for name in names) if path.exists()]
-    leftovers += folder.glob("events.out.tfevents.*")
+    for pattern in ("events.out.tfevents.*", "skipped/step-*.pt", "checkpoints/*.tmp"):
+        leftovers += folder.glob(pattern)
     if leftovers and not overwrite:
-        raise ValueError(f"{folder} already holds a run: give another folder with --out, or --overwrite true")
-    folder.mkdir(parents=True, exist_ok=True)
+        raise ValueError(
+            f"{folder} already holds a run: go on with it (--resume auto), give another folder with --out, or "
+            "--overwrite true"
+        )
     for path in leftovers:
         path.unlink()
+
+
+def check_writable(folder: Path) -> None:
+    """Makes the folder and writes a file in it, to say at once what a run would find out after hours.
+
+    Raises:
+        ValueError: the folder cannot be made, or nothing can be written to it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"aucseg")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise ValueError(
+            f"nothing can be written to {folder} ({error.strerror}): give another folder with --out, or correct its "
+            "permissions or the disk's space"
+        ) from error
 
 
 def per_image_overlap(predicted: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> dict[int, list[int]]:
@@ -176,10 +202,8 @@ class ResultWriter(Callback):
 
 def write_json(path: Path, value: Any, indent: int | None = None) -> None:
     """Writes JSON with null for NaN (a class that a split does not hold)."""
-    # Renamed into place: a report on a running run never meets half a file.
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(_nan_to_none(value), indent=indent) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    # Replaced as a whole: a report on a running run never meets half a file.
+    replace_file(path, (json.dumps(_nan_to_none(value), indent=indent) + "\n").encode())
 
 
 def _nan_to_none(value: Any) -> Any:

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from aucseg.checkpoints import LAST_CHECKPOINT
 from aucseg.models.build import is_import_path
 from aucseg.models.checkpoint import TRUST_VARIABLE, files_are_trusted, load_plain
-from aucseg.run_folder import LAST_CHECKPOINT
 from aucseg.task import SegmentationTask
 
 # Models of this package that a checkpoint may name by import path; they load a checkpoint themselves, with `load_task`.

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aucseg.datamodule import SegmentationDataModule
+from aucseg.datamodule import SegmentationDataModule, stable_seed
 from aucseg.datasets import DatasetCard
+from aucseg.distributed import auc_losses, cpu_state, exchange_samples, gathered, process_group_of, say_once
 from aucseg.losses import build_loss
 from aucseg.losses.long_tail import LongTailLoss
+from aucseg.losses.pairwise_auc import PairwiseAUCLoss
 from aucseg.memory_bank import TailMemoryBank
 from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
 from aucseg.models import build_model, forward_with_auxiliary, split_parameters
 from aucseg.models.inference import InferenceOptions, Predictor
+from aucseg.random_states import random_states, set_random_states
 from aucseg.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 try:
@@ -55,6 +58,13 @@ class SegmentationTask(LightningModule):
             tail classes (``val/tail_ap``).
         evaluation: options of `aucseg.models.inference.InferenceOptions` for validation, such as ``window`` and
             ``stride`` of a sliding window; None takes whole images, in the batches of the loader.
+        global_auc: with several processes, whether the AUC loss pairs the pixels of all of them (sums travel, no
+            pixels do) or each process its own.
+        bank_exchange_every: with several processes, optimizer steps after which each gives one stored sample of each
+            tail class to another; 0 for never.
+
+    Attributes:
+        last_input: images and masks of the last training batch as the model saw them, pasted samples included.
 
     Raises:
         ValueError: for a bank without tail classes, and whatever the card, the model, the loss or the bank refuse.
@@ -84,8 +94,12 @@ class SegmentationTask(LightningModule):
         channels_last: bool = True,
         pixel_metrics: bool = False,
         evaluation: dict[str, Any] | None = None,
+        global_auc: bool = True,
+        bank_exchange_every: int = 0,
     ) -> None:
         super().__init__()
+        if bank_exchange_every < 0:
+            raise ValueError(f"model.bank_exchange_every must not be negative, got {bank_exchange_every}")
         self.card = DatasetCard.from_yaml(card) if "\n" in card else DatasetCard.load(card)
         self.save_hyperparameters(ignore=["card", "model", "loss"])
         self.hparams.update(
@@ -98,7 +112,12 @@ class SegmentationTask(LightningModule):
             model = build_model(model, num_classes, **(model_options or {}))
         self.model = model.to(memory_format=torch.channels_last) if channels_last else model
         self.loss = loss if isinstance(loss, nn.Module) else None
+        self._generator = torch.Generator().manual_seed(torch.initial_seed())
         self.bank = None if bank is None else self._build_bank(bank)
+        self.last_input: tuple[Tensor, Tensor] | None = None
+        self._auc_group: dist.ProcessGroup | None = None
+        self._exchanged_at = 0
+        self._random_states: dict[str, Any] | None = None
         self.groups = self.card.groups
         if self.groups is None and self.card.tail_classes:  # a card may name its tail alone
             self.groups = {"tail": list(self.card.tail_classes)}
@@ -126,20 +145,33 @@ class SegmentationTask(LightningModule):
                 f"the card {self.card.name!r} names no tail classes: give model.bank.tail_classes a list of class ids, "
                 "or train without a bank"
             )
-        generator = torch.Generator().manual_seed(torch.initial_seed())
         return TailMemoryBank(
-            tail, self.card.num_classes, ignore_index=self.card.ignore_index, generator=generator, **options
+            tail, self.card.num_classes, ignore_index=self.card.ignore_index, generator=self._generator, **options
         )
 
     def setup(self, stage: str) -> None:
-        """Builds a loss given by name; the class counts that most need come from the training split."""
-        if self.loss is not None:
+        """Builds a loss given by name, whose class counts come from the training split; tells processes apart."""
+        if self.loss is None:
+            options = dict(self.hparams["loss_options"] or {})
+            datamodule = getattr(self.trainer, "datamodule", None)
+            if "class_counts" not in options and isinstance(datamodule, SegmentationDataModule):
+                options["class_counts"] = datamodule.class_counts()
+            self.loss = build_loss(self.hparams["loss"], ignore_index=self.card.ignore_index, **options)
+        if self.trainer.world_size == 1 or stage != "fit":
             return
-        options = dict(self.hparams["loss_options"] or {})
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if "class_counts" not in options and isinstance(datamodule, SegmentationDataModule):
-            options["class_counts"] = datamodule.class_counts()
-        self.loss = build_loss(self.hparams["loss"], ignore_index=self.card.ignore_index, **options)
+        if self.hparams["global_auc"]:
+            self._auc_group = dist.group.WORLD
+            losses = [part for part in self.loss.modules() if isinstance(part, PairwiseAUCLoss)]
+            if len(auc_losses(self.loss)) < len(losses):
+                say_once(
+                    f"AUC loss with surrogate {losses[0].options.surrogate!r}: computed by sorting scores, which do "
+                    "not travel; each process pairs its own pixels"
+                )
+        if self.global_rank > 0:
+            # Same weights everywhere, but each process pastes and drops out on its own.
+            seed = stable_seed(torch.initial_seed(), self.global_rank)
+            torch.manual_seed(seed)
+            self._generator.manual_seed(seed)
 
     def normalize(self, images: Tensor) -> Tensor:
         """Float images with mean 0 and standard deviation 1, from images (B, C, H, W) in 0..255, uint8 or float."""
@@ -169,14 +201,16 @@ class SegmentationTask(LightningModule):
         images, masks = batch["image"], batch["mask"]
         if self.bank is not None:
             images, masks = self.bank(images, masks)
+        self.last_input = images, masks
         target = masks.long()
         logits, auxiliary = forward_with_auxiliary(self.model, self.normalize(images))
         assert self.loss is not None
         if isinstance(self.loss, LongTailLoss):
             self.loss.set_progress(self.global_step / self.trainer.max_steps)
-        loss: Tensor = self.loss(logits, target)
-        if auxiliary is not None:
-            loss = loss + self.model.auxiliary_weight * self.loss(auxiliary, target)
+        with process_group_of(self.loss, self._auc_group):
+            loss: Tensor = self.loss(logits, target)
+            if auxiliary is not None:
+                loss = loss + self.model.auxiliary_weight * self.loss(auxiliary, target)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(images))
         return loss
 
@@ -184,7 +218,9 @@ class SegmentationTask(LightningModule):
         """Adds the batch to the loss's mean and to the confusion matrix; returns the predicted labels (B, H, W)."""
         logits, target = self._evaluation_logits(batch["image"]), batch["mask"].long()
         assert self.loss is not None
-        self.log("val/loss", self.loss(logits, target), batch_size=len(target), sync_dist=True)
+        with process_group_of(self.loss, None):  # processes may have unequal numbers of validation batches
+            loss = self.loss(logits, target)
+        self.log("val/loss", loss, batch_size=len(target), sync_dist=True)
         predicted = F.interpolate(logits.float(), target.shape[-2:], mode="bilinear", align_corners=False).argmax(1)
         self.metric.update(predicted, target)
         if self.auroc is not None and self.average_precision is not None:
@@ -196,19 +232,23 @@ class SegmentationTask(LightningModule):
         """Logs overall, head, middle and tail mean IoU, in [0, 1]."""
         result = self.metric.compute()
         self.per_class_iou: list[float] = result.pop("per_class").tolist()
-        self.confusion: list[list[int]] = self.metric.confusion.tolist()
-        self.log_dict({f"val/{name}": value for name, value in result.items()}, prog_bar=True)
+        with self.metric.sync_context():
+            self.confusion: list[list[int]] = self.metric.confusion.tolist()
+        # All processes have the same values; the maximum of equal ones is exact, and Lightning is content.
+        options: dict[str, Any] = {"sync_dist": True, "reduce_fx": "max"}
+        self.log_dict({f"val/{name}": value for name, value in result.items()}, prog_bar=True, **options)
         self.metric.reset()
         if self.auroc is not None and self.average_precision is not None:
             self._log_pixel_metrics(self.auroc, self.average_precision)
 
     def _log_pixel_metrics(self, auroc: PixelAUROC, average_precision: PixelAveragePrecision) -> None:
         tail = (self.groups or {}).get("tail", [])
-        self.log("val/auroc", auroc.compute()["auroc"])
+        self.log("val/auroc", auroc.compute()["auroc"], sync_dist=True, reduce_fx="max")
         if tail:
-            self.log("val/tail_ap", average_precision.compute()["tail"])
+            self.log("val/tail_ap", average_precision.compute()["tail"], sync_dist=True, reduce_fx="max")
         # One class against all others: false and true positive rates.
-        self.roc_curves = {self.card.class_names[c]: auroc.roc_curve(c) for c in tail}
+        with auroc.sync_context():
+            self.roc_curves = {self.card.class_names[c]: auroc.roc_curve(c) for c in tail}
         auroc.reset()
         average_precision.reset()
 
@@ -240,30 +280,54 @@ class SegmentationTask(LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
+        """Restores the random states of a resumed run: what they were where its checkpoint was taken."""
+        if self._random_states is not None:
+            set_random_states(self._random_states, self.device)
+            self._random_states = None
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
+        """Exchanges stored samples between processes when it is time to."""
+        every, step = int(self.hparams["bank_exchange_every"]), self.global_step
+        if not every or self.bank is None or self.trainer.world_size == 1:
+            return
+        if step % every == 0 and step != self._exchanged_at:
+            self._exchanged_at = step
+            shift = 1 + stable_seed(step) % (self.trainer.world_size - 1)
+            exchange_samples(self.bank, self.trainer.strategy.root_device, shift, self._generator)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the random states, as plain containers."""
-        version, internal, gauss = random.getstate()
-        checkpoint["random_states"] = {
-            "python": [version, list(internal), gauss],
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        }
+        """Adds the random states, and the banks of the other processes, as plain containers."""
+        own: dict[str, Any] = {"random_states": random_states(self.device)}
+        if self.trainer.world_size == 1:
+            checkpoint["processes"] = [own]
+            return
+        if self.bank is not None and self.global_rank > 0:
+            own["bank"] = self.bank.get_extra_state()
+        checkpoint["processes"] = gathered(cpu_state(own))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the random states; the state of a loss that is not built yet is left out."""
+        """Takes this process's part; the state of a loss that is not built yet is left out."""
+        state = checkpoint["state_dict"]
         if self.loss is None:
-            state = checkpoint["state_dict"]
             for key in [key for key in state if key.startswith("loss.")]:
                 del state[key]
-        states = checkpoint.get("random_states")
         # Predicting from a checkpoint must not disturb the caller's random numbers.
-        if states is None or self._trainer is None or not self.trainer.training:
+        if "processes" not in checkpoint or self._trainer is None or not self.trainer.training:
             return
-        version, internal, gauss = states["python"]
-        random.setstate((version, tuple(internal), gauss))
-        torch.set_rng_state(states["torch"].cpu())
-        if states["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+        processes, rank = checkpoint["processes"], self.global_rank
+        if len(processes) != self.trainer.world_size:
+            say_once(
+                f"The checkpoint is of {len(processes)} processes, this run has {self.trainer.world_size}: it goes on, "
+                "but not bit by bit as it would have"
+            )
+        if rank < len(processes):
+            self._random_states = processes[rank]["random_states"]
+        key = "bank._extra_state"
+        if self.bank is not None and rank > 0 and key in state:
+            state[key] = processes[rank % len(processes)].get("bank", state[key])
+            if rank >= len(processes):
+                state[key] = {**state[key], "generator": self._generator.get_state()}
 
 
 def _inference_options(options: dict[str, Any]) -> InferenceOptions:

@@ -4,28 +4,34 @@ from pathlib import Path
 from typing import Any
 
 import mmseg
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
 from mmengine.runner.checkpoint import get_state_dict, load_checkpoint, save_checkpoint, weights_to_cpu
 from mmengine.structures import PixelData
 from mmseg.datasets.transforms import PackSegInputs
 from mmseg.registry import MODELS, TRANSFORMS
 from mmseg.structures import SegDataSample
 from mmseg.utils import register_all_modules
+from PIL import Image
 from torch import nn
 
 from aucseg import AUCSegLoss, build_model
 from aucseg.integrations.mmseg import AUCSegDataPreProcessor, MMSegAUCSegLoss, TailMemoryBankTransform
+from aucseg.models import load_checkpoint as load_our_checkpoint
+from aucseg.models import load_encoder_checkpoint
+from tests.docs_blocks import ROOT, code_blocks
 
 pytestmark = pytest.mark.slow
 register_all_modules(init_default_scope=True)  # mmengine's Runner does this
 
 CONFIGS = Path(mmseg.__file__).parent / ".mim" / "configs"
-NUM_CLASSES, TAIL = 5, 4
+NUM_CLASSES, TAIL, SIZE = 5, 4, 64
 BANK = {"tail_classes": [TAIL], "num_classes": NUM_CLASSES, "sample_ratio": 1.0, "resize_ratio": 1.0, "scope": "image"}
 # The stages of ResNet-18, so that two steps take seconds.
 NARROW = {2048: 512, 1024: 256, 256: 64}
@@ -35,7 +41,6 @@ def zoo_config(name: str) -> Config:
     if name == "segnext":
         config = Config.fromfile(CONFIGS / "segnext/segnext_mscan-t_1xb16-adamw-160k_ade20k-512x512.py").model
         config.backbone.init_cfg = None
-        config.data_preprocessor.size = None
     else:
         config = Config.fromfile(CONFIGS / f"_base_/models/{name}_r50-d8.py").model
         config.pretrained = None
@@ -52,6 +57,7 @@ def with_aucseg(config: Config) -> Config:
     """What a user adds: the type of the preprocessor with its bank, and the loss of the last head."""
     config.data_preprocessor.type = "AUCSegDataPreProcessor"
     config.data_preprocessor.bank = BANK
+    config.data_preprocessor.size = (SIZE, SIZE)
     heads = config.decode_head if isinstance(config.decode_head, list) else [config.decode_head]
     heads[-1].loss_decode = {"type": "AUCSegLoss", "auc_weight": 1.0}
     for head in [*heads, *([config.auxiliary_head] if "auxiliary_head" in config else [])]:
@@ -59,7 +65,7 @@ def with_aucseg(config: Config) -> Config:
     return config
 
 
-def random_batch(*, tail: bool, size: int = 64) -> dict[str, Any]:
+def random_batch(*, tail: bool, size: int = SIZE) -> dict[str, Any]:
     """Two samples as a loader gives them; a square of the tail class in the first when asked for."""
     inputs, samples = [], []
     for index in range(2):
@@ -97,7 +103,7 @@ def test_two_training_steps_with_loss_and_bank(name: str) -> None:
 
 
 @pytest.mark.parametrize("size", ["tiny", "small"])
-def test_the_same_weights_give_the_same_logits(size: str) -> None:
+def test_the_same_weights_give_the_same_logits(size: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     ours: Any = build_model(f"segnext/{size}", 150).eval()
     for module in ours.modules():  # statistics and scales that matter
@@ -109,12 +115,80 @@ def test_the_same_weights_give_the_same_logits(size: str) -> None:
         config.backbone.update(embed_dims=[64, 128, 320, 512], depths=[2, 2, 4, 2])
         config.decode_head.in_channels = [128, 320, 512]
     theirs = MODELS.build(config).eval()
-    theirs.load_state_dict(ours.state_dict())
+    # The paper's checkpoints and ours say mlp.dwconv.dwconv, mmsegmentation 1.x mlp.dwconv.
+    theirs.load_state_dict({k.replace("dwconv.dwconv", "dwconv"): value for k, value in ours.state_dict().items()})
     bases = F.normalize(ours.decode_head.hamburger.evaluation_bases, dim=1)
     theirs.decode_head.hamburger.ham._build_bases = lambda batch, *_args, **_kwargs: bases.expand(batch, -1, -1)
     images = torch.randn(2, 3, 96, 128)
     with torch.no_grad():
-        torch.testing.assert_close(ours(images), theirs(images, mode="tensor"), rtol=1e-4, atol=1e-4)
+        expected = theirs(images, mode="tensor")
+        torch.testing.assert_close(ours(images), expected, rtol=1e-4, atol=1e-4)
+    # And back, by way of a file: their checkpoints load here.
+    torch.save({"state_dict": theirs.state_dict(), "meta": {}}, tmp_path / "theirs.pth")
+    again: Any = build_model(f"segnext/{size}", 150).eval()
+    load_our_checkpoint(again, tmp_path / "theirs.pth")
+    with torch.no_grad():
+        torch.testing.assert_close(again(images), expected, rtol=1e-4, atol=1e-4)
+    assert not load_encoder_checkpoint(
+        build_model(f"segnext/{size}", 19), tmp_path / "theirs.pth", strict=False
+    ).missing
+
+
+def test_two_lines_of_the_documentation_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configuration as the page prints it, on files on disk, through mmengine's own runner and loader."""
+    monkeypatch.chdir(tmp_path)
+    (block,) = [block for block in code_blocks(ROOT / "docs" / "integrations.md") if block.title == "segnext_aucseg.py"]
+    Path("segnext_aucseg.py").write_text(block.text)
+    Path("configs").symlink_to(CONFIGS)
+    for index in range(8):
+        mask = np.full((SIZE, SIZE), 1, dtype=np.uint8)  # raw label 1 is class 0 of ADE20K
+        mask[:, SIZE // 2 :] = 4
+        if index % 2:
+            mask[8:40, 8:40] = 1 + 100  # a tail class
+        for folder, array in (("images", np.stack([mask] * 3, axis=-1)), ("masks", mask)):
+            Path(folder).mkdir(exist_ok=True)
+            Image.fromarray(array).save(f"{folder}/{index}.{'jpg' if folder == 'images' else 'png'}")
+    config = Config.fromfile("segnext_aucseg.py")
+    size = (SIZE, SIZE)
+    config.merge_from_dict(
+        {
+            "work_dir": "runs",
+            "model.backbone.init_cfg": None,
+            "model.data_preprocessor.size": size,
+            "train_dataloader.batch_size": 4,
+            "train_dataloader.num_workers": 1,
+            "train_dataloader.dataset": {
+                "data_root": str(tmp_path),
+                "data_prefix": {"img_path": "images", "seg_map_path": "masks"},
+            },
+            "train_cfg": {"max_iters": 2, "val_interval": 10},
+        }
+    )
+    for step in config.train_dataloader.dataset.pipeline:
+        if "crop_size" in step:
+            step.crop_size = size
+        if "scale" in step:
+            step.scale = (2 * SIZE, SIZE)
+    for name in ("val_dataloader", "val_cfg", "val_evaluator", "test_dataloader", "test_cfg", "test_evaluator"):
+        config[name] = None
+    runner = Runner.from_cfg(config)
+    runner.train()
+    bank = runner.model.data_preprocessor.bank
+    assert {class_id for class_id, count in bank.num_samples.items() if count} == {100}
+    # The runner's checkpoint holds more than tensors: its state dict is what loads elsewhere.
+    saved = Path("runs/iter_2.pth")
+    with pytest.raises(ValueError, match="save its state dict alone"):
+        load_our_checkpoint(build_model("segnext/tiny", 150), saved)
+    torch.save(torch.load(saved, weights_only=False)["state_dict"], "segnext.pth")
+    report = load_our_checkpoint(build_model("segnext/tiny", 150), "segnext.pth", strict=False)
+    assert not report.missing
+    assert all(name.startswith(("data_preprocessor.", "decode_head.conv_seg")) for name in report.unexpected)
+
+
+@pytest.mark.parametrize("size", ["t", "s", "b", "l"])
+def test_sizes_of_the_factorization_are_as_documented(size: str) -> None:
+    (path,) = (CONFIGS / "segnext").glob(f"segnext_mscan-{size}_1x*-adamw-160k_ade20k-512x512.py")
+    assert Config.fromfile(path).model.decode_head.ham_kwargs.MD_R == 16
 
 
 def test_loss_is_ours_times_its_weight_with_the_ignore_label_of_the_head() -> None:
@@ -134,6 +208,8 @@ def test_loss_is_ours_times_its_weight_with_the_ignore_label_of_the_head() -> No
 def test_wrong_options_are_refused_when_built() -> None:
     with pytest.raises(ValueError, match="must contain 'loss'"):
         MMSegAUCSegLoss(loss_name="auc")
+    with pytest.raises(ValueError, match="_delete_=True"):
+        MMSegAUCSegLoss(use_sigmoid=True)
     with pytest.raises(ValueError, match="surrogate"):
         MMSegAUCSegLoss(surrogate="squre")
     with pytest.raises(ValueError, match="scope='image'"):
@@ -161,7 +237,7 @@ def test_transform_before_packing_is_refused() -> None:
 
 
 def test_evaluation_is_left_alone() -> None:
-    options: dict[str, Any] = {"mean": [0.0] * 3, "std": [1.0] * 3, "bgr_to_rgb": True}
+    options: dict[str, Any] = {"mean": [0.0] * 3, "std": [1.0] * 3, "bgr_to_rgb": True, "size": (SIZE, SIZE)}
     preprocessor = AUCSegDataPreProcessor(bank=BANK, **options)
     plain = MODELS.build({"type": "SegDataPreProcessor", **options})
     preprocessor(random_batch(tail=True), training=True)

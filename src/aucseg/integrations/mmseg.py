@@ -36,14 +36,30 @@ class MMSegAUCSegLoss(nn.Module):
     Args:
         loss_weight: factor of the whole loss.
         loss_name: key of the loss in the log; must contain ``loss`` to be trained on.
+        use_sigmoid: must be False. It is what a configuration inherits from the cross-entropy that this loss replaces,
+            like the next.
+        avg_non_ignore: not used: ignored pixels never count.
         **options: options of `aucseg.AUCSegLoss`; ``ignore_index`` must be that of the head.
 
     Raises:
-        ValueError: for a ``loss_name`` that mmengine would only log, and what `aucseg.AUCSegLoss` refuses.
+        ValueError: for a ``loss_name`` that mmengine would only log, for ``use_sigmoid=True``, and what
+            `aucseg.AUCSegLoss` refuses.
     """
 
-    def __init__(self, loss_weight: float = 1.0, loss_name: str = "loss_aucseg", **options: Any) -> None:
+    def __init__(
+        self,
+        loss_weight: float = 1.0,
+        loss_name: str = "loss_aucseg",
+        use_sigmoid: bool = False,
+        avg_non_ignore: bool = True,
+        **options: Any,
+    ) -> None:
         super().__init__()
+        if use_sigmoid:
+            raise ValueError(
+                "AUCSegLoss has a softmax cross-entropy and cannot inherit use_sigmoid=True: write "
+                "loss_decode=dict(_delete_=True, type='AUCSegLoss')"
+            )
         if "loss" not in loss_name:
             raise ValueError(f"loss_name must contain 'loss', or mmengine only logs the loss, got {loss_name!r}")
         self.loss_weight = loss_weight

@@ -126,8 +126,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def load_checkpoint(model: nn.Module, path: str | Path, *, strict: bool = True) -> LoadReport:
     """Load the weights of a whole model.
 
-    Prefixes that trainers add (``module.``, ``model.``, ``network.``) are found and removed, or added. Where the names
-    bear the prefix of a model inside a larger state (a loss, a memory bank), the other parts are passed over.
+    Prefixes that trainers add (``module.``, ``model.``, ``network.``) are found and removed, or added; a SegNeXt of
+    mmsegmentation 1.x fits as well as one of the paper's code. Where the names bear the prefix of a model inside a
+    larger state (a loss, a memory bank), the other parts are passed over.
 
     Args:
         model: The model; its tensors are overwritten in place.
@@ -155,7 +156,7 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, strict: bool = True) 
     """
     tensors = read_state_dict(path)
     expected = model.state_dict()
-    candidates = [_strip(tensors, prefix) for prefix in _PREFIXES]
+    candidates = [_strip(names, prefix) for names in (tensors, _from_mmseg(tensors)) for prefix in _PREFIXES]
     candidates += [{f"network.{name}": value for name, value in candidate.items()} for candidate in candidates]
     best = max(candidates, key=lambda candidate: len(candidate.keys() & expected.keys()))
     return _load(model, best, path, strict)
@@ -184,7 +185,7 @@ def load_encoder_checkpoint(model: nn.Module, path: str | Path, *, strict: bool 
     tensors = read_state_dict(path)
     expected = encoder.state_dict()
     prefixes = [outer + inner for outer in _PREFIXES for inner in ("", "backbone.", "encoder.")]
-    candidates = [_strip(tensors, prefix) for prefix in prefixes]
+    candidates = [_strip(names, prefix) for names in (tensors, _from_mmseg(tensors)) for prefix in prefixes]
     best = max(candidates, key=lambda candidate: len(candidate.keys() & expected.keys()))
     heads = ("head.", "fc.", "classifier.")
     best = {key: value for key, value in best.items() if key in expected or not key.startswith(heads)}
@@ -193,6 +194,11 @@ def load_encoder_checkpoint(model: nn.Module, path: str | Path, *, strict: bool 
 
 def _strip(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _from_mmseg(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # mmsegmentation 1.x shortened one name of the authors' SegNeXt, which is ours.
+    return {name.replace(".mlp.dwconv.", ".mlp.dwconv.dwconv."): value for name, value in tensors.items()}
 
 
 def _load(module: nn.Module, tensors: dict[str, Tensor], path: str | Path, strict: bool) -> LoadReport:

@@ -1,0 +1,145 @@
+"""The studies behind ``docs/results.md``: what each compares, as arguments of ``aucseg compare``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import aucseg
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+_CONFIGS = HERE / "configs"
+_FREEDOOM = Path(aucseg.__file__).parent / "configs" / "freedoom_lt_fpn_aucseg.yaml"
+
+_RIVALS = (
+    *("wce-inverse", "wce-median", "wce-effective", "focal", "cb-focal", "ohem", "ldam", "la", "vs"),
+    *("balanced-softmax", "blv", "seesaw", "dice", "lovasz"),
+)
+# Methods that are chosen by the scores of the main study's search, see `best_rivals`.
+RIVALS = "RIVALS"
+RIVALS_WITH_BANK = "RIVALS+bank"
+
+
+@dataclass(frozen=True)
+class Study:
+    """One comparison.
+
+    Attributes:
+        title: Heading in the results.
+        text: What is compared, for the results.
+        methods: As for ``--methods``; `RIVALS` stands for the two best rivals of the main study.
+        seeds: Number of seeds.
+        options: Further options of ``aucseg compare``.
+        needs_root: Whether the data are not in the package, so that ``--root`` must be given.
+        joins: Study to whose table the results are added.
+    """
+
+    title: str
+    text: str
+    methods: tuple[str, ...]
+    seeds: int
+    options: tuple[str, ...]
+    needs_root: bool = False
+    joins: str | None = None
+
+    def arguments(self, out: Path, root: Path | None, results: Path) -> list[str]:
+        """The arguments of ``aucseg compare``.
+
+        Args:
+            out: Folder of the runs.
+            root: Folder of data that are not in the package.
+            results: Folder of the results so far.
+
+        Raises:
+            ValueError: No root is given but needed, or the rivals are not chosen yet.
+        """
+        if self.needs_root and root is None:
+            raise ValueError(f"the data of '{self.title}' are not part of the package: give their folder with --root")
+        methods = [name for method in self.methods for name in _expanded(method, results)]
+        arguments = ["--methods", ",".join(methods), "--seeds", ",".join(map(str, range(self.seeds)))]
+        if root is not None and self.needs_root:
+            arguments += ["--root", str(root)]
+        return [*arguments, *self.options, "--out", str(out), "--discard-checkpoints"]
+
+
+_TUNED = ("--search", "auto", "--search-steps", "500")
+
+STUDIES = {
+    "main": Study(
+        "Freedoom-LT, all methods",
+        "One convolutional model (FPN, EfficientNet-Lite0), 1,000 steps, five seeds. The main setting of every method "
+        "is tuned with four trials on a quarter of the training images that is held out for it.",
+        (*("ce", "auc", "aucseg"), *_RIVALS, *("ce+rcs", "ce+bank", "ce+posthoc-la", "ce+disalign")),
+        5,
+        ("--config", str(_FREEDOOM), "--steps", "1000", *_TUNED),
+    ),
+    "rivals_with_bank": Study(
+        "Freedoom-LT, the best rivals with the bank",
+        "The bank beside the two losses that were best on the held-out images.",
+        (RIVALS_WITH_BANK,),
+        5,
+        ("--config", str(_FREEDOOM), "--steps", "1000", *_TUNED),
+        joins="main",
+    ),
+    "converged": Study(
+        "Freedoom-LT, a long budget",
+        "4,000 steps, for cross-entropy to converge. Settings as in the configuration.",
+        ("ce", "auc", "ce+bank", "aucseg"),
+        3,
+        ("--config", str(_FREEDOOM), "--steps", "4000"),
+    ),
+    "second_model": Study(
+        "Freedoom-LT, SegNeXt-tiny",
+        "A second architecture, from scratch, 2,400 steps. Tuned as the first.",
+        ("ce", RIVALS, "auc", "aucseg"),
+        3,
+        ("--config", str(_FREEDOOM), "--models", str(_CONFIGS / "segnext_tiny.yaml"), *_TUNED),
+    ),
+    "camvid": Study(
+        "CamVid",
+        "Photographs: 11 classes, test split, input at half size. Tuned on held-out training images. Published test "
+        "mIoU at full size with longer training: ENet 51.3, SegNet 60.1, DeepLab-LFOV 61.6, Dilation8 65.3, "
+        "FC-DenseNet103 66.9.",
+        ("ce", RIVALS, "auc", "aucseg"),
+        3,
+        ("--config", str(_CONFIGS / "camvid.yaml"), *_TUNED),
+        needs_root=True,
+    ),
+    "ablation": Study(
+        "Freedoom-LT, ablation",
+        "600 steps; each row changes one setting of AUCSeg (or takes one of its parts alone).",
+        (
+            *("ce", "auc", "ce+bank", "aucseg"),
+            *("surrogate-hinge", "surrogate-exponential", "scores-softmax", "strategy-ova"),
+            *("auc-weight-1", "auc-weight-8", "ratio-0.05", "ratio-0.2", "ratio-1"),
+            *("presence-0.05", "presence-0.1", "presence-0.2", "resize-0.4", "capacity-1", "capacity-20"),
+            *("placement-canvas", "scope-batch", "middle-unprotected"),
+        ),
+        3,
+        ("--config", str(_FREEDOOM), "--steps", "600", "--methods-file", str(_CONFIGS / "ablation.yaml")),
+    ),
+}
+
+
+def best_rivals(results: Path, count: int = 2) -> list[str]:
+    """The losses with the best scores in the main study's search, which never saw the validation split.
+
+    Raises:
+        ValueError: The main study has no results of its search yet.
+    """
+    path = results / "main.json"
+    search = json.loads(path.read_text(encoding="utf-8"))["search"] if path.is_file() else []
+    scores = {choice["method"]: max(choice["scores"].values()) for choice in search if choice["method"] in _RIVALS}
+    if len(scores) < count:
+        raise ValueError("the best rivals are those of the main study's search: run the study 'main' first")
+    return sorted(scores, key=lambda method: -scores[method])[:count]
+
+
+def _expanded(method: str, results: Path) -> list[str]:
+    if method == RIVALS:
+        return best_rivals(results)
+    if method == RIVALS_WITH_BANK:
+        return [f"{rival}+bank" for rival in best_rivals(results)]
+    return [method]

@@ -1,0 +1,160 @@
+"""Writes ``docs/results.md`` and its figures from the results: ``python -m benchmarks.evidence.tables``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.evidence.studies import RESULTS, STUDIES
+
+from aucseg.compare.tables import METRICS, Table, make_tables, markdown_text
+
+DOCS = Path(__file__).parents[2] / "docs"
+BASELINE = "ce"
+
+_HEAD = """# Results
+
+This page is written by `python -m benchmarks.evidence.tables` from the files in `benchmarks/evidence/results`; every
+number in it comes from there. How the comparisons are made: [A trustworthy comparison](compare.md).
+"""
+
+
+def main() -> None:
+    text, figures = page(RESULTS)
+    DOCS.joinpath("results.md").write_text(text, encoding="utf-8")
+    for name, table in figures.items():
+        draw(table, DOCS / "images" / name)
+    print(f"docs/results.md, {len(figures)} figures")
+
+
+def page(results: Path) -> tuple[str, dict[str, Table]]:
+    """The page as Markdown, and the table behind each of its figures, by file name."""
+    parts, figures, pending = [_HEAD], {}, []
+    for name, study in STUDIES.items():
+        if study.joins is not None:
+            continue
+        loaded = {n: load(results / f"{n}.json") for n, other in STUDIES.items() if name in (n, other.joins)}
+        runs = [run for result in loaded.values() for run in result["runs"]]
+        if not runs:
+            pending.append(name)
+            continue
+        check_same_origin(name, runs)
+        parts.append(f"## {study.title}\n\n{study.text}\n\n{_state(runs, study.seeds)}")
+        for table in make_tables(values_of(runs), *_names(runs), BASELINE):
+            figures[f"results-{name}-{table.model}.svg"] = table
+            parts.append(
+                f"![Tail and overall mIoU of each method](images/results-{name}-{table.model}.svg)\n\n"
+                + markdown_text([table]).replace("### ", "### Model ")
+            )
+        parts.append(_settings([choice for result in loaded.values() for choice in result["search"]]))
+    if pending:
+        parts.append(_pending(pending))
+    return "\n".join(part.rstrip() + "\n" for part in parts if part), figures
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A study's results, or none."""
+    if not path.is_file():
+        return {"runs": [], "search": []}
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return result
+
+
+def check_same_origin(name: str, runs: list[dict[str, Any]]) -> None:
+    """ValueError where runs of one table are of different code or data."""
+    for part in ("code", "data"):
+        digests = {run["hashes"][part] for run in runs}
+        if len(digests) > 1:
+            raise ValueError(f"the runs of {name!r} are of different {part} ({', '.join(sorted(digests))})")
+
+
+def values_of(runs: list[dict[str, Any]]) -> dict[tuple[str, str, int], dict[str, float]]:
+    """Metrics by (model, method, seed), as `make_tables` takes them."""
+    values = {}
+    for run in runs:
+        measured: Mapping[str, Any] = {**run["metrics"], **run["cost"]}
+        values[run["model"], run["method"], run["seed"]] = {
+            metric.key: math.nan if measured.get(metric.key) is None else float(measured[metric.key])
+            for metric in METRICS
+        }
+    return values
+
+
+def draw(table: Table, path: Path) -> None:
+    """Tail and overall mIoU with 95 % intervals, the methods in the order of their tail."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    cells = [table.cells[key] for key in ("tail", "miou")]
+    methods = sorted(table.seeds, key=lambda method: cells[0][method].mean.mean)
+    with mpl.rc_context({"svg.hashsalt": "results", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(8, 1 + 0.28 * len(methods)), layout="constrained")
+        for axes, column, title in zip(figure.subplots(1, 2, sharey=True), cells, ("tail", "overall"), strict=True):
+            for row, method in enumerate(methods):
+                mean = column[method].mean
+                half_width = 0 if math.isnan(mean.half_width) else mean.half_width
+                color = "#d55e00" if method.startswith("auc") else "#0072b2"
+                axes.errorbar(mean.mean, row, xerr=half_width, fmt="o", color=color, capsize=3)
+            axes.axvline(column[table.baseline].mean.mean, color="#777777", linewidth=0.8, linestyle=":")
+            axes.set_yticks(range(len(methods)), methods)
+            axes.set_xlabel(f"{title} mIoU, %")
+            axes.grid(axis="x", alpha=0.3)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata={"Date": None})
+
+
+def _names(runs: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
+    """Models and methods, the methods as the studies list them."""
+    listed = [method for study in STUDIES.values() for method in study.methods]
+    methods = sorted(
+        {run["method"] for run in runs}, key=lambda m: (m not in listed, listed.index(m) if m in listed else 0, m)
+    )
+    return sorted({run["model"] for run in runs}), methods
+
+
+def _state(runs: list[dict[str, Any]], wanted: int) -> str:
+    seeds: dict[str, set[int]] = {}
+    for run in runs:
+        seeds.setdefault(f"{run['model']}, {run['method']}", set()).add(run["seed"])
+    missing = sum(wanted - len(found) for found in seeds.values())
+    steps = sorted({run["steps"] for run in runs})
+    state = f"{len(runs)} runs, {' or '.join(map(str, steps))} steps."
+    return state if missing <= 0 else f"{state} **Not complete: {missing} runs of these methods are to come.**"
+
+
+def _settings(search: list[dict[str, Any]]) -> str:
+    if not search:
+        return ""
+    rows = [
+        f"| {choice['model']} | {choice['method']} | `{choice['setting'].rpartition('.')[2]}` | {choice['value']} "
+        f"| {', '.join(f'{value}: {100 * score:.1f}' for value, score in choice['scores'].items())} |"
+        for choice in search
+    ]
+    return "\n".join([
+        "### Tuned settings\n",
+        "| model | method | setting | chosen | overall mIoU on held-out training images |",
+        "| --- | --- | --- | --- | --- |",
+        *rows,
+    ])  # fmt: skip
+
+
+def _pending(names: list[str]) -> str:
+    lines = [
+        "## Not measured yet\n",
+        "The full tables are pending. These commands produce them, in pieces of any length above that of one run:\n",
+    ]
+    lines.append("```text")
+    for name, study in STUDIES.items():
+        if name in names or study.joins in names:
+            root = " --root CAMVID_FOLDER" if study.needs_root else ""
+            lines.append(f"python -m benchmarks.evidence.run {name} --minutes 60{root}")
+    lines += ["python -m benchmarks.evidence.tables", "```\n"]
+    lines += [f"- **{STUDIES[name].title}.** {STUDIES[name].text}" for name in names]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""What stops a run from outside (memory, disks, files, other processes), in words: cause and way out."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from pathlib import Path
+
+_GO_ON = "The run goes on from its last checkpoint with '--resume auto'"
+
+
+def explanation(error: BaseException) -> str | None:
+    """Cause and way out of an error during a run, or None where its own message says it.
+
+    Args:
+        error: what was raised.
+
+    Example:
+        >>> print(explanation(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")))
+        a loader process has died (DataLoader worker (pid 7) is killed by signal: Killed.): most often the memory ran
+        out; lower data.num_workers, data.batch_size or data.crop_size. The run goes on from its last checkpoint with
+        '--resume auto'
+        >>> explanation(RuntimeError("something else")) is None
+        True
+    """
+    text = str(error)
+    if _is_shared_memory(text):
+        free = shutil.disk_usage("/dev/shm").free / 1e6 if Path("/dev/shm").is_dir() else 0.0
+        return (
+            f"shared memory, through which loader processes hand over batches, is full (/dev/shm has {free:.1f} MB "
+            "left): make it larger (docker run --shm-size=8g; mount -o remount,size=8G /dev/shm), or lower "
+            f"data.num_workers (0 needs none). {_GO_ON}"
+        )
+    if "DataLoader worker" in text and ("killed by signal" in text or "exited unexpectedly" in text):
+        cause = text.strip().splitlines()[0].strip()
+        return (
+            f"a loader process has died ({cause}): most often the memory ran out; lower data.num_workers, "
+            f"data.batch_size or data.crop_size. {_GO_ON}"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full: {error}. {_GO_ON}" if "--resume" not in text else f"the disk is full: {error}"
+    sample = re.search(r"SampleError: (.*)\Z", text, re.DOTALL)
+    if "DataLoader worker process" in text and sample:
+        # What a loader process raises arrives with the text of its traceback.
+        return f"{sample[1].strip()}. Mend the file or leave such samples out (--data.on_error skip). {_GO_ON}"
+    if type(error).__name__ == "SampleError" and "on_error" not in text:
+        return f"{text}. Mend the file or leave such samples out (--data.on_error skip). {_GO_ON}"
+    if _is_lost_peer(error):
+        return f"another process of this run is gone ({text.strip().splitlines()[0]}): its message says why. {_GO_ON}"
+    return None
+
+
+def _is_shared_memory(text: str) -> bool:
+    return (
+        "Bus error" in text
+        or "out of shared memory" in text
+        or ("unable to" in text and "shm" in text)
+        or ("torch_" in text and "No space left on device" in text)
+        or ("/torch_" in text and os.strerror(errno.ENOSPC) in text)
+    )
+
+
+def _is_lost_peer(error: BaseException) -> bool:
+    phrases = (
+        "Connection closed by peer",
+        "Connection reset by peer",
+        "NCCL communicator was aborted",
+        "remote process",
+    )
+    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in phrases)

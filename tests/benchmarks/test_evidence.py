@@ -1,0 +1,125 @@
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks.evidence import run, tables
+from benchmarks.evidence.studies import RESULTS, STUDIES, best_rivals
+
+from aucseg import cli
+
+
+def a_run(method: str, seed: int, *, code: str = "c0", steps: int = 1000, model: str = "fpn") -> dict[str, Any]:
+    tail = {"ce": 0.05, "aucseg": 0.2}.get(method, 0.1) + 0.001 * seed
+    metrics = {"miou": 2 * tail, "head": 0.7, "middle": 0.3, "tail": tail, "auroc": None}
+    cost = {"seconds_per_step": 0.2, "peak_memory": 1_000_000, "device": "cpu"}
+    hashes = {"code": code, "data": "d0", "configuration": f"{method}{seed}"}
+    return {
+        "model": model, "method": method, "seed": seed, "steps": steps, "metrics": metrics, "per_class_iou": {},
+        "cost": cost, "seconds": 3.0, "hashes": hashes,
+    }  # fmt: skip
+
+
+def a_choice(method: str, best: float) -> dict[str, Any]:
+    return {"model": "fpn", "method": method, "setting": "model.x", "value": 1.0, "scores": {"1.0": best, "2.0": 0.01}}
+
+
+def write(folder: Path, study: str, runs: list[dict[str, Any]], search: list[dict[str, Any]]) -> None:
+    (folder / f"{study}.json").write_text(json.dumps({"study": study, "runs": runs, "search": search}))
+
+
+MAIN = [a_run(method, seed) for method in ("ce", "la", "aucseg") for seed in range(5)]
+SEARCH = [
+    a_choice("la", 0.3),
+    a_choice("focal", 0.25),
+    a_choice("vs", 0.2),
+    a_choice("aucseg", 0.9),
+    a_choice("ce", 0.8),
+]
+
+
+def test_rivals_are_chosen_by_the_held_out_images(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="run the study 'main' first"):
+        best_rivals(tmp_path)
+    write(tmp_path, "main", [], SEARCH)
+    assert best_rivals(tmp_path) == ["la", "focal"]
+    arguments = STUDIES["rivals_with_bank"].arguments(tmp_path / "out", None, tmp_path)
+    assert arguments[:2] == ["--methods", "la+bank,focal+bank"]
+
+
+def test_photographs_need_their_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--root"):
+        STUDIES["camvid"].arguments(tmp_path, None, tmp_path)
+
+
+def _studies() -> list[Any]:
+    # The second stages of the main study need the class counts of the whole training set.
+    marks = {"main": [pytest.mark.slow]}
+    return [pytest.param(n, marks=marks.get(n, [])) for n, study in STUDIES.items() if not study.needs_root]
+
+
+@pytest.mark.parametrize("study", _studies())
+def test_every_study_is_a_valid_comparison(
+    study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "run_for", lambda command, minutes: cli.main(command[3:]))
+    write(tmp_path, "main", [], SEARCH)
+    options = ["--out", str(tmp_path / "runs"), "--results", str(tmp_path), "--", "--dry-run"]
+    assert run.main([study, *options]) == 0
+    listed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("to do")]
+    methods = [m for method in STUDIES[study].methods for m in ([method] * (2 if method.startswith("RIVALS") else 1))]
+    assert len(listed) == len(methods) * STUDIES[study].seeds
+
+
+def test_a_piece_ends_on_time() -> None:
+    start = time.monotonic()
+    status = run.run_for([sys.executable, "-c", "import time; time.sleep(60)"], 0.02)
+    assert status != 0
+    assert time.monotonic() - start < 30
+
+
+def test_finished_runs_are_collected_and_tabulated(tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "fpn" / "ce" / "seed3"
+    folder.mkdir(parents=True)
+    (folder / "compare.json").write_text(json.dumps({
+        "metrics": {"miou": 0.123456789, "tail": None}, "cost": {"seconds_per_step": 0.1}, "seconds": 5.0,
+        "hashes": {"code": "c"}, "fingerprints": {"configuration": {"trainer.max_steps": 7}},
+    }))  # fmt: skip
+    (folder / "result.json").write_text(json.dumps({"per_class_iou": {"wall": 0.5}}))
+    (tmp_path / "out" / "fpn" / "ce" / "seed4").mkdir()  # not finished
+    (collected,) = run.collect("main", tmp_path / "out")["runs"]
+    assert (collected["model"], collected["method"], collected["seed"], collected["steps"]) == ("fpn", "ce", 3, 7)
+    assert collected["metrics"] == {"miou": 0.123457, "tail": None}
+    assert collected["per_class_iou"] == {"wall": 0.5}
+
+
+def test_page_has_the_numbers_of_the_results(tmp_path: Path) -> None:
+    write(tmp_path, "main", MAIN, SEARCH)
+    write(tmp_path, "rivals_with_bank", [a_run("la+bank", seed) for seed in range(4)], [a_choice("la+bank", 0.4)])
+    text, figures = tables.page(tmp_path)
+    assert list(figures) == ["results-main-fpn.svg"]
+    assert "| ce | 5 | 10.4" in text
+    assert "la+bank" in text
+    assert "Not complete: 1 runs" in text
+    assert "benchmarks.evidence.run camvid --minutes 60 --root" in text
+    assert "| fpn | la+bank | `x` | 1.0 | 1.0: 40.0, 2.0: 1.0 |" in text
+    paths = []
+    for name in ("a.svg", "b.svg"):
+        tables.draw(figures["results-main-fpn.svg"], tmp_path / name)
+        paths.append((tmp_path / name).read_bytes())
+    assert paths[0] == paths[1]
+
+
+def test_runs_of_different_code_are_not_put_into_one_table(tmp_path: Path) -> None:
+    write(tmp_path, "main", MAIN, SEARCH)
+    write(tmp_path, "rivals_with_bank", [a_run("la+bank", 0, code="c1")], [])
+    with pytest.raises(ValueError, match="different code"):
+        tables.page(tmp_path)
+
+
+def test_the_page_in_the_documentation_is_up_to_date() -> None:
+    text, figures = tables.page(RESULTS)
+    assert (tables.DOCS / "results.md").read_text() == text
+    assert all((tables.DOCS / "images" / name).is_file() for name in figures)

@@ -1,0 +1,104 @@
+"""``aucseg fit``, resume and ``validate`` in two processes under torchrun, against one process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aucseg import lightning_cli
+from tests.interruptions import compare
+from tests.two_processes import STEPS, arguments, train_plain
+
+
+def torchrun(*command: object, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return subprocess.run([*launcher, *map(str, command)], capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_card: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    result = torchrun("-m", "tests.two_processes", tiny_card, folder)
+    assert result.returncode == 0, result.stderr
+    (folder / "stderr.txt").write_text(result.stderr)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> list[dict[str, Any]]:
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def test_two_processes_learn_what_one_learns_from_twice_the_batch(
+    tiny_card: Path, tmp_path: Path, results: list[dict[str, Any]]
+) -> None:
+    alone = train_plain(tiny_card, tmp_path, 4)
+    for found in results:
+        torch.testing.assert_close(found["plain"], alone, rtol=2e-5, atol=2e-6)
+
+
+def test_processes_hold_the_same_weights_and_banks_of_their_own(results: list[dict[str, Any]]) -> None:
+    first, second = results
+    for name, value in first["weights"].items():
+        if "running" not in name:  # statistics of batch normalization are each process's own on the CPU
+            assert torch.equal(value, second["weights"][name]), name
+    assert not torch.equal(first["bank"]["generator"], second["bank"]["generator"])
+    assert all(any(found["bank"]["samples"]) for found in results)
+
+
+def test_stopped_on_one_process_and_resumed_ends_like_the_undisturbed_run(
+    folder: Path, results: list[dict[str, Any]]
+) -> None:
+    for found in results:
+        assert found["status"] == [128 + signal.SIGTERM, 0]
+        assert found["again"] == 0
+    checkpoint = torch.load(folder / "whole" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert len(checkpoint["processes"]) == 2
+    assert "bank" in checkpoint["processes"][1]
+    assert compare(folder / "half", folder / "whole") == []
+    assert "is finished" in (folder / "stderr.txt").read_text()
+
+
+def test_validation_gives_the_metrics_of_one_process(folder: Path, tiny_card: Path, tmp_path: Path) -> None:
+    checkpoint = folder / "whole" / "checkpoints" / "last.ckpt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert lightning_cli.run("validate", arguments(tiny_card, tmp_path / "one", ckpt_path=checkpoint)) == 0
+    one, two = (
+        {name: json.loads((run / f"{name}.json").read_text()) for name in ("result", "confusion", "images", "curves")}
+        for run in (tmp_path / "one", folder / "validate")
+    )
+    assert two["result"]["metrics"].pop("loss") == pytest.approx(one["result"]["metrics"].pop("loss"), rel=1e-6)
+    assert two == one
+    assert len(two["images"]) == 4
+
+
+def test_the_first_process_alone_speaks_and_writes(folder: Path) -> None:
+    text = (folder / "stderr.txt").read_text()
+    assert text.count("stopping after this step") <= 1  # told on process 1, which is silent
+    assert "sync_dist" not in text
+    lines = (folder / "whole" / "metrics.csv").read_text().splitlines()
+    steps = [line for line in lines[1:] if line.split(",")[lines[0].split(",").index("train/loss")]]
+    assert len(steps) == STEPS
+
+
+@pytest.mark.slow
+def test_killed_process_and_resume(tiny_card: Path, tmp_path: Path) -> None:
+    """torchrun ends the others; the command itself, given again, goes on."""
+    whole = torchrun("-m", "aucseg.cli", "fit", *arguments(tiny_card, tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr
+    half = arguments(tiny_card, tmp_path / "half", resume="auto")
+    kill = ["--trainer.callbacks", '[{"class_path": "tests.two_processes.Kill"}]']
+    killed = torchrun("-m", "aucseg.cli", "fit", *half, *kill)
+    assert killed.returncode != 0
+    resumed = torchrun("-m", "aucseg.cli", "fit", *half)
+    assert resumed.returncode == 0, resumed.stderr
+    assert compare(tmp_path / "half", tmp_path / "whole") == []

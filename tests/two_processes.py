@@ -1,0 +1,122 @@
+"""What `tests/test_two_processes.py` runs under torchrun: everything in one start of two processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor, nn
+
+from aucseg import AUCSegLoss, SegmentationDataModule, SegmentationTask, lightning_cli
+from aucseg.memory_bank import TailMemoryBank
+
+STEPS = 6
+
+
+class PlainNetwork(nn.Module):
+    """No batch normalization, no dropout: the gradient of a batch is that of its parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.GELU(), nn.Conv2d(8, 4, 3, padding=1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.layers(images)
+        return logits
+
+
+def train_plain(card: Path, folder: Path, batch_size: int, **options: Any) -> dict[str, Tensor]:
+    """The weights after a few steps; the same for two processes with half the batch each."""
+    torch.manual_seed(0)
+    task = SegmentationTask(str(card), PlainNetwork(), loss=AUCSegLoss(), learning_rate=0.01, warmup_steps=1)
+    data = SegmentationDataModule(
+        str(card), str(card.parent), batch_size=batch_size, num_workers=0, crop_size=(32, 40), eval_batch_size=1
+    )
+    trainer = Trainer(
+        default_root_dir=folder,
+        max_steps=STEPS,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        check_val_every_n_epoch=None,
+        val_check_interval=STEPS,
+        use_distributed_sampler=False,
+        **options,
+    )
+    trainer.fit(task, data)
+    return task.model.state_dict()
+
+
+def arguments(card: Path, out: Path, **more: object) -> list[str]:
+    options = {
+        "trainer.max_steps": STEPS,
+        "trainer.val_check_interval": 3,
+        "trainer.log_every_n_steps": 1,
+        "trainer.accelerator": "cpu",
+        "trainer.enable_progress_bar": "false",
+        "trainer.enable_model_summary": "false",
+        "model.model": "smp/fpn",
+        "model.model_options": '{"encoder": "tu-mobilenetv3_small_050", "decoder_pyramid_channels": 32,'
+        ' "decoder_segmentation_channels": 32}',
+        "model.bank": '{"capacity": 2, "min_pixels": 4, "sample_ratio": 1.0, "scope": "image"}',
+        "model.bank_exchange_every": 2,
+        "model.pixel_metrics": "true",
+        "model.warmup_steps": 2,
+        "data.card": card,
+        "data.root": card.parent,
+        "data.batch_size": 2,
+        "data.eval_batch_size": 1,
+        "data.num_workers": 0,
+        "data.crop_size": "[32, 40]",
+        "checkpoint_every": 2,
+        "out": out,
+        **more,
+    }
+    return [text for name, value in options.items() for text in (f"--{name}", str(value))]
+
+
+class Tell(Callback):
+    """Sends this process a signal, on one rank alone."""
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_rank == 1 and trainer.global_step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Kill(Callback):
+    """Kills one of the processes."""
+
+    def on_before_optimizer_step(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_rank == 1 and trainer.global_step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(card: Path, folder: Path) -> None:
+    results: dict[str, Any] = {"plain": train_plain(card, folder, 2, strategy="ddp", devices=2)}
+    rank = dist.get_rank()
+    fitted = lightning_cli.run_lightning("fit", arguments(card, folder / "whole"))
+    bank = fitted.model.bank
+    assert isinstance(bank, TailMemoryBank)
+    results["bank"] = bank.get_extra_state()
+    results["weights"] = fitted.model.model.state_dict()
+    half = arguments(card, folder / "half", resume="auto")
+    tell = ["--trainer.callbacks", '[{"class_path": "tests.two_processes.Tell"}]']
+    results["status"] = [lightning_cli.run("fit", half + tell), lightning_cli.run("fit", half)]
+    results["again"] = lightning_cli.run("fit", half)
+    checkpoint = folder / "whole" / "checkpoints" / "last.ckpt"
+    lightning_cli.run("validate", arguments(card, folder / "validate", ckpt_path=checkpoint))
+    torch.save(results, folder / f"{rank}.pt")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,81 @@
+"""Formulas of the documentation as MathML: no script, no font and no server is needed to read them.
+
+A hook of MkDocs. Pages write ``$...$`` and ``$$...$$``; docstrings write the roles and directives of reStructuredText,
+``:math:`...``` and ``.. math:: ...``, which ``help()`` shows well enough.
+"""
+
+import re
+from typing import Any
+from xml.etree.ElementTree import Element
+
+from latex2mathml.converter import convert
+from markdown import Markdown
+from markdown.extensions import Extension
+from markdown.inlinepatterns import InlineProcessor
+from markdown.preprocessors import Preprocessor
+from markdown.util import AtomicString
+
+_DIRECTIVE = re.compile(r"^(?P<indent> *)\.\. math::(?P<first>.*)$")
+
+
+class _InlineMath(InlineProcessor):  # type: ignore[misc]
+    def handleMatch(self, m: re.Match[str], data: str) -> Any:  # noqa: N802
+        return self.md.htmlStash.store(convert(m.group(1))), m.start(0), m.end(0)
+
+
+class _Role(InlineProcessor):  # type: ignore[misc]
+    def handleMatch(self, m: re.Match[str], data: str) -> tuple[Element, int, int]:  # noqa: N802
+        code = Element("code")
+        code.text = AtomicString(m.group(1))
+        return code, m.start(0), m.end(0)
+
+
+class _BlockMath(Preprocessor):  # type: ignore[misc]
+    def run(self, lines: list[str]) -> list[str]:
+        out: list[str] = []
+        rest = iter(lines)
+        line = next(rest, None)
+        while line is not None:
+            directive = _DIRECTIVE.match(line)
+            if directive:
+                indent, body = directive["indent"], [directive["first"]]
+                line = next(rest, None)
+                while line is not None and line.startswith(indent + " ") and line.strip():
+                    body.append(line)
+                    line = next(rest, None)
+                out += self._block(indent, body)
+            elif line.strip().startswith("$$"):
+                indent = line[: len(line) - len(line.lstrip())]
+                body = [line.strip()[2:]]
+                while not body[-1].rstrip().endswith("$$"):
+                    if (line := next(rest, None)) is None:
+                        raise ValueError(f"$$ without an end: {body[0]}")
+                    body.append(line)
+                body[-1] = body[-1].rstrip()[:-2]
+                out += self._block(indent, body)
+                line = next(rest, None)
+            else:
+                out.append(line)
+                line = next(rest, None)
+        return out
+
+    def _block(self, indent: str, body: list[str]) -> list[str]:
+        formula = convert(" ".join(part.strip() for part in body).strip(), display="block")
+        return ["", indent + self.md.htmlStash.store(f'<div class="formula">{formula}</div>'), ""]
+
+
+class FormulaExtension(Extension):  # type: ignore[misc]
+    """Formulas, and the roles for code (``:func:`...```) of reStructuredText."""
+
+    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802
+        """Registers the processors: after fenced code and code spans where what they hold must stay as it is."""
+        md.preprocessors.register(_BlockMath(md), "block_math", 15)
+        md.inlinePatterns.register(_InlineMath(r":math:`([^`]+)`", md), "math_role", 200)
+        md.inlinePatterns.register(_Role(r":(?:func|class|meth|mod|attr|data):`~?([^`]+)`", md), "code_role", 200)
+        md.inlinePatterns.register(_InlineMath(r"(?<![\w$\\])\$(?=\S)([^$\n]+?)(?<=\S)\$(?![\w$])", md), "dollars", 185)
+
+
+def on_config(config: Any) -> Any:
+    """Adds the extension to those of ``mkdocs.yml``; docstrings get it too."""
+    config.markdown_extensions.append(FormulaExtension())
+    return config
