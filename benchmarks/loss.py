@@ -13,16 +13,17 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.label_maps import IGNORE, realistic, worst_case
+from benchmarks.peak_memory import peak_bytes
 from torch import Tensor
 from torch.nn import functional as F
 
 from aucseg.losses import AUCSegLoss, PairwiseAUCLoss
-from benchmarks.label_maps import IGNORE, realistic, worst_case
-from benchmarks.peak_memory import peak_bytes
 
 RESULTS = Path(__file__).parent / "results" / "loss.json"
 LABELS = {"realistic": realistic, "random": worst_case}
@@ -78,7 +79,7 @@ def measure(ways: dict[str, Loss], logits: Tensor, target: Tensor, repeats: int)
     first = next(iter(ways))
     rows: dict[str, Row] = {}
     for name, loss in ways.items():
-        peak = peak_bytes(lambda loss=loss: forward_backward(loss, logits, target)) - logits.nbytes
+        peak = peak_bytes(partial(forward_backward, loss, logits, target)) - logits.nbytes
         rows[name] = {
             "seconds": statistics.median(wall[name]),
             "ratio": statistics.median(a / b for a, b in zip(wall[name], wall[first], strict=True)),

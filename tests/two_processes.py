@@ -31,10 +31,19 @@ class PlainNetwork(nn.Module):
         return logits
 
 
-def train_plain(card: Path, folder: Path, batch_size: int, **options: Any) -> dict[str, Tensor]:
+def train_plain(
+    card: Path, folder: Path, batch_size: int, micro_batches: int = 1, **options: Any
+) -> dict[str, Tensor]:
     """The weights after a few steps; the same for two processes with half the batch each."""
     torch.manual_seed(0)
-    task = SegmentationTask(str(card), PlainNetwork(), loss=AUCSegLoss(), learning_rate=0.01, warmup_steps=1)
+    task = SegmentationTask(
+        str(card),
+        PlainNetwork(),
+        loss=AUCSegLoss(),
+        learning_rate=0.01,
+        warmup_steps=1,
+        micro_batches=micro_batches,
+    )
     data = SegmentationDataModule(
         str(card), str(card.parent), batch_size=batch_size, num_workers=0, crop_size=(32, 40), eval_batch_size=1
     )
@@ -102,6 +111,7 @@ class Kill(Callback):
 
 def main(card: Path, folder: Path) -> None:
     results: dict[str, Any] = {"plain": train_plain(card, folder, 2, strategy="ddp", devices=2)}
+    results["micro-batches"] = train_plain(card, folder, 2, micro_batches=2, strategy="ddp", devices=2)
     rank = dist.get_rank()
     fitted = lightning_cli.run_lightning("fit", arguments(card, folder / "whole"))
     bank = fitted.model.bank
