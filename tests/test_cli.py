@@ -88,6 +88,14 @@ def test_predict_writes_label_maps_of_the_input_size(finished_run: Path, tiny_ca
     assert len((out / "areas.csv").read_text().splitlines()) > 4
 
 
+def test_export_is_checked_on_validation_images(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["export", str(finished_run), "--to", str(tmp_path / "model.pt2")]) == 0
+    # Four images, two of them also mirrored.
+    assert capsys.readouterr().out.startswith("checked on 6 images: logits differ by at most")
+
+
 def test_fit_refuses_to_replace_a_run(finished_run: Path) -> None:
     result = aucseg("fit", "--config", finished_run / "config.yaml", "--out", finished_run)
     assert result.returncode == 2

@@ -8,7 +8,7 @@ import yaml
 from torch.utils.data import DataLoader
 
 from aucseg import DatasetCard, SegmentationTask
-from aucseg.demo import CONFIGS
+from aucseg.configs import CONFIGS, find_config
 from aucseg.lightning_cli import AUCSegCLI, run_lightning
 
 PAPER = sorted(path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("freedoom"))
@@ -100,6 +100,27 @@ def test_the_baseline_differs_in_loss_and_bank_alone() -> None:
         other["model"].pop(key)
     assert baseline["model"].pop("loss") == "ce"
     assert baseline == other
+
+
+@pytest.mark.parametrize("form", ["configs/{}.yaml", "{}.yaml", "{}"])
+@pytest.mark.parametrize("option", [["--config", "{}"], ["-c", "{}"], ["--config={}"]])
+def test_configurations_of_the_package_go_by_their_names(
+    form: str, option: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = form.format("ade20k_deeplabv3plus_ce")
+    with pytest.raises(SystemExit) as exit_info:
+        run_lightning("fit", [*(part.format(name) for part in option), "--print_config"])
+    assert exit_info.value.code == 0
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["model"] == "smp/deeplabv3plus"
+
+
+def test_a_file_of_the_user_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("ade20k_deeplabv3plus_ce.yaml").touch()
+    assert find_config("ade20k_deeplabv3plus_ce.yaml") == Path("ade20k_deeplabv3plus_ce.yaml")
+    with pytest.raises(ValueError, match=r"no file 'mine.yaml'.* those of the package: ade20k"):
+        find_config("mine.yaml")
 
 
 @pytest.mark.parametrize("name", PAPER)

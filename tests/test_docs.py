@@ -12,7 +12,7 @@ from tests.docs_blocks import ROOT, PageRunner, code_blocks
 from tests.test_cli import TINY_RUN
 
 DOCS = ROOT / "docs"
-PAGES = sorted({ROOT / "README.md", *DOCS.rglob("*.md")})
+PAGES = sorted({ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")})
 # Pages whose commands train and evaluate for more than a few seconds.
 SLOW = {"README.md", "getting-started.md"}
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def name_of(page: Path) -> str:
-    return str(page.relative_to(ROOT if page.name == "README.md" else DOCS))
+    return str(page.relative_to(DOCS if page.is_relative_to(DOCS) else ROOT))
 
 
 def with_marks(page: Path) -> object:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
 from aucseg import export
@@ -129,6 +130,19 @@ def test_a_file_that_computes_something_else_is_not_kept(shift: float, tmp_path:
     with pytest.raises(ExportError, match="something else than the model"):
         export_model(Lies(shift), tmp_path / "model.pt2", METADATA)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_padding_by_size_becomes_constant(kernel: int, stride: int, dilation: int) -> None:
+    torch.manual_seed(0)
+    dynamic = Conv2dSame(6, 8, (kernel, 3), stride=stride, dilation=dilation, groups=2, bias=kernel > 1)
+    images = torch.randn(2, 6, 12, 20)
+    static = export._with_static_padding(nn.Sequential(nn.ModuleDict({"inner": dynamic})))
+    replaced: Any = static.get_submodule("0.inner")
+    assert not any(isinstance(module, Conv2dSame) for module in static.modules())
+    torch.testing.assert_close(replaced(images), dynamic(images))
 
 
 def test_wrong_input(tmp_path: Path) -> None:

@@ -108,7 +108,9 @@ def test_a_folder_without_a_card(run: Run, root: Path, tmp_path: Path, capsys: p
     path = tmp_path / "proposed.yaml"
     assert run(root, "--write-card", path) == 0
     assert "proposed card: 3 classes, gray masks" in capsys.readouterr().out
-    assert DatasetCard.load(path).raw_ids == ((0,), (7,), (9,))
+    card = DatasetCard.load(path)
+    assert card.raw_ids == ((0,), (7,), (9,))
+    assert card.groups == ClassStatistics.from_dataset(SegmentationDataset(card, root)).groups()
     assert run(path, "--root", root) == 0
 
 

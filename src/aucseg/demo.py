@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-CONFIGS = Path(__file__).parent / "configs"
+from aucseg.configs import CONFIGS
+
 # Title, name of the run's folder, configuration.
 METHODS = (
     ("CE", "ce", CONFIGS / "freedoom_lt_fpn_ce.yaml"),

@@ -127,7 +127,8 @@ def export_model(
     write = {".onnx": _write_onnx, ".pt2": _write_torch_export}.get(path.suffix)
     if write is None:
         raise ValueError(f"cannot export to {path.name!r}: the suffix must be .onnx or .pt2")
-    exportable = ExportableModel(_on_cpu(model)).eval()
+    reference = ExportableModel(_on_cpu(model)).eval()
+    exportable = ExportableModel(_with_static_padding(_on_cpu(model))).eval()
     stride = metadata.stride
     example = torch.randn(2, in_channels, 2 * stride, 3 * stride)
     with torch.no_grad():
@@ -142,11 +143,46 @@ def export_model(
     program = torch.export.export(exportable, (example,), dynamic_shapes=dynamic)
     with _kept_if_it_passes(path) as temporary:
         run = write(program, temporary, metadata)
-        return _check(exportable, run, _batches(images, metadata, in_channels))
+        return _check(reference, run, _batches(images, metadata, in_channels))
 
 
 def _on_cpu(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).cpu()
+    # Training lays weights out channels last, which the file formats take for parts of larger tensors.
+    return copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)
+
+
+def _with_static_padding(model: nn.Module) -> nn.Module:
+    """Replace, in place, timm's convolutions that compute their padding from the size of what they see.
+
+    That padding ("same", as TensorFlow has it) is constant where the size is a multiple of the convolution's stride,
+    and it is, in images that are multiples of the model's stride. Left as it is, each such convolution nests one more
+    condition on the size of the image into the shapes after it, and the export of a network with a handful of them
+    did not end within minutes.
+    """
+    for name, child in model.named_children():
+        if type(child).__name__ == "Conv2dSame":
+            assert isinstance(child, nn.Conv2d)
+            setattr(model, name, _padded(child))
+        else:
+            _with_static_padding(child)
+    return model
+
+
+def _padded(convolution: nn.Conv2d) -> nn.Sequential:
+    extents = [d * (k - 1) + 1 for d, k in zip(convolution.dilation, convolution.kernel_size, strict=True)]
+    vertical, horizontal = (max(e - s, 0) for e, s in zip(extents, convolution.stride, strict=True))
+    padding = (horizontal // 2, horizontal - horizontal // 2, vertical // 2, vertical - vertical // 2)
+    plain = nn.Conv2d(
+        convolution.in_channels,
+        convolution.out_channels,
+        convolution.kernel_size,  # type: ignore[arg-type]
+        convolution.stride,  # type: ignore[arg-type]
+        dilation=convolution.dilation,  # type: ignore[arg-type]
+        groups=convolution.groups,
+        bias=convolution.bias is not None,
+    )
+    plain.load_state_dict(convolution.state_dict())
+    return nn.Sequential(nn.ZeroPad2d(padding), plain)
 
 
 def _write_onnx(program: Any, path: Path, metadata: ExportMetadata) -> Callable[[Tensor], Tensor]:
@@ -259,7 +295,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="PATH",
-        help="images, folders or patterns to check the exported file on (the first eight; default: random colours)",
+        help="images, folders or patterns to check the exported file on, the first four (default: validation images "
+        "of the run, where they are found; else random colours)",
     )
 
 
@@ -270,7 +307,7 @@ def run(args: argparse.Namespace) -> int:
     task = _load_task(args.run)
     metadata = ExportMetadata(
         tuple(task.card.class_names),
-        tuple(tuple(color) for color in task.card.palette),
+        tuple(task.card.palette),
         tuple(task.mean.flatten().tolist()),
         tuple(task.std.flatten().tolist()),
         getattr(task.model, "stride", 32),
@@ -280,7 +317,12 @@ def run(args: argparse.Namespace) -> int:
     elif args.to.suffix == "":
         _save_for_hub(task, metadata, args.to)
     else:
-        images = [read_image(path) for path in find_images(args.images)[:8]] if args.images else None
+        if args.images:
+            images: list[npt.NDArray[np.uint8]] | None = [read_image(path) for path in find_images(args.images)[:4]]
+        else:
+            images = _validation_images(args.run)
+        if images is None:
+            print("no validation images of the run were found; checking on random colours (better: --images)")
         try:
             print(export_model(task.model, args.to, metadata, images=images))
         except ExportError as error:
@@ -288,6 +330,22 @@ def run(args: argparse.Namespace) -> int:
             return 1
     print(f"wrote {args.to}")
     return 0
+
+
+def _validation_images(run: Path, number: int = 4) -> list[npt.NDArray[np.uint8]] | None:
+    """Read the first images that the run was validated on; None where they are not to be found any more."""
+    from aucseg.datasets import SegmentationDataset
+    from aucseg.plain_yaml import read_yaml_mapping
+
+    config = (run if run.is_dir() else run.parent.parent) / "config.yaml"
+    if not config.is_file():
+        return None
+    try:
+        data = read_yaml_mapping(config)["data"]
+        dataset = SegmentationDataset(data["card"], data["root"], data["val_split"])
+        return [dataset[i]["image"].permute(1, 2, 0).numpy() for i in range(min(number, len(dataset)))]
+    except (ValueError, KeyError, OSError):
+        return None
 
 
 def _load_task(path: Path) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from aucseg.checkpoints import AtomicCheckpointIO, RunCheckpoint, RunInterrupted, checkpoint_step, newest_checkpoint
+from aucseg.configs import find_config
 from aucseg.datamodule import SegmentationDataModule
 from aucseg.distributed import process_number, say_once
 from aucseg.failures import explanation
@@ -190,7 +191,7 @@ def run_lightning(command: str, arguments: list[str]) -> AUCSegCLI:
         return AUCSegCLI(
             SegmentationTask,
             SegmentationDataModule,
-            args=[command, *arguments],
+            args=[command, *_with_shipped_configs(arguments)],
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={
@@ -204,3 +205,16 @@ def run_lightning(command: str, arguments: list[str]) -> AUCSegCLI:
             },
             parser_kwargs={"prog": "aucseg", "parser_mode": "yaml"},
         )
+
+
+def _with_shipped_configs(arguments: list[str]) -> list[str]:
+    """Replaces the value of each ``--config`` that names a configuration of the package by its path."""
+    out: list[str] = []
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if option in ("--config", "-c") and equals:
+            argument = f"{option}={find_config(value)}"
+        elif out and out[-1] in ("--config", "-c"):
+            argument = str(find_config(argument))
+        out.append(argument)
+    return out

@@ -46,7 +46,8 @@ def read_yaml_mapping(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     try:
-        content = yaml.load(read_text(path), Loader=_PlainLoader)  # nosec B506: a SafeLoader with less
+        text = read_text(path)
+        content = yaml.load(text, Loader=_PlainLoader)  # nosec B506
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ValueError(f"{path} is no YAML file: {error}") from error
     if not isinstance(content, dict):

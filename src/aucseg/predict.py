@@ -140,7 +140,7 @@ def _to_8_bits(values: Array, path: str | Path, value_range: tuple[float, float]
         if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
             raise ImageError(
                 f"{path}: values from {values.min():g} to {values.max():g}; "
-                "say with value_range which of them are black and white"
+                "say which of them are black and white: value_range, --value-range LOW HIGH"
             )
         value_range = (0, 65535)
     low, high = value_range
@@ -194,13 +194,15 @@ def predict_paths(
         progress: Whether to show a bar.
 
     Raises:
-        ValueError: No paths, an opacity out of range, or names and palette of different lengths.
+        ValueError: No paths, an opacity or value range that is none, or names and palette of different lengths.
         TypeError: The model's logits have another number of classes.
     """
     if not paths:
         raise ValueError("no images to predict")
     if len(class_names) != len(palette):
         raise ValueError(f"{len(class_names)} class names, but {len(palette)} colours")
+    if value_range is not None and not value_range[0] < value_range[1]:
+        raise ValueError(f"value_range must be two rising numbers, got {value_range}")
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity must be in 0..1, got {opacity}")
     predictor = model if isinstance(model, Predictor) else Predictor(model)
@@ -215,18 +217,19 @@ def predict_paths(
             try:
                 image = read_image(path, exif=exif, value_range=value_range, max_pixels=max_pixels)
                 score_path = out_dir / "scores" / f"{name}.npy" if scores else None
-                labels = _predict(predictor, image, len(class_names), score_path)
+                labels, pixels = _predict(predictor, image, len(class_names), score_path)
                 _save(_label_image(labels, colors), out_dir / "labels" / f"{name}.png")
                 if overlays:
-                    mixed = (1 - opacity) * image + opacity * colors[labels]
-                    _save(Image.fromarray(mixed.round().astype(np.uint8)), out_dir / "overlays" / f"{name}.png")
-            except (ValueError, RuntimeError, OSError, MemoryError) as error:
-                summary.failures[path] = str(error)
+                    # In 8 bits: floats of a large image would take eight times its memory.
+                    mixed = Image.blend(Image.fromarray(image), Image.fromarray(colors[labels]), opacity)
+                    _save(mixed, out_dir / "overlays" / f"{name}.png")
+            # Some networks assert that they know the size of the image.
+            except (ValueError, RuntimeError, AssertionError, OSError, MemoryError) as error:
+                summary.failures[path] = (str(error) or type(error).__name__).removeprefix(f"{path}: ")
                 mode: Literal["a", "w"] = "a" if len(summary.failures) > 1 else "w"
                 with _Table(out_dir / "errors.csv", ["image", "error"], mode) as errors:
-                    errors.write([path, error])
+                    errors.write([path, summary.failures[path]])
                 continue
-            pixels = np.bincount(labels.ravel(), minlength=len(class_names))
             for class_id in np.flatnonzero(pixels).tolist():
                 share = pixels[class_id] / labels.size
                 areas.write([path, class_id, class_names[class_id], pixels[class_id], f"{share:.6g}"])
@@ -249,16 +252,22 @@ def output_names(paths: Sequence[Path]) -> list[str]:
     return [(path if stems.count(stem) > 1 else stem).as_posix() for path, stem in zip(relative, stems, strict=True)]
 
 
-def _predict(predictor: Predictor, image: Array, num_classes: int, score_path: Path | None) -> Array:
+def _predict(
+    predictor: Predictor, image: Array, num_classes: int, score_path: Path | None
+) -> tuple[Array, npt.NDArray[np.int64]]:
+    """Predict the labels ``(H, W)`` and the number of pixels of each class, and write the scores."""
     labels = np.empty(image.shape[:2], dtype=np.uint8 if num_classes <= 256 else np.uint16)
+    pixels = np.zeros(num_classes, dtype=np.int64)
     with _score_map(score_path, (num_classes, *image.shape[:2])) as score_map:
         for rows, columns, logits in predictor.blocks(image):
             if len(logits) != num_classes:
                 raise TypeError(f"the model has {len(logits)} classes, but there are names for {num_classes}")
-            labels[rows, columns] = logits.argmax(dim=0).cpu().numpy()
+            block = logits.argmax(dim=0).cpu().numpy()
+            labels[rows, columns] = block
+            pixels += np.bincount(block.ravel(), minlength=num_classes)
             if score_map is not None:
                 score_map[:, rows, columns] = logits.softmax(dim=0).cpu().numpy()
-    return labels
+    return labels, pixels
 
 
 @contextmanager

@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 _EXAMPLES = """examples:
   aucseg predict runs/a photos/ --out predictions
@@ -26,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--blend", choices=("linear", "average"), default="linear", help="where windows overlap (default: %(default)s)")
     add("--scales", nargs="+", type=float, default=[1.0], metavar="S", help="average over these sizes of the image")
     add("--flip", action="store_true", help="average with the mirrored image")
-    add("--class-counts", type=Path, metavar="FILE", help="statistics as 'aucseg stats' saves them: adjust the "
+    add("--class-counts", type=Path, metavar="FILE", help="counts of 'aucseg stats --save FILE': adjust the "
         "logits by the class frequencies")  # fmt: skip
     add("--tau", type=float, default=1.0, help="strength of that adjustment (default: %(default)s)")
     add("--scores", action="store_true", help="also write class probabilities, float16 (K, H, W)")
@@ -34,7 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--opacity", type=float, default=0.5, help="of the colours in the overlays (default: %(default)s)")
     add("--value-range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="values that mean black and white, for "
         "images of more than 8 bits")  # fmt: skip
-    add("--device", default="cpu", help="where to predict (default: %(default)s)")
+    add("--exif", choices=("apply", "ignore"), default="apply", help="whether to turn photographs as their EXIF data "
+        "say (default: %(default)s)")  # fmt: skip
+    add("--max-pixels", type=int, default=2**30, help="refuse larger images (default: %(default)s)")
+    add("--batch-size", type=int, default=1, help="windows that go through the model together (default: %(default)s)")
+    add("--device", help="where to predict, cpu or cuda (default: cuda where there is one)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,9 +69,10 @@ def run(args: argparse.Namespace) -> int:
         flip=args.flip,
         class_frequency=counts,
         tau=args.tau,
+        batch_size=args.batch_size,
     )
     paths = find_images(args.inputs, exclude=args.out)
-    task = load_task(args.run).to(args.device)
+    task = load_task(args.run).to(_device(args.device))
     if counts is not None and len(counts) != task.card.num_classes:
         raise ValueError(
             f"{args.class_counts} counts {len(counts)} classes, the model of {args.run} has {task.card.num_classes}"
@@ -78,9 +87,21 @@ def run(args: argparse.Namespace) -> int:
             overlays=not args.no_overlays,
             opacity=args.opacity,
             scores=args.scores,
+            exif=args.exif,
             value_range=None if args.value_range is None else tuple(args.value_range),
+            max_pixels=args.max_pixels,
         )
     print(f"{len(summary.done)} images predicted, in {args.out}")
     for path, reason in summary.failures.items():
         print(f"aucseg predict: {path}: {reason}", file=sys.stderr)
     return 1 if summary.failures else 0
+
+
+def _device(name: str | None) -> torch.device:
+    import torch
+
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch without support for it asserts
+        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,10 @@ def _run(args: argparse.Namespace) -> int:
     report = make_report(statistics, card, batch_size=args.batch_size, delta=args.delta)
     print(format_report(report))
     _write(args, statistics, report | {"check": _check_as_json(check)})
+    if args.write_card is not None:
+        groups = statistics.groups()
+        card = replace(card, groups=groups, tail_classes=tuple(groups["tail"]))
+        _write_card(args.write_card, card, Path(args.card))
     return 0 if check.is_clean or args.on_error == "skip" else 1
 
 
@@ -155,16 +159,6 @@ def _card_and_root(args: argparse.Namespace, cache: ScanCache | None) -> tuple[D
         f"proposed card: {card.num_classes} classes, {card.mask_encoding} masks, splits {', '.join(card.splits)}, "
         f"images {layout.images}, masks {layout.masks}, ignored ids {list(card.ignore_ids)}"
     )
-    if args.write_card is not None:
-        comment = (
-            f"# Proposed by `aucseg stats` from what it found in {root.resolve().name}: give the classes names, check "
-            "the rest.\n"
-        )
-        args.write_card.write_text(comment + card.to_yaml(), encoding="utf-8")
-        print(
-            f"wrote {args.write_card}: give the classes their names, then run aucseg stats {args.write_card} --root "
-            f"{root}"
-        )
     return card, root
 
 
@@ -221,6 +215,15 @@ def _write(args: argparse.Namespace, statistics: ClassStatistics, report: dict[s
         write_csv(report, args.csv)
     if args.chart is not None:
         write_chart(report, args.chart)
+
+
+def _write_card(path: Path, card: DatasetCard, root: Path) -> None:
+    comment = (
+        f"# Proposed by `aucseg stats` from what it found in {root.resolve().name}: give the classes their names, also "
+        "in the\n# groups (by share of the labelled pixels), and check the rest.\n"
+    )
+    path.write_text(comment + card.to_yaml(), encoding="utf-8")
+    print(f"\nwrote {path}: give the classes their names, then run aucseg stats {path} --root {root}")
 
 
 def _default_cache() -> Path:

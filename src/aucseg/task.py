@@ -19,7 +19,7 @@ from aucseg.losses.pairwise_auc import PairwiseAUCLoss
 from aucseg.memory_bank import TailMemoryBank
 from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
 from aucseg.micro_batches import backward_all_but_last, check_micro_batches
-from aucseg.models import build_model, forward_with_auxiliary, split_parameters
+from aucseg.models import build_model, forward_with_auxiliary, split_parameters, without_weights
 from aucseg.models.inference import InferenceOptions, Predictor
 from aucseg.random_states import random_states, set_random_states
 from aucseg.transforms import IMAGENET_MEAN, IMAGENET_STD
@@ -116,6 +116,8 @@ class SegmentationTask(LightningModule):
         )
         num_classes = self.card.num_classes
         if isinstance(model, str):
+            # A checkpoint brings the weights, so what loads it must not look for those that the run began with.
+            self.hparams["model_options"] = without_weights(model, model_options or {})
             model = build_model(model, num_classes, **(model_options or {}))
         self.model = model.to(memory_format=torch.channels_last) if channels_last else model
         self.loss = loss if isinstance(loss, nn.Module) else None
@@ -138,6 +140,7 @@ class SegmentationTask(LightningModule):
             )
         mean = getattr(model, "pixel_mean", IMAGENET_MEAN) if mean is None else mean
         std = getattr(model, "pixel_std", IMAGENET_STD) if std is None else std
+        self.hparams.update(mean=list(mean), std=list(std))
         self.evaluation = None if evaluation is None else _inference_options(evaluation)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)

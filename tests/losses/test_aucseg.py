@@ -164,7 +164,7 @@ def test_training_lowers_both_terms() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"auc_weight": -1.0}, "auc_weight must be finite and not negative"),
+        ({"auc_weight": -1.0}, "auc_weight must lie in 0..1e"),
         ({"ce_weight": float("inf")}, "ce_weight"),
         ({"label_smoothing": 1.5}, r"label_smoothing must lie in \[0, 1\]"),
         ({"class_weight": torch.tensor([1.0, -1.0])}, "class_weight must be"),

@@ -1,3 +1,5 @@
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -5,7 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aucseg.models import SegmentationModel, WrappedNetwork, build_model, forward_with_auxiliary, split_parameters
+from aucseg.models import (
+    SegmentationModel,
+    WrappedNetwork,
+    build_model,
+    forward_with_auxiliary,
+    split_parameters,
+    without_weights,
+)
 from aucseg.models.contract import crop_logits, logits_of, pad_to_multiple
 
 
@@ -69,7 +78,11 @@ def test_user_functions_and_modules() -> None:
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("segnex/tiny", ValueError, "did you mean segnext"),
+        ("segnex/tiny", ValueError, "did you mean segnext/tiny"),
+        ("fpn", ValueError, "did you mean smp/fpn"),
+        ("deeplabv3+", ValueError, "smp/deeplabv3plus"),
+        ("SMP/FPN", ValueError, "did you mean smp/fpn"),
+        ("fcn_resnet50", ValueError, "did you mean torchvision/fcn_resnet50"),
         ("segnext", ValueError, "segnext/..."),
         ("segnext/tinny", ValueError, "did you mean tiny"),
         ("hf/segfromer", ValueError, "did you mean segformer"),
@@ -98,6 +111,32 @@ def test_wrong_names(name: str, error: type[Exception], message: str) -> None:
 def test_wrong_options(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_model(name, 5, **options)
+
+
+def test_user_module_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lying_here.py").write_text(
+        "import torch\n\ndef net(num_classes):\n    return torch.nn.Conv2d(3, num_classes, 1)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    assert build_model("lying_here:net", 7)(torch.rand(1, 3, 8, 8)).shape == (1, 7, 8, 8)
+
+
+def test_options_without_weights() -> None:
+    assert without_weights("segnext/large", {"encoder_weights": "mscan_l.pth", "dropout": 0.2}) == {"dropout": 0.2}
+    assert without_weights("hf/my/folder", {"stride": 64}) == {"stride": 64, "pretrained": False}
+    mine = {"encoder_weights": "of my own"}
+    assert without_weights(f"{HERE}:Mine", mine) == mine
+    packaged = {"encoder_weights": "package:efficientnet_lite0", "decoder_segmentation_channels": 32}
+    same = build_model("smp/fpn", 5, **without_weights("smp/fpn", packaged))
+    assert same.state_dict().keys() == build_model("smp/fpn", 5, **packaged).state_dict().keys()
+
+
+def test_transformers_from_the_file_of_a_configuration(tmp_path: Path) -> None:
+    config = {"model_type": "segformer", "depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 16, 16]}
+    (tmp_path / "small.json").write_text(json.dumps({**config, "num_attention_heads": [1, 1, 2, 2]}))
+    model = build_model(f"hf/{tmp_path / 'small.json'}", 5, decoder_hidden_size=16)
+    assert model(torch.rand(1, 3, 64, 64)).shape == (1, 5, 16, 16)
 
 
 def test_folder_without_a_model(tmp_path: Path) -> None:

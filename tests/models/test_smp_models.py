@@ -78,6 +78,8 @@ def test_package_weights_fit_one_encoder(options: dict[str, object]) -> None:
             {"encoder": "tf_efficientnet_lite0", "decoder_pyramid_chanels": 8},
             "did you mean decoder_pyramid_channels",
         ),
+        ("smp/fpn", {"encoder": "vit_tiny_patch16_224"}, "plain vision transformers go with 'dpt'"),
+        ("smp/deeplabv3plus", {"encoder": "hrnet_w18_small"}, "need a network that can be dilated"),
         ("smp/fpn", {"activation": "sigmoid"}, "logits alone"),
         ("smp/fpn", {"encoder_weights": "package:resnet"}, "package:efficientnet_lite0"),
     ],

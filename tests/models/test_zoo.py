@@ -50,7 +50,7 @@ SLOW: list[tuple[str, dict[str, Any]]] = [
     ("smp/deeplabv3plus", {"encoder": "resnet18"}),
     ("smp/pan", {"encoder": "resnet18"}),
     ("smp/upernet", {"encoder": "convnext_atto", "decoder_channels": 32}),
-    ("smp/upernet", {"encoder": "swin_tiny_patch4_window7_224", "decoder_channels": 32, "img_size": 256}),
+    ("smp/upernet", {"encoder": "swin_tiny_patch4_window7_224", "decoder_channels": 32}),
     ("smp/segformer", {"encoder": "mit_b0"}),
     ("smp/dpt", {"encoder": "tu-vit_tiny_patch16_224"}),
     ("hf/upernet", {"backbone_config": CONVNEXT, "hidden_size": 16}),

@@ -95,6 +95,12 @@ def test_line_of_one_point_is_drawn() -> None:
     assert "circle" in svg
 
 
+def test_steps_begin_at_zero_and_no_number_is_cut_off() -> None:
+    svg = str(line_chart([(0, "a", [(1000.0, 0.0)])], label="x", x_label="step"))
+    assert '<text x="44" y="191" class="tick mid">0<' in svg
+    assert '<text x="339" y="191" class="tick end">1,000<' in svg
+
+
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
 def test_readme_figure(tmp_path: Path, suffix: str) -> None:
     titles = ("CE", "AUCSeg")

@@ -342,7 +342,8 @@ class _Comparison:
             command += ["--titles", *titles, "--baseline", self.baseline if self.baseline in titles else titles[0]]
             if (root := merged(self.base, self.models[model])["data"].get("root")) is not None:
                 command += ["--root", str(root)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            # Our own command, a list of arguments without a shell.
+            done = subprocess.run(command, capture_output=True, text=True, check=False)  # nosec B603
             if (self.out / name).is_file():
                 names.append(name)
             if done.returncode != 0:

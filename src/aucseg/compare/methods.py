@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aucseg.configs import find_config
 from aucseg.plain_yaml import read_yaml_mapping
 
 Configuration = dict[str, Any]
@@ -155,7 +156,7 @@ def load_base(path: Path) -> Configuration:
     Raises:
         ValueError: Unknown sections, or no ``trainer.max_steps``.
     """
-    config = read_yaml_mapping(path)
+    config = read_yaml_mapping(find_config(path))
     config.pop("out", None)
     config.pop("overwrite", None)
     _check_sections(config, str(path), ("seed_everything", "trainer", "model", "data"))

@@ -171,7 +171,8 @@ class Runner:
             arguments += ["--overwrite", "true"]
         descriptors = () if self.lock is None else (self.lock.fileno(),)
         with (run.folder / LOG_FILE).open("w", encoding="utf-8") as log:
-            child = subprocess.Popen(
+            # Our own command, a list of arguments without a shell.
+            child = subprocess.Popen(  # nosec B603
                 arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, pass_fds=descriptors
             )
             try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -12,6 +11,8 @@ from aucseg.losses.class_moments import BatchSums
 from aucseg.losses.objective import CrossEntropyOptions, batch_sums, objective
 from aucseg.losses.options import check_inputs
 from aucseg.losses.pairwise_auc import PairwiseAUCLoss
+
+_MAX_WEIGHT = 1e6  # a weighted loss stays within float32
 
 
 class AUCSegLoss(nn.Module):
@@ -70,8 +71,8 @@ class AUCSegLoss(nn.Module):
     ) -> None:
         super().__init__()
         for name, weight in (("auc_weight", auc_weight), ("ce_weight", ce_weight)):
-            if not (math.isfinite(weight) and weight >= 0):
-                raise ValueError(f"{name} must be finite and not negative, got {weight}")
+            if not 0 <= weight <= _MAX_WEIGHT:
+                raise ValueError(f"{name} must lie in 0..{_MAX_WEIGHT:g}, got {weight}")
         if not 0 <= label_smoothing <= 1:
             raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
         if class_weight is not None:

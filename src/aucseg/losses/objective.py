@@ -32,10 +32,12 @@ def two_channels(logits: Tensor) -> Tensor:
 
 def _prepare(logits: Tensor, target: Tensor, by_bands: bool) -> Tensor:
     logits = two_channels(logits)
-    if logits.shape[2:] != target.shape[1:] and not (by_bands and logits.dim() == 4):
+    if logits.shape[2:] == target.shape[1:]:
+        return logits
+    if not target.numel():  # nothing to interpolate; the sum keeps the gradient, which is 0
+        return logits.new_zeros(*logits.shape[:2], *target.shape[1:]) + logits.sum() * 0
+    if not (by_bands and logits.dim() == 4):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if not target.numel():  # nothing to interpolate; the sum keeps the gradient, which is 0
-            return logits.new_zeros(*logits.shape[:2], *target.shape[1:]) + logits.sum() * 0
         logits = F.interpolate(logits, size=target.shape[1:], mode=_INTERPOLATION[logits.dim()], align_corners=False)
     return logits
 

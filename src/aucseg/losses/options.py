@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +18,9 @@ SURROGATES = ("square", "hinge", "squared_hinge", "exponential", "logistic")
 SCORES = ("sigmoid", "softmax", "identity")
 STRATEGIES = ("ovo", "ova")
 _LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
+
+# Beyond this the square of a margin leaves float32 where gradients are computed.
+MAX_MARGIN = 1e6
 
 Surrogate = str | SmoothSurrogate | Callable[[Tensor], Tensor]
 
@@ -56,10 +58,12 @@ class AUCOptions:
     def __post_init__(self) -> None:
         one_of("scores", self.scores, SCORES)
         one_of("strategy", self.strategy, STRATEGIES)
-        if not (math.isfinite(self.margin) and self.margin > 0):
-            raise ValueError(f"margin must be a finite number above 0, got {self.margin}")
+        if not 0 < self.margin <= MAX_MARGIN:
+            raise ValueError(f"margin must be a number above 0, at most {MAX_MARGIN:g}, got {self.margin}")
         if not isinstance(self.ignore_index, int):
             raise TypeError(f"ignore_index must be an int, got {self.ignore_index!r}")
+        if not -(2**63) <= self.ignore_index < 2**63:
+            raise ValueError(f"ignore_index must fit into 64 bits, got {self.ignore_index}")
         if self.pair_weight is not None:
             _check_pair_weight(self.pair_weight, self.strategy)
         self._choose_form()

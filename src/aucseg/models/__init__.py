@@ -1,6 +1,7 @@
 """Models: images ``(B, C, H, W)`` in, logits ``(B, K, h, w)`` at any resolution out."""
 
 from aucseg.models.build import build_model as build_model
+from aucseg.models.build import without_weights as without_weights
 from aucseg.models.checkpoint import load_checkpoint as load_checkpoint
 from aucseg.models.checkpoint import load_encoder_checkpoint as load_encoder_checkpoint
 from aucseg.models.contract import SegmentationModel as SegmentationModel
@@ -18,4 +19,5 @@ __all__ = [
     "load_checkpoint",
     "load_encoder_checkpoint",
     "split_parameters",
+    "without_weights",
 ]

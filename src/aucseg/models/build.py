@@ -1,7 +1,10 @@
 """build_model(): every model by its name."""
 
 import inspect
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -10,11 +13,11 @@ from torch import nn
 
 from aucseg.models.checkpoint import load_encoder_checkpoint
 from aucseg.models.contract import SegmentationModel, WrappedNetwork
-from aucseg.models.hf_models import build_hf_model
+from aucseg.models.hf_models import build_hf_model, list_hf_model_types
 from aucseg.models.names import closest
 from aucseg.models.segnext import SIZES, SegNeXt
-from aucseg.models.smp_models import build_smp_model
-from aucseg.models.torchvision_models import build_torchvision_model
+from aucseg.models.smp_models import PACKAGE_ENCODER, PACKAGE_WEIGHTS, build_smp_model, list_smp_architectures
+from aucseg.models.torchvision_models import build_torchvision_model, list_torchvision_models
 
 
 def build_model(name: str | nn.Module, num_classes: int, **options: Any) -> SegmentationModel:
@@ -26,11 +29,12 @@ def build_model(name: str | nn.Module, num_classes: int, **options: Any) -> Segm
             - ``"segnext/tiny"``, ``small``, ``base``, ``large``: :func:`build_segnext`;
             - ``"smp/fpn"`` and every other architecture of segmentation_models_pytorch:
               :func:`aucseg.models.smp_models.build_smp_model`;
-            - ``"hf/segformer"``, ``"hf/<folder or hub name>"``: :func:`aucseg.models.hf_models.build_hf_model`;
+            - ``"hf/segformer"``, ``"hf/<folder, config.json or hub name>"``:
+              :func:`aucseg.models.hf_models.build_hf_model`;
             - ``"torchvision/deeplabv3_resnet50"``, ...:
-            :func:`aucseg.models.torchvision_models.build_torchvision_model`;
+              :func:`aucseg.models.torchvision_models.build_torchvision_model`;
             - ``"package.module:Name"``: the user's own class or function, called with ``num_classes=K`` and the
-            options;
+              options; the module may lie in the current folder;
             - a module, to be used as it is.
 
         num_classes: K, at least 1.
@@ -55,7 +59,7 @@ def build_model(name: str | nn.Module, num_classes: int, **options: Any) -> Segm
         >>> build_model("smpp/unet", 5)
         Traceback (most recent call last):
         ...
-        ValueError: unknown model 'smpp/unet': did you mean smp? Names are segnext/..., smp/..., ...
+        ValueError: unknown model 'smpp/unet'; did you mean smp/unet? (names are segnext/..., smp/..., ...)
     """
     if isinstance(name, nn.Module):
         return name if isinstance(name, SegmentationModel) else WrappedNetwork(name, num_classes, **options)
@@ -65,9 +69,45 @@ def build_model(name: str | nn.Module, num_classes: int, **options: Any) -> Segm
     if family in _FAMILIES and rest:
         return _FAMILIES[family](rest, num_classes, **options)
     raise ValueError(
-        f"unknown model {name!r}: {closest(family, _FAMILIES)} "
-        f"Names are {', '.join(f'{family}/...' for family in _FAMILIES)} or package.module:Name"
+        f"unknown model {name!r}; {_closest_names(name)} "
+        f"(names are {', '.join(f'{family}/...' for family in _FAMILIES)} or package.module:Name)"
     )
+
+
+def without_weights(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the options that build the same model with random weights, for weights that come from a checkpoint.
+
+    Args:
+        name: As for :func:`build_model`. The options of a user's own class are left as they are.
+        options: Options of :func:`build_model`.
+
+    Example:
+        >>> without_weights("smp/fpn", {"encoder_weights": "package:efficientnet_lite0"})
+        {'encoder': 'tu-tf_efficientnet_lite0'}
+        >>> without_weights("hf/models/mine", {})
+        {'pretrained': False}
+    """
+    family = name.partition("/")[0]
+    if family not in _FAMILIES:
+        return dict(options)
+    kept = {key: value for key, value in options.items() if key != "encoder_weights"}
+    if family == "hf":
+        kept["pretrained"] = False
+    elif family == "smp" and options.get("encoder_weights") == PACKAGE_WEIGHTS:
+        kept.setdefault("encoder", PACKAGE_ENCODER)
+    return kept
+
+
+def _closest_names(name: str) -> str:
+    """Suggest whole names, for one that lacks its family, misspells it, or bears the wrong one."""
+    names: list[str] = []
+    for family, list_names in _LISTS.items():
+        with suppress(ImportError):  # a family whose extra is missing has no names to suggest
+            names += [f"{family}/{member}" for member in list_names()]
+    # 'fpn' is nearer to 'smp/fpn' than letters tell.
+    rest = name.lower().rpartition("/")[2]
+    tails = {candidate.rpartition("/")[2]: candidate for candidate in names}
+    return f"did you mean {tails[rest]}?" if rest in tails else closest(name, names)
 
 
 def is_import_path(name: str) -> bool:
@@ -117,6 +157,9 @@ def build_segnext(size: str, num_classes: int, *, encoder_weights: str | Path | 
 
 def _build_from_import_path(path: str, num_classes: int, options: dict[str, Any]) -> SegmentationModel:
     module_name, _, attribute = path.partition(":")
+    # The console script does not look in the current folder, where a user's own file lies.
+    if (folder := os.getcwd()) not in sys.path:
+        sys.path.append(folder)
     try:
         module = import_module(module_name)
     except ModuleNotFoundError as error:
@@ -143,4 +186,10 @@ _FAMILIES: dict[str, Callable[..., SegmentationModel]] = {
     "smp": build_smp_model,
     "hf": build_hf_model,
     "torchvision": build_torchvision_model,
+}
+_LISTS: dict[str, Callable[[], Iterable[str]]] = {
+    "segnext": lambda: SIZES,
+    "smp": list_smp_architectures,
+    "hf": list_hf_model_types,
+    "torchvision": list_torchvision_models,
 }

@@ -62,7 +62,7 @@ def load_plain(path: str | Path, map_location: str | torch.device = "cpu") -> An
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6) and not files_are_trusted():
         raise ValueError(
             f"{path} is not loaded: in torch {torch.__version__} a file can run code even with weights_only=True "
-            f"(CVE-2025-32434). Update torch to 2.6 or later, take a .safetensors file, or, if you trust the file, set "
+            f"(CVE-2025-32434). Use torch 2.6 or later or a .safetensors file; or, if you trust the file, set "
             f"{TRUST_VARIABLE}=1"
         )
     try:

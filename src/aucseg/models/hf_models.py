@@ -21,8 +21,9 @@ def build_hf_model(
     """Build a model that ``AutoModelForSemanticSegmentation`` knows: SegFormer, UPerNet, DPT, BEiT, MobileViT, ...
 
     Args:
-        name: A model type for random weights (``"segformer"``, ``"upernet"``, ``"dpt"``), or a folder or a name on the
-            hub (``"nvidia/mit-b0"``) for a configuration and its weights. A head for other classes starts at random.
+        name: A model type (``"segformer"``, ``"upernet"``, ``"dpt"``) or the file of a configuration
+            (``"my/config.json"``) for random weights; a folder or a name on the hub (``"nvidia/mit-b0"``) for a
+            configuration and its weights. A head for other classes starts at random.
         num_classes: K.
         pretrained: False takes only the configuration of a folder or hub name.
         stride: Multiple that the sides of the images are padded to.
@@ -46,7 +47,7 @@ def build_hf_model(
     """
     transformers = import_extra("transformers", "hf")
     auto_model = transformers.AutoModelForSemanticSegmentation
-    model_types = sorted(config.model_type for config in auto_model._model_mapping)
+    model_types = list_hf_model_types()
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     if name in model_types:
@@ -55,8 +56,9 @@ def build_hf_model(
     elif "/" not in name and not Path(name).is_dir():
         raise ValueError(f"{name!r} is no model type, folder or hub name; model types: {closest(name, model_types)}")
     else:
-        network = _from_folder_or_hub(name, num_classes, pretrained, options, model_types)
-        mean, std = _normalization(name, transformers)
+        from_file = Path(name).is_file()
+        network = _from_file_or_hub(name, num_classes, pretrained and not from_file, options, model_types)
+        mean, std = _normalization(str(Path(name).parent) if from_file else name, transformers)
     return WrappedNetwork(
         network,
         num_classes,
@@ -68,7 +70,18 @@ def build_hf_model(
     )
 
 
-def _from_folder_or_hub(
+def list_hf_model_types() -> list[str]:
+    """List the model types that :func:`build_hf_model` takes.
+
+    Example:
+        >>> "segformer" in list_hf_model_types()
+        True
+    """
+    auto_model = import_extra("transformers", "hf").AutoModelForSemanticSegmentation
+    return sorted(config.model_type for config in auto_model._model_mapping)
+
+
+def _from_file_or_hub(
     name: str, num_classes: int, pretrained: bool, options: dict[str, Any], model_types: list[str]
 ) -> nn.Module:
     transformers = import_extra("transformers", "hf")

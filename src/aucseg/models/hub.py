@@ -7,11 +7,8 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from aucseg.models.build import build_model, is_import_path
+from aucseg.models.build import build_model, is_import_path, without_weights
 from aucseg.models.checkpoint import TRUST_VARIABLE, files_are_trusted
-
-# The weights come with the model, so nothing is to be fetched for its encoder.
-_WEIGHTS = {"encoder_weights", "pretrained"}
 
 
 class HubModel(nn.Module, PyTorchModelHubMixin, library_name="aucseg", tags=["image-segmentation", "long-tail"]):
@@ -54,8 +51,8 @@ class HubModel(nn.Module, PyTorchModelHubMixin, library_name="aucseg", tags=["im
             raise ValueError(f"{len(class_names)} class names, but {len(palette)} colours")
         self.class_names = list(class_names)
         self.palette = [tuple(color) for color in palette]
-        kept = {key: value for key, value in (options or {}).items() if key not in _WEIGHTS}
-        self.model = build_model(name, len(class_names), **kept)
+        # The weights come with the model, so nothing is to be fetched for its encoder.
+        self.model = build_model(name, len(class_names), **without_weights(name, options or {}))
         self.register_buffer("mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 

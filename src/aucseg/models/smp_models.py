@@ -27,14 +27,14 @@ def build_smp_model(
     """Build an architecture of segmentation_models_pytorch.
 
     The bilinear upsampling at the end of these architectures (``upsampling``, by ``align_corners=True``) is left out
-    unless asked
-    for: the logits stay small, and whoever needs them larger upsamples them by the one rule of this package.
+    unless asked for: the logits stay small, and whoever needs them larger upsamples them by the one rule of this
+    package.
 
     Args:
         architecture: ``"fpn"``, ``"unet"``, ``"deeplabv3plus"``, ``"segformer"``, ...
         num_classes: K.
-        encoder: Name of an encoder of segmentation_models_pytorch or of any timm model, with or without the prefix
-            ``tu-``.
+        encoder: Name of an encoder of segmentation_models_pytorch or of any timm model that yields a
+            pyramid of features, with or without the prefix ``tu-``; plain vision transformers go with ``"dpt"``.
             Default: ``"resnet34"``, or the encoder that belongs to ``encoder_weights``; ``"dpt"`` has its own default.
         encoder_weights: None (random), ``"imagenet"`` (or another name that the encoder knows; downloads), or
             ``"package:efficientnet_lite0"``: ImageNet weights from an installed package, without the network.
@@ -56,7 +56,7 @@ def build_smp_model(
         torch.Size([1, 5, 16, 24])
     """
     smp = import_extra("segmentation_models_pytorch", "train")
-    architectures = {cls.__name__.lower(): cls for cls in vars(smp).values() if _is_architecture(cls, smp)}
+    architectures = _architectures(smp)
     if architecture not in architectures:
         raise ValueError(
             f"unknown architecture {architecture!r} of segmentation_models_pytorch; "
@@ -80,6 +80,8 @@ def build_smp_model(
         options.setdefault("upsampling", 1)
     if architecture == "dpt":
         options.setdefault("dynamic_img_size", True)
+    if encoder.startswith("tu-swin") and "img_size" not in options:
+        options.setdefault("strict_img_size", False)  # windows are padded, so any size will do
 
     timm_encoder = encoder.startswith("tu-")
     downloaded: str | bool | None = None if from_package else encoder_weights
@@ -93,6 +95,11 @@ def build_smp_model(
         raise OSError(
             f"the weights {encoder_weights!r} of encoder {encoder!r} could not be fetched ({error}); "
             f"without a network use encoder_weights=None or {PACKAGE_WEIGHTS!r}"
+        ) from error
+    except (ValueError, AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"encoder {encoder!r} does not serve {architecture!r} ({str(error) or type(error).__name__}); plain vision "
+            "transformers go with 'dpt'; 'deeplabv3', 'deeplabv3plus' and 'pan' need a network that can be dilated"
         ) from error
 
     mean, std = IMAGENET_MEAN, IMAGENET_STD
@@ -115,6 +122,20 @@ def build_smp_model(
     )
 
 
+def list_smp_architectures() -> list[str]:
+    """List the names that :func:`build_smp_model` takes.
+
+    Example:
+        >>> "deeplabv3plus" in list_smp_architectures()
+        True
+    """
+    return sorted(_architectures(import_extra("segmentation_models_pytorch", "train")))
+
+
+def _architectures(smp: Any) -> dict[str, Any]:
+    return {cls.__name__.lower(): cls for cls in vars(smp).values() if _is_architecture(cls, smp)}
+
+
 def _is_architecture(candidate: object, smp: Any) -> bool:
     base = smp.base.SegmentationModel
     return isinstance(candidate, type) and issubclass(candidate, base) and candidate is not base
@@ -128,7 +149,7 @@ def _encoder_name(encoder: str, smp: Any) -> str:
         return encoder
     if timm.is_model(timm_name.split(".")[0]):
         return f"tu-{timm_name}"
-    raise ValueError(f"unknown encoder {encoder!r}; {closest(timm_name, [*own_names, *timm.list_models()])}")
+    raise ValueError(f"unknown encoder {encoder!r}; {closest(timm_name, {*own_names, *timm.list_models()})}")
 
 
 def _check_options(options: dict[str, Any], signature: Any, encoder: str) -> None:

@@ -53,7 +53,7 @@ def build_torchvision_model(
         torch.Size([1, 5, 8, 12])
     """
     models = import_extra("torchvision.models", "train")
-    known = models.list_models(module=models.segmentation)
+    known = list_torchvision_models()
     if name not in known:
         raise ValueError(f"unknown model {name!r} of torchvision; {closest(name, known)}")
     if encoder_weights not in (None, "imagenet"):
@@ -80,3 +80,15 @@ def build_torchvision_model(
         auxiliary_weight=auxiliary_weight if has_auxiliary else 0.0,
         full_resolution=full_resolution,
     )
+
+
+def list_torchvision_models() -> list[str]:
+    """List the names that :func:`build_torchvision_model` takes.
+
+    Example:
+        >>> "fcn_resnet50" in list_torchvision_models()
+        True
+    """
+    models = import_extra("torchvision.models", "train")
+    names: list[str] = models.list_models(module=models.segmentation)
+    return names

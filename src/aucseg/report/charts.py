@@ -24,12 +24,16 @@ def tag(name: str, content: object = "", **attributes: object) -> Markup:
         >>> print(tag("text", "a < b", x=1.0, class_="tick", data_tip='"'))
         <text x="1" class="tick" data-tip="&#34;">a &lt; b</text>
     """
-    parts = [Markup("<") + Markup(name)]
+    # The names of elements and attributes are this package's own; what comes from a run is escaped by format().
+    element = Markup(name)  # nosec B704
+    parts = [Markup("<") + element]
     for key, value in attributes.items():
         if value is not None:
             shown = f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
-            parts.append(Markup(' {}="{}"').format(Markup(key.rstrip("_").replace("_", "-")), shown))
-    parts.append(Markup(">{}</{}>").format(content, Markup(name)))
+            key = key.rstrip("_").replace("_", "-")
+            attribute = Markup(key)  # nosec B704
+            parts.append(Markup(' {}="{}"').format(attribute, shown))
+    parts.append(Markup(">{}</{}>").format(content, element))
     return Markup("").join(parts)
 
 
@@ -213,9 +217,10 @@ def line_chart(
     width, height, left, right, top, bottom = 340.0, 210.0, 44.0, 12.0, 10.0, 36.0
     xs = [x for _, _, line in series for x, _ in line]
     ys = [y for _, _, line in series for _, y in line]
-    low_x, high_x = min(xs), max(xs)
+    # Steps are counted from 0, so that one validation at the end of a run stands at the end.
+    low_x, high_x = min(xs) if log_x else min(0.0, *xs), max(xs)
     if low_x == high_x:
-        low_x, high_x = (low_x / 10, high_x) if log_x else (low_x - 1, high_x + 1)
+        low_x, high_x = (low_x / 10, high_x) if log_x else (low_x, high_x + 1)
     low_y, high_y = y_range or (min(ys), max(ys))
     if y_range is None:
         margin = 0.06 * (high_y - low_y) or abs(high_y) * 0.1 or 1.0
@@ -237,7 +242,10 @@ def line_chart(
         children.append(
             tag("line", x1=x(value), x2=x(value), y1=height - bottom, y2=height - bottom + 4, class_="rule")
         )
-        children.append(tag("text", format_x(value), x=x(value), y=height - bottom + 17, class_="tick mid"))
+        # A number in the middle of the right edge would be cut off.
+        anchor = "end" if x(value) > width - 2 * right else "mid"
+        at = width - 1 if anchor == "end" else x(value)
+        children.append(tag("text", format_x(value), x=at, y=height - bottom + 17, class_=f"tick {anchor}"))
     children.append(tag("text", x_label, x=(left + width - right) / 2, y=height - 3, class_="axis mid"))
     for style, _, line in series:
         path = " ".join(f"{x(px):.1f},{y(py):.1f}" for px, py in line)

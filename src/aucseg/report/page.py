@@ -109,6 +109,8 @@ def render(
     run_titles = [run.title for run in comparison.runs]
     palette = distinct_palette(comparison.palette)
     pictures = _pictures(comparison, samples, palette)
+    # Our own files, no input.
+    css, script = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     context: dict[str, Any] = {
         "title": title or " beside ".join(run_titles[:3]) + (" and others" if len(run_titles) > 3 else ""),
         "c": comparison,
@@ -127,8 +129,8 @@ def render(
         "legend_marks": [charts.legend_mark(i) for i in range(len(comparison.runs))],
         "num_styles": charts.NUM_STYLES,
         "class_chart": charts.class_chart(comparison) if _has_class_iou(comparison) else None,
-        "css": Markup((_FOLDER / "page.css").read_text(encoding="utf-8")),  # our own file, not input
-        "script": Markup((_FOLDER / "page.js").read_text(encoding="utf-8")),
+        "css": Markup(css),  # nosec B704
+        "script": Markup(script),  # nosec B704
         "data": {"classes": comparison.class_names, "palette": palette, "runs": run_titles},
     }
     context["left_out"] = _left_out(context)
@@ -159,7 +161,10 @@ def _left_out(context: Mapping[str, Any]) -> list[tuple[str, str]]:
         "sliders": ("Largest gains and losses", slider_reason),
         "statics": ("Validation images", "no predictions were given; they need a checkpoint of each run."),
         "confusions": ("What the tail is mistaken for", confusion_reason),
-        "roc_panels": ("ROC curves of the tail", "no run has curves.json; it is written with a validation."),
+        "roc_panels": (
+            "ROC curves of the tail",
+            "no run has curves.json; a validation with model.pixel_metrics: true writes it.",
+        ),
         "curve_panels": ("Loss and learning curves", "no run has logged anything to metrics.csv yet."),
         "pastes": (
             "Where the bank pasted",
@@ -175,7 +180,7 @@ def headline(comparison: Comparison) -> str:
     if other is None:
         return ""
     parts = []
-    for name, words in (("tail", "tail mIoU"), ("miou", "overall mIoU"), ("head", "head mIoU")):
+    for name, words in (("tail", "tail mIoU"), ("miou", "overall"), ("head", "head"), ("middle", "middle")):
         if name in baseline.metrics and name in other.metrics:
             before, after = baseline.metrics[name], other.metrics[name]
             parts.append(f"{words} {points(after)} against {points(before)} ({signed_points(after - before)})")
