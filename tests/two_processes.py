@@ -31,9 +31,7 @@ class PlainNetwork(nn.Module):
         return logits
 
 
-def train_plain(
-    card: Path, folder: Path, batch_size: int, micro_batches: int = 1, **options: Any
-) -> dict[str, Tensor]:
+def train_plain(card: Path, folder: Path, batch_size: int, micro_batches: int = 1, **options: Any) -> dict[str, Tensor]:
     """The weights after a few steps; the same for two processes with half the batch each."""
     torch.manual_seed(0)
     task = SegmentationTask(
