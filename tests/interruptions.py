@@ -6,6 +6,7 @@ a JSON line for each scenario: what differs from the undisturbed run (nothing, i
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -21,6 +22,7 @@ import torch
 from lightning.pytorch import Callback
 
 from aucseg import durable_files, lightning_cli
+from aucseg.datamodule import SeededDataset
 from aucseg.run_folder import ResultWriter
 from tests.conftest import write_tiny_dataset
 
@@ -219,6 +221,50 @@ def scenario_damaged(data: Path, out: Path, rng: random.Random) -> int:
     last = out / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:-5000])
     return int(died)
+
+
+def scenario_worker(data: Path, out: Path, rng: random.Random) -> int:
+    """A loader process is killed, as by the kernel when the memory runs out."""
+    note = out.with_suffix(".die")
+
+    def prepare() -> Callback:
+        original = SeededDataset.__getitem__
+
+        def get(self: SeededDataset, index: tuple[int, int]) -> dict[str, Any]:
+            if note.exists():
+                note.unlink()
+                kill()
+            return original(self, index)
+
+        SeededDataset.__getitem__ = get  # type: ignore[method-assign]
+        return Strike("on_train_batch_end", 5, note.touch)
+
+    status = fit(data, out, 1, prepare)
+    return int(status == 3 and "a loader process has died" in out.with_suffix(".log").read_text())
+
+
+def scenario_vanished(data: Path, out: Path, rng: random.Random) -> int:
+    """An image is gone in the middle of the training, and comes back."""
+    image = data / "images" / "train" / "frame_03.png"
+    content = image.read_bytes()
+    status = fit(data, out, 1, lambda: Strike("on_train_batch_end", 3, image.unlink))
+    image.write_bytes(content)
+    text = out.with_suffix(".log").read_text()
+    return int(status == 3 and f"{image}: there is no such file" in text and "--data.on_error skip" in text)
+
+
+def scenario_shared_memory(data: Path, out: Path, rng: random.Random) -> int:
+    """Another program fills /dev/shm (a small one of our own here) during the training."""
+    filler = Path("/dev/shm/filler")
+
+    def fill() -> None:
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1000))
+
+    status = fit(data, out, 1, lambda: Strike("on_train_batch_end", 3, fill))
+    filler.unlink()
+    return int(status == 3 and "shared memory" in out.with_suffix(".log").read_text())
 
 
 def main(folder: Path, names: list[str], seed: int) -> None:

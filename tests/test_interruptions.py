@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 
-def run_scenarios(folder: Path, *names: str) -> dict[str, dict[str, Any]]:
+def run_scenarios(folder: Path, *names: str, before: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.interruptions", str(folder), *names]
+    command = [*before, sys.executable, "-m", "tests.interruptions", str(folder), *names]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 0, result.stderr
     return {found["name"]: found for found in map(json.loads, result.stdout.splitlines())}
@@ -33,6 +33,21 @@ def test_terminated_interrupted_and_full_disk(tmp_path: Path) -> None:
     }
     assert "stopped by SIGTERM after step 6; '--resume auto' goes on" in found["terminate"]["log"]
     assert "the disk is full" in found["full_disk"]["log"]
+
+
+@pytest.mark.slow
+def test_dead_loader_process_and_vanished_file_are_named_and_the_run_goes_on(tmp_path: Path) -> None:
+    for name, entry in run_scenarios(tmp_path, "worker", "vanished").items():
+        assert (entry["deaths"], entry["differs"]) == (1, []), (name, entry["log"])
+
+
+@pytest.mark.slow
+def test_full_shared_memory_is_named_and_the_run_goes_on(tmp_path: Path) -> None:
+    own_memory = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=300k tmpfs /dev/shm && exec "$@"', "sh")
+    if subprocess.run([*own_memory, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("a /dev/shm of our own needs the right to mount")
+    found = run_scenarios(tmp_path, "shared_memory", before=own_memory)["shared_memory"]
+    assert (found["deaths"], found["differs"]) == (1, []), found["log"]
 
 
 @pytest.mark.slow

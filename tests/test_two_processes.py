@@ -46,6 +46,14 @@ def test_two_processes_learn_what_one_learns_from_twice_the_batch(
         torch.testing.assert_close(found["micro-batches"], alone, rtol=2e-5, atol=2e-6)
 
 
+def test_a_step_that_is_bad_on_one_process_is_skipped_on_both(folder: Path, results: list[dict[str, Any]]) -> None:
+    assert [found["num_skipped"] for found in results] == [1, 1]
+    first, second = (found["guarded"] for found in results)
+    assert all(torch.equal(value, second[name]) and value.isfinite().all() for name, value in first.items())
+    names = sorted(path.name for path in (folder / "guarded" / "skipped").iterdir())
+    assert names == ["step-0000002-rank-0.pt", "step-0000002-rank-1.pt"]
+
+
 def test_processes_hold_the_same_weights_and_banks_of_their_own(results: list[dict[str, Any]]) -> None:
     first, second = results
     for name, value in first["weights"].items():

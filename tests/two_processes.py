@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from aucseg import AUCSegLoss, SegmentationDataModule, SegmentationTask, lightning_cli
 from aucseg.memory_bank import TailMemoryBank
+from aucseg.step_guard import StepGuard
 
 STEPS = 6
 
@@ -31,13 +33,15 @@ class PlainNetwork(nn.Module):
         return logits
 
 
-def train_plain(card: Path, folder: Path, batch_size: int, micro_batches: int = 1, **options: Any) -> dict[str, Tensor]:
+def train_plain(
+    card: Path, folder: Path, batch_size: int, loss: nn.Module | None = None, micro_batches: int = 1, **options: Any
+) -> dict[str, Tensor]:
     """The weights after a few steps; the same for two processes with half the batch each."""
     torch.manual_seed(0)
     task = SegmentationTask(
         str(card),
         PlainNetwork(),
-        loss=AUCSegLoss(),
+        loss=loss or AUCSegLoss(),
         learning_rate=0.01,
         warmup_steps=1,
         micro_batches=micro_batches,
@@ -91,6 +95,17 @@ def arguments(card: Path, out: Path, **more: object) -> list[str]:
     return [text for name, value in options.items() for text in (f"--{name}", str(value))]
 
 
+class HalfBad(nn.Module):
+    """A mean of its own on each process, infinite on the second one in the third step."""
+
+    calls = 0
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        loss: Tensor = logits.square().mean()
+        self.calls += self.training
+        return loss * torch.inf if self.training and self.calls == 3 and dist.get_rank() == 1 else loss
+
+
 class Tell(Callback):
     """Sends this process a signal, on one rank alone."""
 
@@ -111,6 +126,12 @@ def main(card: Path, folder: Path) -> None:
     results: dict[str, Any] = {"plain": train_plain(card, folder, 2, strategy="ddp", devices=2)}
     results["micro-batches"] = train_plain(card, folder, 2, micro_batches=2, strategy="ddp", devices=2)
     rank = dist.get_rank()
+    guard = StepGuard()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="step 2 was skipped")
+        guarded = folder / "guarded"
+        results["guarded"] = train_plain(card, guarded, 2, HalfBad(), strategy="ddp", devices=2, callbacks=[guard])
+    results["num_skipped"] = guard.num_skipped
     fitted = lightning_cli.run_lightning("fit", arguments(card, folder / "whole"))
     bank = fitted.model.bank
     assert isinstance(bank, TailMemoryBank)

@@ -51,7 +51,7 @@ def checkpoint_problem(path: Path) -> str | None:
             damaged = archive.testzip()
     except FileNotFoundError:
         return "there is no such file"
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
+    except Exception as error:  # damaged bytes fail in many ways: BadZipFile, UnicodeDecodeError, struct.error, ...
         return f"it is cut off or damaged ({error})"
     return None if damaged is None else f"the checksum of {damaged} is wrong"
 
@@ -66,7 +66,11 @@ def newest_checkpoint(folder: Path, say: Callable[[str], object] = say_once) -> 
     for path in (folder / LAST_CHECKPOINT, folder / PREVIOUS_CHECKPOINT):
         problem = checkpoint_problem(path)
         if problem is None:
-            return path
+            try:
+                checkpoint_step(path)
+                return path
+            except Exception as error:  # right checksums in an archive that torch cannot read
+                problem = f"it is damaged ({error})"
         if path.exists():
             say(f"{path} is left alone: {problem}")
     return None
@@ -88,6 +92,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def __init__(self, own_folder: Path | None = None) -> None:
         super().__init__()
         self.own_folder = own_folder
+        self._has_saved = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Writes a checkpoint; ``last.ckpt`` leaves the one before as ``previous.ckpt``."""
@@ -97,9 +102,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path.parent.mkdir(parents=True, exist_ok=True)
         keep = path.with_name(PREVIOUS_CHECKPOINT.name) if path.name == LAST_CHECKPOINT.name else None
         try:
-            # A damaged checkpoint must not take the place of a good one.
-            if keep is not None and keep.exists() and checkpoint_problem(path) is not None:
+            # A damaged checkpoint must not take the place of a good one; those written here are whole.
+            if not self._has_saved and keep is not None and keep.exists() and checkpoint_problem(path) is not None:
                 keep = None
+            self._has_saved = True
             replace_file(path, buffer.getbuffer(), keep)
         except OSError as error:
             size = buffer.getbuffer().nbytes / 1e6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 import shutil
@@ -26,12 +27,14 @@ def explanation(error: BaseException) -> str | None:
         True
     """
     text = str(error)
-    if _is_shared_memory(text):
-        free = shutil.disk_usage("/dev/shm").free / 1e6 if Path("/dev/shm").is_dir() else 0.0
+    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    free = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else math.inf
+    # Semaphores lie there too, and the error about one names no file.
+    if _is_shared_memory(text) or (is_full and getattr(error, "filename", None) is None and free < 1e5):
         return (
-            f"shared memory, through which loader processes hand over batches, is full (/dev/shm has {free:.1f} MB "
-            "left): make it larger (docker run --shm-size=8g; mount -o remount,size=8G /dev/shm), or lower "
-            f"data.num_workers (0 needs none). {_GO_ON}"
+            "shared memory, through which loader processes hand over batches, is full (/dev/shm has "
+            f"{free / 1e6:.1f} MB left): make it larger (docker run --shm-size=8g; mount -o remount,size=8G /dev/shm), "
+            f"or lower data.num_workers (0 needs none). {_GO_ON}"
         )
     if "DataLoader worker" in text and ("killed by signal" in text or "exited unexpectedly" in text):
         cause = text.strip().splitlines()[0].strip()
@@ -39,7 +42,7 @@ def explanation(error: BaseException) -> str | None:
             f"a loader process has died ({cause}): most often the memory ran out; lower data.num_workers, "
             f"data.batch_size or data.crop_size. {_GO_ON}"
         )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full:
         return f"the disk is full: {error}. {_GO_ON}" if "--resume" not in text else f"the disk is full: {error}"
     sample = re.search(r"SampleError: (.*)\Z", text, re.DOTALL)
     if "DataLoader worker process" in text and sample:
