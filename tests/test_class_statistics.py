@@ -272,7 +272,7 @@ def test_sample_ratio_is_that_of_the_released_configurations(num_tail: int, rati
     statistics.update(np.repeat(np.arange(150, dtype=np.uint8), 4)[None])
     advice = advise_bank(statistics, list(range(150 - num_tail, 150)), batch_size=2)
     assert advice["settings"]["sample_ratio"] == ratio
-    assert any("about 7 classes" in reason for reason in advice["reasons"])
+    assert any(("about 7 classes" if ratio < 1 else "all missing tail classes") in r for r in advice["reasons"])
 
 
 def test_report_as_text_json_csv_and_chart(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aucseg.class_statistics import ClassStatistics
 from aucseg.class_weights import WeightRule, check_class_counts, class_weights
 
 COUNTS = [9000.0, 800.0, 150.0, 50.0]
@@ -38,6 +39,20 @@ def test_median_frequency() -> None:
     frequency = np.array(COUNTS) / pixels
     weights = class_weights(COUNTS, "median", image_pixels=pixels)
     np.testing.assert_allclose(weights, np.median(frequency) / frequency, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["inverse", "effective", "median", "enet"])
+def test_class_statistics_are_taken_as_they_are(rule: WeightRule) -> None:
+    statistics = ClassStatistics(4)
+    statistics.update(torch.tensor([[0, 0, 0, 0], [0, 0, 1, 255]]))
+    statistics.update(torch.tensor([[0, 0], [2, 2]]))
+    # Labelled pixels of the images with the class, counted by hand; class 3 never occurs.
+    if rule == "median":
+        median = torch.tensor([1 / 7, 1 / 7, 8 / 11, 1 / 2]).double().quantile(0.5)
+        expected = (median / torch.tensor([8 / 11, 1 / 7, 2 / 4, 1 / 7])).float()
+    else:
+        expected = class_weights([8, 1, 2, 0], rule)
+    torch.testing.assert_close(class_weights(statistics, rule), expected)
 
 
 def test_enet() -> None:

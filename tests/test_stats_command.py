@@ -94,6 +94,19 @@ def test_unknown_ids_are_listed_with_their_files(
     assert run(card_path, "--root", root, "--on-error", "skip") == 0
 
 
+def test_a_missing_mask_is_one_finding_among_the_others(
+    run: Run, card_path: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masks = sorted((root / "masks").rglob("*.png"))
+    masks[0].unlink()
+    masks[1].write_bytes(b"no image")
+    assert run(card_path, "--root", root, "--no-cache") == 1
+    output = capsys.readouterr().out
+    assert f"its mask {masks[0].relative_to(root)} is missing" in output
+    assert f"{masks[1]}: not a readable image" in output
+    assert run(card_path, "--root", root, "--no-cache", "--on-error", "skip") == 0
+
+
 def test_truncated_images_are_found_by_decoding(
     run: Run, card_path: Path, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

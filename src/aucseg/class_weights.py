@@ -1,10 +1,15 @@
 """Weights of classes from their pixel counts, by the usual rules."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from aucseg.class_statistics import ClassStatistics
 
 WeightRule = Literal["inverse", "effective", "median", "enet"]
 
@@ -38,7 +43,7 @@ def check_class_counts(counts: Tensor | Sequence[float], name: str = "class_coun
 
 
 def class_weights(
-    counts: Tensor | Sequence[float],
+    counts: ClassStatistics | Tensor | Sequence[float],
     rule: WeightRule,
     *,
     power: float = 1.0,
@@ -58,7 +63,9 @@ def class_weights(
     Classes that are absent from the counts get the weight of the rarest class.
 
     Args:
-        counts: Pixels (or images) of each class (K,).
+        counts: Pixels (or images) of each class (K,), or the :class:`~aucseg.ClassStatistics` of the training set, of
+            which the pixel counts are taken and, for the ``median`` rule, the labelled pixels of the images with a
+            class.
         rule: One of the names above.
         power: Exponent of the ``inverse`` rule; 0.5 is the common softened form.
         beta: Of the ``effective`` rule, in 0..1. Classes with far more than 1 / (1 - beta) counts weigh the same, so
@@ -79,6 +86,10 @@ def class_weights(
         >>> class_weights([800, 150, 50], "median")
         tensor([0.1875, 1.0000, 3.0000])
     """
+    if hasattr(counts, "pixel_counts") and hasattr(counts, "labelled_counts"):
+        if image_pixels is None:
+            image_pixels = torch.as_tensor(counts.labelled_counts)
+        counts = torch.as_tensor(counts.pixel_counts)
     values = check_class_counts(counts, "counts")
     if rule == "inverse":
         weights = (values.mean() / values) ** power
@@ -96,7 +107,7 @@ def class_weights(
             pixels = check_class_counts(image_pixels, "image_pixels")
             if pixels.shape != values.shape:
                 raise ValueError(f"image_pixels has {len(pixels)} classes, but counts has {len(values)}")
-            frequency = values / pixels
+            frequency = check_class_counts(values.where(torch.as_tensor(counts) > 0, 0) / pixels, "counts")
         weights = frequency.quantile(0.5) / frequency
     elif rule == "enet":
         if offset <= 1:

@@ -19,6 +19,12 @@ _CAPACITY = 5
 _PASTED_AREA = 0.25
 # Draws of a simulated batch are bounded, so that a class in one image of 100,000 does not stop the report.
 _MAX_DRAWS = 20_000_000
+_BOUND_TERMS = {
+    "sample": "sample size",
+    "inner": "dependence within images",
+    "inter": "between images",
+    "confidence": "confidence",
+}
 _GROUP_COLORS = {"head": "#4477aa", "middle": "#ccbb44", "tail": "#ee6677"}
 
 
@@ -72,6 +78,7 @@ def make_report(
     min_batch = statistics.min_batch_size(delta)
     trials = max(1, min(1000, _MAX_DRAWS // min_batch))
     return {
+        "title": "class statistics" if card is None else card.title,
         "num_images": statistics.num_images,
         "num_labelled": statistics.num_labelled,
         "num_ignored": statistics.num_ignored,
@@ -82,6 +89,7 @@ def make_report(
         "absent_classes": np.flatnonzero(statistics.pixel_counts == 0).tolist(),
         "imbalance_ratio": statistics.imbalance_ratio,
         "tau": statistics.tau,
+        "tau_class": int(np.argmax(statistics.max_pixels / np.maximum(statistics.mean_pixels, 1e-300))),
         "batch_size_for_all_classes": {
             "delta": delta,
             "batch_size": min_batch,
@@ -108,7 +116,7 @@ def advise_bank(statistics: ClassStatistics, tail: list[int], *, batch_size: int
     is_fixed = bool(np.isfinite(places).any() and np.nanmedian(places) > 0.5)
     reasons = [
         f"tail_classes: the {len(tail)} tail classes that occur",
-        f"at batch size {batch_size} a tail class is in the batch with probability {in_batch.mean():.2f} on "
+        f"at batch size {batch_size} a tail class is in the batch with probability {in_batch.mean():.2g} on "
         f"average, and {num_usual} of {len(tail)} with at least 0.9",
     ]
     scope, use_bank = "image", True
@@ -116,11 +124,15 @@ def advise_bank(statistics: ClassStatistics, tail: list[int], *, batch_size: int
         scope, use_bank = "batch", False
         reasons.append(
             f"the tail classes keep to their places (median agreement of places {np.nanmedian(places):.2f} of 1): "
-            "pasting them into every image that lacks them shows things where they cannot be; no bank, or scope='batch'"
+            "pasting them into every image that lacks them shows things where they cannot be, and cost accuracy where "
+            "it was measured; no bank, or scope='batch'"
         )
     elif num_usual == len(tail):
         scope, use_bank = "batch", False
-        reasons.append("every tail class is in nearly every batch anyway; no bank, or scope='batch', which seldom acts")
+        reasons.append(
+            "every tail class is in nearly every batch anyway; train without a bank, or with scope='batch', which "
+            "seldom acts"
+        )
     elif num_usual > len(tail) / 2:
         scope = "batch"
         reasons.append("most tail classes are in nearly every batch anyway: scope='batch' brings back the others alone")
@@ -135,8 +147,12 @@ def advise_bank(statistics: ClassStatistics, tail: list[int], *, batch_size: int
     resize_ratio = min(1.0, max(0.1, round(math.sqrt(_PASTED_AREA / (num_pasted * area)), 1)))
     bank_bytes = len(tail) * _CAPACITY * float(statistics.mean_pixels_where_present[tail].mean()) * 4
     reasons += [
-        f"sample_ratio {sample_ratio:g}: about {_PASTED_CLASSES} classes an image, as in AUCSeg's released "
-        "configurations",
+        f"sample_ratio {sample_ratio:g}: "
+        + (
+            f"about {_PASTED_CLASSES} classes an image, as in AUCSeg's released configurations"
+            if sample_ratio < 1
+            else "all missing tail classes, they are few"
+        ),
         f"resize_ratio {resize_ratio:g}: a tail class covers {100 * area:.2g} % of the image where it occurs; "
         f"{num_pasted} pasted ones are to stay below {100 * _PASTED_AREA:g} % of it",
         f"capacity {_CAPACITY}: the paper's value; the bank then holds about {bank_bytes / 1e6:.2g} MB (uint8 images)",
@@ -168,20 +184,26 @@ def format_report(report: dict[str, Any]) -> str:
         for row in sorted(report["classes"], key=lambda row: -row["pixels"])
     ]
     shares = ", ".join(
-        f"{group} {len(report['groups'][group])} classes with {100 * report['group_shares'][group]:.2f} % of the pixels"
+        f"{group} {len(report['groups'][group])} ({100 * report['group_shares'][group]:.2f} % of the pixels)"
         for group in GROUP_NAMES
     )
+    rarest = min((row for row in report["classes"] if row["images"]), key=lambda row: row["images"])
+    uneven = report["classes"][report["tau_class"]]
     batch, bound, advice = report["batch_size_for_all_classes"], report["bound"], report["advice"]
     lines += [
         "(mean area: pixels in the images that hold the class)",
         "",
-        f"groups ({report['group_rule']}): {shares}",
+        f"classes by group, {report['group_rule']}:",
+        f"  {shares}",
         f"imbalance ratio: {report['imbalance_ratio']:,.0f} (commonest over rarest class)",
-        f"tau: {report['tau']:,.1f}",
+        f"tau: {report['tau']:,.1f} (unevenness over the images; set by {uneven['name']}: at most "
+        f"{uneven['max_area']:,} pixels in an image, {uneven['pixels'] / report['num_images']:,.4g} on average)",
         f"batch size for all classes with probability {1 - batch['delta']:g}: {batch['batch_size']:,} "
-        f"(simulated on the data: {batch['simulated_coverage']:.3f} of {batch['trials']} batches)",
-        "generalization bound, with its open constants at 1: "
-        + ", ".join(f"{name} {bound[name]:.4g}" for name in ("sample", "inner", "inter", "confidence", "total")),
+        f"(simulated on the data: {batch['simulated_coverage']:.3f} of {batch['trials']} batches; rarest: "
+        f"{rarest['name']}, in {100 * rarest['presence']:.2f} % of the images)",
+        "generalization bound, its open constants at 1: "
+        + " + ".join(f"{text} {_short(bound[name])}" for name, text in _BOUND_TERMS.items())
+        + f" = {_short(bound['total'])}",
         "  as a number the bound is vacuous (the error is at most 1); read how its terms grow with data, classes "
         "and tau",
     ]
@@ -191,12 +213,16 @@ def format_report(report: dict[str, Any]) -> str:
     settings = ", ".join(f"{key}={value!r}" for key, value in advice["settings"].items())
     lines += [
         "",
-        f"memory bank: {'yes' if advice['use_bank'] else 'no'}",
+        "memory bank: use it" if advice["use_bank"] else "memory bank: do not use it",
         *(f"  - {reason}" for reason in advice["reasons"]),
     ]
     if settings:
-        lines.append(f"  TailMemoryBank({settings})")
+        lines += ["" if advice["use_bank"] else "to compare with a bank all the same:", f"  TailMemoryBank({settings})"]
     return "\n".join(lines)
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}" if value < 1e4 else f"{value:,.0f}"
 
 
 def write_csv(report: dict[str, Any], path: Path) -> None:
@@ -215,17 +241,26 @@ def write_chart(report: dict[str, Any], path: Path) -> None:
     except ImportError as error:
         raise ImportError('the chart needs matplotlib: pip install "aucseg[report]"') from error
     rows = sorted((row for row in report["classes"] if row["pixels"]), key=lambda row: row["pixels"])
-    figure = Figure(figsize=(9, max(2.5, 0.2 * len(rows))), layout="constrained")
+    figure = Figure(figsize=(9, 1.2 + 0.22 * max(len(rows), 4)), layout="constrained")
     pixels, images = figure.subplots(1, 2, sharey=True)
     colors = [_GROUP_COLORS[row["group"]] for row in rows]
+    places = range(len(rows))
     shares = [100 * row["frequency"] for row in rows]
-    pixels.barh(range(len(rows)), shares, color=colors)
-    # A bar on a logarithmic axis has no natural start; a third of the smallest share keeps the smallest bar visible.
-    pixels.set(xscale="log", xlim=(shares[0] / 3, 100), xlabel="% of the labelled pixels")
-    images.barh(range(len(rows)), [100 * row["presence"] for row in rows], color=colors)
-    images.set(xlim=(0, 100), xlabel="% of the images")
-    pixels.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=7)
-    pixels.margins(y=0.01)
-    handles = [Patch(color=_GROUP_COLORS[group], label=group) for group in GROUP_NAMES]
-    figure.legend(handles=handles, fontsize=8, loc="outside upper center", ncols=3)
+    # Points, since a bar on a logarithmic axis has no natural start.
+    pixels.scatter(shares, places, color=colors)
+    for place, share in zip(places, shares, strict=True):
+        pixels.annotate(f"{share:.2g}", (share, place), (7, 0), textcoords="offset points", va="center", fontsize=7)
+    pixels.set(xscale="log", xlim=(shares[0] / 2, 250), xlabel="% of the labelled pixels (logarithmic)")
+    pixels.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    pixels.grid(axis="both", color="0.9")
+    pixels.set_axisbelow(True)
+    pixels.set_yticks(places, [row["name"] for row in rows], fontsize=8)
+    pixels.set_ylim(-0.8, len(rows) - 0.2)
+    images.barh(places, [100 * row["presence"] for row in rows], color=colors)
+    images.set(xlim=(0, 100), xlabel="% of the images that hold the class")
+    figure.suptitle(
+        f"{report['title']}: {report['num_images']:,} images, imbalance ratio {report['imbalance_ratio']:,.0f}"
+    )
+    handles = [Patch(color=_GROUP_COLORS[group], label=group) for group in GROUP_NAMES if report["groups"][group]]
+    figure.legend(handles=handles, fontsize=8, loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=120)

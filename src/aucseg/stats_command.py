@@ -14,6 +14,7 @@ from typing import Any
 from aucseg.class_statistics import ClassStatistics
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.dataset import SegmentationDataset
+from aucseg.datasets.pairing import Pair
 from aucseg.datasets.propose import propose_card
 from aucseg.datasets.scan import scan_samples
 from aucseg.datasets.scan_cache import ScanCache
@@ -61,7 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one for each core)"
     )
     parser.add_argument(
-        "--on-error", choices=("raise", "skip"), default="raise", help="skip: count and leave out bad files"
+        "--on-error",
+        choices=("raise", "skip"),
+        default="raise",
+        help="skip: bad files are listed and left out, and are no failure",
     )
     parser.add_argument(
         "--decode-images", action="store_true", help="decode every image to find truncated ones (slower)"
@@ -86,6 +90,10 @@ def run(args: argparse.Namespace) -> int:
     """Run ``aucseg stats``; returns the exit status."""
     try:
         return _run(args)
+    except BrokenPipeError:
+        # The reader of our output, `head` for example, has seen enough; Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, ImportError, OSError, RuntimeError) as error:
         print(f"aucseg stats: {error}", file=sys.stderr)
         return 2
@@ -107,7 +115,7 @@ def count_and_check(
     """Count a data set and check every file of it; samples that cannot be used go to the check, not the counts."""
     card = dataset.card
     statistics = ClassStatistics(card.num_classes, ignore_index=card.ignore_index, class_names=card.class_names)
-    check = Check()
+    check = Check([_missing_message(dataset, pair) for pair in dataset.missing])
     scans = scan_samples(dataset, num_workers=num_workers, progress=progress, decode_images=decode_images, cache=cache)
     for sample in scans:
         unknown: dict[int, int] = {}
@@ -120,6 +128,12 @@ def count_and_check(
                 statistics.add_scan(scan)
         check.errors += sample.errors
     return statistics, check
+
+
+def _missing_message(dataset: SegmentationDataset, pair: Pair) -> str:
+    if not (dataset.root / pair.image).is_file():
+        return f"{dataset.root / pair.image}: the split's list names this image, but there is no such file"
+    return f"{dataset.root / pair.image}: its mask {pair.mask} is missing; add it, or move the image away"
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -174,9 +188,9 @@ def _count(
         stream = StreamedSegmentationDataset(card, args.shards, on_error=args.on_error)
         statistics = ClassStatistics.from_dataset(stream, progress=True)
         return statistics, Check(errors=["samples left out, see the log"] * stream.num_skipped)
-    # A folder without masks for some images is a finding, not a reason to stop.
     split = args.split if args.split in card.splits or args.split != "train" else next(iter(card.splits))
-    dataset = SegmentationDataset(card, root, split, on_error=args.on_error, follow_symlinks=args.follow_symlinks)
+    # Missing files are findings of the check like all others: they are listed, and the exit status tells.
+    dataset = SegmentationDataset(card, root, split, on_error="skip", follow_symlinks=args.follow_symlinks)
     return count_and_check(
         dataset, num_workers=args.workers, progress=True, decode_images=args.decode_images, cache=cache
     )
@@ -190,10 +204,14 @@ def _print_check(check: Check, statistics: ClassStatistics, card: DatasetCard) -
         print(f"check: {line}")
     for raw, (pixels, files) in sorted(check.unknown.items()):
         shown = ", ".join(_shorten(files, 5))
-        print(f"check: id {raw} is not in the card: {pixels} pixels in {len(files)} files: {shown}")
+        print(f"check: id {raw} is not in the card: {pixels:,} pixels in {_number(len(files), 'file')}: {shown}")
     if check.unknown and card.hint:
         print(f"check: {card.hint}")
     print(f"check: {statistics.num_images} samples are counted; those named above are not")
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def _shorten(items: Sequence[str], limit: int = _MAX_SHOWN) -> list[str]:

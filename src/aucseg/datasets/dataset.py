@@ -65,6 +65,7 @@ class SegmentationDataset(Dataset[Sample]):
 
     Attributes:
         pairs: Paths of image and mask of each sample, below the root.
+        missing: Pairs of which the image or the mask does not exist; not among the samples.
         label_map: Raw ids to train ids.
 
     Raises:
@@ -103,22 +104,23 @@ class SegmentationDataset(Dataset[Sample]):
         self.transform = transform
         self.on_error = on_error
         self.follow_symlinks = follow_symlinks
-        self.pairs, missing, layout = find_pairs(self.card, folder, split)
+        self.pairs, self.missing, layout = find_pairs(self.card, folder, split)
         self.label_map = LabelMap(self.card, train_ids=layout.train_ids)
         # Shared memory: what a loader's workers skip is counted too.
         self._num_skipped = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-        if missing:
-            self._report_missing(missing)
+        if self.missing:
+            self._report_missing()
 
-    def _report_missing(self, missing: list[Pair]) -> None:
+    def _report_missing(self) -> None:
+        missing = self.missing
         shown = "; ".join(f"{pair.image} needs {pair.mask}" for pair in missing[:3])
         message = (
             f"{self.root}: {len(missing)} of {len(missing) + len(self.pairs)} samples of split {self.split!r} lack "
-            f"image or mask: {shown}. Add the files, correct the patterns in the card, or pass on_error='skip'"
+            f"image or mask: {shown}"
         )
         if self.on_error == "raise" or not self.pairs:
-            raise ValueError(message)
-        _logger.warning("%s", message)
+            raise ValueError(f"{message}. Add the files, correct the patterns in the card, or pass on_error='skip'")
+        _logger.warning("%s; they are left out", message)
         self._num_skipped += len(missing)
 
     @property

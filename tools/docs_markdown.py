@@ -1,6 +1,7 @@
-"""Formulas of the documentation as MathML: no script, no font and no server is needed to read them.
+"""What docstrings and pages hold beyond Markdown: formulas, doctests and roles.
 
-A hook of MkDocs. Pages write ``$...$`` and ``$$...$$``; docstrings write the roles and directives of reStructuredText,
+A hook of MkDocs. Formulas become MathML: no script, no font and no server is needed to read them. Pages write
+``$...$`` and ``$$...$$``; docstrings write the roles and directives of reStructuredText,
 ``:math:`...``` and ``.. math:: ...``, which ``help()`` shows well enough.
 """
 
@@ -64,11 +65,32 @@ class _BlockMath(Preprocessor):  # type: ignore[misc]
         return ["", indent + self.md.htmlStash.store(f'<div class="formula">{formula}</div>'), ""]
 
 
-class FormulaExtension(Extension):  # type: ignore[misc]
-    """Formulas, and the roles for code (``:func:`...```) of reStructuredText."""
+class _Doctests(Preprocessor):  # type: ignore[misc]
+    """Examples of docstrings become highlighted code; without this ``>>>`` is a quotation in a quotation."""
+
+    def run(self, lines: list[str]) -> list[str]:
+        out: list[str] = []
+        in_fence = False
+        example: str | None = None  # the indentation of the example that is being read
+        for line in [*lines, ""]:
+            text = line.lstrip()
+            in_fence ^= text.startswith("```")
+            if example is not None and not text:
+                out.append(example + "```")
+                example = None
+            elif example is None and not in_fence and text.startswith(">>> "):
+                example = line[: len(line) - len(text)]
+                out += ["", example + "```pycon"]
+            out.append(line)
+        return out
+
+
+class DocstringExtension(Extension):  # type: ignore[misc]
+    """Formulas, doctests, and the roles for code (``:func:`...```) of reStructuredText."""
 
     def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802
         """Registers the processors: after fenced code and code spans where what they hold must stay as it is."""
+        md.preprocessors.register(_Doctests(md), "doctests", 28)
         md.preprocessors.register(_BlockMath(md), "block_math", 15)
         md.inlinePatterns.register(_InlineMath(r":math:`([^`]+)`", md), "math_role", 200)
         md.inlinePatterns.register(_Role(r":(?:func|class|meth|mod|attr|data):`~?([^`]+)`", md), "code_role", 200)
@@ -77,5 +99,5 @@ class FormulaExtension(Extension):  # type: ignore[misc]
 
 def on_config(config: Any) -> Any:
     """Adds the extension to those of ``mkdocs.yml``; docstrings get it too."""
-    config.markdown_extensions.append(FormulaExtension())
+    config.markdown_extensions.append(DocstringExtension())
     return config
