@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aucseg.losses import AUCSegLoss, PairwiseAUCLoss
+from benchmarks import loss_charts
 
 RESULTS = Path(__file__).parent / "results" / "loss.json"
 LABELS = {"realistic": realistic, "random": worst_case}
@@ -197,6 +198,7 @@ def main() -> None:
         report[name] = {**setting, "load_before": os.getloadavg()[0], "cases": TABLES[name](arguments.repeats)}
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+    loss_charts.main()
 
 
 if __name__ == "__main__":

@@ -230,8 +230,10 @@ def _gradient(
     labels_map, lse_map = source.arrange(target), source.arrange(lse) if options.needs_lse else lse
     for index, part in source.pieces():
         piece = Piece(part, labels_map[index], channels, options, buffers)
-        out = source.gradient_out(index, piece.logits)
-        if out is None:
+        in_place = source.gradient_out(index, piece.logits)
+        if in_place is not None:
+            out = in_place
+        else:
             out = buffers.take("out", part)
             if sparse:  # the channels of absent classes are not written below
                 out.zero_()
@@ -264,7 +266,8 @@ def _gradient(
         if options.may_overflow(logits):
             limit = torch.finfo(logits.dtype).max
             out.clamp_(-limit, limit)
-        source.write(index, out)
+        if in_place is None:
+            source.write(index, out)
     return gradient
 
 
