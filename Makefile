@@ -62,6 +62,8 @@ benchmark: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.memory_bank
 	$(BIN)/python -m benchmarks.metrics
 	$(BIN)/python -m benchmarks.data
+	$(BIN)/python -m benchmarks.getting_started
+	$(BIN)/python -m benchmarks.soak
 
 clean:
 	rm -rf dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -57,12 +57,17 @@ class PageRunner:
     """Runs the blocks of one page in one namespace, in the current folder.
 
     ``python`` is executed, ``pycon`` compared with what it shows, ``console`` run as a shell would (`aucseg` commands
-    here, with few training steps; others are looked up), ``diff`` executed as it reads after the change, ``yaml``
-    parsed. A title is the name of a file that the block becomes. ``text`` and a few others are only shown.
+    here, others are looked up), ``diff`` executed as it reads after the change, ``yaml`` parsed. A title is the name of
+    a file that the block becomes. ``text`` and a few others are only shown.
+
+    Args:
+        page: The Markdown file.
+        short: Whether `aucseg fit` takes a few steps only.
     """
 
-    def __init__(self, page: Path) -> None:
+    def __init__(self, page: Path, *, short: bool = True) -> None:
         self.page = page
+        self.short = short
         self.namespace: dict[str, Any] = {"__name__": "__main__"}
 
     def run(self) -> int:
@@ -112,7 +117,7 @@ class PageRunner:
         words = shlex.split(command, comments=True)
         match words:
             case ["aucseg", "fit", *_]:
-                self._run_aucseg([*words[1:], *SHORT_TRAINING], place)
+                self._run_aucseg([*words[1:], *(SHORT_TRAINING if self.short else [])], place)
             case ["aucseg", "demo", *_]:  # trains for minutes; it has a test of its own
                 assert "demo" in cli._COMMANDS
             case ["aucseg", *arguments]:

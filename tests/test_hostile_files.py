@@ -26,7 +26,7 @@ from aucseg.memory_bank import TailMemoryBank
 from aucseg.models import build_model, load_checkpoint, load_encoder_checkpoint
 from aucseg.models.checkpoint import read_state_dict
 from aucseg.models.hub import HubModel
-from aucseg.predict import predict_paths
+from aucseg.predict import find_images, predict_paths
 from aucseg.report import build_report
 from aucseg.report.collect import read_run
 from aucseg.statistics_report import make_report, write_csv
@@ -127,8 +127,13 @@ def run_folder(folder: Path, checkpoint: dict[str, Any], card: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("place", ["hyper_parameters", "callbacks"])
-@pytest.mark.parametrize("command", ["predict", "export", "fit", "validate"])
+@pytest.mark.parametrize(
+    ("command", "place"),
+    [
+        *(("predict", place) for place in ("hyper_parameters", "state_dict", "callbacks")),
+        *(("export", "hyper_parameters"), ("fit", "callbacks"), ("validate", "hyper_parameters")),
+    ],
+)
 def test_commands_run_no_code_of_a_checkpoint(
     command: str,
     place: str,
@@ -388,6 +393,7 @@ def test_loops_of_links_end(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "masks/0.png")
     for name in "abc":  # with plain globbing 3 ** 40 paths
         (tmp_path / "images" / name).symlink_to(".")
+    assert find_images([str(tmp_path / "**" / "0.png")]) == sorted(tmp_path.rglob("0.png"))
     assert [pair.image for pair in SegmentationDataset(card, tmp_path).pairs] == ["images/deep/0.png"]
 
 

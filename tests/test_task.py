@@ -159,3 +159,11 @@ def test_epochs_are_refused_with_the_way_out(tiny_card: Path, tmp_path: Path) ->
     )
     with pytest.raises(ValueError, match=r"set trainer.max_steps .* is 2 steps"):
         trainer.fit(make_task(tiny_card), make_data(tiny_card))
+
+
+def test_the_bank_protects_a_group_of_the_card(tiny_card: Path) -> None:
+    task = make_task(tiny_card, bank={"protect_classes": "middle"})
+    assert task.bank is not None
+    assert task.bank.protect_classes == (1, 2)
+    with pytest.raises(ValueError, match=r"'centre', which is no group of the card .*head, middle, tail"):
+        make_task(tiny_card, bank={"protect_classes": "centre"})

@@ -99,6 +99,24 @@ def test_the_first_process_alone_speaks_and_writes(folder: Path) -> None:
     assert len(steps) == STEPS
 
 
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_accelerators_synchronize_batch_norm_and_shard(tiny_card: Path, tmp_path: Path, strategy: str) -> None:
+    """On all GPUs of the machine: fit, stop half way, go on."""
+    more = {"trainer.accelerator": "gpu", "trainer.strategy": strategy, "resume": "auto"}
+    processes = torch.cuda.device_count()
+    for out, steps in (("whole", STEPS), ("half", STEPS // 2), ("half", STEPS)):
+        options = arguments(tiny_card, tmp_path / out, **more)
+        options += ["--trainer.max_steps", str(steps), "--data.eval_batch_size", "1"]
+        options += ["--trainer.callbacks", '[{"class_path": "tests.two_processes.ExpectSyncBatchNorm"}]']
+        result = torchrun("-m", "aucseg.cli", "fit", *options, processes=processes)
+        assert result.returncode == 0, result.stderr
+    results = [json.loads((tmp_path / out / "result.json").read_text()) for out in ("whole", "half")]
+    assert results[0]["step"] == results[1]["step"] == STEPS
+
+
 @pytest.mark.slow
 def test_killed_process_and_resume(tiny_card: Path, tmp_path: Path) -> None:
     """torchrun ends the others; the command itself, given again, goes on."""

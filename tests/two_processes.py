@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from aucseg import AUCSegLoss, SegmentationDataModule, SegmentationTask, lightning_cli
@@ -120,6 +120,13 @@ class Kill(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, *args: Any) -> None:
         if trainer.global_rank == 1 and trainer.global_step == 3:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class ExpectSyncBatchNorm(Callback):
+    """Fails without synchronized batch normalization, which nobody has asked for."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert any(isinstance(module, nn.SyncBatchNorm) for module in pl_module.modules())
 
 
 def main(card: Path, folder: Path) -> None:

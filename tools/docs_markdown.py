@@ -17,6 +17,7 @@ from markdown.preprocessors import Preprocessor
 from markdown.util import AtomicString
 
 _DIRECTIVE = re.compile(r"^(?P<indent> *)\.\. math::(?P<first>.*)$")
+_END = re.compile(r"\$\$([.,;]?)\s*$")
 
 
 class _InlineMath(InlineProcessor):  # type: ignore[misc]
@@ -48,11 +49,11 @@ class _BlockMath(Preprocessor):  # type: ignore[misc]
             elif line.strip().startswith("$$"):
                 indent = line[: len(line) - len(line.lstrip())]
                 body = [line.strip()[2:]]
-                while not body[-1].rstrip().endswith("$$"):
+                while not (end := _END.search(body[-1])):
                     if (line := next(rest, None)) is None:
                         raise ValueError(f"$$ without an end: {body[0]}")
                     body.append(line)
-                body[-1] = body[-1].rstrip()[:-2]
+                body[-1] = body[-1][: end.start()] + end[1]  # the sentence's comma belongs to the formula
                 out += self._block(indent, body)
                 line = next(rest, None)
             else:

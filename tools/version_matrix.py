@@ -39,7 +39,7 @@ OLDEST_TRAIN = (
     ),
 )
 CORE_TESTS = ("tests/losses", "tests/test_memory_bank.py", "tests/metrics", "tests/fuzz/test_numbers.py")
-TRAIN_TESTS = (*CORE_TESTS, "tests/datasets", "tests/test_task.py", "tests/test_cli.py", "tests/test_datamodule.py")
+TRAIN_TESTS = (*CORE_TESTS, "tests/test_task.py", "tests/test_cli.py", "tests/test_datamodule.py")
 # Two of the losses come from segmentation_models_pytorch, which the core does without; and before torch 2.6 torch's own
 # pickling of tensors warns of itself.
 CORE_OPTIONS = ("-k", "not dice and not lovasz", "-W", "ignore:You are using `torch.load` with:FutureWarning")

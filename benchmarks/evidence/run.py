@@ -1,7 +1,7 @@
 """Runs a study in pieces: ``python -m benchmarks.evidence.run STUDY [--minutes N] [--root DIR]``.
 
 A piece ends after N minutes, or with Ctrl-C. The next call goes on: finished runs are not repeated, the run that was
-cut off begins again, so give a piece more minutes than one run takes. After every piece what is finished is written to
+cut off goes on from its checkpoint. After every piece what is finished is written to
 ``benchmarks/evidence/results/STUDY.json``. What follows ``--`` goes to ``aucseg compare``, such as ``--dry-run``.
 """
 

@@ -144,7 +144,7 @@ def _settings(search: list[dict[str, Any]]) -> str:
 def _pending(names: list[str]) -> str:
     lines = [
         "## Not measured yet\n",
-        "The full tables are pending. These commands produce them, in pieces of any length above that of one run:\n",
+        "The full tables are pending. These commands produce them, in pieces of any length:\n",
     ]
     lines.append("```text")
     for name, study in STUDIES.items():

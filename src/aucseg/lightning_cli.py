@@ -93,6 +93,8 @@ class AUCSegCLI(LightningCLI):
                 trainer.logger = [TensorBoardLogger(out, name="", version="", purge_step=step), MetricsLog(out)]
         elif trainer.logger is None:
             trainer.logger = False
+        if trainer.log_every_n_steps is None:
+            trainer.log_every_n_steps = _steps_between_logs(trainer.max_steps)
         trainer.default_root_dir = trainer.default_root_dir or str(out)
         trainer.callbacks = [*callbacks, *(trainer.callbacks or [])]
         return super().instantiate_trainer(**kwargs)
@@ -127,6 +129,11 @@ class AUCSegCLI(LightningCLI):
             say_once(f"{result.parent} is finished: it has the result of step {step}")
             return
         self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+
+
+def _steps_between_logs(max_steps: int) -> int:
+    """Ten, or more where a long run would log more than 10,000 times: so the logs of a run stay below about 6 MB."""
+    return max(10, -(-max_steps // 10_000))
 
 
 def _use_processes_of_launcher(trainer: Any) -> None:
@@ -201,7 +208,7 @@ def run_lightning(command: str, arguments: list[str]) -> AUCSegCLI:
                 "num_sanity_val_steps": 0,
                 "use_distributed_sampler": False,
                 "sync_batchnorm": True,
-                "log_every_n_steps": 10,
+                "log_every_n_steps": None,
             },
             parser_kwargs={"prog": "aucseg", "parser_mode": "yaml"},
         )

@@ -4,7 +4,6 @@ The work on files, for any model; :mod:`aucseg.models.inference` does the work o
 """
 
 import csv
-import glob
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -75,7 +74,9 @@ def find_images(inputs: Iterable[str | Path], *, exclude: Path | None = None) ->
         elif path.is_dir():
             matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
         else:
-            matches = sorted(Path(p) for p in glob.glob(str(entry), recursive=True) if Path(p).is_file())
+            # Unlike glob.glob, "**" does not follow links, which may lead in circles.
+            top = Path(path.anchor)
+            matches = sorted(p for p in top.glob(str(path.relative_to(top))) if p.is_file())
         if exclude is not None:
             matches = [p for p in matches if not p.resolve().is_relative_to(exclude.resolve())]
         if not matches:

@@ -44,7 +44,8 @@ class SegmentationTask(LightningModule):
         model_options: options of `aucseg.build_model`.
         loss: name of a loss, see `aucseg.losses.build_loss`, or a module from (logits, target) to a scalar.
         loss_options: options of the loss.
-        bank: options of `aucseg.TailMemoryBank` (``tail_classes`` defaults to the card's tail), or None for no bank.
+        bank: options of `aucseg.TailMemoryBank` (``tail_classes`` defaults to the card's tail; ``protect_classes`` may
+            be the name of a group of the card, such as ``middle``), or None for no bank.
         mean: mean of each image channel, in units of 0..255; None for that of the model's weights.
         std: standard deviation of each image channel, in the same units; None as with ``mean``.
         learning_rate: rate of the encoder.
@@ -155,6 +156,15 @@ class SegmentationTask(LightningModule):
                 f"the card {self.card.name!r} names no tail classes: give model.bank.tail_classes a list of class ids, "
                 "or train without a bank"
             )
+        protected = options.get("protect_classes")
+        if isinstance(protected, str):
+            if protected not in (self.card.groups or {}):
+                known = ", ".join(self.card.groups or {}) or "none"
+                raise ValueError(
+                    f"model.bank.protect_classes is {protected!r}, which is no group of the card {self.card.name!r} "
+                    f"(groups: {known}): name one of these or list class ids"
+                )
+            options["protect_classes"] = (self.card.groups or {})[protected]
         return TailMemoryBank(
             tail, self.card.num_classes, ignore_index=self.card.ignore_index, generator=self._generator, **options
         )

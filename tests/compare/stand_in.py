@@ -20,6 +20,7 @@ def main() -> None:
     folder, model, seed = Path(out), config["model"], config["seed_everything"]
     with Path(os.environ["STAND_IN_LOG"]).open("a") as log:
         log.write(f"{command} {out}\n")
+    (folder / "options.txt").write_text(" ".join(sys.argv[6:]))
     if os.environ.get("STAND_IN_FAIL") == model["loss"]:
         sys.exit("out of luck")
     if os.environ.get("STAND_IN_TERMINATE") == model["loss"]:

@@ -55,9 +55,24 @@ def test_a_killed_comparison_goes_on_where_it_was(
         compare("--methods", "ce,la,aucseg", "--seeds", "0")
     assert time.monotonic() - start < 50  # the run that was going on has been ended too
     assert launches() == ["out/smp-fpn/ce/seed0", "out/smp-fpn/la/seed0"]
+    options = tmp_path / "out" / "smp-fpn" / "la" / "seed0" / "options.txt"
+    assert options.read_text() == "--overwrite true"
     monkeypatch.delenv("STAND_IN_TERMINATE")
     assert compare("--methods", "ce,la,aucseg", "--seeds", "0") == 0
     assert launches() == ["out/smp-fpn/la/seed0", "out/smp-fpn/aucseg/seed0"]
+    assert options.read_text() == "--resume auto"
+
+
+def test_a_run_cut_off_with_another_configuration_begins_anew(
+    compare: Compare, monkeypatch: pytest.MonkeyPatch, launches: Launches, base_config: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("STAND_IN_TERMINATE", "ce")
+    with pytest.raises(KeyboardInterrupt):
+        compare("--methods", "ce", "--seeds", "0")
+    monkeypatch.delenv("STAND_IN_TERMINATE")
+    _change(base_config, "model", learning_rate=0.25)
+    assert compare("--methods", "ce", "--seeds", "0") == 0
+    assert (tmp_path / "out" / "smp-fpn" / "ce" / "seed0" / "options.txt").read_text() == "--overwrite true"
 
 
 def test_a_failed_run_stops_itself_alone_and_is_tried_again(
@@ -248,3 +263,23 @@ def test_kill_and_resume_of_real_runs(real_config: Path, tmp_path: Path) -> None
     assert refused.returncode == 0, refused.stderr
     assert (first / "compare.json").read_text() == record
     assert len(list(out.glob("*/*/*/compare.json"))) == 3
+
+
+@pytest.mark.slow
+def test_a_run_that_was_cut_off_goes_on_and_ends_as_if_it_had_not_been(real_config: Path, tmp_path: Path) -> None:
+    _change(real_config, "trainer", max_steps=80, val_check_interval=80)
+    command = [sys.executable, "-m", "aucseg.cli", "compare", "--config", str(real_config), "--methods", "aucseg"]
+    command += ["--seeds", "0", "--no-report", "--out"]
+    folder = tmp_path / "cut" / "tiny_network-Net" / "aucseg" / "seed0"
+    process = subprocess.Popen([*command, str(tmp_path / "cut")])
+    log, deadline = folder / "metrics.csv", time.monotonic() + 300
+    while not (log.is_file() and log.read_text().count("\n") > 2) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 130
+    assert (folder / "checkpoints" / "last.ckpt").is_file()
+    assert not (folder / "compare.json").exists()
+    for out in ("cut", "whole"):
+        assert subprocess.run([*command, str(tmp_path / out)], check=False).returncode == 0
+    whole = json.loads((tmp_path / "whole" / "tiny_network-Net" / "aucseg" / "seed0" / "compare.json").read_text())
+    assert json.loads((folder / "compare.json").read_text())["metrics"] == whole["metrics"]

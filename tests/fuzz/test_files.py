@@ -60,7 +60,7 @@ def check_sample(sample: dict[str, Any]) -> None:
 # ---- cards
 
 
-@fuzzed(120, damaged_tree(yaml.safe_load(MINI)))
+@fuzzed(60, damaged_tree(yaml.safe_load(MINI)))
 def test_cards_with_strange_values(document: Any) -> None:
     try:
         text = yaml.safe_dump(document, allow_unicode=True)
@@ -76,7 +76,7 @@ def test_cards_with_strange_values(document: Any) -> None:
     assert not 0 <= card.ignore_index < card.num_classes
 
 
-@fuzzed(120, damaged_bytes(MINI.encode()))
+@fuzzed(60, damaged_bytes(MINI.encode()))
 def test_cards_with_damaged_bytes(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "card.yaml")
@@ -94,7 +94,7 @@ def test_cards_with_damaged_bytes(data: bytes) -> None:
 # ---- data sets and shards
 
 
-@fuzzed(80, files("image"), files("mask"), st.sampled_from(["error", "ignore", "apply"]))
+@fuzzed(40, files("image"), files("mask"), st.sampled_from(["error", "ignore", "apply"]))
 def test_data_set(image: bytes, mask: bytes, exif: str) -> None:
     card = DatasetCard.from_yaml(MINI + f"exif: {exif}\n")
     with tempfile.TemporaryDirectory() as folder:
@@ -127,7 +127,7 @@ def shard() -> bytes:
     return file.getvalue()
 
 
-@fuzzed(60, damaged_bytes(shard()), st.sampled_from(["raise", "skip"]))
+@fuzzed(30, damaged_bytes(shard()), st.sampled_from(["raise", "skip"]))
 def test_shards(data: bytes, on_error: str) -> None:
     streaming = pytest.importorskip("aucseg.streaming")
     with tempfile.TemporaryDirectory() as folder:
@@ -154,7 +154,7 @@ def statistics_file() -> str:
         return Path(folder, "stats.json").read_text()
 
 
-@fuzzed(80, st.one_of(damaged_tree(json.loads(statistics_file())), damaged_bytes(statistics_file().encode())))
+@fuzzed(40, st.one_of(damaged_tree(json.loads(statistics_file())), damaged_bytes(statistics_file().encode())))
 def test_statistics(content: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "stats.json")
@@ -176,7 +176,7 @@ def weights_file(zipped: bool) -> bytes:
     return file.getvalue()
 
 
-@fuzzed(60, st.one_of(damaged_bytes(weights_file(True)), damaged_bytes(weights_file(False)), st.binary(max_size=80)))
+@fuzzed(30, st.one_of(damaged_bytes(weights_file(True)), damaged_bytes(weights_file(False)), st.binary(max_size=80)))
 def test_checkpoints(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "weights.pth")
@@ -192,7 +192,7 @@ def test_checkpoints(data: bytes) -> None:
 # ---- predict
 
 
-@fuzzed(50, st.lists(files("image"), min_size=1, max_size=3), st.booleans())
+@fuzzed(25, st.lists(files("image"), min_size=1, max_size=3), st.booleans())
 def test_predict(contents: list[bytes], scores: bool) -> None:
     torch.manual_seed(0)
     model = nn.Conv2d(3, 3, 1).eval()
@@ -228,7 +228,7 @@ def good_run() -> Path:
 RUN_FILES = ("result.json", "confusion.json", "images.json", "curves.json", "metrics.csv", "config.yaml")
 
 
-@fuzzed(50, st.data())
+@fuzzed(25, st.data())
 def test_report(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(shutil.copytree(good_run(), Path(folder, "run")))
@@ -251,7 +251,7 @@ def test_report(data: st.DataObject) -> None:
             assert shown not in text, shown
 
 
-@fuzzed(40, JUNK)
+@fuzzed(20, JUNK)
 def test_report_of_a_json_file_that_is_another(content: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(shutil.copytree(good_run(), Path(folder, "run")))

@@ -21,8 +21,8 @@ def run(*arguments: str, **environment: str) -> str:
 
 
 @pytest.mark.slow
-def test_five_times_as_many_examples() -> None:
-    report = run("-m", "pytest", "-q", "tests/fuzz", "-m", "not slow", AUCSEG_FUZZ="5", AUCSEG_FUZZ_FIXED="1")
+def test_eight_times_as_many_examples() -> None:
+    report = run("-m", "pytest", "-q", "tests/fuzz", "-m", "not slow", AUCSEG_FUZZ="8", AUCSEG_FUZZ_FIXED="1")
     assert "passed" in report
 
 

@@ -90,7 +90,7 @@ def check_against_oracle(
     torch.testing.assert_close(loss.detach().double(), expected.double(), rtol=rtol, atol=atol)
 
 
-@fuzzed(120, batches(), AUC_OPTIONS)
+@fuzzed(60, batches(), AUC_OPTIONS)
 def test_auc_loss(batch: tuple[Tensor, Tensor, int], options: dict[str, Any]) -> None:
     logits, target, ignore_index = batch
     logits = logits.requires_grad_()
@@ -111,7 +111,7 @@ def test_auc_loss(batch: tuple[Tensor, Tensor, int], options: dict[str, Any]) ->
     check_against_oracle(loss, logits, target, ignore_index, options)
 
 
-@fuzzed(60, batches(dims=(1, 2, 3)), AUC_OPTIONS, st.integers(1, 3), st.sampled_from([0.0, 0.2, 1.0]))
+@fuzzed(30, batches(dims=(1, 2, 3)), AUC_OPTIONS, st.integers(1, 3), st.sampled_from([0.0, 0.2, 1.0]))
 def test_aucseg_loss(batch: tuple[Tensor, Tensor, int], options: dict[str, Any], factor: int, smoothing: float) -> None:
     logits, target, ignore_index = batch
     for dim in range(1, target.dim()):
@@ -145,7 +145,7 @@ def test_aucseg_loss(batch: tuple[Tensor, Tensor, int], options: dict[str, Any],
 RIVALS = sorted(LOSSES if find_spec("segmentation_models_pytorch") else LOSSES.keys() - {"dice", "lovasz"})
 
 
-@fuzzed(80, st.sampled_from(RIVALS), batches(min_classes=2, dims=(2,)))
+@fuzzed(40, st.sampled_from(RIVALS), batches(min_classes=2, dims=(2,)))
 def test_rival_losses(name: str, batch: tuple[Tensor, Tensor, int]) -> None:
     logits, target, ignore_index = batch
     logits = logits.requires_grad_()
@@ -159,7 +159,7 @@ def test_rival_losses(name: str, batch: tuple[Tensor, Tensor, int]) -> None:
     assert gradient is None or bool(torch.isfinite(gradient).all()), name
 
 
-@fuzzed(80, st.sampled_from([PairwiseAUCLoss, AUCSegLoss]), st.data())
+@fuzzed(40, st.sampled_from([PairwiseAUCLoss, AUCSegLoss]), st.data())
 def test_strange_options_of_losses(kind: Any, data: st.DataObject) -> None:
     names: tuple[str, ...] = (
         "surrogate",
@@ -209,7 +209,7 @@ def stored_batch(draw: Any, dtype: torch.dtype, channels: int) -> tuple[Tensor, 
     return images, masks.to(draw(st.sampled_from([torch.uint8, torch.int16, torch.int32, torch.int64])))
 
 
-@fuzzed(60, BANK_OPTIONS, st.data())
+@fuzzed(30, BANK_OPTIONS, st.data())
 def test_bank(options: dict[str, Any], data: st.DataObject) -> None:
     seed = data.draw(st.integers(0, 100))
     options = {"min_pixels": 1, **options}
@@ -244,7 +244,7 @@ def test_bank(options: dict[str, Any], data: st.DataObject) -> None:
         assert all(torch.equal(a, b) for a, b in zip(bank(*check), other(*check), strict=True))
 
 
-@fuzzed(80, st.data())
+@fuzzed(40, st.data())
 def test_bank_from_a_damaged_state(data: st.DataObject) -> None:
     bank = TailMemoryBank([2, 3], 4, min_pixels=1, sample_ratio=1.0, scope="image")
     masks = torch.zeros(2, 6, 6, dtype=torch.int64)
@@ -274,7 +274,7 @@ def test_bank_from_a_damaged_state(data: st.DataObject) -> None:
 # ---- metrics
 
 
-@fuzzed(60, batches(min_classes=2), st.booleans())
+@fuzzed(30, batches(min_classes=2), st.booleans())
 def test_mean_iou(batch: tuple[Tensor, Tensor, int], as_labels: bool) -> None:
     logits, target, ignore_index = batch
     num_classes = logits.shape[1]
@@ -290,7 +290,7 @@ def test_mean_iou(batch: tuple[Tensor, Tensor, int], as_labels: bool) -> None:
         np.testing.assert_allclose(result["per_class"][class_id].item(), expected, rtol=1e-6)
 
 
-@fuzzed(60, batches(min_classes=2), st.sampled_from(["softmax", "sigmoid"]), st.sampled_from([2, 64, 4096]))
+@fuzzed(30, batches(min_classes=2), st.sampled_from(["softmax", "sigmoid"]), st.sampled_from([2, 64, 4096]))
 def test_auroc_and_average_precision(batch: tuple[Tensor, Tensor, int], scores: Any, bins: int) -> None:
     logits, target, ignore_index = batch
     num_classes = logits.shape[1]
@@ -315,7 +315,7 @@ def test_auroc_and_average_precision(batch: tuple[Tensor, Tensor, int], scores: 
             assert abs(value - expected) <= bound + 2e-3, (metric, class_id)
 
 
-@fuzzed(60, st.sampled_from([GroupedMeanIoU, PixelAUROC, PixelAveragePrecision]), st.data())
+@fuzzed(30, st.sampled_from([GroupedMeanIoU, PixelAUROC, PixelAveragePrecision]), st.data())
 def test_strange_inputs_of_metrics(kind: Any, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(["num_classes", "groups", "ignore_index", "bins", "scores", "average"]))
     value = data.draw(JUNK)

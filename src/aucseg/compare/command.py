@@ -46,7 +46,8 @@ examples:
   aucseg compare --config base.yaml --methods ce,la,aucseg --seeds 0,1,2 --search auto
   aucseg compare --config base.yaml --methods ce,aucseg --search auc_weight=0.5,1,2,4 --models smp/fpn,segnext.yaml
 
-Stop it at any time and call it again: finished runs are not repeated. Exit status 1: some runs failed.
+Stop it at any time and call it again: finished runs are not repeated, the one that was cut off goes on from its last
+checkpoint. Exit status 1: some runs failed.
 """
 
 
@@ -90,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     comparison = _Comparison.from_arguments(args)
     if args.dry_run:
         return comparison.list_runs()
-    with locked(args.out) as lock, _sigterm_as_exit():
+    with locked(args.out) as lock, _signals_as_exit():
         comparison.runner.lock = lock
         return comparison.execute()
 
@@ -363,7 +364,7 @@ class _Comparison:
 
 
 @contextmanager
-def _sigterm_as_exit() -> Iterator[None]:
+def _signals_as_exit() -> Iterator[None]:
     """Ends the running child before this process ends."""
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield
@@ -372,11 +373,14 @@ def _sigterm_as_exit() -> Iterator[None]:
     def leave(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, leave)
+    # A closed terminal, too: the child is in a session of its own, where the system does not end it.
+    numbers = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
+    previous = {number: signal.signal(number, leave) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _slug(model: str) -> str:

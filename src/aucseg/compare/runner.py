@@ -27,11 +27,15 @@ from aucseg.compare.methods import Configuration
 
 # A run is finished when its folder has this file.
 RECORD_FILE = "compare.json"
+# What a run that has begun is made of: with the same it goes on from its checkpoint.
+STARTED_FILE = "started.json"
 INPUT_FILE = "input.yaml"
 LOG_FILE = "log.txt"
 COST_FILE = "cost.json"
 _RESULT_FILE = "result.json"
 _CHECKPOINT = Path("checkpoints", "last.ckpt")
+# A run that is asked to end saves a checkpoint after its step.
+_SECONDS_TO_END = 60
 _COMMAND = (sys.executable, "-m", "aucseg.cli")
 
 
@@ -128,13 +132,19 @@ class Runner:
                 f"{run.first_stage.folder} to have it trained again"
             )
         fingerprints = self.fingerprints(run)
+        hashes = {part: digest(fingerprint) for part, fingerprint in fingerprints.items()}
         run.folder.mkdir(parents=True, exist_ok=True)
         for name in (RECORD_FILE, _RESULT_FILE, COST_FILE):
             (run.folder / name).unlink(missing_ok=True)
         self._write_input(run)
+        seconds_before = _seconds_of_same(run.folder / STARTED_FILE, hashes)
+        write_started(run.folder, hashes, seconds_before or 0.0)
         start = time.perf_counter()
-        status = self._launch(run)
-        seconds = time.perf_counter() - start
+        try:
+            status = self._launch(run, goes_on=seconds_before is not None)
+        finally:
+            seconds = (seconds_before or 0.0) + time.perf_counter() - start
+            write_started(run.folder, hashes, seconds)
         problem = _problem(run, status)
         if problem is not None:
             self.failures.append(run.title)
@@ -143,7 +153,7 @@ class Runner:
         cost = run.folder / COST_FILE
         record = {
             "title": run.title,
-            "hashes": {part: digest(fingerprint) for part, fingerprint in fingerprints.items()},
+            "hashes": hashes,
             "metrics": json.loads((run.folder / _RESULT_FILE).read_text(encoding="utf-8"))["metrics"],
             "cost": json.loads(cost.read_text(encoding="utf-8")) if cost.is_file() else {},
             "seconds": round(seconds, 1),
@@ -165,15 +175,21 @@ class Runner:
             config["trainer"] = trainer
         (run.folder / INPUT_FILE).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
-    def _launch(self, run: Run) -> int:
+    def _launch(self, run: Run, *, goes_on: bool) -> int:
         arguments = [*_COMMAND, run.command, "--config", str(run.folder / INPUT_FILE), "--out", str(run.folder)]
         if run.command == "fit":
-            arguments += ["--overwrite", "true"]
+            arguments += ["--resume", "auto"] if goes_on else ["--overwrite", "true"]
         descriptors = () if self.lock is None else (self.lock.fileno(),)
         with (run.folder / LOG_FILE).open("w", encoding="utf-8") as log:
             # Our own command, a list of arguments without a shell.
             child = subprocess.Popen(  # nosec B603
-                arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, pass_fds=descriptors
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=descriptors,
+                # Ctrl-C is for this process, which asks the run to end: a second signal would deny it its checkpoint.
+                start_new_session=True,
             )
             try:
                 return child.wait()
@@ -182,7 +198,7 @@ class Runner:
                 if child.poll() is None:
                     child.terminate()
                     try:
-                        child.wait(10)
+                        child.wait(_SECONDS_TO_END)
                     except subprocess.TimeoutExpired:
                         child.kill()
                         child.wait()
@@ -214,6 +230,19 @@ def locked(folder: Path) -> Iterator[IO[str] | None]:
         lock.write(f"{os.getpid()}\n")
         lock.flush()
         yield lock
+
+
+def write_started(folder: Path, hashes: dict[str, str], seconds: float) -> None:
+    """Notes what a run is made of and how long it has run."""
+    write_atomically(folder / STARTED_FILE, json.dumps({"hashes": hashes, "seconds": seconds}) + "\n")
+
+
+def _seconds_of_same(path: Path, hashes: dict[str, str]) -> float | None:
+    """How long a run of the same code, data and configuration has run already; None if there is none."""
+    if not path.is_file():
+        return None
+    started = json.loads(path.read_text(encoding="utf-8"))
+    return float(started["seconds"]) if started["hashes"] == hashes else None
 
 
 def write_atomically(path: Path, text: str) -> None:
