@@ -23,6 +23,7 @@ def test_the_count_knows_what_cross_entropy_keeps() -> None:
     assert peak == pytest.approx(3 * logits.nbytes, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [realistic, worst_case])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_a_tenth_of_the_logits(labels: object, memory_format: torch.memory_format) -> None:
@@ -33,6 +34,7 @@ def test_a_tenth_of_the_logits(labels: object, memory_format: torch.memory_forma
     assert peak_bytes(lambda: gradient(loss(logits, target), logits)) - logits.nbytes < 0.1 * logits.nbytes
 
 
+@pytest.mark.slow
 def test_no_full_resolution_logits() -> None:
     target = realistic(60, 2, 512, torch.Generator().manual_seed(0))
     logits = torch.randn(2, 60, 128, 128, requires_grad=True)
