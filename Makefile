@@ -62,6 +62,7 @@ benchmark: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.memory_bank
 	$(BIN)/python -m benchmarks.metrics
 	$(BIN)/python -m benchmarks.data
+	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.getting_started
 	$(BIN)/python -m benchmarks.soak
 
