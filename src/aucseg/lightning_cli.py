@@ -36,6 +36,7 @@ except ImportError as error:  # pragma: no cover - depends on the environment
 
 # What decides about the course of a training.
 _LEARNING = ("seed_everything", "model", "data", "trainer")
+_HARMLESS = ("data.num_workers", "data.root", "data.eval_batch_size")
 _LEARNING_TRAINER = ("max_steps", "accumulate_grad_batches", "precision", "gradient_clip_val")
 
 
@@ -171,7 +172,7 @@ def changed_settings(then: Any, now: Any, name: str = "") -> list[str]:
             for key in keys
             for text in changed_settings(then.get(key), now.get(key), f"{name}.{key}" if name else key)
         ]
-    return [] if then == now else [f"{name} ({then!r} then, {now!r} now)"]
+    return [] if then == now or name in _HARMLESS else [f"{name} ({then!r} then, {now!r} now)"]
 
 
 def _use_processes_of_launcher(trainer: Any) -> None:
