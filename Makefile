@@ -31,7 +31,7 @@ test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(TEST_JOBS)
 
 test-slow: $(VENV)/.dev test-mmseg
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n $(TEST_JOBS)
 
 $(MMSEG_VENV)/.created: pyproject.toml
 	$(PYTHON) -m venv $(MMSEG_VENV)
@@ -62,6 +62,7 @@ benchmark: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.memory_bank
 	$(BIN)/python -m benchmarks.metrics
 	$(BIN)/python -m benchmarks.data
+	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.getting_started
 	$(BIN)/python -m benchmarks.soak
 

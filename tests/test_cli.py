@@ -96,6 +96,16 @@ def test_export_is_checked_on_validation_images(
     assert capsys.readouterr().out.startswith("checked on 6 images: logits differ by at most")
 
 
+def test_resuming_a_finished_run_with_other_settings_says_so_and_changes_nothing(finished_run: Path) -> None:
+    files = {path: path.read_bytes() for path in finished_run.iterdir() if path.suffix in (".csv", ".json")}
+    command = ("fit", "--config", finished_run / "config.yaml", "--out", finished_run, "--resume", "auto")
+    result = aucseg(*command, "--model.learning_rate", "0.5")
+    assert result.returncode == 0, result.stderr
+    assert "other settings than before: model.learning_rate (6e-05 then, 0.5 now)" in result.stderr
+    assert "is finished: it has the result of step 4" in result.stderr
+    assert files == {path: path.read_bytes() for path in files}
+
+
 def test_fit_refuses_to_replace_a_run(finished_run: Path) -> None:
     result = aucseg("fit", "--config", finished_run / "config.yaml", "--out", finished_run)
     assert result.returncode == 2

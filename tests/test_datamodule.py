@@ -1,12 +1,18 @@
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aucseg.class_statistics import ClassStatistics
 from aucseg.datamodule import SampleStream, SegmentationDataModule, random_order
+from aucseg.datasets import SegmentationDataset
+from aucseg.streaming import write_shards
 
 
 @given(
@@ -93,3 +99,105 @@ def test_class_counts_are_those_of_the_training_masks(tiny_card: Path) -> None:
 def test_wrong_sizes_are_named(tiny_card: Path, options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         SegmentationDataModule(str(tiny_card), str(tiny_card.parent), **options)  # type: ignore[arg-type]
+
+
+def shard_options(card: Path, folder: Path, **options: Any) -> dict[str, Any]:
+    dataset = SegmentationDataset(str(card), card.parent)
+    shards = [str(path) for path in write_shards(dataset, folder, samples_per_shard=3)]
+    return {"card": str(card), "batch_size": 2, "crop_size": (32, 40), "shards": shards, **options}
+
+
+def take(module: SegmentationDataModule, count: int) -> list[dict[str, Any]]:
+    return list(islice(module.train_dataloader(), count))
+
+
+def assert_same(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
+    assert len(one) == len(other) > 0
+    for a, b in zip(one, other, strict=True):
+        assert a["name"] == b["name"]
+        assert torch.equal(a["image"], b["image"])
+        assert torch.equal(a["mask"], b["mask"])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_shards_give_the_training_batches_of_the_folder(tiny_card: Path, tmp_path: Path, num_workers: int) -> None:
+    options = shard_options(tiny_card, tmp_path, sampler="sequential", num_workers=num_workers)
+    # More batches than an epoch has.
+    from_shards = take(SegmentationDataModule(**options), 9)
+    del options["shards"]
+    assert_same(take(SegmentationDataModule(root=str(tiny_card.parent), **options), 9), from_shards)
+
+
+@pytest.mark.parametrize(("num_workers", "start"), [(0, 3), (2, 7)])
+def test_a_stream_from_shards_goes_on_where_it_was(
+    tiny_card: Path, tmp_path: Path, num_workers: int, start: int
+) -> None:
+    module = SegmentationDataModule(**shard_options(tiny_card, tmp_path, num_workers=num_workers, shuffle_buffer=3))
+    whole = take(module, start + 3)
+    module.trainer = SimpleNamespace(  # type: ignore[assignment]
+        global_rank=0, world_size=1, max_steps=100, global_step=start, accumulate_grad_batches=1
+    )
+    assert_same(whole[start:], take(module, 3))
+
+
+def test_shards_are_counted_and_validated_like_the_folder(tiny_card: Path, tmp_path: Path) -> None:
+    module = SegmentationDataModule(**shard_options(tiny_card, tmp_path / "train", num_workers=0))
+    folder = SegmentationDataModule(str(tiny_card), str(tiny_card.parent), num_workers=0)
+    assert torch.equal(module.class_counts(), folder.class_counts())
+    val = [str(path) for path in write_shards(folder.dataset("val", None), tmp_path / "val")]
+    from_shards = SegmentationDataModule(str(tiny_card), val_shards=val, num_workers=0)
+    assert_same(list(folder.val_dataloader()), list(from_shards.val_dataloader()))
+
+
+def test_too_few_shards_for_the_loader_processes_are_named(tiny_card: Path, tmp_path: Path) -> None:
+    options = shard_options(tiny_card, tmp_path, num_workers=2)
+    options["shards"] = options["shards"][:1]
+    with pytest.raises(ValueError, match="no sample for loader process 2 of 2"):
+        take(SegmentationDataModule(**options), 2)
+
+
+def test_rare_crops_hold_the_class_and_are_the_same_again(tiny_card: Path) -> None:
+    dataset = SegmentationDataset(str(tiny_card), tiny_card.parent)
+    rarest = int(np.argmin(ClassStatistics.from_dataset(dataset).pixel_counts))
+    holders = {dataset[i]["name"] for i in range(len(dataset)) if bool((dataset[i]["mask"] == rarest).any())}
+
+    def module(probability: float) -> SegmentationDataModule:
+        return SegmentationDataModule(
+            str(tiny_card),
+            str(tiny_card.parent),
+            num_workers=0,
+            crop_size=(16, 16),
+            scale=(1.0, 1.0),
+            sampler="rare_class",
+            sampler_options={"temperature": 0.05},
+            rare_crop=probability,
+            rare_crop_classes=[rarest],
+        )
+
+    batches = take(module(1.0), 4)
+    assert_same(batches, take(module(1.0), 4))
+    found = [
+        bool((mask == rarest).any())
+        for batch in batches
+        for name, mask in zip(batch["name"], batch["mask"], strict=True)
+        if name in holders
+    ]
+    assert found
+    assert all(found)
+    without = torch.stack([batch["mask"] == rarest for batch in take(module(0.0), 4)]).any((2, 3)).float().mean()
+    assert without < 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampler": "rare"}, "must be 'random', 'sequential' or 'rare_class'"),
+        ({"shards": "a.tar", "sampler": "rare_class"}, "no sampler 'rare_class'"),
+        ({"shards": "a.tar", "held_out_share": 0.1}, "no held_out_share"),
+        ({"rare_crop": 1.5, "rare_crop_classes": [1]}, "must be in"),
+        ({"rare_crop": 0.5, "rare_crop_classes": [9]}, "rare_crop_classes holds 9"),
+    ],
+)
+def test_options_that_do_not_fit_are_named(tiny_card: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SegmentationDataModule(str(tiny_card), str(tiny_card.parent), **options)

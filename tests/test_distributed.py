@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from benchmarks.scale import all_reduce_seconds, auc_bytes, filled_bank, recorded_messages
+from benchmarks.scale import ASSUMED, all_reduce_seconds, auc_bytes, filled_bank, model_rows, recorded_messages
 
 from aucseg import AUCSegLoss, PairwiseAUCLoss
 from aucseg.distributed import auc_losses, cpu_state, exchange_samples, gathered, part_of, process_group_of
@@ -83,3 +83,10 @@ def test_cost_model_has_no_message_for_one_process_and_a_latency_for_each_doubli
     assert all_reduce_seconds(1e6, 1, 1e-5, 1e9) == 0
     assert all_reduce_seconds(0, 1024, 1e-5, 1e9) == pytest.approx(1e-4)
     assert all_reduce_seconds(1e9, 2, 0, 1e9) == pytest.approx(1.0)
+
+
+def test_table_of_the_guide_is_that_of_the_model() -> None:
+    guide = (Path(__file__).parents[1] / "docs" / "scale.md").read_text(encoding="utf-8")
+    for row in model_rows(ASSUMED["latency_us"] / 1e6, ASSUMED["bandwidth_gb_s"] * 1e9, 150)[1:]:
+        cells = f"| {row['gpus']:,.0f} | {row['sums_ms']:.2f} | {row['small_ms']:.2f} | {row['gradient_ms']:.2f} "
+        assert f"{cells}| {row['step_ms']:.1f} | {100 * row['sums_share']:.2f} % |" in guide

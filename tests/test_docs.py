@@ -14,7 +14,7 @@ from tests.test_cli import TINY_RUN
 DOCS = ROOT / "docs"
 PAGES = sorted({ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")})
 # Pages whose commands train and evaluate for more than a few seconds.
-SLOW = {"README.md", "getting-started.md"}
+SLOW = {"README.md", "getting-started.md", "inference.md"}
 
 # Libraries that pages use warn; our own code is tested elsewhere.
 pytestmark = pytest.mark.filterwarnings("ignore")

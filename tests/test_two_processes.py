@@ -43,6 +43,7 @@ def test_two_processes_learn_what_one_learns_from_twice_the_batch(
     alone = train_plain(tiny_card, tmp_path, 4)
     for found in results:
         torch.testing.assert_close(found["plain"], alone, rtol=2e-5, atol=2e-6)
+        torch.testing.assert_close(found["micro-batches"], alone, rtol=2e-5, atol=2e-6)
 
 
 def test_a_step_that_is_bad_on_one_process_is_skipped_on_both(folder: Path, results: list[dict[str, Any]]) -> None:

@@ -34,11 +34,18 @@ class PlainNetwork(nn.Module):
 
 
 def train_plain(
-    card: Path, folder: Path, batch_size: int, loss: nn.Module | None = None, **options: Any
+    card: Path, folder: Path, batch_size: int, loss: nn.Module | None = None, micro_batches: int = 1, **options: Any
 ) -> dict[str, Tensor]:
     """The weights after a few steps; the same for two processes with half the batch each."""
     torch.manual_seed(0)
-    task = SegmentationTask(str(card), PlainNetwork(), loss=loss or AUCSegLoss(), learning_rate=0.01, warmup_steps=1)
+    task = SegmentationTask(
+        str(card),
+        PlainNetwork(),
+        loss=loss or AUCSegLoss(),
+        learning_rate=0.01,
+        warmup_steps=1,
+        micro_batches=micro_batches,
+    )
     data = SegmentationDataModule(
         str(card), str(card.parent), batch_size=batch_size, num_workers=0, crop_size=(32, 40), eval_batch_size=1
     )
@@ -124,6 +131,7 @@ class ExpectSyncBatchNorm(Callback):
 
 def main(card: Path, folder: Path) -> None:
     results: dict[str, Any] = {"plain": train_plain(card, folder, 2, strategy="ddp", devices=2)}
+    results["micro-batches"] = train_plain(card, folder, 2, micro_batches=2, strategy="ddp", devices=2)
     rank = dist.get_rank()
     guard = StepGuard()
     with warnings.catch_warnings():

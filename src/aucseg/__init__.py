@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aucseg.class_statistics import ClassStatistics as ClassStatistics
-    from aucseg.class_weights import class_weights as class_weights
+    from aucseg.class_weighting import class_weights as class_weights
     from aucseg.datamodule import SegmentationDataModule as SegmentationDataModule
     from aucseg.datasets import DatasetCard as DatasetCard
     from aucseg.datasets import SegmentationDataset as SegmentationDataset
@@ -30,7 +30,7 @@ _MODULE_OF = {
     "AUCSegLoss": "aucseg.losses",
     "PairwiseAUCLoss": "aucseg.losses",
     "build_loss": "aucseg.losses",
-    "class_weights": "aucseg.class_weights",
+    "class_weights": "aucseg.class_weighting",
     "pairwise_auc_loss": "aucseg.losses",
     "TailMemoryBank": "aucseg.memory_bank",
     "ClassStatistics": "aucseg.class_statistics",

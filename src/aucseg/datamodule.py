@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-import random
 import shutil
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -22,6 +21,9 @@ from aucseg.class_statistics import ClassStatistics
 from aucseg.datasets import DatasetCard, SegmentationDataset
 from aucseg.distributed import part_of
 from aucseg.sampling import RareClassSampler
+from aucseg.seeding import seeded
+from aucseg.shard_stream import ShardStream
+from aucseg.streaming import StreamedSegmentationDataset
 from aucseg.transforms import IMAGENET_MEAN, evaluation_transform, training_transform
 
 try:
@@ -119,16 +121,8 @@ class SeededDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index_and_seed: tuple[int, int]) -> dict[str, Any]:
         index, seed = index_and_seed
-        python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-        try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                random.seed(seed)
-                np.random.seed(seed % 2**32)  # noqa: NPY002
-                return self.dataset[index]
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)  # noqa: NPY002
+        with seeded(seed):
+            return self.dataset[index]
 
 
 def random_order(length: int, seed: int) -> EpochOrder:
@@ -145,6 +139,11 @@ def random_order(length: int, seed: int) -> EpochOrder:
         return array("q", torch.randperm(length, generator=generator).numpy().tobytes())
 
     return order
+
+
+def sequential_order(length: int, epoch: int) -> range:
+    """Every sample once an epoch, in the order of the data set, whatever the ``epoch``."""
+    return range(length)
 
 
 def rare_class_order(statistics: ClassStatistics, seed: int, **options: Any) -> EpochOrder:
@@ -202,12 +201,19 @@ class SegmentationDataModule(LightningDataModule):
         val_split: name of the card's split to validate on.
         on_error: "raise" or "skip" for files that cannot be read.
         seed: seed of order and augmentation.
-        sampler: "random" (every image once an epoch) or "rare_class" (`aucseg.sampling.RareClassSampler`).
+        sampler: "random" (every image once an epoch), "sequential" (the same in the order of the files) or "rare_class"
+            (`aucseg.sampling.RareClassSampler`).
         sampler_options: options of the rare-class sampler, such as ``temperature`` and ``by``.
         held_out_share: for choosing settings without looking at the validation split: this share of the training
             images is kept from training and validated on, the same images whatever the seed. 0 for an ordinary run.
         statistics: file of the training split's class statistics, as ``aucseg stats`` writes it; None counts the masks
             when something needs the counts (each process its part).
+        rare_crop: how often a training crop is one around a pixel of a rare class, in [0, 1].
+        rare_crop_classes: train ids of those classes; None for the tail that the card names.
+        shards: tar shards to train on instead of the root's files (paths, URLs, ``train-{0000..0099}.tar``), see
+            `aucseg.streaming`.
+        val_shards: the same for validation; None for the files of ``val_split``.
+        shuffle_buffer: samples among which a loader process draws with shards and sampler "random".
 
     Raises:
         ValueError: for values out of their range, and for a trainer without ``max_steps``.
@@ -237,12 +243,19 @@ class SegmentationDataModule(LightningDataModule):
         sampler_options: dict[str, Any] | None = None,
         held_out_share: float = 0.0,
         statistics: str | None = None,
+        rare_crop: float = 0.0,
+        rare_crop_classes: list[int] | None = None,
+        shards: str | list[str] | None = None,
+        val_shards: str | list[str] | None = None,
+        shuffle_buffer: int = 1000,
     ) -> None:
         super().__init__()
-        if sampler not in ("random", "rare_class"):
-            raise ValueError(f"sampler must be 'random' or 'rare_class', not {sampler!r}")
-        if sampler_options and sampler == "random":
+        if sampler not in ("random", "sequential", "rare_class"):
+            raise ValueError(f"sampler must be 'random', 'sequential' or 'rare_class', not {sampler!r}")
+        if sampler_options and sampler != "rare_class":
             raise ValueError("sampler_options go with sampler 'rare_class'")
+        if shards is not None and (sampler == "rare_class" or held_out_share):
+            raise ValueError("shards are read in their order: no sampler 'rare_class' and no held_out_share with them")
         if not 0 <= held_out_share < 1:
             raise ValueError(f"held_out_share must lie in [0, 1), not {held_out_share}")
         if held_out_share and statistics is not None:
@@ -251,6 +264,7 @@ class SegmentationDataModule(LightningDataModule):
             ("batch_size", batch_size, 1),
             ("eval_batch_size", eval_batch_size, 1),
             ("num_workers", num_workers, 0),
+            ("shuffle_buffer", shuffle_buffer, 1),
         ):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
@@ -267,6 +281,9 @@ class SegmentationDataModule(LightningDataModule):
         self.sampler_options = dict(sampler_options or {})
         self.held_out_share = held_out_share
         self._statistics = None if statistics is None else self._load_statistics(statistics)
+        self.shards = shards
+        self.val_shards = val_shards
+        self.shuffle_buffer = shuffle_buffer
         self._crop_bytes = 4 * crop_size[0] * crop_size[1]  # three channels and a mask
         self.training_transform = training_transform(
             crop_size,
@@ -277,6 +294,8 @@ class SegmentationDataModule(LightningDataModule):
             photometric=photometric,
             ignore_index=self.card.ignore_index,
             fill=tuple(fill),
+            rare_classes=self._rare_crop_classes(rare_crop_classes) if rare_crop else (),
+            rare_probability=rare_crop,
         )
         self.evaluation_transform = evaluation_transform(base_size=eval_base_size)
 
@@ -310,6 +329,15 @@ class SegmentationDataModule(LightningDataModule):
             )
         return statistics
 
+    def _rare_crop_classes(self, classes: list[int] | None) -> tuple[int, ...]:
+        if classes is None and self.card.tail_classes is None:
+            raise ValueError(f"card {self.card.name!r} names no tail classes: give rare_crop_classes")
+        chosen = tuple(self.card.tail_classes or ()) if classes is None else tuple(classes)
+        outside = [class_id for class_id in chosen if not 0 <= class_id < self.card.num_classes]
+        if outside:
+            raise ValueError(f"rare_crop_classes holds {outside[0]}, outside 0..{self.card.num_classes - 1}")
+        return chosen
+
     @property
     def _place(self) -> tuple[int, int]:
         """This process's rank and the number of processes."""
@@ -318,10 +346,13 @@ class SegmentationDataModule(LightningDataModule):
     def class_statistics(self) -> ClassStatistics:
         """Counts of the training images, without those held out; several processes count a part each."""
         if self._statistics is None:
-            dataset = self.training_dataset(None)
             rank, world_size = self._place
-            dataset.pairs = list(part_of(dataset.pairs, rank, world_size))
-            statistics = ClassStatistics.from_dataset(dataset, num_workers=self.num_workers)
+            if self.shards is not None:
+                statistics = ClassStatistics.from_dataset(self._stream(self.shards, None))
+            else:
+                dataset = self.training_dataset(None)
+                dataset.pairs = list(part_of(dataset.pairs, rank, world_size))
+                statistics = ClassStatistics.from_dataset(dataset, num_workers=self.num_workers)
             if world_size > 1:
                 parts: list[Any] = [None] * world_size
                 dist.all_gather_object(parts, statistics)
@@ -335,18 +366,25 @@ class SegmentationDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Endless-order training loader; on a resumed run it starts at the batch that comes next."""
-        dataset = self.training_dataset(self.training_transform)
         rank, world_size = self._place
         start_batch = 0
         if self.trainer is not None:
             if self.trainer.max_steps == -1:
-                steps = -(-len(dataset) // (self.batch_size * world_size))
-                raise ValueError(
-                    "training is counted in iterations: set trainer.max_steps instead of trainer.max_epochs "
-                    f"(one pass over the {len(dataset)} images of {self.train_split!r} is {steps} steps)"
-                )
+                raise ValueError(self._epochs_message(world_size))
             start_batch = self.trainer.global_step * self.trainer.accumulate_grad_batches
         self._check_shared_memory()
+        if self.shards is not None:
+            shard_stream = ShardStream(
+                self._stream(self.shards, None, shuffle=self.shuffle_buffer if self.sampler == "random" else 0),
+                self.training_transform,
+                batch_size=self.batch_size,
+                seed_of=partial(stable_seed, self.seed),
+                rank=rank,
+                world_size=world_size,
+                start_batch=start_batch,
+            )
+            return DataLoader(shard_stream, batch_size=self.batch_size, **self._loader_options())
+        dataset = self.training_dataset(self.training_transform)
         order = self._epoch_order(len(dataset))
         stream = SampleStream(
             order,
@@ -360,8 +398,11 @@ class SegmentationDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Validation loader, in order; processes take whole batches in turn, each image once."""
-        dataset = self.validation_dataset(self.evaluation_transform)
         rank, world_size = self._place
+        if self.val_shards is not None:
+            stream = self._stream(self.val_shards, self.evaluation_transform)
+            return DataLoader(stream, batch_size=self.eval_batch_size, **self._loader_options())
+        dataset = self.validation_dataset(self.evaluation_transform)
         if len(dataset) < world_size:
             raise ValueError(
                 f"split {self.val_split!r} has {len(dataset)} images for {world_size} processes: validate with fewer"
@@ -371,6 +412,21 @@ class SegmentationDataModule(LightningDataModule):
         starts = range(rank * size, len(dataset), world_size * size)
         batches = [list(range(start, min(start + size, len(dataset)))) for start in starts]
         return DataLoader(dataset, batch_sampler=batches, **self._loader_options())
+
+    def _stream(
+        self, urls: str | list[str], transform: Callable[[dict[str, Any]], dict[str, Any]] | None, shuffle: int = 0
+    ) -> StreamedSegmentationDataset:
+        return StreamedSegmentationDataset(
+            self.card, urls, transform=transform, shuffle=shuffle, seed=self.seed, on_error=self.on_error
+        )
+
+    def _epochs_message(self, world_size: int) -> str:
+        message = "training is counted in iterations: set trainer.max_steps instead of trainer.max_epochs"
+        if self.shards is not None:
+            return message
+        length = len(self.training_dataset(None))
+        steps = -(-length // (self.batch_size * world_size))
+        return f"{message} (one pass over the {length} images of {self.train_split!r} is {steps} steps)"
 
     def _check_shared_memory(self) -> None:
         """Loader processes hand batches over in shared memory; without room for them they die of a bus error."""
@@ -390,6 +446,8 @@ class SegmentationDataModule(LightningDataModule):
     def _epoch_order(self, length: int) -> EpochOrder:
         if self.sampler == "random":
             return random_order(length, self.seed)
+        if self.sampler == "sequential":
+            return partial(sequential_order, length)
         statistics = self.class_statistics()
         if statistics.num_images != length:
             raise ValueError(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from aucseg.checkpoints import AtomicCheckpointIO, RunCheckpoint, RunInterrupted, checkpoint_step, newest_checkpoint
 from aucseg.configs import find_config
@@ -18,7 +19,7 @@ from aucseg.datamodule import SegmentationDataModule
 from aucseg.distributed import process_number, say_once
 from aucseg.failures import explanation
 from aucseg.metrics_log import MetricsLog
-from aucseg.run_folder import RESULT_FILE, ResultWriter, check_writable, prepare_run_folder
+from aucseg.run_folder import CONFIG_FILE, RESULT_FILE, ResultWriter, check_writable, prepare_run_folder
 from aucseg.step_guard import StepGuard, TrainingStopped
 from aucseg.task import SegmentationTask
 
@@ -31,6 +32,12 @@ try:
     from lightning.pytorch.plugins import CheckpointIO
 except ImportError as error:  # pragma: no cover - depends on the environment
     raise ImportError('aucseg fit and validate need Lightning: pip install "aucseg[train]"') from error
+
+
+# What decides about the course of a training.
+_LEARNING = ("seed_everything", "model", "data", "trainer")
+_HARMLESS = ("data.num_workers", "data.root", "data.eval_batch_size")
+_LEARNING_TRAINER = ("max_steps", "accumulate_grad_batches", "precision", "gradient_clip_val")
 
 
 class AUCSegCLI(LightningCLI):
@@ -105,6 +112,7 @@ class AUCSegCLI(LightningCLI):
         if config.resume == "auto":
             checkpoint = newest_checkpoint(out)
             if checkpoint is not None:
+                self._say_what_differs(out / CONFIG_FILE)
                 return checkpoint
             if is_first:  # a run that was stopped before its first checkpoint begins anew
                 prepare_run_folder(out, overwrite=True)
@@ -114,6 +122,18 @@ class AUCSegCLI(LightningCLI):
         if is_first:
             prepare_run_folder(out, overwrite=config.overwrite)
         return None if config.resume == "never" else Path(config.resume)
+
+    def _say_what_differs(self, saved: Path) -> None:
+        """A resumed run with other settings is allowed, but hardly ever meant."""
+        if process_number() or not saved.is_file():
+            return
+        assert self.subcommand is not None
+        then = yaml.safe_load(saved.read_text(encoding="utf-8"))
+        now = yaml.safe_load(self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False))
+        then, now = ({key: config.get(key) for key in _LEARNING} for config in (then, now))
+        changed = changed_settings(then, now)
+        if changed:
+            say_once(f"the run goes on with other settings than before: {'; '.join(changed)}")
 
     def after_fit(self) -> None:
         """Evaluates the final weights, unless the last training step did."""
@@ -134,6 +154,25 @@ class AUCSegCLI(LightningCLI):
 def _steps_between_logs(max_steps: int) -> int:
     """Ten, or more where a long run would log more than 10,000 times: so the logs of a run stay below about 6 MB."""
     return max(10, -(-max_steps // 10_000))
+
+
+def changed_settings(then: Any, now: Any, name: str = "") -> list[str]:
+    """What differs between two configurations, leaving out how a trainer runs and keeping what it computes.
+
+    Example:
+        >>> changed_settings({"model": {"loss": "ce", "bank": None}}, {"model": {"loss": "aucseg", "bank": None}})
+        ["model.loss ('ce' then, 'aucseg' now)"]
+    """
+    if name == "trainer" and isinstance(then, dict) and isinstance(now, dict):
+        then, now = ({key: config.get(key) for key in _LEARNING_TRAINER} for config in (then, now))
+    if isinstance(then, dict) and isinstance(now, dict):
+        keys = [*then, *(key for key in now if key not in then)]
+        return [
+            text
+            for key in keys
+            for text in changed_settings(then.get(key), now.get(key), f"{name}.{key}" if name else key)
+        ]
+    return [] if then == now or name in _HARMLESS else [f"{name} ({then!r} then, {now!r} now)"]
 
 
 def _use_processes_of_launcher(trainer: Any) -> None:

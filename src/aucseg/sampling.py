@@ -193,28 +193,33 @@ class ClassAwareCrop:
             image = F.pad(image, (0, right, 0, below))
             mask = F.pad(mask, (0, right, 0, below), value=self.ignore_index)
         center = self._pixel_of_rare_class(mask, generator)
-        top = _draw_start(height, mask.shape[0], None if center is None else center[0], generator)
-        left = _draw_start(width, mask.shape[1], None if center is None else center[1], generator)
+        top = draw_start(height, mask.shape[0], None if center is None else center[0], generator)
+        left = draw_start(width, mask.shape[1], None if center is None else center[1], generator)
         rows, columns = slice(top, top + height), slice(left, left + width)
         return {**sample, "image": image[..., rows, columns], "mask": mask[rows, columns]}
 
     def _pixel_of_rare_class(self, mask: Tensor, generator: torch.Generator) -> tuple[int, int] | None:
         if float(torch.rand((), generator=generator)) >= self.probability:
             return None
-        ids, counts = count_ids(mask.numpy())
-        present = [i for i, class_id in enumerate(ids.tolist()) if class_id in self.classes]
-        if not present:
-            return None
-        drawn = present[int(torch.randint(len(present), (), generator=generator))]
-        place = int(torch.randint(int(counts[drawn]), (), generator=generator))
-        return divmod(int((mask == int(ids[drawn])).flatten().nonzero()[place]), mask.shape[1])
+        return draw_pixel(mask, self.classes, generator)
 
 
 def _generator(seed: int, number: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * _MIX + number) % 2**63)
 
 
-def _draw_start(size: int, length: int, inside: int | None, generator: torch.Generator) -> int:
+def draw_pixel(mask: Tensor, classes: Sequence[int], generator: torch.Generator) -> tuple[int, int] | None:
+    """Draw one of the classes that the mask (H, W) holds, then the (row, column) of one of its pixels; or None."""
+    ids, counts = count_ids(mask.numpy())
+    present = [i for i, class_id in enumerate(ids.tolist()) if class_id in classes]
+    if not present:
+        return None
+    drawn = present[int(torch.randint(len(present), (), generator=generator))]
+    place = int(torch.randint(int(counts[drawn]), (), generator=generator))
+    return divmod(int((mask == int(ids[drawn])).flatten().nonzero()[place]), mask.shape[1])
+
+
+def draw_start(size: int, length: int, inside: int | None, generator: torch.Generator) -> int:
     """Draw the start of an interval of ``size`` within ``length`` that contains the position ``inside``."""
     low = 0 if inside is None else max(inside - size + 1, 0)
     high = length - size if inside is None else min(inside, length - size)

@@ -88,23 +88,32 @@ class StreamedSegmentationDataset(IterableDataset[Sample]):
         self._epoch.fill_(epoch)
 
     def __iter__(self) -> Iterator[Sample]:
+        for entries in self.entries(int(self._epoch)):
+            try:
+                sample = self.decode(entries)
+            except SampleError as error:
+                self.handle(error)
+                continue
+            yield sample if self.transform is None else self.transform(sample)
+
+    def entries(self, epoch: int, worker: tuple[int, int] | None = None) -> Iterator[dict[str, Any]]:
+        """Yield the undecoded samples of an epoch that fall to this process, for :meth:`decode`.
+
+        Args:
+            epoch: Decides the order where there is shuffling.
+            worker: Number of this loader worker and of all; by default what the loader says.
+        """
         webdataset = _webdataset()
-        shuffle_seed = f"{self.seed} {int(self._epoch)}"
+        shuffle_seed = f"{self.seed} {epoch}"
         urls = list(self.urls)
         if self.shuffle:
             random.Random(shuffle_seed).shuffle(urls)
-        urls = self._shards_of_this_process(urls)
+        urls = self._shards_of_this_process(urls, worker)
         samples = self._read_shards(urls)
         if self.shuffle:
             rng = random.Random(f"{shuffle_seed} {urls}")
             samples = webdataset.filters.shuffle(self.shuffle, initial=self.shuffle, rng=rng)(samples)
-        for entries in samples:
-            try:
-                sample = self._decode(entries)
-            except SampleError as error:
-                self._handle(error)
-                continue
-            yield sample if self.transform is None else self.transform(sample)
+        yield from samples
 
     def _read_shards(self, urls: list[str]) -> Iterator[dict[str, Any]]:
         webdataset = _webdataset()
@@ -113,32 +122,34 @@ class StreamedSegmentationDataset(IterableDataset[Sample]):
                 # Opened here, not by webdataset's own pipeline, which leaves closing to the garbage collector.
                 stream = webdataset.gopen(url)
             except OSError as error:
-                self._handle(SampleError(f"{url}: cannot open the shard: {error}"))
+                self.handle(SampleError(f"{url}: cannot open the shard: {error}"))
                 continue
             with stream:
-                files = webdataset.tariterators.tar_file_expander(
-                    [{"url": url, "stream": stream}], handler=self._handle
-                )
-                yield from webdataset.tariterators.group_by_keys(files, handler=self._handle)
+                files = webdataset.tariterators.tar_file_expander([{"url": url, "stream": stream}], handler=self.handle)
+                yield from webdataset.tariterators.group_by_keys(files, handler=self.handle)
 
-    def _shards_of_this_process(self, urls: list[str]) -> list[str]:
+    @staticmethod
+    def _shards_of_this_process(urls: list[str], worker: tuple[int, int] | None) -> list[str]:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             num_ranks = torch.distributed.get_world_size()
             if len(urls) < num_ranks:
                 raise ValueError(f"{len(urls)} shards for {num_ranks} ranks; write at least one shard for each rank")
             urls = urls[torch.distributed.get_rank() :: num_ranks]
-        worker = get_worker_info()
-        return urls if worker is None else urls[worker.id :: worker.num_workers]
+        info = get_worker_info()
+        if worker is None and info is not None:
+            worker = info.id, info.num_workers
+        return urls if worker is None else urls[worker[0] :: worker[1]]
 
-    def _handle(self, error: Exception) -> bool:
-        """Raise, or count and log; True tells webdataset to go on."""
+    def handle(self, error: Exception) -> bool:
+        """Raise the error, or count and log it, as ``on_error`` says; True tells webdataset to go on."""
         if self.on_error == "raise":
             raise error if isinstance(error, SampleError) else SampleError(f"damaged shard: {error}") from error
         _logger.warning("skipped: %s", error)
         self._num_skipped += 1
         return True
 
-    def _decode(self, entries: dict[str, Any]) -> Sample:
+    def decode(self, entries: dict[str, Any]) -> Sample:
+        """Return the sample, without the transform; ``SampleError`` where it cannot be read."""
         shard, key = entries["__url__"], entries["__key__"]
         image_ending = self._ending(entries, self.image)
         mask_ending = None if self.mask is None else self._ending(entries, self.mask)

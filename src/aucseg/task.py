@@ -13,11 +13,12 @@ from torch.nn import functional as F
 from aucseg.datamodule import SegmentationDataModule, stable_seed
 from aucseg.datasets import DatasetCard
 from aucseg.distributed import auc_losses, cpu_state, exchange_samples, gathered, process_group_of, say_once
-from aucseg.losses import build_loss
+from aucseg.losses import AUCSegLoss, build_loss
 from aucseg.losses.long_tail import LongTailLoss
 from aucseg.losses.pairwise_auc import PairwiseAUCLoss
 from aucseg.memory_bank import TailMemoryBank
 from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
+from aucseg.micro_batches import backward_all_but_last, check_micro_batches
 from aucseg.models import build_model, forward_with_auxiliary, split_parameters, without_weights
 from aucseg.models.inference import InferenceOptions, Predictor
 from aucseg.random_states import random_states, set_random_states
@@ -63,6 +64,9 @@ class SegmentationTask(LightningModule):
             pixels do) or each process its own.
         bank_exchange_every: with several processes, optimizer steps after which each gives one stored sample of each
             tail class to another; 0 for never.
+        micro_batches: parts in which a batch goes through the model, for batches that do not fit into memory. The
+            gradient is that of the whole batch: the AUC loss pairs pixels of all parts. Two forward passes instead of
+            one. For AUC losses that are not computed by sorting; batch normalization in training mode sees the parts.
 
     Attributes:
         last_input: images and masks of the last training batch as the model saw them, pasted samples included.
@@ -97,8 +101,11 @@ class SegmentationTask(LightningModule):
         evaluation: dict[str, Any] | None = None,
         global_auc: bool = True,
         bank_exchange_every: int = 0,
+        micro_batches: int = 1,
     ) -> None:
         super().__init__()
+        if micro_batches < 1:
+            raise ValueError(f"model.micro_batches must be at least 1, got {micro_batches}")
         if bank_exchange_every < 0:
             raise ValueError(f"model.bank_exchange_every must not be negative, got {bank_exchange_every}")
         self.card = DatasetCard.from_yaml(card) if "\n" in card else DatasetCard.load(card)
@@ -170,6 +177,8 @@ class SegmentationTask(LightningModule):
             if "class_counts" not in options and isinstance(datamodule, SegmentationDataModule):
                 options["class_counts"] = datamodule.class_counts()
             self.loss = build_loss(self.hparams["loss"], ignore_index=self.card.ignore_index, **options)
+        if self.hparams["micro_batches"] > 1 and stage == "fit":
+            check_micro_batches(self.loss, self.trainer.accumulate_grad_batches)
         if self.trainer.world_size == 1 or stage != "fit":
             return
         if self.hparams["global_auc"]:
@@ -216,8 +225,12 @@ class SegmentationTask(LightningModule):
             images, masks = self.bank(images, masks)
         self.last_input = images, masks
         target = masks.long()
-        logits, auxiliary = forward_with_auxiliary(self.model, self.normalize(images))
         assert self.loss is not None
+        if self.hparams["micro_batches"] > 1:
+            whole = self._micro_batch_step(images, target)
+            self.log("train/loss", whole.detach(), prog_bar=True, batch_size=len(images))
+            return whole
+        logits, auxiliary = forward_with_auxiliary(self.model, self.normalize(images))
         if isinstance(self.loss, LongTailLoss):
             self.loss.set_progress(self.global_step / self.trainer.max_steps)
         with process_group_of(self.loss, self._auc_group):
@@ -226,6 +239,26 @@ class SegmentationTask(LightningModule):
                 loss = loss + self.model.auxiliary_weight * self.loss(auxiliary, target)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(images))
         return loss
+
+    def _micro_batch_step(self, images: Tensor, target: Tensor) -> Tensor:
+        self.zero_grad()
+        loss = self.loss
+        assert isinstance(loss, PairwiseAUCLoss | AUCSegLoss)
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+
+        def backward(value: Tensor) -> None:
+            with torch.autocast(value.device.type, enabled=False):
+                (value if scaler is None else scaler.scale(value)).backward()
+
+        with process_group_of(loss, self._auc_group):
+            return backward_all_but_last(
+                loss, self.model, self.normalize, images, target, self.hparams["micro_batches"], backward
+            )
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Comes after `training_step`, which has made gradients of its own when there are micro-batches."""
+        if self.hparams["micro_batches"] == 1:
+            optimizer.zero_grad()
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Tensor]:
         """Adds the batch to the loss's mean and to the confusion matrix; returns the predicted labels (B, H, W)."""

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from aucseg.sampling import draw_pixel, draw_start
+
 try:
     from torchvision import tv_tensors
     from torchvision.transforms import v2
@@ -99,6 +101,9 @@ class RandomCropWithClassCap(nn.Module):
         ignore_index: label of padding; does not count as a class.
         fill: padding value of each channel, or one for all.
         num_tries: crops drawn before the last one is taken as it is.
+        rare_classes: class ids to look for.
+        rare_probability: how often the crop is one around a pixel of a rare class that the image holds (a class drawn
+            first, then its pixel), whatever the shares in it.
     """
 
     def __init__(
@@ -108,17 +113,23 @@ class RandomCropWithClassCap(nn.Module):
         ignore_index: int = 255,
         fill: float | Sequence[float] = 0,
         num_tries: int = 10,
+        rare_classes: Sequence[int] = (),
+        rare_probability: float = 0.0,
     ) -> None:
         super().__init__()
         if min(size) < 1:
             raise ValueError(f"crop size must be positive, got {tuple(size)}")
         if not 0 < max_class_share <= 1:
             raise ValueError(f"max_class_share must be in (0, 1], got {max_class_share}")
+        if not 0 <= rare_probability <= 1:
+            raise ValueError(f"the probability of a class-aware crop must be in [0, 1], got {rare_probability}")
         self.size = (int(size[0]), int(size[1]))
         self.max_class_share = max_class_share
         self.ignore_index = ignore_index
         self.fill = fill
         self.num_tries = num_tries
+        self.rare_classes = tuple(rare_classes)
+        self.rare_probability = rare_probability
 
     def forward(self, sample: Sample) -> Sample:
         """Returns the cropped sample."""
@@ -132,7 +143,13 @@ class RandomCropWithClassCap(nn.Module):
         height, width = mask.shape[-2:]
         labels = mask.as_subclass(Tensor)
         top = left = 0
-        for _ in range(self.num_tries):
+        pixel = None
+        if self.rare_probability > 0 and float(torch.rand(())) < self.rare_probability:
+            pixel = draw_pixel(labels, self.rare_classes, torch.default_generator)
+        if pixel is not None:
+            top = draw_start(crop_height, height, pixel[0], torch.default_generator)
+            left = draw_start(crop_width, width, pixel[1], torch.default_generator)
+        for _ in range(self.num_tries if pixel is None else 0):
             top = int(torch.randint(height - crop_height + 1, ()))
             left = int(torch.randint(width - crop_width + 1, ()))
             if self.max_class_share == 1:
@@ -193,6 +210,8 @@ def training_transform(
     photometric: bool = True,
     ignore_index: int = 255,
     fill: float | Sequence[float] = 0,
+    rare_classes: Sequence[int] = (),
+    rare_probability: float = 0.0,
 ) -> v2.Compose:
     """The usual training pipeline: scale, crop with a cap on one class's share, flip, photometric distortion.
 
@@ -205,6 +224,8 @@ def training_transform(
         photometric: whether to distort brightness, contrast, saturation and hue.
         ignore_index: label of padding.
         fill: padding value of the image; the mean of the data set makes it zero after normalization.
+        rare_classes: see `RandomCropWithClassCap`.
+        rare_probability: see `RandomCropWithClassCap`.
 
     Returns:
         A transform from sample to sample; its randomness comes from torch's global generator.
@@ -219,7 +240,14 @@ def training_transform(
     steps: list[nn.Module] = [
         WrapSample(),
         RandomScale(scale, base_size),
-        RandomCropWithClassCap(crop_size, max_class_share, ignore_index, fill),
+        RandomCropWithClassCap(
+            crop_size,
+            max_class_share,
+            ignore_index,
+            fill,
+            rare_classes=rare_classes,
+            rare_probability=rare_probability,
+        ),
         v2.RandomHorizontalFlip(flip),
     ]
     if photometric:

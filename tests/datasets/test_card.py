@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,21 @@ def test_ade20k_names_stand_at_their_places() -> None:
     names = DatasetCard.load("ade20k").class_names
     expected = {0: "wall", 12: "person", 20: "car", 26: "sea", 82: "light", 136: "traffic light", 149: "flag"}
     assert {class_id: names[class_id] for class_id in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        ("ade20k", "4087070b2dc5adc2"),
+        ("coco_stuff164k", "838b84e014d6ce69"),
+        ("loveda", "3c6c7e4d54f541b8"),
+        ("pascal_context59", "8307874b0d9c6c45"),
+    ],
+)
+def test_names_stand_in_the_published_order(name: str, digest: str) -> None:
+    # The digests were taken of the label lists that others publish for these files, not of the cards.
+    names = ",".join(re.sub("[ -]", "", class_name) for class_name in DatasetCard.load(name).class_names)
+    assert hashlib.sha256(names.encode()).hexdigest().startswith(digest)
 
 
 def test_voc_palette_is_the_colour_map() -> None:

@@ -118,6 +118,24 @@ def test_next_batch_starts_afresh() -> None:
     assert values[0] == pytest.approx([loss_fn(model(images), target[:, ::2, ::2]).item()] * 3, rel=1e-10)
 
 
+def test_inside_autocast() -> None:
+    # Autocast caches cast weights; the first pass casts them without gradient.
+    results = []
+    for by_parts in (False, True):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 4, 1))
+        images, target = batch()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            if by_parts:
+                accumulate(AUCSegLoss(), model, list(zip(images.float().split(2), target.split(2), strict=True)))
+            else:
+                AUCSegLoss()(model(images.float()), target).backward()
+        results.append(gradients(model))
+    assert len(results[1]) == 4
+    for a, b in zip(*results, strict=True):
+        assert (a - b).abs().max() <= 0.02 * b.abs().max()
+
+
 def test_learns_in_a_plain_loop() -> None:
     model, loss_fn = network(), AUCSegLoss()
     optimizer = torch.optim.Adam(model.parameters(), 0.05)

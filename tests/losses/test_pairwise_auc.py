@@ -268,6 +268,8 @@ def test_more_than_256_classes() -> None:
     target = torch.randint(0, 300, (9,))[torch.randint(0, 9, (1, 8, 8))]
     target[0, 0, 0] = 255  # here a class
     assert_same(logits, target, 1e-11, ignore_index=999)
+    with pytest.raises(ValueError, match=r"ignore_index=255 \(the default\) is one of the 300 classes"):
+        pairwise_auc_loss(logits, target)
 
 
 def test_binary_is_two_classes() -> None:

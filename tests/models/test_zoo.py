@@ -110,8 +110,13 @@ def test_one_round(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     # Some encoders keep layers that only a classifier needs.
     assert name.startswith("hf/") or name in {"smp/dpt", "smp/pspnet"} or without == []
     optimizer.step()
+    # Behind a layer scale of 1e-6 gradients are too small to move a weight in one step.
+    reached = [
+        key for key, parameter in model.named_parameters() if parameter.grad is not None and parameter.grad.any()
+    ]
     moved = [key for key, parameter in model.named_parameters() if not torch.equal(parameter, before[key])]
-    assert len(moved) > 0.8 * (len(before) - len(without))
+    assert len(reached) > 0.8 * (len(before) - len(without))
+    assert len(moved) > 0.5 * (len(before) - len(without))
 
     model.eval()
     sizes = [(size, size)] if fixed_size else [(128, 96), (97, 130)]

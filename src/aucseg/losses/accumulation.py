@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from aucseg.losses.aucseg import AUCSegLoss
-from aucseg.losses.class_moments import BatchSums
 from aucseg.losses.pairwise_auc import PairwiseAUCLoss
+
+
+class LossFromSums(Protocol):
+    """What `MicroBatchAUC` asks of a loss; `PairwiseAUCLoss` and `AUCSegLoss` have it."""
+
+    def batch_sums(self, logits: Any, target: Tensor) -> Any:
+        """Sums of a micro-batch, without gradient; they add up."""
+
+    def absent(self, logits: Any, target: Tensor, totals: Any) -> Any:
+        """Sums that stand in for classes that the whole batch lacks."""
+
+    def part_of(self, totals: Any, absent: Any, logits: Any, target: Tensor) -> Tensor:
+        """The loss of the whole batch; its gradient is that of this micro-batch."""
 
 
 class MicroBatchAUC:
@@ -43,13 +55,13 @@ class MicroBatchAUC:
         ...     loss.backward()
     """
 
-    def __init__(self, loss: PairwiseAUCLoss | AUCSegLoss, model: nn.Module) -> None:
+    def __init__(self, loss: LossFromSums, model: nn.Module) -> None:
         self._loss, self._model = loss, model
         self._clear()
 
     def _clear(self) -> None:
-        self._sums: BatchSums | None = None
-        self._absent: BatchSums | None = None
+        self._sums: Any = None
+        self._absent: Any = None
         self._random: list[tuple[Tensor, Tensor | None]] = []
         self._buffers: list[Tensor] = []
         self._done = 0
@@ -65,6 +77,8 @@ class MicroBatchAUC:
         self._random.append(_random_state(target.device))
         with torch.no_grad():
             sums = self._loss.batch_sums(self._model(inputs), target)
+        # Autocast may keep weights that it cast without gradient; used again, they would give the second pass none.
+        torch.clear_autocast_cache()
         self._sums = sums if self._sums is None else self._sums + sums
 
     def loss(self, inputs: Any, target: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from aucseg.losses.views import PassOptions
 
 SURROGATES = ("square", "hinge", "squared_hinge", "exponential", "logistic")
 SCORES = ("sigmoid", "softmax", "identity")
+DEFAULT_IGNORE_INDEX = 255
 STRATEGIES = ("ovo", "ova")
 _LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 
@@ -46,7 +47,7 @@ class AUCOptions:
     scores: str = "sigmoid"
     strategy: str = "ovo"
     pair_weight: Tensor | None = field(default=None, compare=False)
-    ignore_index: int = 255
+    ignore_index: int = DEFAULT_IGNORE_INDEX
     process_group: dist.ProcessGroup | None = None
     max_fpr: float | None = None
     check_finite: bool = False
@@ -168,6 +169,11 @@ def check_inputs(logits: Tensor, target: Tensor, options: AUCOptions, *, upsampl
     if options.scores == "softmax" and shape[1] == 1:
         raise ValueError(
             "scores='softmax' of a single channel is constant: use 'sigmoid' or 'identity' with one logit a pixel"
+        )
+    if options.ignore_index == DEFAULT_IGNORE_INDEX < shape[1]:
+        raise ValueError(
+            f"ignore_index={options.ignore_index} (the default) is one of the {shape[1]} classes: choose another "
+            "ignore label, such as -100"
         )
     if options.pair_weight is not None and options.pair_weight.shape[0] != shape[1]:
         raise ValueError(f"pair_weight is {tuple(options.pair_weight.shape)} but logits have {shape[1]} channels")

@@ -59,7 +59,7 @@ class PieceSource(Protocol):
         """Where the gradient of a piece may be written directly, if anywhere."""
 
     def write(self, index: Index, gradient: Tensor) -> None:
-        """Hand in the gradient of the piece that was yielded last."""
+        """Hand in the gradient of the piece that was yielded last, unless it was written directly."""
 
 
 class FullResolution:
@@ -94,11 +94,9 @@ class FullResolution:
         return self._gradient[index[0], :, index[1]] if self._gradient.dtype == piece.dtype else None
 
     def write(self, index: Index, gradient: Tensor) -> None:
-        """Copy what was not written in place."""
+        """Copy into the gradient."""
         assert self._gradient is not None
-        out = self._gradient[index[0], :, index[1]]
-        if out.data_ptr() != gradient.data_ptr():
-            out.copy_(gradient)
+        self._gradient[index[0], :, index[1]] = gradient
 
 
 def bilinear_rows(first: int, last: int, source: int, size: int) -> tuple[int, int, list[list[float]]]:

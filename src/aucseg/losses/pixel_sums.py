@@ -118,7 +118,7 @@ def _sums(
     source, buffers = options.source(logits, target), Buffers(dtype, device)
     labels_map, lse_map = source.arrange(target), source.arrange(lse) if options.needs_lse else lse
     for index, part in source.pieces():
-        piece = Piece(part, labels_map[index], options, buffers)
+        piece = Piece(part, labels_map[index], channels, options, buffers)
         piece_lse = None
         if options.needs_lse:
             piece_lse = _log_sum_exp(piece.logits, buffers)
@@ -229,10 +229,12 @@ def _gradient(
     source, buffers = options.source(logits, target, gradient), Buffers(dtype, logits.device)
     labels_map, lse_map = source.arrange(target), source.arrange(lse) if options.needs_lse else lse
     for index, part in source.pieces():
-        piece = Piece(part, labels_map[index], options, buffers)
-        out = source.gradient_out(index, piece.logits)
-        if out is None:
-            out = buffers.take("out", piece.logits)
+        piece = Piece(part, labels_map[index], channels, options, buffers)
+        in_place = source.gradient_out(index, piece.logits)
+        if in_place is not None:
+            out = in_place
+        else:
+            out = buffers.take("out", part)
             if sparse:  # the channels of absent classes are not written below
                 out.zero_()
         piece_lse = lse_map[index].unsqueeze(1) if options.needs_lse else None
@@ -264,7 +266,8 @@ def _gradient(
         if options.may_overflow(logits):
             limit = torch.finfo(logits.dtype).max
             out.clamp_(-limit, limit)
-        source.write(index, out)
+        if in_place is None:
+            source.write(index, out)
     return gradient
 
 

@@ -97,6 +97,14 @@ class Channels:
         """Of a table of all channels, those that are scored."""
         return table if self.picked is None else table.index_select(dim, self.picked)
 
+    def pick_logits(self, logits: Tensor, buffers: Buffers) -> Tensor:
+        """Of the logits of a piece ``(b, K, p)`` the channels that are scored, in a buffer."""
+        assert self.picked is not None
+        out = buffers.take("picked", logits[:, : self.num_scored])
+        if logits.dtype == out.dtype:
+            return torch.index_select(logits, 1, self.picked, out=out)
+        return out.copy_(logits.index_select(1, self.picked))
+
     def spread(self, table: Tensor) -> Tensor:
         """A table of the scored channels as one of all, in every dimension but the first."""
         if self.picked is None:
@@ -115,18 +123,26 @@ class Channels:
 
 
 class Piece:
-    """A piece with its labels."""
+    """A piece with its labels; of its channels only those that are scored if the others are not needed."""
 
-    def __init__(self, logits: Tensor, target: Tensor, options: PassOptions, buffers: Buffers) -> None:
+    def __init__(
+        self, logits: Tensor, target: Tensor, channels: Channels, options: PassOptions, buffers: Buffers
+    ) -> None:
         self.num_classes = logits.shape[1]
         self.labels = class_labels(target, self.num_classes, options.ignore_index)
         on_cpu = logits.device.type == "cpu"
         self.has_ignored = not on_cpu or (self.labels.numel() > 0 and int(self.labels.max()) == self.num_classes)
+        self.picked = channels.picked is not None and not options.cross_entropy
+        if self.picked:
+            logits = channels.pick_logits(logits, buffers)
         if self.has_ignored:
             # An ignored pixel must not count whatever its logits hold, infinities and NaN included.
             ignored = (self.labels == self.num_classes).unsqueeze(1)
-            zero = torch.zeros((), dtype=buffers.dtype, device=logits.device)
-            self.logits = torch.where(ignored, zero, logits.to(buffers.dtype), out=buffers.take("logits", logits))
+            if self.picked:
+                self.logits = logits.masked_fill_(ignored, 0)
+            else:
+                zero = torch.zeros((), dtype=buffers.dtype, device=logits.device)
+                self.logits = torch.where(ignored, zero, logits.to(buffers.dtype), out=buffers.take("logits", logits))
         elif logits.dtype != buffers.dtype:
             self.logits = buffers.take("logits", logits).copy_(logits)
         else:
@@ -144,9 +160,8 @@ class ScoredPiece:
         self, piece: Piece, channels: Channels, options: PassOptions, buffers: Buffers, lse: Tensor | None
     ) -> None:
         logits = piece.logits
-        if channels.picked is not None:
-            shape = logits[:, : channels.num_scored]
-            logits = torch.index_select(logits, 1, channels.picked, out=buffers.take("picked", shape))
+        if channels.picked is not None and not piece.picked:
+            logits = channels.pick_logits(logits, buffers)
         self.labels = channels.labels(piece.labels)
         self.own = piece.own(self.labels, channels.num_scored)
         self.values = buffers.take("values", logits)

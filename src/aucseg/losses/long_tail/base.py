@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aucseg.class_weights import check_class_counts
+from aucseg.class_weighting import check_class_counts
 
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 

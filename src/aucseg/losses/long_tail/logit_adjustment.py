@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from aucseg.class_weights import check_class_counts, class_weights
+from aucseg.class_weighting import check_class_counts, class_weights
 from aucseg.losses.long_tail.base import channels
 from aucseg.losses.long_tail.reweighting import CrossEntropyLoss
 
@@ -154,7 +154,7 @@ class LDAMLoss(CrossEntropyLoss):
         scale: s, above 0. The paper's code takes 30 with a classifier whose logits are cosines; logits of an ordinary
             classifier need no scale.
         drw_start: Share of the training, 0..1, after which classes are weighted; None for never.
-        beta: Of the weights, see :func:`aucseg.class_weights.class_weights`.
+        beta: Of the weights, see :func:`aucseg.class_weighting.class_weights`.
 
     Example:
         >>> loss = LDAMLoss([810_000, 10_000, 100])

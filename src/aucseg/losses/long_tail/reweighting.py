@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aucseg.class_weights import WeightRule, class_weights
+from aucseg.class_weighting import WeightRule, class_weights
 from aucseg.losses.long_tail.base import LongTailLoss
 
 
@@ -38,7 +38,7 @@ class CrossEntropyLoss(LongTailLoss):
 class WeightedCrossEntropyLoss(CrossEntropyLoss):
     r"""Class-weighted cross-entropy :math:`\sum_x w_{y(x)} (-\log p_{y(x)}) / \sum_x w_{y(x)}` over the valid pixels.
 
-    The rules are those of :func:`aucseg.class_weights.class_weights`, which names their sources.
+    The rules are those of :func:`aucseg.class_weighting.class_weights`, which names their sources.
 
     Args:
         class_counts: Pixels of each class in the training set (K,).
@@ -145,7 +145,7 @@ class ClassBalancedFocalLoss(FocalLoss):
         ignore_index: Pixels with this label don't count.
         gamma: Focusing parameter, at least 0.
         activation: ``"softmax"`` or ``"sigmoid"``.
-        beta: See :func:`aucseg.class_weights.class_weights`.
+        beta: See :func:`aucseg.class_weighting.class_weights`.
     """
 
     uses_counts = True

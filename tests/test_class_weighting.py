@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aucseg.class_statistics import ClassStatistics
-from aucseg.class_weights import WeightRule, check_class_counts, class_weights
+from aucseg.class_weighting import WeightRule, check_class_counts, class_weights
 
 COUNTS = [9000.0, 800.0, 150.0, 50.0]
 
@@ -53,6 +53,12 @@ def test_class_statistics_are_taken_as_they_are(rule: WeightRule) -> None:
     else:
         expected = class_weights([8, 1, 2, 0], rule)
     torch.testing.assert_close(class_weights(statistics, rule), expected)
+
+
+def test_the_public_name_is_the_function_whatever_was_imported_before() -> None:
+    import aucseg
+
+    assert aucseg.class_weights is class_weights
 
 
 def test_enet() -> None:

@@ -1,0 +1,61 @@
+"""On an accelerator nothing waits for the device: tensors without data go through every pass.
+
+A fake tensor on "cuda" has a shape but no values: whatever asks for one (``item``, ``nonzero``, a shape that depends on
+data) raises, and so does arithmetic between devices.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from aucseg.losses import pixel_sums, sorted_surrogates
+from aucseg.losses.options import AUCOptions
+from aucseg.losses.views import PassOptions
+
+CASES: list[dict[str, Any]] = [
+    {},
+    {"scores": "softmax"},
+    {"scores": "identity"},
+    {"surrogate": "exponential"},
+    {"surrogate": "logistic"},
+    {"surrogate": "hinge", "margin": 1.5},
+]
+
+
+@pytest.mark.parametrize("options", CASES)
+@pytest.mark.parametrize("cross_entropy", [False, True])
+@pytest.mark.parametrize("scale", [1, 4])
+@pytest.mark.parametrize("by_pair", [False, True])
+def test_passes_ask_for_no_value(options: dict[str, Any], cross_entropy: bool, scale: int, by_pair: bool) -> None:
+    auc = AUCOptions(**options)
+    settings = PassOptions(*auc.passes(cross_entropy=cross_entropy, label_smoothing=0.1))
+    with FakeTensorMode():
+        logits = torch.empty(2, 5, 8, 8, device="cuda")
+        target = torch.empty(2, 8 * scale, 8 * scale, dtype=torch.int64, device="cuda")
+        scored = torch.empty(5, dtype=torch.bool, device="cuda")
+        weight = None if by_pair else torch.empty(6, dtype=torch.float64, device="cuda")
+        class_weight = torch.empty(5, device="cuda")
+        sums = pixel_sums._sums(logits, target, scored, weight, class_weight, settings)
+        gradient = pixel_sums._gradient(*sums, logits, target, scored, weight, class_weight, settings)
+    assert gradient.shape == logits.shape
+    assert gradient.device.type == "cuda"
+
+
+@pytest.mark.parametrize("share", [1.0, 0.3])
+def test_sorting_asks_for_no_value(share: float) -> None:
+    with FakeTensorMode():
+        scores, target = torch.empty(50, 3, device="cuda"), torch.empty(50, dtype=torch.int64, device="cuda")
+        weights = torch.empty(3, 3, dtype=torch.float64, device="cuda")
+        compute = sorted_surrogates.sorted_risk._init_fn
+        value, gradient = compute(scores, target, weights, 255, 0.5, True, share, False)
+    assert value.shape == ()
+    assert gradient.shape == scores.shape
+
+
+def test_the_check_itself_notices() -> None:
+    with FakeTensorMode(), pytest.raises(Exception, match="_local_scalar_dense"):
+        torch.empty(3, device="cuda").sum().item()
