@@ -29,7 +29,7 @@ OLDEST_CORE = (
     *("torchmetrics==1.4.0", "scipy==1.10.1"),
 )
 OLDEST_TRAIN = (
-    *("torch==2.6.0", "torchvision==0.21.0", "lightning==2.6.0", "jsonargparse[signatures]==4.35.0", "timm==1.0.11"),
+    *("torch==2.6.0", "torchvision==0.21.0", "lightning==2.6.0", "jsonargparse[signatures]==4.39.0", "timm==1.0.11"),
     *(
         "torchmetrics==1.4.0",
         "segmentation-models-pytorch==0.5.0",
