@@ -104,6 +104,8 @@ def test_resuming_a_finished_run_with_other_settings_says_so_and_changes_nothing
     assert "other settings than before: model.learning_rate (6e-05 then, 0.5 now)" in result.stderr
     assert "is finished: it has the result of step 4" in result.stderr
     assert files == {path: path.read_bytes() for path in files}
+    # What concerned this start alone is not part of the run: its configuration starts a run as it did before.
+    assert yaml.safe_load((finished_run / "config.yaml").read_text())["resume"] == "never"
 
 
 def test_fit_refuses_to_replace_a_run(finished_run: Path) -> None:

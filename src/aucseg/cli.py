@@ -76,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments, by default those of the process.
 
     Returns:
-        Exit status: 0 done, 1 done with failures that were reported, 2 wrong input, 130 interrupted.
+        Exit status: 0 done, 1 done with failures that were reported, 2 wrong input, 3 stopped because too many steps
+        were skipped, 130 interrupted, 128 + n ended by signal n.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     # The commands parse their own options, so only the first word is parsed here.

@@ -24,10 +24,11 @@ from aucseg.step_guard import StepGuard, TrainingStopped
 from aucseg.task import SegmentationTask
 
 try:
+    from jsonargparse import Namespace
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, TQDMProgressBar
-    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
     from lightning.pytorch.loggers import TensorBoardLogger
     from lightning.pytorch.plugins import CheckpointIO
 except ImportError as error:  # pragma: no cover - depends on the environment
@@ -38,6 +39,15 @@ except ImportError as error:  # pragma: no cover - depends on the environment
 _LEARNING = ("seed_everything", "model", "data", "trainer")
 _HARMLESS = ("data.num_workers", "data.root", "data.eval_batch_size")
 _LEARNING_TRAINER = ("max_steps", "accumulate_grad_batches", "precision", "gradient_clip_val")
+
+
+class RunConfig(SaveConfigCallback):
+    """Keeps a run's configuration without what concerns one start of it alone, so that it can be used again."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, **options: Any) -> None:
+        config = config.clone()
+        config.resume, config.overwrite, config.ckpt_path = "never", False, None
+        super().__init__(parser, config, **options)
 
 
 class AUCSegCLI(LightningCLI):
@@ -239,6 +249,7 @@ def run_lightning(command: str, arguments: list[str]) -> AUCSegCLI:
             SegmentationDataModule,
             args=[command, *_with_shipped_configs(arguments)],
             seed_everything_default=0,
+            save_config_callback=RunConfig,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={
                 "max_epochs": -1,
