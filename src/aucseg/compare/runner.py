@@ -24,6 +24,8 @@ from aucseg.compare.fingerprints import (
     digest,
 )
 from aucseg.compare.methods import Configuration
+from aucseg.models.build import is_import_path
+from aucseg.models.checkpoint import TRUST_VARIABLE
 
 # A run is finished when its folder has this file.
 RECORD_FILE = "compare.json"
@@ -179,11 +181,16 @@ class Runner:
         arguments = [*_COMMAND, run.command, "--config", str(run.folder / INPUT_FILE), "--out", str(run.folder)]
         if run.command == "fit":
             arguments += ["--resume", "auto"] if goes_on else ["--overwrite", "true"]
+        environment = dict(os.environ)
+        if run.first_stage is not None and is_import_path(run.first_stage.config["model"].get("model", "")):
+            # The checkpoint is that of our own first stage, and the user named its model.
+            environment[TRUST_VARIABLE] = "1"
         descriptors = () if self.lock is None else (self.lock.fileno(),)
         with (run.folder / LOG_FILE).open("w", encoding="utf-8") as log:
             # Our own command, a list of arguments without a shell.
             child = subprocess.Popen(  # nosec B603
                 arguments,
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
