@@ -235,8 +235,9 @@ def test_all_kinds_of_methods_with_search_and_report(real_config: Path, tmp_path
     assert len(rows) == 10
     # The second stages start from what the first has learned: logits shift, the model stays.
     by_key = {(row["method"], row["seed"]): row for row in rows}
-    assert by_key["ce+posthoc-la", "0"]["seconds_per_step"] == ""
-    assert by_key["ce+disalign", "0"]["seconds_per_step"] != ""
+    # Post-hoc adjustment trains nothing; DisAlign's one step here is too few to time, but it does train.
+    assert by_key["ce+posthoc-la", "0"]["peak_memory"] == ""
+    assert float(by_key["ce+disalign", "0"]["peak_memory"]) > 1e7
     assert (out / "report-tiny_network-Net-seed0.html").stat().st_size > 10_000
     assert "report-tiny_network-Net-seed0.html" in (out / "table.md").read_text()
 
