@@ -12,7 +12,7 @@ from aucseg.losses.pieces import Buffers, FullResolution, PieceSource, Upsampled
 from aucseg.losses.surrogates import Separable, separable_form
 
 # Share of scored channels up to which picking them out costs less than scoring them all.
-_PICK_BELOW = 0.8
+_PICK_BELOW = 0.5
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
