@@ -22,9 +22,10 @@ import torch
 from lightning.pytorch import Callback
 
 from aucseg import durable_files, lightning_cli
-from aucseg.datamodule import SeededDataset
 from aucseg.run_folder import ResultWriter
+from aucseg.sample_stream import SeededDataset
 from tests.conftest import write_tiny_dataset
+from tests.small_runs import SMALL_RUN
 
 STEPS, CHECKPOINT_EVERY, VALIDATE_EVERY = 12, 2, 4
 HOOKS = (
@@ -62,16 +63,9 @@ def arguments(data: Path, out: Path, workers: int) -> list[str]:
     options = {
         "trainer.max_steps": STEPS,
         "trainer.val_check_interval": VALIDATE_EVERY,
-        "trainer.log_every_n_steps": 1,
-        "trainer.accelerator": "cpu",
-        "trainer.enable_progress_bar": "false",
-        "trainer.enable_model_summary": "false",
-        "model.model": "smp/fpn",
-        "model.model_options": '{"encoder": "tu-mobilenetv3_small_050", "decoder_pyramid_channels": 32,'
-        ' "decoder_segmentation_channels": 32}',
+        **SMALL_RUN,
         "model.loss": "aucseg",
         "model.loss_options": '{"memory": "ema"}',
-        "model.bank": '{"capacity": 2, "min_pixels": 4, "sample_ratio": 1.0, "scope": "image"}',
         "model.warmup_steps": 2,
         "model.learning_rate": 0.001,
         "data.card": data / "tiny.yaml",

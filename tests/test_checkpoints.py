@@ -28,7 +28,7 @@ def content(step: int) -> dict[str, Any]:
 
 
 def save(folder: Path, step: int) -> Path:
-    AtomicCheckpointIO(folder).save_checkpoint(content(step), folder / LAST_CHECKPOINT)
+    AtomicCheckpointIO().save_checkpoint(content(step), folder / LAST_CHECKPOINT)
     return folder / LAST_CHECKPOINT
 
 

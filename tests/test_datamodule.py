@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aucseg.class_statistics import ClassStatistics
-from aucseg.datamodule import SampleStream, SegmentationDataModule, random_order
+from aucseg.datamodule import SegmentationDataModule
 from aucseg.datasets import SegmentationDataset
+from aucseg.sample_stream import SampleStream, random_order
 from aucseg.streaming import write_shards
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from aucseg import AUCSegLoss, PairwiseAUCLoss, SegmentationTask
 from aucseg.losses import build_loss
-from tests.test_task import make_data, make_trainer
+from tests.small_runs import make_trainer
+from tests.test_task import make_data
 
 
 class TwoHeads(nn.Module):

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from aucseg import AUCSegLoss
 from aucseg.step_guard import StepGuard, TrainingStopped
-from tests.test_task import TinyNetwork, make_data, make_task, make_trainer
+from tests.small_runs import make_trainer
+from tests.test_task import TinyNetwork, make_data, make_task
 
 FAULTY_STEP = 3
 SKIPPED = r"ignore:step \d+ was skipped:UserWarning"

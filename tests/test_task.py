@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from aucseg import AUCSegLoss, SegmentationDataModule, SegmentationTask
 from aucseg.memory_bank import TailMemoryBank
+from tests.small_runs import make_trainer
 
 
 class TinyNetwork(nn.Module):
@@ -45,23 +46,6 @@ def make_task(card: Path, **options: Any) -> SegmentationTask:
 def make_data(card: Path) -> SegmentationDataModule:
     return SegmentationDataModule(
         str(card), str(card.parent), batch_size=4, eval_batch_size=4, num_workers=0, crop_size=(40, 48)
-    )
-
-
-def make_trainer(folder: Path, max_steps: int, **options: Any) -> Trainer:
-    return Trainer(
-        default_root_dir=folder,
-        max_steps=max_steps,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        check_val_every_n_epoch=None,
-        val_check_interval=max_steps,
-        use_distributed_sampler=False,
-        **options,
     )
 
 

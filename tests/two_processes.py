@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from aucseg import AUCSegLoss, SegmentationDataModule, SegmentationTask, lightning_cli
 from aucseg.memory_bank import TailMemoryBank
 from aucseg.step_guard import StepGuard
+from tests.small_runs import SMALL_RUN, make_trainer
 
 STEPS = 6
 
@@ -49,20 +50,7 @@ def train_plain(
     data = SegmentationDataModule(
         str(card), str(card.parent), batch_size=batch_size, num_workers=0, crop_size=(32, 40), eval_batch_size=1
     )
-    trainer = Trainer(
-        default_root_dir=folder,
-        max_steps=STEPS,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        check_val_every_n_epoch=None,
-        val_check_interval=STEPS,
-        use_distributed_sampler=False,
-        **options,
-    )
+    trainer = make_trainer(folder, STEPS, **options)
     trainer.fit(task, data)
     return task.model.state_dict()
 
@@ -71,14 +59,7 @@ def arguments(card: Path, out: Path, **more: object) -> list[str]:
     options = {
         "trainer.max_steps": STEPS,
         "trainer.val_check_interval": 3,
-        "trainer.log_every_n_steps": 1,
-        "trainer.accelerator": "cpu",
-        "trainer.enable_progress_bar": "false",
-        "trainer.enable_model_summary": "false",
-        "model.model": "smp/fpn",
-        "model.model_options": '{"encoder": "tu-mobilenetv3_small_050", "decoder_pyramid_channels": 32,'
-        ' "decoder_segmentation_channels": 32}',
-        "model.bank": '{"capacity": 2, "min_pixels": 4, "sample_ratio": 1.0, "scope": "image"}',
+        **SMALL_RUN,
         "model.bank_exchange_every": 2,
         "model.pixel_metrics": "true",
         "model.warmup_steps": 2,

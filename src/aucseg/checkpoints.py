@@ -82,16 +82,10 @@ def checkpoint_step(path: Path) -> int:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints as whole files only, the one before kept; loads tensors and plain containers only.
+    """Checkpoints as whole files only, the one before kept; loads tensors and plain containers only."""
 
-    Args:
-        own_folder: the run's folder, whose checkpoints need no vouching with versions of torch that cannot load the
-            file of a stranger safely.
-    """
-
-    def __init__(self, own_folder: Path | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.own_folder = own_folder
         self._has_saved = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -129,11 +123,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         problem = checkpoint_problem(path)
         if problem is not None:
             raise ValueError(f"{path} is no readable checkpoint: {problem}")
-        checkpoint: dict[str, Any]
-        if self.own_folder is not None and path.resolve().is_relative_to(self.own_folder.resolve()):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            checkpoint = load_plain(path)
+        checkpoint: dict[str, Any] = load_plain(path)
         return checkpoint
 
 

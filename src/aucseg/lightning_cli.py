@@ -46,7 +46,7 @@ class RunConfig(SaveConfigCallback):
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **options: Any) -> None:
         config = config.clone()
-        config.resume, config.overwrite, config.ckpt_path = "never", False, None
+        config.resume, config.overwrite = "never", False
         super().__init__(parser, config, **options)
 
 
@@ -93,7 +93,7 @@ class AUCSegCLI(LightningCLI):
         trainer.plugins = list(trainer.plugins) if isinstance(trainer.plugins, (list, tuple)) else [trainer.plugins]
         trainer.plugins = [plugin for plugin in trainer.plugins if plugin is not None]
         if not any(isinstance(plugin, CheckpointIO) for plugin in trainer.plugins):
-            trainer.plugins.append(AtomicCheckpointIO(out))
+            trainer.plugins.append(AtomicCheckpointIO())
         _use_processes_of_launcher(trainer)
         if self.subcommand == "fit":
             checkpoint = self._checkpoint_to_resume(config, out)

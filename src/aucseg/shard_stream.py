@@ -1,4 +1,4 @@
-"""An endless stream of training samples from shards, in step with `aucseg.datamodule.SampleStream`."""
+"""An endless stream of training samples from shards, in step with `aucseg.sample_stream.SampleStream`."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aucseg.datamodule import SegmentationDataModule, stable_seed
+from aucseg.datamodule import SegmentationDataModule
 from aucseg.datasets import DatasetCard
 from aucseg.distributed import auc_losses, cpu_state, exchange_samples, gathered, process_group_of, say_once
 from aucseg.losses import AUCSegLoss, build_loss
@@ -22,6 +22,7 @@ from aucseg.micro_batches import backward_all_but_last, check_micro_batches
 from aucseg.models import build_model, forward_with_auxiliary, split_parameters, without_weights
 from aucseg.models.inference import InferenceOptions, Predictor
 from aucseg.random_states import random_states, set_random_states
+from aucseg.seeding import stable_seed
 from aucseg.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 try:

@@ -24,6 +24,7 @@ from aucseg.compare.fingerprints import (
     digest,
 )
 from aucseg.compare.methods import Configuration
+from aucseg.durable_files import replace_file
 from aucseg.models.build import is_import_path
 from aucseg.models.checkpoint import TRUST_VARIABLE
 
@@ -255,9 +256,7 @@ def _seconds_of_same(path: Path, hashes: dict[str, str]) -> float | None:
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file that is either whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(path.suffix + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    replace_file(path, text.encode())
 
 
 def _problem(run: Run, status: int) -> str | None:
