@@ -146,7 +146,7 @@ folder = Path(sys.argv[1])
 saved, size = 0, 10_000
 try:
     for step in range(1, 50):
-        AtomicCheckpointIO(folder).save_checkpoint(
+        AtomicCheckpointIO().save_checkpoint(
             {"global_step": step, "x": torch.ones(size * step)}, folder / LAST_CHECKPOINT
         )
         saved = step
