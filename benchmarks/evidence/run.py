@@ -1,8 +1,10 @@
-"""Runs a study in pieces: ``python -m benchmarks.evidence.run STUDY [--minutes N] [--root DIR]``.
+"""Runs a study in pieces: ``python -m benchmarks.evidence.run STUDY [--minutes N] [--part I/N] [--root DIR]``.
 
 A piece ends after N minutes, or with Ctrl-C. The next call goes on: finished runs are not repeated, the run that was
 cut off goes on from its checkpoint. After every piece what is finished is written to
-``benchmarks/evidence/results/STUDY.json``. What follows ``--`` goes to ``aucseg compare``, such as ``--dry-run``.
+``benchmarks/evidence/results/STUDY.json``, and read from there by the next piece, also on another machine (where a run
+that was cut off begins anew). With ``--part 1/2`` and ``--part 2/2`` two processes share the methods of a study.
+What follows ``--`` goes to ``aucseg compare``, such as ``--dry-run``.
 """
 
 from __future__ import annotations
@@ -12,16 +14,20 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence.studies import RESULTS, STUDIES
+from benchmarks.evidence.studies import RESULTS, SECOND_STAGES, STUDIES
+
+RECORD, RESULT = "compare.json", "result.json"
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--minutes", type=float, metavar="N", help="length of this piece (default: to the end)")
+    parser.add_argument("--part", type=_part, default=(1, 1), metavar="I/N", help="only the I-th of N parts")
     parser.add_argument("--root", type=Path, metavar="DIR", help="folder of data that are not in the package")
     parser.add_argument(
         "--out",
@@ -34,19 +40,31 @@ def main(argv: list[str] | None = None) -> int:
     options = sys.argv[1:] if argv is None else argv
     cut = options.index("--") if "--" in options else len(options)
     args = parser.parse_args(options[:cut])
-    out = args.out / args.study
+    number, count = args.part
+    out = args.out / args.study / f"{number}of{count}"
     try:
-        arguments = STUDIES[args.study].arguments(out, args.root, args.results)
+        arguments = STUDIES[args.study].arguments(out, args.root, args.results, args.part)
     except ValueError as error:
         parser.error(str(error))
+    path = args.results / f"{args.study}.json"
+    if path.is_file():
+        restore(
+            json.loads(path.read_text(encoding="utf-8")), arguments[arguments.index("--methods") + 1].split(","), out
+        )
     status = run_for([sys.executable, "-m", "aucseg.cli", "compare", *arguments, *options[cut + 1 :]], args.minutes)
-    result = collect(args.study, out)
-    if result["runs"] or result["search"]:
+    result = collect(args.study, args.out / args.study)
+    if result["trials"]:
         args.results.mkdir(parents=True, exist_ok=True)
-        path = args.results / f"{args.study}.json"
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        print(f"{len(result['runs'])} finished runs: {path}")
+        print(f"{len(result['runs'])} finished runs, {len(result['trials'])} trials: {path}")
     return status
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not 1 <= int(number) <= int(count):
+        raise ValueError
+    return int(number), int(count)
 
 
 def run_for(command: list[str], minutes: float | None) -> int:
@@ -60,35 +78,67 @@ def run_for(command: list[str], minutes: float | None) -> int:
 
 
 def collect(study: str, out: Path) -> dict[str, Any]:
-    """What the finished runs of a study have measured.
+    """What the finished runs and trials of all parts of a study have measured.
 
     Args:
         study: Its name.
-        out: Folder that ``aucseg compare`` worked in.
+        out: Folder of the parts that ``aucseg compare`` worked in.
     """
-    runs = []
-    for path in sorted(out.glob("*/*/seed*/compare.json")):
+    runs, trials, choices = {}, {}, {}
+    for path in out.glob(f"*/*/*/seed*/{RECORD}"):
         model, method, seed = path.parts[-4:-1]
-        record = json.loads(path.read_text(encoding="utf-8"))
-        result = json.loads((path.parent / "result.json").read_text(encoding="utf-8"))
-        configuration = record["fingerprints"]["configuration"]
-        runs.append({
-            "model": model,
-            "method": method,
-            "seed": int(seed.removeprefix("seed")),
-            "steps": configuration["trainer.max_steps"],
-            "metrics": _rounded(record["metrics"]),
-            "per_class_iou": _rounded(result.get("per_class_iou", {})),
-            "cost": record["cost"],
-            "seconds": record["seconds"],
-            "hashes": record["hashes"],
-        })  # fmt: skip
-    runs.sort(key=lambda run: (run["model"], run["method"], run["seed"]))
-    search = out / "search.json"
+        runs[model, method, int(seed.removeprefix("seed"))] = _measured(path)
+    for path in out.glob(f"*/search/*/*/*/{RECORD}"):
+        trials[path.parts[-4:-1]] = _measured(path)
+    for path in out.glob("*/search.json"):
+        choices |= {(c["model"], c["method"]): c for c in json.loads(path.read_text(encoding="utf-8"))}
     return {
         "study": study,
-        "runs": runs,
-        "search": json.loads(search.read_text(encoding="utf-8")) if search.is_file() else [],
+        "runs": [{"model": m, "method": n, "seed": seed, **runs[m, n, seed]} for m, n, seed in sorted(runs)],
+        "search": [choices[key] for key in sorted(choices)],
+        "trials": [{"model": m, "method": n, "trial": trial, **trials[m, n, trial]} for m, n, trial in sorted(trials)],
+    }
+
+
+def restore(result: Mapping[str, Any], methods: Sequence[str], out: Path) -> None:
+    """Puts the finished runs and trials of some methods back where ``aucseg compare`` looks for them.
+
+    A run whose model a second stage still needs is left out: models are not part of the results.
+
+    Args:
+        result: From `collect`.
+        methods: Names of the methods.
+        out: Folder of the part.
+    """
+    runs = {out / run["model"] / run["method"] / f"seed{run['seed']}": run for run in result["runs"]}
+    trials = {out / "search" / t["model"] / t["method"] / t["trial"]: t for t in result["trials"]}
+    tuned = {choice["method"] for choice in result["search"]}
+    for folder, record in (runs | trials).items():
+        method = record["method"]
+        stages = [method + suffix for suffix in SECOND_STAGES if method + suffix in methods]
+        if "trial" in record:
+            needed = any(stage not in tuned for stage in stages)
+        else:
+            needed = any(folder.parent.with_name(stage) / folder.name not in runs for stage in stages)
+        if method not in methods or needed or (folder / RECORD).is_file():
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RESULT).write_text(json.dumps({key: record[key] for key in ("metrics", "per_class_iou")}))
+        configuration = {"trainer.max_steps": record["steps"]}
+        kept = {key: record[key] for key in ("metrics", "cost", "seconds", "hashes")}
+        (folder / RECORD).write_text(json.dumps({**kept, "fingerprints": {"configuration": configuration}}))
+
+
+def _measured(path: Path) -> dict[str, Any]:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    result = json.loads((path.parent / RESULT).read_text(encoding="utf-8"))
+    return {
+        "steps": record["fingerprints"]["configuration"]["trainer.max_steps"],
+        "metrics": _rounded(record["metrics"]),
+        "per_class_iou": _rounded(result.get("per_class_iou", {})),
+        "cost": record["cost"],
+        "seconds": record["seconds"],
+        "hashes": record["hashes"],
     }
 
 

@@ -20,6 +20,8 @@ _RIVALS = (
 # Methods that are chosen by the scores of the main study's search, see `best_rivals`.
 RIVALS = "RIVALS"
 RIVALS_WITH_BANK = "RIVALS+bank"
+# Suffixes of methods that go on from another one's trained model.
+SECOND_STAGES = ("+posthoc-la", "+disalign")
 
 
 @dataclass(frozen=True)
@@ -44,20 +46,21 @@ class Study:
     needs_root: bool = False
     joins: str | None = None
 
-    def arguments(self, out: Path, root: Path | None, results: Path) -> list[str]:
+    def arguments(self, out: Path, root: Path | None, results: Path, part: tuple[int, int] = (1, 1)) -> list[str]:
         """The arguments of ``aucseg compare``.
 
         Args:
             out: Folder of the runs.
             root: Folder of data that are not in the package.
             results: Folder of the results so far.
+            part: (i, n): the i-th of n parts of the methods, for n processes at once.
 
         Raises:
             ValueError: No root is given but needed, or the rivals are not chosen yet.
         """
         if self.needs_root and root is None:
             raise ValueError(f"the data of '{self.title}' are not part of the package: give their folder with --root")
-        methods = [name for method in self.methods for name in _expanded(method, results)]
+        methods = _part([name for method in self.methods for name in _expanded(method, results)], *part)
         arguments = ["--methods", ",".join(methods), "--seeds", ",".join(map(str, range(self.seeds)))]
         if root is not None and self.needs_root:
             arguments += ["--root", str(root)]
@@ -65,24 +68,25 @@ class Study:
 
 
 _METHODS = ("--methods-file", str(_CONFIGS / "methods.yaml"))
-_TUNED = (*_METHODS, "--search", "auto", "--search-steps", "500")
+# Three trials of every method, as many as the AUC weight has values here.
+_TUNED = (*_METHODS, "--search", "auc_weight=1,2,4", "--search-steps", "250")
 
 STUDIES = {
     "main": Study(
         "Freedoom-LT, all methods",
-        "One convolutional model (FPN, EfficientNet-Lite0), 1,000 steps, five seeds. The main setting of every method "
-        "is tuned with four trials on a quarter of the training images that is held out for it. `aucseg-ratio` has "
+        "One convolutional model (FPN, EfficientNet-Lite0), 600 steps, five seeds. The main setting of every method "
+        "is tuned with three trials on a quarter of the training images that is held out for it. `aucseg-ratio` has "
         "the policy of the paper's code, a share of the missing classes, and nothing but the tail protected.",
         (*("ce", "auc", "aucseg", "aucseg-ratio"), *_RIVALS, *("ce+rcs", "ce+bank", "ce+posthoc-la", "ce+disalign")),
         5,
-        ("--config", str(_FREEDOOM), "--steps", "1000", *_TUNED),
+        ("--config", str(_FREEDOOM), "--steps", "600", *_TUNED),
     ),
     "rivals_with_bank": Study(
         "Freedoom-LT, the best rivals with the bank",
         "The bank beside the two losses that were best on the held-out images.",
         (RIVALS_WITH_BANK,),
         5,
-        ("--config", str(_FREEDOOM), "--steps", "1000", *_TUNED),
+        ("--config", str(_FREEDOOM), "--steps", "600", *_TUNED),
         joins="main",
     ),
     "converged": Study(
@@ -137,6 +141,13 @@ def best_rivals(results: Path, count: int = 2) -> list[str]:
     if len(scores) < count:
         raise ValueError("the best rivals are those of the main study's search: run the study 'main' first")
     return sorted(scores, key=lambda method: -scores[method])[:count]
+
+
+def _part(methods: list[str], number: int, count: int) -> list[str]:
+    """Every n-th method; a second stage goes where its first is."""
+    first = {method: method.rpartition("+")[0] for method in methods if method.endswith(SECOND_STAGES)}
+    shares = {method: index % count for index, method in enumerate(m for m in methods if m not in first)}
+    return [method for method in methods if shares[first.get(method, method)] == number - 1]
 
 
 def _expanded(method: str, results: Path) -> list[str]:

@@ -26,7 +26,10 @@ _LOSS_SETTINGS: dict[str, tuple[str, tuple[float, ...]]] = {
     "blv": ("model.loss_options.sigma", (4.0, 1.0, 0.5, 2.0, 8.0, 0.25)),
     "seesaw": ("model.loss_options.p", (0.8, 0.4, 0.2, 1.2, 0.6, 1.0)),
 }
-_BANK_SETTING = ("model.bank.sample_ratio", (0.2, 1.0, 0.05, 0.5, 0.1, 0.025))
+_BANK_SETTINGS = {
+    "presence_target": ("model.bank.presence_target", (0.15, 0.3, 0.05, 0.1, 0.2, 0.5)),
+    "sample_ratio": ("model.bank.sample_ratio", (0.2, 1.0, 0.05, 0.5, 0.1, 0.025)),
+}
 _SAMPLING_SETTING = ("data.sampler_options.temperature", (0.1, 0.05, 0.5, 0.2, 1.0, 0.02))
 _SECOND_STAGE_SETTINGS = {
     POSTHOC: ("model.model_options.tau", (1.0, 0.5, 0.25, 0.75, 0.125, 1.5)),
@@ -156,7 +159,10 @@ def _main_setting(method: Method, base: Configuration) -> tuple[str, tuple[float
         return _LOSS_SETTINGS[method.loss]
     if method.rare_class_sampling:
         return _SAMPLING_SETTING
+    model = base.get("model") or {}
     if method.bank:
-        return _BANK_SETTING
-    rate = float((base.get("model") or {}).get("learning_rate", _DEFAULT_RATE))
+        # With a presence target the sample ratio has no effect.
+        has_target = (model.get("bank") or {}).get("presence_target") is not None
+        return _BANK_SETTINGS["presence_target" if has_target else "sample_ratio"]
+    rate = float(model.get("learning_rate", _DEFAULT_RATE))
     return _RATE, tuple(rate * factor for factor in _RATE_FACTORS)
