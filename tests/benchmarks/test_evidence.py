@@ -27,7 +27,7 @@ def a_choice(method: str, best: float) -> dict[str, Any]:
 
 
 def write(folder: Path, study: str, runs: list[dict[str, Any]], search: list[dict[str, Any]]) -> None:
-    (folder / f"{study}.json").write_text(json.dumps({"study": study, "runs": runs, "search": search}))
+    (folder / f"{study}.json").write_text(json.dumps({"study": study, "runs": runs, "search": search, "trials": []}))
 
 
 MAIN = [a_run(method, seed) for method in ("ce", "la", "aucseg") for seed in range(5)]
@@ -80,19 +80,52 @@ def test_a_piece_ends_on_time() -> None:
     assert time.monotonic() - start < 30
 
 
-def test_finished_runs_are_collected_and_tabulated(tmp_path: Path) -> None:
-    folder = tmp_path / "out" / "fpn" / "ce" / "seed3"
+def finish(folder: Path, *, steps: int = 7) -> None:
     folder.mkdir(parents=True)
     (folder / "compare.json").write_text(json.dumps({
         "metrics": {"miou": 0.123456789, "tail": None}, "cost": {"seconds_per_step": 0.1}, "seconds": 5.0,
-        "hashes": {"code": "c"}, "fingerprints": {"configuration": {"trainer.max_steps": 7}},
+        "hashes": {"code": "c"}, "fingerprints": {"configuration": {"trainer.max_steps": steps}},
     }))  # fmt: skip
     (folder / "result.json").write_text(json.dumps({"per_class_iou": {"wall": 0.5}}))
-    (tmp_path / "out" / "fpn" / "ce" / "seed4").mkdir()  # not finished
-    (collected,) = run.collect("main", tmp_path / "out")["runs"]
-    assert (collected["model"], collected["method"], collected["seed"], collected["steps"]) == ("fpn", "ce", 3, 7)
-    assert collected["metrics"] == {"miou": 0.123457, "tail": None}
-    assert collected["per_class_iou"] == {"wall": 0.5}
+
+
+def test_finished_runs_of_all_parts_are_collected(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    finish(out / "1of2" / "fpn" / "ce" / "seed3")
+    finish(out / "2of2" / "fpn" / "la" / "seed0")
+    finish(out / "2of2" / "search" / "fpn" / "la" / "tau=1.0", steps=2)
+    (out / "2of2" / "search.json").write_text(json.dumps([a_choice("la", 0.3)]))
+    (out / "1of2" / "fpn" / "ce" / "seed4").mkdir()  # not finished
+    result = run.collect("main", out)
+    ce, la = result["runs"]
+    assert (ce["model"], ce["method"], ce["seed"], ce["steps"], la["method"]) == ("fpn", "ce", 3, 7, "la")
+    assert ce["metrics"] == {"miou": 0.123457, "tail": None}
+    assert ce["per_class_iou"] == {"wall": 0.5}
+    assert [(trial["trial"], trial["steps"]) for trial in result["trials"]] == [("tau=1.0", 2)]
+    assert result["search"] == [a_choice("la", 0.3)]
+
+
+def test_a_piece_goes_on_from_the_results_of_another_machine(tmp_path: Path) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    for method, seed in (("ce", 0), ("ce", 1), ("la", 0), ("ce+disalign", 0)):
+        finish(there / "1of1" / "fpn" / method / f"seed{seed}")
+    for method in ("ce", "la"):
+        finish(there / "1of1" / "search" / "fpn" / method / "x=1.0")
+    result = run.collect("main", there)
+    run.restore(result, ["ce", "la", "ce+disalign"], here / "1of1")
+    found = run.collect("main", here)
+    # The models of ce, seed 1 and of ce's trial have yet to be the first stages of others.
+    assert found["runs"] == [record for record in result["runs"] if (record["method"], record["seed"]) != ("ce", 1)]
+    assert [trial["method"] for trial in found["trials"]] == ["la"]
+    run.restore(result, ["ce"], tmp_path / "alone" / "1of1")
+    assert [record["seed"] for record in run.collect("main", tmp_path / "alone")["runs"]] == [0, 1]
+
+
+def test_parts_share_the_methods_and_keep_second_stages_with_their_first(tmp_path: Path) -> None:
+    parts = [STUDIES["main"].arguments(tmp_path, None, tmp_path, (i, 3))[1].split(",") for i in (1, 2, 3)]
+    assert sorted(method for part in parts for method in part) == sorted(STUDIES["main"].methods)
+    assert {"ce", "ce+posthoc-la", "ce+disalign"} <= set(parts[0])
+    assert max(map(len, parts)) - min(map(len, parts)) <= 3
 
 
 def test_page_has_the_numbers_of_the_results(tmp_path: Path) -> None:

@@ -20,6 +20,13 @@ def test_every_method_gets_as_many_trials() -> None:
     assert grids["ce+posthoc-la"].path == "model.model_options.tau"
 
 
+def test_the_bank_is_tried_with_the_setting_that_has_an_effect() -> None:
+    search = parse_search(["auto"], METHODS)
+    assert search is not None
+    base = {"model": {"bank": {"presence_target": 0.2}}}
+    assert search.grid(METHODS[3], base) == Grid("model.bank.presence_target", (0.05, 0.1, 0.15, 0.3))
+
+
 def test_auto_and_none() -> None:
     search = parse_search(["auto"], METHODS)
     assert search is not None
