@@ -1,18 +1,21 @@
 """Time and memory of the loss beside cross-entropy: ``python -m benchmarks.loss [--repeats N] [--only TABLE ...]``.
 
-Forward and backward on float32 logits; all ways of a case take turns in the same process, so that a noisy machine
-disturbs all alike. Prints medians over the turns and ratios to the first way of the case (the median of the ratios
-turn by turn, of wall time and of CPU time), and the peak of what a way allocates beyond logits and their gradient.
-Writes ``benchmarks/results/loss.json`` and the charts ``docs/images/loss_*.svg``.
+Forward and backward on float32 logits. Every case has a process of its own: what ran before decides how much memory a
+process keeps, and cross-entropy takes up to twice as long where it has to ask for pages. All ways of a case take turns
+there, so that a noisy machine disturbs all alike. Prints medians over the turns and ratios to the first way of the case
+(the median of the ratios turn by turn, of wall time and of CPU time), and the peak of what a way allocates beyond
+logits and their gradient. Writes ``benchmarks/results/loss.json`` and the charts ``docs/images/loss_*.svg``.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,6 +63,24 @@ LOW: dict[str, Loss] = {
     "interpolate + cross_entropy + PairwiseAUCLoss": interpolated(lambda x, y: cross_entropy(x, y) + auc(x, y)),
     "AUCSegLoss": both,
 }
+# Every surrogate, and the ways that need a sort.
+SURROGATES: dict[str, dict[str, Any]] = {
+    "square": {},
+    "square, softmax scores": {"scores": "softmax"},
+    "square, pair weights": {"pair_weight": torch.ones(19, 19)},
+    "exponential": {"surrogate": "exponential"},
+    "logistic": {"surrogate": "logistic"},
+    "hinge": {"surrogate": "hinge"},
+    "hinge, margin 0.5 (sorted)": {"surrogate": "hinge", "margin": 0.5},
+    "squared hinge, identity scores (sorted)": {"surrogate": "squared_hinge", "scores": "identity"},
+    "hinge, max_fpr 0.1 (sorted)": {"surrogate": "hinge", "max_fpr": 0.1},
+}
+WAYS: dict[str, dict[str, Loss]] = {
+    "full": FULL,
+    "low": LOW,
+    "surrogates": {"cross_entropy": cross_entropy}
+    | {name: PairwiseAUCLoss(ignore_index=IGNORE, **chosen) for name, chosen in SURROGATES.items()},
+}
 
 
 def forward_backward(loss: Loss, logits: Tensor, target: Tensor) -> Tensor:
@@ -91,8 +112,27 @@ def measure(ways: dict[str, Loss], logits: Tensor, target: Tensor, repeats: int)
     return rows
 
 
+def measure_case(
+    ways: str,
+    shape: tuple[int, int, int, int],
+    labels: str,
+    repeats: int,
+    scale: int,
+    channels_last: bool,
+    threads: int,
+) -> dict[str, Row]:
+    """One case; runs in a process of its own."""
+    torch.set_num_threads(threads)
+    batch, num_classes, size, _ = shape
+    generator = torch.Generator().manual_seed(0)
+    target = LABELS[labels](num_classes, batch, size * scale, generator)
+    logits = torch.randn(shape, generator=generator)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return measure(WAYS[ways], logits.contiguous(memory_format=layout).requires_grad_(), target, repeats)
+
+
 def case(
-    ways: dict[str, Loss],
+    ways: str,
     shape: tuple[int, int, int, int],
     labels: str,
     repeats: int,
@@ -101,13 +141,10 @@ def case(
     channels_last: bool = False,
 ) -> Row:
     """Measure and print one case: logits of ``shape``, labels ``scale`` times as high and wide."""
-    batch, num_classes, size, _ = shape
-    generator = torch.Generator().manual_seed(0)
-    target = LABELS[labels](num_classes, batch, size * scale, generator)
-    logits = torch.randn(shape, generator=generator)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    rows = measure(ways, logits.contiguous(memory_format=layout).requires_grad_(), target, repeats)
-    name = f"{' x '.join(map(str, shape))}{f' -> {size * scale}' if scale > 1 else ''}, {labels}"
+    arguments = (ways, shape, labels, repeats, scale, channels_last, torch.get_num_threads())
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
+        rows = fresh.submit(measure_case, *arguments).result()
+    name = f"{' x '.join(map(str, shape))}{f' -> {shape[2] * scale}' if scale > 1 else ''}, {labels}"
     print(f"\n{name}{', channels last' if channels_last else ''}")
     for way, row in rows.items():
         print(
@@ -121,7 +158,7 @@ def case(
 def full_resolution(repeats: int) -> list[Row]:
     shapes = [(2, 19, 512, 512), (2, 19, 1024, 1024), (1, 150, 512, 512), (4, 150, 512, 512)]
     return [
-        case(FULL, shape, labels, repeats, channels_last=channels_last)
+        case("full", shape, labels, repeats, channels_last=channels_last)
         for shape in shapes
         for labels in LABELS
         for channels_last in ((False, True) if shape != shapes[-1] else (False,))
@@ -131,7 +168,7 @@ def full_resolution(repeats: int) -> list[Row]:
 def low_resolution(repeats: int) -> list[Row]:
     sizes = [((4, 150, 128, 128), 4), ((2, 19, 128, 128), 8)]
     return [
-        case(LOW, shape, labels, repeats, scale=scale, channels_last=channels_last)
+        case("low", shape, labels, repeats, scale=scale, channels_last=channels_last)
         for shape, scale in sizes
         for labels in LABELS
         for channels_last in (False, True)
@@ -139,29 +176,15 @@ def low_resolution(repeats: int) -> list[Row]:
 
 
 def pixels(repeats: int) -> list[Row]:
-    return [case(FULL, (2, 19, size, size), "realistic", repeats) for size in (256, 512, 1024, 2048)]
+    return [case("full", (2, 19, size, size), "realistic", repeats) for size in (256, 512, 1024, 2048)]
 
 
 def classes(repeats: int) -> list[Row]:
-    return [case(FULL, (1, count, 256, 256), "realistic", repeats) for count in (19, 150, 500, 1000)]
+    return [case("full", (1, count, 256, 256), "realistic", repeats) for count in (19, 150, 500, 1000)]
 
 
 def surrogates(repeats: int) -> list[Row]:
-    """Every surrogate, and the ways that need a sort."""
-    options: dict[str, dict[str, Any]] = {
-        "square": {},
-        "square, softmax scores": {"scores": "softmax"},
-        "square, pair weights": {"pair_weight": torch.ones(19, 19)},
-        "exponential": {"surrogate": "exponential"},
-        "logistic": {"surrogate": "logistic"},
-        "hinge": {"surrogate": "hinge"},
-        "hinge, margin 0.5 (sorted)": {"surrogate": "hinge", "margin": 0.5},
-        "squared hinge, identity scores (sorted)": {"surrogate": "squared_hinge", "scores": "identity"},
-        "hinge, max_fpr 0.1 (sorted)": {"surrogate": "hinge", "max_fpr": 0.1},
-    }
-    ways: dict[str, Loss] = {"cross_entropy": cross_entropy}
-    ways |= {name: PairwiseAUCLoss(ignore_index=IGNORE, **chosen) for name, chosen in options.items()}
-    return [case(ways, (2, 19, 512, 512), labels, repeats) for labels in LABELS]
+    return [case("surrogates", (2, 19, 512, 512), labels, repeats) for labels in LABELS]
 
 
 TABLES = {table.__name__: table for table in (full_resolution, low_resolution, pixels, classes, surrogates)}

@@ -14,17 +14,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Elements of a piece. On a CPU a few buffers of this size stay in the cache; an accelerator wants few, large launches.
-CPU_PIECE = 1 << 18
+# Elements of a piece. Small pieces pay for the number of operations, large ones leave the cache of a CPU and need
+# scratch memory: a part of the whole, within limits. An accelerator wants few, large launches.
+CPU_PIECE = 1 << 19, 1 << 21
+CPU_SHARE = 1 / 16
 ACCELERATOR_PIECE = 1 << 24
+# What a pixel has beside its scores (labels, weights), in elements.
+_PIXEL_ELEMENTS = 8
 
 # A position in a label map as arranged by `PieceSource.arrange`.
 Index = tuple[slice, slice] | tuple[int, slice]
 
 
-def piece_size(device: torch.device) -> int:
-    """Elements of a piece on this device."""
-    return CPU_PIECE if device.type == "cpu" else ACCELERATOR_PIECE
+def piece_size(elements: int, device: torch.device) -> int:
+    """Elements of a piece of a whole of so many."""
+    if device.type != "cpu":
+        return ACCELERATOR_PIECE
+    least, most = CPU_PIECE
+    return min(max(int(CPU_SHARE * elements), least), most)
 
 
 class Buffers:
@@ -63,9 +70,16 @@ class PieceSource(Protocol):
 
 
 class FullResolution:
-    """Logits ``(B, K, *spatial)`` or ``(N, K)`` at the size of the target."""
+    """Logits ``(B, K, *spatial)`` or ``(N, K)`` at the size of the target.
 
-    def __init__(self, logits: Tensor, gradient: Tensor | None = None) -> None:
+    Args:
+        logits: The logits.
+        num_buffered: Channels that the scratch memory of a pixel holds.
+        gradient: Their gradient, to be written to.
+    """
+
+    def __init__(self, logits: Tensor, num_buffered: int, gradient: Tensor | None = None) -> None:
+        self._num_buffered = num_buffered
         self._planes = self._as_planes(logits)
         self._gradient = None if gradient is None else self._as_planes(gradient)
 
@@ -80,8 +94,9 @@ class FullResolution:
 
     def pieces(self) -> Iterator[tuple[Index, Tensor]]:
         """Parts of one image, or several small images at once."""
-        num_images, num_channels, num_pixels = self._planes.shape
-        pixels = max(1, piece_size(self._planes.device) // num_channels)
+        num_images, _, num_pixels = self._planes.shape
+        size = piece_size(self._planes.numel(), self._planes.device)
+        pixels = max(1, size // (self._num_buffered + _PIXEL_ELEMENTS))
         images = max(1, pixels // max(num_pixels, 1))
         for image in range(0, num_images, images):
             for pixel in range(0, num_pixels, pixels):
@@ -140,7 +155,7 @@ class UpsampledBands:
         """Bands of rows."""
         height, width = self._size
         channels, source_height = self._logits.shape[1:3]
-        size = piece_size(self._logits.device)
+        size = piece_size(self._logits.shape[0] * channels * height * width, self._logits.device)
         rows = max(1, min(height, size // (channels * width)))
         # Source rows whose upsampled columns are kept at a time: neighbouring blocks share one, so not too few.
         block = rows * max(1, round(8 * height / source_height / rows))

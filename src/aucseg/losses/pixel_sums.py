@@ -40,8 +40,8 @@ from aucseg.losses.views import (
 def class_counts(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     """Pixels per class, ``(K,)`` in the wide dtype; ignored pixels are left out."""
     counts = torch.zeros(num_classes + 1, dtype=wide_dtype(target.device), device=target.device)
-    for part in torch.split(target.flatten(), piece_size(target.device)):
-        labels = class_labels(part, num_classes, ignore_index)
+    for part in torch.split(target.flatten(), piece_size(target.numel(), target.device)):
+        labels, _ = class_labels(part, num_classes, ignore_index)
         if target.device.type == "cpu":
             counts += torch.bincount(labels, minlength=num_classes + 1)
         else:  # bincount would wait for the device
@@ -115,7 +115,7 @@ def _sums(
     ce = CrossEntropyWeights(class_weight, logits, dtype, options)
     if pixel_weight is not None:
         weight_table = F.pad(channels.pick(pixel_weight[:-1].to(dtype)), (0, 1))
-    source, buffers = options.source(logits, target), Buffers(dtype, device)
+    source, buffers = options.source(logits, target, channels), Buffers(dtype, device)
     labels_map, lse_map = source.arrange(target), source.arrange(lse) if options.needs_lse else lse
     for index, part in source.pieces():
         piece = Piece(part, labels_map[index], channels, options, buffers)
@@ -226,7 +226,7 @@ def _gradient(
     full = logits.shape[2:] == target.shape[1:]
     sparse = not options.cross_entropy and channels.picked is not None
     gradient = torch.zeros_like(logits) if sparse or not full else torch.empty_like(logits)
-    source, buffers = options.source(logits, target, gradient), Buffers(dtype, logits.device)
+    source, buffers = options.source(logits, target, channels, gradient), Buffers(dtype, logits.device)
     labels_map, lse_map = source.arrange(target), source.arrange(lse) if options.needs_lse else lse
     for index, part in source.pieces():
         piece = Piece(part, labels_map[index], channels, options, buffers)
@@ -252,13 +252,14 @@ def _gradient(
                 slope_weight, weight = torch.matmul(by_negative[:, None, :, classes], indicator), None
             else:
                 slope_weight, weight = by_negative.unsqueeze(2), view.by_label(weight_table)
-            slope, factor = surrogate.negative_slope(view.values, slope_weight, buffers.take("slope", view.values))
+            direct = channels.picked is None and not options.cross_entropy
+            slope_out = out if direct else buffers.take("slope", view.values)
+            slope, factor = surrogate.negative_slope(view.values, slope_weight, slope_out)
             if weight is not None and factor is not None:
                 weight.mul_(factor)
             own_weight = by_positive.index_select(1, view.labels.flatten()).view(-1, *view.labels.shape)
             own_slope = surrogate.positive_slope(view.shortfall, own_weight)
-            direct = channels.picked is None and not options.cross_entropy
-            slope = _through_scores(slope, weight, own_slope, view, options.scores, out if direct else slope)
+            _through_scores(slope, weight, own_slope, view, options.scores)
             if options.cross_entropy:
                 out.add_(slope) if channels.picked is None else out.index_add_(1, channels.picked, slope)
             elif channels.picked is not None:
@@ -271,20 +272,17 @@ def _gradient(
     return gradient
 
 
-def _through_scores(
-    slope: Tensor, weight: Tensor | None, own_slope: Tensor, view: ScoredPiece, scores: str, out: Tensor
-) -> Tensor:
-    """Slopes by the scores -> gradient by the logits into ``out``: negatives weighted, positives put in their place."""
+def _through_scores(slope: Tensor, weight: Tensor | None, own_slope: Tensor, view: ScoredPiece, scores: str) -> None:
+    """Slopes by the scores -> gradient by the logits, in place: negatives weighted, positives put in their place."""
     values, shortfall, own = view.values, view.shortfall, view.own
-    row = torch.ones((), dtype=slope.dtype, device=slope.device) if weight is None else weight.unsqueeze(1)
-    if scores == "softmax":
-        slope.mul_(row).scatter_(1, own, own_slope.unsqueeze(1))
-        slope.sub_((slope * values).sum(1, keepdim=True))
-        return torch.mul(slope, values, out=out)
     if scores == "sigmoid":
         torch.ops.aten.sigmoid_backward.grad_input(slope, values, grad_input=slope)
         own_slope = own_slope * shortfall * (1 - shortfall)
-    return torch.mul(slope, row, out=out).scatter_(1, own, own_slope.unsqueeze(1))
+    if weight is not None:
+        slope.mul_(weight.unsqueeze(1))
+    slope.scatter_(1, own, own_slope.unsqueeze(1))
+    if scores == "softmax":
+        slope.sub_((slope * values).sum(1, keepdim=True)).mul_(values)
 
 
 @pixel_gradient.register_fake

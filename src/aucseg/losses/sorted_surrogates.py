@@ -106,7 +106,7 @@ def sorted_risk(
         The value (scalar, wide) and its gradient by the scores.
     """
     num_classes, wide = scores.shape[1], wide_dtype(scores.device)
-    labels = class_labels(target, num_classes, ignore_index)
+    labels, _ = class_labels(target, num_classes, ignore_index)
     on_cpu = scores.device.type == "cpu"
     value = torch.zeros((), dtype=wide, device=scores.device)
     gradient = torch.zeros_like(scores)

@@ -63,21 +63,27 @@ class PassOptions:
         """Whether the gradient may leave the range of the logits' dtype: an exponential of unbounded scores."""
         return self.form == "exponential" and self.dtype(logits) != logits.dtype
 
-    def source(self, logits: Tensor, target: Tensor, gradient: Tensor | None = None) -> PieceSource:
+    def source(self, logits: Tensor, target: Tensor, channels: Channels, gradient: Tensor | None = None) -> PieceSource:
         """The way through the logits: directly, or upsampled where they are smaller than the target."""
         if logits.shape[2:] == target.shape[1:]:
-            return FullResolution(logits, gradient)
+            # All channels once, for their scores; or those that are picked, twice.
+            all_channels = channels.picked is None or self.cross_entropy
+            buffered = channels.num_classes if all_channels else 2 * channels.num_scored
+            return FullResolution(logits, buffered, gradient)
         return UpsampledBands(logits, (target.shape[1], target.shape[2]), self.dtype(logits), gradient)
 
 
-def class_labels(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """Labels as int64 with the ignore label mapped to ``num_classes``; may be ``target`` itself."""
+def class_labels(target: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor | None]:
+    """Labels as int64 with the ignore label mapped to ``num_classes``, and which pixels are ignored.
+
+    On a CPU, where asking is free, both are cheaper without ignored pixels: the labels may be ``target`` itself, and
+    None says that there are none.
+    """
     labels = target.to(torch.int64)
-    if target.device.type == "cpu" and labels.numel():
-        low, high = (int(value) for value in torch.aminmax(labels))
-        if not low <= ignore_index <= high:
-            return labels
-    return labels.masked_fill(labels == ignore_index, num_classes)
+    ignored = labels == ignore_index
+    if target.device.type == "cpu" and not bool(ignored.any()):
+        return labels, None
+    return labels.masked_fill(ignored, num_classes), ignored
 
 
 class Channels:
@@ -101,9 +107,12 @@ class Channels:
         """Of the logits of a piece ``(b, K, p)`` the channels that are scored, in a buffer."""
         assert self.picked is not None
         out = buffers.take("picked", logits[:, : self.num_scored])
-        if logits.dtype == out.dtype:
-            return torch.index_select(logits, 1, self.picked, out=out)
-        return out.copy_(logits.index_select(1, self.picked))
+        if logits.stride(1) == 1:
+            return out.copy_(logits.index_select(1, self.picked))
+        # index_select would copy all the channels of a part of an image first.
+        for position, channel in enumerate(self.picked.tolist()):
+            out[:, position] = logits[:, channel]
+        return out
 
     def spread(self, table: Tensor) -> Tensor:
         """A table of the scored channels as one of all, in every dimension but the first."""
@@ -129,28 +138,32 @@ class Piece:
         self, logits: Tensor, target: Tensor, channels: Channels, options: PassOptions, buffers: Buffers
     ) -> None:
         self.num_classes = logits.shape[1]
-        self.labels = class_labels(target, self.num_classes, options.ignore_index)
-        on_cpu = logits.device.type == "cpu"
-        self.has_ignored = not on_cpu or (self.labels.numel() > 0 and int(self.labels.max()) == self.num_classes)
+        self.labels, ignored = class_labels(target, self.num_classes, options.ignore_index)
+        self.has_ignored = ignored is not None
         self.picked = channels.picked is not None and not options.cross_entropy
         if self.picked:
             logits = channels.pick_logits(logits, buffers)
-        if self.has_ignored:
-            # An ignored pixel must not count whatever its logits hold, infinities and NaN included.
-            ignored = (self.labels == self.num_classes).unsqueeze(1)
-            if self.picked:
-                self.logits = logits.masked_fill_(ignored, 0)
-            else:
-                zero = torch.zeros((), dtype=buffers.dtype, device=logits.device)
-                self.logits = torch.where(ignored, zero, logits.to(buffers.dtype), out=buffers.take("logits", logits))
+        self.logits = logits
+        if ignored is not None and _must_blank(logits, ignored, options):
+            zero = torch.zeros((), dtype=buffers.dtype, device=logits.device)
+            out = logits if self.picked else buffers.take("logits", logits)
+            self.logits = torch.where(ignored.unsqueeze(1), zero, logits.to(buffers.dtype), out=out)
         elif logits.dtype != buffers.dtype:
             self.logits = buffers.take("logits", logits).copy_(logits)
-        else:
-            self.logits = logits
 
     def own(self, labels: Tensor, num_channels: int) -> Tensor:
         """Channel of each pixel's own class, ``(b, 1, p)``; any channel at ignored pixels."""
         return (labels.clamp(max=num_channels - 1) if self.has_ignored else labels).unsqueeze(1)
+
+
+def _must_blank(logits: Tensor, ignored: Tensor, options: PassOptions) -> bool:
+    """Whether the weight 0 of ignored pixels is not enough, as 0 times an infinity is NaN.
+
+    Blanking takes a pass over the logits and a buffer, so that a CPU looks whether it has to.
+    """
+    if logits.device.type != "cpu" or options.scores == "identity":
+        return True
+    return not bool(logits.transpose(1, 2)[ignored].isfinite().all())
 
 
 class ScoredPiece:
