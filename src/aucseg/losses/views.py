@@ -66,9 +66,9 @@ class PassOptions:
     def source(self, logits: Tensor, target: Tensor, channels: Channels, gradient: Tensor | None = None) -> PieceSource:
         """The way through the logits: directly, or upsampled where they are smaller than the target."""
         if logits.shape[2:] == target.shape[1:]:
-            # All channels once, for their scores; or those that are picked, twice.
+            # All channels once, for their scores; those that are picked also before and after.
             all_channels = channels.picked is None or self.cross_entropy
-            buffered = channels.num_classes if all_channels else 2 * channels.num_scored
+            buffered = channels.num_classes if all_channels else 3 * channels.num_scored
             return FullResolution(logits, buffered, gradient)
         return UpsampledBands(logits, (target.shape[1], target.shape[2]), self.dtype(logits), gradient)
 
@@ -107,9 +107,11 @@ class Channels:
         """Of the logits of a piece ``(b, K, p)`` the channels that are scored, in a buffer."""
         assert self.picked is not None
         out = buffers.take("picked", logits[:, : self.num_scored])
+        # index_select first copies all channels of what is not contiguous.
         if logits.stride(1) == 1:
-            return out.copy_(logits.index_select(1, self.picked))
-        # index_select would copy all the channels of a part of an image first.
+            by_pixel = logits.transpose(1, 2).to(out.dtype)
+            torch.index_select(by_pixel, 2, self.picked, out=out.transpose(1, 2))
+            return out
         for position, channel in enumerate(self.picked.tolist()):
             out[:, position] = logits[:, channel]
         return out
