@@ -1,5 +1,6 @@
 """The command line as a user runs it: real processes, real files."""
 
+import csv
 import json
 import os
 import subprocess
@@ -65,6 +66,19 @@ def test_fit_leaves_a_complete_run_folder(finished_run: Path) -> None:
     assert yaml.safe_load((finished_run / "config.yaml").read_text())["model"]["loss"] == "aucseg"
     checkpoint = torch.load(finished_run / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 4
+
+
+def test_tensorboard_finds_what_was_logged(finished_run: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished_run)).Reload()
+    with (finished_run / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for name in ("train/loss", "val/miou"):
+        logged = [(int(row["step"]), float(row[name])) for row in rows if row[name]]
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        assert [step for step, _ in found] == [step for step, _ in logged]
+        assert [value for _, value in found] == pytest.approx([value for _, value in logged])
 
 
 def test_validate_gives_the_metrics_of_fit(finished_run: Path, tmp_path: Path) -> None:

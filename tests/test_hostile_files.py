@@ -120,7 +120,7 @@ def test_a_pickle_named_safetensors_runs_no_code(marker: Path, tmp_path: Path) -
 
 def run_folder(folder: Path, checkpoint: dict[str, Any], card: Path) -> Path:
     """The run folder of a stranger."""
-    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     torch.save(checkpoint, folder / "checkpoints" / "last.ckpt")
     config = {"data": {"card": str(card), "root": str(card.parent), "num_workers": 0}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -158,6 +158,20 @@ def test_commands_run_no_code_of_a_checkpoint(
     ]
     assert cli.main([command, *arguments.get(command, lightning)]) == 2
     assert "last.ckpt" in capsys.readouterr().err
+    assert not marker.exists()
+
+
+def test_a_report_of_a_strangers_run_runs_no_code(
+    checkpoint: dict[str, Any], marker: Path, tmp_path: Path, tiny_card: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = DatasetCard.load(tiny_card).class_names
+    run = write_run(tmp_path / "run", class_names=tuple(names), groups=None, image_names=("val/000.png",))
+    bad = {**checkpoint, "hyper_parameters": {**checkpoint["hyper_parameters"], "model": Bomb(marker)}}
+    run_folder(run, bad, tiny_card)
+    assert cli.main(["report", str(run), "--out", str(tmp_path / "report.html")]) == 1
+    assert "pictures are left out" in (told := capsys.readouterr().err)
+    assert "last.ckpt" in told
+    assert (tmp_path / "report.html").is_file()
     assert not marker.exists()
 
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from aucseg import AUCSegLoss, PairwiseAUCLoss, SegmentationTask
 from aucseg.losses import build_loss
+from aucseg.step_guard import StepGuard
 from tests.small_runs import make_trainer
 from tests.test_task import make_data
 
@@ -81,6 +83,39 @@ def test_what_does_not_fit_is_refused_before_training(
     task = SegmentationTask(str(tiny_card), OneHead(), loss=loss, micro_batches=2)
     with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path, 1, **trainer).fit(task, make_data(tiny_card))
+
+
+@pytest.mark.filterwarnings(r"ignore:step \d+ was skipped:UserWarning")
+def test_a_bad_step_is_skipped_as_a_whole(tiny_card: Path, tmp_path: Path) -> None:
+    """The NaN of one micro-batch of the second step; the first micro-batch of that step has gone backward before."""
+
+    class Spoiled(OneHead):
+        calls = 0
+
+        def forward_with_auxiliary(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+            logits, _ = super().forward_with_auxiliary(images)
+            self.calls += self.training
+            # Two micro-batches a step, each seen twice: calls 5 to 8 are the second step, 8 is its last backward pass.
+            return logits * (float("nan") if self.training and self.calls == 8 else 1.0), None
+
+    class Weights(Callback):
+        def __init__(self) -> None:
+            self.after: list[Tensor] = []
+
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            self.after.append(torch.cat([parameter.detach().flatten().clone() for parameter in pl_module.parameters()]))
+
+    guard, weights, network = StepGuard(), Weights(), Spoiled().double()
+    task = SegmentationTask(
+        str(tiny_card), network, loss=AUCSegLoss(), learning_rate=0.01, warmup_steps=0, micro_batches=2
+    )
+    make_trainer(tmp_path, 3, callbacks=[weights, guard]).fit(task, make_data(tiny_card))
+    assert network.calls == 12
+    assert guard.num_skipped == 1
+    first, second, third = weights.after
+    assert torch.equal(first, second)
+    assert not torch.equal(second, third)
+    assert bool(third.isfinite().all())
 
 
 def test_a_number_below_one_is_refused(tiny_card: Path) -> None:

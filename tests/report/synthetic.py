@@ -76,7 +76,8 @@ def write_run(
     if "images" in parts:
         images = {}
         for name in image_names:
-            images[name] = {str(i): [int(u * iou[i]), int(u)] for i, u in enumerate(generator.integers(1, 999, 5))}
+            unions = generator.integers(1, 999, min(5, num_classes))
+            images[name] = {str(i): [int(u * iou[i]), int(u)] for i, u in enumerate(unions)}
         (folder / "images.json").write_text(json.dumps(images))
     if "curves" in parts:
         grid = np.concatenate([[0.0], np.logspace(-5, 0, 200)])
