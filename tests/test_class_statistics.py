@@ -252,27 +252,47 @@ def long_tail(num_images: int = 200, tail_presence: float = 0.02, fixed: bool = 
 
 
 def test_bank_advice_depends_on_the_data() -> None:
-    rare = advise_bank(long_tail(), [2, 3], batch_size=8)
+    rare = advise_bank(long_tail(), [2, 3], [], batch_size=8)
     assert rare["use_bank"]
     assert rare["settings"]["scope"] == "image"
     assert rare["settings"]["tail_classes"] == [2, 3]
+    assert rare["settings"]["presence_target"] == 0.1
     assert 0 < rare["settings"]["resize_ratio"] <= 1
-    frequent = advise_bank(long_tail(tail_presence=0.9), [2, 3], batch_size=8)
+    frequent = advise_bank(long_tail(tail_presence=0.9), [2, 3], [], batch_size=8)
     assert not frequent["use_bank"]
-    assert frequent["settings"]["scope"] == "batch"
-    fixed = advise_bank(long_tail(tail_presence=0.1, fixed=True), [2, 3], batch_size=2)
+    assert any("train without one" in reason for reason in frequent["reasons"])
+    fixed = advise_bank(long_tail(tail_presence=0.05, fixed=True), [2, 3], [], batch_size=2)
     assert not fixed["use_bank"]
     assert any("keep to their places" in reason for reason in fixed["reasons"])
-    assert advise_bank(long_tail(), [], batch_size=8)["settings"] == {}
+    assert advise_bank(long_tail(), [], [], batch_size=8)["settings"] == {}
 
 
-@pytest.mark.parametrize(("num_tail", "ratio"), [(7, 1.0), (124, 0.05), (123, 0.05)])
-def test_sample_ratio_is_that_of_the_released_configurations(num_tail: int, ratio: float) -> None:
-    statistics = ClassStatistics(150)
-    statistics.update(np.repeat(np.arange(150, dtype=np.uint8), 4)[None])
-    advice = advise_bank(statistics, list(range(150 - num_tail, 150)), batch_size=2)
-    assert advice["settings"]["sample_ratio"] == ratio
-    assert any(("about 7 classes" if ratio < 1 else "all missing tail classes") in r for r in advice["reasons"])
+def test_the_tail_is_lifted_to_a_typical_middle_class_and_not_beyond() -> None:
+    statistics = ClassStatistics(6)
+    for i in range(40):
+        mask = np.zeros((8, 8), np.uint8)
+        for class_id, every in ((1, 4), (2, 5), (3, 10), (4, 2), (5, 20)):
+            if i % every == 0:
+                mask[class_id] = class_id
+        statistics.update(mask)
+    advice = advise_bank(statistics, [4, 5], [1, 2, 3], batch_size=4)
+    assert advice["settings"]["presence_target"] == 0.2  # of 0.25, 0.2, 0.1
+    assert advice["settings"]["protect_classes"] == [1, 2, 3]
+    assert any("1 of the 2 are in fewer images" in reason for reason in advice["reasons"])
+    assert not advise_bank(statistics, [4], [1, 2, 3], batch_size=4)["use_bank"]
+
+
+def test_many_tail_classes_are_pasted_no_more_often_than_an_image_bears() -> None:
+    statistics = ClassStatistics(42)
+    for i in range(100):
+        mask = np.zeros((42, 4), np.uint8)
+        mask[1] = i % 2  # half of the images
+        if i < 40:
+            mask[i + 2] = i + 2  # each of 40 classes in one image
+        statistics.update(mask)
+    advice = advise_bank(statistics, list(range(2, 42)), [1], batch_size=8)
+    assert advice["settings"]["presence_target"] == 0.08  # 40 x (0.08 - 0.01) = 2.8 pastes an image
+    assert any("more than 3 pastes" in reason for reason in advice["reasons"])
 
 
 def test_report_as_text_json_csv_and_chart(tmp_path: Path) -> None:
@@ -294,7 +314,7 @@ def test_report_as_text_json_csv_and_chart(tmp_path: Path) -> None:
 
 def test_the_bank_takes_the_suggested_settings() -> None:
     memory_bank = pytest.importorskip("aucseg.memory_bank")
-    settings = advise_bank(long_tail(), [2, 3], batch_size=8)["settings"]
+    settings = advise_bank(long_tail(), [2, 3], [1], batch_size=8)["settings"]
     bank = memory_bank.TailMemoryBank(**settings)
     images, masks = bank(torch.zeros(2, 3, 48, 64), torch.zeros(2, 48, 64, dtype=torch.uint8))
     assert images.shape == (2, 3, 48, 64)

@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from aucseg.class_statistics import ClassStatistics
+from aucseg.class_statistics import ClassStatistics, Shares
 from aucseg.csv_cells import text_cell
 from aucseg.datasets.card import GROUP_NAMES, DatasetCard
 
-# The released configurations of AUCSeg paste about 7 classes into an image (7 of 7, 5 % of 124, 5 % of 123).
-_PASTED_CLASSES = 7
 _CAPACITY = 5
+# Without middle classes to compare with.
+_PRESENCE_TARGET = 0.1
+# Pastes into an image on average, at most: the embedded data gain from 3 (see docs/bank.md), and more hide the scene.
+_MAX_PASTES = 3.0
 _PASTED_AREA = 0.25
 # Draws of a simulated batch are bounded, so that a class in one image of 100,000 does not stop the report.
 _MAX_DRAWS = 20_000_000
@@ -97,75 +99,76 @@ def make_report(
             "trials": trials,
         },
         "bound": statistics.generalization_bound(),
-        "advice": advise_bank(statistics, groups["tail"], batch_size=batch_size),
+        "advice": advise_bank(statistics, groups["tail"], groups["middle"], batch_size=batch_size),
     }
 
 
-def advise_bank(statistics: ClassStatistics, tail: list[int], *, batch_size: int) -> dict[str, Any]:
+def advise_bank(statistics: ClassStatistics, tail: list[int], middle: list[int], *, batch_size: int) -> dict[str, Any]:
     """Return suggested settings of the memory bank, each with its reason.
+
+    The bank is to make the tail as common as a typical middle class and no commoner, and to leave the middle's pixels
+    alone. So it has nothing to do where every tail class is that common already.
 
     Returns:
         ``use_bank`` (bool), ``settings`` (keyword arguments of ``TailMemoryBank``), ``reasons`` (texts).
     """
     tail = [class_id for class_id in tail if statistics.pixel_counts[class_id] > 0]
+    middle = [class_id for class_id in middle if statistics.pixel_counts[class_id] > 0]
     if not tail:
         return {"use_bank": False, "settings": {}, "reasons": ["no tail class occurs: there is nothing to bring back"]}
-    in_batch = 1 - (1 - statistics.presence[tail]) ** batch_size
-    num_usual = int((in_batch >= 0.9).sum())
+    presence = statistics.presence[tail]
+    in_batch = 1 - (1 - presence) ** batch_size
+    typical = float(np.median(statistics.presence[middle])) if middle else _PRESENCE_TARGET
+    target = _presence_target(presence, typical)
+    num_rare = int((presence < target).sum())
     places = statistics.fixedness[tail]
-    is_fixed = bool(np.isfinite(places).any() and np.nanmedian(places) > 0.5)
+    use_bank = num_rare > 0
     reasons = [
         f"tail_classes: the {len(tail)} tail classes that occur",
         f"at batch size {batch_size} a tail class is in the batch with probability {in_batch.mean():.2g} on "
-        f"average, and {num_usual} of {len(tail)} with at least 0.9",
+        f"average, and {int((in_batch >= 0.9).sum())} of {len(tail)} with at least 0.9",
+        f"presence_target {target:g}: "
+        + (f"a typical middle class is in {100 * typical:.2g} % of the images" if middle else "no middle classes here")
+        + ("" if target >= typical - 0.005 else f", but that would be more than {_MAX_PASTES:g} pastes an image")
+        + f"; {num_rare} of the {len(tail)} are in fewer images and are pasted, the others are left alone",
     ]
-    scope, use_bank = "image", True
-    if is_fixed:
-        scope, use_bank = "batch", False
+    if not num_rare:
+        reasons.append("so a bank would do nothing: train without one")
+    if np.isfinite(places).any() and np.nanmedian(places) > 0.5:
+        use_bank = False
         reasons.append(
             f"the tail classes keep to their places (median agreement of places {np.nanmedian(places):.2f} of 1): "
-            "pasting them into every image that lacks them shows things where they cannot be, and cost accuracy where "
-            "it was measured; no bank, or scope='batch'"
+            "pasting them elsewhere shows things where they cannot be, and cost accuracy where it was measured"
         )
-    elif num_usual == len(tail):
-        scope, use_bank = "batch", False
-        reasons.append(
-            "every tail class is in nearly every batch anyway; train without a bank, or with scope='batch', which "
-            "seldom acts"
-        )
-    elif num_usual > len(tail) / 2:
-        scope = "batch"
-        reasons.append("most tail classes are in nearly every batch anyway: scope='batch' brings back the others alone")
-    else:
-        reasons.append(
-            "most tail classes are missing from many batches: scope='image' pastes into each image what it lacks"
-        )
-    # Rounded down: the bank rounds the number of classes up.
-    sample_ratio = min(1.0, max(1, math.floor(100 * _PASTED_CLASSES / len(tail))) / 100)
-    num_pasted = math.ceil(len(tail) * sample_ratio)
+    if middle:
+        reasons.append("protect_classes: the middle classes, which pastes would otherwise cover")
+    num_pasted = max(1.0, float(np.clip(target - presence, 0, None).sum()))
     area = float(statistics.mean_pixels_where_present[tail].mean()) / statistics.max_image_pixels
     resize_ratio = min(1.0, max(0.1, round(math.sqrt(_PASTED_AREA / (num_pasted * area)), 1)))
     bank_bytes = len(tail) * _CAPACITY * float(statistics.mean_pixels_where_present[tail].mean()) * 4
     reasons += [
-        f"sample_ratio {sample_ratio:g}: "
-        + (
-            f"about {_PASTED_CLASSES} classes an image, as in AUCSeg's released configurations"
-            if sample_ratio < 1
-            else "all missing tail classes, they are few"
-        ),
-        f"resize_ratio {resize_ratio:g}: a tail class covers {100 * area:.2g} % of the image where it occurs; "
-        f"{num_pasted} pasted ones are to stay below {100 * _PASTED_AREA:g} % of it",
+        f"resize_ratio {resize_ratio:g}: a tail class covers {100 * area:.2g} % of the image where it occurs; about "
+        f"{num_pasted:.2g} pasted into an image are to stay below {100 * _PASTED_AREA:g} % of it",
         f"capacity {_CAPACITY}: the paper's value; the bank then holds about {bank_bytes / 1e6:.2g} MB (uint8 images)",
     ]
     settings = {
         "tail_classes": tail,
         "num_classes": statistics.num_classes,
         "capacity": _CAPACITY,
-        "sample_ratio": sample_ratio,
+        "presence_target": target,
         "resize_ratio": resize_ratio,
-        "scope": scope,
+        "scope": "image",
+        "protect_classes": middle,
     }
     return {"use_bank": use_bank, "settings": settings, "reasons": reasons}
+
+
+def _presence_target(presence: Shares, typical: float) -> float:
+    """The presence of a typical middle class in whole percent, or what takes fewer pastes."""
+    percent = max(1, round(100 * typical))
+    while percent > 1 and np.clip(percent / 100 - presence, 0, None).sum() > _MAX_PASTES:
+        percent -= 1
+    return percent / 100
 
 
 def format_report(report: dict[str, Any]) -> str:
