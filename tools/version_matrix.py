@@ -36,13 +36,20 @@ OLDEST_TRAIN = (
         "tensorboard==2.15.1",
         "numpy==1.24.4",
         "scipy==1.10.1",
+        "webdataset==0.2.100",
     ),
 )
 CORE_TESTS = ("tests/losses", "tests/test_memory_bank.py", "tests/metrics", "tests/fuzz/test_numbers.py")
 TRAIN_TESTS = (*CORE_TESTS, "tests/test_task.py", "tests/test_cli.py", "tests/test_datamodule.py")
-# Two of the losses come from segmentation_models_pytorch, which the core does without; and before torch 2.6 torch's own
-# pickling of tensors warns of itself.
-CORE_OPTIONS = ("-k", "not dice and not lovasz", "-W", "ignore:You are using `torch.load` with:FutureWarning")
+# Two of the losses come from segmentation_models_pytorch, which the core does without.
+CORE_OPTIONS = ("-k", "not dice and not lovasz")
+# A tool of the tests, not what the package calls: fake tensors on "cuda" need a driver in old torch.
+OLDEST_TRAIN_OPTIONS = ("--ignore=tests/losses/test_no_host_sync.py",)
+# Before torch 2.6 its profiler cannot count what a step allocates, and its own pickling of tensors warns of itself.
+OLDEST_OPTIONS = (
+    *(*CORE_OPTIONS, *OLDEST_TRAIN_OPTIONS, "--ignore=tests/losses/test_memory.py"),
+    *("-W", "ignore:You are using `torch.load` with:FutureWarning"),
+)
 
 
 @dataclass(frozen=True)
@@ -57,9 +64,9 @@ class Row:
 
 
 ROWS = (
-    Row("oldest", "3.10", OLDEST_CORE, options=CORE_OPTIONS),
-    Row("oldest-train", "3.10", OLDEST_TRAIN, TRAIN_TESTS),
-    *(Row(f"newest-{python}", python, ("torch", "torchmetrics"), options=CORE_OPTIONS[:2])
+    Row("oldest", "3.10", OLDEST_CORE, options=OLDEST_OPTIONS),
+    Row("oldest-train", "3.10", OLDEST_TRAIN, TRAIN_TESTS, OLDEST_TRAIN_OPTIONS),
+    *(Row(f"newest-{python}", python, ("torch", "torchmetrics"), options=CORE_OPTIONS)
       for python in ("3.10", "3.11", "3.12", "3.13")),
 )  # fmt: skip
 
