@@ -78,8 +78,10 @@ SURROGATES: dict[str, dict[str, Any]] = {
 WAYS: dict[str, dict[str, Loss]] = {
     "full": FULL,
     "low": LOW,
-    "surrogates": {"cross_entropy": cross_entropy}
-    | {name: PairwiseAUCLoss(ignore_index=IGNORE, **chosen) for name, chosen in SURROGATES.items()},
+    "surrogates": {
+        "cross_entropy": cross_entropy,
+        **{name: PairwiseAUCLoss(ignore_index=IGNORE, **chosen) for name, chosen in SURROGATES.items()},
+    },
 }
 
 

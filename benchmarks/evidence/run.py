@@ -84,7 +84,9 @@ def collect(study: str, out: Path) -> dict[str, Any]:
         study: Its name.
         out: Folder of the parts that ``aucseg compare`` worked in.
     """
-    runs, trials, choices = {}, {}, {}
+    runs: dict[tuple[str, str, int], dict[str, Any]] = {}
+    trials: dict[tuple[str, ...], dict[str, Any]] = {}
+    choices: dict[tuple[str, str], dict[str, Any]] = {}
     for path in out.glob(f"*/*/*/seed*/{RECORD}"):
         model, method, seed = path.parts[-4:-1]
         runs[model, method, int(seed.removeprefix("seed"))] = _measured(path)
