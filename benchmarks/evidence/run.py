@@ -70,11 +70,14 @@ def _part(text: str) -> tuple[int, int]:
 def run_for(command: list[str], minutes: float | None) -> int:
     """Runs a command, asks it to end after some minutes, and returns its exit status."""
     process = subprocess.Popen(command)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ends a piece early keeps its results
     try:
         return process.wait(None if minutes is None else 60 * minutes)
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
         process.send_signal(signal.SIGTERM)  # the comparison ends its run, too
         return process.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def collect(study: str, out: Path) -> dict[str, Any]:

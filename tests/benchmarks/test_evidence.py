@@ -1,5 +1,8 @@
 import json
+import os
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -78,6 +81,13 @@ def test_a_piece_ends_on_time() -> None:
     status = run.run_for([sys.executable, "-c", "import time; time.sleep(60)"], 0.02)
     assert status != 0
     assert time.monotonic() - start < 30
+
+
+def test_a_piece_that_is_asked_to_end_takes_the_comparison_along() -> None:
+    ask = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
+    ask.start()
+    assert run.run_for([sys.executable, "-c", "import time; time.sleep(60)"], None) == -signal.SIGTERM
+    ask.join()
 
 
 def finish(folder: Path, *, steps: int = 7) -> None:
