@@ -21,6 +21,8 @@ from typing import Any
 from benchmarks.evidence.studies import RESULTS, SECOND_STAGES, STUDIES
 
 RECORD, RESULT = "compare.json", "result.json"
+# What tells the records of the results apart.
+_KEYS = {"runs": ("model", "method", "seed"), "search": ("model", "method"), "trials": ("model", "method", "trial")}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,13 +49,14 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     path = args.results / f"{args.study}.json"
-    if path.is_file():
-        restore(
-            json.loads(path.read_text(encoding="utf-8")), arguments[arguments.index("--methods") + 1].split(","), out
-        )
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if before is not None:
+        restore(before, arguments[arguments.index("--methods") + 1].split(","), out)
     status = run_for([sys.executable, "-m", "aucseg.cli", "compare", *arguments, *options[cut + 1 :]], args.minutes)
     result = collect(args.study, args.out / args.study)
-    if result["trials"]:
+    if before is not None:
+        result = joined(before, result)
+    if result["runs"] or result["trials"]:
         args.results.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         print(f"{len(result['runs'])} finished runs, {len(result['trials'])} trials: {path}")
@@ -103,6 +106,31 @@ def collect(study: str, out: Path) -> dict[str, Any]:
         "search": [choices[key] for key in sorted(choices)],
         "trials": [{"model": m, "method": n, "trial": trial, **trials[m, n, trial]} for m, n, trial in sorted(trials)],
     }
+
+
+def joined(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The results with those of earlier pieces that are of the same code and data, the new ones first.
+
+    Args:
+        before: From `collect`, or from here.
+        now: From `collect`.
+    """
+    origins = {_origin(record) for record in (*now["runs"], *now["trials"])}
+    result = dict(now)
+    for part, keys in _KEYS.items():
+        known = {tuple(record[key] for key in keys) for record in now[part]}
+        kept = [
+            record
+            for record in before[part]
+            if tuple(record[key] for key in keys) not in known
+            and (part == "search" or not origins or _origin(record) in origins)
+        ]
+        result[part] = sorted([*now[part], *kept], key=lambda record: tuple(record[key] for key in keys))
+    return result
+
+
+def _origin(record: Mapping[str, Any]) -> tuple[str, str]:
+    return record["hashes"]["code"], record["hashes"]["data"]
 
 
 def restore(result: Mapping[str, Any], methods: Sequence[str], out: Path) -> None:

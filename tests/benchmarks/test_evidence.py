@@ -94,7 +94,7 @@ def finish(folder: Path, *, steps: int = 7) -> None:
     folder.mkdir(parents=True)
     (folder / "compare.json").write_text(json.dumps({
         "metrics": {"miou": 0.123456789, "tail": None}, "cost": {"seconds_per_step": 0.1}, "seconds": 5.0,
-        "hashes": {"code": "c"}, "fingerprints": {"configuration": {"trainer.max_steps": steps}},
+        "hashes": {"code": "c", "data": "d"}, "fingerprints": {"configuration": {"trainer.max_steps": steps}},
     }))  # fmt: skip
     (folder / "result.json").write_text(json.dumps({"per_class_iou": {"wall": 0.5}}))
 
@@ -129,6 +129,18 @@ def test_a_piece_goes_on_from_the_results_of_another_machine(tmp_path: Path) -> 
     assert [trial["method"] for trial in found["trials"]] == ["la"]
     run.restore(result, ["ce"], tmp_path / "alone" / "1of1")
     assert [record["seed"] for record in run.collect("main", tmp_path / "alone")["runs"]] == [0, 1]
+
+
+def test_results_of_other_parts_are_kept_unless_their_code_is_another() -> None:
+    before = {"runs": [a_run("ce", 0), a_run("la", 0), a_run("la", 1)], "search": [a_choice("la", 0.3)], "trials": []}
+    now = {"study": "main", "runs": [a_run("ce", 0, steps=5)], "search": [], "trials": []}
+    result = run.joined(before, now)
+    assert [(r["method"], r["seed"], r["steps"]) for r in result["runs"]] == [
+        ("ce", 0, 5), ("la", 0, 1000), ("la", 1, 1000),
+    ]  # fmt: skip
+    assert result["search"] == before["search"]
+    assert run.joined(before, {**now, "runs": [a_run("ce", 0, code="c1")]})["runs"] == [a_run("ce", 0, code="c1")]
+    assert run.joined(before, {**now, "runs": []})["runs"] == before["runs"]
 
 
 def test_parts_share_the_methods_and_keep_second_stages_with_their_first(tmp_path: Path) -> None:
