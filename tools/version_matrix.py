@@ -46,8 +46,8 @@ TRAIN_TESTS = (*CORE_TESTS, "tests/test_task.py", "tests/test_cli.py", "tests/te
 CORE_OPTIONS = ("-k", "not dice and not lovasz", "-W", "ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
 # A tool of the tests, not what the package calls: fake tensors on "cuda" need a driver in old torch.
 OLDEST_TRAIN_OPTIONS = ("--ignore=tests/losses/test_no_host_sync.py",)
-# Before torch 2.6 its profiler cannot count what a step allocates, its own pickling of tensors warns of itself, and a gloo
-# group now and then waits for ever when it is destroyed in a process of many threads (it holds the interpreter's lock).
+# Before torch 2.6 its profiler cannot count what a step allocates, its own pickling of tensors warns of itself, and a
+# gloo group now and then waits for ever when a process of many threads destroys it (it holds the interpreter's lock).
 OLDEST_OPTIONS = (
     *(*CORE_OPTIONS, *OLDEST_TRAIN_OPTIONS, "--ignore=tests/losses/test_memory.py"),
     *("--ignore=tests/metrics/test_two_processes.py", "-W", "ignore:You are using `torch.load` with:FutureWarning"),
