@@ -115,7 +115,8 @@ STUDIES = {
     ),
     "ablation": Study(
         "Freedoom-LT, ablation",
-        "600 steps; each row changes one setting of AUCSeg (or takes one of its parts alone).",
+        "600 steps; each row changes one setting of AUCSeg (or takes one of its parts alone). The machine did other "
+        "work meanwhile, so that s/step tells nothing.",
         (
             *("ce", "auc", "ce+bank", "aucseg"),
             *("surrogate-hinge", "surrogate-exponential", "scores-softmax", "strategy-ova"),
