@@ -20,7 +20,9 @@ from typing import Any
 
 from benchmarks.evidence.studies import RESULTS, SECOND_STAGES, STUDIES
 
-RECORD, RESULT = "compare.json", "result.json"
+from aucseg.compare.runner import RECORD_FILE
+
+_RESULT_FILE = "result.json"
 # What tells the records of the results apart.
 _KEYS = {"runs": ("model", "method", "seed"), "search": ("model", "method"), "trials": ("model", "method", "trial")}
 
@@ -65,8 +67,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _part(text: str) -> tuple[int, int]:
     number, _, count = text.partition("/")
-    if not 1 <= int(number) <= int(count):
-        raise ValueError
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with 1 <= I <= N, such as 1/2")
     return int(number), int(count)
 
 
@@ -90,47 +92,43 @@ def collect(study: str, out: Path) -> dict[str, Any]:
         study: Its name.
         out: Folder of the parts that ``aucseg compare`` worked in.
     """
-    runs: dict[tuple[str, str, int], dict[str, Any]] = {}
-    trials: dict[tuple[str, ...], dict[str, Any]] = {}
-    choices: dict[tuple[str, str], dict[str, Any]] = {}
-    for path in out.glob(f"*/*/*/seed*/{RECORD}"):
+    runs, trials, search = [], [], []
+    for path in out.glob(f"*/*/*/seed*/{RECORD_FILE}"):
         model, method, seed = path.parts[-4:-1]
-        runs[model, method, int(seed.removeprefix("seed"))] = _measured(path)
-    for path in out.glob(f"*/search/*/*/*/{RECORD}"):
-        trials[path.parts[-4:-1]] = _measured(path)
+        runs.append({"model": model, "method": method, "seed": int(seed.removeprefix("seed")), **_measured(path)})
+    for path in out.glob(f"*/search/*/*/*/{RECORD_FILE}"):
+        model, method, trial = path.parts[-4:-1]
+        trials.append({"model": model, "method": method, "trial": trial, **_measured(path)})
     for path in out.glob("*/search.json"):
-        choices |= {(c["model"], c["method"]): c for c in json.loads(path.read_text(encoding="utf-8"))}
+        search += json.loads(path.read_text(encoding="utf-8"))
     return {
         "study": study,
-        "runs": [{"model": m, "method": n, "seed": seed, **runs[m, n, seed]} for m, n, seed in sorted(runs)],
-        "search": [choices[key] for key in sorted(choices)],
-        "trials": [{"model": m, "method": n, "trial": trial, **trials[m, n, trial]} for m, n, trial in sorted(trials)],
+        "runs": _unique("runs", runs),
+        "search": _unique("search", search),
+        "trials": _unique("trials", trials),
     }
 
 
 def joined(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """The results with those of earlier pieces that are of the same code and data, the new ones first.
+    """The results and those of earlier pieces; the new ones alone where the earlier are of other code or data.
 
     Args:
         before: From `collect`, or from here.
         now: From `collect`.
     """
-    origins = {_origin(record) for record in (*now["runs"], *now["trials"])}
-    result = dict(now)
-    for part, keys in _KEYS.items():
-        known = {tuple(record[key] for key in keys) for record in now[part]}
-        kept = [
-            record
-            for record in before[part]
-            if tuple(record[key] for key in keys) not in known
-            and (part == "search" or not origins or _origin(record) in origins)
-        ]
-        result[part] = sorted([*now[part], *kept], key=lambda record: tuple(record[key] for key in keys))
-    return result
+    if _origins(now) and not _origins(before) <= _origins(now):
+        return dict(now)
+    return {"study": now["study"], **{part: _unique(part, [*before[part], *now[part]]) for part in _KEYS}}
 
 
-def _origin(record: Mapping[str, Any]) -> tuple[str, str]:
-    return record["hashes"]["code"], record["hashes"]["data"]
+def _unique(part: str, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records in order; of those with the same keys the last."""
+    by_key = {tuple(record[key] for key in _KEYS[part]): record for record in records}
+    return [by_key[key] for key in sorted(by_key)]
+
+
+def _origins(result: Mapping[str, Any]) -> set[tuple[str, str]]:
+    return {(r["hashes"]["code"], r["hashes"]["data"]) for r in (*result["runs"], *result["trials"])}
 
 
 def restore(result: Mapping[str, Any], methods: Sequence[str], out: Path) -> None:
@@ -153,18 +151,18 @@ def restore(result: Mapping[str, Any], methods: Sequence[str], out: Path) -> Non
             needed = any(stage not in tuned for stage in stages)
         else:
             needed = any(folder.parent.with_name(stage) / folder.name not in runs for stage in stages)
-        if method not in methods or needed or (folder / RECORD).is_file():
+        if method not in methods or needed or (folder / RECORD_FILE).is_file():
             continue
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / RESULT).write_text(json.dumps({key: record[key] for key in ("metrics", "per_class_iou")}))
+        (folder / _RESULT_FILE).write_text(json.dumps({key: record[key] for key in ("metrics", "per_class_iou")}))
         configuration = {"trainer.max_steps": record["steps"]}
         kept = {key: record[key] for key in ("metrics", "cost", "seconds", "hashes")}
-        (folder / RECORD).write_text(json.dumps({**kept, "fingerprints": {"configuration": configuration}}))
+        (folder / RECORD_FILE).write_text(json.dumps({**kept, "fingerprints": {"configuration": configuration}}))
 
 
 def _measured(path: Path) -> dict[str, Any]:
     record = json.loads(path.read_text(encoding="utf-8"))
-    result = json.loads((path.parent / RESULT).read_text(encoding="utf-8"))
+    result = json.loads((path.parent / _RESULT_FILE).read_text(encoding="utf-8"))
     return {
         "steps": record["fingerprints"]["configuration"]["trainer.max_steps"],
         "metrics": _rounded(record["metrics"]),

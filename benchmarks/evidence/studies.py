@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import aucseg
+from aucseg.compare.methods import DISALIGN, POSTHOC
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -21,7 +22,7 @@ _RIVALS = (
 RIVALS = "RIVALS"
 RIVALS_WITH_BANK = "RIVALS+bank"
 # Suffixes of methods that go on from another one's trained model.
-SECOND_STAGES = ("+posthoc-la", "+disalign")
+SECOND_STAGES = (f"+{POSTHOC}", f"+{DISALIGN}")
 
 
 @dataclass(frozen=True)
