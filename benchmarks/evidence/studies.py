@@ -78,8 +78,8 @@ _BY_RATE = ("ce", "wce-inverse-0.25", "auc-4", "aucseg-4")
 STUDIES = {
     "learning_rate": Study(
         "Freedoom-LT, the learning rate",
-        "What the base configuration's learning rate rests on: five rates, 250 steps each, on a quarter of the training "
-        "images that is held out; then 500 steps at each method's best.",
+        "What the base configuration's learning rate rests on: five rates, 250 steps each, on a quarter of the "
+        "training images that is held out; then 500 steps at each method's best. One seed.",
         _BY_RATE,
         1,
         (
@@ -130,9 +130,9 @@ STUDIES = {
     ),
     "ablation": Study(
         "Freedoom-LT, ablation",
-        "600 steps; each row changes one setting of AUCSeg (or takes one of its parts alone). Measured before the study "
-        "of the learning rate, at 5e-4 instead of 4e-3, where none of the methods is far trained; the machine did other "
-        "work meanwhile, so that s/step tells nothing.",
+        "600 steps; each row changes one setting of AUCSeg (or takes one of its parts alone). Measured before the "
+        "study of the learning rate, at 5e-4 instead of 4e-3, where none of the methods is far trained; the machine "
+        "did other work meanwhile, so that s/step tells nothing.",
         (
             *("ce", "auc", "ce+bank", "aucseg"),
             *("surrogate-hinge", "surrogate-exponential", "scores-softmax", "strategy-ova"),
