@@ -70,7 +70,7 @@ class Study:
 
 _METHODS = ("--methods-file", str(_CONFIGS / "methods.yaml"))
 # Three trials of every method, as many as the AUC weight has values here.
-_TUNED = (*_METHODS, "--search", "auc_weight=2,4,8", "--search-steps", "200")
+_TUNED = (*_METHODS, "--search", "auc_weight=1,2,4", "--search-steps", "200")
 
 _RATES = "0.001,0.002,0.004,0.008,0.012"
 _BY_RATE = ("ce", "wce-inverse-0.25", "auc-4", "aucseg-4")
