@@ -71,6 +71,7 @@ class Study:
 _METHODS = ("--methods-file", str(_CONFIGS / "methods.yaml"))
 # Three trials of every method, as many as the AUC weight has values here.
 _TUNED = (*_METHODS, "--search", "auc_weight=1,2,4", "--search-steps", "200")
+_MAIN = ("--config", str(_FREEDOOM), "--steps", "400", *_TUNED)
 
 _RATES = "0.001,0.002,0.004,0.008,0.012"
 _BY_RATE = ("ce", "wce-inverse-0.25", "auc-4", "aucseg-4")
@@ -94,14 +95,14 @@ STUDIES = {
         "the policy of the paper's code, a share of the missing classes, and nothing but the tail protected.",
         (*("ce", "auc", "aucseg", "aucseg-ratio"), *_RIVALS, *("ce+rcs", "ce+bank", "ce+posthoc-la", "ce+disalign")),
         3,
-        ("--config", str(_FREEDOOM), "--steps", "400", *_TUNED),
+        _MAIN,
     ),
     "rivals_with_bank": Study(
         "Freedoom-LT, the best rivals with the bank",
         "The bank beside the two losses that were best on the held-out images.",
         (RIVALS_WITH_BANK,),
         3,
-        ("--config", str(_FREEDOOM), "--steps", "400", *_TUNED),
+        _MAIN,
         joins="main",
     ),
     "converged": Study(
@@ -136,7 +137,7 @@ STUDIES = {
         (
             *("ce", "auc", "ce+bank", "aucseg"),
             *("surrogate-hinge", "surrogate-exponential", "scores-softmax", "strategy-ova"),
-            *("auc-weight-1", "auc-weight-4", "auc-weight-8", "aucseg-ratio", "ratio-0.05", "ratio-0.2", "ratio-1"),
+            *("aucseg-1", "aucseg-4", "aucseg-8", "aucseg-ratio", "ratio-0.05", "ratio-0.2", "ratio-1"),
             *("presence-0.05", "presence-0.1", "presence-0.3", "unprotected"),
             *("resize-0.4", "capacity-1", "capacity-20", "placement-canvas", "scope-batch"),
         ),
