@@ -21,6 +21,7 @@ _RIVALS = (
 # Methods that are chosen by the scores of the main study's search, see `best_rivals`.
 RIVALS = "RIVALS"
 RIVALS_WITH_BANK = "RIVALS+bank"
+_NUMBER_OF_RIVALS = 2
 # Suffixes of methods that go on from another one's trained model.
 SECOND_STAGES = (f"+{POSTHOC}", f"+{DISALIGN}")
 
@@ -46,6 +47,10 @@ class Study:
     options: tuple[str, ...]
     needs_root: bool = False
     joins: str | None = None
+
+    @property
+    def number_of_runs(self) -> int:
+        return self.seeds * sum(_NUMBER_OF_RIVALS if name in (RIVALS, RIVALS_WITH_BANK) else 1 for name in self.methods)
 
     def arguments(self, out: Path, root: Path | None, results: Path, part: tuple[int, int] = (1, 1)) -> list[str]:
         """The arguments of ``aucseg compare``.
@@ -147,7 +152,7 @@ STUDIES = {
 }
 
 
-def best_rivals(results: Path, count: int = 2) -> list[str]:
+def best_rivals(results: Path) -> list[str]:
     """The losses with the best scores in the main study's search, which never saw the validation split.
 
     Raises:
@@ -162,7 +167,7 @@ def best_rivals(results: Path, count: int = 2) -> list[str]:
             "the best rivals are those of the main study's search: run the study 'main' first (not tuned yet: "
             f"{', '.join(missing)})"
         )
-    return sorted(scores, key=lambda method: -scores[method])[:count]
+    return sorted(scores, key=lambda method: -scores[method])[:_NUMBER_OF_RIVALS]
 
 
 def _part(methods: list[str], number: int, count: int) -> list[str]:

@@ -42,7 +42,7 @@ def page(results: Path) -> tuple[str, dict[str, Table]]:
             pending.append(name)
             continue
         check_same_origin(name, runs)
-        parts.append(f"## {study.title}\n\n{study.text}\n\n{_state(runs, study.seeds)}")
+        parts.append(f"## {study.title}\n\n{study.text}\n\n{_state(name, runs)}")
         for table in make_tables(values_of(runs), *_names(runs), BASELINE):
             figures[f"results-{name}-{table.model}.svg"] = table
             parts.append(
@@ -115,14 +115,11 @@ def _names(runs: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
     return sorted({run["model"] for run in runs}), methods
 
 
-def _state(runs: list[dict[str, Any]], wanted: int) -> str:
-    seeds: dict[str, set[int]] = {}
-    for run in runs:
-        seeds.setdefault(f"{run['model']}, {run['method']}", set()).add(run["seed"])
-    missing = sum(wanted - len(found) for found in seeds.values())
+def _state(name: str, runs: list[dict[str, Any]]) -> str:
+    wanted = sum(study.number_of_runs for n, study in STUDIES.items() if name in (n, study.joins))
     steps = sorted({run["steps"] for run in runs})
-    state = f"{len(runs)} runs, {' or '.join(map(str, steps))} steps."
-    return state if missing <= 0 else f"{state} **Not complete: {missing} runs of these methods are to come.**"
+    state = f"{len(runs)} of {wanted} runs, {' or '.join(map(str, steps))} steps."
+    return state if len(runs) >= wanted else f"{state} **Not complete: the others are to come.**"
 
 
 def _settings(search: list[dict[str, Any]]) -> str:
