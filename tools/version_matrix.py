@@ -39,7 +39,7 @@ OLDEST_TRAIN = (
         "webdataset==0.2.100",
     ),
 )
-CORE_TESTS = ("tests/losses", "tests/test_memory_bank.py", "tests/metrics", "tests/fuzz/test_numbers.py")
+CORE_TESTS = ("tests/losses", "tests/memory_bank", "tests/metrics", "tests/fuzz/test_numbers.py")
 TRAIN_TESTS = (*CORE_TESTS, "tests/test_task.py", "tests/test_cli.py", "tests/test_datamodule.py")
 # Two of the losses come from segmentation_models_pytorch, which the core does without. Torch warns of Python
 # 3.13.0 when compiling.

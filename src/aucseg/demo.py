@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"\n{title}")
         options = ["--config", str(config), "--out", str(args.out / name), "--overwrite", "true"]
         options += ["--seed_everything", str(args.seed), "--data.seed", str(args.seed)]
-        options += ["--data.num_workers", str(args.workers)]
+        options += ["--data.num_workers", str(args.workers), "--model.pixel_metrics", "true"]
         if args.iterations is not None:
             steps = str(args.iterations)
             options += ["--trainer.max_steps", steps, "--trainer.val_check_interval", steps]
