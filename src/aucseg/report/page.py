@@ -22,7 +22,7 @@ _METRIC_TITLES = {
     "middle": "Middle mIoU",
     "tail": "Tail mIoU",
     "auroc": "Pixel AUC",
-    "tail_ap": "Tail average precision",
+    "tail_ap": "Tail AP",
     "loss": "Validation loss",
 }
 # Curves in this order; the losses first.
