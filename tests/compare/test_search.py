@@ -27,6 +27,14 @@ def test_the_bank_is_tried_with_the_setting_that_has_an_effect() -> None:
     assert search.grid(METHODS[3], base) == Grid("model.bank.presence_target", (0.05, 0.1, 0.15, 0.3))
 
 
+@pytest.mark.parametrize("loss", ["la", "dice", "wce-median"])
+def test_a_loss_is_tuned_alike_with_and_without_the_bank(loss: str) -> None:
+    search = parse_search(["auto"], METHODS)
+    assert search is not None
+    alone, beside = (search.grid(method, BASE) for method in parse_methods([loss, f"{loss}+bank"], {}))
+    assert alone == beside
+
+
 def test_auto_and_none() -> None:
     search = parse_search(["auto"], METHODS)
     assert search is not None

@@ -160,7 +160,7 @@ def _main_setting(method: Method, base: Configuration) -> tuple[str, tuple[float
     if method.rare_class_sampling:
         return _SAMPLING_SETTING
     model = base.get("model") or {}
-    if method.bank:
+    if method.bank and method.loss == "ce":  # of any other loss the same is tuned with the bank as without it
         # With a presence target the sample ratio has no effect.
         has_target = (model.get("bank") or {}).get("presence_target") is not None
         return _BANK_SETTINGS["presence_target" if has_target else "sample_ratio"]
