@@ -97,8 +97,14 @@ STUDIES = {
         "Freedoom-LT, all methods",
         "One convolutional model (FPN, EfficientNet-Lite0), 400 steps, three seeds. The main setting of every method "
         "is tuned with three trials on a quarter of the training images that is held out for it. `aucseg-ratio` has "
-        "the policy of the paper's code, a share of the missing classes, and nothing but the tail protected.",
-        (*("ce", "auc", "aucseg", "aucseg-ratio"), *_RIVALS, *("ce+rcs", "ce+bank", "ce+posthoc-la", "ce+disalign")),
+        "the policy of the paper's code, a share of the missing classes, and nothing but the tail protected; "
+        "`aucseg-weighted` has mild class weights in its cross-entropy (inverse frequency, power 0.15: better than 0.25 in "
+        "two trials more than the others had).",
+        (
+            *("ce", "auc", "aucseg", "aucseg-ratio", "aucseg-weighted"),
+            *_RIVALS,
+            *("ce+rcs", "ce+bank", "ce+posthoc-la", "ce+disalign"),
+        ),
         3,
         _MAIN,
     ),
@@ -126,12 +132,13 @@ STUDIES = {
     ),
     "camvid": Study(
         "CamVid",
-        "Photographs: 11 classes, test split, input at half size. Tuned on held-out training images. Published test "
-        "mIoU at full size with longer training: ENet 51.3, SegNet 60.1, DeepLab-LFOV 61.6, Dilation8 65.3, "
-        "FC-DenseNet103 66.9.",
-        ("ce", RIVALS, "auc", "aucseg", "aucseg-ratio"),
+        "Photographs: 11 classes, test split, input at half size, 600 steps. Not tuned here: settings as the main "
+        "study has chosen them, and a learning rate that suits cross-entropy (300 steps, held-out training images, overall: "
+        "44.7, 47.7, 50.7, 54.5 at 5e-4, 0.001, 0.002, 0.004). Published test mIoU at full size with longer training: "
+        "ENet 51.3, SegNet 60.1, DeepLab-LFOV 61.6, Dilation8 65.3, FC-DenseNet103 66.9.",
+        ("ce", "wce-inverse-0.25", "dice", "auc", "aucseg"),
         3,
-        ("--config", str(_CONFIGS / "camvid.yaml"), *_TUNED),
+        ("--config", str(_CONFIGS / "camvid.yaml"), *_METHODS),
         needs_root=True,
     ),
     "ablation": Study(
