@@ -98,8 +98,8 @@ STUDIES = {
         "One convolutional model (FPN, EfficientNet-Lite0), 400 steps, three seeds. The main setting of every method "
         "is tuned with three trials on a quarter of the training images that is held out for it. `aucseg-ratio` has "
         "the policy of the paper's code, a share of the missing classes, and nothing but the tail protected; "
-        "`aucseg-weighted` has mild class weights in its cross-entropy (inverse frequency, power 0.15: better than 0.25 "
-        "in two trials more than the others had).",
+        "`aucseg-weighted` has mild class weights in its cross-entropy (inverse frequency, power 0.15: better than "
+        "0.25 in two trials more than the others had).",
         (
             *("ce", "auc", "aucseg", "aucseg-ratio", "aucseg-weighted"),
             *_RIVALS,
@@ -134,8 +134,8 @@ STUDIES = {
         "CamVid",
         "Photographs: 11 classes, test split, input at half size, 600 steps. Not tuned here: settings as the main "
         "study has chosen them, and a learning rate that suits cross-entropy (300 steps, held-out training images, "
-        "overall: 44.7, 47.7, 50.7, 54.5 at 5e-4, 0.001, 0.002, 0.004). Published test mIoU at full size with longer training: "
-        "ENet 51.3, SegNet 60.1, DeepLab-LFOV 61.6, Dilation8 65.3, FC-DenseNet103 66.9.",
+        "overall: 44.7, 47.7, 50.7, 54.5 at 5e-4, 0.001, 0.002, 0.004). Published test mIoU at full size with longer "
+        "training: ENet 51.3, SegNet 60.1, DeepLab-LFOV 61.6, Dilation8 65.3, FC-DenseNet103 66.9.",
         ("ce", "wce-inverse-0.25", "dice", "auc", "aucseg"),
         3,
         ("--config", str(_CONFIGS / "camvid.yaml"), *_METHODS),
