@@ -261,6 +261,9 @@ def test_bank_advice_depends_on_the_data() -> None:
     frequent = advise_bank(long_tail(tail_presence=0.9), [2, 3], [], batch_size=8)
     assert not frequent["use_bank"]
     assert any("train without one" in reason for reason in frequent["reasons"])
+    in_every_batch = advise_bank(long_tail(tail_presence=0.5), [2, 3], [1], batch_size=8)
+    assert not in_every_batch["use_bank"]
+    assert any("nothing to bring back" in reason for reason in in_every_batch["reasons"])
     fixed = advise_bank(long_tail(tail_presence=0.05, fixed=True), [2, 3], [], batch_size=2)
     assert not fixed["use_bank"]
     assert any("keep to their places" in reason for reason in fixed["reasons"])

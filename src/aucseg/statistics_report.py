@@ -19,6 +19,8 @@ _PRESENCE_TARGET = 0.1
 # Pastes into an image on average, at most: the embedded data gain from 3 (see docs/bank.md), and more hide the scene.
 _MAX_PASTES = 3.0
 _PASTED_AREA = 0.25
+# A class is missing from few batches when it is in one with this probability.
+_IN_BATCH = 0.9
 # Draws of a simulated batch are bounded, so that a class in one image of 100,000 does not stop the report.
 _MAX_DRAWS = 20_000_000
 _BOUND_TERMS = {
@@ -107,7 +109,7 @@ def advise_bank(statistics: ClassStatistics, tail: list[int], middle: list[int],
     """Return suggested settings of the memory bank, each with its reason.
 
     The bank is to make the tail as common as a typical middle class and no commoner, and to leave the middle's pixels
-    alone. So it has nothing to do where every tail class is that common already.
+    alone. So it has nothing to do where every tail class is that common already, or in nearly every batch.
 
     Returns:
         ``use_bank`` (bool), ``settings`` (keyword arguments of ``TailMemoryBank``), ``reasons`` (texts).
@@ -126,7 +128,7 @@ def advise_bank(statistics: ClassStatistics, tail: list[int], middle: list[int],
     reasons = [
         f"tail_classes: the {len(tail)} tail classes that occur",
         f"at batch size {batch_size} a tail class is in the batch with probability {in_batch.mean():.2g} on "
-        f"average, and {int((in_batch >= 0.9).sum())} of {len(tail)} with at least 0.9",
+        f"average, and {int((in_batch >= _IN_BATCH).sum())} of {len(tail)} with at least {_IN_BATCH:g}",
         f"presence_target {target:g}: "
         + (f"a typical middle class is in {100 * typical:.2g} % of the images" if middle else "no middle classes here")
         + ("" if target >= typical - 0.005 else f", but that would be more than {_MAX_PASTES:g} pastes an image")
@@ -134,6 +136,12 @@ def advise_bank(statistics: ClassStatistics, tail: list[int], middle: list[int],
     ]
     if not num_rare:
         reasons.append("so a bank would do nothing: train without one")
+    elif (in_batch >= _IN_BATCH).all():
+        use_bank = False
+        reasons.append(
+            f"every tail class is in at least {100 * _IN_BATCH:g} % of the batches already: the bank has nothing to "
+            "bring back, and cost accuracy where it was measured (CamVid)"
+        )
     if np.isfinite(places).any() and np.nanmedian(places) > 0.5:
         use_bank = False
         reasons.append(
