@@ -44,16 +44,22 @@ def main(argv: list[str] | None = None) -> int:
     options = sys.argv[1:] if argv is None else argv
     cut = options.index("--") if "--" in options else len(options)
     args = parser.parse_args(options[:cut])
+    study = STUDIES[args.study]
     number, count = args.part
     out = args.out / args.study / f"{number}of{count}"
     try:
-        arguments = STUDIES[args.study].arguments(out, args.root, args.results, args.part)
+        arguments = study.arguments(out, args.root, args.results, args.part)
     except ValueError as error:
         parser.error(str(error))
     path = args.results / f"{args.study}.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    before = _read(path)
+    methods = arguments[arguments.index("--methods") + 1].split(",")
     if before is not None:
-        restore(before, arguments[arguments.index("--methods") + 1].split(","), out)
+        restore(before, methods, out)
+    main_study = _read(args.results / "main.json") if study.from_main else None
+    if main_study is not None:
+        runs = [run for run in main_study["runs"] if run["seed"] < study.seeds]
+        restore({"runs": runs, "search": [], "trials": []}, [m for m in study.from_main if m in methods], out)
     status = run_for([sys.executable, "-m", "aucseg.cli", "compare", *arguments, *options[cut + 1 :]], args.minutes)
     result = collect(args.study, args.out / args.study)
     if before is not None:
@@ -63,6 +69,10 @@ def main(argv: list[str] | None = None) -> int:
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         print(f"{len(result['runs'])} finished runs, {len(result['trials'])} trials: {path}")
     return status
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -134,6 +134,19 @@ def test_a_piece_goes_on_from_the_results_of_another_machine(tmp_path: Path) -> 
     assert [record["seed"] for record in run.collect("main", tmp_path / "alone")["runs"]] == [0, 1]
 
 
+def test_the_ablation_takes_the_runs_that_the_main_study_has_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "run_for", lambda command, minutes: 0)
+    runs = [a_run(method, seed) for method in ("ce", "auc", "aucseg-weighted") for seed in range(5)]
+    write(tmp_path, "main", runs, SEARCH)
+    assert run.main(["ablation", "--out", str(tmp_path / "runs"), "--results", str(tmp_path)]) == 0
+    taken = json.loads((tmp_path / "ablation.json").read_text())
+    seeds = range(STUDIES["ablation"].seeds)
+    assert [(r["method"], r["seed"]) for r in taken["runs"]] == [(m, seed) for m in ("auc", "ce") for seed in seeds]
+    assert taken["search"] == []
+
+
 def test_results_of_other_parts_are_kept_unless_their_code_is_another() -> None:
     before = {"runs": [a_run("ce", 0), a_run("la", 0), a_run("la", 1)], "search": [a_choice("la", 0.3)], "trials": []}
     now = {"study": "main", "runs": [a_run("ce", 0, steps=5)], "search": [], "trials": []}
