@@ -18,8 +18,7 @@ _RIVALS = (
     *("wce-inverse", "wce-median", "wce-effective", "focal", "cb-focal", "ohem", "ldam", "la", "vs"),
     *("balanced-softmax", "blv", "seesaw", "dice", "lovasz"),
 )
-# Methods that are chosen by the scores of the main study's search, see `best_rivals`.
-RIVALS = "RIVALS"
+# Two methods that are chosen by the scores of the main study's search, see `best_rivals`.
 RIVALS_WITH_BANK = "RIVALS+bank"
 _NUMBER_OF_RIVALS = 2
 # Suffixes of methods that go on from another one's trained model.
@@ -33,7 +32,7 @@ class Study:
     Attributes:
         title: Heading in the results.
         text: What is compared, for the results.
-        methods: As for ``--methods``; `RIVALS` stands for the two best rivals of the main study.
+        methods: As for ``--methods``; `RIVALS_WITH_BANK` stands for the two best rivals of the main study.
         seeds: Number of seeds.
         options: Further options of ``aucseg compare``.
         needs_root: Whether the data are not in the package, so that ``--root`` must be given.
@@ -52,7 +51,7 @@ class Study:
 
     @property
     def number_of_runs(self) -> int:
-        return self.seeds * sum(_NUMBER_OF_RIVALS if name in (RIVALS, RIVALS_WITH_BANK) else 1 for name in self.methods)
+        return self.seeds * sum(_NUMBER_OF_RIVALS if name == RIVALS_WITH_BANK else 1 for name in self.methods)
 
     def arguments(self, out: Path, root: Path | None, results: Path, part: tuple[int, int] = (1, 1)) -> list[str]:
         """The arguments of ``aucseg compare``.
@@ -76,9 +75,9 @@ class Study:
 
 
 _METHODS = ("--methods-file", str(_CONFIGS / "methods.yaml"))
+_UNTUNED = ("--config", str(_FREEDOOM), "--steps", "400", *_METHODS)
 # Three trials of every method, as many as the AUC weight has values here.
-_TUNED = (*_METHODS, "--search", "auc_weight=1,2,4", "--search-steps", "200")
-_MAIN = ("--config", str(_FREEDOOM), "--steps", "400", *_TUNED)
+_MAIN = (*_UNTUNED, "--search", "auc_weight=1,2,4", "--search-steps", "200")
 
 _RATES = "0.001,0.002,0.004,0.008,0.012"
 _BY_RATE = ("ce", "wce-inverse-0.25", "auc-4", "aucseg-4")
@@ -120,26 +119,26 @@ STUDIES = {
     ),
     "mild_weights": Study(
         "Freedoom-LT, weaker class weights beside the bank",
-        "What `aucseg-weighted` is without the AUC loss, its power tuned once more, below the rivals' 0.25.",
+        "What `aucseg-weighted` is without the AUC loss. Not tuned.",
         ("wce-mild+bank",),
         5,
-        (*_MAIN, "--search", "wce-mild+bank:model.loss_options.power=0.05,0.1,0.15"),
+        _UNTUNED,
         joins="main",
     ),
     "converged": Study(
         "Freedoom-LT, a long budget",
-        "2,400 steps instead of 400. Settings as the main study has chosen them.",
+        "2,000 steps instead of 400, one seed. Settings as the main study has chosen them.",
         ("ce", "wce-inverse-0.25", "aucseg", "aucseg-weighted"),
-        3,
-        ("--config", str(_FREEDOOM), "--steps", "2400", *_METHODS),
+        1,
+        ("--config", str(_FREEDOOM), "--steps", "2000", *_METHODS),
     ),
     "second_model": Study(
         "Freedoom-LT, a second model",
-        "SegFormer's decoder instead of the pyramid's, on the same encoder, 400 steps, three seeds. Tuned as the "
-        "first. (A transformer or SegNeXt needs weights that no installation brings along.)",
-        ("ce", RIVALS, "auc", "aucseg"),
+        "SegFormer's decoder instead of the pyramid's, on the same encoder, 400 steps, three seeds. Settings as the "
+        "main study has chosen them. (A transformer or SegNeXt needs weights that no installation brings along.)",
+        ("ce", "wce-inverse-0.25", "dice-0.002", "auc", "aucseg"),
         3,
-        ("--config", str(_CONFIGS / "freedoom_lt_segformer.yaml"), "--steps", "400", *_TUNED),
+        ("--config", str(_CONFIGS / "freedoom_lt_segformer.yaml"), "--steps", "400", *_METHODS),
     ),
     "camvid": Study(
         "CamVid",
@@ -153,15 +152,15 @@ STUDIES = {
     ),
     "ablation": Study(
         "Freedoom-LT, ablation",
-        "400 steps, not tuned: each row changes one setting of AUCSeg (or takes one of its parts alone).",
+        "400 steps, three seeds, not tuned: each row changes one setting of AUCSeg (or takes one of its parts alone). "
+        "`ratio-...` are shares of the missing classes instead of a presence target.",
         (
             *("ce", "auc", "ce+bank", "aucseg"),
-            *("surrogate-hinge", "surrogate-exponential", "scores-softmax", "strategy-ova", "aucseg-1", "aucseg-4"),
-            *("ratio-0.2", "ratio-0.2-unprotected", "ratio-1", "presence-0.05", "presence-0.3", "unprotected"),
-            *("resize-0.4", "capacity-1", "placement-canvas", "scope-batch"),
+            *("surrogate-hinge", "surrogate-exponential", "scores-softmax", "aucseg-1", "aucseg-4"),
+            *("ratio-0.2", "ratio-1", "unprotected", "resize-0.4", "capacity-1", "placement-canvas", "scope-batch"),
         ),
         3,
-        ("--config", str(_FREEDOOM), "--steps", "400", *_METHODS),
+        _UNTUNED,
         from_main=("ce", "auc", "aucseg"),
     ),
 }
@@ -193,8 +192,6 @@ def _part(methods: list[str], number: int, count: int) -> list[str]:
 
 
 def _expanded(method: str, results: Path) -> list[str]:
-    if method == RIVALS:
-        return best_rivals(results)
     if method == RIVALS_WITH_BANK:
         return [f"{rival}+bank" for rival in best_rivals(results)]
     return [method]
