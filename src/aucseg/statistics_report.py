@@ -140,7 +140,7 @@ def advise_bank(statistics: ClassStatistics, tail: list[int], middle: list[int],
         use_bank = False
         reasons.append(
             f"every tail class is in at least {100 * _IN_BATCH:g} % of the batches already: the bank has nothing to "
-            "bring back, and cost accuracy where it was measured (CamVid)"
+            "bring back, and changed nothing where it was measured (CamVid)"
         )
     if np.isfinite(places).any() and np.nanmedian(places) > 0.5:
         use_bank = False
