@@ -128,7 +128,7 @@ STUDIES = {
     "converged": Study(
         "Freedoom-LT, a long budget",
         "2,000 steps instead of 400, one seed. Settings as the main study has chosen them.",
-        ("ce", "wce-inverse-0.25", "aucseg", "aucseg-weighted"),
+        ("ce", "aucseg"),
         1,
         ("--config", str(_FREEDOOM), "--steps", "2000", *_METHODS),
     ),
@@ -157,7 +157,7 @@ STUDIES = {
         (
             *("ce", "auc", "ce+bank", "aucseg"),
             *("surrogate-hinge", "surrogate-exponential", "scores-softmax", "aucseg-1", "aucseg-4"),
-            *("ratio-0.2", "ratio-1", "unprotected", "resize-0.4", "capacity-1", "placement-canvas", "scope-batch"),
+            *("ratio-0.2", "ratio-1", "resize-0.4", "capacity-1", "placement-canvas", "scope-batch"),
         ),
         3,
         _UNTUNED,
