@@ -160,7 +160,7 @@ STUDIES = {
             *("ratio-0.2", "ratio-1", "resize-0.4", "capacity-1", "placement-canvas", "scope-batch"),
         ),
         3,
-        _UNTUNED,
+        (*_UNTUNED, "--methods-file", str(_CONFIGS / "ablation.yaml")),
         from_main=("ce", "auc", "aucseg"),
     ),
 }
