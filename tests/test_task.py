@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
-from aucseg import AUCSegLoss, SegmentationDataModule, SegmentationTask
+from aucseg import AUCSegLoss, SegmentationDataModule, SegmentationTask, class_weights
 from aucseg.memory_bank import TailMemoryBank
 from tests.small_runs import make_trainer
 
@@ -151,3 +151,11 @@ def test_the_bank_protects_a_group_of_the_card(tiny_card: Path) -> None:
     assert task.bank.protect_classes == (1, 2)
     with pytest.raises(ValueError, match=r"'centre', which is no group of the card .*head, middle, tail"):
         make_task(tiny_card, bank={"protect_classes": "centre"})
+
+
+def test_the_loss_weighs_classes_by_the_counts_of_the_training_split(tiny_card: Path, tmp_path: Path) -> None:
+    options = {"class_weight": {"rule": "inverse", "power": 0.15}}
+    task, data = make_task(tiny_card, loss="aucseg", loss_options=options), make_data(tiny_card)
+    make_trainer(tmp_path, 2).fit(task, data)
+    assert isinstance(task.loss, AUCSegLoss)
+    torch.testing.assert_close(task.loss.class_weight, class_weights(data.class_counts(), "inverse", power=0.15))

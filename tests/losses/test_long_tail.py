@@ -364,3 +364,21 @@ def test_aucseg_is_in_the_registry() -> None:
     assert isinstance(loss, aucseg.AUCSegLoss)
     logits, target = sample()
     assert loss(logits, target).isfinite()
+
+
+def test_aucseg_weighs_classes_by_a_rule() -> None:
+    aucseg = pytest.importorskip("aucseg.losses.aucseg")
+    by_rule = build_loss("aucseg", COUNTS.tolist(), class_weight={"rule": "inverse", "power": 0.15})
+    weights = [(sum(COUNTS.tolist()) / len(COUNTS) / count) ** 0.15 for count in COUNTS.tolist()]
+    logits, target = sample()
+    torch.testing.assert_close(by_rule(logits, target), aucseg.AUCSegLoss(class_weight=weights)(logits, target))
+    assert by_rule(logits, target) != aucseg.AUCSegLoss()(logits, target)
+    for counts, class_weight, message in (
+        (None, {"rule": "inverse"}, "made of class_counts"),
+        (COUNTS.tolist(), {"power": 0.15}, "names no rule"),
+        (COUNTS.tolist(), {"rule": "sqrt"}, "rule must be one of inverse"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build_loss("aucseg", counts, class_weight=class_weight)
+    with pytest.raises(TypeError, match=r"loss 'aucseg': .*'exponent'"):
+        build_loss("aucseg", COUNTS.tolist(), class_weight={"rule": "inverse", "exponent": 0.15})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ class AUCSegLoss(nn.Module):
         ce_weight: float = 1.0,
         *,
         upsample: bool = True,
-        class_weight: Tensor | None = None,
+        class_weight: Tensor | Sequence[float] | None = None,
         label_smoothing: float = 0.0,
         **auc_options: Any,
     ) -> None:

@@ -5,12 +5,13 @@ Every loss is ``Loss(class_counts, ignore_index=255, **options)`` with ``forward
 """
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
+from aucseg.class_weighting import class_weights
 from aucseg.losses.long_tail.base import LongTailLoss
 from aucseg.losses.long_tail.disalign import DisAlignLoss, DisAlignModel
 from aucseg.losses.long_tail.logit_adjustment import (
@@ -54,10 +55,21 @@ __all__ = [
 ]
 
 
-def _aucseg(class_counts: Tensor | Sequence[float] | None, **options: Any) -> nn.Module:
+def _aucseg(
+    class_counts: Tensor | Sequence[float] | None,
+    *,
+    class_weight: Mapping[str, Any] | Tensor | Sequence[float] | None = None,
+    **options: Any,
+) -> nn.Module:
     from aucseg.losses.aucseg import AUCSegLoss
 
-    return AUCSegLoss(**options)
+    if isinstance(class_weight, Mapping):
+        if "rule" not in class_weight:
+            raise ValueError(f"class_weight {dict(class_weight)} names no rule, as {{rule: inverse, power: 0.15}} does")
+        if class_counts is None:
+            raise ValueError(f"class_weight {dict(class_weight)} is made of class_counts, which were not given")
+        class_weight = class_weights(class_counts, **class_weight)
+    return AUCSegLoss(class_weight=class_weight, **options)
 
 
 LOSSES: dict[str, Callable[..., nn.Module]] = {
@@ -91,7 +103,8 @@ def build_loss(name: str, class_counts: Tensor | Sequence[float] | None = None, 
             ``cb-focal``, ``ohem``, ``ldam``, ``la``, ``vs``, ``balanced-softmax``, ``blv``, ``seesaw``, ``dice``,
             ``lovasz``, ``disalign`` or ``aucseg``.
         class_counts: Pixels of each class in the training set (K,); losses that don't need it accept None.
-        **options: Options of the loss, such as ``ignore_index``, ``gamma`` or ``tau``.
+        **options: Options of the loss, such as ``ignore_index``, ``gamma`` or ``tau``. ``class_weight`` of ``aucseg``
+            may be the arguments of `aucseg.class_weights` instead of numbers: ``{"rule": "inverse", "power": 0.15}``.
 
     Returns:
         A module with ``forward(logits (B, K, *spatial), target (B, *spatial))``, a scalar.
@@ -103,6 +116,8 @@ def build_loss(name: str, class_counts: Tensor | Sequence[float] | None = None, 
     Example:
         >>> build_loss("la", [900, 100], tau=0.5)
         LogitAdjustmentLoss()
+        >>> build_loss("aucseg", [800, 150, 50], class_weight={"rule": "inverse", "power": 0.5}).class_weight
+        tensor([0.6455, 1.4907, 2.5820])
         >>> build_loss("focl")
         Traceback (most recent call last):
         ValueError: unknown loss 'focl'; did you mean 'focal'? ...
