@@ -98,7 +98,8 @@ def draw(table: Table, path: Path) -> None:
                 half_width = 0 if math.isnan(mean.half_width) else mean.half_width
                 color = "#d55e00" if method.startswith("auc") else "#0072b2"
                 axes.errorbar(mean.mean, row, xerr=half_width, fmt="o", color=color, capsize=3)
-            axes.axvline(column[table.baseline].mean.mean, color="#777777", linewidth=0.8, linestyle=":")
+            if table.baseline in column:  # the baseline may have no run yet
+                axes.axvline(column[table.baseline].mean.mean, color="#777777", linewidth=0.8, linestyle=":")
             axes.set_yticks(range(len(methods)), methods)
             axes.set_xlabel(f"{title} mIoU, %")
             axes.grid(axis="x", alpha=0.3)

@@ -184,6 +184,13 @@ def test_page_has_the_numbers_of_the_results(tmp_path: Path) -> None:
     assert paths[0] == paths[1]
 
 
+def test_a_figure_is_drawn_before_the_baseline_has_run(tmp_path: Path) -> None:
+    write(tmp_path, "main", [a_run("aucseg", 0)], [])
+    _, figures = tables.page(tmp_path)
+    tables.draw(figures["results-main-fpn.svg"], tmp_path / "a.svg")
+    assert "aucseg" in (tmp_path / "a.svg").read_text()
+
+
 def test_runs_of_different_code_are_not_put_into_one_table(tmp_path: Path) -> None:
     write(tmp_path, "main", MAIN, SEARCH)
     write(tmp_path, "rivals_with_bank", [a_run("la+bank", 0, code="c1")], [])
