@@ -38,6 +38,7 @@ class Study:
         needs_root: Whether the data are not in the package, so that ``--root`` must be given.
         joins: Study to whose table the results are added.
         from_main: Methods whose runs are those of the main study, which has chosen the settings that they have here.
+        pairs: Methods to compare with each other, besides all with the baseline.
     """
 
     title: str
@@ -48,6 +49,7 @@ class Study:
     needs_root: bool = False
     joins: str | None = None
     from_main: tuple[str, ...] = ()
+    pairs: tuple[tuple[str, str], ...] = ()
 
     @property
     def number_of_runs(self) -> int:
@@ -75,7 +77,8 @@ class Study:
 
 
 _METHODS = ("--methods-file", str(_CONFIGS / "methods.yaml"))
-_UNTUNED = ("--config", str(_FREEDOOM), "--steps", "400", *_METHODS)
+_SHORT = ("--config", str(_FREEDOOM), "--steps", "400")
+_UNTUNED = (*_SHORT, *_METHODS)
 # Three trials of every method, as many as the AUC weight has values here.
 _MAIN = (*_UNTUNED, "--search", "auc_weight=1,2,4", "--search-steps", "200")
 
@@ -108,6 +111,13 @@ STUDIES = {
         ),
         5,
         _MAIN,
+        pairs=(
+            ("aucseg", "wce-effective"),
+            ("aucseg", "wce-inverse+bank"),
+            ("aucseg", "wce-mild+bank"),
+            ("aucseg-weighted", "wce-mild+bank"),
+            ("aucseg-weighted", "aucseg"),
+        ),
     ),
     "rivals_with_bank": Study(
         "Freedoom-LT, the best rivals with the bank",
@@ -150,6 +160,7 @@ STUDIES = {
         3,
         ("--config", str(_CONFIGS / "camvid.yaml"), *_METHODS),
         needs_root=True,
+        pairs=(("auc", "wce-inverse-0.25"), ("auc", "dice")),
     ),
     "ablation": Study(
         "Freedoom-LT, ablation",
@@ -161,8 +172,9 @@ STUDIES = {
             *("ratio-0.2", "ratio-1", "resize-0.4", "capacity-1", "placement-canvas", "scope-batch"),
         ),
         3,
-        (*_UNTUNED, "--methods-file", str(_CONFIGS / "ablation.yaml")),
+        (*_SHORT, "--methods-file", str(_CONFIGS / "ablation.yaml")),
         from_main=("ce", "auc", "aucseg"),
+        pairs=(("ratio-0.2", "aucseg"), ("aucseg-1", "aucseg")),
     ),
 }
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.evidence.studies import RESULTS, STUDIES
 
+from aucseg.compare.statistics import paired_difference
 from aucseg.compare.tables import METRICS, Table, make_tables, markdown_text
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -49,6 +50,7 @@ def page(results: Path) -> tuple[str, dict[str, Table]]:
                 f"![Tail and overall mIoU of each method](images/results-{name}-{table.model}.svg)\n\n"
                 + markdown_text([table]).replace("### ", "### Model ")
             )
+        parts.append(_pairs(study.pairs, runs))
         parts.append(_settings([choice for result in loaded.values() for choice in result["search"]]))
     if pending:
         parts.append(_pending(pending))
@@ -121,6 +123,33 @@ def _state(name: str, runs: list[dict[str, Any]]) -> str:
     steps = sorted({run["steps"] for run in runs})
     state = f"{len(runs)} of {wanted} runs, {' or '.join(map(str, steps))} steps."
     return state if len(runs) >= wanted else f"{state} **Not complete: the others are to come.**"
+
+
+def _pairs(pairs: tuple[tuple[str, str], ...], runs: list[dict[str, Any]]) -> str:
+    """Differences seed by seed between methods of a study with one model, where both have run."""
+    metrics = ("miou", "head", "middle", "tail")
+    rows = []
+    for method, other in pairs:
+        cells = []
+        for key in metrics:
+            one, two = (
+                {run["seed"]: 100 * run["metrics"][key] for run in runs if run["method"] == name}
+                for name in (method, other)
+            )
+            if len(one.keys() & two.keys()) > 1:
+                difference = paired_difference(one, two)
+                low, high = (difference.mean + sign * difference.half_width for sign in (-1, 1))
+                cells.append(f" {difference.mean:+.1f} [{low:.1f}, {high:.1f}] |")
+        if cells:
+            rows.append(f"| {method} - {other} |{''.join(cells)}")
+    if not rows:
+        return ""
+    return "\n".join([
+        "### Pairs of methods, seed by seed, not corrected for their number\n",
+        "| difference | mIoU | head | middle | tail |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        *rows,
+    ])  # fmt: skip
 
 
 def _settings(search: list[dict[str, Any]]) -> str:

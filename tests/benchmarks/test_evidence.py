@@ -184,6 +184,17 @@ def test_page_has_the_numbers_of_the_results(tmp_path: Path) -> None:
     assert paths[0] == paths[1]
 
 
+def test_pairs_of_methods_are_compared_seed_by_seed(tmp_path: Path) -> None:
+    runs = [a_run(method, seed) for method in ("ce", "aucseg", "wce-effective") for seed in range(3)]
+    runs[-1]["metrics"]["tail"] += 0.03  # differences of 10, 10 and 7
+    write(tmp_path, "main", runs, [])
+    text, _ = tables.page(tmp_path)
+    assert (
+        "| aucseg - wce-effective | +20.0 [20.0, 20.0] | +0.0 [0.0, 0.0] | +0.0 [0.0, 0.0] | +9.0 [4.7, 13.3] |" in text
+    )
+    assert "aucseg-weighted - aucseg" not in text
+
+
 def test_a_figure_is_drawn_before_the_baseline_has_run(tmp_path: Path) -> None:
     write(tmp_path, "main", [a_run("aucseg", 0)], [])
     _, figures = tables.page(tmp_path)
