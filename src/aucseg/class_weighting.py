@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -91,6 +92,9 @@ def class_weights(
             image_pixels = torch.as_tensor(counts.labelled_counts)
         counts = torch.as_tensor(counts.pixel_counts)
     values = check_class_counts(counts, "counts")
+    for name, value in (("power", power), ("beta", beta), ("offset", offset)):
+        if not (isinstance(value, (int, float)) and math.isfinite(value)) and (name, value) != ("beta", None):
+            raise ValueError(f"{name} must be a finite number, not {value!r}")
     if rule == "inverse":
         weights = (values.mean() / values) ** power
     elif rule == "effective":
@@ -115,4 +119,7 @@ def class_weights(
         weights = 1 / torch.log(offset + values / values.sum())
     else:
         raise ValueError(f"rule must be one of {', '.join(get_args(WeightRule))}, not {rule!r}")
-    return weights.float()
+    weights = weights.float()
+    if not weights.isfinite().all():
+        raise ValueError(f"power {power} makes a weight that float32 does not hold: take a smaller one")
+    return weights

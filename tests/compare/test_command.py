@@ -164,6 +164,21 @@ def test_dry_run_starts_nothing(compare: Compare, launches: Launches, capsys: py
     assert capsys.readouterr().out.count("to do") == 2
 
 
+def test_dry_run_tells_runs_that_the_real_call_refuses(
+    compare: Compare, launches: Launches, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare("--methods", "ce", "--seeds", "0") == 0
+    launches()
+    capsys.readouterr()
+    assert compare("--methods", "ce,la", "--seeds", "0", "--dry-run") == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["finished", "to"]
+    assert compare("--methods", "ce,la", "--seeds", "0", "--steps", "3", "--dry-run") == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["differs", "to"]
+    assert compare("--methods", "ce,la", "--seeds", "0", "--steps", "3", "--dry-run", "--redo") == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["to", "to"]
+    assert launches() == []
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -3,7 +3,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from aucseg.compare.methods import Definition, load_base, load_definitions, load_models, parse_method, parse_methods
+from aucseg.compare.methods import (
+    Definition,
+    load_base,
+    load_definitions,
+    load_models,
+    merged,
+    parse_method,
+    parse_methods,
+)
 
 BASE = {
     "trainer": {"max_steps": 10},
@@ -94,12 +102,20 @@ def test_base_needs_a_budget_and_a_card(tmp_path: Path) -> None:
 def test_models_are_names_or_files(tmp_path: Path) -> None:
     change = tmp_path / "wide.yaml"
     change.write_text("model: {model_options: {width: 2}}\n")
-    assert load_models([], BASE) == {"smp/fpn": {}}
-    models = load_models(["smp/fpn", "segnext/tiny", str(change)], BASE)
-    assert models == {
-        "smp/fpn": {},
-        "segnext/tiny": {"model": {"model": "segnext/tiny", "model_options": None}},
-        "wide": {"model": {"model_options": {"width": 2}}},
+    other = tmp_path / "other.yaml"
+    other.write_text("model: {model: smp/unet, model_options: {depth: 3}}\n")
+    options = {"encoder": "resnet18"}
+    base = merged(BASE, {"model": {"model_options": options}})
+    assert load_models([], base) == {"smp/fpn": base}
+    models = load_models(["smp/fpn", "segnext/tiny", str(change), str(other)], base)
+    assert models["smp/fpn"] == base
+    made = {name: (config["model"]["model"], config["model"]["model_options"]) for name, config in models.items()}
+    assert made == {
+        "smp/fpn": ("smp/fpn", options),
+        "segnext/tiny": ("segnext/tiny", None),
+        "wide": ("smp/fpn", {**options, "width": 2}),
+        "other": ("smp/unet", {"depth": 3}),  # without those of the base's model
     }
+    assert all(config["data"] == base["data"] for config in models.values())
     with pytest.raises(ValueError, match="two models"):
         load_models(["smp/fpn", "smp/fpn"], BASE)

@@ -174,6 +174,9 @@ def test_training_lowers_both_terms() -> None:
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AUCSegLoss(**options)
+    rule: Any = {"rule": "inverse"}
+    with pytest.raises(TypeError, match="pass them to build_loss"):
+        AUCSegLoss(class_weight=rule)
 
 
 def test_bad_inputs() -> None:

@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--discard-checkpoints", action="store_true",
                         help="keep the trained models of the first seed alone")  # fmt: skip
     parser.add_argument("--no-report", action="store_true", help="no HTML report of the first seed at the end")
-    parser.add_argument("--dry-run", action="store_true", help="list the runs and whether they are finished")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs: finished, to do or differing (refused)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass
 class _Comparison:
-    base: Configuration
+    # The base configuration of each model.
     models: dict[str, Configuration]
     methods: list[Method]
     seeds: list[int]
@@ -142,7 +142,6 @@ class _Comparison:
             for method in methods:
                 search.grid(method, base)  # a wrong grid is told before hours of runs
         return cls(
-            base=base,
             models=load_models([item for item in args.models.split(",") if item], base),
             methods=methods,
             seeds=seeds,
@@ -200,12 +199,15 @@ class _Comparison:
             choices = json.loads((self.out / "search.json").read_text(encoding="utf-8"))
             self.chosen = {(choice["model"], choice["method"]): choice for choice in choices}
         for _, _, run in self._plan():
-            state = "finished" if (run.folder / "compare.json").is_file() else "to do"
+            try:
+                state = "to do" if self.runner.record(run) is None else "finished"
+            except ValueError:  # of other code, data or configuration: a call without --redo refuses it
+                state = "differs"
             print(f"{state:9} {run.title:40} {run.folder}")
         return 0
 
     def _config(self, model: str, method: Method, seed: int) -> Configuration:
-        config = method.configure(merged(self.base, self.models[model]))
+        config = method.configure(self.models[model])
         choice = self.chosen.get((model, method.name))
         if choice is not None and method.second_stage is None:
             config = merged(config, at_path(choice["setting"], choice["value"]))
@@ -266,7 +268,7 @@ class _Comparison:
         write_atomically(self.out / "search.json", json.dumps(choices, indent=1) + "\n")
 
     def _tune_method(self, search: Search, model: str, method: Method, first: Run | None) -> bool:
-        grid = search.grid(method, merged(self.base, self.models[model]))
+        grid = search.grid(method, self.models[model])
         folder = self.out / "search" / _slug(model) / method.name
         if first is None:
             plain = trial_config(self._config(model, method, self.seeds[0]), self.search_share, self.search_steps)
@@ -341,7 +343,7 @@ class _Comparison:
             folders = [str(self.out / _slug(model) / title / f"seed{seed}") for title in titles]
             command = [sys.executable, "-m", "aucseg.cli", "report", *folders, "--out", str(self.out / name)]
             command += ["--titles", *titles, "--baseline", self.baseline if self.baseline in titles else titles[0]]
-            if (root := merged(self.base, self.models[model])["data"].get("root")) is not None:
+            if (root := self.models[model]["data"].get("root")) is not None:
                 command += ["--root", str(root)]
             # Our own command, a list of arguments without a shell.
             done = subprocess.run(command, capture_output=True, text=True, check=False)  # nosec B603

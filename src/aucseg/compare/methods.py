@@ -168,11 +168,11 @@ def load_base(path: Path) -> Configuration:
 
 
 def load_models(items: Sequence[str], base: Configuration) -> dict[str, Configuration]:
-    """Changes to the configuration for each model, by a short name.
+    """The base configuration of each model, by a short name.
 
     Args:
         items: Names of `aucseg.build_model`, or YAML files of changes; none for the base's own model.
-        base: The base configuration, whose ``model_options`` belong to its own model.
+        base: The base configuration, whose ``model_options`` belong to its own model: another begins without.
 
     Raises:
         ValueError: Two models of the same name.
@@ -184,10 +184,12 @@ def load_models(items: Sequence[str], base: Configuration) -> dict[str, Configur
             name, change = Path(item).stem, read_yaml_mapping(Path(item))
             _check_sections(change, item, ("model", "data", "trainer"))
         else:
-            name, change = item, {} if item == own else {"model": {"model": item, "model_options": None}}
+            name, change = item, {"model": {"model": item}}
         if name in models:
             raise ValueError(f"two models are called {name!r}")
-        models[name] = change
+        is_own = (change.get("model") or {}).get("model", own) == own
+        start = base if is_own else merged(base, {"model": {"model_options": None}})
+        models[name] = merged(start, change)
     return models
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,6 +45,7 @@ class AUCSegLoss(nn.Module):
 
     Raises:
         ValueError: Unknown or unsuitable options; a shape, dtype, device or label that does not fit.
+        TypeError: ``class_weight`` is a mapping, which only `build_loss` and configurations take.
 
     Example:
         >>> import torch
@@ -76,6 +77,11 @@ class AUCSegLoss(nn.Module):
                 raise ValueError(f"{name} must lie in 0..{_MAX_WEIGHT:g}, got {weight}")
         if not 0 <= label_smoothing <= 1:
             raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
+        if isinstance(class_weight, Mapping):
+            raise TypeError(
+                f"class_weight {dict(class_weight)} is made of the class counts: pass them to build_loss('aucseg', "
+                "class_counts, class_weight=...), or pass the numbers that class_weights(class_counts, ...) returns"
+            )
         if class_weight is not None:
             class_weight = torch.as_tensor(
                 class_weight, dtype=torch.float32 if not torch.is_tensor(class_weight) else None
