@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import textwrap
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from aucseg.class_statistics import ClassStatistics
+from aucseg.datasets import DatasetCard, SegmentationDataset
 from aucseg.statistics_report import advise_bank, choose_groups, format_report, make_report, write_chart, write_csv
+from aucseg.task import SegmentationTask
 
 K = 5
 mask_lists = st.lists(
@@ -324,9 +328,25 @@ def test_the_bank_takes_the_suggested_settings() -> None:
     assert masks.shape == (2, 48, 64)
 
 
-def test_groups_of_the_report_come_from_the_card_where_it_names_them() -> None:
-    from aucseg.datasets import DatasetCard
+def test_a_configuration_takes_the_suggested_settings() -> None:
+    card = DatasetCard.load("freedoom_lt")
+    statistics = ClassStatistics(card.num_classes)
+    data = SegmentationDataset(card, split="train")
+    for index in range(0, 400, 10):
+        statistics.update(data[index]["mask"].numpy())
+    report = make_report(statistics, card)
+    _, _, block = format_report(report).partition("in a configuration:\n")
+    suggested = yaml.safe_load(textwrap.dedent(block))["model"]
+    task = SegmentationTask("freedoom_lt", torch.nn.Conv2d(3, card.num_classes, 1), **suggested)
+    settings = report["advice"]["settings"]
+    assert task.bank is not None
+    assert task.bank.presence_target == settings["presence_target"]
+    assert set(settings["tail_classes"]) <= set(task.bank.tail_classes)
+    assert set(settings["protect_classes"]) <= set(task.bank.protect_classes)
+    assert suggested["bank"]["resize_ratio"] == settings["resize_ratio"] == task.bank.resize_ratio
 
+
+def test_groups_of_the_report_come_from_the_card_where_it_names_them() -> None:
     cityscapes = DatasetCard.load("cityscapes")
     groups, rule = choose_groups(ClassStatistics(19), cityscapes)
     assert groups == cityscapes.groups

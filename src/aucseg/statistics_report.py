@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from aucseg.class_statistics import ClassStatistics, Shares
 from aucseg.csv_cells import text_cell
@@ -228,8 +229,22 @@ def format_report(report: dict[str, Any]) -> str:
         *(f"  - {reason}" for reason in advice["reasons"]),
     ]
     if settings:
-        lines += ["" if advice["use_bank"] else "to compare with a bank all the same:", f"  TailMemoryBank({settings})"]
+        lines += [
+            "",
+            "in Python:" if advice["use_bank"] else "to compare with a bank all the same, in Python:",
+            f"  TailMemoryBank({settings})",
+            "in a configuration:",
+            *(f"  {line}" for line in _configuration(advice["settings"]).splitlines()),
+        ]
     return "\n".join(lines)
+
+
+def _configuration(settings: dict[str, Any]) -> str:
+    """The bank's settings for ``aucseg fit``, whose card knows the groups."""
+    bank = {key: value for key, value in settings.items() if key not in ("tail_classes", "num_classes")}
+    bank["protect_classes"] = "middle" if settings["protect_classes"] else []
+    text: str = yaml.safe_dump({"model": {"loss": "aucseg", "bank": bank}}, sort_keys=False)
+    return text
 
 
 def _short(value: float) -> str:
