@@ -177,6 +177,7 @@ STUDIES = {
         ("ce", "wce-inverse-0.25", "dice", "auc", "aucseg"),
         3,
         (*_UNTUNED, *_TRANSFORMER),
+        pairs=(("aucseg", "wce-inverse-0.25"), ("auc", "wce-inverse-0.25")),
     ),
     "camvid": Study(
         "CamVid",
