@@ -145,8 +145,8 @@ STUDIES = {
     ),
     "steps_8000": Study(
         "Freedoom-LT, 8,000 steps",
-        "Twenty times the main study's budget, one seed; cross-entropy still rises from 2,000 to 8,000. Settings as the "
-        "main study has chosen them.",
+        "Twenty times the main study's budget, one seed; cross-entropy still rises from 2,000 to 8,000. Settings as "
+        "the main study has chosen them.",
         ("ce", "aucseg", "wce-inverse-0.25", "aucseg-weighted"),
         1,
         ("--config", str(_FREEDOOM), "--steps", "8000", *_METHODS),
