@@ -146,8 +146,8 @@ STUDIES = {
     "steps_8000": Study(
         "Freedoom-LT, 8,000 steps",
         "Twenty times the main study's budget, one seed; cross-entropy still rises from 2,000 to 8,000. Settings as "
-        "the main study has chosen them.",
-        ("ce", "aucseg", "wce-inverse-0.25", "aucseg-weighted"),
+        "the main study has chosen them; `aucseg-1` has AUC weight 1 instead of 2.",
+        ("ce", "aucseg", "wce-inverse-0.25", "aucseg-weighted", "aucseg-1"),
         1,
         ("--config", str(_FREEDOOM), "--steps", "8000", *_METHODS),
     ),
@@ -189,6 +189,14 @@ STUDIES = {
         ("--config", str(_CONFIGS / "camvid.yaml"), *_METHODS),
         needs_root=True,
         pairs=(("auc", "wce-inverse-0.25"), ("auc", "dice")),
+    ),
+    "camvid_1200": Study(
+        "CamVid, twice the steps",
+        "1,200 steps, one seed, all else as above.",
+        ("ce", "auc"),
+        1,
+        ("--config", str(_CONFIGS / "camvid.yaml"), "--steps", "1200", *_METHODS),
+        needs_root=True,
     ),
     "ablation": Study(
         "Freedoom-LT, ablation",
