@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from pathlib import Path
+from typing import Any
 
-import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor
 
+from aucseg import build_model
 from aucseg.models import SegmentationModel
-from aucseg.models.contract import WrappedNetwork
 
 # Of MobileSAM's release, mobile_sam.pt (Zhang et al., "Faster Segment Anything", 2023; Apache-2.0).
 _SHA256 = "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f"
@@ -36,24 +36,17 @@ def tiny_vit(num_classes: int, *, weights: str | None = None) -> SegmentationMod
     Raises:
         ValueError: There are no weights, or others than MobileSAM's.
     """
-    network = smp.Segformer(
-        "tu-tiny_vit_5m_224",
+    model = build_model(
+        "smp/segformer",
+        num_classes,
+        encoder="tu-tiny_vit_5m_224",
         encoder_weights=None,
         decoder_segmentation_channels=128,
-        classes=num_classes,
-        upsampling=1,
     )
-    encoder = network.encoder.model
+    encoder: Any = model.get_submodule("network.encoder.model")
     encoder.stages_3.downsample.conv2.conv.stride = (1, 1)
     encoder.load_state_dict(_encoder_weights(_find_weights() if weights is None else Path(weights)))
-    return WrappedNetwork(
-        network,
-        num_classes,
-        stride=32,
-        encoder="encoder",
-        pixel_mean=(123.675, 116.28, 103.53),
-        pixel_std=(58.395, 57.12, 57.375),
-    )
+    return model
 
 
 def _find_weights() -> Path:

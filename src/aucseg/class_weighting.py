@@ -97,6 +97,8 @@ def class_weights(
             raise ValueError(f"{name} must be a finite number, not {value!r}")
     if rule == "inverse":
         weights = (values.mean() / values) ** power
+        if not weights.float().isfinite().all():
+            raise ValueError(f"power {power} makes a weight that float32 does not hold: take a smaller one")
     elif rule == "effective":
         if beta is not None and not 0 <= beta < 1:
             raise ValueError(f"beta must be at least 0 and below 1, not {beta}")
@@ -119,7 +121,4 @@ def class_weights(
         weights = 1 / torch.log(offset + values / values.sum())
     else:
         raise ValueError(f"rule must be one of {', '.join(get_args(WeightRule))}, not {rule!r}")
-    weights = weights.float()
-    if not weights.isfinite().all():
-        raise ValueError(f"power {power} makes a weight that float32 does not hold: take a smaller one")
-    return weights
+    return weights.float()
