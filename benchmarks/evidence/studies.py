@@ -151,6 +151,13 @@ STUDIES = {
         1,
         ("--config", str(_FREEDOOM), "--steps", "8000", *_METHODS),
     ),
+    "steps_24000": Study(
+        "Freedoom-LT, 24,000 steps",
+        "Sixty times the main study's budget, one seed. Settings as above.",
+        ("ce", "aucseg-1"),
+        1,
+        ("--config", str(_FREEDOOM), "--steps", "24000", *_METHODS),
+    ),
     "second_model": Study(
         "Freedoom-LT, a second model",
         "SegFormer's decoder instead of the pyramid's, on the same encoder, 400 steps, three seeds. Settings as the "
