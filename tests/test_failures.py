@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from aucseg import SegmentationDataModule, lightning_cli
 from aucseg.failures import explanation
 from aucseg.run_folder import check_writable
+from aucseg.task import SegmentationTask
 from tests.two_processes import arguments
 
 Usage = namedtuple("Usage", "total used free")
@@ -89,6 +90,29 @@ def test_folder_that_cannot_be_written_is_said_before_anything_is_built(tiny_car
     # Not even root can make a folder there.
     with pytest.raises(ValueError, match="nothing can be written to /proc/aucseg"):
         lightning_cli.run_lightning("fit", arguments(tiny_card, Path("/proc/aucseg")))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [("--model.loss=nonsense", "unknown loss"), ("--model.loss_options.class_weight=[1,2]", "class_weight has 2")],
+)
+def test_run_that_fails_on_its_options_can_be_started_again(
+    tiny_card: Path, tmp_path: Path, wrong: tuple[str, str]
+) -> None:
+    right = arguments(tiny_card, tmp_path)
+    with pytest.raises(ValueError, match=wrong[1]):
+        lightning_cli.run_lightning("fit", [*right, wrong[0]])
+    assert lightning_cli.run("fit", right) == 0
+    assert (tmp_path / "result.json").is_file()
+
+
+def test_run_that_fails_after_its_first_steps_stays(tiny_card: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationTask, "on_validation_start", lambda self: 1 / 0, raising=False)
+        with pytest.raises(ZeroDivisionError):
+            lightning_cli.run("fit", arguments(tiny_card, tmp_path))
+    with pytest.raises(ValueError, match="already holds a run"):
+        lightning_cli.run("fit", arguments(tiny_card, tmp_path))
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

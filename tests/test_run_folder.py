@@ -7,7 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aucseg.checkpoints import LAST_CHECKPOINT
-from aucseg.run_folder import CONFIG_FILE, per_image_overlap, prepare_run_folder, write_json
+from aucseg.run_folder import (
+    CONFIG_FILE,
+    METRICS_FILE,
+    RESULT_FILE,
+    per_image_overlap,
+    prepare_run_folder,
+    remove_failed_start,
+    write_json,
+)
 
 
 @given(seed=st.integers(0, 10_000), num_classes=st.integers(1, 6))
@@ -45,3 +53,13 @@ def test_a_run_is_not_replaced_unasked_and_other_files_stay(tmp_path: Path) -> N
     prepare_run_folder(folder, overwrite=True)
     assert [path.name for path in folder.iterdir() if path.is_file()] == ["notes.txt"]
     assert not (folder / LAST_CHECKPOINT).exists()
+
+
+def test_what_a_failed_start_left_goes_only_if_nothing_was_done(tmp_path: Path) -> None:
+    for name in (CONFIG_FILE, "events.out.tfevents.1", METRICS_FILE, "notes.txt", RESULT_FILE):
+        (tmp_path / name).write_text("x")
+    remove_failed_start(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 5
+    (tmp_path / RESULT_FILE).unlink()
+    remove_failed_start(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

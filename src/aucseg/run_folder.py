@@ -18,6 +18,7 @@ import json
 import math
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from aucseg.task import SegmentationTask
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.trainer.states import TrainerFn
 except ImportError as error:  # pragma: no cover - depends on the environment
     raise ImportError('aucseg.run_folder needs Lightning: pip install "aucseg[train]"') from error
 
@@ -48,13 +50,7 @@ def prepare_run_folder(folder: Path, *, overwrite: bool = False) -> None:
         ValueError: the folder holds a run and ``overwrite`` is False, or nothing can be written to it.
     """
     check_writable(folder)
-    names = (
-        *(CONFIG_FILE, METRICS_FILE, RESULT_FILE, CONFUSION_FILE, IMAGES_FILE, CURVES_FILE),
-        *(LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, "hparams.yaml"),
-    )
-    leftovers = [path for path in (folder / name for name in names) if path.exists()]
-    for pattern in ("events.out.tfevents.*", "skipped/step-*.pt", "checkpoints/*.tmp"):
-        leftovers += folder.glob(pattern)
+    leftovers = [*_marks_of_a_start(folder), *_work(folder)]
     if leftovers and not overwrite:
         raise ValueError(
             f"{folder} already holds a run: go on with it (--resume auto), give another folder with --out, or "
@@ -62,6 +58,30 @@ def prepare_run_folder(folder: Path, *, overwrite: bool = False) -> None:
         )
     for path in leftovers:
         path.unlink()
+
+
+def remove_failed_start(folder: Path) -> None:
+    """Takes away what a run left that failed in its first step, so that the corrected one may start there."""
+    if not _work(folder):
+        for path in _marks_of_a_start(folder):
+            with suppress(OSError):  # what ended the run is to be said, whatever stays here
+                path.unlink()
+
+
+def _marks_of_a_start(folder: Path) -> list[Path]:
+    return _existing(folder, CONFIG_FILE, METRICS_FILE, "hparams.yaml", "events.out.tfevents.*")
+
+
+def _work(folder: Path) -> list[Path]:
+    return _existing(
+        folder,
+        *(RESULT_FILE, CONFUSION_FILE, IMAGES_FILE, CURVES_FILE),
+        *(str(LAST_CHECKPOINT), str(PREVIOUS_CHECKPOINT), "skipped/step-*.pt", "checkpoints/*.tmp"),
+    )
+
+
+def _existing(folder: Path, *patterns: str) -> list[Path]:
+    return [path for pattern in patterns for path in folder.glob(pattern)]
 
 
 def check_writable(folder: Path) -> None:
@@ -147,6 +167,13 @@ class ResultWriter(Callback):
         self.folder = folder
         self.last_step: int | None = None
         self._images: dict[str, dict[int, list[int]]] = {}
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leaves an empty folder where a wrong option, say, ended a training before its first step."""
+        if trainer.state.fn == TrainerFn.FITTING and trainer.global_step == 0 and trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.save()  # or they would do so afterwards
+            remove_failed_start(self.folder)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets the images of the validation before."""
