@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence.studies import RESULTS, STUDIES
+from benchmarks.evidence.studies import BUDGETS, RESULTS, STUDIES
 
 from aucseg.compare.statistics import paired_difference
 from aucseg.compare.tables import METRICS, Table, make_tables, markdown_text
@@ -52,6 +52,7 @@ def page(results: Path) -> tuple[str, dict[str, Table]]:
             )
         parts.append(_pairs(study.pairs, runs))
         parts.append(_settings([choice for result in loaded.values() for choice in result["search"]]))
+    parts.append(_budgets(results))
     if pending:
         parts.append(_pending(pending))
     return "\n".join(part.rstrip() + "\n" for part in parts if part), figures
@@ -149,6 +150,36 @@ def _pairs(pairs: tuple[tuple[str, str], ...], runs: list[dict[str, Any]]) -> st
         "| difference | mIoU | head | middle | tail |",
         "| --- | ---: | ---: | ---: | ---: |",
         *rows,
+    ])  # fmt: skip
+
+
+def _budgets(results: Path) -> str:
+    """Seed 0 at each budget: cross-entropy with its rise since the budget before, others with the difference to it."""
+    lines = []
+    for data, (studies, methods) in BUDGETS.items():
+        runs = [run for name in studies for run in load(results / f"{name}.json")["runs"] if run["seed"] == 0]
+        before = None
+        for steps in sorted({run["steps"] for run in runs if run["method"] == BASELINE}):
+            at_budget = {run["method"]: run["metrics"] for run in runs if run["steps"] == steps}
+            for method in (name for name in methods if name in at_budget):
+                other = before if method == BASELINE else at_budget[BASELINE]
+                cells = [
+                    f" {100 * at_budget[method][key]:.1f}"
+                    + (f" ({100 * (at_budget[method][key] - other[key]):+.1f})" if other else "")
+                    for key in ("miou", "head", "middle", "tail")
+                ]
+                lines.append(f"| {data} | {steps:,} | {method} |{' |'.join(cells)} |")
+            before = at_budget[BASELINE]
+    if not lines:
+        return ""
+    return "\n".join([
+        "## What more steps change\n",
+        "Seed 0 of the studies above, mean IoU in %; in brackets for cross-entropy the rise since the budget before, "
+        "for the others the difference to cross-entropy. The learning rate falls to zero over each budget, so that "
+        "every row is a training of its own.\n",
+        "| data | steps | method | overall | head | middle | tail |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: |",
+        *lines,
     ])  # fmt: skip
 
 

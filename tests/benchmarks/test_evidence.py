@@ -195,6 +195,21 @@ def test_pairs_of_methods_are_compared_seed_by_seed(tmp_path: Path) -> None:
     assert "aucseg-weighted - aucseg" not in text
 
 
+def test_budgets_stand_below_each_other(tmp_path: Path) -> None:
+    for name, steps, gain in (("camvid", 600, 0.0), ("camvid_1200", 1200, 0.02)):
+        runs = [a_run(method, seed, steps=steps) for method in ("auc", "ce") for seed in range(2)]
+        for one in runs:
+            one["metrics"]["tail"] = 0.1 + gain + (0.05 if one["method"] == "auc" else 0) + one["seed"]
+        write(tmp_path, name, runs, [])
+    rows = [line for line in tables.page(tmp_path)[0].splitlines() if line.startswith("| CamVid |")]
+    assert [row.split("|")[2:4] + row.split("|")[-2:-1] for row in rows] == [
+        [" 600 ", " ce ", " 10.0 "],
+        [" 600 ", " auc ", " 15.0 (+5.0) "],
+        [" 1,200 ", " ce ", " 12.0 (+2.0) "],
+        [" 1,200 ", " auc ", " 17.0 (+5.0) "],
+    ]
+
+
 def test_a_figure_is_drawn_before_the_baseline_has_run(tmp_path: Path) -> None:
     write(tmp_path, "main", [a_run("aucseg", 0)], [])
     _, figures = tables.page(tmp_path)
