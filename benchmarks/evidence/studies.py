@@ -82,9 +82,16 @@ _UNTUNED = (*_SHORT, *_METHODS)
 # Three trials of every method, as many as the AUC weight has values here.
 _MAIN = (*_UNTUNED, "--search", "auc_weight=1,2,4", "--search-steps", "200")
 
+_CAMVID = ("--config", str(_CONFIGS / "camvid.yaml"))
 _TRANSFORMER = ("--models", str(_CONFIGS / "tiny_vit.yaml"))
 _RATES = "0.001,0.002,0.004,0.008,0.012"
 _BY_RATE = ("ce", "wce-inverse-0.25", "auc-4", "aucseg-4")
+
+
+def _camvid_budget(steps: int, text: str, *methods: str) -> Study:
+    options = (*_CAMVID, "--steps", str(steps), *_METHODS)
+    return Study(f"CamVid, {steps:,} steps", text, methods, 1, options, needs_root=True)
+
 
 STUDIES = {
     "learning_rate": Study(
@@ -186,33 +193,14 @@ STUDIES = {
         "training: ENet 51.3, SegNet 60.1, DeepLab-LFOV 61.6, Dilation8 65.3, FC-DenseNet103 66.9.",
         ("ce", "wce-inverse-0.25", "dice", "auc", "aucseg", "auc-weighted"),
         3,
-        ("--config", str(_CONFIGS / "camvid.yaml"), *_METHODS),
+        (*_CAMVID, *_METHODS),
         needs_root=True,
         pairs=(("auc", "wce-inverse-0.25"), ("auc", "dice")),
     ),
-    "camvid_1200": Study(
-        "CamVid, 1,200 steps",
-        "Twice the steps, one seed, all else as above.",
-        ("ce", "auc"),
-        1,
-        ("--config", str(_CONFIGS / "camvid.yaml"), "--steps", "1200", *_METHODS),
-        needs_root=True,
-    ),
-    "camvid_2400": Study(
-        "CamVid, 2,400 steps",
-        "One seed, all else as above.",
-        ("ce", "auc"),
-        1,
-        ("--config", str(_CONFIGS / "camvid.yaml"), "--steps", "2400", *_METHODS),
-        needs_root=True,
-    ),
-    "camvid_4800": Study(
-        "CamVid, 4,800 steps",
-        "One seed; `auc-1` has the default AUC weight, 1 instead of 2. All else as above.",
-        ("ce", "auc-1"),
-        1,
-        ("--config", str(_CONFIGS / "camvid.yaml"), "--steps", "4800", *_METHODS),
-        needs_root=True,
+    "camvid_1200": _camvid_budget(1200, "Twice the steps, one seed, all else as above.", "ce", "auc"),
+    "camvid_2400": _camvid_budget(2400, "One seed, all else as above.", "ce", "auc"),
+    "camvid_4800": _camvid_budget(
+        4800, "One seed; `auc-1` has the default AUC weight, 1 instead of 2. All else as above.", "ce", "auc-1"
     ),
     "ablation": Study(
         "Freedoom-LT, ablation",
