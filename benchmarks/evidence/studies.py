@@ -88,9 +88,9 @@ _RATES = "0.001,0.002,0.004,0.008,0.012"
 _BY_RATE = ("ce", "wce-inverse-0.25", "auc-4", "aucseg-4")
 
 
-def _camvid_budget(steps: int, text: str, *methods: str) -> Study:
+def _camvid_budget(steps: int, text: str, *methods: str, seeds: int = 1) -> Study:
     options = (*_CAMVID, "--steps", str(steps), *_METHODS)
-    return Study(f"CamVid, {steps:,} steps", text, methods, 1, options, needs_root=True)
+    return Study(f"CamVid, {steps:,} steps", text, methods, seeds, options, needs_root=True)
 
 
 STUDIES = {
@@ -197,7 +197,9 @@ STUDIES = {
         needs_root=True,
         pairs=(("auc", "wce-inverse-0.25"), ("auc", "dice")),
     ),
-    "camvid_1200": _camvid_budget(1200, "Twice the steps, one seed, all else as above.", "ce", "auc"),
+    "camvid_1200": _camvid_budget(
+        1200, "Twice the steps, three seeds; `auc-1` has AUC weight 1. All else as above.", "ce", "auc-1", "auc", seeds=3
+    ),
     "camvid_2400": _camvid_budget(2400, "One seed, all else as above.", "ce", "auc"),
     "camvid_4800": _camvid_budget(
         4800, "One seed; `auc-1` has the default AUC weight, 1 instead of 2. All else as above.", "ce", "auc-1"
