@@ -18,11 +18,11 @@ SMALL_RUN: dict[str, object] = {
 }
 
 
-def make_trainer(folder: Path, max_steps: int, **options: Any) -> Trainer:
+def make_trainer(folder: Path, max_steps: int, accelerator: str = "cpu", **options: Any) -> Trainer:
     return Trainer(
         default_root_dir=folder,
         max_steps=max_steps,
-        accelerator="cpu",
+        accelerator=accelerator,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -198,7 +198,12 @@ STUDIES = {
         pairs=(("auc", "wce-inverse-0.25"), ("auc", "dice")),
     ),
     "camvid_1200": _camvid_budget(
-        1200, "Twice the steps, three seeds; `auc-1` has AUC weight 1. All else as above.", "ce", "auc-1", "auc", seeds=3
+        1200,
+        "Twice the steps, three seeds; `auc-1` has AUC weight 1. All else as above.",
+        "ce",
+        "auc-1",
+        "auc",
+        seeds=3,
     ),
     "camvid_2400": _camvid_budget(2400, "One seed, all else as above.", "ce", "auc"),
     "camvid_4800": _camvid_budget(

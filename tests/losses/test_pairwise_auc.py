@@ -207,6 +207,7 @@ def test_memory_format_and_strides(surrogate: str) -> None:
     layouts = {
         "channels_last": (logits.contiguous(memory_format=torch.channels_last), target),
         "strided": (wide[..., ::2], target),
+        "transposed logits": (logits.transpose(2, 3).contiguous().transpose(2, 3), target),
         "transposed target": (logits, target.transpose(1, 2).contiguous().transpose(1, 2)),
         "expanded": (logits[:1].expand(2, -1, -1, -1), target),
     }

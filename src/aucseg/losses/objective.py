@@ -30,10 +30,16 @@ def two_channels(logits: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits
 
 
+def _is_flat(logits: Tensor) -> bool:
+    spatial = range(2, logits.dim() - 1)
+    return all(logits.stride(dim) == logits.stride(dim + 1) * logits.size(dim + 1) for dim in spatial)
+
+
 def _prepare(logits: Tensor, target: Tensor, by_bands: bool) -> Tensor:
     logits = two_channels(logits)
     if logits.shape[2:] == target.shape[1:]:
-        return logits
+        # The gradient is written pixel by pixel through a flat view, which a transposed image has not.
+        return logits if _is_flat(logits) else logits.contiguous()
     if not target.numel():  # nothing to interpolate; the sum keeps the gradient, which is 0
         return logits.new_zeros(*logits.shape[:2], *target.shape[1:]) + logits.sum() * 0
     if not (by_bands and logits.dim() == 4):

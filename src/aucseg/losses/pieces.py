@@ -114,23 +114,24 @@ class FullResolution:
         self._gradient[index[0], :, index[1]] = gradient
 
 
-def bilinear_rows(first: int, last: int, source: int, size: int) -> tuple[int, int, list[list[float]]]:
+def bilinear_rows(first: int, last: int, source: int, size: int) -> tuple[int, int, Tensor]:
     """Bilinear weights (``align_corners=False``) of output rows ``first..last-1`` over the source rows they touch.
 
     Returns:
-        First source row, one past the last, and a (rows, source rows) table of weights.
+        First source row, one past the last, and a (rows, source rows) table of weights, float64, on the CPU.
     """
     scale = source / size
-    taps = []
-    for row in range(first, last):
-        position = max((row + 0.5) * scale - 0.5, 0.0)
-        low = min(int(position), source - 1)
-        taps.append((low, min(low + 1, source - 1), position - low))
-    start, stop = taps[0][0], taps[-1][1] + 1
-    table = [[0.0] * (stop - start) for _ in taps]
-    for weights, (low, high, share) in zip(table, taps, strict=True):
-        weights[low - start] += 1.0 - share
-        weights[high - start] += share
+
+    def low(row: int) -> int:
+        return min(int(max((row + 0.5) * scale - 0.5, 0.0)), source - 1)
+
+    start, stop = low(first), min(low(last - 1) + 1, source - 1) + 1
+    position = ((torch.arange(first, last, dtype=torch.float64) + 0.5) * scale - 0.5).clamp(min=0)
+    lower = position.long().clamp(max=source - 1)
+    share = (position - lower).unsqueeze(1)
+    table = torch.zeros(last - first, stop - start, dtype=torch.float64)
+    table.scatter_add_(1, (lower - start).unsqueeze(1), 1 - share)
+    table.scatter_add_(1, ((lower + 1).clamp(max=source - 1) - start).unsqueeze(1), share)
     return start, stop, table
 
 
@@ -168,13 +169,13 @@ class UpsampledBands:
         source_height = self._logits.shape[2]
         start, stop, _ = bilinear_rows(first, last, source_height, height)
         source = self._logits[image, :, start:stop].transpose(0, 1).to(self._dtype)
-        columns = F.interpolate(source, size=width, mode="linear", align_corners=False)
+        columns = self._widen(source, width)
         gradient = None if self._gradient is None else torch.zeros_like(columns)
         band = columns.new_empty(rows, *columns.shape[1:])
         for row in range(first, last, rows):
             end = min(row + rows, last)
             low, high, table = bilinear_rows(row, end, source_height, height)
-            weights = torch.tensor(table, dtype=self._dtype).to(columns.device, non_blocking=True)
+            weights = table.to(self._dtype).to(columns.device, non_blocking=True)
             part = slice(low - start, high - start)
             piece = band[: end - row]
             torch.mm(weights, columns[part].flatten(1), out=piece.flatten(1))
@@ -182,9 +183,24 @@ class UpsampledBands:
             if gradient is not None:
                 gradient[part].flatten(1).addmm_(weights.t(), self._band_gradient.flatten(1))
         if gradient is not None and self._gradient is not None:
-            shape = list(source.shape)
-            narrow = torch.ops.aten.upsample_linear1d_backward(gradient, [width], shape, False)
-            self._gradient[image, :, start:stop] += narrow.transpose(0, 1)
+            self._gradient[image, :, start:stop] += self._narrow(gradient, source).transpose(0, 1)
+
+    def _widen(self, source: Tensor, width: int) -> Tensor:
+        """Upsampled columns; on an accelerator a product, as torch's operator is slow for many channels there."""
+        if source.device.type == "cpu":
+            return F.interpolate(source, size=width, mode="linear", align_corners=False)
+        return source @ self._across(source, width).t()
+
+    def _narrow(self, gradient: Tensor, source: Tensor) -> Tensor:
+        width = gradient.shape[-1]
+        if source.device.type == "cpu":
+            narrow: Tensor = torch.ops.aten.upsample_linear1d_backward(gradient, [width], list(source.shape), False)
+            return narrow
+        return gradient @ self._across(source, width)
+
+    def _across(self, source: Tensor, width: int) -> Tensor:
+        table = bilinear_rows(0, width, source.shape[-1], width)[2]
+        return table.to(self._dtype).to(source.device, non_blocking=True)
 
     def gradient_out(self, index: Index, piece: Tensor) -> Tensor | None:
         """Nowhere: the band's gradient is folded into that of the source rows."""

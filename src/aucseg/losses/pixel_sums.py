@@ -11,10 +11,17 @@ Every pixel thus carries one weight for all channels (uniform one-vs-one: one ov
 a few numbers a channel, and only channels whose class occurs take part. `pixel_sums` is differentiable: what follows it
 is arithmetic on ``(J, K)`` tables. Both passes are opaque operators, so that ``torch.compile`` does not unroll their
 loops.
+
+On CUDA most options have kernels of their own (`aucseg.losses.kernels`); what follows here serves all devices and
+options.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -33,12 +40,45 @@ from aucseg.losses.views import (
     wide_dtype,
 )
 
+_HAS_TRITON = find_spec("triton") is not None
+# Rows that additions by label are spread over on an accelerator, where many at one place wait for each other.
+_SPREAD = 1024
+
+
+def _kernels(device: torch.device) -> ModuleType | None:
+    """`aucseg.losses.kernels` if they work there. Importing Triton takes a moment, which others need not wait for."""
+    if device.type != "cuda" or not _HAS_TRITON:
+        return None
+    from aucseg.losses import kernels
+
+    return kernels if kernels.works_on(device) else None
+
+
+@contextmanager
+def _exact_products(device: torch.device) -> Iterator[None]:
+    """Float32 products without TensorFloat-32, whatever the user allows networks: three digits are too few here."""
+    if device.type != "cuda":
+        yield
+        return
+    settings = torch.backends.cuda.matmul
+    name, exact = ("fp32_precision", "ieee") if hasattr(settings, "fp32_precision") else ("allow_tf32", False)
+    before = getattr(settings, name)
+    setattr(settings, name, exact)
+    try:
+        yield
+    finally:
+        setattr(settings, name, before)
+
 
 @torch.library.custom_op(
     "aucseg::class_counts", mutates_args=(), schema="(Tensor target, int num_classes, int ignore_index) -> Tensor"
 )
 def class_counts(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     """Pixels per class, ``(K,)`` in the wide dtype; ignored pixels are left out."""
+    kernels = _kernels(target.device)
+    if kernels is not None:
+        found: Tensor = kernels.counts(target, num_classes, ignore_index)
+        return found
     counts = torch.zeros(num_classes + 1, dtype=wide_dtype(target.device), device=target.device)
     for part in torch.split(target.flatten(), piece_size(target.numel(), target.device)):
         labels, _ = class_labels(part, num_classes, ignore_index)
@@ -91,7 +131,11 @@ def pixel_sums(
         dtype, and the log-sum-exp of the logits at every pixel where the gradient needs it.
     """
     options = PassOptions(*settings)
-    with torch.autocast(logits.device.type, enabled=False):
+    kernels = _kernels(logits.device)
+    if kernels is not None and kernels.offered(logits, pixel_weight, options):
+        found: tuple[Tensor, Tensor, Tensor, Tensor] = kernels.sums(logits, target, pixel_weight, class_weight, options)
+        return found
+    with torch.autocast(logits.device.type, enabled=False), _exact_products(logits.device):
         return _sums(logits, target, scored, pixel_weight, class_weight, options)
 
 
@@ -148,7 +192,9 @@ def _add_by_label(total: Tensor, labels: Tensor, values: Tensor) -> None:
     if total.device.type == "cpu":
         total += torch.bincount(labels, values, minlength=total.numel())  # faster than index_add_; waits for a device
     else:
-        total.index_add_(0, labels, values)
+        rows = torch.arange(labels.numel(), device=labels.device) % _SPREAD
+        spread = total.new_zeros(_SPREAD * total.numel()).index_add_(0, rows * total.numel() + labels, values)
+        total += spread.view(_SPREAD, -1).sum(0)
 
 
 def _matched_sum(feature: Tensor, weight: Tensor) -> Tensor:
@@ -196,7 +242,13 @@ def pixel_gradient(positive: Tensor, negative: Tensor, entropy: Tensor, lse: Ten
     """The gradient by the logits, given those by the three sums of `pixel_sums`, its log-sum-exp and its inputs."""
     logits, target, scored, pixel_weight, class_weight, *settings = inputs
     options = PassOptions(*settings)
-    with torch.autocast(logits.device.type, enabled=False):
+    kernels = _kernels(logits.device)
+    if kernels is not None and kernels.offered(logits, pixel_weight, options):
+        found: Tensor = kernels.gradient(
+            positive, negative, entropy, lse, logits, target, pixel_weight, class_weight, options
+        )
+        return found
+    with torch.autocast(logits.device.type, enabled=False), _exact_products(logits.device):
         return _gradient(positive, negative, entropy, lse, logits, target, scored, pixel_weight, class_weight, options)
 
 

@@ -1,0 +1,204 @@
+"""Time and memory on a GPU, beside cross-entropy: ``python -m benchmarks.gpu [--repeats N] [--only TABLE ...]``.
+
+- *loss*: forward and backward on float32 and bfloat16 logits, the losses of ``benchmarks.loss``; peak memory beyond
+  logits and their gradient.
+- *bank*: a call of the memory bank that stores and pastes, images and masks on the GPU.
+- *step*: a whole training step (batch in uint8 on the GPU, forward, loss, backward, AdamW) under bfloat16 autocast,
+  with cross-entropy, with the AUC loss, and with both and the bank.
+- *metrics*: update and compute beside torchmetrics'.
+
+The ways of a case take turns; each is timed with the device's clock between synchronizations. Prints medians over the
+turns and ratios to the first way of the case (medians of the ratios turn by turn). Writes
+``benchmarks/results/gpu.json``.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmarks.loss import LABELS, WAYS, forward_backward
+from benchmarks.memory_bank import CASES, batch, full_bank
+from benchmarks.metrics import make_batch, score_metrics
+from torch import Tensor
+from torch.nn import functional as F
+
+from aucseg.losses import build_loss
+from aucseg.memory_bank import TailMemoryBank
+from aucseg.models import build_model
+
+RESULTS = Path(__file__).parent / "results" / "gpu.json"
+DEVICE = torch.device("cuda")
+Row = dict[str, Any]
+
+
+def milliseconds(function: Callable[[], Any]) -> float:
+    """Wall time of a call until the device has done its work."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    function()
+    torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def in_turns(ways: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 3) -> dict[str, Row]:
+    """Median milliseconds of each way, its ratio to the first, and its peak memory beyond what was there before."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(repeats + warm_up):
+        for name, way in ways.items():
+            taken = milliseconds(way)
+            if repeat >= warm_up:
+                times[name].append(taken)
+    first = times[next(iter(ways))]
+    rows: dict[str, Row] = {}
+    for name, way in ways.items():
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        way()
+        torch.cuda.synchronize()
+        rows[name] = {
+            "ms": statistics.median(times[name]),
+            "ratio": statistics.median(a / b for a, b in zip(times[name], first, strict=True)),
+            "peak_bytes": torch.cuda.max_memory_allocated() - before,
+        }
+    return rows
+
+
+def show(case: str, rows: dict[str, Row]) -> Row:
+    print(f"\n{case}")
+    for name, row in rows.items():
+        peak = row["peak_bytes"] / 2**20
+        print(f"  {name:58s} {row['ms']:9.3f} ms  x{row['ratio']:6.2f}  {peak:9.1f} MiB", flush=True)
+    return {"case": case, "ways": rows}
+
+
+def loss(repeats: int) -> list[Row]:
+    sizes = [
+        ("full", (2, 19, 512, 512), 1),
+        ("full", (8, 19, 1024, 1024), 1),
+        ("full", (16, 150, 512, 512), 1),
+        ("low", (8, 19, 128, 128), 8),
+        ("low", (16, 150, 128, 128), 4),
+        ("surrogates", (2, 19, 512, 512), 1),
+    ]
+    cases = []
+    for ways, shape, scale in sizes:
+        for labels in ("realistic", "random") if ways == "full" else ("realistic",):
+            for dtype in (torch.float32, torch.bfloat16) if ways != "surrogates" else (torch.float32,):
+                generator = torch.Generator().manual_seed(0)
+                target = LABELS[labels](shape[1], shape[0], shape[2] * scale, generator).to(DEVICE)
+                logits = torch.randn(shape, device=DEVICE).to(dtype).requires_grad_()
+                calls = {name: partial(forward_backward, way, logits, target) for name, way in WAYS[ways].items()}
+                rows = in_turns(calls, repeats)
+                for row in rows.values():  # the gradient is no extra
+                    row["peak_bytes"] -= logits.nbytes
+                size = f" -> {shape[2] * scale}" if scale > 1 else ""
+                case = f"{ways}, {' x '.join(map(str, shape))}{size}, {labels}, {str(dtype).removeprefix('torch.')}"
+                cases.append(show(case, rows))
+    return cases
+
+
+def bank(repeats: int) -> list[Row]:
+    cases = []
+    for case in (CASES[0], CASES[5], CASES[6]):
+        generator = torch.Generator().manual_seed(0)
+        filled = full_bank(case, generator)
+        tail = [case.tail_classes[: case.tail_per_image]] * case.batch_size
+        images, masks = (tensor.to(DEVICE) for tensor in batch(case, case.batch_size, tail, generator))
+        cases.append(show(case.name, in_turns({"bank": partial(filled, images, masks)}, repeats)))
+    return cases
+
+
+MODELS: dict[str, dict[str, Any]] = {"segnext/tiny": {}, "smp/deeplabv3plus": {"encoder": "resnet50"}}
+
+
+def step(repeats: int) -> list[Row]:
+    return [
+        show(
+            f"{name}, 16 x 512 x 512, K={num_classes}, bfloat16 autocast",
+            in_turns(training_steps(name, 16, num_classes), repeats),
+        )
+        for name in MODELS
+        for num_classes in (19, 150)
+    ]
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    full = F.interpolate(logits.float(), size=target.shape[1:], mode="bilinear", align_corners=False)
+    return F.cross_entropy(full, target, ignore_index=255)
+
+
+def training_steps(name: str, batch_size: int, num_classes: int) -> dict[str, Callable[[], Any]]:
+    """One step with each method, all of one model."""
+    generator = torch.Generator().manual_seed(0)
+    model = build_model(name, num_classes, **MODELS[name]).train().to(DEVICE).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-5, fused=True)
+    mean, std = (torch.tensor(values, device=DEVICE).view(3, 1, 1) for values in (model.pixel_mean, model.pixel_std))
+    images = torch.randint(256, (batch_size, 3, 512, 512), generator=generator, dtype=torch.uint8).to(DEVICE)
+    masks = LABELS["realistic"](num_classes, batch_size, 512, generator)
+    masks = masks.where(masks >= 0, 255).to(torch.uint8).to(DEVICE)
+    tail = range(num_classes // 2, num_classes)
+    memory = TailMemoryBank(tail, num_classes, scope="image", sample_ratio=0.2)
+    auc = build_loss("aucseg")
+
+    def one(loss_fn: Callable[[Tensor, Tensor], Tensor], with_bank: bool) -> None:
+        seen, labels = memory(images, masks) if with_bank else (images, masks)
+        with torch.autocast("cuda", torch.bfloat16):
+            normalized = ((seen.float() - mean) / std).contiguous(memory_format=torch.channels_last)
+            value = loss_fn(model(normalized), labels.long())
+        torch.autograd.backward(value)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return {
+        "interpolate + cross-entropy": partial(one, cross_entropy, False),
+        "AUC loss": partial(one, auc, False),
+        "AUC loss and bank": partial(one, auc, True),
+    }
+
+
+def metrics(repeats: int) -> list[Row]:
+    cases = []
+    for num_classes, size in ((19, 512), (150, 512)):
+        logits, target = (tensor.to(DEVICE) for tensor in make_batch(num_classes, size))
+        made = {name: factory().to(DEVICE) for name, factory in score_metrics(num_classes).items()}
+        updates = {name: partial(metric.update, logits, target) for name, metric in made.items()}
+        cases.append(show(f"update, 1 x {num_classes} x {size} x {size}", in_turns(updates, repeats)))
+    return cases
+
+
+TABLES = {table.__name__: table for table in (loss, bank, step, metrics)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--only", nargs="+", choices=TABLES, help="some of the tables; the others stay as they are")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FILE", help="default: %(default)s")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("there is no CUDA device here")
+    setting = {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(),
+        "repeats": arguments.repeats,
+    }
+    print(", ".join(f"{name} {value}" for name, value in setting.items()))
+    report = json.loads(arguments.out.read_text()) if arguments.only and arguments.out.exists() else {}
+    for name in arguments.only or TABLES:
+        print(f"\n== {name}")
+        report[name] = {**setting, "cases": TABLES[name](arguments.repeats)}
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
