@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from aucseg.losses import AUCSegLoss, pixel_sums
+from aucseg.losses import AUCSegLoss, objective, pixel_sums
+from aucseg.losses.accumulation import accumulate
 from aucseg.losses.views import PassOptions
 from tests.oracles import auc_loss_oracle, value_and_grad
 
@@ -79,14 +80,17 @@ def settings(form: str = "square", scores: str = "sigmoid", cross_entropy: bool 
     return PassOptions(form, 1.5, 0, scores, 255, cross_entropy, 0.1 if cross_entropy else 0.0)
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", ["full", "uneven"])
 @pytest.mark.parametrize("cross_entropy", [False, True])
 @pytest.mark.parametrize("scores", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("form", ["square", "linear", "exponential"])
 def test_sums_and_gradient(kernels: ModuleType, form: str, scores: str, cross_entropy: bool, size: str) -> None:
-    if size != "full" and form != "square" and not cross_entropy:
-        pytest.skip("the same code as with cross-entropy")
     check(kernels, settings(form, scores, cross_entropy), *sample(size))
+
+
+@pytest.mark.parametrize("size", ["eightfold", "same-height"])
+def test_other_scales(kernels: ModuleType, size: str) -> None:
+    check(kernels, settings(), *sample(size))
 
 
 def test_cross_entropy_alone(kernels: ModuleType) -> None:
@@ -126,17 +130,76 @@ def test_counts(kernels: ModuleType) -> None:
 @pytest.fixture
 def in_place_of_torch(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss takes the kernels on the CPU."""
-    monkeypatch.setattr(pixel_sums, "_kernels", lambda device: kernels)
+    take_kernels(monkeypatch, kernels)
+
+
+def take_kernels(monkeypatch: pytest.MonkeyPatch, kernels: ModuleType) -> None:
+    for module in (pixel_sums, objective):
+        monkeypatch.setattr(module, "kernels_for", lambda device: kernels)
 
 
 @pytest.mark.usefixtures("in_place_of_torch")
-def test_the_loss_with_kernels_equals_the_definition() -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"strategy": "ova"}, {"scores": "softmax"}, {"surrogate": "exponential"}], ids=str
+)
+def test_the_auc_loss_with_kernels_equals_the_definition(options: dict[str, Any]) -> None:
     logits, target = sample()
     logits.requires_grad_()
-    value, (gradient,) = value_and_grad(AUCSegLoss(ce_weight=0.0)(logits, target), logits)
-    expected, (slope,) = value_and_grad(auc_loss_oracle(logits, target), logits)
+    value, (gradient,) = value_and_grad(AUCSegLoss(ce_weight=0.0, **options)(logits, target), logits)
+    expected, (slope,) = value_and_grad(auc_loss_oracle(logits, target, **options), logits)
     torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=0)
     torch.testing.assert_close(gradient, slope.float(), rtol=1e-5, atol=1e-8)
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"class_weight": [1.0, 2.0, 0.0, 3.0, 0.5], "label_smoothing": 0.2},
+    {"auc_weight": 0.0, "label_smoothing": 0.1},
+    {"surrogate": "hinge", "margin": 1.5, "scores": "softmax"},
+    {"surrogate": "exponential", "strategy": "ova", "auc_weight": 3.0, "ce_weight": 0.5},
+    {"pair_weight": torch.arange(1.0, 26.0).view(5, 5)},
+    {"memory": "ema"},
+    {"surrogate": "logistic"},
+]
+
+
+@pytest.mark.parametrize("size", ["full", "uneven"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_the_loss_with_kernels_equals_the_loss_without(
+    kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], size: str
+) -> None:
+    logits, target = sample(size)
+    logits.requires_grad_()
+    expected, (slope,) = value_and_grad(AUCSegLoss(**options)(logits, target), logits)
+    take_kernels(monkeypatch, kernels)
+    value, (gradient,) = value_and_grad(AUCSegLoss(**options)(logits, target), logits)
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient, slope, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.usefixtures("in_place_of_torch")
+def test_one_logit_a_pixel_micro_batches_and_second_derivatives(kernels: ModuleType) -> None:
+    logits, target = sample()
+    one = logits[:, :1].clone().requires_grad_()
+    labels = torch.where(target == 255, 255, target % 2)
+    value, (gradient,) = value_and_grad(AUCSegLoss(ce_weight=0.0)(one, labels), one)
+    expected, (slope,) = value_and_grad(auc_loss_oracle(one, labels), one)
+    torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient, slope.float(), rtol=1e-5, atol=1e-8)
+
+    weight = torch.ones(NUM_CLASSES, NUM_CLASSES, requires_grad=True)
+    whole = value_and_grad(AUCSegLoss()(torch.einsum("bkhw,kl->blhw", logits, weight), target), weight)
+    model = torch.nn.Conv2d(NUM_CLASSES, NUM_CLASSES, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(1)
+    parts = [(logits[:1], target[:1]), (logits[1:], target[1:])]
+    torch.testing.assert_close(accumulate(AUCSegLoss(), model, parts), whole[0])
+    assert model.weight.grad is not None
+    torch.testing.assert_close(model.weight.grad.squeeze().t(), whole[1][0], rtol=1e-4, atol=1e-6)
+
+    logits.requires_grad_()
+    with pytest.raises(NotImplementedError, match="differentiated once"):
+        torch.autograd.grad(AUCSegLoss()(logits, target), logits, create_graph=True)
 
 
 @pytest.mark.usefixtures("in_place_of_torch")

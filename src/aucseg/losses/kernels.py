@@ -2,7 +2,8 @@
 
 With operations of torch every score, feature and weight is a tensor that travels to the memory and back; here it stays
 in registers. A program takes a block of pixels and walks through their channels. What it sums it writes to a row of its
-own, so nothing is added up in an order that changes from run to run.
+own, so nothing is added up in an order that changes from run to run. `objective` does all of an ordinary loss with a
+handful of launches; `counts`, `sums` and `gradient` are its parts for losses of several batches or processes.
 
 Logits smaller than the target are upsampled on the way, each pixel from its four neighbours. Their gradient is made at
 full size, a piece at a time, and folded back, first rows, then columns.
@@ -13,26 +14,24 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from aucseg.losses.pieces import ACCELERATOR_PIECE
-from aucseg.losses.views import CrossEntropyWeights, PassOptions, wide_dtype
+from aucseg.losses.views import ONCE, CrossEntropyWeights, PassOptions, wide_dtype
 
 # Features of a positive and of a negative; the other forms are left to operations of torch.
 _NUM_FEATURES = {"": 0, "linear": 1, "square": 2, "exponential": 1}
+_MAX_CLASSES = 4095  # what is computed by class takes one program
 # Pixels of a program. Fewer where the channels of a pixel lie together: then they are in the cache for the next one.
 _BLOCK, _BLOCK_CHANNELS_LAST = 1024, 256
 
 
-def offered(logits: Tensor, weight: Tensor | None, options: PassOptions) -> bool:
-    """Whether `sums` and `gradient` can do these logits, label weights and options."""
-    return (
-        options.form in _NUM_FEATURES
-        and (weight is not None or not options.form)
-        and options.dtype(logits) == torch.float32
-    )
+def offered(logits: Tensor, options: PassOptions) -> bool:
+    """Whether there are kernels for these logits and options."""
+    return options.form in _NUM_FEATURES and options.dtype(logits) == torch.float32 and logits.shape[1] <= _MAX_CLASSES
 
 
 @lru_cache(maxsize=64)
@@ -74,6 +73,10 @@ def _count_kernel(target, partial, num_pixels, num_classes, ignore_index, BLOCK:
 
 def counts(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     """See `aucseg.losses.pixel_sums.class_counts`; a label that is neither a class nor ignored is a device's error."""
+    return _counts(target, num_classes, ignore_index)[:num_classes].to(wide_dtype(target.device))
+
+
+def _counts(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     target = _plain(target).flatten()
     blocks = triton.cdiv(target.numel(), _BLOCK)
     partial = torch.empty(blocks, num_classes + 1, dtype=torch.int32, device=target.device)
@@ -82,7 +85,7 @@ def counts(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     total = partial.sum(0)
     message = f"a label is neither in 0..{num_classes - 1} nor the ignore label {ignore_index}"
     torch._assert_async(total[num_classes] == 0, message)
-    return total[:num_classes].to(wide_dtype(target.device))
+    return total
 
 
 def _plain(target: Tensor) -> Tensor:
@@ -139,9 +142,87 @@ def _scores(x, lse, SCORES: tl.constexpr):
         return score, 1.0 - score
 
 
+# Rows of the tables by class, ``(4 + 2 J, K + 1)``, float32; the last column is that of ignored pixels: weight of a
+# negative by its label; of the cross-entropy the weights of the log-sum-exp, of the own logit, of every logit (label
+# smoothing); then the gradient by the sums of the J features of positives, and of those of negatives.
+_WEIGHT, _BY_SOFTMAX, _BY_OWN, _BY_CHANNEL, _BY_SUMS = (tl.constexpr(row) for row in range(5))
+
+
+@triton.jit
+def _weights_kernel(
+    counts, class_weight, tables, wide, num_classes, smoothing, ONE_VS_ALL: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The weights among ``tables``, and in ``wide`` ``(3, K + 1)``, float64, by channel: 1 / pixels, weight, mass.
+
+    The formulas are those of `aucseg.losses.class_moments.PairWeights.uniform`, and the means of the cross-entropy.
+    """
+    channel = tl.arange(0, BLOCK)
+    inside, stored, size = channel < num_classes, channel <= num_classes, num_classes + 1
+    count = tl.load(counts + channel, mask=inside, other=0).to(tl.float64)
+    rest = tl.sum(count, 0) - count
+    label = tl.where(count > 0, 1.0, 0.0).to(tl.float64)
+    weight = tl.where(rest > 0, label, 0.0)
+    if ONE_VS_ALL:
+        label = count
+        weight /= tl.maximum(rest, 1.0)
+    mass = weight * (tl.sum(label, 0) - label)
+    total = tl.sum(mass, 0)
+    total = tl.where(total > 0, total, 1.0)
+    inverse = 1.0 / tl.maximum(count, 1.0)
+    tl.store(wide + channel, inverse, mask=stored)
+    tl.store(wide + size + channel, weight / total, mask=stored)
+    tl.store(wide + 2 * size + channel, mass / total, mask=stored)
+    tl.store(tables + _WEIGHT * size + channel, (label * inverse).to(tl.float32), mask=stored)
+    share = tl.load(class_weight + channel, mask=inside, other=0.0).to(tl.float64)
+    share_sum = tl.sum(share * count, 0)
+    share = tl.where(share_sum > 0, share / tl.where(share_sum > 0, share_sum, 1.0), 0.0)
+    own, smooth = (1.0 - smoothing) * share, smoothing / num_classes * share
+    softmax = tl.where(inside, own + tl.sum(smooth, 0), 0.0)
+    tl.store(tables + _BY_SOFTMAX * size + channel, softmax.to(tl.float32), mask=stored)
+    tl.store(tables + _BY_OWN * size + channel, own.to(tl.float32), mask=stored)
+    tl.store(tables + _BY_CHANNEL * size + channel, smooth.to(tl.float32), mask=stored)
+
+
+@triton.jit
+def _risk_kernel(
+    sums, wide, tables, risk, entropy, num_classes, FORM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Both losses from the sums, and among ``tables`` the gradient of the first by them."""
+    channel = tl.arange(0, BLOCK)
+    inside, size = channel < num_classes, num_classes + 1
+    if FORM != "":
+        inverse = tl.load(wide + channel, mask=inside, other=0.0)
+        weight = tl.load(wide + size + channel, mask=inside, other=0.0)
+        mass = tl.load(wide + 2 * size + channel, mask=inside, other=0.0)
+        first_negative = (ROWS - 1) // 2 * num_classes
+        p = tl.load(sums + channel, mask=inside, other=0.0) * inverse
+        q = tl.load(sums + first_negative + channel, mask=inside, other=0.0) * weight
+        out = tables + _BY_SUMS * size + channel
+        if FORM == "square":
+            p2 = tl.load(sums + num_classes + channel, mask=inside, other=0.0) * inverse
+            q2 = tl.load(sums + first_negative + num_classes + channel, mask=inside, other=0.0) * weight
+            value = 0.5 * q2 + p * q + 0.5 * p2 * mass
+            tl.store(out, (q * inverse).to(tl.float32), mask=inside)
+            tl.store(out + size, (0.5 * mass * inverse).to(tl.float32), mask=inside)
+            tl.store(out + 2 * size, (p * weight).to(tl.float32), mask=inside)
+            tl.store(out + 3 * size, (0.5 * weight).to(tl.float32), mask=inside)
+        elif FORM == "linear":
+            value = q + p * mass
+            tl.store(out, (mass * inverse).to(tl.float32), mask=inside)
+            tl.store(out + size, weight.to(tl.float32), mask=inside)
+        else:
+            value = p * q
+            tl.store(out, (q * inverse).to(tl.float32), mask=inside)
+            tl.store(out + size, (p * weight).to(tl.float32), mask=inside)
+        tl.store(risk, tl.sum(value, 0).to(tl.float32))
+    else:
+        tl.store(risk, 0.0)
+    tl.store(entropy, tl.load(sums + (ROWS - 1) * num_classes).to(tl.float32))
+
+
 @triton.jit
 def _sums_kernel(
-    logits, target, weight_table, by_softmax, by_own, by_channel, lse_map, partial,
+    logits, target, tables, lse_map, partial,
     num_pixels, num_classes, ignore_index, margin, height, width, full_height, full_width,
     stride_b, stride_c, stride_y, stride_x,
     FORM: tl.constexpr, SCORES: tl.constexpr, CROSS_ENTROPY: tl.constexpr, SMOOTH: tl.constexpr,
@@ -169,15 +250,17 @@ def _sums_kernel(
             total = total * tl.exp(before - highest) + tl.exp(x - highest)
             own_logit = tl.where(label == channel, x, own_logit)
             if SMOOTH:
-                smooth += tl.load(by_channel + channel) * x
+                smooth += tl.load(tables + _BY_CHANNEL * (num_classes + 1) + channel) * x
             channel_logits += stride_c
         lse = highest + tl.log(total)
         tl.store(lse_map + image.to(tl.int64) * num_pixels + pixels, lse, mask=pixels < num_pixels)
         if CROSS_ENTROPY:
-            entropy = tl.load(by_softmax + label) * lse - tl.load(by_own + label) * own_logit - smooth
+            softmax_share = tl.load(tables + _BY_SOFTMAX * (num_classes + 1) + label)
+            own_share = tl.load(tables + _BY_OWN * (num_classes + 1) + label)
+            entropy = softmax_share * lse - own_share * own_logit - smooth
             tl.store(row + (ROWS - 1) * num_classes, tl.sum(tl.where(valid, entropy, 0.0), 0))
     if FORM != "":
-        weight = tl.load(weight_table + label)
+        weight = tl.load(tables + _WEIGHT * (num_classes + 1) + label)
         channel_logits = first
         for channel in range(num_classes):
             x = _logit(channel_logits, valid, a, b, c, d, down, across, UPSAMPLE)
@@ -201,28 +284,29 @@ def _sums_kernel(
 
 
 @triton.jit
-def _slope(
-    x, lse, label, channel, weight, margin, by_positive, by_negative, num_classes, FORM: tl.constexpr,
-    SCORES: tl.constexpr,
-):  # fmt: skip
+def _slope(x, lse, label, channel, weight, margin, by_sums, size, scale, FORM: tl.constexpr, SCORES: tl.constexpr):
     """Scores, what they lack of 1, and the slope of the loss by them."""
     score, shortfall = _scores(x, lse, SCORES)
     own = label == channel
-    p, q = tl.load(by_positive + channel), tl.load(by_negative + channel)
+    p = scale * tl.load(by_sums + channel)
     if FORM == "exponential":
+        q = scale * tl.load(by_sums + size + channel)
         positive = -margin * p * tl.exp(margin * (shortfall - 1.0))
         negative = margin * q * tl.exp(margin * score)
     elif FORM == "square":
-        positive = -(p + 2.0 * tl.load(by_positive + num_classes + channel) * (shortfall + (margin - 1.0)))
-        negative = q + 2.0 * tl.load(by_negative + num_classes + channel) * score
+        p2 = scale * tl.load(by_sums + size + channel)
+        q = scale * tl.load(by_sums + 2 * size + channel)
+        q2 = scale * tl.load(by_sums + 3 * size + channel)
+        positive = -(p + 2.0 * p2 * (shortfall + (margin - 1.0)))
+        negative = q + 2.0 * q2 * score
     else:
-        positive, negative = -p, q
+        positive, negative = -p, scale * tl.load(by_sums + size + channel)
     return score, shortfall, tl.where(own, positive, negative * weight)
 
 
 @triton.jit
 def _gradient_kernel(
-    logits, target, weight_table, by_softmax, by_own, by_channel, by_positive, by_negative, lse_map, gradient,
+    logits, target, tables, risk_gradient, entropy_gradient, lse_map, gradient,
     num_pixels, num_classes, first_channel, last_channel, ignore_index, margin,
     height, width, full_height, full_width,
     stride_b, stride_c, stride_y, stride_x, out_b, out_c, out_x, limit,
@@ -241,17 +325,19 @@ def _gradient_kernel(
     if CROSS_ENTROPY or SCORES == "softmax":
         lse = tl.load(lse_map + image.to(tl.int64) * num_pixels + pixels, mask=valid, other=0.0)
     if FORM != "":
-        weight = tl.load(weight_table + label)
+        weight = tl.load(tables + _WEIGHT * (num_classes + 1) + label)
     if CROSS_ENTROPY:
-        softmax_share, own_share = tl.load(by_softmax + label), tl.load(by_own + label)
+        entropy_scale = tl.load(entropy_gradient)
+        softmax_share = entropy_scale * tl.load(tables + _BY_SOFTMAX * (num_classes + 1) + label)
+        own_share = entropy_scale * tl.load(tables + _BY_OWN * (num_classes + 1) + label)
+    scale = tl.load(risk_gradient)
+    by_sums, size = tables + _BY_SUMS * (num_classes + 1), num_classes + 1
     mean = tl.zeros([BLOCK], tl.float32)
     if FORM != "" and SCORES == "softmax":
         channel_logits = first
         for channel in range(num_classes):
             x = _logit(channel_logits, valid, a, b, c, d, down, across, UPSAMPLE)
-            score, _, slope = _slope(
-                x, lse, label, channel, weight, margin, by_positive, by_negative, num_classes, FORM, SCORES
-            )
+            score, _, slope = _slope(x, lse, label, channel, weight, margin, by_sums, size, scale, FORM, SCORES)
             mean += score * slope
             channel_logits += stride_c
     channel_logits = first + (image * 0 + first_channel).to(tl.int64) * stride_c
@@ -260,16 +346,14 @@ def _gradient_kernel(
         x = _logit(channel_logits, valid, a, b, c, d, down, across, UPSAMPLE)
         value = tl.zeros([BLOCK], tl.float32)
         if FORM != "":
-            score, shortfall, slope = _slope(
-                x, lse, label, channel, weight, margin, by_positive, by_negative, num_classes, FORM, SCORES
-            )
+            score, shortfall, slope = _slope(x, lse, label, channel, weight, margin, by_sums, size, scale, FORM, SCORES)
             value = (slope - mean) * score
             if SCORES == "sigmoid":
                 value *= shortfall
         if CROSS_ENTROPY:
             value += tl.exp(x - lse) * softmax_share - tl.where(label == channel, own_share, 0.0)
             if SMOOTH:
-                value -= tl.load(by_channel + channel)
+                value -= entropy_scale * tl.load(tables + _BY_CHANNEL * size + channel)
         value = tl.where(valid, value, 0.0)
         if CLAMP:
             value = tl.minimum(tl.maximum(value, -limit), limit)
@@ -310,61 +394,111 @@ def _fold(full: Tensor, dim: int, size: int) -> Tensor:
     return folded
 
 
-class _Setting:
-    """What both passes hand to their kernels."""
+class _Passes:
+    """The two passes over some logits and labels."""
 
-    def __init__(
-        self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None, options: PassOptions
-    ) -> None:
-        device, self.options = logits.device, options
-        self.upsample = logits.shape[2:] != target.shape[1:]
-        planes = logits if self.upsample else _as_planes(logits)
-        self.num_images, self.num_classes = planes.shape[:2]
+    def __init__(self, logits: Tensor, target: Tensor, options: PassOptions) -> None:
+        self._options, self._logits = options, logits
+        self._upsample = logits.shape[2:] != target.shape[1:]
+        planes = logits if self._upsample else _as_planes(logits)
+        self._num_images, self.num_classes = planes.shape[:2]
         # At full size a pixel is a place in one row.
-        self.size = (planes.shape[2], planes.shape[3]) if self.upsample else (1, planes.shape[2])
-        self.full_size = (target.shape[1], target.shape[2]) if self.upsample else self.size
-        self.num_pixels = self.full_size[0] * self.full_size[1]
-        stride_y = planes.stride(2) if self.upsample else 0
-        self.strides = (planes.stride(0), planes.stride(1), stride_y, planes.stride(-1))
-        self.block = _BLOCK_CHANNELS_LAST if planes.stride(1) == 1 and self.num_classes > 1 else _BLOCK
-        self.grid = (triton.cdiv(self.num_pixels, self.block), self.num_images)
-        self.ce = CrossEntropyWeights(class_weight, logits, torch.float32, options)
-        self.planes, self.target = planes, _plain(target)
-        table = torch.zeros(self.num_classes + 1, device=device) if weight is None else weight
-        self.weight_table = table.to(torch.float32).contiguous()
-        self.constants: dict[str, Any] = {
+        size = (planes.shape[2], planes.shape[3]) if self._upsample else (1, planes.shape[2])
+        full_size = (target.shape[1], target.shape[2]) if self._upsample else size
+        self._size, self._full_size = size, full_size
+        self._num_pixels = full_size[0] * full_size[1]
+        stride_y = planes.stride(2) if self._upsample else 0
+        self._strides = (planes.stride(0), planes.stride(1), stride_y, planes.stride(-1))
+        self._planes, self._target = planes, _plain(target)
+        block = _BLOCK_CHANNELS_LAST if planes.stride(1) == 1 and self.num_classes > 1 else _BLOCK
+        self._num_blocks = triton.cdiv(self._num_pixels, block)
+        self.num_rows = 2 * _NUM_FEATURES[options.form] + 1
+        self._constants: dict[str, Any] = {
             "FORM": options.form,
             "SCORES": options.scores,
             "CROSS_ENTROPY": options.cross_entropy,
-            "SMOOTH": self.ce.smooth,
-            "UPSAMPLE": self.upsample,
-            "BLOCK": self.block,
+            "SMOOTH": options.label_smoothing > 0,
+            "UPSAMPLE": self._upsample,
+            "BLOCK": block,
         }
+
+    def empty_tables(self) -> Tensor:
+        """Memory for the tables by class."""
+        shape = (_BY_SUMS.value + self.num_rows - 1, self.num_classes + 1)
+        return torch.empty(shape, dtype=torch.float32, device=self._logits.device)
+
+    def sums(self, tables: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums of features and of the cross-entropy, ``(2 J + 1, K)``, wide, and the log-sum-exp where it is needed."""
+        device, options = self._logits.device, self._options
+        shape = self._target.shape if options.needs_lse else (0,)
+        lse = torch.empty(shape, dtype=torch.float32, device=device)
+        partial = torch.zeros(self._num_blocks * self._num_images, self.num_rows, self.num_classes, device=device)
+        if partial.numel():
+            _sums_kernel[self._num_blocks, self._num_images](
+                self._planes, self._target, tables, lse, partial,
+                self._num_pixels, self.num_classes, options.ignore_index, options.margin,
+                *self._size, *self._full_size, *self._strides,
+                **self._constants, ROWS=self.num_rows,
+            )  # fmt: skip
+        return partial.sum(0, dtype=wide_dtype(device)), lse
+
+    def gradient(self, tables: Tensor, lse: Tensor, by_risk: Tensor, by_entropy: Tensor) -> Tensor:
+        """The gradient by the logits, given those by the two losses (scalars)."""
+        logits = self._logits
+        if not self._target.numel():
+            return torch.zeros_like(logits)
+        if not self._upsample:
+            planes = torch.empty_like(self._planes)
+            self._fill(planes, slice(None), 0, self.num_classes, tables, lse, by_risk, by_entropy)
+            return planes.squeeze(0).t() if logits.dim() == 2 else planes.view(logits.shape)
+        result = torch.empty_like(logits)
+        images = max(1, min(self._num_images, ACCELERATOR_PIECE // (self.num_classes * self._num_pixels)))
+        channels = max(1, min(self.num_classes, ACCELERATOR_PIECE // (images * self._num_pixels)))
+        for image in range(0, self._num_images, images):
+            part = slice(image, image + images)
+            for first in range(0, self.num_classes, channels):
+                last = min(first + channels, self.num_classes)
+                shape = (len(logits[part]), last - first, *self._full_size)
+                full = torch.empty(shape, dtype=torch.float32, device=logits.device)
+                self._fill(full.flatten(2), part, first, last, tables, lse, by_risk, by_entropy)
+                result[part, first:last] = _fold(_fold(full, 2, self._size[0]), 3, self._size[1])
+        return result
+
+    def _fill(self, planes: Tensor, images: slice, first: int, last: int, *inputs: Tensor) -> None:
+        tables, lse, by_risk, by_entropy = inputs
+        _gradient_kernel[self._num_blocks, len(planes)](
+            self._planes[images], self._target[images] if self._upsample else self._target,
+            tables, by_risk, by_entropy, lse[images] if self._upsample else lse, planes,
+            self._num_pixels, self.num_classes, first, last, self._options.ignore_index, self._options.margin,
+            *self._size, *self._full_size, *self._strides,
+            planes.stride(0), planes.stride(1), planes.stride(-1), torch.finfo(planes.dtype).max,
+            **self._constants, CLAMP=self._options.may_overflow(planes),
+        )  # fmt: skip
 
 
 def _as_planes(logits: Tensor) -> Tensor:
     return logits.t().unsqueeze(0) if logits.dim() == 2 else logits.flatten(2)
 
 
+def _tables(
+    logits: Tensor,
+    weight: Tensor | None,
+    class_weight: Tensor | None,
+    options: PassOptions,
+    *by_sums: Tensor,
+) -> Tensor:
+    ce = CrossEntropyWeights(class_weight, logits, torch.float32, options)
+    first = torch.zeros_like(ce.by_own) if weight is None else weight.to(torch.float32)
+    rows = torch.stack([first, ce.by_softmax, ce.by_own, F.pad(ce.by_channel, (0, 1))])
+    return torch.cat([rows, *(F.pad(table.to(torch.float32), (0, 1)) for table in by_sums)])
+
+
 def sums(
     logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None, options: PassOptions
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `aucseg.losses.pixel_sums.pixel_sums`."""
-    setting = _Setting(logits, target, weight, class_weight, options)
-    device, num_features = logits.device, _NUM_FEATURES[options.form]
-    shape = target.shape if options.needs_lse else (0,)
-    lse = torch.empty(shape, dtype=torch.float32, device=device)
-    num_rows = 2 * num_features + 1
-    partial = torch.zeros(setting.grid[0] * setting.grid[1], num_rows, setting.num_classes, device=device)
-    if partial.numel():
-        _sums_kernel[setting.grid](
-            setting.planes, setting.target, setting.weight_table,
-            setting.ce.by_softmax, setting.ce.by_own, setting.ce.by_channel, lse, partial,
-            setting.num_pixels, setting.num_classes, options.ignore_index, options.margin,
-            *setting.size, *setting.full_size, *setting.strides,
-            **setting.constants, ROWS=num_rows,
-        )  # fmt: skip
-    total = partial.sum(0, dtype=wide_dtype(device))
+    total, lse = _Passes(logits, target, options).sums(_tables(logits, weight, class_weight, options))
+    num_features = _NUM_FEATURES[options.form]
     # Copies: an operator may not return views of one tensor.
     positive, negative = total[:num_features].clone(), total[num_features : 2 * num_features].clone()
     return positive, negative, total[-1, 0].clone(), lse
@@ -382,43 +516,59 @@ def gradient(
     options: PassOptions,
 ) -> Tensor:
     """See `aucseg.losses.pixel_sums.pixel_gradient`."""
-    setting = _Setting(logits, target, weight, class_weight, options)
-    tables = [
-        *(entropy * table for table in (setting.ce.by_softmax, setting.ce.by_own, setting.ce.by_channel)),
-        *(positive, negative),
-    ]
-    tables = [table.to(torch.float32).contiguous() for table in tables]
+    tables = _tables(logits, weight, class_weight, options, positive, negative)
+    one = torch.ones((), device=logits.device)
+    return _Passes(logits, target, options).gradient(tables, lse, one, entropy.to(torch.float32))
 
-    def fill(images: slice, first: int, last: int, planes: Tensor) -> None:
-        num_images = planes.shape[0]
-        _gradient_kernel[(setting.grid[0], num_images)](
-            setting.planes[images], setting.target[images] if setting.upsample else setting.target,
-            setting.weight_table, *tables, lse[images] if setting.upsample else lse, planes,
-            setting.num_pixels, setting.num_classes, first, last, options.ignore_index, options.margin,
-            *setting.size, *setting.full_size, *setting.strides,
-            planes.stride(0), planes.stride(1), planes.stride(-1), torch.finfo(planes.dtype).max,
-            **setting.constants, CLAMP=options.may_overflow(planes),
+
+class _Objective(torch.autograd.Function):
+    """`objective` with its gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, target: Tensor, class_weight: Tensor | None, options: PassOptions, one_vs_all: bool
+    ) -> tuple[Tensor, Tensor]:
+        passes, device = _Passes(logits, target, options), logits.device
+        num_classes = passes.num_classes
+        block = triton.next_power_of_2(num_classes + 1)
+        if class_weight is None:
+            class_weight = torch.ones(num_classes, device=device)
+        tables, wide = passes.empty_tables(), torch.empty(3, num_classes + 1, dtype=torch.float64, device=device)
+        _weights_kernel[(1,)](
+            _counts(target, num_classes, options.ignore_index), class_weight.contiguous(), tables, wide, num_classes,
+            options.label_smoothing, ONE_VS_ALL=one_vs_all, BLOCK=block,
         )  # fmt: skip
+        total, lse = passes.sums(tables)
+        risk, entropy = (torch.empty((), device=device) for _ in range(2))
+        _risk_kernel[(1,)](
+            total, wide, tables, risk, entropy, num_classes, FORM=options.form, ROWS=passes.num_rows, BLOCK=block
+        )
+        ctx.save_for_backward(logits, target, tables, lse)
+        ctx.options = options
+        return risk, entropy
 
-    if not target.numel():
-        return torch.zeros_like(logits)
-    if not setting.upsample:
-        result = torch.empty_like(setting.planes)
-        fill(slice(None), 0, setting.num_classes, result)
-        return result.squeeze(0).t() if logits.dim() == 2 else result.view(logits.shape)
-    result = torch.empty_like(logits)
-    height, width = setting.full_size
-    images = max(1, min(setting.num_images, ACCELERATOR_PIECE // (setting.num_classes * height * width)))
-    channels = max(1, min(setting.num_classes, ACCELERATOR_PIECE // (images * height * width)))
-    for image in range(0, setting.num_images, images):
-        part = slice(image, image + images)
-        for first in range(0, setting.num_classes, channels):
-            last = min(first + channels, setting.num_classes)
-            shape = (len(logits[part]), last - first, height, width)
-            full = torch.empty(shape, dtype=torch.float32, device=logits.device)
-            fill(part, first, last, full.flatten(2))
-            result[part, first:last] = _fold(_fold(full, 2, setting.size[0]), 3, setting.size[1])
-    return result
+    @staticmethod
+    def backward(ctx: Any, by_risk: Tensor, by_entropy: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise NotImplementedError(ONCE)
+        logits, target, tables, lse = ctx.saved_tensors
+        return _Passes(logits, target, ctx.options).gradient(tables, lse, by_risk, by_entropy), None, None, None, None
 
 
-__all__ = ["counts", "gradient", "offered", "sums", "works_on"]
+def objective(
+    logits: Tensor, target: Tensor, class_weight: Tensor | None, options: PassOptions, one_vs_all: bool
+) -> tuple[Tensor, Tensor]:
+    """The AUC loss with uniform pair weights and the mean cross-entropy, 0 where not asked for; differentiable once.
+
+    Args:
+        logits: As for `sums`; at least 2 channels.
+        target: As for `sums`.
+        class_weight: ``(K,)``, of the cross-entropy.
+        options: What to compute; `offered`.
+        one_vs_all: One class against all others instead of one against one.
+    """
+    risk, entropy = _Objective.apply(logits, target, class_weight, options, one_vs_all)
+    return risk, entropy
+
+
+__all__ = ["counts", "gradient", "objective", "offered", "sums", "works_on"]

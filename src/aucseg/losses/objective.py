@@ -11,8 +11,9 @@ from torch import Tensor
 
 from aucseg.losses.class_moments import BatchSums, PairWeights, all_reduced, pair_risk, replace_value
 from aucseg.losses.options import AUCOptions
-from aucseg.losses.pixel_sums import class_counts, pixel_sums
+from aucseg.losses.pixel_sums import class_counts, kernels_for, pixel_sums
 from aucseg.losses.sorted_surrogates import sorted_auc
+from aucseg.losses.views import PassOptions
 
 _INTERPOLATION = {3: "linear", 4: "bilinear", 5: "trilinear"}
 
@@ -101,13 +102,22 @@ def objective(
         by_sorting = with_auc and not auc.form
         logits = _prepare(logits, target, by_bands=not by_sorting)
         num_classes, group = logits.shape[1], auc.process_group
+        settings = auc.passes(auc=with_auc, cross_entropy=cross_entropy is not None, label_smoothing=ce.label_smoothing)
+        # One batch on its own with uniform weights. (torch.compile knows the operators below, and joins what is small.)
+        is_plain = totals is None and absent is None and group is None and auc.pair_weight is None
+        if is_plain and not binary and not by_sorting and not torch.compiler.is_compiling():
+            kernels, options = kernels_for(logits.device), PassOptions(*settings)
+            if kernels is not None and kernels.offered(logits, options):
+                found: tuple[Tensor, Tensor] = kernels.objective(
+                    logits, target, ce.class_weight, options, auc.strategy == "ova"
+                )
+                return found
         if totals is None:
             (counts,) = all_reduced([class_counts(target, num_classes, auc.ignore_index)], group)
         else:
             counts = totals.counts
         pair_counts = counts if absent is None else counts + absent.counts
         weights = _pair_weights(pair_counts, auc, binary)
-        settings = auc.passes(auc=with_auc, cross_entropy=cross_entropy is not None, label_smoothing=ce.label_smoothing)
         zero = torch.zeros((), dtype=counts.dtype, device=counts.device)
         risk, entropy = zero, zero
         if auc.form or cross_entropy is not None:

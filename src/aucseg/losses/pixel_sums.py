@@ -30,6 +30,7 @@ from torch import Tensor
 
 from aucseg.losses.pieces import Buffers, piece_size
 from aucseg.losses.views import (
+    ONCE,
     Channels,
     CrossEntropyWeights,
     PassOptions,
@@ -45,7 +46,7 @@ _HAS_TRITON = find_spec("triton") is not None
 _SPREAD = 1024
 
 
-def _kernels(device: torch.device) -> ModuleType | None:
+def kernels_for(device: torch.device) -> ModuleType | None:
     """`aucseg.losses.kernels` if they work there. Importing Triton takes a moment, which others need not wait for."""
     if device.type != "cuda" or not _HAS_TRITON:
         return None
@@ -75,7 +76,7 @@ def _exact_products(device: torch.device) -> Iterator[None]:
 )
 def class_counts(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     """Pixels per class, ``(K,)`` in the wide dtype; ignored pixels are left out."""
-    kernels = _kernels(target.device)
+    kernels = kernels_for(target.device)
     if kernels is not None:
         found: Tensor = kernels.counts(target, num_classes, ignore_index)
         return found
@@ -131,8 +132,8 @@ def pixel_sums(
         dtype, and the log-sum-exp of the logits at every pixel where the gradient needs it.
     """
     options = PassOptions(*settings)
-    kernels = _kernels(logits.device)
-    if kernels is not None and kernels.offered(logits, pixel_weight, options):
+    kernels = kernels_for(logits.device)
+    if kernels is not None and pixel_weight is not None and kernels.offered(logits, options):
         found: tuple[Tensor, Tensor, Tensor, Tensor] = kernels.sums(logits, target, pixel_weight, class_weight, options)
         return found
     with torch.autocast(logits.device.type, enabled=False), _exact_products(logits.device):
@@ -199,6 +200,8 @@ def _add_by_label(total: Tensor, labels: Tensor, values: Tensor) -> None:
 
 def _matched_sum(feature: Tensor, weight: Tensor) -> Tensor:
     """``sum over b, p of feature[b, c, p] weight[b, l, p]``, ``(c, l)``, wide."""
+    if feature.device.type != "cpu" and weight.shape[1] == 1:  # two large launches instead of many small ones
+        return (feature * weight).sum((0, 2), dtype=wide_dtype(feature.device)).unsqueeze(1)
     total = torch.zeros(feature.shape[1], weight.shape[1], dtype=wide_dtype(feature.device), device=feature.device)
     for part, part_weight in zip(
         torch.split(feature, _FLOAT32_RUN, 2), torch.split(weight, _FLOAT32_RUN, 2), strict=True
@@ -242,8 +245,8 @@ def pixel_gradient(positive: Tensor, negative: Tensor, entropy: Tensor, lse: Ten
     """The gradient by the logits, given those by the three sums of `pixel_sums`, its log-sum-exp and its inputs."""
     logits, target, scored, pixel_weight, class_weight, *settings = inputs
     options = PassOptions(*settings)
-    kernels = _kernels(logits.device)
-    if kernels is not None and kernels.offered(logits, pixel_weight, options):
+    kernels = kernels_for(logits.device)
+    if kernels is not None and pixel_weight is not None and kernels.offered(logits, options):
         found: Tensor = kernels.gradient(
             positive, negative, entropy, lse, logits, target, pixel_weight, class_weight, options
         )
@@ -357,9 +360,7 @@ pixel_sums.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _second_order(ctx: Any, *grads: Tensor) -> None:
-    raise NotImplementedError(
-        "the AUC loss can be differentiated once; second derivatives (create_graph=True) are not offered"
-    )
+    raise NotImplementedError(ONCE)
 
 
 pixel_gradient.register_autograd(_second_order)

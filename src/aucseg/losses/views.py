@@ -11,6 +11,7 @@ from torch import Tensor
 from aucseg.losses.pieces import Buffers, FullResolution, PieceSource, UpsampledBands
 from aucseg.losses.surrogates import Separable, separable_form
 
+ONCE = "the AUC loss can be differentiated once; second derivatives (create_graph=True) are not offered"
 # Share of scored channels up to which picking them out costs less than scoring them all.
 _PICK_BELOW = 0.5
 
