@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from benchmarks.loss import LABELS, WAYS, forward_backward
@@ -79,29 +79,46 @@ def show(case: str, rows: dict[str, Row]) -> Row:
     return {"case": case, "ways": rows}
 
 
+class LossCase(NamedTuple):
+    """Logits and labels of one case."""
+
+    ways: str
+    shape: tuple[int, int, int, int]
+    scale: int = 1
+    labels: str = "realistic"
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+
+    def __str__(self) -> str:
+        size = f" -> {self.shape[2] * self.scale}" if self.scale > 1 else ""
+        layout = ", channels last" if self.channels_last else ""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{' x '.join(map(str, self.shape))}{size}, {self.labels}, {dtype}{layout}"
+
+
+BATCHES = [LossCase("full", (8, 19, 1024, 1024)), LossCase("full", (16, 150, 512, 512))]
+BATCHES += [LossCase("low", (8, 19, 128, 128), 8), LossCase("low", (16, 150, 128, 128), 4)]
+LOSS_CASES = [
+    LossCase("full", (2, 19, 512, 512)),
+    *(case for batch in BATCHES for case in (batch, batch._replace(dtype=torch.bfloat16, channels_last=True))),
+    *(batch._replace(labels="random") for batch in BATCHES[:2]),
+    LossCase("surrogates", (2, 19, 512, 512)),
+]
+
+
 def loss(repeats: int) -> list[Row]:
-    sizes = [
-        ("full", (2, 19, 512, 512), 1),
-        ("full", (8, 19, 1024, 1024), 1),
-        ("full", (16, 150, 512, 512), 1),
-        ("low", (8, 19, 128, 128), 8),
-        ("low", (16, 150, 128, 128), 4),
-        ("surrogates", (2, 19, 512, 512), 1),
-    ]
     cases = []
-    for ways, shape, scale in sizes:
-        for labels in ("realistic", "random") if ways == "full" else ("realistic",):
-            for dtype in (torch.float32, torch.bfloat16) if ways != "surrogates" else (torch.float32,):
-                generator = torch.Generator().manual_seed(0)
-                target = LABELS[labels](shape[1], shape[0], shape[2] * scale, generator).to(DEVICE)
-                logits = torch.randn(shape, device=DEVICE).to(dtype).requires_grad_()
-                calls = {name: partial(forward_backward, way, logits, target) for name, way in WAYS[ways].items()}
-                rows = in_turns(calls, repeats)
-                for row in rows.values():  # the gradient is no extra
-                    row["peak_bytes"] -= logits.nbytes
-                size = f" -> {shape[2] * scale}" if scale > 1 else ""
-                case = f"{ways}, {' x '.join(map(str, shape))}{size}, {labels}, {str(dtype).removeprefix('torch.')}"
-                cases.append(show(case, rows))
+    for case in LOSS_CASES:
+        generator = torch.Generator().manual_seed(0)
+        batch_size, num_classes, size, _ = case.shape
+        target = LABELS[case.labels](num_classes, batch_size, size * case.scale, generator).to(DEVICE)
+        layout = torch.channels_last if case.channels_last else torch.contiguous_format
+        logits = torch.randn(case.shape, device=DEVICE).to(case.dtype).contiguous(memory_format=layout).requires_grad_()
+        ways = {name: partial(forward_backward, way, logits, target) for name, way in WAYS[case.ways].items()}
+        rows = in_turns(ways, repeats)
+        for row in rows.values():  # the gradient is no extra
+            row["peak_bytes"] -= logits.nbytes
+        cases.append(show(str(case), rows))
     return cases
 
 

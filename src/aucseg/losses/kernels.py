@@ -81,7 +81,8 @@ def _counts(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     blocks = triton.cdiv(target.numel(), _BLOCK)
     partial = torch.empty(blocks, num_classes + 1, dtype=torch.int32, device=target.device)
     if blocks:
-        _count_kernel[(blocks,)](target, partial, target.numel(), num_classes, ignore_index, BLOCK=_BLOCK)
+        with torch.cuda.device_of(target):
+            _count_kernel[(blocks,)](target, partial, target.numel(), num_classes, ignore_index, BLOCK=_BLOCK)
     total = partial.sum(0)
     message = f"a label is neither in 0..{num_classes - 1} nor the ignore label {ignore_index}"
     torch._assert_async(total[num_classes] == 0, message)
@@ -221,6 +222,27 @@ def _risk_kernel(
 
 
 @triton.jit
+def _store_features(row, x, lse, label, channel, weight, margin, num_classes, FORM: tl.constexpr, SCORES: tl.constexpr):
+    """Sums the features of one channel over the block: of its positives, then of its weighted negatives."""
+    own = label == channel
+    score, shortfall = _scores(x, lse, SCORES)
+    if FORM == "exponential":
+        positive = tl.exp(margin * (shortfall - 1.0))
+        score = tl.exp(margin * score)
+    else:
+        positive = shortfall + (margin - 1.0)
+    positive = tl.where(own, positive, 0.0)
+    score = tl.where(own, 0.0, score)
+    tl.store(row + channel, tl.sum(positive, 0))
+    if FORM == "square":
+        tl.store(row + num_classes + channel, tl.sum(positive * positive, 0))
+        tl.store(row + 2 * num_classes + channel, tl.sum(score * weight, 0))
+        tl.store(row + 3 * num_classes + channel, tl.sum(score * score * weight, 0))
+    else:
+        tl.store(row + num_classes + channel, tl.sum(score * weight, 0))
+
+
+@triton.jit
 def _sums_kernel(
     logits, target, tables, lse_map, partial,
     num_pixels, num_classes, ignore_index, margin, height, width, full_height, full_width,
@@ -236,51 +258,41 @@ def _sums_kernel(
     a, b, c, d, down, across = _places(pixels, height, width, full_height, full_width, stride_y, stride_x, UPSAMPLE)
     first = logits + image.to(tl.int64) * stride_b
     row = partial + (image.to(tl.int64) * tl.num_programs(0) + block) * (ROWS * num_classes)
-    lse = tl.zeros([BLOCK], tl.float32)
-    if CROSS_ENTROPY or SCORES == "softmax":
-        highest = tl.full([BLOCK], -3.0e38, tl.float32)
-        total = tl.zeros([BLOCK], tl.float32)
-        own_logit = tl.zeros([BLOCK], tl.float32)
-        smooth = tl.zeros([BLOCK], tl.float32)
-        channel_logits = first
-        for channel in range(num_classes):
-            x = _logit(channel_logits, valid, a, b, c, d, down, across, UPSAMPLE)
+    weight = tl.zeros([BLOCK], tl.float32)
+    if FORM != "":
+        weight = tl.load(tables + _WEIGHT * (num_classes + 1) + label)
+    highest = tl.full([BLOCK], -3.0e38, tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    own_logit = tl.zeros([BLOCK], tl.float32)
+    smooth = tl.zeros([BLOCK], tl.float32)
+    channel_logits = first
+    for channel in range(num_classes):
+        x = _logit(channel_logits, valid, a, b, c, d, down, across, UPSAMPLE)
+        if CROSS_ENTROPY or SCORES == "softmax":
             before = highest
             highest = tl.maximum(highest, x)
             total = total * tl.exp(before - highest) + tl.exp(x - highest)
             own_logit = tl.where(label == channel, x, own_logit)
             if SMOOTH:
                 smooth += tl.load(tables + _BY_CHANNEL * (num_classes + 1) + channel) * x
-            channel_logits += stride_c
+        if FORM != "" and SCORES == "sigmoid":
+            _store_features(row, x, x, label, channel, weight, margin, num_classes, FORM, SCORES)
+        channel_logits += stride_c
+    entropy = 0.0
+    if CROSS_ENTROPY or SCORES == "softmax":
         lse = highest + tl.log(total)
         tl.store(lse_map + image.to(tl.int64) * num_pixels + pixels, lse, mask=pixels < num_pixels)
         if CROSS_ENTROPY:
             softmax_share = tl.load(tables + _BY_SOFTMAX * (num_classes + 1) + label)
             own_share = tl.load(tables + _BY_OWN * (num_classes + 1) + label)
-            entropy = softmax_share * lse - own_share * own_logit - smooth
-            tl.store(row + (ROWS - 1) * num_classes, tl.sum(tl.where(valid, entropy, 0.0), 0))
-    if FORM != "":
-        weight = tl.load(tables + _WEIGHT * (num_classes + 1) + label)
-        channel_logits = first
-        for channel in range(num_classes):
-            x = _logit(channel_logits, valid, a, b, c, d, down, across, UPSAMPLE)
-            own = label == channel
-            score, shortfall = _scores(x, lse, SCORES)
-            if FORM == "exponential":
-                positive = tl.exp(margin * (shortfall - 1.0))
-                score = tl.exp(margin * score)
-            else:
-                positive = shortfall + (margin - 1.0)
-            positive = tl.where(own, positive, 0.0)
-            score = tl.where(own, 0.0, score)
-            tl.store(row + channel, tl.sum(positive, 0))
-            if FORM == "square":
-                tl.store(row + num_classes + channel, tl.sum(positive * positive, 0))
-                tl.store(row + 2 * num_classes + channel, tl.sum(score * weight, 0))
-                tl.store(row + 3 * num_classes + channel, tl.sum(score * score * weight, 0))
-            else:
-                tl.store(row + num_classes + channel, tl.sum(score * weight, 0))
-            channel_logits += stride_c
+            entropy = tl.sum(tl.where(valid, softmax_share * lse - own_share * own_logit - smooth, 0.0), 0)
+        if FORM != "" and SCORES == "softmax":
+            channel_logits = first
+            for channel in range(num_classes):
+                x = _logit(channel_logits, valid, a, b, c, d, down, across, UPSAMPLE)
+                _store_features(row, x, lse, label, channel, weight, margin, num_classes, FORM, SCORES)
+                channel_logits += stride_c
+    tl.store(row + (ROWS - 1) * num_classes, entropy)
 
 
 @triton.jit
@@ -432,24 +444,30 @@ class _Passes:
         device, options = self._logits.device, self._options
         shape = self._target.shape if options.needs_lse else (0,)
         lse = torch.empty(shape, dtype=torch.float32, device=device)
-        partial = torch.zeros(self._num_blocks * self._num_images, self.num_rows, self.num_classes, device=device)
+        # Of the last row only the first column is written, and used.
+        partial = torch.empty(self._num_blocks * self._num_images, self.num_rows, self.num_classes, device=device)
         if partial.numel():
-            _sums_kernel[self._num_blocks, self._num_images](
-                self._planes, self._target, tables, lse, partial,
-                self._num_pixels, self.num_classes, options.ignore_index, options.margin,
-                *self._size, *self._full_size, *self._strides,
-                **self._constants, ROWS=self.num_rows,
-            )  # fmt: skip
+            with torch.cuda.device_of(self._planes):
+                _sums_kernel[self._num_blocks, self._num_images](
+                    self._planes, self._target, tables, lse, partial,
+                    self._num_pixels, self.num_classes, options.ignore_index, options.margin,
+                    *self._size, *self._full_size, *self._strides,
+                    **self._constants, ROWS=self.num_rows,
+                )  # fmt: skip
         return partial.sum(0, dtype=wide_dtype(device)), lse
 
     def gradient(self, tables: Tensor, lse: Tensor, by_risk: Tensor, by_entropy: Tensor) -> Tensor:
         """The gradient by the logits, given those by the two losses (scalars)."""
-        logits = self._logits
         if not self._target.numel():
-            return torch.zeros_like(logits)
+            return torch.zeros_like(self._logits)
+        with torch.cuda.device_of(self._planes):
+            return self._gradient(tables, lse, by_risk, by_entropy)
+
+    def _gradient(self, *inputs: Tensor) -> Tensor:
+        logits = self._logits
         if not self._upsample:
             planes = torch.empty_like(self._planes)
-            self._fill(planes, slice(None), 0, self.num_classes, tables, lse, by_risk, by_entropy)
+            self._fill(planes, slice(None), 0, self.num_classes, *inputs)
             return planes.squeeze(0).t() if logits.dim() == 2 else planes.view(logits.shape)
         result = torch.empty_like(logits)
         images = max(1, min(self._num_images, ACCELERATOR_PIECE // (self.num_classes * self._num_pixels)))
@@ -460,7 +478,7 @@ class _Passes:
                 last = min(first + channels, self.num_classes)
                 shape = (len(logits[part]), last - first, *self._full_size)
                 full = torch.empty(shape, dtype=torch.float32, device=logits.device)
-                self._fill(full.flatten(2), part, first, last, tables, lse, by_risk, by_entropy)
+                self._fill(full.flatten(2), part, first, last, *inputs)
                 result[part, first:last] = _fold(_fold(full, 2, self._size[0]), 3, self._size[1])
         return result
 
@@ -534,15 +552,17 @@ class _Objective(torch.autograd.Function):
         if class_weight is None:
             class_weight = torch.ones(num_classes, device=device)
         tables, wide = passes.empty_tables(), torch.empty(3, num_classes + 1, dtype=torch.float64, device=device)
-        _weights_kernel[(1,)](
-            _counts(target, num_classes, options.ignore_index), class_weight.contiguous(), tables, wide, num_classes,
-            options.label_smoothing, ONE_VS_ALL=one_vs_all, BLOCK=block,
-        )  # fmt: skip
-        total, lse = passes.sums(tables)
+        counts = _counts(target, num_classes, options.ignore_index)
         risk, entropy = (torch.empty((), device=device) for _ in range(2))
-        _risk_kernel[(1,)](
-            total, wide, tables, risk, entropy, num_classes, FORM=options.form, ROWS=passes.num_rows, BLOCK=block
-        )
+        with torch.cuda.device_of(logits):
+            _weights_kernel[(1,)](
+                counts, class_weight.contiguous(), tables, wide, num_classes, options.label_smoothing,
+                ONE_VS_ALL=one_vs_all, BLOCK=block,
+            )  # fmt: skip
+            total, lse = passes.sums(tables)
+            _risk_kernel[(1,)](
+                total, wide, tables, risk, entropy, num_classes, FORM=options.form, ROWS=passes.num_rows, BLOCK=block
+            )
         ctx.save_for_backward(logits, target, tables, lse)
         ctx.options = options
         return risk, entropy
