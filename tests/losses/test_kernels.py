@@ -104,7 +104,10 @@ def test_half_precision(kernels: ModuleType, size: str) -> None:
 
 
 @pytest.mark.parametrize("size", ["full", "uneven"])
-def test_layouts(kernels: ModuleType, size: str) -> None:
+@pytest.mark.parametrize("copied", [False, True])
+def test_layouts(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, copied: bool, size: str) -> None:
+    if copied:
+        monkeypatch.setattr(kernels, "_MOST_CHANNELS_LAST", 2)
     logits, target = sample(size)
     check(kernels, settings(), logits.contiguous(memory_format=torch.channels_last), target)
     if size == "full":

@@ -116,8 +116,8 @@ class PairwiseAUCLoss(nn.Module):
         max_fpr: One-way partial AUC: of the negatives of each class (``"ova"``: of all negatives) only the
             ``ceil(max_fpr n)`` with the highest scores count. In (0, 1]; for hinge and squared hinge.
         check_finite: Raise a ValueError that names image and class if a logit is not finite. Waits for the device.
-        validate_args: Check the labels when they are on the CPU. (On an accelerator a bad label is the device's own
-            index error; under ``torch.compile`` labels and logits are not checked.)
+        validate_args: Check the labels when they are on the CPU. (On an accelerator a bad label is an assertion of the
+            device, which says so later; under ``torch.compile`` labels and logits are not checked.)
         memory_momentum: Share of the old value that a class keeps at each update of the memory.
 
     Shape:
