@@ -118,6 +118,22 @@ def test_layouts(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, copied: b
             check(kernels, settings(), logits, target.to(label_dtype))
 
 
+def test_a_device_without_kernels_is_told_once(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels.works_on.cache_clear()
+    device = torch.device("cpu")
+    assert kernels.works_on(device)
+
+    def no_compiler(*_: object) -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    kernels.works_on.cache_clear()
+    monkeypatch.setattr(kernels, "sums", no_compiler)
+    with pytest.warns(UserWarning, match="Triton does not work on cpu .Failed to find C compiler"):
+        assert not kernels.works_on(device)
+    assert not kernels.works_on(device)  # without a word
+    kernels.works_on.cache_clear()
+
+
 def test_counts(kernels: ModuleType) -> None:
     _, target = sample()
     expected = torch.bincount(target[target != 255], minlength=NUM_CLASSES).double()

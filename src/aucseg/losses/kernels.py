@@ -41,7 +41,7 @@ def offered(logits: Tensor, options: PassOptions) -> bool:
 def works_on(device: torch.device) -> bool:
     """Whether kernels can be built for a device; says why not, once."""
     try:
-        counts(torch.zeros(1, dtype=torch.uint8, device=device), 1, 255)
+        _try_out(device)
     except Exception as error:  # no compiler, an old device, a driver that does not fit: Triton has no error for these
         warnings.warn(
             f"the AUC loss falls back to slower operations of torch: Triton does not work on {device} ({error})",
@@ -49,6 +49,14 @@ def works_on(device: torch.device) -> bool:
         )
         return False
     return True
+
+
+def _try_out(device: torch.device) -> None:
+    options = PassOptions("square", 1.0, 0, "sigmoid", 255, cross_entropy=True)
+    logits, target = torch.zeros(1, 2, 16, device=device), torch.zeros(1, 16, dtype=torch.int64, device=device)
+    weight = F.pad(1 / counts(target, 2, 255).clamp(min=1), (0, 1))
+    positive, negative, entropy, lse = sums(logits, target, weight, None, options)
+    gradient(positive, negative, entropy, lse, logits, target, weight, None, options)
 
 
 @triton.jit
