@@ -205,12 +205,6 @@ STUDIES = {
         "auc",
         seeds=3,
     ),
-    "camvid_fading": _camvid_budget(
-        1200,
-        "The weight of the AUC loss falls linearly to 0, from 2 (`auc-fading`) or 1 (`auc-1-fading`).",
-        *("auc-fading", "auc-1-fading"),
-        seeds=3,
-    ),
     "camvid_2400": _camvid_budget(2400, "One seed, all else as above.", "ce", "auc"),
     "camvid_4800": _camvid_budget(
         4800, "One seed; `auc-1` has the default AUC weight, 1 instead of 2. All else as above.", "ce", "auc-1"

@@ -227,13 +227,13 @@ class SegmentationTask(LightningModule):
         self.last_input = images, masks
         target = masks.long()
         assert self.loss is not None
-        if isinstance(self.loss, LongTailLoss | AUCSegLoss):
-            self.loss.set_progress(self.global_step / self.trainer.max_steps)
         if self.hparams["micro_batches"] > 1:
             whole = self._micro_batch_step(images, target)
             self.log("train/loss", whole.detach(), prog_bar=True, batch_size=len(images))
             return whole
         logits, auxiliary = forward_with_auxiliary(self.model, self.normalize(images))
+        if isinstance(self.loss, LongTailLoss):
+            self.loss.set_progress(self.global_step / self.trainer.max_steps)
         with process_group_of(self.loss, self._auc_group):
             loss: Tensor = self.loss(logits, target)
             if auxiliary is not None:

@@ -32,8 +32,6 @@ class AUCSegLoss(nn.Module):
     Args:
         auc_weight: Weight of the AUC loss.
         ce_weight: Weight of the cross-entropy.
-        final_auc_weight: Weight of the AUC loss at the end of the training; on the way it moves there linearly, as
-            `set_progress` is told. None: ``auc_weight`` throughout.
         upsample: Whether logits may be smaller than the target.
         class_weight: ``(K,)``, of the cross-entropy; ``(2,)`` with one logit a pixel.
         label_smoothing: Of the cross-entropy, in [0, 1].
@@ -68,20 +66,13 @@ class AUCSegLoss(nn.Module):
         auc_weight: float = 1.0,
         ce_weight: float = 1.0,
         *,
-        final_auc_weight: float | None = None,
         upsample: bool = True,
         class_weight: Tensor | Sequence[float] | None = None,
         label_smoothing: float = 0.0,
         **auc_options: Any,
     ) -> None:
         super().__init__()
-        if final_auc_weight is None:
-            final_auc_weight = auc_weight
-        for name, weight in (
-            ("auc_weight", auc_weight),
-            ("ce_weight", ce_weight),
-            ("final_auc_weight", final_auc_weight),
-        ):
+        for name, weight in (("auc_weight", auc_weight), ("ce_weight", ce_weight)):
             if not 0 <= weight <= _MAX_WEIGHT:
                 raise ValueError(f"{name} must lie in 0..{_MAX_WEIGHT:g}, got {weight}")
         if not 0 <= label_smoothing <= 1:
@@ -103,20 +94,8 @@ class AUCSegLoss(nn.Module):
             upsample,
             label_smoothing,
         )
-        self._weights = auc_weight, final_auc_weight
         self.register_buffer("class_weight", class_weight, persistent=False)
         self.auc = PairwiseAUCLoss(**auc_options)
-
-    def set_progress(self, progress: float) -> None:
-        """Tell the loss how much of the training is done, 0..1: ``auc_weight`` moves towards ``final_auc_weight``.
-
-        Raises:
-            ValueError: A share out of range.
-        """
-        if not 0 <= progress <= 1:
-            raise ValueError(f"progress must lie in 0..1, not {progress}")
-        first, last = self._weights
-        self.auc_weight = first + progress * (last - first)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
