@@ -126,6 +126,15 @@ def test_no_valid_pixel_gives_zero() -> None:
     assert loss.item() == 0
 
 
+@pytest.mark.parametrize("size", [6, 12])
+def test_nothing_asked_for_gives_zero(size: int) -> None:
+    logits = torch.randn(1, 3, size, size, requires_grad=True)
+    dirt = torch.full_like(logits, 1e9)  # the gradient may get its memory
+    loss = AUCSegLoss(0.0, 0.0)(logits, labels(3, 1, 12, 12))
+    del dirt
+    assert value_and_grad(loss, logits)[1][0].abs().sum() == loss == 0
+
+
 def test_mixed_precision_training_step() -> None:
     torch.manual_seed(0)
     model = torch.nn.Conv2d(3, 5, 3, padding=1)

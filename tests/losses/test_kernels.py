@@ -123,11 +123,11 @@ def test_a_device_without_kernels_is_told_once(kernels: ModuleType, monkeypatch:
     device = torch.device("cpu")
     assert kernels.works_on(device)
 
-    def no_compiler(*_: object) -> None:
+    def no_compiler(*_: object, **__: object) -> None:
         raise RuntimeError("Failed to find C compiler")
 
     kernels.works_on.cache_clear()
-    monkeypatch.setattr(kernels, "sums", no_compiler)
+    monkeypatch.setattr(kernels, "_losses", no_compiler)
     with pytest.warns(UserWarning, match="Triton does not work on cpu .Failed to find C compiler"):
         assert not kernels.works_on(device)
     assert not kernels.works_on(device)  # without a word
@@ -217,8 +217,9 @@ def test_one_logit_a_pixel_micro_batches_and_second_derivatives(kernels: ModuleT
     torch.testing.assert_close(model.weight.grad.squeeze().t(), whole[1][0], rtol=1e-4, atol=1e-6)
 
     logits.requires_grad_()
+    (gradient,) = torch.autograd.grad(AUCSegLoss()(logits, target), logits, create_graph=True)
     with pytest.raises(NotImplementedError, match="differentiated once"):
-        torch.autograd.grad(AUCSegLoss()(logits, target), logits, create_graph=True)
+        gradient.sum().backward()
 
 
 @pytest.mark.usefixtures("in_place_of_torch")
@@ -238,6 +239,44 @@ def test_ignored_pixels_never_count_and_nan_is_not_hidden(options: dict[str, Any
     assert loss_fn(spoiled, target).isnan()
     nothing = loss_fn(spoiled, torch.full_like(target, 255))
     assert value_and_grad(nothing, spoiled)[1][0].abs().sum() == nothing == 0
+
+
+@pytest.mark.usefixtures("in_place_of_torch")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_nan_is_not_hidden_where_the_gradient_is_clamped(dtype: torch.dtype) -> None:
+    logits, target = sample(dtype=dtype)
+    logits[1, 2, 3, 4] = float("nan")
+    value, (gradient,) = value_and_grad(AUCSegLoss(surrogate="exponential")(logits.requires_grad_(), target), logits)
+    assert value.isnan()
+    assert gradient.isnan().any()
+
+
+@pytest.mark.usefixtures("in_place_of_torch")
+@pytest.mark.parametrize("options", [{}, {"memory": "ema"}], ids=str)
+def test_the_default_dtype_does_not_matter(options: dict[str, Any]) -> None:
+    """Lightning sets it to half precision for ``bf16-true``."""
+    logits, target = sample()
+    expected = AUCSegLoss(**options)(logits, target)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = AUCSegLoss(**options)(logits, target)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+
+
+def test_what_does_not_fit_is_left_to_torch(kernels: ModuleType) -> None:
+    def offered(*shapes: tuple[int, ...]) -> bool:
+        logits, target = (torch.empty(shape, device="meta") for shape in shapes)
+        return bool(kernels.offered(logits, target, settings()))
+
+    assert offered((70000, 5), (70000,))
+    assert offered((2, 5, 8, 8), (2, 32, 32))
+    assert not offered((70000, 5, 1), (70000, 1))  # images are a direction of the grid
+    assert not offered((2**31, 2), (2**31,))
+    assert not offered((1, 2, 1, 20000), (1, 1, 70000))  # twice the product of the widths
+    assert not offered((1, 5000, 8, 8), (1, 8, 8))
 
 
 @pytest.mark.usefixtures("in_place_of_torch")

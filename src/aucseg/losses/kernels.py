@@ -25,6 +25,8 @@ from aucseg.losses.views import ONCE, CrossEntropyWeights, PassOptions, wide_dty
 # Features of a positive and of a negative; the other forms are left to operations of torch.
 _NUM_FEATURES = {"": 0, "linear": 1, "square": 2, "exponential": 1}
 _MAX_CLASSES = 4095  # what is computed by class takes one program
+_MAX_IMAGES = 65535  # of CUDA, in the second direction of a grid
+_MAX_INT32 = 2**31
 # Pixels of a program. Fewer where the channels of a pixel lie together: then they are in the cache for the next one.
 _BLOCK, _BLOCK_CHANNELS_LAST = 1024, 256
 # More channels than that are copied plane by plane first: a cache does not hold them until their turn comes. With 150
@@ -32,9 +34,25 @@ _BLOCK, _BLOCK_CHANNELS_LAST = 1024, 256
 _MOST_CHANNELS_LAST = 32
 
 
-def offered(logits: Tensor, options: PassOptions) -> bool:
-    """Whether there are kernels for these logits and options."""
-    return options.form in _NUM_FEATURES and options.dtype(logits) == torch.float32 and logits.shape[1] <= _MAX_CLASSES
+def offered(logits: Tensor, target: Tensor, options: PassOptions) -> bool:
+    """Whether there are kernels for these logits, labels and options."""
+    return (
+        options.form in _NUM_FEATURES
+        and options.dtype(logits) == torch.float32
+        and logits.shape[1] <= _MAX_CLASSES
+        and (logits.dim() == 2 or len(logits) <= _MAX_IMAGES)
+        and _fits_32_bits(logits, target)
+    )
+
+
+def _fits_32_bits(logits: Tensor, target: Tensor) -> bool:
+    """Whether the places of pixels do, with which the kernels count."""
+    sizes, full_sizes = logits.shape[2:], target.shape[1:]
+    if logits.dim() == 2 or sizes == full_sizes:
+        return target.numel() < _MAX_INT32 * max(len(logits) if logits.dim() > 2 else 1, 1)
+    last = sum((size - 1) * logits.stride(dim) for dim, size in enumerate(sizes, 2))
+    steps = max(2 * size * full_size for size, full_size in zip(sizes, full_sizes, strict=True))
+    return max(last, steps, full_sizes.numel()) < _MAX_INT32
 
 
 @lru_cache(maxsize=64)
@@ -42,6 +60,8 @@ def works_on(device: torch.device) -> bool:
     """Whether kernels can be built for a device; says why not, once."""
     try:
         _try_out(device)
+    except torch.cuda.OutOfMemoryError:  # says nothing about Triton
+        raise
     except Exception as error:  # no compiler, an old device, a driver that does not fit: Triton has no error for these
         warnings.warn(
             f"the AUC loss falls back to slower operations of torch: Triton does not work on {device} ({error})",
@@ -52,11 +72,12 @@ def works_on(device: torch.device) -> bool:
 
 
 def _try_out(device: torch.device) -> None:
+    """Every kernel once."""
     options = PassOptions("square", 1.0, 0, "sigmoid", 255, cross_entropy=True)
-    logits, target = torch.zeros(1, 2, 16, device=device), torch.zeros(1, 16, dtype=torch.int64, device=device)
-    weight = F.pad(1 / counts(target, 2, 255).clamp(min=1), (0, 1))
-    positive, negative, entropy, lse = sums(logits, target, weight, None, options)
-    gradient(positive, negative, entropy, lse, logits, target, weight, None, options)
+    logits = torch.zeros(1, 2, 2, 2, dtype=torch.float32, device=device)
+    target = torch.zeros(1, 4, 4, dtype=torch.int64, device=device)
+    risk, entropy, tables, lse = _losses(logits, target, None, options, one_vs_all=False)
+    _Passes(logits, target, options).gradient(tables, lse, risk, entropy)
 
 
 @triton.jit
@@ -70,10 +91,10 @@ def _label(target, image, pixels, num_pixels, num_classes, ignore_index):
 
 @triton.jit
 def _count_kernel(target, partial, num_pixels, num_classes, ignore_index, BLOCK: tl.constexpr):
-    block = tl.program_id(0)
+    block = tl.program_id(0).to(tl.int64)
     pixels = block * BLOCK + tl.arange(0, BLOCK)
     label = _label(target, block * 0, pixels, num_pixels, num_classes, ignore_index)
-    row = partial + block.to(tl.int64) * (num_classes + 1)
+    row = partial + block * (num_classes + 1)
     for channel in range(num_classes):
         tl.store(row + channel, tl.sum((label == channel).to(tl.int32), 0))
     # The last column: labels that are neither of a class nor to be ignored.
@@ -379,7 +400,8 @@ def _gradient_kernel(
                 value -= entropy_scale * tl.load(tables + _BY_CHANNEL * size + channel)
         value = tl.where(valid, value, 0.0)
         if CLAMP:
-            value = tl.minimum(tl.maximum(value, -limit), limit)
+            clamped = tl.minimum(tl.maximum(value, -limit), limit)
+            value = tl.where(value == value, clamped, value)  # minimum and maximum drop a NaN
         tl.store(out, value.to(gradient.dtype.element_ty), mask=pixels < num_pixels)
         channel_logits += stride_c
         out += out_c
@@ -424,8 +446,7 @@ class _Passes:
         self._options, self._logits = options, logits
         self._upsample = logits.shape[2:] != target.shape[1:]
         planes = logits if self._upsample else _as_planes(logits)
-        self._is_copy = not self._upsample and planes.stride(1) == 1 and planes.shape[1] > _MOST_CHANNELS_LAST
-        if self._is_copy:
+        if not self._upsample and planes.stride(1) == 1 and planes.shape[1] > _MOST_CHANNELS_LAST:
             planes = planes.contiguous()
         self._num_images, self.num_classes = planes.shape[:2]
         # At full size a pixel is a place in one row.
@@ -459,7 +480,8 @@ class _Passes:
         shape = self._target.shape if options.needs_lse else (0,)
         lse = torch.empty(shape, dtype=torch.float32, device=device)
         # Of the last row only the first column is written, and used.
-        partial = torch.empty(self._num_blocks * self._num_images, self.num_rows, self.num_classes, device=device)
+        num_programs = self._num_blocks * self._num_images
+        partial = torch.empty(num_programs, self.num_rows, self.num_classes, dtype=torch.float32, device=device)
         if partial.numel():
             with torch.cuda.device_of(self._planes):
                 _sums_kernel[self._num_blocks, self._num_images](
@@ -483,7 +505,9 @@ class _Passes:
             planes = torch.empty_like(self._planes)
             self._fill(planes, slice(None), 0, self.num_classes, *inputs)
             found = planes.squeeze(0).t() if logits.dim() == 2 else planes.view(logits.shape)
-            return torch.empty_like(logits).copy_(found) if self._is_copy else found
+            # The operators promise the layout of the logits.
+            is_alike = found.stride() == torch.empty_like(logits, device="meta").stride()
+            return found if is_alike else torch.empty_like(logits).copy_(found)
         result = torch.empty_like(logits)
         images = max(1, min(self._num_images, ACCELERATOR_PIECE // (self.num_classes * self._num_pixels)))
         channels = max(1, min(self.num_classes, ACCELERATOR_PIECE // (images * self._num_pixels)))
@@ -550,8 +574,32 @@ def gradient(
 ) -> Tensor:
     """See `aucseg.losses.pixel_sums.pixel_gradient`."""
     tables = _tables(logits, weight, class_weight, options, positive, negative)
-    one = torch.ones((), device=logits.device)
+    one = torch.ones((), dtype=torch.float32, device=logits.device)
     return _Passes(logits, target, options).gradient(tables, lse, one, entropy.to(torch.float32))
+
+
+def _losses(
+    logits: Tensor, target: Tensor, class_weight: Tensor | None, options: PassOptions, one_vs_all: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Both losses, and what their gradient needs: the tables and the log-sum-exp."""
+    passes, device = _Passes(logits, target, options), logits.device
+    num_classes = passes.num_classes
+    block = triton.next_power_of_2(num_classes + 1)
+    if class_weight is None:
+        class_weight = torch.ones(num_classes, dtype=torch.float32, device=device)
+    tables, wide = passes.empty_tables(), torch.empty(3, num_classes + 1, dtype=torch.float64, device=device)
+    counts = _counts(target, num_classes, options.ignore_index)
+    risk, entropy = (torch.empty((), dtype=torch.float32, device=device) for _ in range(2))
+    with torch.cuda.device_of(logits):
+        _weights_kernel[(1,)](
+            counts, class_weight.contiguous(), tables, wide, num_classes, options.label_smoothing,
+            ONE_VS_ALL=one_vs_all, BLOCK=block,
+        )  # fmt: skip
+        total, lse = passes.sums(tables)
+        _risk_kernel[(1,)](
+            total, wide, tables, risk, entropy, num_classes, FORM=options.form, ROWS=passes.num_rows, BLOCK=block
+        )
+    return risk, entropy, tables, lse
 
 
 class _Objective(torch.autograd.Function):
@@ -561,33 +609,35 @@ class _Objective(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, target: Tensor, class_weight: Tensor | None, options: PassOptions, one_vs_all: bool
     ) -> tuple[Tensor, Tensor]:
-        passes, device = _Passes(logits, target, options), logits.device
-        num_classes = passes.num_classes
-        block = triton.next_power_of_2(num_classes + 1)
-        if class_weight is None:
-            class_weight = torch.ones(num_classes, device=device)
-        tables, wide = passes.empty_tables(), torch.empty(3, num_classes + 1, dtype=torch.float64, device=device)
-        counts = _counts(target, num_classes, options.ignore_index)
-        risk, entropy = (torch.empty((), device=device) for _ in range(2))
-        with torch.cuda.device_of(logits):
-            _weights_kernel[(1,)](
-                counts, class_weight.contiguous(), tables, wide, num_classes, options.label_smoothing,
-                ONE_VS_ALL=one_vs_all, BLOCK=block,
-            )  # fmt: skip
-            total, lse = passes.sums(tables)
-            _risk_kernel[(1,)](
-                total, wide, tables, risk, entropy, num_classes, FORM=options.form, ROWS=passes.num_rows, BLOCK=block
-            )
+        risk, entropy, tables, lse = _losses(logits, target, class_weight, options, one_vs_all)
         ctx.save_for_backward(logits, target, tables, lse)
         ctx.options = options
         return risk, entropy
 
     @staticmethod
     def backward(ctx: Any, by_risk: Tensor, by_entropy: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise NotImplementedError(ONCE)
-        logits, target, tables, lse = ctx.saved_tensors
-        return _Passes(logits, target, ctx.options).gradient(tables, lse, by_risk, by_entropy), None, None, None, None
+        return _Gradient.apply(*ctx.saved_tensors, ctx.options, by_risk, by_entropy), None, None, None, None
+
+
+class _Gradient(torch.autograd.Function):
+    """The gradient of `objective`, which has none of its own: ``create_graph=True`` is no error until it is used."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        tables: Tensor,
+        lse: Tensor,
+        options: PassOptions,
+        by_risk: Tensor,
+        by_entropy: Tensor,
+    ) -> Tensor:
+        return _Passes(logits, target, options).gradient(tables, lse, by_risk, by_entropy)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> None:
+        raise NotImplementedError(ONCE)
 
 
 def objective(

@@ -107,7 +107,7 @@ def objective(
         is_plain = totals is None and absent is None and group is None and auc.pair_weight is None
         if is_plain and not binary and not by_sorting and not torch.compiler.is_compiling():
             kernels, options = kernels_for(logits.device), PassOptions(*settings)
-            if kernels is not None and kernels.offered(logits, options):
+            if kernels is not None and kernels.offered(logits, target, options):
                 found: tuple[Tensor, Tensor] = kernels.objective(
                     logits, target, ce.class_weight, options, auc.strategy == "ova"
                 )

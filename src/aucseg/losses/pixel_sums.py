@@ -18,8 +18,10 @@ options.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -41,18 +43,27 @@ from aucseg.losses.views import (
     wide_dtype,
 )
 
-_HAS_TRITON = find_spec("triton") is not None
 # Rows that additions by label are spread over on an accelerator, where many at one place wait for each other.
 _SPREAD = 1024
 
 
 def kernels_for(device: torch.device) -> ModuleType | None:
-    """`aucseg.losses.kernels` if they work there. Importing Triton takes a moment, which others need not wait for."""
-    if device.type != "cuda" or not _HAS_TRITON:
-        return None
-    from aucseg.losses import kernels
+    """`aucseg.losses.kernels` if they work there."""
+    kernels = _imported_kernels() if device.type == "cuda" else None
+    return kernels if kernels is not None and kernels.works_on(device) else None
 
-    return kernels if kernels.works_on(device) else None
+
+@lru_cache(maxsize=1)
+def _imported_kernels() -> ModuleType | None:
+    # Importing Triton takes a moment, which a CPU need not wait for.
+    if find_spec("triton") is None:
+        return None
+    try:
+        from aucseg.losses import kernels
+    except Exception as error:  # whatever a broken installation of Triton raises
+        warnings.warn(f"the AUC loss falls back to slower operations of torch, without Triton: {error}", stacklevel=2)
+        return None
+    return kernels
 
 
 @contextmanager
@@ -133,7 +144,7 @@ def pixel_sums(
     """
     options = PassOptions(*settings)
     kernels = kernels_for(logits.device)
-    if kernels is not None and pixel_weight is not None and kernels.offered(logits, options):
+    if kernels is not None and pixel_weight is not None and kernels.offered(logits, target, options):
         found: tuple[Tensor, Tensor, Tensor, Tensor] = kernels.sums(logits, target, pixel_weight, class_weight, options)
         return found
     with torch.autocast(logits.device.type, enabled=False), _exact_products(logits.device):
@@ -246,7 +257,7 @@ def pixel_gradient(positive: Tensor, negative: Tensor, entropy: Tensor, lse: Ten
     logits, target, scored, pixel_weight, class_weight, *settings = inputs
     options = PassOptions(*settings)
     kernels = kernels_for(logits.device)
-    if kernels is not None and pixel_weight is not None and kernels.offered(logits, options):
+    if kernels is not None and pixel_weight is not None and kernels.offered(logits, target, options):
         found: Tensor = kernels.gradient(
             positive, negative, entropy, lse, logits, target, pixel_weight, class_weight, options
         )
@@ -268,6 +279,8 @@ def _gradient(
     options: PassOptions,
 ) -> Tensor:
     dtype, surrogate, channels = options.dtype(logits), options.surrogate, Channels(scored, options)
+    if surrogate is None and not options.cross_entropy:
+        return torch.zeros_like(logits)
     num_scored = channels.num_scored
     ce = CrossEntropyWeights(class_weight, logits, dtype, options)
     entropy = entropy.to(dtype)
