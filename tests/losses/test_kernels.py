@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -132,6 +133,17 @@ def test_a_device_without_kernels_is_told_once(kernels: ModuleType, monkeypatch:
         assert not kernels.works_on(device)
     assert not kernels.works_on(device)  # without a word
     kernels.works_on.cache_clear()
+
+
+def test_triton_that_cannot_be_imported_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixel_sums._imported_kernels.cache_clear()
+    monkeypatch.delattr("aucseg.losses.kernels")
+    monkeypatch.setitem(sys.modules, "aucseg.losses.kernels", None)
+    with pytest.warns(UserWarning, match="slower operations of torch, without Triton"):
+        assert pixel_sums.kernels_for(torch.device("cuda")) is None
+    assert pixel_sums.kernels_for(torch.device("cuda")) is None  # without a word
+    assert pixel_sums.kernels_for(torch.device("cpu")) is None
+    pixel_sums._imported_kernels.cache_clear()
 
 
 def test_counts(kernels: ModuleType) -> None:

@@ -22,7 +22,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -56,11 +55,9 @@ def kernels_for(device: torch.device) -> ModuleType | None:
 @lru_cache(maxsize=1)
 def _imported_kernels() -> ModuleType | None:
     # Importing Triton takes a moment, which a CPU need not wait for.
-    if find_spec("triton") is None:
-        return None
     try:
         from aucseg.losses import kernels
-    except Exception as error:  # whatever a broken installation of Triton raises
+    except Exception as error:  # not installed, or whatever a broken installation raises
         warnings.warn(f"the AUC loss falls back to slower operations of torch, without Triton: {error}", stacklevel=2)
         return None
     return kernels
