@@ -205,7 +205,7 @@ STUDIES = {
         "auc",
         seeds=3,
     ),
-    "camvid_2400": _camvid_budget(2400, "Three seeds, all else as above.", "ce", "auc-1", seeds=3),
+    "camvid_2400": _camvid_budget(2400, "Three seeds, all else as above.", "ce", "auc", seeds=3),
     "camvid_4800": _camvid_budget(
         4800, "One seed; `auc-1` has the default AUC weight, 1 instead of 2. All else as above.", "ce", "auc-1"
     ),

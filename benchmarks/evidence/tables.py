@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -154,33 +155,41 @@ def _pairs(pairs: tuple[tuple[str, str], ...], runs: list[dict[str, Any]]) -> st
 
 
 def _budgets(results: Path) -> str:
-    """Seed 0 at each budget: cross-entropy with its rise since the budget before, others with the difference to it."""
+    """Means at each budget: cross-entropy with its rise since the budget before, others with the difference to it."""
     lines = []
     for data, (studies, methods) in BUDGETS.items():
-        runs = [run for name in studies for run in load(results / f"{name}.json")["runs"] if run["seed"] == 0]
+        runs = [run for name in studies for run in load(results / f"{name}.json")["runs"]]
         before = None
         for steps in sorted({run["steps"] for run in runs if run["method"] == BASELINE}):
-            at_budget = {run["method"]: run["metrics"] for run in runs if run["steps"] == steps}
-            for method in (name for name in methods if name in at_budget):
-                other = before if method == BASELINE else at_budget[BASELINE]
-                cells = [
-                    f" {100 * at_budget[method][key]:.1f}"
-                    + (f" ({100 * (at_budget[method][key] - other[key]):+.1f})" if other else "")
-                    for key in ("miou", "head", "middle", "tail")
-                ]
-                lines.append(f"| {data} | {steps:,} | {method} |{' |'.join(cells)} |")
-            before = at_budget[BASELINE]
+            at_budget = {method: _of(runs, method, steps) for method in methods}
+            baseline = _means(at_budget[BASELINE])
+            for method, found in ((method, found) for method, found in at_budget.items() if found):
+                means, other = _means(found), before if method == BASELINE else baseline
+                cells = [f"{means[key]:.1f}" + (f" ({means[key] - other[key]:+.1f})" if other else "") for key in means]
+                lines.append(f"| {data} | {steps:,} | {method} | {len(found)} | {' | '.join(cells)} |")
+            before = baseline
     if not lines:
         return ""
     return "\n".join([
         "## What more steps change\n",
-        "Seed 0 of the studies above, mean IoU in %; in brackets for cross-entropy the rise since the budget before, "
-        "for the others the difference to cross-entropy. The learning rate falls to zero over each budget, so that "
+        "From the studies above, means over the seeds of mean IoU in %; in brackets for cross-entropy the rise since "
+        "the budget before, for the others the difference to cross-entropy. Where there is one seed, a point is within "
+        "what seeds differ by (see the intervals above). The learning rate falls to zero over each budget, so that "
         "every row is a training of its own.\n",
-        "| data | steps | method | overall | head | middle | tail |",
-        "| --- | ---: | --- | ---: | ---: | ---: | ---: |",
+        "| data | steps | method | seeds | overall | head | middle | tail |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
         *lines,
     ])  # fmt: skip
+
+
+def _of(runs: list[dict[str, Any]], method: str, steps: int) -> list[dict[str, Any]]:
+    return [run for run in runs if run["method"] == method and run["steps"] == steps]
+
+
+def _means(runs: list[dict[str, Any]]) -> dict[str, float]:
+    return {
+        key: statistics.mean(100 * run["metrics"][key] for run in runs) for key in ("miou", "head", "middle", "tail")
+    }
 
 
 def _settings(search: list[dict[str, Any]]) -> str:
