@@ -19,6 +19,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -205,6 +206,7 @@ def main() -> None:
     setting = {
         "torch": torch.__version__,
         "python": platform.python_version(),
+        "triton": version("triton"),
         "device": torch.cuda.get_device_name(),
         "repeats": arguments.repeats,
     }

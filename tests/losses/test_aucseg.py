@@ -127,10 +127,11 @@ def test_no_valid_pixel_gives_zero() -> None:
 
 
 @pytest.mark.parametrize("size", [6, 12])
-def test_nothing_asked_for_gives_zero(size: int) -> None:
+@pytest.mark.parametrize("margin", [0.5, 1.0])  # by sorting, and not
+def test_nothing_asked_for_gives_zero(size: int, margin: float) -> None:
     logits = torch.randn(1, 3, size, size, requires_grad=True)
     dirt = torch.full_like(logits, 1e9)  # the gradient may get its memory
-    loss = AUCSegLoss(0.0, 0.0)(logits, labels(3, 1, 12, 12))
+    loss = AUCSegLoss(0.0, 0.0, surrogate="hinge", margin=margin)(logits, labels(3, 1, 12, 12))
     del dirt
     assert value_and_grad(loss, logits)[1][0].abs().sum() == loss == 0
 

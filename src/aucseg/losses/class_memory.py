@@ -40,8 +40,7 @@ class ClassMemory(nn.Module):
         self._fit(sums)
         n = sums.counts
         present, new = n > 0, self.counts == 0
-        keep = torch.where(new, 0.0, self.momentum).to(n.dtype)
-        keep = torch.where(present, keep, 1.0)
+        keep = torch.full_like(n, self.momentum).masked_fill_(new, 0).masked_fill_(~present, 1)
         size = n.clamp(min=1)
         self.counts.copy_(keep * self.counts + (1 - keep) * n)
         self.positive.copy_(keep * self.positive + (1 - keep) * sums.positive / size)

@@ -120,7 +120,7 @@ def objective(
         weights = _pair_weights(pair_counts, auc, binary)
         zero = torch.zeros((), dtype=counts.dtype, device=counts.device)
         risk, entropy = zero, zero
-        if auc.form or cross_entropy is not None:
+        if auc.form or cross_entropy is not None or not with_auc:
             positive, negative, entropy, _ = pixel_sums(
                 logits, target, pair_counts > 0, weights.per_pixel(), ce.class_weight, *settings
             )
