@@ -105,6 +105,7 @@ def draw(table: Table, path: Path) -> None:
             if table.baseline in column:  # the baseline may have no run yet
                 axes.axvline(column[table.baseline].mean.mean, color="#777777", linewidth=0.8, linestyle=":")
             axes.set_yticks(range(len(methods)), methods)
+            axes.set_ylim(-0.6, len(methods) - 0.4)
             axes.set_xlabel(f"{title} mIoU, %")
             axes.grid(axis="x", alpha=0.3)
         path.parent.mkdir(parents=True, exist_ok=True)
