@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from aucseg.losses.pieces import ACCELERATOR_PIECE
+from aucseg.losses.pieces import ACCELERATOR_PIECE, as_planes
 from aucseg.losses.views import ONCE, CrossEntropyWeights, PassOptions, wide_dtype
 
 # Features of a positive and of a negative; the other forms are left to operations of torch.
@@ -445,7 +445,7 @@ class _Passes:
     def __init__(self, logits: Tensor, target: Tensor, options: PassOptions) -> None:
         self._options, self._logits = options, logits
         self._upsample = logits.shape[2:] != target.shape[1:]
-        planes = logits if self._upsample else _as_planes(logits)
+        planes = logits if self._upsample else as_planes(logits)
         if not self._upsample and planes.stride(1) == 1 and planes.shape[1] > _MOST_CHANNELS_LAST:
             planes = planes.contiguous()
         self._num_images, self.num_classes = planes.shape[:2]
@@ -533,25 +533,16 @@ class _Passes:
         )  # fmt: skip
 
 
-def _as_planes(logits: Tensor) -> Tensor:
-    return logits.t().unsqueeze(0) if logits.dim() == 2 else logits.flatten(2)
-
-
 def _tables(
-    logits: Tensor,
-    weight: Tensor | None,
-    class_weight: Tensor | None,
-    options: PassOptions,
-    *by_sums: Tensor,
+    logits: Tensor, weight: Tensor, class_weight: Tensor | None, options: PassOptions, *by_sums: Tensor
 ) -> Tensor:
     ce = CrossEntropyWeights(class_weight, logits, torch.float32, options)
-    first = torch.zeros_like(ce.by_own) if weight is None else weight.to(torch.float32)
-    rows = torch.stack([first, ce.by_softmax, ce.by_own, F.pad(ce.by_channel, (0, 1))])
+    rows = torch.stack([weight.to(torch.float32), ce.by_softmax, ce.by_own, F.pad(ce.by_channel, (0, 1))])
     return torch.cat([rows, *(F.pad(table.to(torch.float32), (0, 1)) for table in by_sums)])
 
 
 def sums(
-    logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None, options: PassOptions
+    logits: Tensor, target: Tensor, weight: Tensor, class_weight: Tensor | None, options: PassOptions
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `aucseg.losses.pixel_sums.pixel_sums`."""
     total, lse = _Passes(logits, target, options).sums(_tables(logits, weight, class_weight, options))
@@ -568,7 +559,7 @@ def gradient(
     lse: Tensor,
     logits: Tensor,
     target: Tensor,
-    weight: Tensor | None,
+    weight: Tensor,
     class_weight: Tensor | None,
     options: PassOptions,
 ) -> Tensor:

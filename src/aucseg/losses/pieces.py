@@ -69,6 +69,11 @@ class PieceSource(Protocol):
         """Hand in the gradient of the piece that was yielded last, unless it was written directly."""
 
 
+def as_planes(logits: Tensor) -> Tensor:
+    """``(B, K, *spatial)`` or ``(N, K)`` as ``(b, K, p)``: a view of contiguous and channels-last logits."""
+    return logits.t().unsqueeze(0) if logits.dim() == 2 else logits.flatten(2)
+
+
 class FullResolution:
     """Logits ``(B, K, *spatial)`` or ``(N, K)`` at the size of the target.
 
@@ -80,13 +85,8 @@ class FullResolution:
 
     def __init__(self, logits: Tensor, num_buffered: int, gradient: Tensor | None = None) -> None:
         self._num_buffered = num_buffered
-        self._planes = self._as_planes(logits)
-        self._gradient = None if gradient is None else self._as_planes(gradient)
-
-    @staticmethod
-    def _as_planes(logits: Tensor) -> Tensor:
-        # A view for contiguous and channels-last logits.
-        return logits.t().unsqueeze(0) if logits.dim() == 2 else logits.flatten(2)
+        self._planes = as_planes(logits)
+        self._gradient = None if gradient is None else as_planes(gradient)
 
     def arrange(self, label_map: Tensor) -> Tensor:
         """``(B, P)``."""
