@@ -19,10 +19,7 @@ class LossFromSums(Protocol):
     def batch_sums(self, logits: Any, target: Tensor) -> Any:
         """Sums of a micro-batch, without gradient; they add up."""
 
-    def absent(self, logits: Any, target: Tensor, totals: Any) -> Any:
-        """Sums that stand in for classes that the whole batch lacks."""
-
-    def part_of(self, totals: Any, absent: Any, logits: Any, target: Tensor) -> Tensor:
+    def part_of(self, totals: Any, logits: Any, target: Tensor) -> Tensor:
         """The loss of the whole batch; its gradient is that of this micro-batch."""
 
 
@@ -61,7 +58,6 @@ class MicroBatchAUC:
 
     def _clear(self) -> None:
         self._sums: Any = None
-        self._absent: Any = None
         self._random: list[tuple[Tensor, Tensor | None]] = []
         self._buffers: list[Tensor] = []
         self._done = 0
@@ -90,10 +86,7 @@ class MicroBatchAUC:
                 for buffer, before in zip(self._model.buffers(), self._buffers, strict=True):
                     buffer.copy_(before)
         _set_random_state(self._random[self._done], target.device)
-        logits = self._model(inputs)
-        if self._done == 0:
-            self._absent = self._loss.absent(logits, target, self._sums)
-        result = self._loss.part_of(self._sums, self._absent, logits, target)
+        result = self._loss.part_of(self._sums, self._model(inputs), target)
         self._done += 1
         if self._done == len(self._random):
             self._clear()

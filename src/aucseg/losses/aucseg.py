@@ -99,20 +99,16 @@ class AUCSegLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
-        return self._weighted(logits, target, None, self.auc.absent(logits, target))
+        return self._weighted(logits, target, None)
 
     def batch_sums(self, logits: Tensor, target: Tensor) -> BatchSums:
         """Sums of a micro-batch, for `aucseg.losses.MicroBatchAUC`."""
         self._check(logits, target)
         return batch_sums(logits, target, self.auc.options, self._cross_entropy())
 
-    def absent(self, logits: Tensor, target: Tensor, totals: BatchSums | None = None) -> BatchSums | None:
-        """See `PairwiseAUCLoss.absent`."""
-        return self.auc.absent(logits, target, totals)
-
-    def part_of(self, totals: BatchSums, absent: BatchSums | None, logits: Tensor, target: Tensor) -> Tensor:
+    def part_of(self, totals: BatchSums, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of a whole with the given sums; its gradient is that of this part."""
-        return self._weighted(logits, target, totals, absent)
+        return self._weighted(logits, target, totals)
 
     def _check(self, logits: Tensor, target: Tensor) -> None:
         check_inputs(logits, target, self.auc.options, upsample=self.upsample)
@@ -124,7 +120,7 @@ class AUCSegLoss(nn.Module):
     def _cross_entropy(self) -> CrossEntropyOptions | None:
         return CrossEntropyOptions(self.class_weight, self.label_smoothing) if self.ce_weight > 0 else None
 
-    def _weighted(self, logits: Tensor, target: Tensor, totals: BatchSums | None, absent: BatchSums | None) -> Tensor:
+    def _weighted(self, logits: Tensor, target: Tensor, totals: BatchSums | None) -> Tensor:
         self._check(logits, target)
         risk, entropy = objective(
             logits,
@@ -133,7 +129,6 @@ class AUCSegLoss(nn.Module):
             self._cross_entropy(),
             with_auc=self.auc_weight > 0,
             totals=totals,
-            absent=absent,
         )
         return self.auc_weight * risk + self.ce_weight * entropy
 

@@ -61,7 +61,7 @@ def batch_sums(logits: Tensor, target: Tensor, auc: AUCOptions, cross_entropy: C
     if not auc.form:
         raise ValueError(
             f"surrogate={auc.surrogate!r} with margin={auc.margin} and scores={auc.scores!r} is computed by sorting, "
-            "not from sums: micro-batches and memory='ema' are not offered for it"
+            "not from sums: micro-batches are not offered for it"
         )
     with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
         logits = _prepare(logits, target, by_bands=True)
@@ -82,7 +82,6 @@ def objective(
     *,
     with_auc: bool = True,
     totals: BatchSums | None = None,
-    absent: BatchSums | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The AUC loss and the cross-entropy, 0 where not asked for.
 
@@ -93,7 +92,6 @@ def objective(
         cross_entropy: Options of the cross-entropy; None for none.
         with_auc: Whether the AUC loss is wanted.
         totals: Sums of a larger batch that these pixels are part of: value of the whole, gradient by this part.
-        absent: Sums that stand in for classes that this batch lacks.
     """
     binary = logits.shape[1] == 1
     ce = cross_entropy or CrossEntropyOptions()
@@ -104,7 +102,7 @@ def objective(
         num_classes, group = logits.shape[1], auc.process_group
         settings = auc.passes(auc=with_auc, cross_entropy=cross_entropy is not None, label_smoothing=ce.label_smoothing)
         # One batch on its own with uniform weights. (torch.compile knows the operators below, and joins what is small.)
-        is_plain = totals is None and absent is None and group is None and auc.pair_weight is None
+        is_plain = totals is None and group is None and auc.pair_weight is None
         if is_plain and not binary and not by_sorting and not torch.compiler.is_compiling():
             kernels, options = kernels_for(logits.device), PassOptions(*settings)
             if kernels is not None and kernels.offered(logits, target, options):
@@ -116,13 +114,12 @@ def objective(
             (counts,) = all_reduced([class_counts(target, num_classes, auc.ignore_index)], group)
         else:
             counts = totals.counts
-        pair_counts = counts if absent is None else counts + absent.counts
-        weights = _pair_weights(pair_counts, auc, binary)
+        weights = _pair_weights(counts, auc, binary)
         zero = torch.zeros((), dtype=counts.dtype, device=counts.device)
         risk, entropy = zero, zero
         if auc.form or cross_entropy is not None or not with_auc:
             positive, negative, entropy, _ = pixel_sums(
-                logits, target, pair_counts > 0, weights.per_pixel(), ce.class_weight, *settings
+                logits, target, counts > 0, weights.per_pixel(), ce.class_weight, *settings
             )
             if totals is not None:
                 whole = [totals.positive, weights.by_weight(totals.negative), totals.entropy]
@@ -136,9 +133,6 @@ def objective(
                     for local, value in zip((positive, negative, entropy), whole, strict=True)
                 )
             if with_auc and auc.form:
-                if absent is not None:
-                    positive = positive + absent.positive
-                    negative = negative + weights.by_weight(absent.negative)
                 risk = pair_risk(auc.coefficients, weights, positive, negative)
         if by_sorting:
             ignored = (target == auc.ignore_index).unsqueeze(1)
