@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from aucseg.losses.class_moments import BatchSums
 from aucseg.losses.objective import CrossEntropyOptions, batch_sums, objective
-from aucseg.losses.options import check_inputs
+from aucseg.losses.options import check_inputs, check_option_names
 from aucseg.losses.pairwise_auc import PairwiseAUCLoss
 
 _MAX_WEIGHT = 1e6  # a weighted loss stays within float32
@@ -45,7 +45,9 @@ class AUCSegLoss(nn.Module):
 
     Raises:
         ValueError: Unknown or unsuitable options; a shape, dtype, device or label that does not fit.
-        TypeError: ``class_weight`` is a mapping, which only `build_loss` and configurations take.
+        TypeError: ``class_weight`` is a mapping, which only `build_loss` and configurations take; an option that the
+            loss does not have.
+        NotImplementedError: As `PairwiseAUCLoss`.
 
     Example:
         >>> import torch
@@ -72,6 +74,7 @@ class AUCSegLoss(nn.Module):
         **auc_options: Any,
     ) -> None:
         super().__init__()
+        check_option_names("AUCSegLoss", auc_options, AUCSegLoss.__init__, PairwiseAUCLoss.__init__)
         for name, weight in (("auc_weight", auc_weight), ("ce_weight", ce_weight)):
             if not 0 <= weight <= _MAX_WEIGHT:
                 raise ValueError(f"{name} must lie in 0..{_MAX_WEIGHT:g}, got {weight}")
@@ -88,6 +91,8 @@ class AUCSegLoss(nn.Module):
             )
             if class_weight.dim() != 1 or not bool((torch.isfinite(class_weight) & (class_weight >= 0)).all()):
                 raise ValueError("class_weight must be a (K,) tensor of finite numbers, none negative")
+            if class_weight.requires_grad:
+                raise ValueError("class_weight requires a gradient, which the loss does not have: pass its detach()")
         self.auc_weight, self.ce_weight, self.upsample, self.label_smoothing = (
             auc_weight,
             ce_weight,

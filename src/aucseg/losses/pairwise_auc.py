@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from aucseg.losses.class_moments import BatchSums
 from aucseg.losses.objective import batch_sums, objective
-from aucseg.losses.options import AUCOptions, Surrogate, check_inputs
+from aucseg.losses.options import AUCOptions, Surrogate, check_inputs, names_nearest_option
 
 
 def pairwise_auc_loss(
@@ -93,9 +93,9 @@ class PairwiseAUCLoss(nn.Module):
 
     Linear in pixels and channels, no pair is formed; the backward pass keeps logits and labels only. Arithmetic is
     float32 per pixel (float64 for float64 logits and identity scores) and float64 for sums, whatever the autocast
-    dtype. It can be differentiated once. A batch with fewer than two classes gives a zero that is connected to the
-    graph. NaN logits of valid pixels give a NaN loss; infinite logits are well-defined with sigmoid scores and give NaN
-    with the others; ignored pixels never count, whatever their logits.
+    dtype. It can be differentiated once, by a backward pass. A batch with fewer than two classes gives a zero that is
+    connected to the graph. NaN logits of valid pixels give a NaN loss; infinite logits are well-defined with sigmoid
+    scores and give NaN with the others; ignored pixels never count, whatever their logits.
 
     Args:
         surrogate: One of the names above, a `SmoothSurrogate`, or a smooth function of the difference (a callable on
@@ -118,12 +118,14 @@ class PairwiseAUCLoss(nn.Module):
     Shape:
         - logits: ``(B, K, *spatial)`` with any number of spatial dimensions, or ``(N, K)``; ``K = 1``: one logit a
           pixel, labels 0 and 1, the binary AUC loss.
-        - target: ``(B, *spatial)`` or ``(N,)``, integer labels 0..K-1 or the ignore label.
+        - target: ``(B, *spatial)`` or ``(N,)``, labels 0..K-1 or the ignore label, of any integer dtype but
+          uint64, or bool.
         - output: scalar, float32 (float64 for float64 logits).
 
     Raises:
         ValueError: Unknown or unsuitable options; a shape, dtype, device or label that does not fit.
-        TypeError: Inputs that are not tensors.
+        TypeError: Inputs that are not tensors; an option that the loss does not have.
+        NotImplementedError: Forward-mode derivatives, transforms of `torch.func` or second derivatives are asked for.
 
     Example:
         >>> import torch
@@ -140,6 +142,7 @@ class PairwiseAUCLoss(nn.Module):
 
     pair_weight: Tensor | None
 
+    @names_nearest_option
     def __init__(
         self,
         surrogate: Surrogate = "square",
