@@ -75,6 +75,18 @@ def test_sample_from_another_process_is_stored(group: dist.ProcessGroup, monkeyp
     assert empty.nbytes == 0
 
 
+def test_samples_are_not_drawn_twice_from_the_generator_of_the_bank(
+    group: dist.ProcessGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aucseg.distributed._swap", lambda message, *_: message)
+    bank, apart = filled_bank(3), torch.Generator()
+    own = bank._generator  # as in training, where both are the same
+    apart.set_state(own.get_state())
+    exchange_samples(filled_bank(3), torch.device("cpu"), 0, apart)
+    exchange_samples(bank, torch.device("cpu"), 0, own)
+    assert torch.equal(own.get_state(), apart.get_state())  # both have gone on by the draws
+
+
 def test_state_is_moved_with_its_containers() -> None:
     assert cpu_state({"a": [torch.ones(1), (2, "b")]}) == {"a": [torch.ones(1), [2, "b"]]}
 

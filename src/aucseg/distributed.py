@@ -85,10 +85,9 @@ def exchange_samples(bank: TailMemoryBank, device: torch.device, shift: int, gen
     Returns:
         Bytes that this process has sent.
     """
-    state = bank.get_extra_state()
     gift = [
         [cpu_state(samples[int(torch.randint(len(samples), (), generator=generator))])] if samples else []
-        for samples in state["samples"]
+        for samples in bank.get_extra_state()["samples"]
     ]
     buffer = io.BytesIO()
     torch.save(gift, buffer)
@@ -100,6 +99,7 @@ def exchange_samples(bank: TailMemoryBank, device: torch.device, shift: int, gen
     )
     received = _swap(message, torch.empty(int(size), dtype=torch.uint8, device=device), to, source)
     arrived = torch.load(io.BytesIO(received.cpu().numpy().tobytes()), weights_only=True)
+    state = bank.get_extra_state()  # after the draws: `generator` may be the bank's
     state["samples"] = [own + new for own, new in zip(state["samples"], arrived, strict=True)]
     bank.set_extra_state(state)
     return message.numel() + 8

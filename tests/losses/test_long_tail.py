@@ -329,6 +329,16 @@ def test_registry_errors() -> None:
         build_loss("la")
     with pytest.raises(TypeError, match=r"loss 'focal'.*'tau'"):
         build_loss("focal", tau=1)
+    for name, option, nearest in (
+        ("focal", "gama", "gamma"),
+        ("vs", "taw", "tau"),
+        ("wce-inverse", "powr", "power"),  # an option of the rule
+        ("ce", "ignore_idx", "ignore_index"),
+        ("aucseg", "auc_wieght", "auc_weight"),
+        ("aucseg", "surogate", "surrogate"),  # an option of the AUC loss in it
+    ):
+        with pytest.raises(TypeError, match=rf"loss '{name}'.*'{option}'; did you mean '{nearest}'\? It takes "):
+            build_loss(name, COUNTS.tolist(), **{option: 1})
 
 
 def test_buffers_follow_the_module_and_stay_out_of_checkpoints() -> None:
