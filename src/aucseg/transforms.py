@@ -154,8 +154,8 @@ class RandomCropWithClassCap(nn.Module):
             left = int(torch.randint(width - crop_width + 1, ()))
             if self.max_class_share == 1:
                 break
-            window = labels[top : top + crop_height, left : left + crop_width].flatten()
-            counts = torch.bincount(window[window != self.ignore_index].long())
+            window = labels[top : top + crop_height, left : left + crop_width].flatten().long()
+            counts = torch.bincount(window[window != self.ignore_index])
             # One class alone cannot be capped: a crop of one class is as good as another try's.
             if counts.numel() and int(counts.max()) <= self.max_class_share * int(counts.sum()):
                 break

@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aucseg.dtypes import wide_dtype
 from aucseg.losses.pieces import Buffers, piece_size
 from aucseg.losses.views import (
     ONCE,
@@ -39,7 +40,6 @@ from aucseg.losses.views import (
     ScoredPiece,
     class_labels,
     lookup,
-    wide_dtype,
 )
 
 # Rows that additions by label are spread over on an accelerator, where many at one place wait for each other.

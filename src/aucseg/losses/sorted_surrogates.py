@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aucseg.dtypes import wide_dtype
 from aucseg.losses.class_moments import PairWeights
-from aucseg.losses.views import class_labels, wide_dtype
+from aucseg.losses.views import class_labels
 
 
 def _channel_risk(

@@ -22,7 +22,7 @@ def log_prior(frequency: Sequence[float] | Tensor) -> Tensor:
             occurs gets the share of the rarest one that does, for the logarithm of 0 would make it win everywhere.
 
     Returns:
-        ``(K,)`` float32.
+        ``(K,)`` float32, on the CPU.
 
     Raises:
         ValueError: Negative, infinite or NaN entries, or zeros alone.
@@ -31,7 +31,9 @@ def log_prior(frequency: Sequence[float] | Tensor) -> Tensor:
         >>> log_prior([3, 1, 0]).exp()
         tensor([0.7500, 0.2500, 0.2500])
     """
-    counts = torch.as_tensor(frequency, dtype=torch.float64).cpu()
+    # A few numbers, once: on the CPU, as not every device has float64.
+    numbers = frequency.cpu() if isinstance(frequency, Tensor) else frequency
+    counts = torch.as_tensor(numbers, dtype=torch.float64, device="cpu")
     if counts.ndim != 1 or not counts.isfinite().all() or (counts < 0).any() or not counts.any():
         raise ValueError(f"class frequencies must be K finite numbers >= 0, one at least positive, got {frequency}")
     shares = counts / counts.sum()
@@ -282,7 +284,8 @@ class Predictor:
             pixels = image[:, rows, columns]
         else:
             pixels = torch.from_numpy(np.array(image[rows, columns])).permute(2, 0, 1)
-        pixels = pixels.to(self.device).float()
+        # Bytes travel as they are, all else in the one dtype that every device has.
+        pixels = (pixels if pixels.dtype == torch.uint8 else pixels.float()).to(self.device).float()
         if self.pixel_mean is None or self.pixel_std is None:
             return pixels
         if len(self.pixel_mean) != len(pixels):
