@@ -16,6 +16,7 @@ from aucseg.losses.long_tail import LOSSES, DisAlignModel, LogitAdjustmentLoss
 from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
 from aucseg.metrics.pixel_metric import PixelMetric
 from aucseg.models.inference import InferenceOptions, Predictor, log_prior
+from aucseg.run_folder import curve_points, per_image_overlap
 from aucseg.task import SegmentationTask
 from tests.pretended_device import MPS, PretendedMPS
 
@@ -90,8 +91,11 @@ def whole_run(
     logged["pasted"] = sum(pixels for _, _, pixels in task.bank.last_pastes)
     task.eval()
     with torch.no_grad():
-        task.validation_step({"image": images, "mask": masks}, 0)
+        predicted = task.validation_step({"image": images, "mask": masks}, 0)["predicted"]
         task.on_validation_epoch_end()
+    overlap = per_image_overlap(predicted[0], masks[0], task.card.num_classes, task.card.ignore_index)
+    logged["overlap"] = sum(intersection / union for intersection, union in overlap.values()) / 100
+    logged["curve"] = curve_points(*task.roc_curves["d"])["auroc"]
     predictor = Predictor(task.model, InferenceOptions(window=(16, 16), flip=True, class_frequency=tuple(COUNTS)))
     logged["labels"] = float(predictor.labels(batch()[0][0]).float().mean())
     return logged

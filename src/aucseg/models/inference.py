@@ -149,6 +149,8 @@ class Predictor:
     def logits(self, image: Tensor | Array) -> Tensor:
         """Compute the logits ``(K, H, W)`` float32 of one image, on the model's device.
 
+        A model with one logit z a pixel has two classes, with the logits (0, z).
+
         Args:
             image: A tensor ``(C, H, W)`` or an array ``(H, W, C)``, uint8 or float.
 
@@ -275,9 +277,12 @@ class Predictor:
         logits = self.model(images)
         if logits.ndim != 4 or len(logits) != len(images):
             raise ValueError(f"the model returned shape {tuple(logits.shape)}; expected ({len(images)}, K, h, w)")
+        logits = logits.float()
+        if logits.shape[1] == 1:  # one logit z a pixel: two classes with the logits (0, z)
+            logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
         if self._adjustment is not None and logits.shape[1] != len(self._adjustment):
             raise ValueError(f"{len(self._adjustment)} class frequencies for a model of {logits.shape[1]} classes")
-        return logits.float()
+        return logits
 
     def _read(self, image: Tensor | Array, rows: slice, columns: slice) -> Tensor:
         if isinstance(image, Tensor):
