@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_MASK_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
+# Masks of these dtypes are worked on as they are, those of others as int64.
+MASK_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
+_OTHER_MASK_DTYPES = (torch.bool, torch.int8, torch.uint16, torch.uint32)
 
 
 def checked_tail_classes(tail_classes: Iterable[int], num_classes: int, ignore_index: int) -> tuple[int, ...]:
@@ -97,8 +99,11 @@ def check_batch(images: Tensor, masks: Tensor, tail_classes: Sequence[int]) -> N
     """TypeError or ValueError for images or masks that the bank cannot take."""
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise TypeError(f"images must be uint8 or floating, got {images.dtype}")
-    if masks.dtype not in _MASK_DTYPES:
-        raise TypeError(f"masks must be uint8, int16, int32 or int64, got {masks.dtype}")
+    if masks.dtype not in (*MASK_DTYPES, *_OTHER_MASK_DTYPES):
+        raise TypeError(
+            f"masks must hold integer labels (bool, uint8 to uint32, int8 to int64), got {masks.dtype}: "
+            "convert them with masks.long()"
+        )
     if images.ndim != 4 or masks.ndim != 3 or images.shape[0] != masks.shape[0] or images.shape[2:] != masks.shape[1:]:
         raise ValueError(
             "images must be (B, C, H, W) and masks (B, H, W) with the same B, H and W, "
@@ -108,7 +113,7 @@ def check_batch(images: Tensor, masks: Tensor, tail_classes: Sequence[int]) -> N
         raise ValueError(f"images and masks must be on one device, got {images.device} and {masks.device}")
     if masks[0:1].numel() >= 2**31:
         raise ValueError(f"an image may have up to 2**31 - 1 pixels, got {tuple(masks.shape[1:])}")
-    if tail_classes[-1] > torch.iinfo(masks.dtype).max:
+    if tail_classes[-1] > (1 if masks.dtype == torch.bool else torch.iinfo(masks.dtype).max):
         raise ValueError(f"tail class {tail_classes[-1]} does not fit into masks of {masks.dtype}: use int64")
 
 

@@ -190,12 +190,13 @@ def _pick(draw: Tensor, count: Tensor) -> Tensor:
 
 def _crop(runs: _Runs, num_pastes: int) -> tuple[_Runs, Tensor, Tensor]:
     """Makes the box around each paste's runs its canvas: shifted runs, heights, widths."""
-    highest = torch.full((num_pastes,), torch.iinfo(torch.int64).max, device=runs.y.device)
+    # In int32, as Apple's MPS has no minima by index in int64.
+    highest = torch.full((num_pastes,), torch.iinfo(torch.int32).max, dtype=torch.int32, device=runs.y.device)
     lowest = torch.zeros_like(highest)
-    top = highest.scatter_reduce(0, runs.owner, runs.y, "amin")
-    left = highest.scatter_reduce(0, runs.owner, runs.x, "amin")
-    bottom = lowest.scatter_reduce(0, runs.owner, runs.y + 1, "amax")
-    right = lowest.scatter_reduce(0, runs.owner, runs.x + runs.length, "amax")
+    top = highest.scatter_reduce(0, runs.owner, runs.y.int(), "amin").long()
+    left = highest.scatter_reduce(0, runs.owner, runs.x.int(), "amin").long()
+    bottom = lowest.scatter_reduce(0, runs.owner, (runs.y + 1).int(), "amax").long()
+    right = lowest.scatter_reduce(0, runs.owner, (runs.x + runs.length).int(), "amax").long()
     return runs._replace(y=runs.y - top[runs.owner], x=runs.x - left[runs.owner]), bottom - top, right - left
 
 

@@ -268,7 +268,8 @@ class SegmentationTask(LightningModule):
         with process_group_of(self.loss, None):  # processes may have unequal numbers of validation batches
             loss = self.loss(logits, target)
         self.log("val/loss", loss, batch_size=len(target), sync_dist=True)
-        predicted = F.interpolate(logits.float(), target.shape[-2:], mode="bilinear", align_corners=False).argmax(1)
+        full = F.interpolate(logits.float(), target.shape[-2:], mode="bilinear", align_corners=False)
+        predicted = (full[:, 0] > 0).long() if full.shape[1] == 1 else full.argmax(1)
         self.metric.update(predicted, target)
         if self.auroc is not None and self.average_precision is not None:
             self.auroc.update(logits, target)

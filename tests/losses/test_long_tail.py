@@ -347,6 +347,22 @@ def test_buffers_follow_the_module_and_stay_out_of_checkpoints() -> None:
     assert loss.to("meta").log_prior.device.type == "meta"
 
 
+@pytest.mark.parametrize("name", ["ce", "ohem", "seesaw", "dice", "lovasz"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int8, torch.int32])
+def test_labels_of_any_integer_dtype(name: str, dtype: torch.dtype) -> None:
+    logits, target = sample()
+    target = target.where(target != 255, 3)
+    loss = build_loss(name, COUNTS.tolist(), ignore_index=-253)  # 3 in eight bits
+    assert loss(logits, target.to(dtype)) == loss(logits, target)
+
+
+def test_bool_labels_are_two_classes() -> None:
+    logits, target = sample()
+    for name in ("ce", "la", "dice"):
+        loss = build_loss(name, [90.0, 10.0])
+        assert loss(logits[:, :2], target == 1) == loss(logits[:, :2], (target == 1).long())
+
+
 def test_bad_input() -> None:
     loss = build_loss("la", COUNTS.tolist())
     logits, target = sample()

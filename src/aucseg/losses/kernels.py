@@ -19,8 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from aucseg.dtypes import wide_dtype
 from aucseg.losses.pieces import ACCELERATOR_PIECE, as_planes
-from aucseg.losses.views import ONCE, CrossEntropyWeights, PassOptions, wide_dtype
+from aucseg.losses.views import ONCE, CrossEntropyWeights, PassOptions
 
 # Features of a positive and of a negative; the other forms are left to operations of torch.
 _NUM_FEATURES = {"": 0, "linear": 1, "square": 2, "exponential": 1}

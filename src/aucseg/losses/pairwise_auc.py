@@ -86,7 +86,7 @@ class PairwiseAUCLoss(nn.Module):
     | `"square"`        | `(margin - t)^2 / 2`         | the 1/2 is that of the released code                |
     | `"hinge"`         | `max(0, margin - t)`         | linear time for margin >= 1 and bounded scores,     |
     | `"squared_hinge"` | `max(0, margin - t)^2 / 2`   | otherwise by sorting, O(N log N) a channel          |
-    | `"exponential"`   | `exp(-margin t)`             | saturates where `abs(margin f)` exceeds 350         |
+    | `"exponential"`   | `exp(-margin t)`             | saturates where `abs(margin f)` > 350 (MPS: 35)     |
     | `"logistic"`      | `log(1 + exp(-margin t))`    | to 1e-6 of its largest slope, see `SmoothSurrogate` |
 
     Source: Han et al., *AUCSeg: AUC-oriented Pixel-level Long-tail Semantic Segmentation*, NeurIPS 2024.

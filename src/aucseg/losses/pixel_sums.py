@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aucseg.dtypes import wide_dtype
 from aucseg.losses.pieces import Buffers, piece_size
 from aucseg.losses.views import (
     ONCE,
@@ -40,7 +41,6 @@ from aucseg.losses.views import (
     class_labels,
     lookup,
     through_softmax,
-    wide_dtype,
 )
 
 # Rows that additions by label are spread over on an accelerator, where many at one place wait for each other.

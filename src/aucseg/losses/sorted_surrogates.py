@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aucseg.dtypes import wide_dtype
 from aucseg.losses.class_moments import PairWeights
-from aucseg.losses.views import class_labels, softmax_shortfall, through_softmax, wide_dtype
+from aucseg.losses.views import class_labels, softmax_shortfall, through_softmax
 
 
 def _channel_risk(

@@ -8,17 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aucseg.dtypes import wide_dtype
 from aucseg.losses.pieces import Buffers, FullResolution, PieceSource, UpsampledBands
 from aucseg.losses.surrogates import Separable, separable_form
 
 ONCE = "the AUC loss can be differentiated once; second derivatives (create_graph=True) are not offered"
 # Share of scored channels up to which picking them out costs less than scoring them all.
 _PICK_BELOW = 0.5
-
-
-def wide_dtype(device: torch.device) -> torch.dtype:
-    """float64, or float32 on a device that has no float64."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 @dataclass(frozen=True)
