@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 
-from aucseg import AUCSegLoss, SegmentationTask
+from aucseg import AUCSegLoss, SegmentationTask, lightning_cli
+from aucseg.cli import main
 from aucseg.losses.long_tail import LOSSES, build_loss
 from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
 from aucseg.models.inference import InferenceOptions, Predictor
@@ -22,6 +24,7 @@ from aucseg.step_guard import StepGuard
 from tests.small_runs import make_trainer
 from tests.test_step_guard import SKIPPED, Scaled, States, same
 from tests.test_task import make_data, make_task
+from tests.two_processes import arguments
 
 STEPS = 10
 WIDTHS = {"16-true": torch.float16, "bf16-true": torch.bfloat16, "64-true": torch.float64}
@@ -101,6 +104,45 @@ def test_training_in_each_precision_is_like_that_in_single(
 def test_training_under_a_gradient_scaler_is_like_that_without(tiny_card: Path, tmp_path: Path) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     check_against_single_precision(tiny_card, tmp_path, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true", "scaler"])
+def test_micro_batches_in_each_precision(tiny_card: Path, tmp_path: Path, precision: str) -> None:
+    """One step's loss and norm, of the batch as a whole; the network has no batch normalization."""
+    found: dict[str, Steps] = {}
+    for name in ("32-true", precision):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.GELU(), nn.Conv2d(8, 4, 3, padding=1))
+        task = SegmentationTask(str(tiny_card), network, loss=AUCSegLoss(), warmup_steps=1, micro_batches=2)
+        found[name], guard = Steps(), StepGuard()
+        scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+        options: dict[str, Any] = {"precision": name}
+        if name == "scaler":
+            options = {"plugins": [MixedPrecision("16-mixed", "cpu", scaler)]}
+        trainer = make_trainer(tmp_path, 3, callbacks=[found[name], guard], gradient_clip_val=0.5, **options)
+        trainer.fit(task, make_data(tiny_card))
+        assert guard.num_skipped == 0
+    torch.testing.assert_close(found[precision].losses, found["32-true"].losses, rtol=0.02, atol=0.01)
+    torch.testing.assert_close(found[precision].norms, found["32-true"].norms, rtol=0.05, atol=0.01)
+
+
+def test_fit_resume_validate_and_predict_in_true_half_precision(tiny_card: Path, tmp_path: Path) -> None:
+    more = {"trainer.precision": "bf16-true", "trainer.gradient_clip_val": 1.0, "model.bank_exchange_every": 0}
+    out = tmp_path / "run"
+    for steps in (2, 4):
+        options = {**more, "resume": "auto", "trainer.max_steps": steps, "trainer.val_check_interval": steps}
+        assert lightning_cli.run("fit", arguments(tiny_card, out, **options)) == 0
+    last = out / "checkpoints" / "last.ckpt"
+    weights = torch.load(last, weights_only=True)["state_dict"]
+    assert {value.dtype for name, value in weights.items() if name.endswith("weight")} == {torch.bfloat16}
+    trained_result = json.loads((out / "result.json").read_text())
+    assert trained_result["step"] == 4
+    validate = arguments(tiny_card, tmp_path / "again", **more, ckpt_path=last)
+    assert lightning_cli.run("validate", validate) == 0
+    again = json.loads((tmp_path / "again" / "result.json").read_text())
+    assert again["metrics"] == trained_result["metrics"]
+    images = tiny_card.parent / "images" / "val"
+    assert main(["predict", str(out), str(images), "--out", str(tmp_path / "labels"), "--device", "cpu"]) == 0
 
 
 @pytest.mark.filterwarnings("ignore:You passed .Trainer:UserWarning")
