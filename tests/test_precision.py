@@ -19,6 +19,7 @@ from aucseg import AUCSegLoss, SegmentationTask, lightning_cli
 from aucseg.cli import main
 from aucseg.losses.long_tail import LOSSES, build_loss
 from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
+from aucseg.models.hub import HubModel
 from aucseg.models.inference import InferenceOptions, Predictor
 from aucseg.step_guard import StepGuard
 from tests.small_runs import make_trainer
@@ -269,6 +270,17 @@ def test_predictor_takes_models_of_any_precision(dtype: torch.dtype, window: tup
         found = Predictor(model.to(dtype), options, **settings).logits(image)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
+
+
+def test_published_models_run_in_half_precision() -> None:
+    settings: dict[str, Any] = {"class_names": ["a", "b"], "palette": [(0, 0, 0), (9, 9, 9)]}
+    options = {"encoder": "tu-mobilenetv3_small_050", "decoder_pyramid_channels": 32}
+    model = HubModel("smp/fpn", pixel_mean=[120.0] * 3, pixel_std=[60.0] * 3, options=options, **settings).eval()
+    images = torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        expected, found = model(images), model.bfloat16()(images)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
 
 
 @contextmanager
