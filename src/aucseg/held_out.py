@@ -17,7 +17,7 @@ def stratified_split(image_classes: npt.NDArray[Any], share: float) -> tuple[lis
     Classes are dealt out from the rarest to the commonest, as in Sechidis et al., *On the Stratification of Multi-label
     Data*, ECML PKDD 2011: a random split may leave a class of a few images out of either part, where it is then not
     learned, or not looked at. A class in two images or more is in both parts, unless rarer classes have dealt out all
-    its images; one of a single image is trained on.
+    its images; one of a single image is trained on, where anything else can be held out.
 
     Args:
         image_classes: bool (N, K), the classes in each image.
@@ -50,6 +50,8 @@ def stratified_split(image_classes: npt.NDArray[Any], share: float) -> tuple[lis
         free = np.flatnonzero(members & ~is_dealt)
         is_held[free[: max(wanted - int(is_held[members].sum()), 0)]] = True
         is_dealt |= members
+    if not is_held.any():  # every image has a class to itself: the one whose classes are the least rare
+        is_held[np.where(holds, sizes, length + 1).min(1).argmax()] = True
     return np.sort(order[~is_held]).tolist(), np.sort(order[is_held]).tolist()
 
 
