@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from aucseg.class_statistics import ClassStatistics
 from aucseg.datasets import DatasetCard, SegmentationDataset
 from aucseg.distributed import part_of
+from aucseg.held_out import held_out_images
 from aucseg.sample_stream import (
     EpochOrder,
     SampleStream,
@@ -34,21 +35,6 @@ try:
     from lightning.pytorch import LightningDataModule
 except ImportError as error:  # pragma: no cover - depends on the environment
     raise ImportError('aucseg.datamodule needs Lightning: pip install "aucseg[train]"') from error
-
-
-def held_out_images(length: int, share: float) -> tuple[list[int], list[int]]:
-    """Splits ``length`` images in those to train on and those held out, the same at every call.
-
-    Example:
-        >>> kept, held_out = held_out_images(10, 0.2)
-        >>> len(kept), len(held_out), sorted(kept + held_out) == list(range(10))
-        (8, 2, True)
-    """
-    if length < 2:
-        raise ValueError(f"images can be held out of at least 2, not of {length}")
-    order = torch.randperm(length, generator=torch.Generator().manual_seed(0)).tolist()
-    count = min(max(round(share * length), 1), length - 1)
-    return sorted(order[count:]), sorted(order[:count])
 
 
 class SegmentationDataModule(LightningDataModule):
@@ -79,7 +65,8 @@ class SegmentationDataModule(LightningDataModule):
             (`aucseg.sampling.RareClassSampler`).
         sampler_options: options of the rare-class sampler, such as ``temperature`` and ``by``.
         held_out_share: for choosing settings without looking at the validation split: this share of the training
-            images is kept from training and validated on, the same images whatever the seed. 0 for an ordinary run.
+            images is kept from training and validated on, each class in its share (`aucseg.held_out`), the same images
+            whatever the seed. 0 for an ordinary run.
         statistics: file of the training split's class statistics, as ``aucseg stats`` writes it; None counts the masks
             when something needs the counts (each process its part).
         rare_crop: how often a training crop is one around a pixel of a rare class, in [0, 1].
@@ -154,6 +141,7 @@ class SegmentationDataModule(LightningDataModule):
         self.sampler = sampler
         self.sampler_options = dict(sampler_options or {})
         self.held_out_share = held_out_share
+        self._split: tuple[list[int], list[int]] | None = None
         self._statistics = None if statistics is None else self._load_statistics(statistics)
         self.shards = shards
         self.val_shards = val_shards
@@ -181,8 +169,7 @@ class SegmentationDataModule(LightningDataModule):
         """The training images, without those held out."""
         dataset = self.dataset(self.train_split, transform)
         if self.held_out_share:
-            kept, _ = held_out_images(len(dataset), self.held_out_share)
-            dataset.pairs = [dataset.pairs[index] for index in kept]
+            dataset.pairs = [dataset.pairs[index] for index in self._held_out(dataset)[0]]
         return dataset
 
     def validation_dataset(self, transform: Callable[[dict[str, Any]], dict[str, Any]] | None) -> SegmentationDataset:
@@ -190,9 +177,14 @@ class SegmentationDataModule(LightningDataModule):
         if not self.held_out_share:
             return self.dataset(self.val_split, transform)
         dataset = self.dataset(self.train_split, transform)
-        _, held_out = held_out_images(len(dataset), self.held_out_share)
-        dataset.pairs = [dataset.pairs[index] for index in held_out]
+        dataset.pairs = [dataset.pairs[index] for index in self._held_out(dataset)[1]]
         return dataset
+
+    def _held_out(self, dataset: SegmentationDataset) -> tuple[list[int], list[int]]:
+        """Indices of the training split to train on, and of those held out."""
+        if self._split is None:
+            self._split = held_out_images(dataset, self.held_out_share, self.num_workers)
+        return self._split
 
     def _load_statistics(self, path: str) -> ClassStatistics:
         statistics = ClassStatistics.load(Path(path))

@@ -78,8 +78,8 @@ class TailMemoryBank(nn.Module):
         generator: CPU generator of all random choices; by default an own one, seeded from torch's global generator.
             Its state is saved and loaded with the bank.
         presence_target: share of images (0..1) that should hold each tail class; see above.
-        presence: (K,) share of images that hold each class, as ``ClassStatistics`` counts it. By default it is
-            estimated from the images seen so far.
+        presence: (K,) share of images that hold each class, as ``ClassStatistics`` counts it, for whole images; a crop
+            holds fewer, and too little would be pasted. By default it is estimated from the images seen so far.
         max_components: components stored per class and image, at least 1.
 
     Raises:

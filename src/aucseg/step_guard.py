@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from aucseg.distributed import cpu_state, say_once
 from aucseg.durable_files import replace_file
+from aucseg.precision import unscales
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -59,7 +60,8 @@ class StepGuard(Callback):
 
     The decision is made on the device: with a fused optimizer (`aucseg.SegmentationTask` has one) nothing waits for it,
     and the host learns of it two steps later. Other optimizers wait at each step. In ``16-mixed`` precision gradients
-    that overflow are the business of the gradient scaler and are not counted.
+    that overflow are the business of the gradient scaler and are not counted. The gradient norm is that before clipping
+    and without the scale.
 
     Args:
         max_skipped: the run is stopped with `TrainingStopped` when more steps than this were skipped.
@@ -92,7 +94,7 @@ class StepGuard(Callback):
         self.num_skipped = 0
         self.num_jumps = 0
         self._num_saved = 0
-        self._mean = torch.zeros(2)  # running mean of the loss, and steps in it up to ``warmup``
+        self._mean = torch.zeros(2, dtype=torch.float32)  # running mean of the loss, and steps in it up to ``warmup``
         self._loss: Tensor | None = None
         self._batch: dict[str, Any] = {}
         self._buffers: _Buffers | None = None
@@ -125,8 +127,12 @@ class StepGuard(Callback):
         if self._loss is None or not gradients:
             return
         own_loss, self._loss = self._loss, None
-        norm = torch.stack(torch._foreach_norm(gradients)).float().norm()
+        # In the gradients' own dtype the norm of many float16 numbers would overflow.
+        wide = torch.float64 if any(gradient.dtype == torch.float64 for gradient in gradients) else torch.float32
+        norm = torch.stack(torch._foreach_norm(gradients, 2, wide)).norm().float()
         scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None and unscales(optimizer):
+            norm = norm / scaler._get_scale_async()
         is_bad = ~norm.isfinite() if scaler is None else torch.zeros_like(norm, dtype=torch.bool)
         loss = own_loss
         if trainer.world_size > 1:
@@ -286,11 +292,13 @@ def _flat(buffers: list[Tensor]) -> Tensor:
 
 
 def _leave_out(optimizer: torch.optim.Optimizer, gradients: list[Tensor], skip: Tensor, *, scaled: bool) -> None:
-    if scaled:  # the scaler leaves out steps with gradients that are not finite
-        torch._foreach_mul_(gradients, torch.where(skip, math.nan, 1.0))
-    elif optimizer.defaults.get("fused"):
+    if not unscales(optimizer):
+        # A scaler has looked at these gradients already and waits for the device as well.
+        if bool(skip):
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
+    elif scaled:  # the scaler looks at the gradients later, and leaves out steps where one is not finite
+        gradients[0].mul_(torch.where(skip, math.nan, 1.0))
+    else:
         optimizer.found_inf = skip.float()  # type: ignore[attr-defined] # read by torch's fused optimizers
-    elif bool(skip):
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None

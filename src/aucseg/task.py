@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,8 +19,10 @@ from aucseg.losses.pairwise_auc import PairwiseAUCLoss
 from aucseg.memory_bank import TailMemoryBank
 from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
 from aucseg.micro_batches import backward_all_but_last, check_micro_batches
-from aucseg.models import build_model, forward_with_auxiliary, split_parameters, without_weights
+from aucseg.models import build_model, forward_with_auxiliary, without_weights
 from aucseg.models.inference import InferenceOptions, Predictor
+from aucseg.optimization import build_optimizer, build_schedule
+from aucseg.precision import clip_gradients, in_model_dtype, keeping_digits, unscales
 from aucseg.random_states import random_states, set_random_states
 from aucseg.seeding import stable_seed
 from aucseg.transforms import IMAGENET_MEAN, IMAGENET_STD
@@ -170,6 +172,14 @@ class SegmentationTask(LightningModule):
             tail, self.card.num_classes, ignore_index=self.card.ignore_index, generator=self._generator, **options
         )
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SegmentationTask:
+        """Half precision is for the model: normalization, loss, bank and metrics are moved, and keep their digits."""
+        for name, child in self.named_children():
+            convert = fn if name == "model" else keeping_digits(fn)
+            child._apply(convert)  # type: ignore[no-untyped-call]
+        super()._apply(keeping_digits(fn), recurse=False)  # type: ignore[no-untyped-call]
+        return self
+
     def setup(self, stage: str) -> None:
         """Builds a loss given by name, whose class counts come from the training split; tells processes apart."""
         if self.loss is None:
@@ -197,8 +207,8 @@ class SegmentationTask(LightningModule):
             self._generator.manual_seed(seed)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Float images with mean 0 and standard deviation 1, from images (B, C, H, W) in 0..255, uint8 or float."""
-        images = (images.float() - self.mean) / self.std
+        """Images with mean 0 and standard deviation 1, in the model's dtype, from images (B, C, H, W) in 0..255."""
+        images = in_model_dtype((images.float() - self.mean) / self.std, self.model)
         return images.contiguous(memory_format=torch.channels_last) if self.hparams["channels_last"] else images
 
     def forward(self, images: Tensor) -> Tensor:
@@ -302,31 +312,23 @@ class SegmentationTask(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with its own rate for the head, linear warm-up and polynomial decay, a step at a time."""
-        rate, decay = float(self.hparams["learning_rate"]), float(self.hparams["weight_decay"])
-        groups = []
-        encoder, head = split_parameters(self.model)
-        for parameters, factor in ((encoder, 1.0), (head, float(self.hparams["head_rate_factor"]))):
-            trainable = [parameter for parameter in parameters if parameter.requires_grad]
-            for decayed in (True, False):
-                # Norm weights, biases and layer scales are vectors; what has a shape is a weight.
-                chosen = [parameter for parameter in trainable if (parameter.ndim > 1) == decayed]
-                if chosen:
-                    weight_decay = decay if decayed else 0.0
-                    groups.append({"params": chosen, "lr": rate * factor, "weight_decay": weight_decay})
-        # One kernel for all parameters: on two CPU cores a step of AdamW takes a quarter of the time of the default.
-        fused = self.device.type in ("cpu", "cuda", "mps", "xpu")
-        optimizer = torch.optim.AdamW(groups, lr=rate, betas=tuple(self.hparams["betas"]), fused=fused)
-        max_steps = self.trainer.max_steps
-        warmup, start, power = (self.hparams[name] for name in ("warmup_steps", "warmup_factor", "poly_power"))
-
-        def rate_factor(step: int) -> float:
-            decayed = max(0.0, 1.0 - step / max_steps) ** power
-            if step < warmup:
-                decayed *= start + (1.0 - start) * step / warmup
-            return float(decayed)
-
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor)
+        rates = ("learning_rate", "head_rate_factor", "weight_decay", "betas")
+        optimizer = build_optimizer(self.model, **{name: self.hparams[name] for name in rates})
+        schedule = {name: self.hparams[name] for name in ("warmup_steps", "warmup_factor", "poly_power")}
+        scheduler = build_schedule(optimizer, self.trainer.max_steps, **schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips as Lightning does, and in mixed precision as well, which Lightning refuses to fused optimizers."""
+        if gradient_clip_val and unscales(optimizer):
+            clip_gradients(self.trainer.precision_plugin, optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         """Restores the random states of a resumed run: what they were where its checkpoint was taken."""

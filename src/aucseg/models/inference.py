@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aucseg.precision import in_model_dtype
+
 Array = npt.NDArray[Any]
 
 
@@ -227,7 +229,7 @@ class Predictor:
         for left, right in itertools.pairwise(borders):
             reached = [x for x in lefts if x < right and x + window[1] > left]
             sums: Tensor | None = None
-            weights = torch.zeros(window[0], right - left, device=self.device)
+            weights = torch.zeros(window[0], right - left, dtype=torch.float32, device=self.device)
             for index, top in enumerate(tops):
                 for start in range(0, len(reached), self.options.batch_size):
                     xs = reached[start : start + self.options.batch_size]
@@ -248,7 +250,7 @@ class Predictor:
 
     def _window_weight(self, window: tuple[int, int]) -> Tensor:
         if self.options.blend == "average":
-            return torch.ones(window, device=self.device)
+            return torch.ones(window, dtype=torch.float32, device=self.device)
         ramps = []
         for size in window:
             position = torch.arange(size, device=self.device)
@@ -274,6 +276,8 @@ class Predictor:
         return (total / views).clamp(min=torch.finfo(torch.float32).tiny).log()
 
     def _run(self, images: Tensor) -> Tensor:
+        if isinstance(self.model, nn.Module):
+            images = in_model_dtype(images, self.model)
         logits = self.model(images)
         if logits.ndim != 4 or len(logits) != len(images):
             raise ValueError(f"the model returned shape {tuple(logits.shape)}; expected ({len(images)}, K, h, w)")
