@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from aucseg.class_statistics import ClassStatistics
 from aucseg.datasets import DatasetCard, SegmentationDataset
 from aucseg.distributed import part_of
+from aucseg.evaluation_batches import EvaluationBatches, collate_any_size, largest_image
 from aucseg.sample_stream import (
     EpochOrder,
     SampleStream,
@@ -54,13 +55,14 @@ def held_out_images(length: int, share: float) -> tuple[list[int], list[int]]:
 class SegmentationDataModule(LightningDataModule):
     """Loaders over a data set described by a card.
 
-    Batches are dicts ``{"image": uint8 (B, C, H, W), "mask": uint8 or int64 (B, H, W), "name": list of str}``.
+    Batches are dicts ``{"image": uint8 (B, C, H, W), "mask": uint8 or int64 (B, H, W), "name": list of str}``; in a
+    validation batch with images of unequal sizes image and mask are lists of B tensors.
 
     Args:
         card: name of a shipped card or path of a card's YAML file.
         root: folder of the data set; None for data that is embedded in the package.
         batch_size: training crops in a batch, on each rank.
-        eval_batch_size: validation images in a batch; images of unequal size need 1.
+        eval_batch_size: validation images in a batch; those of one size go through the model together.
         num_workers: loader processes; 0 loads in the main process.
         crop_size: ``(height, width)`` of the training crops.
         scale: range of the random scale factor.
@@ -270,21 +272,29 @@ class SegmentationDataModule(LightningDataModule):
         return DataLoader(SeededDataset(dataset), batch_sampler=stream, **self._loader_options())
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Validation loader, in order; processes take whole batches in turn, each image once."""
+        """Validation loader, in order; processes take whole batches in turn, each image once.
+
+        In Lightning's check before the first step (``trainer.num_sanity_val_steps``) the batch with the largest image
+        comes first.
+        """
         rank, world_size = self._place
+        options = {**self._loader_options(), "collate_fn": collate_any_size}
         if self.val_shards is not None:
             stream = self._stream(self.val_shards, self.evaluation_transform)
-            return DataLoader(stream, batch_size=self.eval_batch_size, **self._loader_options())
+            return DataLoader(stream, batch_size=self.eval_batch_size, **options)
         dataset = self.validation_dataset(self.evaluation_transform)
         if len(dataset) < world_size:
             raise ValueError(
                 f"split {self.val_split!r} has {len(dataset)} images for {world_size} processes: validate with fewer"
             )
-        # Each process needs a batch; whoever has none would miss the sums over all processes.
-        size = min(self.eval_batch_size, len(dataset) // world_size)
-        starts = range(rank * size, len(dataset), world_size * size)
-        batches = [list(range(start, min(start + size, len(dataset)))) for start in starts]
-        return DataLoader(dataset, batch_sampler=batches, **self._loader_options())
+
+        def rehearse() -> int | None:
+            return largest_image(dataset) if self.trainer is not None and self.trainer.sanity_checking else None
+
+        batches = EvaluationBatches(
+            len(dataset), self.eval_batch_size, rank=rank, world_size=world_size, rehearse=rehearse
+        )
+        return DataLoader(dataset, batch_sampler=batches, **options)
 
     def _stream(
         self, urls: str | list[str], transform: Callable[[dict[str, Any]], dict[str, Any]] | None, shuffle: int = 0

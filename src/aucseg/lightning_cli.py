@@ -255,7 +255,7 @@ def run_lightning(command: str, arguments: list[str]) -> AUCSegCLI:
                 "max_epochs": -1,
                 "check_val_every_n_epoch": None,
                 "val_check_interval": 1000,
-                "num_sanity_val_steps": 0,
+                "num_sanity_val_steps": 2,
                 "use_distributed_sampler": False,
                 "sync_batchnorm": True,
                 "log_every_n_steps": None,

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from aucseg.datamodule import SegmentationDataModule
 from aucseg.datasets import DatasetCard
 from aucseg.distributed import auc_losses, cpu_state, exchange_samples, gathered, process_group_of, say_once
+from aucseg.evaluation_batches import same_size_groups
 from aucseg.losses import AUCSegLoss, build_loss
 from aucseg.losses.long_tail import LongTailLoss
 from aucseg.losses.pairwise_auc import PairwiseAUCLoss
@@ -261,19 +262,41 @@ class SegmentationTask(LightningModule):
         if self.hparams["micro_batches"] == 1:
             optimizer.zero_grad()
 
-    def validation_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Tensor]:
-        """Adds the batch to the loss's mean and to the confusion matrix; returns the predicted labels (B, H, W)."""
-        logits, target = self._evaluation_logits(batch["image"]), batch["mask"].long()
+    def validation_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Any]:
+        """Adds the batch to the loss's mean and to the metrics; images of one size go through the model together.
+
+        The loss is the mean over the images of the loss of each one, whatever the size of the batch.
+
+        Args:
+            batch: ``image`` (B, C, H, W) and ``mask`` (B, H, W), or lists of B tensors where sizes differ.
+            batch_index: not used.
+
+        Returns:
+            ``{"predicted": the predicted labels of each image, B tensors (H, W)}``.
+        """
+        images, masks = batch["image"], batch["mask"]
+        losses: list[Tensor] = []
+        predicted: list[Tensor] = [torch.empty(0)] * len(masks)
+        for positions in same_size_groups(images, masks):
+            is_all = isinstance(images, Tensor) and isinstance(masks, Tensor)
+            group = images if is_all else torch.stack([images[i] for i in positions])
+            target = (masks if is_all else torch.stack([masks[i] for i in positions])).long()
+            logits = self._evaluation_logits(group)
+            losses += self._losses_of_images(logits, target)
+            labels = F.interpolate(logits.float(), target.shape[-2:], mode="bilinear", align_corners=False).argmax(1)
+            self.metric.update(labels, target)
+            if self.auroc is not None and self.average_precision is not None:
+                self.auroc.update(logits, target)
+                self.average_precision.update(logits, target)
+            for position, label in zip(positions, labels, strict=True):
+                predicted[position] = label
+        self.log("val/loss", torch.stack(losses).mean(), batch_size=len(losses), sync_dist=True)
+        return {"predicted": predicted}
+
+    def _losses_of_images(self, logits: Tensor, target: Tensor) -> list[Tensor]:
         assert self.loss is not None
         with process_group_of(self.loss, None):  # processes may have unequal numbers of validation batches
-            loss = self.loss(logits, target)
-        self.log("val/loss", loss, batch_size=len(target), sync_dist=True)
-        predicted = F.interpolate(logits.float(), target.shape[-2:], mode="bilinear", align_corners=False).argmax(1)
-        self.metric.update(predicted, target)
-        if self.auroc is not None and self.average_precision is not None:
-            self.auroc.update(logits, target)
-            self.average_precision.update(logits, target)
-        return {"predicted": predicted}
+            return [self.loss(logits[i : i + 1], target[i : i + 1]) for i in range(len(target))]
 
     def on_validation_epoch_end(self) -> None:
         """Logs overall, head, middle and tail mean IoU, in [0, 1]."""
@@ -345,7 +368,8 @@ class SegmentationTask(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the random states, and the banks of the other processes, as plain containers."""
-        own: dict[str, Any] = {"random_states": random_states(self.device)}
+        # Before the first step of a resumed run those that it goes on with are still to be restored.
+        own: dict[str, Any] = {"random_states": self._random_states or random_states(self.device)}
         if self.trainer.world_size == 1:
             checkpoint["processes"] = [own]
             return
