@@ -18,6 +18,7 @@ from aucseg.class_statistics import ClassStatistics
 from aucseg.datasets import DatasetCard, SegmentationDataset
 from aucseg.distributed import part_of
 from aucseg.evaluation_batches import EvaluationBatches, collate_any_size, largest_image
+from aucseg.models.names import check_options
 from aucseg.sample_stream import (
     EpochOrder,
     SampleStream,
@@ -26,6 +27,7 @@ from aucseg.sample_stream import (
     rare_class_order,
     sequential_order,
 )
+from aucseg.sampling import RareClassSampler
 from aucseg.seeding import stable_seed
 from aucseg.shard_stream import ShardStream
 from aucseg.streaming import StreamedSegmentationDataset
@@ -35,6 +37,9 @@ try:
     from lightning.pytorch import LightningDataModule
 except ImportError as error:  # pragma: no cover - depends on the environment
     raise ImportError('aucseg.datamodule needs Lightning: pip install "aucseg[train]"') from error
+
+# Options of the rare-class sampler that follow from the run.
+_SET_BY_THE_RUN = ("statistics", "seed", "num_replicas", "rank")
 
 
 def held_out_images(length: int, share: float) -> tuple[list[int], list[int]]:
@@ -84,7 +89,7 @@ class SegmentationDataModule(LightningDataModule):
         statistics: file of the training split's class statistics, as ``aucseg stats`` writes it; None counts the masks
             when something needs the counts (each process its part).
         rare_crop: how often a training crop is one around a pixel of a rare class, in [0, 1].
-        rare_crop_classes: train ids of those classes; None for the tail that the card names.
+        rare_crop_classes: ids or names of those classes; None for the tail that the card names.
         shards: tar shards to train on instead of the root's files (paths, URLs, ``train-{0000..0099}.tar``), see
             `aucseg.streaming`.
         val_shards: the same for validation; None for the files of ``val_split``.
@@ -119,7 +124,7 @@ class SegmentationDataModule(LightningDataModule):
         held_out_share: float = 0.0,
         statistics: str | None = None,
         rare_crop: float = 0.0,
-        rare_crop_classes: list[int] | None = None,
+        rare_crop_classes: list[int | str] | None = None,
         shards: str | list[str] | None = None,
         val_shards: str | list[str] | None = None,
         shuffle_buffer: int = 1000,
@@ -129,6 +134,9 @@ class SegmentationDataModule(LightningDataModule):
             raise ValueError(f"sampler must be 'random', 'sequential' or 'rare_class', not {sampler!r}")
         if sampler_options and sampler != "rare_class":
             raise ValueError("sampler_options go with sampler 'rare_class'")
+        check_options(
+            sampler_options or {}, RareClassSampler, "data.sampler_options", given=("statistics", *_OF_THE_RUN)
+        )
         if shards is not None and (sampler == "rare_class" or held_out_share):
             raise ValueError("shards are read in their order: no sampler 'rare_class' and no held_out_share with them")
         if not 0 <= held_out_share < 1:
@@ -204,14 +212,12 @@ class SegmentationDataModule(LightningDataModule):
             )
         return statistics
 
-    def _rare_crop_classes(self, classes: list[int] | None) -> tuple[int, ...]:
-        if classes is None and self.card.tail_classes is None:
-            raise ValueError(f"card {self.card.name!r} names no tail classes: give rare_crop_classes")
-        chosen = tuple(self.card.tail_classes or ()) if classes is None else tuple(classes)
-        outside = [class_id for class_id in chosen if not 0 <= class_id < self.card.num_classes]
-        if outside:
-            raise ValueError(f"rare_crop_classes holds {outside[0]}, outside 0..{self.card.num_classes - 1}")
-        return chosen
+    def _rare_crop_classes(self, classes: list[int | str] | None) -> tuple[int, ...]:
+        if not classes and not self.card.tail_classes:
+            raise ValueError(f"card {self.card.name!r} names no tail classes: give data.rare_crop_classes")
+        return tuple(
+            self.card.tail_classes or () if classes is None else self.card.ids_of(classes, "rare_crop_classes")
+        )
 
     @property
     def _place(self) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import Sampler, default_collate
 
@@ -41,21 +42,31 @@ def collate_any_size(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**default_collate(rest), **{key: [sample[key] for sample in samples] for key in _PIXELS}}
 
 
-def same_size_groups(images: Tensor | Sequence[Tensor], masks: Tensor | Sequence[Tensor]) -> list[list[int]]:
-    """The positions in a batch that go through a model together: those of equal sizes of image and mask.
+def same_size_parts(batch: dict[str, Any]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """The parts of a batch that go through a model together: those of equal sizes of image and mask.
+
+    Args:
+        batch: ``image`` and ``mask`` as `collate_any_size` gives them.
+
+    Yields:
+        Positions in the batch, images (B, C, H, W), masks (B, H, W).
 
     Example:
         >>> import torch
         >>> masks = [torch.zeros(4, 4), torch.zeros(6, 6), torch.zeros(4, 4)]
-        >>> same_size_groups([mask.expand(3, -1, -1) for mask in masks], masks)
-        [[0, 2], [1]]
+        >>> batch = {"image": [mask.expand(3, -1, -1) for mask in masks], "mask": masks}
+        >>> [(positions, tuple(images.shape)) for positions, images, _ in same_size_parts(batch)]
+        [([0, 2], (2, 3, 4, 4)), ([1], (1, 3, 6, 6))]
     """
+    images, masks = batch["image"], batch["mask"]
     if isinstance(images, Tensor) and isinstance(masks, Tensor):
-        return [list(range(len(images)))]
+        yield list(range(len(images))), images, masks
+        return
     groups: dict[tuple[Any, ...], list[int]] = {}
     for position, (image, mask) in enumerate(zip(images, masks, strict=True)):
         groups.setdefault((tuple(image.shape), tuple(mask.shape)), []).append(position)
-    return list(groups.values())
+    for positions in groups.values():
+        yield positions, torch.stack([images[i] for i in positions]), torch.stack([masks[i] for i in positions])
 
 
 class EvaluationBatches(Sampler[list[int]]):

@@ -17,7 +17,7 @@ from aucseg.checkpoints import AtomicCheckpointIO, RunCheckpoint, RunInterrupted
 from aucseg.configs import find_config
 from aucseg.datamodule import SegmentationDataModule
 from aucseg.distributed import process_number, say_once
-from aucseg.failures import explanation
+from aucseg.failures import explanation, with_notes
 from aucseg.metrics_log import MetricsLog
 from aucseg.run_folder import CONFIG_FILE, RESULT_FILE, ResultWriter, check_writable, prepare_run_folder
 from aucseg.step_guard import StepGuard, TrainingStopped
@@ -214,11 +214,16 @@ def run(command: str, arguments: list[str]) -> int:
     except TrainingStopped as stop:
         _say(command, f"error: {stop}")
         return 3
+    except SystemExit as end:
+        # Lightning turns Ctrl-C into this, outside of the training itself.
+        if not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        raise end.__context__ from None
     except Exception as error:
         text = explanation(error)
         if text is None or os.environ.get("AUCSEG_TRACEBACK"):
             raise
-        _say(command, f"error: {text}")
+        _say(command, f"error: {with_notes(text, error)}")
         return 3
     return 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from aucseg.datamodule import SegmentationDataModule
 from aucseg.datasets import DatasetCard
 from aucseg.distributed import auc_losses, cpu_state, exchange_samples, gathered, process_group_of, say_once
-from aucseg.evaluation_batches import same_size_groups
+from aucseg.evaluation_batches import same_size_parts
 from aucseg.losses import AUCSegLoss, build_loss
 from aucseg.losses.long_tail import LongTailLoss
 from aucseg.losses.pairwise_auc import PairwiseAUCLoss
@@ -21,13 +21,22 @@ from aucseg.memory_bank import TailMemoryBank
 from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
 from aucseg.micro_batches import backward_all_but_last, check_micro_batches
 from aucseg.models import build_model, forward_with_auxiliary, split_parameters, without_weights
-from aucseg.models.inference import InferenceOptions, Predictor
+from aucseg.models.inference import Predictor
 from aucseg.random_states import random_states, set_random_states
 from aucseg.seeding import stable_seed
+from aucseg.task_checks import (
+    bank_options,
+    batch_norm_explained,
+    check_classes,
+    check_gradients,
+    evaluation_options,
+    state_mismatch,
+)
 from aucseg.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 try:
     from lightning.pytorch import LightningModule
+    from lightning.pytorch.strategies import DDPStrategy
     from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 except ImportError as error:  # pragma: no cover - depends on the environment
     raise ImportError('aucseg.task needs Lightning: pip install "aucseg[train]"') from error
@@ -46,8 +55,8 @@ class SegmentationTask(LightningModule):
         model_options: options of `aucseg.build_model`.
         loss: name of a loss, see `aucseg.losses.build_loss`, or a module from (logits, target) to a scalar.
         loss_options: options of the loss.
-        bank: options of `aucseg.TailMemoryBank` (``tail_classes`` defaults to the card's tail; ``protect_classes`` may
-            be the name of a group of the card, such as ``middle``), or None for no bank.
+        bank: options of `aucseg.TailMemoryBank` (``tail_classes`` defaults to the card's tail; classes are given by id
+            or name; ``protect_classes`` may be a group of the card, such as ``middle``), or None for no bank.
         mean: mean of each image channel, in units of 0..255; None for that of the model's weights.
         std: standard deviation of each image channel, in the same units; None as with ``mean``.
         learning_rate: rate of the encoder.
@@ -129,6 +138,7 @@ class SegmentationTask(LightningModule):
         self.last_input: tuple[Tensor, Tensor] | None = None
         self._auc_group: dist.ProcessGroup | None = None
         self._exchanged_at = 0
+        self._has_stepped = False
         self._random_states: dict[str, Any] | None = None
         self.groups = self.card.groups
         if self.groups is None and self.card.tail_classes:  # a card may name its tail alone
@@ -144,31 +154,16 @@ class SegmentationTask(LightningModule):
         mean = getattr(model, "pixel_mean", IMAGENET_MEAN) if mean is None else mean
         std = getattr(model, "pixel_std", IMAGENET_STD) if std is None else std
         self.hparams.update(mean=list(mean), std=list(std))
-        self.evaluation = None if evaluation is None else _inference_options(evaluation)
+        self.evaluation = None if evaluation is None else evaluation_options(evaluation)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
     def _build_bank(self, options: dict[str, Any]) -> TailMemoryBank:
-        options = dict(options)
-        tail = options.pop("tail_classes", None)
-        if tail is None:
-            tail = self.card.tail_classes
-        if not tail:
-            raise ValueError(
-                f"the card {self.card.name!r} names no tail classes: give model.bank.tail_classes a list of class ids, "
-                "or train without a bank"
-            )
-        protected = options.get("protect_classes")
-        if isinstance(protected, str):
-            if protected not in (self.card.groups or {}):
-                known = ", ".join(self.card.groups or {}) or "none"
-                raise ValueError(
-                    f"model.bank.protect_classes is {protected!r}, which is no group of the card {self.card.name!r} "
-                    f"(groups: {known}): name one of these or list class ids"
-                )
-            options["protect_classes"] = (self.card.groups or {})[protected]
         return TailMemoryBank(
-            tail, self.card.num_classes, ignore_index=self.card.ignore_index, generator=self._generator, **options
+            num_classes=self.card.num_classes,
+            ignore_index=self.card.ignore_index,
+            generator=self._generator,
+            **bank_options(options, self.card),
         )
 
     def setup(self, stage: str) -> None:
@@ -229,10 +224,12 @@ class SegmentationTask(LightningModule):
         target = masks.long()
         assert self.loss is not None
         if self.hparams["micro_batches"] > 1:
-            whole = self._micro_batch_step(images, target)
+            with batch_norm_explained(len(images), self.hparams["micro_batches"]):
+                whole = self._micro_batch_step(images, target)
             self.log("train/loss", whole.detach(), prog_bar=True, batch_size=len(images))
             return whole
-        logits, auxiliary = forward_with_auxiliary(self.model, self.normalize(images))
+        with batch_norm_explained(len(images), 1):
+            logits, auxiliary = forward_with_auxiliary(self.model, self.normalize(images))
         if isinstance(self.loss, LongTailLoss):
             self.loss.set_progress(self.global_step / self.trainer.max_steps)
         with process_group_of(self.loss, self._auc_group):
@@ -257,6 +254,15 @@ class SegmentationTask(LightningModule):
                 loss, self.model, self.normalize, images, target, self.hparams["micro_batches"], backward
             )
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """In the first step, with several processes: refuses parameters that get no gradient."""
+        strategy = self.trainer.strategy
+        if self._has_stepped or not isinstance(strategy, DDPStrategy):
+            return
+        self._has_stepped = True
+        if not any(strategy._ddp_kwargs.get(option) for option in ("find_unused_parameters", "static_graph")):
+            check_gradients(self)
+
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """Comes after `training_step`, which has made gradients of its own when there are micro-batches."""
         if self.hparams["micro_batches"] == 1:
@@ -274,15 +280,13 @@ class SegmentationTask(LightningModule):
         Returns:
             ``{"predicted": the predicted labels of each image, B tensors (H, W)}``.
         """
-        images, masks = batch["image"], batch["mask"]
         losses: list[Tensor] = []
-        predicted: list[Tensor] = [torch.empty(0)] * len(masks)
-        for positions in same_size_groups(images, masks):
-            is_all = isinstance(images, Tensor) and isinstance(masks, Tensor)
-            group = images if is_all else torch.stack([images[i] for i in positions])
-            target = (masks if is_all else torch.stack([masks[i] for i in positions])).long()
-            logits = self._evaluation_logits(group)
-            losses += self._losses_of_images(logits, target)
+        predicted: list[Tensor] = [torch.empty(0)] * len(batch["mask"])
+        for positions, images, masks in same_size_parts(batch):
+            logits, target = self._evaluation_logits(images), masks.long()
+            assert self.loss is not None
+            with process_group_of(self.loss, None):  # processes may have unequal numbers of validation batches
+                losses += [self.loss(logits[i : i + 1], target[i : i + 1]) for i in range(len(target))]
             labels = F.interpolate(logits.float(), target.shape[-2:], mode="bilinear", align_corners=False).argmax(1)
             self.metric.update(labels, target)
             if self.auroc is not None and self.average_precision is not None:
@@ -292,11 +296,6 @@ class SegmentationTask(LightningModule):
                 predicted[position] = label
         self.log("val/loss", torch.stack(losses).mean(), batch_size=len(losses), sync_dist=True)
         return {"predicted": predicted}
-
-    def _losses_of_images(self, logits: Tensor, target: Tensor) -> list[Tensor]:
-        assert self.loss is not None
-        with process_group_of(self.loss, None):  # processes may have unequal numbers of validation batches
-            return [self.loss(logits[i : i + 1], target[i : i + 1]) for i in range(len(target))]
 
     def on_validation_epoch_end(self) -> None:
         """Logs overall, head, middle and tail mean IoU, in [0, 1]."""
@@ -377,8 +376,20 @@ class SegmentationTask(LightningModule):
             own["bank"] = self.bank.get_extra_state()
         checkpoint["processes"] = gathered(cpu_state(own))
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As in torch; a state of another model is refused in one sentence (ValueError)."""
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            raise state_mismatch(self, state_dict, error) from error
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes this process's part; the state of a loss that is not built yet is left out."""
+        """Takes this process's part; the state of a loss that is not built yet is left out.
+
+        Raises:
+            ValueError: the checkpoint is of other classes.
+        """
+        check_classes(checkpoint, self.card)
         state = checkpoint["state_dict"]
         if self.loss is None:
             for key in [key for key in state if key.startswith("loss.")]:
@@ -399,12 +410,3 @@ class SegmentationTask(LightningModule):
             state[key] = processes[rank % len(processes)].get("bank", state[key])
             if rank >= len(processes):
                 state[key] = {**state[key], "generator": self._generator.get_state()}
-
-
-def _inference_options(options: dict[str, Any]) -> InferenceOptions:
-    # YAML has lists where the options are tuples.
-    try:
-        converted: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
-        return InferenceOptions(**converted)
-    except TypeError as error:
-        raise TypeError(f"evaluation: {error}") from error
