@@ -134,9 +134,7 @@ class SegmentationDataModule(LightningDataModule):
             raise ValueError(f"sampler must be 'random', 'sequential' or 'rare_class', not {sampler!r}")
         if sampler_options and sampler != "rare_class":
             raise ValueError("sampler_options go with sampler 'rare_class'")
-        check_options(
-            sampler_options or {}, RareClassSampler, "data.sampler_options", given=("statistics", *_OF_THE_RUN)
-        )
+        check_options(sampler_options or {}, RareClassSampler, "data.sampler_options", given=_SET_BY_THE_RUN)
         if shards is not None and (sampler == "rare_class" or held_out_share):
             raise ValueError("shards are read in their order: no sampler 'rare_class' and no held_out_share with them")
         if not 0 <= held_out_share < 1:

@@ -17,7 +17,6 @@ from aucseg.evaluation_batches import same_size_parts
 from aucseg.losses import AUCSegLoss, build_loss
 from aucseg.losses.long_tail import LongTailLoss
 from aucseg.losses.pairwise_auc import PairwiseAUCLoss
-from aucseg.memory_bank import TailMemoryBank
 from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
 from aucseg.micro_batches import backward_all_but_last, check_micro_batches
 from aucseg.models import build_model, forward_with_auxiliary, split_parameters, without_weights
@@ -25,8 +24,8 @@ from aucseg.models.inference import Predictor
 from aucseg.random_states import random_states, set_random_states
 from aucseg.seeding import stable_seed
 from aucseg.task_checks import (
-    bank_options,
     batch_norm_explained,
+    build_bank,
     check_classes,
     check_gradients,
     evaluation_options,
@@ -36,7 +35,6 @@ from aucseg.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 try:
     from lightning.pytorch import LightningModule
-    from lightning.pytorch.strategies import DDPStrategy
     from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 except ImportError as error:  # pragma: no cover - depends on the environment
     raise ImportError('aucseg.task needs Lightning: pip install "aucseg[train]"') from error
@@ -134,7 +132,7 @@ class SegmentationTask(LightningModule):
         self.model = model.to(memory_format=torch.channels_last) if channels_last else model
         self.loss = loss if isinstance(loss, nn.Module) else None
         self._generator = torch.Generator().manual_seed(torch.initial_seed())
-        self.bank = None if bank is None else self._build_bank(bank)
+        self.bank = None if bank is None else build_bank(bank, self.card, self._generator)
         self.last_input: tuple[Tensor, Tensor] | None = None
         self._auc_group: dist.ProcessGroup | None = None
         self._exchanged_at = 0
@@ -157,14 +155,6 @@ class SegmentationTask(LightningModule):
         self.evaluation = None if evaluation is None else evaluation_options(evaluation)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
-
-    def _build_bank(self, options: dict[str, Any]) -> TailMemoryBank:
-        return TailMemoryBank(
-            num_classes=self.card.num_classes,
-            ignore_index=self.card.ignore_index,
-            generator=self._generator,
-            **bank_options(options, self.card),
-        )
 
     def setup(self, stage: str) -> None:
         """Builds a loss given by name, whose class counts come from the training split; tells processes apart."""
@@ -255,13 +245,10 @@ class SegmentationTask(LightningModule):
             )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """In the first step, with several processes: refuses parameters that get no gradient."""
-        strategy = self.trainer.strategy
-        if self._has_stepped or not isinstance(strategy, DDPStrategy):
-            return
-        self._has_stepped = True
-        if not any(strategy._ddp_kwargs.get(option) for option in ("find_unused_parameters", "static_graph")):
+        """In the first step: refuses parameters without a gradient where other processes wait for it."""
+        if not self._has_stepped:
             check_gradients(self)
+            self._has_stepped = True
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """Comes after `training_step`, which has made gradients of its own when there are micro-batches."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from aucseg.datasets import DatasetCard
@@ -14,16 +15,23 @@ from aucseg.memory_bank import TailMemoryBank
 from aucseg.models.inference import InferenceOptions
 from aucseg.models.names import check_options
 
+try:
+    from lightning.pytorch import LightningModule
+    from lightning.pytorch.strategies import DDPStrategy
+except ImportError as error:  # pragma: no cover - depends on the environment
+    raise ImportError('aucseg.task_checks needs Lightning: pip install "aucseg[train]"') from error
+
 # Names of a state that are worth a place in a sentence.
 _NUM_SHOWN = 3
 
 
-def bank_options(options: Mapping[str, Any], card: DatasetCard) -> dict[str, Any]:
-    """The options of the bank with the card's tail and the ids of classes that are given by name.
+def build_bank(options: Mapping[str, Any], card: DatasetCard, generator: torch.Generator) -> TailMemoryBank:
+    """The bank of a task, for the card's tail unless the options name other classes, by id or by name.
 
     Args:
         options: ``model.bank``: options of `aucseg.TailMemoryBank`. ``protect_classes`` may be a group of the card.
         card: the card of the data.
+        generator: of the bank's choices.
 
     Raises:
         TypeError: an option that the bank does not have.
@@ -51,7 +59,7 @@ def bank_options(options: Mapping[str, Any], card: DatasetCard) -> dict[str, Any
         options["protect_classes"] = (card.groups or {})[protected]
     elif protected is not None:
         options["protect_classes"] = card.ids_of(protected, "model.bank.protect_classes")
-    return {**options, "tail_classes": list(tail)}
+    return TailMemoryBank(tail, card.num_classes, ignore_index=card.ignore_index, generator=generator, **options)
 
 
 def evaluation_options(options: Mapping[str, Any]) -> InferenceOptions:
@@ -144,17 +152,22 @@ def batch_norm_explained(batch_size: int, micro_batches: int) -> Iterator[None]:
         ) from error
 
 
-def check_gradients(module: nn.Module) -> None:
-    """Refuses parameters that the loss does not reach, which torch's DDP cannot handle by default.
+def check_gradients(task: LightningModule) -> None:
+    """Refuses parameters that the loss does not reach, for which the processes of torch's DDP would wait.
 
     Raises:
         ValueError: there are some; torch itself would say so in the next step, with their numbers instead of names.
     """
-    unused = [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
+    strategy = task.trainer.strategy
+    if not isinstance(strategy, DDPStrategy):
+        return
+    if any(strategy._ddp_kwargs.get(option) for option in ("find_unused_parameters", "static_graph")):
+        return
+    unused = [name for name, p in task.named_parameters() if p.requires_grad and p.grad is None]
     if unused:
         shown = ", ".join(unused[:_NUM_SHOWN]) + (", ..." if len(unused) > _NUM_SHOWN else "")
         raise ValueError(
-            f"{len(unused)} parameters of the model have no part in the loss ({shown}), and several processes wait for "
+            f"parameters of the model have no part in the loss ({len(unused)}: {shown}), and the processes wait for "
             "their gradients: give --trainer.strategy ddp_find_unused_parameters_true, or freeze them "
             "(requires_grad_(False))"
         )
