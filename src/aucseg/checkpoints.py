@@ -80,8 +80,25 @@ def newest_checkpoint(folder: Path, say: Callable[[str], object] = say_once) -> 
 
 
 def checkpoint_step(path: Path) -> int:
-    """Optimizer steps that a checkpoint has behind it, read without loading its tensors."""
-    return int(torch.load(path, mmap=True, map_location="cpu", weights_only=True)["global_step"])
+    """Optimizer steps that a checkpoint has behind it, read without loading its tensors.
+
+    Raises:
+        ValueError: the file is no checkpoint of a training.
+    """
+    problem = checkpoint_problem(path)
+    if problem is not None:
+        raise ValueError(f"{path} is no readable checkpoint: {problem}")
+    content = torch.load(path, mmap=True, map_location="cpu", weights_only=True)
+    _check_training(content, path)
+    return int(content["global_step"])
+
+
+def _check_training(content: Any, path: Path) -> None:
+    if not isinstance(content, dict) or "global_step" not in content:
+        raise ValueError(
+            f"{path} holds no training, but weights at most: give a checkpoint of 'aucseg fit' "
+            "(aucseg.models.load_checkpoint reads bare weights, for a new training)"
+        )
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -127,6 +144,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if problem is not None:
             raise ValueError(f"{path} is no readable checkpoint: {problem}")
         checkpoint: dict[str, Any] = load_plain(path)
+        _check_training(checkpoint, path)
         return checkpoint
 
 
@@ -242,7 +260,8 @@ class RunCheckpoint(Callback):
             add_note(
                 exception,
                 f"this was in the validation of {trainer.num_sanity_val_steps} batches before the first step "
-                "(trainer.num_sanity_val_steps), the largest image among them: nothing has been trained yet",
+                "(trainer.num_sanity_val_steps), the largest image among them, whole unless model.evaluation has a "
+                "window: nothing has been trained yet",
             )
         elif self._has_started or trainer.state.fn == "validate":
             path = newest_checkpoint(self.folder, lambda _: None)

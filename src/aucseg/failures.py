@@ -52,7 +52,8 @@ def explanation(error: BaseException) -> str | None:
     if type(error).__name__ == "SampleError" and "on_error" not in text:
         return f"{text}. Mend the file or leave such samples out (--data.on_error skip). {_GO_ON}"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(p in text for p in _OUT_OF_MEMORY)):
-        cause = text.strip().splitlines()[0].split(". ")[0] if text else "MemoryError"
+        parts = re.split(r"(?<=[\w.\]])[.:] |\n", text)
+        cause = next((part for part in parts if any(p in part for p in _OUT_OF_MEMORY)), "MemoryError")
         return (
             f"the memory ran out ({cause}). In training: lower data.batch_size or data.crop_size, raise "
             "model.micro_batches, or train in trainer.precision bf16-mixed. In validation: lower data.eval_batch_size, "

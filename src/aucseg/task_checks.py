@@ -118,13 +118,13 @@ def state_mismatch(module: nn.Module, state: Mapping[str, Any], error: RuntimeEr
     ]
     parts = []
     for title, keys in (
-        ("are missing in it", own.keys() - state.keys()),
-        ("are unknown to the model", state.keys() - own.keys()),
-        ("have another shape", shapes),
+        ("missing in the checkpoint", own.keys() - state.keys()),
+        ("unknown to the model", state.keys() - own.keys()),
+        ("of another shape", shapes),
     ):
         if keys:
             shown = ", ".join(sorted(keys)[:_NUM_SHOWN]) + (", ..." if len(keys) > _NUM_SHOWN else "")
-            parts.append(f"{len(keys)} tensors {title} ({shown})")
+            parts.append(f"{title}: {len(keys)} ({shown})")
     details = "; ".join(parts) or str(error).strip().splitlines()[-1].strip()
     return ValueError(
         f"the checkpoint is not one of this model, loss and bank: {details}. Give model.model, model.model_options, "
