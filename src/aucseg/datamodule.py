@@ -211,11 +211,11 @@ class SegmentationDataModule(LightningDataModule):
         return statistics
 
     def _rare_crop_classes(self, classes: list[int | str] | None) -> tuple[int, ...]:
-        if not classes and not self.card.tail_classes:
+        if classes is not None:
+            return tuple(self.card.ids_of(classes, "data.rare_crop_classes"))
+        if self.card.tail_classes is None:
             raise ValueError(f"card {self.card.name!r} names no tail classes: give data.rare_crop_classes")
-        return tuple(
-            self.card.tail_classes or () if classes is None else self.card.ids_of(classes, "rare_crop_classes")
-        )
+        return self.card.tail_classes
 
     @property
     def _place(self) -> tuple[int, int]:

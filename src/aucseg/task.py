@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics import MeanMetric
 
 from aucseg.datamodule import SegmentationDataModule
 from aucseg.datasets import DatasetCard
@@ -141,6 +142,8 @@ class SegmentationTask(LightningModule):
         self.groups = self.card.groups
         if self.groups is None and self.card.tail_classes:  # a card may name its tail alone
             self.groups = {"tail": list(self.card.tail_classes)}
+        # Not Lightning's mean over processes, which rounds down how many images each one has.
+        self.mean_loss = MeanMetric(nan_strategy="disable")
         self.metric = GroupedMeanIoU(num_classes, groups=self.groups, ignore_index=self.card.ignore_index)
         self.auroc: PixelAUROC | None = None
         self.average_precision: PixelAveragePrecision | None = None
@@ -256,9 +259,7 @@ class SegmentationTask(LightningModule):
             optimizer.zero_grad()
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Any]:
-        """Adds the batch to the loss's mean and to the metrics; images of one size go through the model together.
-
-        The loss is the mean over the images of the loss of each one, whatever the size of the batch.
+        """Adds the batch to the metrics and each image's loss to their mean; images of one size go through together.
 
         Args:
             batch: ``image`` (B, C, H, W) and ``mask`` (B, H, W), or lists of B tensors where sizes differ.
@@ -267,13 +268,13 @@ class SegmentationTask(LightningModule):
         Returns:
             ``{"predicted": the predicted labels of each image, B tensors (H, W)}``.
         """
-        losses: list[Tensor] = []
         predicted: list[Tensor] = [torch.empty(0)] * len(batch["mask"])
         for positions, images, masks in same_size_parts(batch):
             logits, target = self._evaluation_logits(images), masks.long()
             assert self.loss is not None
             with process_group_of(self.loss, None):  # processes may have unequal numbers of validation batches
-                losses += [self.loss(logits[i : i + 1], target[i : i + 1]) for i in range(len(target))]
+                for i in range(len(target)):
+                    self.mean_loss.update(self.loss(logits[i : i + 1], target[i : i + 1]))
             labels = F.interpolate(logits.float(), target.shape[-2:], mode="bilinear", align_corners=False).argmax(1)
             self.metric.update(labels, target)
             if self.auroc is not None and self.average_precision is not None:
@@ -281,12 +282,11 @@ class SegmentationTask(LightningModule):
                 self.average_precision.update(logits, target)
             for position, label in zip(positions, labels, strict=True):
                 predicted[position] = label
-        self.log("val/loss", torch.stack(losses).mean(), batch_size=len(losses), sync_dist=True)
         return {"predicted": predicted}
 
     def on_validation_epoch_end(self) -> None:
-        """Logs overall, head, middle and tail mean IoU, in [0, 1]."""
-        result = self.metric.compute()
+        """Logs the loss, and overall, head, middle and tail mean IoU, in [0, 1]."""
+        result = {"loss": self.mean_loss.compute(), **self.metric.compute()}
         self.per_class_iou: list[float] = result.pop("per_class").tolist()
         with self.metric.sync_context():
             self.confusion: list[list[int]] = self.metric.confusion.tolist()
@@ -294,6 +294,7 @@ class SegmentationTask(LightningModule):
         options: dict[str, Any] = {"sync_dist": True, "reduce_fx": "max"}
         self.log_dict({f"val/{name}": value for name, value in result.items()}, prog_bar=True, **options)
         self.metric.reset()
+        self.mean_loss.reset()
         if self.auroc is not None and self.average_precision is not None:
             self._log_pixel_metrics(self.auroc, self.average_precision)
 
