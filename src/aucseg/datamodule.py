@@ -17,7 +17,9 @@ from torch.utils.data import DataLoader
 from aucseg.class_statistics import ClassStatistics
 from aucseg.datasets import DatasetCard, SegmentationDataset
 from aucseg.distributed import part_of
+from aucseg.evaluation_batches import EvaluationBatches, collate_any_size, largest_image
 from aucseg.held_out import held_out_images
+from aucseg.models.names import check_options
 from aucseg.sample_stream import (
     EpochOrder,
     SampleStream,
@@ -26,6 +28,7 @@ from aucseg.sample_stream import (
     rare_class_order,
     sequential_order,
 )
+from aucseg.sampling import RareClassSampler
 from aucseg.seeding import stable_seed
 from aucseg.shard_stream import ShardStream
 from aucseg.streaming import StreamedSegmentationDataset
@@ -36,17 +39,21 @@ try:
 except ImportError as error:  # pragma: no cover - depends on the environment
     raise ImportError('aucseg.datamodule needs Lightning: pip install "aucseg[train]"') from error
 
+# Options of the rare-class sampler that follow from the run.
+_SET_BY_THE_RUN = ("statistics", "seed", "num_replicas", "rank")
+
 
 class SegmentationDataModule(LightningDataModule):
     """Loaders over a data set described by a card.
 
-    Batches are dicts ``{"image": uint8 (B, C, H, W), "mask": uint8 or int64 (B, H, W), "name": list of str}``.
+    Batches are dicts ``{"image": uint8 (B, C, H, W), "mask": uint8 or int64 (B, H, W), "name": list of str}``; in a
+    validation batch with images of unequal sizes image and mask are lists of B tensors.
 
     Args:
         card: name of a shipped card or path of a card's YAML file.
         root: folder of the data set; None for data that is embedded in the package.
         batch_size: training crops in a batch, on each rank.
-        eval_batch_size: validation images in a batch; images of unequal size need 1.
+        eval_batch_size: validation images in a batch; those of one size go through the model together.
         num_workers: loader processes; 0 loads in the main process.
         crop_size: ``(height, width)`` of the training crops.
         scale: range of the random scale factor.
@@ -70,7 +77,7 @@ class SegmentationDataModule(LightningDataModule):
         statistics: file of the training split's class statistics, as ``aucseg stats`` writes it; None counts the masks
             when something needs the counts (each process its part).
         rare_crop: how often a training crop is one around a pixel of a rare class, in [0, 1].
-        rare_crop_classes: train ids of the rare classes; None for the tail that the card names.
+        rare_crop_classes: train ids or names of the rare classes; None for the tail that the card names.
         shards: tar shards to train on instead of the root's files (paths, URLs, ``train-{0000..0099}.tar``), see
             `aucseg.streaming`.
         val_shards: the same for validation; None for the files of ``val_split``.
@@ -105,7 +112,7 @@ class SegmentationDataModule(LightningDataModule):
         held_out_share: float = 0.0,
         statistics: str | None = None,
         rare_crop: float = 0.0,
-        rare_crop_classes: list[int] | None = None,
+        rare_crop_classes: list[int | str] | None = None,
         shards: str | list[str] | None = None,
         val_shards: str | list[str] | None = None,
         shuffle_buffer: int = 1000,
@@ -115,6 +122,7 @@ class SegmentationDataModule(LightningDataModule):
             raise ValueError(f"sampler must be 'random', 'sequential' or 'rare_class', not {sampler!r}")
         if sampler_options and sampler != "rare_class":
             raise ValueError("sampler_options go with sampler 'rare_class'")
+        check_options(sampler_options or {}, RareClassSampler, "data.sampler_options", given=_SET_BY_THE_RUN)
         if shards is not None and (sampler == "rare_class" or held_out_share):
             raise ValueError("shards are read in their order: no sampler 'rare_class' and no held_out_share with them")
         if not 0 <= held_out_share < 1:
@@ -195,14 +203,12 @@ class SegmentationDataModule(LightningDataModule):
             )
         return statistics
 
-    def _rare_crop_classes(self, classes: list[int] | None, needed: bool) -> tuple[int, ...]:
-        if needed and classes is None and self.card.tail_classes is None:
-            raise ValueError(f"card {self.card.name!r} names no tail classes: give rare_crop_classes")
-        chosen = tuple(self.card.tail_classes or ()) if classes is None else tuple(classes)
-        outside = [class_id for class_id in chosen if not 0 <= class_id < self.card.num_classes]
-        if outside:
-            raise ValueError(f"rare_crop_classes holds {outside[0]}, outside 0..{self.card.num_classes - 1}")
-        return chosen
+    def _rare_crop_classes(self, classes: list[int | str] | None, needed: bool) -> tuple[int, ...]:
+        if classes is not None:
+            return tuple(self.card.ids_of(classes, "data.rare_crop_classes"))
+        if needed and self.card.tail_classes is None:
+            raise ValueError(f"card {self.card.name!r} names no tail classes: give data.rare_crop_classes")
+        return tuple(self.card.tail_classes or ())
 
     @property
     def _place(self) -> tuple[int, int]:
@@ -263,21 +269,29 @@ class SegmentationDataModule(LightningDataModule):
         return DataLoader(SeededDataset(dataset), batch_sampler=stream, **self._loader_options())
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Validation loader, in order; processes take whole batches in turn, each image once."""
+        """Validation loader, in order; processes take whole batches in turn, each image once.
+
+        In Lightning's check before the first step (``trainer.num_sanity_val_steps``) the batch with the largest image
+        comes first.
+        """
         rank, world_size = self._place
+        options = {**self._loader_options(), "collate_fn": collate_any_size}
         if self.val_shards is not None:
             stream = self._stream(self.val_shards, self.evaluation_transform)
-            return DataLoader(stream, batch_size=self.eval_batch_size, **self._loader_options())
+            return DataLoader(stream, batch_size=self.eval_batch_size, **options)
         dataset = self.validation_dataset(self.evaluation_transform)
         if len(dataset) < world_size:
             raise ValueError(
                 f"split {self.val_split!r} has {len(dataset)} images for {world_size} processes: validate with fewer"
             )
-        # Each process needs a batch; whoever has none would miss the sums over all processes.
-        size = min(self.eval_batch_size, len(dataset) // world_size)
-        starts = range(rank * size, len(dataset), world_size * size)
-        batches = [list(range(start, min(start + size, len(dataset)))) for start in starts]
-        return DataLoader(dataset, batch_sampler=batches, **self._loader_options())
+
+        def rehearse() -> int | None:
+            return largest_image(dataset) if self.trainer is not None and self.trainer.sanity_checking else None
+
+        batches = EvaluationBatches(
+            len(dataset), self.eval_batch_size, rank=rank, world_size=world_size, rehearse=rehearse
+        )
+        return DataLoader(dataset, batch_sampler=batches, **options)
 
     def _stream(
         self, urls: str | list[str], transform: Callable[[dict[str, Any]], dict[str, Any]] | None, shuffle: int = 0

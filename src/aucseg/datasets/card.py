@@ -100,6 +100,37 @@ class DatasetCard:
         """Number of classes K, the ignore label not counted."""
         return len(self.class_names)
 
+    def ids_of(self, classes: Sequence[int | str], name: str) -> list[int]:
+        """Return the train ids of classes that are given by id or by name, in their order.
+
+        Args:
+            classes: Ids 0..K-1, names, or both.
+            name: What to call the setting in messages.
+
+        Raises:
+            ValueError: There is no such class.
+
+        Example:
+            >>> DatasetCard.load("freedoom_lt").ids_of(["imp", 0], "tail_classes")
+            [2, 0]
+        """
+        ids = []
+        for entry in classes:
+            if isinstance(entry, str):
+                if entry not in self.class_names:
+                    from aucseg.models.names import closest
+
+                    near = closest(entry, self.class_names)
+                    raise ValueError(f"{name} holds {entry!r}, which is no class of the card {self.name!r}; {near}")
+                entry = self.class_names.index(entry)
+            if isinstance(entry, bool) or not isinstance(entry, int) or not 0 <= entry < self.num_classes:
+                raise ValueError(
+                    f"{name} holds {entry!r}: the classes of the card {self.name!r} are 0..{self.num_classes - 1}, or "
+                    "their names"
+                )
+            ids.append(entry)
+        return ids
+
     @staticmethod
     def available() -> list[str]:
         """Return the names of the cards that come with the package."""
