@@ -80,6 +80,13 @@ def test_double_wildcard_takes_any_folders(write_card: WriteCard, mini_root: Pat
     ]  # fmt: skip
 
 
+def test_a_range_of_stems_is_a_part_of_a_folder(write_card: WriteCard, mini_root: Path) -> None:
+    card = write_card(**{'.png"}': '.png", stems: ["1", "2"]}\n  rest: {images: "images/*.png", stems: ["3", "9"]}'})
+    assert DatasetCard.from_yaml(card.to_yaml()).splits == card.splits
+    parts = {split: [pair.name for pair in SegmentationDataset(card, mini_root, split).pairs] for split in card.splits}
+    assert parts == {"train": ["images/1", "images/2"], "rest": ["images/3"]}
+
+
 def test_transform_gets_the_sample_and_negative_indices_work(write_card: WriteCard, mini_root: Path) -> None:
     def flip(sample: Sample) -> Sample:
         return {**sample, "mask": sample["mask"].flip(-1)}
