@@ -87,6 +87,8 @@ class SegmentationDataModule(LightningDataModule):
             `aucseg.streaming`.
         val_shards: the same for validation; None for the files of ``val_split``.
         shuffle_buffer: samples among which a loader process draws with shards and sampler "random".
+        cache: "memory" reads and decodes each training image once, when training begins, and keeps it in memory (3 to 4
+            bytes a pixel, on each rank); for data that fit there. The samples are the same. None reads files each time.
 
     Raises:
         ValueError: for values out of their range, and for a trainer without ``max_steps``.
@@ -121,8 +123,13 @@ class SegmentationDataModule(LightningDataModule):
         shards: str | list[str] | None = None,
         val_shards: str | list[str] | None = None,
         shuffle_buffer: int = 1000,
+        cache: str | None = None,
     ) -> None:
         super().__init__()
+        if cache not in ("memory", None):
+            raise ValueError(f"cache must be 'memory' or null, not {cache!r}")
+        if cache is not None and shards is not None:
+            raise ValueError("cache keeps images of files; shards are read as a stream: leave one of the two out")
         if sampler not in ("random", "sequential", "rare_class"):
             raise ValueError(f"sampler must be 'random', 'sequential' or 'rare_class', not {sampler!r}")
         if sampler_options and sampler != "rare_class":
@@ -157,6 +164,7 @@ class SegmentationDataModule(LightningDataModule):
         self.shards = shards
         self.val_shards = val_shards
         self.shuffle_buffer = shuffle_buffer
+        self.cache = cache
         self._crop_bytes = 4 * crop_size[0] * crop_size[1]  # three channels and a mask
         self.training_transform = training_transform(
             crop_size,
@@ -258,6 +266,8 @@ class SegmentationDataModule(LightningDataModule):
             )
             return DataLoader(shard_stream, batch_size=self.batch_size, **self._loader_options())
         dataset = self.training_dataset(self.training_transform)
+        if self.cache == "memory":
+            dataset.keep_in_memory(max(1, self.num_workers))
         order = self._epoch_order(len(dataset))
         stream = SampleStream(
             order,

@@ -161,7 +161,12 @@ BAD = [
     ('images: "images/*.png"', 'list: a.txt, images: "images/*.png"', 9, "images must hold {stem}"),
     ('.png"}', '.png", stems: ["2", "1"]}', 9, "stems ['2', '1'] is no range"),
     ('.png"}', '.png", stems: ["1"]}', 9, "give the first and the last file name"),
-    ('images: "images/*.png"', 'list: a.txt, stems: ["1", "2"], images: "{stem}.png"', 9, "leave lines out of the list"),
+    (
+        'images: "images/*.png"',
+        'list: a.txt, stems: ["1", "2"], images: "{stem}.png"',
+        9,
+        "leave lines out of the list",
+    ),
     ("  train: {", "  train: [", 9, "not valid YAML"),
     (
         "splits:",
