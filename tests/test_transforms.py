@@ -4,7 +4,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aucseg.transforms import (
-    PhotometricDistortion,
     RandomCropWithClassCap,
     Sample,
     UnwrapSample,
@@ -79,16 +78,6 @@ def test_ignored_pixels_do_not_count_for_the_cap() -> None:
     sample = WrapSample()({"image": torch.zeros(3, 16, 16, dtype=torch.uint8), "mask": mask})
     cropped = RandomCropWithClassCap((16, 16), max_class_share=0.7)(sample)
     assert torch.equal(UnwrapSample()(cropped)["mask"], mask)
-
-
-def test_photometric_distortion_of_multispectral_images_keeps_shape_and_dtype() -> None:
-    torch.manual_seed(0)
-    image = torch.randint(0, 256, (6, 20, 24), dtype=torch.uint8)
-    sample = WrapSample()({"image": image, "mask": torch.zeros(20, 24, dtype=torch.uint8)})
-    distorted = PhotometricDistortion()(sample)["image"]
-    assert distorted.shape == image.shape
-    assert distorted.dtype == torch.uint8
-    assert 0 < (distorted.float() - image.float()).abs().mean() < 40
 
 
 def test_evaluation_keeps_the_mask_at_full_size() -> None:
