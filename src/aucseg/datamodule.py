@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from aucseg.class_statistics import ClassStatistics
 from aucseg.datasets import DatasetCard, SegmentationDataset
+from aucseg.device_colours import COLOUR_CHANGES, distort_colours
 from aucseg.distributed import part_of
 from aucseg.sample_stream import (
     EpochOrder,
@@ -68,7 +69,9 @@ class SegmentationDataModule(LightningDataModule):
         eval_base_size: the same for validation images (masks keep their size); None for their own size.
         max_class_share: largest share of a crop's labelled pixels that one class may hold.
         flip: probability of a horizontal flip.
-        photometric: whether to distort the colours of training images.
+        photometric: whether to distort the colours of training images. "device" draws the same changes in the loader
+            and makes them on the device the batch is trained on, where they cost little; outside a trainer call
+            `aucseg.device_colours.distort_colours` with the batch's ``"colour_changes"``.
         fill: padding value of images smaller than the crop.
         train_split: name of the card's split to train on.
         val_split: name of the card's split to validate on.
@@ -108,7 +111,7 @@ class SegmentationDataModule(LightningDataModule):
         eval_base_size: tuple[int, int] | None = None,
         max_class_share: float = 0.75,
         flip: float = 0.5,
-        photometric: bool = True,
+        photometric: bool | Literal["device"] = True,
         fill: Sequence[float] = IMAGENET_MEAN,
         train_split: str = "train",
         val_split: str = "val",
@@ -295,6 +298,11 @@ class SegmentationDataModule(LightningDataModule):
         starts = range(rank * size, len(dataset), world_size * size)
         batches = [list(range(start, min(start + size, len(dataset)))) for start in starts]
         return DataLoader(dataset, batch_sampler=batches, **self._loader_options())
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Distorts the colours of a training batch where its loader has left that to the device."""
+        changes = batch.pop(COLOUR_CHANGES, None)
+        return batch if changes is None else {**batch, "image": distort_colours(batch["image"], changes)}
 
     def _stream(
         self, urls: str | list[str], transform: Callable[[dict[str, Any]], dict[str, Any]] | None, shuffle: int = 0

@@ -8,7 +8,7 @@ a quarter of the bytes of float images.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -166,6 +166,24 @@ class RandomCropWithClassCap(nn.Module):
         }
 
 
+class ColourChange(NamedTuple):
+    """What `PhotometricDistortion` draws for one image: the neutral values are those here.
+
+    Attributes:
+        shift: added brightness, in units of white.
+        contrast: factor of the values.
+        saturation: factor of the saturation.
+        turn: of the hue, in full circles.
+        contrast_last: whether contrast comes after saturation and hue.
+    """
+
+    shift: float = 0.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+    turn: float = 0.0
+    contrast_last: bool = False
+
+
 class PhotometricDistortion(nn.Module):
     r"""Random brightness, contrast, saturation and hue, each in half of the draws; channels keep their places.
 
@@ -198,9 +216,8 @@ class PhotometricDistortion(nn.Module):
     factors = (0.5, 1.5)
     max_turn = 36 / 360
 
-    def forward(self, sample: Sample) -> Sample:
-        """Returns the sample with a distorted image (C, H, W) of the same type, dtype and shape."""
-        image = sample["image"]
+    def draw(self) -> ColourChange:
+        """Draws the changes of one image, from torch's global generator."""
         # As many numbers for every image, so that what is drawn next does not depend on it.
         *applied, contrast_last = (torch.rand(5, dtype=torch.float64) < 0.5).tolist()
         drawn = torch.rand(4, dtype=torch.float64)
@@ -208,7 +225,20 @@ class PhotometricDistortion(nn.Module):
         low, high = self.factors
         contrast, saturation = (low + drawn[1:3] * (high - low)).tolist()
         turn = float(2 * drawn[3] - 1) * self.max_turn
-        if not any(applied) or not image.numel():
+        brighter, contrasted, saturated, turned = applied
+        return ColourChange(
+            shift if brighter else 0.0,
+            contrast if contrasted else 1.0,
+            saturation if saturated else 1.0,
+            turn if turned else 0.0,
+            contrast_last,
+        )
+
+    def forward(self, sample: Sample) -> Sample:
+        """Returns the sample with a distorted image (C, H, W) of the same type, dtype and shape."""
+        image = sample["image"]
+        change = self.draw()
+        if change[:4] == ColourChange()[:4] or not image.numel():
             return sample
         plain = image.as_subclass(Tensor)
         pixels = plain if plain.dtype == torch.float64 else plain.float()
@@ -216,34 +246,48 @@ class PhotometricDistortion(nn.Module):
         white = 255.0 if plain.dtype == torch.uint8 else max(abs(smallest), abs(largest))
         lowest, highest = min(0.0, smallest), 255.0 if plain.dtype == torch.uint8 else None
         coloured = pixels.shape[-3] == 3 and smallest >= 0
-        if applied[0]:
-            pixels = (pixels + shift * white).clamp(lowest, highest)
-        if applied[1] and not contrast_last:
-            pixels = (pixels * contrast).clamp(lowest, highest)
-        if applied[2] and coloured:
-            pixels = scale_saturation(pixels, saturation)
-        if applied[3] and coloured:
-            pixels = turn_hue(pixels, turn)
-        if applied[1] and contrast_last:
-            pixels = (pixels * contrast).clamp(lowest, highest)
+        if change.shift != 0:
+            pixels = (pixels + change.shift * white).clamp(lowest, highest)
+        if change.contrast != 1 and not change.contrast_last:
+            pixels = (pixels * change.contrast).clamp(lowest, highest)
+        if change.saturation != 1 and coloured:
+            pixels = scale_saturation(pixels, change.saturation)
+        if change.turn != 0 and coloured:
+            pixels = turn_hue(pixels, change.turn)
+        if change.contrast != 1 and change.contrast_last:
+            pixels = (pixels * change.contrast).clamp(lowest, highest)
         if not plain.is_floating_point():
             info = torch.iinfo(plain.dtype)
             pixels = pixels.round().clamp(info.min, info.max)
         return {**sample, "image": tv_tensors.wrap(pixels.to(plain.dtype), like=image)}
 
 
-def scale_saturation(pixels: Tensor, factor: float) -> Tensor:
+class DrawColourChange(nn.Module):
+    """Draws what `PhotometricDistortion` would; `aucseg.device_colours.distort_colours` does it to the whole batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.distortion = PhotometricDistortion()
+
+    def forward(self, sample: Sample) -> Sample:
+        """Returns the sample with ``"colour_changes"``, a `ColourChange` as a tensor (5,)."""
+        return {**sample, "colour_changes": torch.tensor(self.distortion.draw(), dtype=torch.float32)}
+
+
+def scale_saturation(pixels: Tensor, factor: float | Tensor) -> Tensor:
     """Multiplies the HSV saturation of colours (..., 3, H, W) of at least 0 by ``factor``, to at most 1.
 
     With V the largest channel of a pixel and m the smallest, its saturation is (V - m) / V. A channel c becomes
-    V - k (V - c), where k is ``factor`` or, if less, what gives saturation 1.
+    V - k (V - c), where k is ``factor`` or, if less, what gives saturation 1. A tensor of factors is broadcast.
     """
     smallest, value = torch.aminmax(pixels, dim=-3, keepdim=True)
     largest_factor = value / (value - smallest)  # grey: infinite, or NaN for black, of which nothing changes
-    return (value - (value - pixels) * largest_factor.nan_to_num(nan=factor).clamp(max=factor)).clamp(min=0)
+    largest_factor = largest_factor.nan_to_num(nan=torch.inf, posinf=torch.inf)
+    used = torch.minimum(largest_factor, factor) if isinstance(factor, Tensor) else largest_factor.clamp(max=factor)
+    return (value - (value - pixels) * used).clamp(min=0)
 
 
-def turn_hue(pixels: Tensor, turn: float) -> Tensor:
+def turn_hue(pixels: Tensor, turn: float | Tensor) -> Tensor:
     """Turns the HSV hue of colours (..., 3, H, W) by ``turn``, in full circles; saturation and value stay."""
     smallest, value = torch.aminmax(pixels, dim=-3, keepdim=True)
     chroma = value - smallest
@@ -280,7 +324,7 @@ def training_transform(
     base_size: tuple[int, int] | None = None,
     max_class_share: float = 0.75,
     flip: float = 0.5,
-    photometric: bool = True,
+    photometric: bool | Literal["device"] = True,
     ignore_index: int = 255,
     fill: float | Sequence[float] = 0,
     rare_classes: Sequence[int] = (),
@@ -294,7 +338,8 @@ def training_transform(
         base_size: ``(long, short)`` edge that images are fitted into before ``scale`` applies; None for their own size.
         max_class_share: see `RandomCropWithClassCap`.
         flip: probability of a horizontal flip.
-        photometric: whether to distort brightness, contrast, saturation and hue, see `PhotometricDistortion`.
+        photometric: whether to distort brightness, contrast, saturation and hue, see `PhotometricDistortion`; "device"
+            draws the changes alone, see `DrawColourChange`.
         ignore_index: label of padding.
         fill: padding value of the image; the mean of the data set makes it zero after normalization.
         rare_classes: see `RandomCropWithClassCap`.
@@ -308,6 +353,8 @@ def training_transform(
         >>> training_transform((32, 48))({"image": image, "mask": mask})["image"].shape
         torch.Size([3, 32, 48])
     """
+    if photometric not in (True, False, "device"):
+        raise ValueError(f"photometric must be true, false or 'device', not {photometric!r}")
     if not 0 <= flip <= 1:
         raise ValueError(f"flip is a probability in [0, 1], got {flip}")
     steps: list[nn.Module] = [
@@ -324,7 +371,7 @@ def training_transform(
         v2.RandomHorizontalFlip(flip),
     ]
     if photometric:
-        steps.append(PhotometricDistortion())
+        steps.append(DrawColourChange() if photometric == "device" else PhotometricDistortion())
     return v2.Compose([*steps, UnwrapSample()])
 
 
