@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -32,6 +32,13 @@ def intersection_over_union(confusion: Tensor) -> Tensor:
     """IoU of each class (..., K) in float64, from (..., K, K); NaN for classes in neither truth nor prediction."""
     intersection = confusion.diagonal(dim1=-2, dim2=-1).double()
     return intersection / (confusion.sum(-1) + confusion.sum(-2) - intersection)
+
+
+def grouped_scores(confusion: Tensor, groups: Mapping[str, Sequence[int]]) -> dict[str, float | None]:
+    """Mean IoU over all classes that occur, and over those of each group; None where none does."""
+    iou = intersection_over_union(confusion)
+    means = {"miou": iou.nanmean(), **{name: iou[list(ids)].nanmean() for name, ids in groups.items()}}
+    return {name: None if value.isnan() else float(value) for name, value in means.items()}
 
 
 def fit_offsets(batches: Sequence[Batch], num_classes: int, ignore_index: int = 255) -> Tensor:
@@ -64,7 +71,7 @@ def fit_offsets(batches: Sequence[Batch], num_classes: int, ignore_index: int = 
 def confusions_of_values(
     batches: Sequence[Batch], offsets: Tensor, class_id: int, values: Tensor, ignore_index: int = 255
 ) -> Tensor:
-    """The confusion matrix (G, K, K) for each of G rising ``values`` of one class's offset, in one pass over the pixels.
+    """Confusion matrices (G, K, K), one for each of G rising ``values`` of one class's offset, in one pass over the pixels.
 
     A pixel goes to the class where its offset exceeds how far the class's logit lies below the best other score.
     """

@@ -1,6 +1,12 @@
 import pytest
 import torch
-from benchmarks.evidence.offsets import confusion_of, confusions_of_values, fit_offsets, intersection_over_union
+from benchmarks.evidence.offsets import (
+    confusion_of,
+    confusions_of_values,
+    fit_offsets,
+    grouped_scores,
+    intersection_over_union,
+)
 from torch import Tensor
 
 from aucseg.metrics import GroupedMeanIoU
@@ -25,13 +31,17 @@ def some_batches(num_classes: int = K) -> list[tuple[Tensor, Tensor]]:
 
 def test_confusion_and_iou_are_those_of_the_metric() -> None:
     offsets = torch.tensor([0.0, 0.3, -1, 2, -9])
-    metric = GroupedMeanIoU(K)
+    groups = {"head": [0], "tail": [2, 3], "none": [4]}
+    metric = GroupedMeanIoU(K, groups=groups)
     for logits, target in some_batches():
         metric.update((logits + offsets.view(-1, 1, 1)).argmax(1), target)
     confusion = confusion_of(some_batches(), offsets)
     assert torch.equal(confusion, metric.confusion)
     iou = intersection_over_union(confusion)
-    torch.testing.assert_close(iou.float(), metric.compute()["per_class"], equal_nan=True)
+    expected = metric.compute()
+    torch.testing.assert_close(iou.float(), expected["per_class"], equal_nan=True)
+    found = grouped_scores(confusion, groups)
+    assert found == {name: pytest.approx(float(expected[name])) for name in ("miou", "head", "tail")} | {"none": None}
 
 
 @pytest.mark.parametrize("class_id", range(K))
