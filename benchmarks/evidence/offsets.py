@@ -71,7 +71,7 @@ def fit_offsets(batches: Sequence[Batch], num_classes: int, ignore_index: int = 
 def confusions_of_values(
     batches: Sequence[Batch], offsets: Tensor, class_id: int, values: Tensor, ignore_index: int = 255
 ) -> Tensor:
-    """Confusion matrices (G, K, K), one for each of G rising ``values`` of one class's offset, in one pass over the pixels.
+    """Confusion matrices (G, K, K), one for each of G rising ``values`` of an offset, in one pass over the pixels.
 
     A pixel goes to the class where its offset exceeds how far the class's logit lies below the best other score.
     """

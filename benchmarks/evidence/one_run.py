@@ -109,7 +109,7 @@ def with_offsets(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {
         "heldout": scores(held_out, none),
         "with_offsets": {
-            "offsets": [round(value, 4) for value in offsets.tolist()],
+            "offsets": [round(value, 4) + 0.0 for value in offsets.tolist()],
             "heldout": scores(held_out, offsets),
             "metrics": scores(validation, offsets),
         },

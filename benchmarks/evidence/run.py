@@ -53,8 +53,8 @@ def main(argv: list[str] | None = None) -> int:
     shared.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: %(default)s")
     shared.add_argument("--loaders", type=int, metavar="N", help="loader processes of a run (default: by the cores)")
     code = shared.add_mutually_exclusive_group()
-    code.add_argument("--code", type=Path, default=PINNED, metavar="DIR", help="folder with the package of one commit, as "
-                      "`make gpu` installs it (default: %(default)s)")  # fmt: skip
+    code.add_argument("--code", type=Path, default=PINNED, metavar="DIR", help="folder with the package of one commit, "
+                      "as `make gpu` installs it (default: %(default)s)")  # fmt: skip
     code.add_argument("--working-tree", action="store_true", help="run the code that is imported, whatever it is")
     options = sys.argv[1:] if argv is None else argv
     cut = options.index("--") if "--" in options else len(options)
