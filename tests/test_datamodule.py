@@ -14,6 +14,7 @@ from aucseg.datamodule import SegmentationDataModule
 from aucseg.datasets import SegmentationDataset
 from aucseg.sample_stream import SampleStream, random_order
 from aucseg.streaming import write_shards
+from aucseg.transforms import RandomCropWithClassCap
 
 
 @given(
@@ -202,6 +203,14 @@ def test_rare_crops_hold_the_class_and_are_the_same_again(tiny_card: Path) -> No
     assert all(found)
     without = torch.stack([batch["mask"] == rarest for batch in take(module(0.0), 4)]).any((2, 3)).float().mean()
     assert without < 1
+
+
+def test_the_cap_spares_the_tail_of_the_card(tiny_card: Path) -> None:
+    for options, expected in (({}, (3,)), ({"rare_crop_classes": [1, 2]}, (1, 2))):
+        data = SegmentationDataModule(str(tiny_card), str(tiny_card.parent), **options)  # type: ignore[arg-type]
+        (crop,) = [step for step in data.training_transform.transforms if isinstance(step, RandomCropWithClassCap)]
+        assert crop.rare_classes == expected
+        assert crop.rare_probability == 0
 
 
 @pytest.mark.parametrize(

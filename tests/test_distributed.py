@@ -75,6 +75,31 @@ def test_sample_from_another_process_is_stored(group: dist.ProcessGroup, monkeyp
     assert empty.nbytes == 0
 
 
+def test_exchange_uses_no_random_number_twice(group: dist.ProcessGroup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The generator may be the bank's own, as it is in a run: it goes on after the draws, and so does another."""
+    monkeypatch.setattr("aucseg.distributed._swap", lambda message, *_: message)
+    for own in (True, False):
+        generators = [torch.Generator().manual_seed(seed) for seed in (7, 7 if own else 8)]
+        bank = TailMemoryBank(
+            [1, 2], 3, scope="image", min_pixels=1, sample_ratio=0.0, capacity=3, generator=generators[0]
+        )
+        handed_over = generators[0] if own else generators[1]
+        masks = torch.zeros(4, 8, 8, dtype=torch.long)
+        masks[:, :2], masks[:3, 4:] = 1, 2
+        bank(torch.rand(4, 3, 8, 8), masks)
+        twin = torch.Generator()
+        twin.set_state(handed_over.get_state())
+        resting = generators[0].get_state()
+        before = bank.get_extra_state()["samples"]
+        exchange_samples(bank, torch.device("cpu"), 0, handed_over)
+        drawn = [int(torch.randint(3, (), generator=twin)) for _ in range(2)]
+        assert torch.equal(handed_over.get_state(), twin.get_state())
+        if not own:
+            assert torch.equal(generators[0].get_state(), resting)
+        for old, new, number in zip(before, bank.get_extra_state()["samples"], drawn, strict=True):
+            assert torch.equal(new[-1]["values"], old[number]["values"])
+
+
 def test_state_is_moved_with_its_containers() -> None:
     assert cpu_state({"a": [torch.ones(1), (2, "b")]}) == {"a": [torch.ones(1), [2, "b"]]}
 

@@ -23,6 +23,9 @@ This page is written by `python -m benchmarks.evidence.tables` from the files in
 number in it comes from there. How the comparisons are made: [A trustworthy comparison](compare.md).
 """
 
+# Digests (`hashes.code` of a run) of the code whose training images had their colour channels permuted.
+_PERMUTED = {"d60d30651117", "86a5c50e945d", "8ffa47038b8b", "8b058dc8e0eb", "c057b1650ef5"}
+
 
 def main() -> None:
     text, figures = page(RESULTS)
@@ -54,6 +57,7 @@ def page(results: Path) -> tuple[str, dict[str, Table]]:
         parts.append(_pairs(study.pairs, runs))
         parts.append(_settings([choice for result in loaded.values() for choice in result["search"]]))
     parts.append(_budgets(results))
+    parts.insert(1, _older(results))
     if pending:
         parts.append(_pending(pending))
     return "\n".join(part.rstrip() + "\n" for part in parts if part), figures
@@ -110,6 +114,25 @@ def draw(table: Table, path: Path) -> None:
             axes.grid(axis="x", alpha=0.3)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Date": None})
+
+
+def _older(results: Path) -> str:
+    """Which studies were run before the training transforms were corrected."""
+    names = [
+        name
+        for name in STUDIES
+        if any(run["hashes"]["code"] in _PERMUTED for run in load(results / f"{name}.json")["runs"])
+    ]
+    if not names:
+        return ""
+    listed = ", ".join(f"`{name}`" for name in names)
+    return (
+        "**Made before the training transforms were corrected**, and standing until they are run anew: the studies "
+        f"{listed}. Until then the colour channels of a training image were permuted at random in half of the draws, "
+        "scaled masks lay half a pixel off their images, and the crop's class cap could redraw a crop until a small "
+        "object was gone; for all methods of a study alike. The digest of the code that made a run is in its JSON file "
+        "(`hashes.code`)."
+    )
 
 
 def _names(runs: list[dict[str, Any]]) -> tuple[list[str], list[str]]:

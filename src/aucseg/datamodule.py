@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 
 from aucseg.class_statistics import ClassStatistics
 from aucseg.datasets import DatasetCard, SegmentationDataset
-from aucseg.device_colours import COLOUR_CHANGES, distort_colours
 from aucseg.distributed import part_of
+from aucseg.photometric import COLOUR_CHANGES, distort_colours
 from aucseg.sample_stream import (
     EpochOrder,
     SampleStream,
@@ -67,11 +67,12 @@ class SegmentationDataModule(LightningDataModule):
         scale: range of the random scale factor.
         base_size: ``(long, short)`` edges that training images are fitted into before scaling; None for their own size.
         eval_base_size: the same for validation images (masks keep their size); None for their own size.
-        max_class_share: largest share of a crop's labelled pixels that one class may hold.
+        max_class_share: largest share of a crop's labelled pixels that one class may hold where a redraw finds such a
+            crop without losing a class; rare classes may hold more, see `aucseg.transforms.RandomCropWithClassCap`.
         flip: probability of a horizontal flip.
         photometric: whether to distort the colours of training images. "device" draws the same changes in the loader
             and makes them on the device the batch is trained on, where they cost little; outside a trainer call
-            `aucseg.device_colours.distort_colours` with the batch's ``"colour_changes"``.
+            `aucseg.photometric.distort_colours` with the batch's ``"colour_changes"``.
         fill: padding value of images smaller than the crop.
         train_split: name of the card's split to train on.
         val_split: name of the card's split to validate on.
@@ -85,7 +86,7 @@ class SegmentationDataModule(LightningDataModule):
         statistics: file of the training split's class statistics, as ``aucseg stats`` writes it; None counts the masks
             when something needs the counts (each process its part).
         rare_crop: how often a training crop is one around a pixel of a rare class, in [0, 1].
-        rare_crop_classes: train ids of those classes; None for the tail that the card names.
+        rare_crop_classes: train ids of the rare classes; None for the tail that the card names.
         shards: tar shards to train on instead of the root's files (paths, URLs, ``train-{0000..0099}.tar``), see
             `aucseg.streaming`.
         val_shards: the same for validation; None for the files of ``val_split``.
@@ -178,7 +179,7 @@ class SegmentationDataModule(LightningDataModule):
             photometric=photometric,
             ignore_index=self.card.ignore_index,
             fill=tuple(fill),
-            rare_classes=self._rare_crop_classes(rare_crop_classes) if rare_crop else (),
+            rare_classes=self._rare_crop_classes(rare_crop_classes, needed=rare_crop > 0),
             rare_probability=rare_crop,
         )
         self.evaluation_transform = evaluation_transform(base_size=eval_base_size)
@@ -213,8 +214,8 @@ class SegmentationDataModule(LightningDataModule):
             )
         return statistics
 
-    def _rare_crop_classes(self, classes: list[int] | None) -> tuple[int, ...]:
-        if classes is None and self.card.tail_classes is None:
+    def _rare_crop_classes(self, classes: list[int] | None, needed: bool) -> tuple[int, ...]:
+        if needed and classes is None and self.card.tail_classes is None:
             raise ValueError(f"card {self.card.name!r} names no tail classes: give rare_crop_classes")
         chosen = tuple(self.card.tail_classes or ()) if classes is None else tuple(classes)
         outside = [class_id for class_id in chosen if not 0 <= class_id < self.card.num_classes]

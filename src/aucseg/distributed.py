@@ -85,11 +85,10 @@ def exchange_samples(bank: TailMemoryBank, device: torch.device, shift: int, gen
     Returns:
         Bytes that this process has sent.
     """
+    drawn = [int(torch.randint(n, (), generator=generator)) if n else 0 for n in bank.num_samples.values()]
+    # Taken after the draws: the generator may be the bank's own, whose state it holds.
     state = bank.get_extra_state()
-    gift = [
-        [cpu_state(samples[int(torch.randint(len(samples), (), generator=generator))])] if samples else []
-        for samples in state["samples"]
-    ]
+    gift = [[cpu_state(samples[i])] if samples else [] for samples, i in zip(state["samples"], drawn, strict=True)]
     buffer = io.BytesIO()
     torch.save(gift, buffer)
     message = torch.frombuffer(bytearray(buffer.getbuffer()), dtype=torch.uint8).to(device)

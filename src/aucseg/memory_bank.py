@@ -41,9 +41,14 @@ class TailMemoryBank(nn.Module):
     What is pasted is never stored. In evaluation mode the bank returns its inputs and stores nothing. The outputs
     carry no gradient.
 
+    A paste of which nothing would be left, for example wholly over protected pixels, is tried at up to four more
+    places, chosen so that one of its pixels meets one that is free.
+
     With ``presence_target`` :math:`t` the number drawn follows from how common a class is, not from ``sample_ratio``:
     a class that a share :math:`p` of the images holds is pasted into an image that lacks it with probability
     :math:`q = \max(0, (t - p) / (1 - p))`, which lifts its presence to :math:`t` and leaves classes above it alone.
+    Less is reached before a first sample is stored, and where images have no free pixel within reach of the sample:
+    ``presence_reached`` tells.
 
     All work is done on the tensors' device. Stored samples follow the device of the images. Counts of stored and
     pasted pixels depend on the data, so that on an accelerator a call waits for the device a few times; random
@@ -158,7 +163,9 @@ class TailMemoryBank(nn.Module):
         self._samples: list[list[Sample]] = [[] for _ in self.tail_classes]  # each class: oldest sample first
         self._images_seen = 0
         self._images_with = [0] * len(self.tail_classes)
-        self._last_pastes: tuple[list[Paste], Tensor] | None = None
+        self._units_seen = 0
+        self._units_reached = [0] * len(self.tail_classes)
+        self._last_pastes: list[tuple[int, int, int]] = []
 
     @property
     def nbytes(self) -> int:
@@ -177,16 +184,21 @@ class TailMemoryBank(nn.Module):
         return dict(zip(self.tail_classes, shares, strict=True))
 
     @property
+    def presence_reached(self) -> dict[int, float]:
+        """Share of images (``scope="batch"``: of batches) that held each tail class after pasting, 0..1.
+
+        Counted since the bank was made, cleared or loaded; what to compare ``presence_target`` with.
+        """
+        shares = [reached / max(self._units_seen, 1) for reached in self._units_reached]
+        return dict(zip(self.tail_classes, shares, strict=True))
+
+    @property
     def last_pastes(self) -> list[tuple[int, int, int]]:
         """What the last call pasted: (image index in the batch, class id, number of pixels), in the order of pasting.
 
-        Reading it waits for the device. Pastes of which nothing is left (shrunk to nothing, or wholly over tail
-        classes) are not listed.
+        Pastes of which nothing is left (shrunk to nothing, or no free pixel within reach) are not listed.
         """
-        if self._last_pastes is None:
-            return []
-        pastes, counts = self._last_pastes
-        return [(p.image, p.class_id, n) for p, n in zip(pastes, counts.tolist(), strict=True) if n]
+        return list(self._last_pastes)
 
     def extra_repr(self) -> str:
         """Main settings, for ``print(bank)``."""
@@ -215,7 +227,7 @@ class TailMemoryBank(nn.Module):
             ValueError: shapes or devices that do not match, images unlike the stored ones, or (checked on the CPU
                 alone, since it would make an accelerator wait) a label outside 0..K-1 that is not ``ignore_index``.
         """
-        self._last_pastes = None
+        self._last_pastes = []
         if not self.training:
             return images, masks
         check_batch(images, masks, self.tail_classes)
@@ -235,10 +247,12 @@ class TailMemoryBank(nn.Module):
                     resize_ratio=self.resize_ratio,
                     placement=self.placement,
                     is_protected=self._is_protected,
+                    is_spared=lambda labels: self._is_protected(labels) | (self._tail_position(labels) >= 0),
                     first_wins=self.protect_tail,
                     generator=self._generator,
                 )
-                self._last_pastes = (pastes, counts)
+                self._last_pastes = [(p.image, p.class_id, n) for p, n in zip(pastes, counts, strict=True) if n]
+            self._count_reached(present, masks)
         return images, masks
 
     def _store(self, images: Tensor, masks: Tensor) -> list[list[bool]]:
@@ -318,6 +332,22 @@ class TailMemoryBank(nn.Module):
                 pastes.append(Paste(image, self.tail_classes[position], samples[self._randint(len(samples))]))
         return pastes
 
+    def _count_reached(self, present: list[list[bool]], masks: Tensor) -> None:
+        """Counts the images or batches that hold each tail class after pasting."""
+        if self._last_pastes and not self.protect_tail:  # a paste may have covered all there was of another class
+            held = torch.stack(
+                [(masks == class_id).flatten(1).any(1) for class_id in self.tail_classes], dim=1
+            ).tolist()
+        else:
+            held = [list(row) for row in present]
+            for image, class_id, _ in self._last_pastes:
+                held[image][self.tail_classes.index(class_id)] = True
+        if self.scope == "batch":
+            held = [[any(column) for column in zip(*held, strict=True)]]
+        self._units_seen += len(held)
+        for position in range(len(self.tail_classes)):
+            self._units_reached[position] += sum(row[position] for row in held)
+
     def _draw_classes(self, row: list[bool], batch_size: int) -> list[int]:
         """Draws among the tail classes that ``row`` lacks and that have something stored."""
         missing = [position for position, held in enumerate(row) if not held]
@@ -342,7 +372,8 @@ class TailMemoryBank(nn.Module):
         return int(torch.randint(high, (), generator=self._generator))
 
     def _move_samples(self, device: torch.device) -> None:
-        if any(samples and samples[0].values.device != device for samples in self._samples):
+        # Each sample is asked: what another process has given may still lie on the CPU.
+        if any(sample.values.device != device for samples in self._samples for sample in samples):
             self._samples = [
                 [s._replace(runs=s.runs.to(device), values=s.values.to(device)) for s in samples]
                 for samples in self._samples

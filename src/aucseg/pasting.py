@@ -13,6 +13,9 @@ from torch import Tensor
 from aucseg.components import expand, keep_where
 from aucseg.samples import Sample, scatter_pixels
 
+_NUM_TRIES = 5
+"""Places tried for a paste of which nothing would be left."""
+
 
 class Paste(NamedTuple):
     """One sample to paste into one image of a batch."""
@@ -40,10 +43,14 @@ def paste_samples(
     resize_ratio: float,
     placement: Literal["canvas", "uniform"],
     is_protected: Callable[[Tensor], Tensor],
+    is_spared: Callable[[Tensor], Tensor],
     first_wins: bool,
     generator: torch.Generator,
-) -> Tensor:
+) -> list[int]:
     """Pastes into images and masks, in place.
+
+    A paste of which nothing is left, since it lies wholly over what is protected or under other pastes, is tried again
+    at a place where a random pixel of it meets a random free pixel of the image, as far as the image's edges allow.
 
     Args:
         images: (B, C, H, W), dense in memory, contiguous or channels-last.
@@ -52,11 +59,51 @@ def paste_samples(
         resize_ratio: scale; less where the result would not fit into the image.
         placement: ``"canvas"`` or ``"uniform"``, as in ``TailMemoryBank``.
         is_protected: tells which labels (P,) must not be pasted over.
+        is_spared: the same for further tries, which must not take back what was pasted before.
         first_wins: whether the first of several pastes that meet in a pixel has it; else the last.
         generator: CPU generator of the places.
 
     Returns:
-        (number of pastes,) int64: pixels pasted by each.
+        Pixels pasted by each.
+    """
+
+    def paste(part: list[Paste], protected: Callable[[Tensor], Tensor], aim: Tensor | None = None) -> list[list[int]]:
+        return _paste_once(images, masks, part, resize_ratio, placement, protected, first_wins, generator, aim).tolist()
+
+    sizes, counts = paste(pastes, is_protected)
+    for _ in range(_NUM_TRIES - 1):
+        lost = [number for number, size in enumerate(sizes) if size and not counts[number]]
+        places = {image: _free_places(masks[image], is_spared) for image in {pastes[number].image for number in lost}}
+        lost = [number for number in lost if len(places[pastes[number].image])]
+        if not lost:
+            break
+        aims = [places[pastes[number].image] for number in lost]
+        aim = torch.stack([free[int(torch.randint(len(free), (), generator=generator))] for free in aims])
+        for number, count in zip(lost, paste([pastes[number] for number in lost], is_spared, aim)[1], strict=True):
+            counts[number] = count
+    return counts
+
+
+def _free_places(mask: Tensor, is_spared: Callable[[Tensor], Tensor]) -> Tensor:
+    """Pixels (P,) int64 of a mask (H, W) that may be pasted over."""
+    return (~is_spared(mask.flatten())).nonzero().squeeze(1)
+
+
+def _paste_once(
+    images: Tensor,
+    masks: Tensor,
+    pastes: list[Paste],
+    resize_ratio: float,
+    placement: Literal["canvas", "uniform"],
+    is_protected: Callable[[Tensor], Tensor],
+    first_wins: bool,
+    generator: torch.Generator,
+    aim: Tensor | None,
+) -> Tensor:
+    """Pastes each sample once: (2, number of pastes) int64, pixels of each after resizing and pixels pasted by it.
+
+    The places are random. With ``aim`` (number of pastes,), a pixel of the flattened (H, W) for each, a random pixel of
+    the sample lies there, or as near as the edges allow.
     """
     _, height, width = masks.shape
     samples = [paste.sample for paste in pastes]
@@ -83,8 +130,16 @@ def paste_samples(
     fit = torch.minimum(height / canvas_h, width / canvas_w).clamp(max=resize_ratio)
     new_h = (canvas_h * fit).round().long().clamp(1, height)
     new_w = (canvas_w * fit).round().long().clamp(1, width)
-    top = _pick(draw_y, height - new_h + 1)
-    left = _pick(draw_x, width - new_w + 1)
+    if aim is None:
+        top = _pick(draw_y, height - new_h + 1)
+        left = _pick(draw_x, width - new_w + 1)
+    else:
+        y, x = _draw_pixels(runs, draw_y)
+        # In integers: the output pixel at whose centre the canvas pixel's centre lies.
+        row = torch.div((2 * y + 1) * new_h, 2 * canvas_h, rounding_mode="floor")
+        col = torch.div((2 * x + 1) * new_w, 2 * canvas_w, rounding_mode="floor")
+        top = torch.minimum(aim // width - row, height - new_h).clamp(min=0)
+        left = torch.minimum(aim % width - col, width - new_w).clamp(min=0)
 
     owner, y, x, length, _ = runs
     row_0, row_1 = _nearest(y, canvas_h[owner], new_h[owner]), _nearest(y + 1, canvas_h[owner], new_h[owner])
@@ -95,6 +150,7 @@ def paste_samples(
     run, column = expand((col_1 - col_0)[source])
     target = begin.index_select(0, run) + column
     pasted_by = owner.index_select(0, run)
+    sizes = torch.zeros_like(image).scatter_add_(0, pasted_by, torch.ones_like(run))
     wins = ~is_protected(masks.view(-1).index_select(0, target))
     if len(pastes) > 1:
         wins &= pasted_by == _reduce_by_target(target, pasted_by, masks.numel(), "amin" if first_wins else "amax")
@@ -115,7 +171,16 @@ def paste_samples(
         )
     scatter_pixels(images, begin, run, column, pixels)
     masks.view(-1).scatter_(0, target, class_id.to(masks.dtype).index_select(0, pasted_by))
-    return torch.zeros_like(image).scatter_add_(0, pasted_by, torch.ones_like(run))
+    return torch.stack([sizes, torch.zeros_like(image).scatter_add_(0, pasted_by, torch.ones_like(run))])
+
+
+def _draw_pixels(runs: _Runs, draw: Tensor) -> tuple[Tensor, Tensor]:
+    """A random pixel of each paste: its row and column in the canvas."""
+    pixels_of = torch.zeros_like(draw).scatter_add_(0, runs.owner, runs.length)
+    first = runs.length.cumsum(0) - runs.length
+    pixel = pixels_of.cumsum(0) - pixels_of + _pick(draw, pixels_of)
+    run = torch.searchsorted(first, pixel, right=True) - 1
+    return runs.y[run], runs.x[run] + pixel - first[run]
 
 
 def _pick(draw: Tensor, count: Tensor) -> Tensor:

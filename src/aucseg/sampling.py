@@ -191,7 +191,7 @@ class ClassAwareCrop:
         below, right = max(height - mask.shape[0], 0), max(width - mask.shape[1], 0)
         if below or right:
             image = F.pad(image, (0, right, 0, below))
-            mask = F.pad(mask, (0, right, 0, below), value=self.ignore_index)
+            mask = pad_mask(mask, right, below, self.ignore_index)
         center = self._pixel_of_rare_class(mask, generator)
         top = draw_start(height, mask.shape[0], None if center is None else center[0], generator)
         left = draw_start(width, mask.shape[1], None if center is None else center[1], generator)
@@ -224,3 +224,17 @@ def draw_start(size: int, length: int, inside: int | None, generator: torch.Gene
     low = 0 if inside is None else max(inside - size + 1, 0)
     high = length - size if inside is None else min(inside, length - size)
     return int(torch.randint(low, high + 1, (), generator=generator))
+
+
+def pad_mask(mask: Tensor, right: int, below: int, ignore_index: int) -> Tensor:
+    """Pad a mask (H, W) with the ignore label.
+
+    Raises:
+        ValueError: The mask's dtype cannot hold the ignore label, which would become that of a class.
+    """
+    if mask.dtype == torch.bool or not torch.iinfo(mask.dtype).min <= ignore_index <= torch.iinfo(mask.dtype).max:
+        raise ValueError(
+            f"a mask of {mask.dtype} cannot be padded with the ignore label {ignore_index}: "
+            "give masks of a dtype that holds it, such as int64"
+        )
+    return F.pad(mask, (0, right, 0, below), value=ignore_index)

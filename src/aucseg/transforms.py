@@ -8,12 +8,13 @@ a quarter of the bytes of float images.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from aucseg.sampling import draw_pixel, draw_start
+from aucseg.photometric import DrawColourChange, PhotometricDistortion
+from aucseg.sampling import draw_pixel, draw_start, pad_mask
 
 try:
     from torchvision import tv_tensors
@@ -31,11 +32,27 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 class WrapSample(nn.Module):
-    """Marks image and mask as what they are, so that v2 transforms treat each in its own way."""
+    """Marks image and mask as what they are, so that v2 transforms treat each in its own way.
+
+    Raises:
+        ValueError: an image that is not (C, H, W), or a mask that is not (H, W) of the same size.
+        TypeError: an image that is neither of integers nor floating, a mask that is not of integers.
+    """
 
     def forward(self, sample: Sample) -> Sample:
         """Returns a shallow copy of ``sample`` with typed tensors."""
-        return {**sample, "image": tv_tensors.Image(sample["image"]), "mask": tv_tensors.Mask(sample["mask"])}
+        image, mask = sample["image"], sample["mask"]
+        if image.ndim != 3 or mask.shape != image.shape[1:]:
+            raise ValueError(
+                f"sample {sample.get('name', '')!r}: the image must be (C, H, W) and the mask (H, W) of the same size, "
+                f"got {tuple(image.shape)} and {tuple(mask.shape)}"
+            )
+        if image.dtype == torch.bool or image.is_complex() or mask.is_floating_point() or mask.is_complex():
+            raise TypeError(
+                f"sample {sample.get('name', '')!r}: the image must be of integers or floating-point numbers and the "
+                f"mask of integers, got {image.dtype} and {mask.dtype}"
+            )
+        return {**sample, "image": tv_tensors.Image(image), "mask": tv_tensors.Mask(mask)}
 
 
 class UnwrapSample(nn.Module):
@@ -52,6 +69,8 @@ class UnwrapSample(nn.Module):
 
 class RandomScale(nn.Module):
     """Resizes image (bilinear, antialiased) and mask (nearest) by one random factor, keeping the aspect.
+
+    Both take pixel centres to pixel centres: row i of h comes from the place (i + 1/2) H / h of the H rows.
 
     Args:
         ratio: range of the factor, uniform.
@@ -74,23 +93,52 @@ class RandomScale(nn.Module):
 
     def forward(self, sample: Sample) -> Sample:
         """Returns the scaled sample."""
-        height, width = sample["mask"].shape[-2:]
-        factor = float(torch.empty(()).uniform_(*self.ratio))
-        if self.base_size is not None:
-            long, short = max(self.base_size), min(self.base_size)
-            factor *= min(long / max(height, width), short / min(height, width))
-        size = [max(1, round(height * factor)), max(1, round(width * factor))]
-        if size == [height, width]:
+        image, mask = sample["image"], sample["mask"]
+        low, high = self.ratio
+        factor = low + (high - low) * float(torch.rand((), dtype=torch.float64))
+        height, width = scaled_size(mask.shape, factor, self.base_size)
+        if (height, width) == mask.shape:
             return sample
+        rows, columns = (nearest_places(old, new) for old, new in zip(mask.shape, (height, width), strict=True))
+        # Not torchvision's resize, which takes row floor(i H / h): half an output pixel up and left of the image's.
+        nearest = mask.as_subclass(Tensor)[rows[:, None], columns]
         return {
             **sample,
-            "image": tvf.resize(sample["image"], size, antialias=True),
-            "mask": tvf.resize(sample["mask"], size),
+            "image": tvf.resize(image, [height, width], antialias=True),
+            "mask": tv_tensors.wrap(nearest, like=mask),
         }
 
 
+def scaled_size(size: Sequence[int], factor: float, base_size: tuple[int, int] | None) -> tuple[int, int]:
+    """The (height, width) of ``size`` fitted into ``base_size = (long, short)``, times ``factor``; at least 1.
+
+    Example:
+        >>> scaled_size((60, 80), 2.0, base_size=(40, 40))
+        (60, 80)
+    """
+    height, width = size
+    if base_size is not None:
+        factor *= min(max(base_size) / max(height, width), min(base_size) / min(height, width))
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def nearest_places(old: int, new: int) -> Tensor:
+    """For each of ``new`` pixels in a row the one of ``old`` pixels that holds its centre: floor((i + 1/2) old / new).
+
+    Example:
+        >>> nearest_places(6, 2).tolist()
+        [1, 4]
+    """
+    return torch.div((2 * torch.arange(new) + 1) * old, 2 * new, rounding_mode="floor")
+
+
 class RandomCropWithClassCap(nn.Module):
-    """Random crop in which no class covers more than a given share of the labelled pixels, where a few tries find one.
+    """Random crop, redrawn where one class covers more than a given share of its labelled pixels.
+
+    Every place is as likely as any other. A crop beyond the cap gives way to the first redraw that keeps to it and
+    holds every class of the crop that it replaces. Without this condition the cap would take rare classes away: a crop
+    of a small object before a wide background is beyond the cap, the next one without the object may not be. Where
+    ``num_tries`` draws bring no such crop the first one stays. So no class is in fewer crops than without the cap.
 
     Smaller images are padded at the right and the bottom: the image with ``fill``, the mask with the ignore label.
 
@@ -99,11 +147,16 @@ class RandomCropWithClassCap(nn.Module):
         max_class_share: largest share of the labelled pixels that one class may hold, in (0, 1]; 1 takes the first
             crop.
         ignore_index: label of padding; does not count as a class.
-        fill: padding value of each channel, or one for all.
-        num_tries: crops drawn before the last one is taken as it is.
-        rare_classes: class ids to look for.
+        fill: padding value of each channel, or one for all; rounded for images of integers.
+        num_tries: crops drawn at most.
+        rare_classes: class ids that the cap spares: each may fill a crop, and a redraw must hold at least as many of
+            its pixels.
         rare_probability: how often the crop is one around a pixel of a rare class that the image holds (a class drawn
             first, then its pixel), whatever the shares in it.
+
+    Raises:
+        ValueError: an argument out of its range; a mask whose dtype cannot hold the ignore label that padding needs;
+            ``fill`` that does not fit the image.
     """
 
     def __init__(
@@ -121,6 +174,10 @@ class RandomCropWithClassCap(nn.Module):
             raise ValueError(f"crop size must be positive, got {tuple(size)}")
         if not 0 < max_class_share <= 1:
             raise ValueError(f"max_class_share must be in (0, 1], got {max_class_share}")
+        if num_tries < 1:
+            raise ValueError(f"num_tries must be at least 1, got {num_tries}")
+        if ignore_index in rare_classes or min(rare_classes, default=0) < 0:
+            raise ValueError(f"rare_classes must be class ids, not negative nor the ignore label, got {rare_classes}")
         if not 0 <= rare_probability <= 1:
             raise ValueError(f"the probability of a class-aware crop must be in [0, 1], got {rare_probability}")
         self.size = (int(size[0]), int(size[1]))
@@ -134,175 +191,93 @@ class RandomCropWithClassCap(nn.Module):
     def forward(self, sample: Sample) -> Sample:
         """Returns the cropped sample."""
         image, mask = sample["image"], sample["mask"]
-        crop_height, crop_width = self.size
-        pad = [0, 0, max(0, crop_width - mask.shape[-1]), max(0, crop_height - mask.shape[-2])]
-        if any(pad):
-            fill = self.fill if isinstance(self.fill, (int, float)) else list(self.fill)
-            image = tvf.pad(image, pad, fill=fill)
-            mask = tvf.pad(mask, pad, fill=self.ignore_index)
-        height, width = mask.shape[-2:]
-        labels = mask.as_subclass(Tensor)
-        top = left = 0
-        pixel = None
-        if self.rare_probability > 0 and float(torch.rand(())) < self.rare_probability:
-            pixel = draw_pixel(labels, self.rare_classes, torch.default_generator)
-        if pixel is not None:
-            top = draw_start(crop_height, height, pixel[0], torch.default_generator)
-            left = draw_start(crop_width, width, pixel[1], torch.default_generator)
-        for _ in range(self.num_tries if pixel is None else 0):
-            top = int(torch.randint(height - crop_height + 1, ()))
-            left = int(torch.randint(width - crop_width + 1, ()))
-            if self.max_class_share == 1:
-                break
-            window = labels[top : top + crop_height, left : left + crop_width].flatten()
-            counts = torch.bincount(window[window != self.ignore_index].long())
-            # One class alone cannot be capped: a crop of one class is as good as another try's.
-            if counts.numel() and int(counts.max()) <= self.max_class_share * int(counts.sum()):
-                break
+        height, width = self.size
+        right, below = max(0, width - mask.shape[-1]), max(0, height - mask.shape[-2])
+        if right or below:
+            image = tv_tensors.wrap(pad_image(image.as_subclass(Tensor), right, below, self.fill), like=image)
+            mask = tv_tensors.wrap(pad_mask(mask.as_subclass(Tensor), right, below, self.ignore_index), like=mask)
+        top, left = self._place(mask.as_subclass(Tensor))
         return {
             **sample,
-            "image": tvf.crop(image, top, left, crop_height, crop_width),
-            "mask": tvf.crop(mask, top, left, crop_height, crop_width),
+            "image": tvf.crop(image, top, left, height, width),
+            "mask": tvf.crop(mask, top, left, height, width),
         }
 
+    def _place(self, mask: Tensor) -> tuple[int, int]:
+        """Draws the top and left of a crop."""
+        pixel = None
+        if self.rare_probability > 0 and float(torch.rand((), dtype=torch.float64)) < self.rare_probability:
+            pixel = draw_pixel(mask, self.rare_classes, torch.default_generator)
+        first = self._draw(mask, pixel)
+        if pixel is not None or self.max_class_share == 1:
+            return first
+        counts = self._counts(mask, first)
+        if self._within_cap(counts):
+            return first
+        least = counts.clamp(max=1)
+        rare = [class_id for class_id in self.rare_classes if class_id < len(counts)]
+        least[rare] = counts[rare]
+        for _ in range(self.num_tries - 1):
+            place = self._draw(mask)
+            counts = self._counts(mask, place, len(least))
+            if self._within_cap(counts) and bool((counts[: len(least)] >= least).all()):
+                return place
+        return first
 
-class ColourChange(NamedTuple):
-    """What `PhotometricDistortion` draws for one image: the neutral values are those here.
+    def _draw(self, mask: Tensor, pixel: tuple[int, int] | None = None) -> tuple[int, int]:
+        inside_row, inside_column = (None, None) if pixel is None else pixel
+        top = draw_start(self.size[0], mask.shape[0], inside_row, torch.default_generator)
+        return top, draw_start(self.size[1], mask.shape[1], inside_column, torch.default_generator)
 
-    Attributes:
-        shift: added brightness, in units of white.
-        contrast: factor of the values.
-        saturation: factor of the saturation.
-        turn: of the hue, in full circles.
-        contrast_last: whether contrast comes after saturation and hue.
-    """
+    def _counts(self, mask: Tensor, place: tuple[int, int], num_ids: int = 0) -> Tensor:
+        """Pixels of each class id in a crop, (at least ``num_ids``,) int64."""
+        (top, left), (height, width) = place, self.size
+        # Wide first: in a narrow dtype another label may equal the ignore label.
+        labels = mask[top : top + height, left : left + width].flatten().long()
+        return torch.bincount(labels[(labels != self.ignore_index) & (labels >= 0)], minlength=num_ids)
 
-    shift: float = 0.0
-    contrast: float = 1.0
-    saturation: float = 1.0
-    turn: float = 0.0
-    contrast_last: bool = False
+    def _within_cap(self, counts: Tensor) -> bool:
+        capped = counts.clone()
+        capped[[class_id for class_id in self.rare_classes if class_id < len(counts)]] = 0
+        total = int(counts.sum())
+        return total > 0 and int(capped.max()) <= self.max_class_share * total
 
 
-class PhotometricDistortion(nn.Module):
-    r"""Random brightness, contrast, saturation and hue, each in half of the draws; channels keep their places.
-
-    The steps, in this order, each on its own with probability 1/2 and uniform in its range:
-
-    1. brightness: :math:`x + \delta`, with :math:`\delta` in -32/255..32/255 of white;
-    2. contrast: :math:`\alpha x`, with :math:`\alpha` in 0.5..1.5;
-    3. saturation: that of the HSV colour times 0.5..1.5, at most 1;
-    4. hue: that of the HSV colour turned by -36..36 degrees.
-
-    In half of the draws contrast comes last instead. Images without three channels have no colours: of them brightness
-    and contrast alone change, all channels alike. So it is with three channels of which a value is negative.
-
-    White is 255 for uint8. Other dtypes have no white of their own (0..1, 12 of 16 bits, reflectance, ...): the largest
-    absolute value of the image stands for it, so that an image in other units gets the same distortion. After each
-    step values below 0 (or below the smallest value of the image, where that is negative) and, of uint8, above 255
-    are clipped; an integer image is rounded once, at the end.
-
-    The ranges, the order and the probabilities are those of ``PhotoMetricDistortion`` in mmsegmentation, after Liu et
-    al., "SSD: Single Shot MultiBox Detector", ECCV 2016.
-
-    Example:
-        >>> orange = torch.tensor([200, 90, 40], dtype=torch.uint8).view(3, 1, 1)
-        >>> _ = torch.manual_seed(0)
-        >>> PhotometricDistortion()({"image": orange})["image"].flatten().tolist()
-        [200, 106, 64]
-    """
-
-    max_shift = 32 / 255
-    factors = (0.5, 1.5)
-    max_turn = 36 / 360
-
-    def draw(self) -> ColourChange:
-        """Draws the changes of one image, from torch's global generator."""
-        # As many numbers for every image, so that what is drawn next does not depend on it.
-        *applied, contrast_last = (torch.rand(5, dtype=torch.float64) < 0.5).tolist()
-        drawn = torch.rand(4, dtype=torch.float64)
-        shift = float(2 * drawn[0] - 1) * self.max_shift
-        low, high = self.factors
-        contrast, saturation = (low + drawn[1:3] * (high - low)).tolist()
-        turn = float(2 * drawn[3] - 1) * self.max_turn
-        brighter, contrasted, saturated, turned = applied
-        return ColourChange(
-            shift if brighter else 0.0,
-            contrast if contrasted else 1.0,
-            saturation if saturated else 1.0,
-            turn if turned else 0.0,
-            contrast_last,
+def pad_image(image: Tensor, right: int, below: int, fill: float | Sequence[float]) -> Tensor:
+    """Pads an image (C, H, W) with one value for each channel, or one for all."""
+    values = torch.tensor([fill] if isinstance(fill, (int, float)) else list(fill), dtype=torch.float64)
+    channels, height, width = image.shape
+    if len(values) not in (1, channels):
+        raise ValueError(
+            f"fill has {len(values)} values for an image of {channels} channels: give one for each, or one"
         )
-
-    def forward(self, sample: Sample) -> Sample:
-        """Returns the sample with a distorted image (C, H, W) of the same type, dtype and shape."""
-        image = sample["image"]
-        change = self.draw()
-        if change[:4] == ColourChange()[:4] or not image.numel():
-            return sample
-        plain = image.as_subclass(Tensor)
-        pixels = plain if plain.dtype == torch.float64 else plain.float()
-        smallest, largest = (float(value) for value in torch.aminmax(pixels))
-        white = 255.0 if plain.dtype == torch.uint8 else max(abs(smallest), abs(largest))
-        lowest, highest = min(0.0, smallest), 255.0 if plain.dtype == torch.uint8 else None
-        coloured = pixels.shape[-3] == 3 and smallest >= 0
-        if change.shift != 0:
-            pixels = (pixels + change.shift * white).clamp(lowest, highest)
-        if change.contrast != 1 and not change.contrast_last:
-            pixels = (pixels * change.contrast).clamp(lowest, highest)
-        if change.saturation != 1 and coloured:
-            pixels = scale_saturation(pixels, change.saturation)
-        if change.turn != 0 and coloured:
-            pixels = turn_hue(pixels, change.turn)
-        if change.contrast != 1 and change.contrast_last:
-            pixels = (pixels * change.contrast).clamp(lowest, highest)
-        if not plain.is_floating_point():
-            info = torch.iinfo(plain.dtype)
-            pixels = pixels.round().clamp(info.min, info.max)
-        return {**sample, "image": tv_tensors.wrap(pixels.to(plain.dtype), like=image)}
+    if not image.is_floating_point():
+        values = values.round()
+        if not torch.equal(values.to(image.dtype).double(), values):
+            raise ValueError(f"an image of {image.dtype} cannot be padded with fill {fill}")
+    padded = values.to(image.dtype).view(-1, 1, 1).repeat(channels // len(values), height + below, width + right)
+    padded[:, :height, :width] = image
+    return padded
 
 
-class DrawColourChange(nn.Module):
-    """Draws what `PhotometricDistortion` would; `aucseg.device_colours.distort_colours` does it to the whole batch."""
+class RandomFlip(nn.Module):
+    """Mirrors image and mask, left to right, with a probability."""
 
-    def __init__(self) -> None:
+    def __init__(self, probability: float = 0.5) -> None:
         super().__init__()
-        self.distortion = PhotometricDistortion()
+        if not 0 <= probability <= 1:
+            raise ValueError(f"flip is a probability in [0, 1], got {probability}")
+        self.probability = probability
 
     def forward(self, sample: Sample) -> Sample:
-        """Returns the sample with ``"colour_changes"``, a `ColourChange` as a tensor (5,)."""
-        return {**sample, "colour_changes": torch.tensor(self.distortion.draw(), dtype=torch.float32)}
-
-
-def scale_saturation(pixels: Tensor, factor: float | Tensor) -> Tensor:
-    """Multiplies the HSV saturation of colours (..., 3, H, W) of at least 0 by ``factor``, to at most 1.
-
-    With V the largest channel of a pixel and m the smallest, its saturation is (V - m) / V. A channel c becomes
-    V - k (V - c), where k is ``factor`` or, if less, what gives saturation 1. A tensor of factors is broadcast.
-    """
-    smallest, value = torch.aminmax(pixels, dim=-3, keepdim=True)
-    largest_factor = value / (value - smallest)  # grey: infinite, or NaN for black, of which nothing changes
-    largest_factor = largest_factor.nan_to_num(nan=torch.inf, posinf=torch.inf)
-    used = torch.minimum(largest_factor, factor) if isinstance(factor, Tensor) else largest_factor.clamp(max=factor)
-    return (value - (value - pixels) * used).clamp(min=0)
-
-
-def turn_hue(pixels: Tensor, turn: float | Tensor) -> Tensor:
-    """Turns the HSV hue of colours (..., 3, H, W) by ``turn``, in full circles; saturation and value stay."""
-    smallest, value = torch.aminmax(pixels, dim=-3, keepdim=True)
-    chroma = value - smallest
-    unit = chroma.masked_fill(chroma == 0, 1)  # grey has no hue, and none is needed
-    red, green, blue = pixels.tensor_split(3, dim=-3)
-    hue = torch.where(  # in sixths of the circle from red
-        red == value,
-        (green - blue) / unit,
-        torch.where(green == value, (blue - red) / unit + 2, (red - green) / unit + 4),
-    )
-    hue = hue + 6 * turn
-    # Each channel is a trapezoid over the hue: full within one sixth of its own place, nothing beyond two sixths.
-    places = torch.tensor([0, 2, 4], dtype=pixels.dtype, device=pixels.device).view(3, 1, 1)
-    distance = ((hue - places + 3).remainder(6) - 3).abs()
-    return smallest + chroma * (2 - distance).clamp(0, 1)
+        """Returns the sample, mirrored or as it is."""
+        if float(torch.rand((), dtype=torch.float64)) >= self.probability:
+            return sample
+        return {
+            **sample,
+            "image": tvf.horizontal_flip(sample["image"]),
+            "mask": tvf.horizontal_flip(sample["mask"]),
+        }
 
 
 class FitWithin(nn.Module):
@@ -310,11 +285,12 @@ class FitWithin(nn.Module):
 
     def __init__(self, size: tuple[int, int]) -> None:
         super().__init__()
-        self.scale = RandomScale((1.0, 1.0), size)
+        self.size = size
 
     def forward(self, sample: Sample) -> Sample:
         """Returns the sample with a resized image."""
-        return {**sample, "image": self.scale(sample)["image"]}
+        image = sample["image"]
+        return {**sample, "image": tvf.resize(image, scaled_size(image.shape[1:], 1.0, self.size), antialias=True)}
 
 
 def training_transform(
@@ -339,9 +315,10 @@ def training_transform(
         max_class_share: see `RandomCropWithClassCap`.
         flip: probability of a horizontal flip.
         photometric: whether to distort brightness, contrast, saturation and hue, see `PhotometricDistortion`; "device"
-            draws the changes alone, see `DrawColourChange`.
+            draws the changes alone, see `aucseg.photometric.DrawColourChange`.
         ignore_index: label of padding.
-        fill: padding value of the image; the mean of the data set makes it zero after normalization.
+        fill: padding value of the image; with the mean of the data set it is about zero after normalization (exactly
+            so without rounding and distortion).
         rare_classes: see `RandomCropWithClassCap`.
         rare_probability: see `RandomCropWithClassCap`.
 
@@ -353,10 +330,6 @@ def training_transform(
         >>> training_transform((32, 48))({"image": image, "mask": mask})["image"].shape
         torch.Size([3, 32, 48])
     """
-    if photometric not in (True, False, "device"):
-        raise ValueError(f"photometric must be true, false or 'device', not {photometric!r}")
-    if not 0 <= flip <= 1:
-        raise ValueError(f"flip is a probability in [0, 1], got {flip}")
     steps: list[nn.Module] = [
         WrapSample(),
         RandomScale(scale, base_size),
@@ -368,8 +341,10 @@ def training_transform(
             rare_classes=rare_classes,
             rare_probability=rare_probability,
         ),
-        v2.RandomHorizontalFlip(flip),
+        RandomFlip(flip),
     ]
+    if photometric not in (True, False, "device"):
+        raise ValueError(f"photometric must be true, false or 'device', not {photometric!r}")
     if photometric:
         steps.append(DrawColourChange() if photometric == "device" else PhotometricDistortion())
     return v2.Compose([*steps, UnwrapSample()])

@@ -224,6 +224,15 @@ def test_runs_of_different_code_are_not_put_into_one_table(tmp_path: Path) -> No
         tables.page(tmp_path)
 
 
+def test_results_of_the_older_training_transforms_are_named(tmp_path: Path) -> None:
+    write(tmp_path, "main", [a_run("ce", 0, code="d60d30651117")], [])
+    write(tmp_path, "camvid", [a_run("ce", 0, code="c1")], [])
+    note = next(line for line in tables.page(tmp_path)[0].splitlines() if "colour channels" in line)
+    assert "the studies `main`." in note
+    write(tmp_path, "main", [a_run("ce", 0, code="c1")], [])
+    assert "permuted" not in tables.page(tmp_path)[0]
+
+
 def test_the_page_in_the_documentation_is_up_to_date() -> None:
     text, figures = tables.page(RESULTS)
     assert (tables.DOCS / "results.md").read_text() == text

@@ -170,3 +170,18 @@ def test_cuda_pastes_what_the_cpu_pastes(placement: str) -> None:
         assert got[0].is_cuda
         assert_same([t.cpu() for t in got], list(expected))
         assert on_cuda.last_pastes == on_cpu.last_pastes
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_sample_that_lies_elsewhere_than_its_neighbours_follows_the_images() -> None:
+    """As after an exchange between processes: what has arrived lies on the CPU, behind the bank's own samples."""
+    bank = make_bank()
+    masks = torch.full((2, 8, 8), TAIL[0], dtype=torch.uint8)
+    bank(colours(masks).cuda(), masks.cuda())
+    state = bank.get_extra_state()
+    last = state["samples"][0][-1]
+    state["samples"][0][-1] = last | {"runs": last["runs"].cpu(), "values": last["values"].cpu()}
+    bank.set_extra_state(state)
+    _, after = bank(torch.zeros(8, 3, 8, 8, dtype=torch.uint8).cuda(), torch.zeros(8, 8, 8, dtype=torch.uint8).cuda())
+    assert (after == TAIL[0]).all()

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from aucseg.datamodule import SegmentationDataModule
-from aucseg.device_colours import distort_colours
-from aucseg.transforms import ColourChange, DrawColourChange, PhotometricDistortion, training_transform
+from aucseg.photometric import ColourChange, DrawColourChange, PhotometricDistortion, distort_colours
+from aucseg.transforms import training_transform
 from tests.small_runs import make_trainer
 from tests.test_task import make_task
 
