@@ -190,7 +190,9 @@ def studies(setting: Setting, seconds: float) -> Outcome:
         status = run_for(command, 60 * minutes + 30, log, setting.environment(pinned=True))
         outcome.passed += _finished_runs(result) - finished
         said = _text(log, start)
-        if status != 0:
+        failures = _failed_runs(said)
+        outcome.failed |= failures
+        if status != 0 and not failures:
             outcome.failed[study] = "it did not end in time" if status is None else _last_lines(log, start)
         outcome.did_not_fit += "not begun, as they would not end in time" in said or "cut off" in said
         outcome.notes += [line for line in said.splitlines() if "steps a second" in line]
@@ -198,6 +200,21 @@ def studies(setting: Setting, seconds: float) -> Outcome:
 
 
 SLICES = {"tests": tests, "benchmarks": benchmarks, "studies": studies}
+
+
+def _failed_runs(said: str) -> dict[str, str]:
+    """The runs that a pool says have failed, and the last lines of each."""
+    failures: dict[str, str] = {}
+    title = None
+    for line in said.splitlines():
+        if line.startswith("failed (status"):
+            title = line.partition(": ")[2]
+            failures[title] = ""
+        elif title is not None and line.startswith("  | "):
+            failures[title] += line.removeprefix("  | ") + "\n"
+        else:
+            title = None
+    return {title: "\n".join(text.splitlines()[-_LINES_OF_A_FAILURE:]) for title, text in failures.items()}
 
 
 def _finished_runs(path: Path) -> int:
