@@ -8,7 +8,7 @@ MMSEG_VENV := .venv-mmseg
 # Two cores: two test processes with one thread each beat one process with two.
 TEST_JOBS ?= 2
 
-.PHONY: demo test test-slow test-mmseg lint format docs benchmark clean
+.PHONY: demo test test-slow test-mmseg lint format docs benchmark gpu gpu-wheels gpu-data clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.created:
@@ -65,6 +65,18 @@ benchmark: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.getting_started
 	$(BIN)/python -m benchmarks.soak
+
+# Some minutes on a bare machine with a GPU, see docs/gpu.md. The first two here, with a network; the third there, with
+# the Python that is there.
+COMMIT ?= HEAD
+gpu-wheels: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.on_gpu.wheels fetch --commit $(COMMIT)
+
+gpu-data: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.on_gpu.packs pack $(STUDY) $(if $(ROOT),--root $(ROOT))
+
+gpu:
+	$(PYTHON) -m benchmarks.on_gpu $(GPU_FLAGS)
 
 clean:
 	rm -rf dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis

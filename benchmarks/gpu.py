@@ -1,5 +1,7 @@
 """Time and memory on a GPU, beside cross-entropy: ``python -m benchmarks.gpu [--repeats N] [--only TABLE ...]``.
 
+With ``--device cpu --small`` a rehearsal of the same code on any machine: the first case of each table, in miniature.
+
 - *loss*: forward and backward on float32 and bfloat16 logits, the losses of ``benchmarks.loss``; peak memory beyond
   logits and their gradient.
 - *bank*: a call of the memory bank that stores and pastes, images and masks on the GPU.
@@ -17,11 +19,11 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from benchmarks.loss import LABELS, WAYS, forward_backward
@@ -35,39 +37,67 @@ from aucseg.memory_bank import TailMemoryBank
 from aucseg.models import build_model
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
-DEVICE = torch.device("cuda")
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
-def milliseconds(function: Callable[[], Any]) -> float:
+class Setting(NamedTuple):
+    """Where and how long to measure."""
+
+    device: torch.device
+    repeats: int
+    small: bool
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def warm_up(self) -> int:
+        return 1 if self.small else 3
+
+    def cases(self, all_cases: Sequence[T]) -> Sequence[T]:
+        return all_cases[:1] if self.small else all_cases
+
+
+def milliseconds(function: Callable[[], Any], setting: Setting) -> float:
     """Wall time of a call until the device has done its work."""
-    torch.cuda.synchronize()
+    if setting.on_gpu:
+        torch.cuda.synchronize()
     start = time.perf_counter()
     function()
-    torch.cuda.synchronize()
+    if setting.on_gpu:
+        torch.cuda.synchronize()
     return 1e3 * (time.perf_counter() - start)
 
 
-def in_turns(ways: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 3) -> dict[str, Row]:
+def peak_bytes(function: Callable[[], Any], setting: Setting) -> int:
+    """Memory of tensors at the most during a call, beyond what was there before; 0 on the CPU, which does not tell."""
+    if not setting.on_gpu:
+        return 0
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    function()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def in_turns(ways: Mapping[str, Callable[[], Any]], setting: Setting) -> dict[str, Row]:
     """Median milliseconds of each way, its ratio to the first, and its peak memory beyond what was there before."""
     times: dict[str, list[float]] = {name: [] for name in ways}
-    for repeat in range(repeats + warm_up):
+    for repeat in range(setting.repeats + setting.warm_up):
         for name, way in ways.items():
-            taken = milliseconds(way)
-            if repeat >= warm_up:
+            taken = milliseconds(way, setting)
+            if repeat >= setting.warm_up:
                 times[name].append(taken)
     first = times[next(iter(ways))]
     rows: dict[str, Row] = {}
     for name, way in ways.items():
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        way()
-        torch.cuda.synchronize()
         rows[name] = {
             "ms": statistics.median(times[name]),
             "ratio": statistics.median(a / b for a, b in zip(times[name], first, strict=True)),
-            "peak_bytes": torch.cuda.max_memory_allocated() - before,
+            "peak_bytes": peak_bytes(way, setting),
         }
     return rows
 
@@ -107,44 +137,51 @@ LOSS_CASES = [
 ]
 
 
-def loss(repeats: int) -> list[Row]:
+def loss(setting: Setting) -> list[Row]:
     cases = []
-    for case in LOSS_CASES:
+    for case in setting.cases(LOSS_CASES):
+        if setting.small:
+            case = case._replace(shape=(1, 19, 64, 64))
         generator = torch.Generator().manual_seed(0)
         batch_size, num_classes, size, _ = case.shape
-        target = LABELS[case.labels](num_classes, batch_size, size * case.scale, generator).to(DEVICE)
+        target = LABELS[case.labels](num_classes, batch_size, size * case.scale, generator).to(setting.device)
         layout = torch.channels_last if case.channels_last else torch.contiguous_format
-        logits = torch.randn(case.shape, device=DEVICE).to(case.dtype).contiguous(memory_format=layout).requires_grad_()
+        logits = (
+            torch.randn(case.shape, device=setting.device)
+            .to(case.dtype)
+            .contiguous(memory_format=layout)
+            .requires_grad_()
+        )
         ways = {name: partial(forward_backward, way, logits, target) for name, way in WAYS[case.ways].items()}
-        rows = in_turns(ways, repeats)
+        rows = in_turns(ways, setting)
         for row in rows.values():  # the gradient is no extra
-            row["peak_bytes"] -= logits.nbytes
+            row["peak_bytes"] = max(0, row["peak_bytes"] - logits.nbytes)
         cases.append(show(str(case), rows))
     return cases
 
 
-def bank(repeats: int) -> list[Row]:
+def bank(setting: Setting) -> list[Row]:
     cases = []
-    for case in (CASES[0], CASES[5], CASES[6]):
+    for case in setting.cases((CASES[0], CASES[5], CASES[6])):
         generator = torch.Generator().manual_seed(0)
         filled = full_bank(case, generator)
         tail = [case.tail_classes[: case.tail_per_image]] * case.batch_size
-        images, masks = (tensor.to(DEVICE) for tensor in batch(case, case.batch_size, tail, generator))
-        cases.append(show(case.name, in_turns({"bank": partial(filled, images, masks)}, repeats)))
+        images, masks = (tensor.to(setting.device) for tensor in batch(case, case.batch_size, tail, generator))
+        cases.append(show(case.name, in_turns({"bank": partial(filled, images, masks)}, setting)))
     return cases
 
 
 MODELS: dict[str, dict[str, Any]] = {"segnext/tiny": {}, "smp/deeplabv3plus": {"encoder": "resnet50"}}
 
 
-def step(repeats: int) -> list[Row]:
+def step(setting: Setting) -> list[Row]:
+    batch_size, size = (2, 64) if setting.small else (16, 512)
     return [
         show(
-            f"{name}, 16 x 512 x 512, K={num_classes}, bfloat16 autocast",
-            in_turns(training_steps(name, 16, num_classes), repeats),
+            f"{name}, {batch_size} x {size} x {size}, K={num_classes}, bfloat16 autocast",
+            in_turns(training_steps(name, batch_size, size, num_classes, setting.device), setting),
         )
-        for name in MODELS
-        for num_classes in (19, 150)
+        for name, num_classes in setting.cases([(name, count) for name in MODELS for count in (19, 150)])
     ]
 
 
@@ -153,22 +190,24 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(full, target, ignore_index=255)
 
 
-def training_steps(name: str, batch_size: int, num_classes: int) -> dict[str, Callable[[], Any]]:
+def training_steps(
+    name: str, batch_size: int, size: int, num_classes: int, device: torch.device
+) -> dict[str, Callable[[], Any]]:
     """One step with each method, all of one model."""
     generator = torch.Generator().manual_seed(0)
-    model = build_model(name, num_classes, **MODELS[name]).train().to(DEVICE).to(memory_format=torch.channels_last)
+    model = build_model(name, num_classes, **MODELS[name]).train().to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-5, fused=True)
-    mean, std = (torch.tensor(values, device=DEVICE).view(3, 1, 1) for values in (model.pixel_mean, model.pixel_std))
-    images = torch.randint(256, (batch_size, 3, 512, 512), generator=generator, dtype=torch.uint8).to(DEVICE)
-    masks = LABELS["realistic"](num_classes, batch_size, 512, generator)
-    masks = masks.where(masks >= 0, 255).to(torch.uint8).to(DEVICE)
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (model.pixel_mean, model.pixel_std))
+    images = torch.randint(256, (batch_size, 3, size, size), generator=generator, dtype=torch.uint8).to(device)
+    masks = LABELS["realistic"](num_classes, batch_size, size, generator)
+    masks = masks.where(masks >= 0, 255).to(torch.uint8).to(device)
     tail = range(num_classes // 2, num_classes)
     memory = TailMemoryBank(tail, num_classes, scope="image", sample_ratio=0.2)
     auc = build_loss("aucseg")
 
     def one(loss_fn: Callable[[Tensor, Tensor], Tensor], with_bank: bool) -> None:
         seen, labels = memory(images, masks) if with_bank else (images, masks)
-        with torch.autocast("cuda", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             normalized = ((seen.float() - mean) / std).contiguous(memory_format=torch.channels_last)
             value = loss_fn(model(normalized), labels.long())
         torch.autograd.backward(value)
@@ -182,13 +221,15 @@ def training_steps(name: str, batch_size: int, num_classes: int) -> dict[str, Ca
     }
 
 
-def metrics(repeats: int) -> list[Row]:
+def metrics(setting: Setting) -> list[Row]:
     cases = []
-    for num_classes, size in ((19, 512), (150, 64)):  # with more pixels of 150 classes torchmetrics takes too long
-        logits, target = (tensor.to(DEVICE) for tensor in make_batch(num_classes, size))
-        made = {name: factory().to(DEVICE) for name, factory in score_metrics(num_classes).items()}
+    for num_classes, size in (
+        [(19, 32)] if setting.small else [(19, 512), (150, 64)]
+    ):  # with more pixels of 150 classes torchmetrics takes too long
+        logits, target = (tensor.to(setting.device) for tensor in make_batch(num_classes, size))
+        made = {name: factory().to(setting.device) for name, factory in score_metrics(num_classes).items()}
         updates = {name: partial(metric.update, logits, target) for name, metric in made.items()}
-        cases.append(show(f"update, 1 x {num_classes} x {size} x {size}", in_turns(updates, repeats)))
+        cases.append(show(f"update, 1 x {num_classes} x {size} x {size}", in_turns(updates, setting)))
     return cases
 
 
@@ -200,21 +241,24 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--only", nargs="+", choices=TABLES, help="some of the tables; the others stay as they are")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FILE", help="default: %(default)s")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: %(default)s")
+    parser.add_argument("--small", action="store_true", help="the first case of each table, in miniature")
     arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        parser.error("there is no CUDA device here")
-    setting = {
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no CUDA device here (--device cpu --small: a rehearsal)")
+    setting = Setting(torch.device(arguments.device), arguments.repeats, arguments.small)
+    about = {
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "triton": version("triton"),
-        "device": torch.cuda.get_device_name(),
+        "triton": version("triton") if setting.on_gpu else "none",
+        "device": torch.cuda.get_device_name() if setting.on_gpu else "cpu",
         "repeats": arguments.repeats,
     }
-    print(", ".join(f"{name} {value}" for name, value in setting.items()))
+    print(", ".join(f"{name} {value}" for name, value in about.items()))
     report = json.loads(arguments.out.read_text()) if arguments.only and arguments.out.exists() else {}
     for name in arguments.only or TABLES:
         print(f"\n== {name}")
-        report[name] = {**setting, "cases": TABLES[name](arguments.repeats)}
+        report[name] = {**about, "cases": TABLES[name](setting)}
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -72,6 +72,21 @@ def test_samples_do_not_depend_on_the_number_of_workers_nor_on_global_random_sta
     assert not torch.equal(alone[0], other_seed[0])
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_images_kept_in_memory_give_the_same_batches(tiny_card: Path, num_workers: int) -> None:
+    options: dict[str, Any] = {"batch_size": 3, "num_workers": num_workers, "crop_size": (32, 40)}
+    plain, kept = (SegmentationDataModule(str(tiny_card), str(tiny_card.parent), cache=cache, **options)
+                   for cache in (None, "memory"))  # fmt: skip
+    assert_same(take(kept, 4), take(plain, 4))
+
+
+def test_wrong_caches_are_refused(tiny_card: Path) -> None:
+    with pytest.raises(ValueError, match="cache must be 'memory' or null, not 'disk'"):
+        SegmentationDataModule(str(tiny_card), cache="disk")
+    with pytest.raises(ValueError, match="leave one of the two out"):
+        SegmentationDataModule(str(tiny_card), cache="memory", shards="a.tar")
+
+
 def test_loading_leaves_the_global_random_state_alone(tiny_card: Path) -> None:
     torch.manual_seed(0)
     expected = torch.rand(3)

@@ -5,12 +5,16 @@ cut off goes on from its checkpoint. After every piece what is finished is writt
 ``benchmarks/evidence/results/STUDY.json``, and read from there by the next piece, also on another machine (where a run
 that was cut off begins anew). With ``--part 1/2`` and ``--part 2/2`` two processes share the methods of a study.
 What follows ``--`` goes to ``aucseg compare``, such as ``--dry-run``.
+
+The studies of `benchmarks.evidence.shared_studies` are for a GPU: ``--processes N`` runs at a time share it, a run that
+would not end in time is not begun, and the code is that of one commit (``--code``), whose hash stands in the JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,18 +22,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.evidence.pool import Pool, commit_of_code
+from benchmarks.evidence.records import KEYS, read_result, rounded, unique
+from benchmarks.evidence.shared_studies import SHARED_STUDIES
 from benchmarks.evidence.studies import RESULTS, SECOND_STAGES, STUDIES
 
+import aucseg
 from aucseg.compare.runner import RECORD_FILE
 
+PINNED = Path(".gpu/pinned")
 _RESULT_FILE = "result.json"
-# What tells the records of the results apart.
-_KEYS = {"runs": ("model", "method", "seed"), "search": ("model", "method"), "trials": ("model", "method", "trial")}
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("study", choices=(*STUDIES, *SHARED_STUDIES))
     parser.add_argument("--minutes", type=float, metavar="N", help="length of this piece (default: to the end)")
     parser.add_argument("--part", type=_part, default=(1, 1), metavar="I/N", help="only the I-th of N parts")
     parser.add_argument("--root", type=Path, metavar="DIR", help="folder of data that are not in the package")
@@ -41,9 +48,19 @@ def main(argv: list[str] | None = None) -> int:
         help="folder of the runs (default: %(default)s)",
     )
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="default: %(default)s")
+    shared = parser.add_argument_group("studies for a GPU")
+    shared.add_argument("--processes", type=int, default=4, metavar="N", help="runs at a time (default: %(default)s)")
+    shared.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: %(default)s")
+    shared.add_argument("--loaders", type=int, metavar="N", help="loader processes of a run (default: by the cores)")
+    code = shared.add_mutually_exclusive_group()
+    code.add_argument("--code", type=Path, default=PINNED, metavar="DIR", help="folder with the package of one commit, "
+                      "as `make gpu` installs it (default: %(default)s)")  # fmt: skip
+    code.add_argument("--working-tree", action="store_true", help="run the code that is imported, whatever it is")
     options = sys.argv[1:] if argv is None else argv
     cut = options.index("--") if "--" in options else len(options)
     args = parser.parse_args(options[:cut])
+    if args.study in SHARED_STUDIES:
+        return _run_shared(parser, args, options)
     study = STUDIES[args.study]
     number, count = args.part
     out = args.out / args.study / f"{number}of{count}"
@@ -52,11 +69,11 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     path = args.results / f"{args.study}.json"
-    before = _read(path)
+    before = read_result(path)
     methods = arguments[arguments.index("--methods") + 1].split(",")
     if before is not None:
         restore(before, methods, out)
-    main_study = _read(args.results / "main.json") if study.from_main else None
+    main_study = read_result(args.results / "main.json") if study.from_main else None
     if main_study is not None:
         runs = [run for run in main_study["runs"] if run["seed"] < study.seeds]
         restore({"runs": runs, "search": [], "trials": []}, [m for m in study.from_main if m in methods], out)
@@ -71,8 +88,41 @@ def main(argv: list[str] | None = None) -> int:
     return status
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def _run_shared(parser: argparse.ArgumentParser, args: argparse.Namespace, options: list[str]) -> int:
+    study = SHARED_STUDIES[args.study]
+    if not args.working_tree and commit_of_code() is None:
+        if not (args.code / "aucseg").is_dir():
+            parser.error(
+                f"there is no package in {args.code}: a study is of one commit. `make gpu-wheels` builds it, "
+                "`make gpu` installs it there; --working-tree takes the code as it is"
+            )
+        path = os.pathsep.join([str(args.code.resolve()), os.environ.get("PYTHONPATH", "")])
+        command = [sys.executable, "-m", "benchmarks.evidence.run", *options]
+        os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": path})
+    try:
+        root = study.data_root(args.root)
+    except ValueError as error:
+        parser.error(str(error))
+    if args.processes < 1:
+        parser.error("--processes must be at least 1")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # One core of each run prepares the steps.
+    loaders = (
+        max(0 if args.device == "cpu" else 1, cores // args.processes - 1) if args.loaders is None else args.loaders
+    )
+    pool = Pool(
+        args.study, study, root, args.out / args.study, args.results, args.device, args.processes, loaders, args.minutes
+    )
+    print(f"commit {commit_of_code()}, {Path(aucseg.__file__).parent}, {cores} cores, {loaders} loader processes a run")
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ends a piece early keeps its results
+    try:
+        return pool.run()
+    except KeyboardInterrupt:
+        return 130
+    except ValueError as error:
+        parser.error(str(error))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -113,9 +163,9 @@ def collect(study: str, out: Path) -> dict[str, Any]:
         search += json.loads(path.read_text(encoding="utf-8"))
     return {
         "study": study,
-        "runs": _unique("runs", runs),
-        "search": _unique("search", search),
-        "trials": _unique("trials", trials),
+        "runs": unique("runs", runs),
+        "search": unique("search", search),
+        "trials": unique("trials", trials),
     }
 
 
@@ -128,13 +178,7 @@ def joined(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """
     if _origins(now) and not _origins(before) <= _origins(now):
         return dict(now)
-    return {"study": now["study"], **{part: _unique(part, [*before[part], *now[part]]) for part in _KEYS}}
-
-
-def _unique(part: str, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records in order; of those with the same keys the last."""
-    by_key = {tuple(record[key] for key in _KEYS[part]): record for record in records}
-    return [by_key[key] for key in sorted(by_key)]
+    return {"study": now["study"], **{part: unique(part, [*before[part], *now[part]]) for part in KEYS}}
 
 
 def _origins(result: Mapping[str, Any]) -> set[tuple[str, str]]:
@@ -175,16 +219,12 @@ def _measured(path: Path) -> dict[str, Any]:
     result = json.loads((path.parent / _RESULT_FILE).read_text(encoding="utf-8"))
     return {
         "steps": record["fingerprints"]["configuration"]["trainer.max_steps"],
-        "metrics": _rounded(record["metrics"]),
-        "per_class_iou": _rounded(result.get("per_class_iou", {})),
+        "metrics": rounded(record["metrics"]),
+        "per_class_iou": rounded(result.get("per_class_iou", {})),
         "cost": record["cost"],
         "seconds": record["seconds"],
         "hashes": record["hashes"],
     }
-
-
-def _rounded(values: dict[str, float | None]) -> dict[str, float | None]:
-    return {name: None if value is None else round(value, 6) for name, value in values.items()}
 
 
 if __name__ == "__main__":

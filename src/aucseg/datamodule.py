@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,7 @@ from aucseg.distributed import part_of
 from aucseg.evaluation_batches import EvaluationBatches, collate_any_size, largest_image
 from aucseg.held_out import held_out_images
 from aucseg.models.names import check_options
+from aucseg.photometric import COLOUR_CHANGES, distort_colours
 from aucseg.sample_stream import (
     EpochOrder,
     SampleStream,
@@ -62,7 +63,9 @@ class SegmentationDataModule(LightningDataModule):
         max_class_share: largest share of a crop's labelled pixels that one class may hold where a redraw finds such a
             crop without losing a class; rare classes may hold more, see `aucseg.transforms.RandomCropWithClassCap`.
         flip: probability of a horizontal flip.
-        photometric: whether to distort the colours of training images.
+        photometric: whether to distort the colours of training images. "device" draws the same changes in the loader
+            and makes them on the device the batch is trained on, where they cost little; outside a trainer call
+            `aucseg.photometric.distort_colours` with the batch's ``"colour_changes"``.
         fill: padding value of images smaller than the crop.
         train_split: name of the card's split to train on.
         val_split: name of the card's split to validate on.
@@ -82,6 +85,8 @@ class SegmentationDataModule(LightningDataModule):
             `aucseg.streaming`.
         val_shards: the same for validation; None for the files of ``val_split``.
         shuffle_buffer: samples among which a loader process draws with shards and sampler "random".
+        cache: "memory" reads and decodes each training image once, when training begins, and keeps it in memory (3 to 4
+            bytes a pixel, on each rank); for data that fit there. The samples are the same. None reads files each time.
 
     Raises:
         ValueError: for values out of their range, and for a trainer without ``max_steps``.
@@ -101,7 +106,7 @@ class SegmentationDataModule(LightningDataModule):
         eval_base_size: tuple[int, int] | None = None,
         max_class_share: float = 0.75,
         flip: float = 0.5,
-        photometric: bool = True,
+        photometric: bool | Literal["device"] = True,
         fill: Sequence[float] = IMAGENET_MEAN,
         train_split: str = "train",
         val_split: str = "val",
@@ -116,8 +121,13 @@ class SegmentationDataModule(LightningDataModule):
         shards: str | list[str] | None = None,
         val_shards: str | list[str] | None = None,
         shuffle_buffer: int = 1000,
+        cache: str | None = None,
     ) -> None:
         super().__init__()
+        if cache not in ("memory", None):
+            raise ValueError(f"cache must be 'memory' or null, not {cache!r}")
+        if cache is not None and shards is not None:
+            raise ValueError("cache keeps images of files; shards are read as a stream: leave one of the two out")
         if sampler not in ("random", "sequential", "rare_class"):
             raise ValueError(f"sampler must be 'random', 'sequential' or 'rare_class', not {sampler!r}")
         if sampler_options and sampler != "rare_class":
@@ -154,6 +164,7 @@ class SegmentationDataModule(LightningDataModule):
         self.shards = shards
         self.val_shards = val_shards
         self.shuffle_buffer = shuffle_buffer
+        self.cache = cache
         self._crop_bytes = 4 * crop_size[0] * crop_size[1]  # three channels and a mask
         self.training_transform = training_transform(
             crop_size,
@@ -257,6 +268,8 @@ class SegmentationDataModule(LightningDataModule):
             )
             return DataLoader(shard_stream, batch_size=self.batch_size, **self._loader_options())
         dataset = self.training_dataset(self.training_transform)
+        if self.cache == "memory":
+            dataset.keep_in_memory(max(1, self.num_workers))
         order = self._epoch_order(len(dataset))
         stream = SampleStream(
             order,
@@ -292,6 +305,11 @@ class SegmentationDataModule(LightningDataModule):
             len(dataset), self.eval_batch_size, rank=rank, world_size=world_size, rehearse=rehearse
         )
         return DataLoader(dataset, batch_sampler=batches, **options)
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Distorts the colours of a training batch where its loader has left that to the device."""
+        changes = batch.pop(COLOUR_CHANGES, None)
+        return batch if changes is None else {**batch, "image": distort_colours(batch["image"], changes)}
 
     def _stream(
         self, urls: str | list[str], transform: Callable[[dict[str, Any]], dict[str, Any]] | None, shuffle: int = 0

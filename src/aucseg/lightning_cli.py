@@ -40,7 +40,7 @@ except ImportError as error:  # pragma: no cover - depends on the environment
 
 # What decides about the course of a training.
 _LEARNING = ("seed_everything", "model", "data", "trainer")
-_HARMLESS = ("data.num_workers", "data.root", "data.eval_batch_size")
+_HARMLESS = ("data.num_workers", "data.cache", "data.root", "data.eval_batch_size")
 _LEARNING_TRAINER = ("max_steps", "accumulate_grad_batches", "precision", "gradient_clip_val")
 
 

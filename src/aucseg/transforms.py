@@ -8,12 +8,12 @@ a quarter of the bytes of float images.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from aucseg.photometric import PhotometricDistortion
+from aucseg.photometric import DrawColourChange, PhotometricDistortion
 from aucseg.sampling import draw_pixel, draw_start, pad_mask
 
 try:
@@ -300,7 +300,7 @@ def training_transform(
     base_size: tuple[int, int] | None = None,
     max_class_share: float = 0.75,
     flip: float = 0.5,
-    photometric: bool = True,
+    photometric: bool | Literal["device"] = True,
     ignore_index: int = 255,
     fill: float | Sequence[float] = 0,
     rare_classes: Sequence[int] = (),
@@ -314,7 +314,8 @@ def training_transform(
         base_size: ``(long, short)`` edge that images are fitted into before ``scale`` applies; None for their own size.
         max_class_share: see `RandomCropWithClassCap`.
         flip: probability of a horizontal flip.
-        photometric: whether to distort brightness, contrast, saturation and hue, see `PhotometricDistortion`.
+        photometric: whether to distort brightness, contrast, saturation and hue, see `PhotometricDistortion`; "device"
+            draws the changes alone, see `aucseg.photometric.DrawColourChange`.
         ignore_index: label of padding.
         fill: padding value of the image; with the mean of the data set it is about zero after normalization (exactly
             so without rounding and distortion).
@@ -342,8 +343,10 @@ def training_transform(
         ),
         RandomFlip(flip),
     ]
+    if photometric not in (True, False, "device"):
+        raise ValueError(f"photometric must be true, false or 'device', not {photometric!r}")
     if photometric:
-        steps.append(PhotometricDistortion())
+        steps.append(DrawColourChange() if photometric == "device" else PhotometricDistortion())
     return v2.Compose([*steps, UnwrapSample()])
 
 

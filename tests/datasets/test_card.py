@@ -159,6 +159,14 @@ BAD = [
     ("masks/{stem}.png", "~/{stem}.png", 9, "must stay below the root folder"),
     ("images/*.png", "images/[ab].png", 9, "square brackets are not supported"),
     ('images: "images/*.png"', 'list: a.txt, images: "images/*.png"', 9, "images must hold {stem}"),
+    ('.png"}', '.png", stems: ["2", "1"]}', 9, "stems ['2', '1'] is no range"),
+    ('.png"}', '.png", stems: ["1"]}', 9, "give the first and the last file name"),
+    (
+        'images: "images/*.png"',
+        'list: a.txt, stems: ["1", "2"], images: "{stem}.png"',
+        9,
+        "leave lines out of the list",
+    ),
     ("  train: {", "  train: [", 9, "not valid YAML"),
     (
         "splits:",

@@ -140,6 +140,10 @@ ORACLES: dict[str, tuple[str, dict[str, Any], Callable[[Array, NDArray[np.int64]
     "vs": ("vs", {}, vs),
     "balanced-softmax": ("balanced-softmax", {}, balanced_softmax),
     "dice": ("dice", {"smooth": 1.0}, dice),
+    "ce + dice": (
+        *("dice", {"smooth": 1.0, "ce_weight": 0.5}),
+        lambda z, y: dice(z, y) + 0.5 * float(cross_entropies(z, y).mean()),
+    ),
     "lovasz": ("lovasz", {}, lovasz),
     "disalign": ("disalign", {"rho": 0.6}, weighted(COUNTS**-0.6)),
 }

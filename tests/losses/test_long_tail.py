@@ -314,6 +314,7 @@ def test_options_out_of_range() -> None:
         ("seesaw", {"eps": 0}, "eps"),
         ("seesaw", {"p": -1}, "p must"),
         ("dice", {"smooth": -1}, "smooth"),
+        ("dice", {"ce_weight": -1}, "ce_weight"),
     ]
     for name, options, message in cases:
         with pytest.raises(ValueError, match=message):

@@ -30,6 +30,8 @@ class Layout:
             a template in which ``{stem}`` is a line of that file.
         masks: Template of an image's mask: ``{stem}`` is the image's file name without its ending, ``{1}``, ``{2}``,
             ... what the first, second, ... wildcard of ``images`` matched. None for a split without masks.
+        stems: ``(first, last)``: of the images only those whose file name without its ending lies in this range of the
+            alphabet, both ends included; a part of a folder that is another split. None for all.
         list: Text file with one stem a line, or None.
         train_ids: Whether the masks hold train ids already, so that the card's raw ids do not apply.
     """
@@ -38,6 +40,7 @@ class Layout:
     masks: str | None
     list: str | None = None
     train_ids: bool = False
+    stems: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -173,9 +176,10 @@ class DatasetCard:
         def ids_entry(ids: Sequence[int]) -> list[int] | list[list[int]]:
             return [list(unpack_color(raw)) for raw in ids] if is_rgb else list(ids)
 
-        def layout_entry(layout: Layout) -> dict[str, str]:
-            entry = {"images": layout.images, "masks": layout.masks, "list": layout.list}
+        def layout_entry(layout: Layout) -> dict[str, object]:
+            entry: dict[str, object] = {"images": layout.images, "masks": layout.masks, "list": layout.list}
             entry["ids"] = "train" if layout.train_ids else None
+            entry["stems"] = None if layout.stems is None else list(layout.stems)
             return {key: value for key, value in entry.items() if value is not None}
 
         document: dict[str, object] = {
@@ -362,7 +366,7 @@ def _parse_groups(groups: YamlValue, names: Sequence[str]) -> dict[str, list[int
 def _parse_split(split: YamlValue) -> tuple[Layout, ...]:
     layouts = []
     for entry in split.sequence() if split.is_sequence else [split]:
-        keys = entry.mapping(required=("images",), optional=("masks", "list", "ids"))
+        keys = entry.mapping(required=("images",), optional=("masks", "list", "ids", "stems"))
         for key in keys.keys() & {"images", "masks", "list"}:
             pattern = keys[key].string()
             if pattern.startswith(("/", "~")) or "\\" in pattern or ".." in pattern.split("/") or ":" in pattern:
@@ -374,14 +378,24 @@ def _parse_split(split: YamlValue) -> tuple[Layout, ...]:
                 keys[key].error(f"{key} {pattern!r}: the wildcards are *, ** and ?; square brackets are not supported")
         if "list" in keys and "{stem}" not in keys["images"].string():
             keys["images"].error("with 'list', images must hold {stem}, for example JPEGImages/{stem}.jpg")
+        if "stems" in keys and "list" in keys:
+            keys["stems"].error("'stems' picks files of a folder; with 'list' leave lines out of the list instead")
         layouts.append(
             Layout(
                 images=keys["images"].string(),
                 masks=keys["masks"].string() if "masks" in keys else None,
                 list=keys["list"].string() if "list" in keys else None,
                 train_ids="ids" in keys and keys["ids"].choice(("raw", "train")) == "train",
+                stems=_parse_stems(keys["stems"]) if "stems" in keys else None,
             )
         )
     if not layouts:
         split.error(f"split {split.what} has no layout")
     return tuple(layouts)
+
+
+def _parse_stems(stems: YamlValue) -> tuple[str, str]:
+    ends = [end.string() for end in stems.sequence()]
+    if len(ends) != 2 or ends[0] > ends[1]:
+        stems.error(f"stems {ends} is no range: give the first and the last file name without ending, in their order")
+    return ends[0], ends[1]

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.files import Array, SampleError, read_image, read_raw_mask, size_message
 from aucseg.datasets.label_map import LabelMap
+from aucseg.datasets.memory_cache import DecodedSamples
 from aucseg.datasets.pairing import Pair, find_pairs
 
 _logger = logging.getLogger(__name__)
@@ -106,6 +107,7 @@ class SegmentationDataset(Dataset[Sample]):
         self.follow_symlinks = follow_symlinks
         self.pairs, self.missing, layout = find_pairs(self.card, folder, split)
         self.label_map = LabelMap(self.card, train_ids=layout.train_ids)
+        self._decoded: DecodedSamples | None = None
         # Shared memory: what a loader's workers skip is counted too.
         self._num_skipped = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         if self.missing:
@@ -130,6 +132,23 @@ class SegmentationDataset(Dataset[Sample]):
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def keep_in_memory(self, num_threads: int = 1) -> int:
+        """Read all samples now and keep them decoded, 3 to 4 bytes a pixel; whoever reads one later gets a copy.
+
+        Loader processes that are forked share the memory. Samples that cannot be read stay errors, or are skipped.
+
+        Args:
+            num_threads: Threads that read.
+
+        Returns:
+            Bytes of memory.
+
+        Raises:
+            ValueError: The samples do not fit into memory.
+        """
+        self._decoded = DecodedSamples(self.pairs, self._read_files, num_threads)
+        return self._decoded.nbytes
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.read(index)
@@ -181,6 +200,9 @@ class SegmentationDataset(Dataset[Sample]):
         return self._inside(self.pairs[index].image)
 
     def _read(self, pair: Pair) -> Sample:
+        return self._read_files(pair) if self._decoded is None else self._decoded.sample(pair)
+
+    def _read_files(self, pair: Pair) -> Sample:
         mask_path = None if pair.mask is None else self._inside(pair.mask)
         return decode_sample(pair.name, self.label_map, (self._inside(pair.image), None), (mask_path, None))
 

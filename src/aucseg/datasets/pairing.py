@@ -62,6 +62,7 @@ def _pairs_of_layout(card: DatasetCard, root: Path, layout: Layout) -> tuple[lis
         pairs = [
             Pair(image, None if layout.masks is None else _fill(layout.masks, image, groups))
             for image, groups in _match_images(root, layout.images)
+            if layout.stems is None or layout.stems[0] <= PurePosixPath(image).stem <= layout.stems[1]
         ]
     else:
         pairs = _pairs_of_list(card, root, layout)

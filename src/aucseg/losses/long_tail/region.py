@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from aucseg.losses.long_tail.base import LongTailLoss
+from aucseg.losses.long_tail.reweighting import CrossEntropyLoss
 
 
 def _smp_losses() -> Any:
@@ -31,6 +32,7 @@ class DiceLoss(LongTailLoss):
         class_counts: Not used.
         ignore_index: Pixels with this label don't count.
         smooth: s, at least 0.
+        ce_weight: Weight of cross-entropy beside it, at least 0; 1 is the usual "CE + Dice".
     """
 
     uses_counts = False
@@ -41,10 +43,14 @@ class DiceLoss(LongTailLoss):
         ignore_index: int = 255,
         *,
         smooth: float = 0.0,
+        ce_weight: float = 0.0,
     ) -> None:
         super().__init__(class_counts, ignore_index)
-        if smooth < 0:
-            raise ValueError(f"smooth must be at least 0, not {smooth}")
+        for name, value in (("smooth", smooth), ("ce_weight", ce_weight)):
+            if not value >= 0:
+                raise ValueError(f"{name} must be at least 0, not {value}")
+        self.ce_weight = ce_weight
+        self.cross_entropy = CrossEntropyLoss(ignore_index=ignore_index)
         self.dice = _smp_losses().DiceLoss("multiclass", smooth=smooth, ignore_index=ignore_index)
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -53,7 +59,8 @@ class DiceLoss(LongTailLoss):
         present = target.new_zeros(num_classes + 1)
         present.scatter_(0, target.where(self.valid(target), num_classes).flatten(), 1)
         mean: Tensor = self.dice(logits, target)
-        return mean * num_classes / present[:num_classes].sum().clamp(min=1)
+        value = mean * num_classes / present[:num_classes].sum().clamp(min=1)
+        return value + self.ce_weight * self.cross_entropy.loss(logits, target) if self.ce_weight else value
 
 
 class LovaszSoftmaxLoss(LongTailLoss):

@@ -1,0 +1,236 @@
+"""What `benchmarks.on_gpu` runs, each with a time limit: tests, benchmarks, studies."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.on_gpu import outcomes
+from benchmarks.on_gpu.packs import DATA
+from benchmarks.on_gpu.wheels import PINNED, SITE
+
+_TESTS = {
+    "cuda": ("tests/test_gpu.py", "tests/memory_bank", "tests/metrics"),
+    # A rehearsal: no GPU, few tests.
+    "cpu": ("tests/test_gpu.py", "tests/losses/test_aucseg.py", "tests/memory_bank/test_inputs.py"),
+}
+# The most telling ones: loss and gradient, the bank, whole runs in three precisions, the metrics; then all others.
+_TESTS_FIRST = (
+    "tests/test_gpu.py::test_value_and_gradient_equal_those_of_the_cpu",
+    "tests/test_gpu.py::test_many_pixels_keep_their_digits",
+    "tests/memory_bank",
+    "tests/test_gpu.py::test_fit_stops_goes_on_and_predicts",
+    "tests/metrics",
+)
+_BENCHMARKS = ("loss", "step", "bank", "metrics")
+_LINES_OF_A_FAILURE = 4
+# Between asking a slice to end and ending it.
+_SECONDS_TO_END = 15.0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where everything is, and which studies to run.
+
+    Attributes:
+        device: ``"cuda"`` or ``"cpu"``.
+        out: Folder of all results.
+        studies: Names of the studies, in their order.
+        processes: Runs at a time.
+    """
+
+    device: str
+    out: Path
+    studies: tuple[str, ...]
+    processes: int
+
+    def environment(self, *, pinned: bool) -> dict[str, str]:
+        """Environment in which the package is that of the commit (``pinned``) or that of the checkout."""
+        package = PINNED if pinned else Path("src")
+        before = [part for part in (os.environ.get("PYTHONPATH"),) if part]
+        path = os.pathsep.join([str(package.resolve()), str(SITE.resolve()), *before])
+        return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+@dataclass
+class Outcome:
+    """What a slice has found.
+
+    Attributes:
+        passed: Things that did what they should.
+        failed: Name of each thing that did not, and the first lines that it said.
+        did_not_fit: Things for which there was no time.
+        skipped: Things that cannot be done here.
+        seconds: How long it took.
+        notes: What else is to be told.
+    """
+
+    passed: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    did_not_fit: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+
+def run_for(command: list[str], seconds: float, log: Path, environment: Mapping[str, str]) -> int | None:
+    """Runs a command, its output appended to ``log``; returns its exit status, None where the time was up.
+
+    A command whose time is up is asked to end, then ended with everything that it started.
+    """
+    with log.open("ab") as file:
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=dict(environment),
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            return child.wait(max(0.0, seconds))
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            if child.poll() is None:
+                child.send_signal(signal.SIGINT if "pytest" in command else signal.SIGTERM)
+                try:
+                    child.wait(_SECONDS_TO_END)
+                except subprocess.TimeoutExpired:
+                    os.killpg(child.pid, signal.SIGKILL)
+                    child.wait()
+
+
+def tests(setting: Setting, seconds: float) -> Outcome:
+    """The tests that need a GPU."""
+    record, log = setting.out / "tests.jsonl", setting.out / "tests.log"
+    record.unlink(missing_ok=True)
+    marker = ["-m", "gpu"] if setting.device == "cuda" else ["-m", "not slow"]
+    options = ["--maxfail=20", "-p", outcomes.__name__, "-p", "no:cacheprovider", "--tb=short", *marker]
+    command = [sys.executable, "-m", "pytest", *options, *_TESTS[setting.device]]
+    environment = setting.environment(pinned=False) | {
+        outcomes.FILE_VARIABLE: str(record.resolve()),
+        outcomes.FIRST_VARIABLE: ",".join(_TESTS_FIRST),
+    }
+    status = run_for(command, seconds, log, environment)
+    return outcome_of_tests(record, log, status)
+
+
+def outcome_of_tests(record: Path, log: Path, status: int | None) -> Outcome:
+    """What the plugin has written so far, and how pytest ended."""
+    lines = record.read_text(encoding="utf-8").splitlines() if record.is_file() else []
+    records = [json.loads(line) for line in lines]
+    number = sum(entry.get("tests", 0) for entry in records)
+    ran = {entry["test"]: entry for entry in records if "test" in entry}
+    outcome = Outcome()
+    for name, entry in ran.items():
+        if entry["outcome"] == "failed":
+            outcome.failed[name] = _first_lines(entry["reason"])
+        elif entry["outcome"] == "skipped":
+            outcome.skipped += 1
+        else:
+            outcome.passed += 1
+    outcome.did_not_fit = number - len(ran)
+    if not records:
+        outcome.failed["pytest"] = _last_lines(log) if status is not None else "no test was collected in time"
+    elif status not in (None, 0, 1, 5) and not outcome.failed:
+        outcome.failed["pytest"] = f"exit status {status}: {_last_lines(log)}"
+    return outcome
+
+
+def benchmarks(setting: Setting, seconds: float) -> Outcome:
+    """The benchmarks, one table after the other."""
+    end = time.monotonic() + seconds
+    out, outcome = setting.out / "benchmarks.json", Outcome()
+    small = ["--device", "cpu", "--small", "--repeats", "1"] if setting.device == "cpu" else []
+    for table in _BENCHMARKS:
+        left = end - time.monotonic()
+        if left <= 0:
+            outcome.did_not_fit += 1
+            continue
+        log = setting.out / "benchmarks.log"
+        start = log.stat().st_size if log.is_file() else 0
+        command = [sys.executable, "-m", "benchmarks.gpu", "--only", table, "--out", str(out), *small]
+        status = run_for(command, left, log, setting.environment(pinned=False))
+        if status is None:
+            outcome.did_not_fit += 1
+        elif status == 0:
+            outcome.passed += 1
+        else:
+            outcome.failed[table] = _last_lines(log, start)
+    return outcome
+
+
+def studies(setting: Setting, seconds: float) -> Outcome:
+    """Runs of studies for the rest of the time: of the second one when the first is finished."""
+    end, outcome = time.monotonic() + seconds, Outcome()
+    for study in setting.studies:
+        minutes = (end - time.monotonic()) / 60
+        if minutes <= 0:
+            outcome.did_not_fit += 1
+            continue
+        result, log = setting.out / f"{study}.json", setting.out / f"{study}.log"
+        earlier = Path("benchmarks/evidence/results") / result.name
+        if not result.is_file() and earlier.is_file():
+            shutil.copyfile(earlier, result)
+        start = log.stat().st_size if log.is_file() else 0
+        finished = _finished_runs(result)
+        data = DATA / study
+        command = [
+            *(sys.executable, "-m", "benchmarks.evidence.run", study, "--minutes", str(minutes)),
+            *("--processes", str(setting.processes), "--device", setting.device),
+            *("--results", str(setting.out), "--out", ".gpu/runs"),
+            *(("--root", str(data)) if data.is_dir() else ()),
+        ]
+        # The study ends by itself in time; this is for one that does not.
+        status = run_for(command, 60 * minutes + 30, log, setting.environment(pinned=True))
+        outcome.passed += _finished_runs(result) - finished
+        said = _text(log, start)
+        failures = _failed_runs(said)
+        outcome.failed |= failures
+        if status != 0 and not failures:
+            outcome.failed[study] = "it did not end in time" if status is None else _last_lines(log, start)
+        outcome.did_not_fit += "not begun, as they would not end in time" in said or "cut off" in said
+        outcome.notes += [line for line in said.splitlines() if "steps a second" in line]
+    return outcome
+
+
+SLICES = {"tests": tests, "benchmarks": benchmarks, "studies": studies}
+
+
+def _failed_runs(said: str) -> dict[str, str]:
+    """The runs that a pool says have failed, and the last lines of each."""
+    failures: dict[str, str] = {}
+    title = None
+    for line in said.splitlines():
+        if line.startswith("failed (status"):
+            title = line.partition(": ")[2]
+            failures[title] = ""
+        elif title is not None and line.startswith("  | "):
+            failures[title] += line.removeprefix("  | ") + "\n"
+        else:
+            title = None
+    return {title: "\n".join(text.splitlines()[-_LINES_OF_A_FAILURE:]) for title, text in failures.items()}
+
+
+def _finished_runs(path: Path) -> int:
+    if not path.is_file():
+        return 0
+    result = json.loads(path.read_text(encoding="utf-8"))
+    return len(result["runs"]) + len(result["trials"])
+
+
+def _first_lines(text: str) -> str:
+    return "\n".join(text.strip().splitlines()[:_LINES_OF_A_FAILURE])
+
+
+def _last_lines(log: Path, start: int = 0) -> str:
+    return "\n".join(_text(log, start).strip().splitlines()[-_LINES_OF_A_FAILURE:])
+
+
+def _text(log: Path, start: int = 0) -> str:
+    return log.read_bytes()[start:].decode(errors="replace") if log.is_file() else ""
