@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from aucseg.datasets.card import MAX_RAW_ID, DatasetCard, Layout, default_color, unpack_color
 from aucseg.datasets.dataset import SegmentationDataset
-from aucseg.datasets.files import encoding_of_mode, mode_and_format
+from aucseg.datasets.mask_files import encoding_of_mode, mode_and_format
 from aucseg.datasets.scan import scan_samples
 from aucseg.datasets.scan_cache import ScanCache
 
