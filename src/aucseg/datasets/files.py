@@ -205,9 +205,10 @@ def _orientation_in_header(image: Image.Image) -> int:
         return _orientation_tag(image)
     # The method of PNG files would decode the pixels for tags behind them.
     orientation = _valid(Image.Image.getexif(image))
-    if orientation == 1 and "exif" not in image.info and image.fp is not None:
+    file = getattr(image, "fp", None)
+    if orientation == 1 and "exif" not in image.info and file is not None:
         trailing = Image.Exif()
-        trailing.load(b"Exif\0\0" + _last_exif_chunk(image.fp))
+        trailing.load(b"Exif\0\0" + _last_exif_chunk(file))
         return _valid(trailing)
     return orientation
 

@@ -6,6 +6,7 @@ import io
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -218,7 +219,7 @@ def _whole_numbers(values: Array, path: Path, what: str) -> Array:
     return whole
 
 
-def _npy_header(path: Path, data: bytes | None) -> tuple[tuple[int, ...], np.dtype]:  # type: ignore[type-arg]
+def _npy_header(path: Path, data: bytes | None) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape and type of an array file that holds as many bytes as it says."""
     if data is None:
         check_exists(path)

@@ -215,3 +215,11 @@ def fill(template: str, fields: Mapping[str, str]) -> str:
 
     # A "**" that matched nothing leaves an empty folder name behind.
     return re.sub(r"\{\{|\}\}|\{(\w+)\}", value, template).replace("//", "/")
+
+
+def template_regex(template: str, *, ending: str) -> re.Pattern[str]:
+    """Returns a regular expression of the masks that a template means, whatever its fields and with another ending."""
+    parts = re.split(r"(\{\{|\}\}|\{\w+\})", template.rpartition(".")[0] or template)
+    # A field may be the path that "**" stood for.
+    known = {"{{": re.escape("{"), "}}": re.escape("}")}
+    return re.compile("".join(known.get(p, ".*" if i % 2 else re.escape(p)) for i, p in enumerate(parts)) + ending)

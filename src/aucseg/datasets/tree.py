@@ -12,14 +12,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 IMAGE_ENDINGS = frozenset(
-    (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".pnm", ".jp2")
-    + (".avif",)
-)
+    (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".pnm")
+) | {".jp2", ".avif"}
 MASK_ENDINGS = IMAGE_ENDINGS | {".npy", ".mat"}
 # Made by Windows, macOS, and network storage beside the files of people.
 _SYSTEM_NAMES = frozenset(
-    ("thumbs.db", "desktop.ini", "@eadir", "#recycle", "#snapshot", "@recycle", "__macosx", "lost+found")
-    + ("$recycle.bin", "system volume information")
+    {"thumbs.db", "desktop.ini", "@eadir", "#recycle", "#snapshot", "@recycle", "__macosx", "lost+found"}
+    | {"$recycle.bin", "system volume information"}
 )
 
 
@@ -209,10 +208,10 @@ class Tree:
             pending = links
         return found
 
-    def files(self, endings: Iterable[str] = MASK_ENDINGS) -> list[str]:
-        """Returns all files with one of the endings, in any case, without hidden ones, sorted."""
+    def files(self, endings: Iterable[str] = MASK_ENDINGS, tops: Iterable[str] = ("",)) -> list[str]:
+        """Returns all files with one of the endings, in any case, below some folders, without hidden ones, sorted."""
         wanted = frozenset(endings)
-        files = (file for folder in self.folders_below() for file in self._files(folder))
+        files = {file for top in tops for folder in self.folders_below(top) for file in self._files(folder)}
         return sorted(file for file in files if ending_of(file) in wanted)
 
 
