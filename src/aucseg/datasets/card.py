@@ -291,7 +291,12 @@ def _parse_classes(
         palette.append(color)
         raw_ids.append(tuple(ids))
     if not names:
-        classes.error("'classes' is empty; a card needs at least one class")
+        classes.error("'classes' is empty; a card needs at least two classes")
+    if len(names) == 1:
+        classes.error(
+            f"{names[0]!r} is the only class, so there is nothing to tell it from: make the other pixels a class "
+            "(background) instead of ignoring them"
+        )
     return names, palette, raw_ids
 
 
