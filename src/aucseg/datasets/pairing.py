@@ -180,18 +180,18 @@ def _stem_of_line(line: str, tree: Tree, template: str) -> str | None:
 def _readings(text: str, template: str) -> Iterator[str]:
     text = text.removeprefix("./")
     yield text
+    without_ending = os.path.splitext(text)[0] if ending_of(text) in IMAGE_ENDINGS else text
+    # A path of another machine: the name alone, since the template says the folder.
+    yield without_ending.rpartition("/")[2] if text.startswith("/") else without_ending
     before, after = (part.replace("{{", "{").replace("}}", "}") for part in template.split("{stem}", 1))
+    folder = before.rpartition("/")[0]
+    if folder and f"/{folder}/" in f"/{without_ending}":
+        yield f"/{without_ending}".rpartition(f"/{folder}/")[2]
     ending = r"\.\w+" if after.endswith(".*") else ""
     whole = rf"{re.escape(before)}(.+){re.escape(after.removesuffix('.*'))}{ending}"
     match = re.fullmatch(rf"(?:.*/)?{whole}", text, re.IGNORECASE)
     if match is not None:
         yield match[1]
-    without_ending = os.path.splitext(text)[0] if ending_of(text) in IMAGE_ENDINGS else text
-    folder = before.rpartition("/")[0]
-    if folder and f"/{folder}/" in f"/{without_ending}":
-        yield f"/{without_ending}".rpartition(f"/{folder}/")[2]
-    # A path of another machine: the name alone, since the template says the folder.
-    yield without_ending.rpartition("/")[2] if text.startswith("/") else without_ending
 
 
 def _fields(image: str, groups: tuple[str, ...]) -> dict[str, str]:

@@ -43,7 +43,7 @@ def propose_layouts(tree: Tree) -> dict[str, tuple[Layout, ...]]:
 
     Four readings are tried, and the one that pairs most images is taken: the folder nearest the root whose name tells
     says whether its files are images or masks; the last such folder; the names of the files; what is in them (masks
-    are grey or palette files).
+    are grey or palette files). Where no folder tells the names of the files do, and else what is in them.
 
     Raises:
         ValueError: Nothing looks like images with masks.
@@ -62,8 +62,13 @@ def propose_layouts(tree: Tree) -> dict[str, tuple[Layout, ...]]:
     def by_content(file: _File) -> str:
         return content(file.folder, file.ending.lower())
 
+    named = {file.folder for file in files if _says_mask(file.stem)}
+
     def by_folder(parts: Sequence[str], file: _File) -> str:
-        return next((kind for part in parts if (kind := kind_of_name(part))), None) or by_content(file)
+        kind = next((kind for part in parts if (kind := kind_of_name(part))), None)
+        if kind is None and file.folder in named:
+            return MASK if _says_mask(file.stem) else IMAGE
+        return kind or by_content(file)
 
     readings: list[Callable[[_File], str]] = [
         lambda file: by_folder(file.folder.split("/"), file),

@@ -45,6 +45,10 @@ def normalized(name: str) -> str:
     return _composed(name).casefold()
 
 
+def _below(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
 def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
@@ -105,22 +109,24 @@ class Tree:
         """
         if self.exists(path):
             return path
-        folder = ""
+        folders = [""]
         *parents, name = path.split("/")
         for part in parents:
-            spelled = self._spelled(folder, part, path)
-            if spelled is None:
-                return None
-            folder = f"{folder}/{spelled}" if folder else spelled
-        if name.endswith(".*"):
-            found = self._with_any_ending(folder, name[:-2], path)
-        else:
-            found = self._spelled(folder, name, path)
-        return None if found is None else f"{folder}/{found}" if folder else found
+            folders = [_below(folder, other) for folder in folders for other in self._spellings(folder, part)]
+        for folder in folders:
+            if name.endswith(".*"):
+                found = self._with_any_ending(folder, name[:-2], path)
+            else:
+                found = self._only(self._spellings(folder, name), path, name)
+            if found is not None:
+                return _below(folder, found)
+        return None
 
-    def _spelled(self, folder: str, name: str, path: str) -> str | None:
+    def _spellings(self, folder: str, name: str) -> list[str]:
+        """The names in a folder that are spelled like this one, itself first."""
         names, spellings = self._listing(folder)
-        return name if name in names else self._only(spellings.get(normalized(name), []), path)
+        others = [other for other in spellings.get(normalized(name), []) if other != name]
+        return [name, *others] if name in names else others
 
     def _with_any_ending(self, folder: str, stem: str, path: str) -> str | None:
         stems = self._stems(folder)
@@ -136,8 +142,8 @@ class Tree:
             self._stem_listings[folder] = stems
         return self._stem_listings[folder]
 
-    def _only(self, names: list[str], path: str) -> str | None:
-        if len(names) > 1:
+    def _only(self, names: list[str], path: str, exact: str | None = None) -> str | None:
+        if len(names) > 1 and names[0] != exact:
             raise ValueError(
                 f"{self.root}: {path} may be {' or '.join(sorted(names))}; rename or move away all but the right one"
             )
@@ -171,16 +177,16 @@ class Tree:
             regex = pattern_regex(part, is_file=False)
             for name, is_folder in self.listing(folder).items():
                 if is_folder and regex.fullmatch(_composed(name)) and not is_hidden(name):
-                    yield from self._candidates(rest, f"{folder}/{name}" if folder else name)
+                    yield from self._candidates(rest, _below(folder, name))
         else:
             # A folder that the pattern names may be hidden.
-            for name in [part] if part in self.listing(folder) else self.listing(folder):
-                if _composed(name) == part:
-                    yield from self._candidates(rest, f"{folder}/{name}" if folder else name)
+            for name, is_folder in self.listing(folder).items():
+                if is_folder and _composed(name) == part:
+                    yield from self._candidates(rest, _below(folder, name))
 
     def _files(self, folder: str) -> list[str]:
         return [
-            f"{folder}/{name}" if folder else name
+            _below(folder, name)
             for name, is_folder in self.listing(folder).items()
             if not is_folder and not is_hidden(name)
         ]
@@ -203,7 +209,7 @@ class Tree:
                 found.append(folder)
                 inner = sorted(n for n, is_folder in self.listing(folder).items() if is_folder and not is_hidden(n))
                 for name in reversed(inner):
-                    path = f"{folder}/{name}" if folder else name
+                    path = _below(folder, name)
                     (links if os.path.islink(self.root / path) else stack).append(path)
             pending = links
         return found
