@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from aucseg.class_statistics import ClassStatistics
+from aucseg.data_report import describe_absent_classes, describe_files
 from aucseg.datasets import DatasetCard, SegmentationDataset
-from aucseg.distributed import part_of
+from aucseg.distributed import part_of, say_once
 from aucseg.evaluation_batches import EvaluationBatches, collate_any_size, largest_image
 from aucseg.held_out import held_out_images
 from aucseg.models.names import check_options
@@ -70,6 +71,8 @@ class SegmentationDataModule(LightningDataModule):
         train_split: name of the card's split to train on.
         val_split: name of the card's split to validate on.
         on_error: "raise" or "skip" for files that cannot be read.
+        follow_symlinks: whether files may lie outside the root, reached by symbolic links below it (DVC, git-annex, the
+            cache of a hub); false where the folder is a stranger's. Members of shards are never links.
         seed: seed of order and augmentation.
         sampler: "random" (every image once an epoch), "sequential" (the same in the order of the files) or "rare_class"
             (`aucseg.sampling.RareClassSampler`).
@@ -81,8 +84,8 @@ class SegmentationDataModule(LightningDataModule):
             when something needs the counts (each process its part).
         rare_crop: how often a training crop is one around a pixel of a rare class, in [0, 1].
         rare_crop_classes: train ids or names of the rare classes; None for the tail that the card names.
-        shards: tar shards to train on instead of the root's files (paths, URLs, ``train-{0000..0099}.tar``), see
-            `aucseg.streaming`.
+        shards: tar shards to train on instead of the root's files (paths, URLs, ``train-{0000..0099}.tar``,
+            ``shards/*.tar``), see `aucseg.streaming`.
         val_shards: the same for validation; None for the files of ``val_split``.
         shuffle_buffer: samples among which a loader process draws with shards and sampler "random".
         cache: "memory" reads and decodes each training image once, when training begins, and keeps it in memory (3 to 4
@@ -111,6 +114,7 @@ class SegmentationDataModule(LightningDataModule):
         train_split: str = "train",
         val_split: str = "val",
         on_error: str = "raise",
+        follow_symlinks: bool = True,
         seed: int = 0,
         sampler: str = "random",
         sampler_options: dict[str, Any] | None = None,
@@ -155,6 +159,8 @@ class SegmentationDataModule(LightningDataModule):
         self.train_split = train_split
         self.val_split = val_split
         self.on_error = on_error
+        self.follow_symlinks = follow_symlinks
+        self._has_described_data = False
         self.seed = seed
         self.sampler = sampler
         self.sampler_options = dict(sampler_options or {})
@@ -182,7 +188,33 @@ class SegmentationDataModule(LightningDataModule):
 
     def dataset(self, split: str, transform: Callable[[dict[str, Any]], dict[str, Any]] | None) -> SegmentationDataset:
         """The data set of one split of the card."""
-        return SegmentationDataset(self.card, self.root, split, transform=transform, on_error=self.on_error)
+        return SegmentationDataset(
+            self.card,
+            self.root,
+            split,
+            transform=transform,
+            on_error=self.on_error,
+            follow_symlinks=self.follow_symlinks,
+        )
+
+    def setup(self, stage: str) -> None:
+        """Says once, before the first step, which files are used, which are not, and which classes cannot be judged."""
+        if self._has_described_data or self._place[0]:
+            return
+        self._has_described_data = True
+        used = [self.train_split] if stage == "fit" and self.shards is None else []
+        if self.val_shards is None and not (self.held_out_share and stage == "fit"):
+            used.append(self.val_split)
+        if self.shards is None or self.val_shards is None:
+            for line in describe_files(self.card, self.root, used):
+                say_once(line)
+        if self.val_shards is None:
+            try:
+                dataset = self.validation_dataset(None)
+            except ValueError:
+                return  # the loader says what is wrong, where there is one
+            for line in describe_absent_classes(dataset, self.num_workers):
+                say_once(line)
 
     def training_dataset(self, transform: Callable[[dict[str, Any]], dict[str, Any]] | None) -> SegmentationDataset:
         """The training images, without those held out."""
@@ -257,8 +289,10 @@ class SegmentationDataModule(LightningDataModule):
             start_batch = self.trainer.global_step * self.trainer.accumulate_grad_batches
         self._check_shared_memory()
         if self.shards is not None:
+            shards = self._stream(self.shards, None, shuffle=self.shuffle_buffer if self.sampler == "random" else 0)
+            self._check_number_of_shards(len(shards.urls), world_size)
             shard_stream = ShardStream(
-                self._stream(self.shards, None, shuffle=self.shuffle_buffer if self.sampler == "random" else 0),
+                shards,
                 self.training_transform,
                 batch_size=self.batch_size,
                 seed_of=partial(stable_seed, self.seed),
@@ -317,6 +351,15 @@ class SegmentationDataModule(LightningDataModule):
         return StreamedSegmentationDataset(
             self.card, urls, transform=transform, shuffle=shuffle, seed=self.seed, on_error=self.on_error
         )
+
+    def _check_number_of_shards(self, num_shards: int, world_size: int) -> None:
+        needed = max(1, self.num_workers) * world_size
+        if num_shards < needed:
+            raise ValueError(
+                f"data.shards has {num_shards} shards for {needed} loader processes (data.num_workers "
+                f"{self.num_workers}, {world_size} ranks), and each needs one: write more shards, or lower "
+                "data.num_workers"
+            )
 
     def _epochs_message(self, world_size: int) -> str:
         message = "training is counted in iterations: set trainer.max_steps instead of trainer.max_epochs"
