@@ -22,8 +22,8 @@ _INDEX = """# Results
 These pages are written by `python -m benchmarks.evidence.tables` from the files in `benchmarks/evidence/results`; every
 number in them comes from there. How the comparisons are made: [A trustworthy comparison](../compare.md).
 
-All of them were made before the training pipeline stopped permuting the colour channels; the commit that made each is in
-its file. They stand until they are run anew.
+All of them were made before the training pipeline stopped permuting the colour channels; the commit that made each is
+in its file. They stand until they are run anew.
 """
 _COLORS = {"ce": "#0072b2", "aucseg": "#d55e00", "auc": "#d55e00", "aucseg-1": "#cc79a7", "auc-1": "#cc79a7"}
 _LABELS = {
