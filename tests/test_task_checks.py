@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from aucseg import SegmentationDataModule, SegmentationTask, cli
 from aucseg.datasets import DatasetCard
+from aucseg.memory_bank import TailMemoryBank
 from aucseg.task_checks import check_classes
 from tests.small_runs import SMALL_RUN, make_trainer
 from tests.two_processes import PlainNetwork, arguments
@@ -126,6 +127,12 @@ def test_an_image_is_no_model(tiny_card: Path, tmp_path: Path, capsys: Any) -> N
 def test_options_of_the_bank_are_named(tiny_card: Path, bank: dict[str, Any], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         SegmentationTask(str(tiny_card), PlainNetwork(), bank=bank)
+
+
+@pytest.mark.parametrize("options", [{"tail_classes": ["gem"]}, {"tail_classes": [3], "protect_classes": ["box"]}])
+def test_a_bank_without_a_card_asks_for_ids(options: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=r"_classes holds '(gem|box)': give class ids"):
+        TailMemoryBank(num_classes=4, **options)
 
 
 def test_classes_are_given_by_name_or_id(tiny_card: Path) -> None:

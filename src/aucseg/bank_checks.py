@@ -14,7 +14,7 @@ _OTHER_MASK_DTYPES = (torch.bool, torch.int8, torch.uint16, torch.uint32)
 
 def checked_tail_classes(tail_classes: Iterable[int], num_classes: int, ignore_index: int) -> tuple[int, ...]:
     """The tail classes in ascending order; ValueError for one that cannot be a tail class."""
-    tail = sorted(int(class_id) for class_id in tail_classes)
+    tail = sorted(_class_id(class_id, "tail_classes") for class_id in tail_classes)
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     if not tail:
@@ -27,6 +27,12 @@ def checked_tail_classes(tail_classes: Iterable[int], num_classes: int, ignore_i
         if class_id == ignore_index:
             raise ValueError(f"tail class {class_id} is ignore_index: ignored pixels are never stored")
     return tuple(tail)
+
+
+def _class_id(value: Any, name: str) -> int:
+    if isinstance(value, str):  # also each letter of a name that was given for a list
+        raise TypeError(f"{name} holds {value!r}: give class ids, a list of integers (DatasetCard.ids_of finds them)")
+    return int(value)
 
 
 def check_settings(
@@ -68,7 +74,7 @@ def check_settings(
 
 def checked_classes(classes: Iterable[int], num_classes: int, name: str) -> tuple[int, ...]:
     """The classes in ascending order, each once; ValueError for an id outside 0..num_classes-1."""
-    ids = sorted({int(class_id) for class_id in classes})
+    ids = sorted({_class_id(class_id, name) for class_id in classes})
     for class_id in ids:
         if not 0 <= class_id < num_classes:
             raise ValueError(f"{name} holds {class_id}, which is outside 0..{num_classes - 1}")

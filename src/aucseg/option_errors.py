@@ -19,7 +19,7 @@ def option_error(message: str, known: Iterable[str]) -> str:
         >>> option_error('Parser key "model.tau":\n  Expected a <class \'float\'>. Got value: big', [])
         "--model.tau must be float, got 'big'"
         >>> option_error("unrecognized arguments: --data.bach_size 3", ["data.batch_size", "data.card"])
-        'there is no option --data.bach_size; did you mean data.batch_size, data.card?'
+        'there is no option --data.bach_size; did you mean data.batch_size?'
     """
     if message.startswith("unrecognized arguments:"):
         return _unknown(message.partition(":")[2].split(), known)
