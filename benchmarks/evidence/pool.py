@@ -58,6 +58,7 @@ class Pool:
         processes: Runs at a time.
         loaders: Loader processes of each.
         minutes: None for as long as it takes.
+        command: What makes a run, to be followed by its folder; the job comes through its standard input.
         failed: Places of the runs that failed.
     """
 
@@ -70,6 +71,7 @@ class Pool:
     processes: int
     loaders: int
     minutes: float | None = None
+    command: tuple[str, ...] = (sys.executable, "-m", "benchmarks.evidence.one_run")
     failed: set[Path] = field(default_factory=set)
     _running: dict[Path, tuple[Job, subprocess.Popen[bytes]]] = field(default_factory=dict)
     # When somebody else was found to be at a run.
@@ -186,7 +188,7 @@ class Pool:
         environment = {"OMP_NUM_THREADS": "1", **os.environ}
         with (folder / LOG_FILE).open("ab") as log:
             child = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.evidence.one_run", str(folder)],
+                [*self.command, str(folder)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
