@@ -44,6 +44,14 @@ def commit_of_code() -> str | None:
     return commit if plus else None
 
 
+def on_machine(config: Configuration, root: Path, device: str, loaders: int) -> Configuration:
+    """A configuration for this machine: where the data are, what computes, how many processes load."""
+    trainer: Configuration = {"accelerator": "cpu" if device == "cpu" else "gpu", "devices": 1}
+    if device == "cpu":
+        trainer["precision"] = "32-true"
+    return merged(config, {"trainer": trainer, "data": {"root": str(root), "num_workers": loaders}})
+
+
 @dataclass
 class Pool:
     """Runs a study.
@@ -159,11 +167,7 @@ class Pool:
         return self.out / f"statistics-{self._hashes['data']}.json"
 
     def _prepared(self, config: Configuration) -> Configuration:
-        """A configuration for this machine."""
-        trainer = {"accelerator": "cpu" if self.device == "cpu" else "gpu", "devices": 1}
-        if self.device == "cpu":
-            trainer["precision"] = "32-true"
-        return merged(config, {"trainer": trainer, "data": {"root": str(self.root), "num_workers": self.loaders}})
+        return on_machine(config, self.root, self.device, self.loaders)
 
     def _start(self, job: Job) -> None:
         config = self._prepared(job.config)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.evidence import one_run, pool, run
+from benchmarks.evidence import one_run, pool, run, speed
 from benchmarks.evidence.pool import Pool
 from benchmarks.evidence.shared_studies import SHARED_STUDIES, Job, SharedStudy, best_methods, chosen_rate
 from filelock import FileLock
@@ -211,3 +211,11 @@ def test_a_study_wants_the_code_of_a_commit(tmp_path: Path, capsys: pytest.Captu
     with pytest.raises(SystemExit):
         run.main(["ccp", "--device", "cpu", "--working-tree"])
     assert "give their folder with --root" in capsys.readouterr().err
+
+
+def test_speed_times_each_part(capsys: pytest.CaptureFixture[str]) -> None:
+    assert speed.main(["rehearsal", "--device", "cpu", "--steps", "2", "--loaders", "0"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("loader alone") == 4
+    assert all(f"step alone, {size} crops" in said for size in (4, 8))
+    assert "validation:" in said
