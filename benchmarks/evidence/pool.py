@@ -44,6 +44,14 @@ def commit_of_code() -> str | None:
     return commit if plus else None
 
 
+def on_machine(config: Configuration, root: Path, device: str, loaders: int) -> Configuration:
+    """A configuration for this machine: where the data are, what computes, how many processes load."""
+    trainer: Configuration = {"accelerator": "cpu" if device == "cpu" else "gpu", "devices": 1}
+    if device == "cpu":
+        trainer["precision"] = "32-true"
+    return merged(config, {"trainer": trainer, "data": {"root": str(root), "num_workers": loaders}})
+
+
 @dataclass
 class Pool:
     """Runs a study.
@@ -58,6 +66,7 @@ class Pool:
         processes: Runs at a time.
         loaders: Loader processes of each.
         minutes: None for as long as it takes.
+        command: What makes a run, to be followed by its folder; the job comes through its standard input.
         failed: Places of the runs that failed.
     """
 
@@ -70,6 +79,7 @@ class Pool:
     processes: int
     loaders: int
     minutes: float | None = None
+    command: tuple[str, ...] = (sys.executable, "-m", "benchmarks.evidence.one_run")
     failed: set[Path] = field(default_factory=set)
     _running: dict[Path, tuple[Job, subprocess.Popen[bytes]]] = field(default_factory=dict)
     # When somebody else was found to be at a run.
@@ -157,11 +167,7 @@ class Pool:
         return self.out / f"statistics-{self._hashes['data']}.json"
 
     def _prepared(self, config: Configuration) -> Configuration:
-        """A configuration for this machine."""
-        trainer = {"accelerator": "cpu" if self.device == "cpu" else "gpu", "devices": 1}
-        if self.device == "cpu":
-            trainer["precision"] = "32-true"
-        return merged(config, {"trainer": trainer, "data": {"root": str(self.root), "num_workers": self.loaders}})
+        return on_machine(config, self.root, self.device, self.loaders)
 
     def _start(self, job: Job) -> None:
         config = self._prepared(job.config)
@@ -186,7 +192,7 @@ class Pool:
         environment = {"OMP_NUM_THREADS": "1", **os.environ}
         with (folder / LOG_FILE).open("ab") as log:
             child = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.evidence.one_run", str(folder)],
+                [*self.command, str(folder)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,

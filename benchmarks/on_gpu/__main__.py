@@ -29,9 +29,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.on_gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--slices", type=_slices, default=_slices(",".join(SLICES)), metavar="NAME[=MINUTES],...",
+    parser.add_argument("--slices", type=parse_slices, default=parse_slices(",".join(SLICES)), metavar="NAME[=N],...",
                         help="of tests, benchmarks and studies, in their order (default: all; tests and benchmarks "
-                        "2 minutes each)")  # fmt: skip
+                        "N = 2 minutes each, studies the rest)")  # fmt: skip
     parser.add_argument("--minutes", type=float, default=9.0, metavar="N", help="in all (default: %(default)s)")
     parser.add_argument("--studies", default="cityscapes_256", metavar="A,B", help="default: %(default)s")
     parser.add_argument("--processes", type=int, default=8, metavar="N", help="runs at a time (default: %(default)s)")
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if problems or any(outcome.failed for outcome in outcomes.values()) else 0
 
 
-def _slices(text: str) -> dict[str, float | None]:
+def parse_slices(text: str) -> dict[str, float | None]:
     chosen: dict[str, float | None] = {}
     for item in text.split(","):
         name, equals, minutes = item.partition("=")

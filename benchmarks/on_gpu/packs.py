@@ -81,7 +81,7 @@ def pack(study: str, root: Path, names: list[str], folder: Path, most_bytes: int
             for name in share:
                 tar.add(root / name, name, filter=_without_owner)
         manifest["packs"][path.name] = {
-            "sha256": _sha256(path),
+            "sha256": sha256_of(path),
             "bytes": path.stat().st_size,
             "files": {name: (root / name).stat().st_size for name in share},
         }
@@ -108,7 +108,7 @@ def unpack(folder: Path, data: Path) -> list[str]:
         if not path.is_file():
             missing.append(name)
             continue
-        if _sha256(path) != expected["sha256"]:
+        if sha256_of(path) != expected["sha256"]:
             raise ValueError(f"{path} is damaged (its checksum is not that of the manifest): take it along again")
         with tarfile.open(path) as tar:
             if sorted(tar.getnames()) != sorted(expected["files"]):
@@ -130,7 +130,7 @@ def _without_owner(member: tarfile.TarInfo) -> tarfile.TarInfo:
     return member
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):

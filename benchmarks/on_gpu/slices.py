@@ -32,8 +32,6 @@ _TESTS_FIRST = (
 )
 _BENCHMARKS = ("loss", "step", "bank", "metrics")
 _LINES_OF_A_FAILURE = 4
-# Between asking a slice to end and ending it.
-_SECONDS_TO_END = 15.0
 
 
 @dataclass(frozen=True)
@@ -81,10 +79,12 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
 
 
-def run_for(command: list[str], seconds: float, log: Path, environment: Mapping[str, str]) -> int | None:
+def run_for(
+    command: list[str], seconds: float, log: Path, environment: Mapping[str, str], seconds_to_end: float = 15.0
+) -> int | None:
     """Runs a command, its output appended to ``log``; returns its exit status, None where the time was up.
 
-    A command whose time is up is asked to end, then ended with everything that it started.
+    A command whose time is up is asked to end, and after ``seconds_to_end`` ended with everything that it started.
     """
     with log.open("ab") as file:
         child = subprocess.Popen(
@@ -99,7 +99,7 @@ def run_for(command: list[str], seconds: float, log: Path, environment: Mapping[
             if child.poll() is None:
                 child.send_signal(signal.SIGINT if "pytest" in command else signal.SIGTERM)
                 try:
-                    child.wait(_SECONDS_TO_END)
+                    child.wait(seconds_to_end)
                 except subprocess.TimeoutExpired:
                     os.killpg(child.pid, signal.SIGKILL)
                     child.wait()

@@ -1,0 +1,221 @@
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks.evidence import one_run, pool, run, speed
+from benchmarks.evidence.pool import Pool
+from benchmarks.evidence.shared_studies import SHARED_STUDIES, Job, SharedStudy, best_methods, chosen_rate
+from filelock import FileLock
+
+from aucseg.datasets import SegmentationDataset
+
+STUDY = SharedStudy(
+    "Small", "", card="rehearsal", config="rehearsal", methods=("ce", "auc", "aucseg"), rates=(0.001, 0.002, 0.004),
+    search_steps=5, steps=10, seeds=2, refined=1, embedded=True,
+)  # fmt: skip
+
+# Stands for a training: the score on the held-out images is best at the middle rate, and for the method "auc".
+FAKE = """
+import json, sys, time
+from pathlib import Path
+folder, job = Path(sys.argv[1]), json.load(sys.stdin)
+record = job["record"]
+with open(folder.parents[1] / "calls.txt" if job["part"] == "runs" else folder.parents[2] / "calls.txt", "a") as file:
+    file.write(f"{record['method']} {record['learning_rate']} {record.get('seed')}\\n")
+if record["method"] == FAILING:
+    sys.exit("out of luck")
+miou = 0.5 - abs(record["learning_rate"] - 0.002) + 0.1 * (record["method"] == "auc")
+scores = {"miou": miou, "head": miou, "middle": miou, "tail": None}
+measured = {"metrics": scores, "per_class_iou": {}, "cost": {"seconds_per_step": 0.5, "device": "cpu"}, "seconds": 60.0}
+if job["offsets"]:
+    measured |= {"heldout": scores, "with_offsets": {"offsets": [], "heldout": scores, "metrics": scores}}
+(folder / "job.json").write_text(json.dumps(job))
+(folder / "measured.json").write_text(json.dumps(measured))
+"""
+
+
+def make_pool(folder: Path, *, out: str = "out", failing: str = "", **options: Any) -> Pool:
+    code = FAKE.replace("FAILING", repr(failing))
+    arguments: dict[str, Any] = {"device": "cpu", "processes": 3, "loaders": 0, **options}
+    return Pool(
+        "small", STUDY, STUDY.data_root(None), folder / out, folder / "results",
+        command=(sys.executable, "-c", code), **arguments,
+    )  # fmt: skip
+
+
+def calls(folder: Path, out: str = "out") -> list[str]:
+    path = folder / out / "calls.txt"
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def test_a_study_is_run_to_its_end_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert make_pool(tmp_path).run() == 0
+    result = json.loads((tmp_path / "results/small.json").read_text())
+    assert [trial["learning_rate"] for trial in result["trials"]] == [0.001, 0.002, 0.004]
+    assert result["search"][0]["value"] == 0.002
+    assert result["commit"] is None
+    runs = {(entry["method"], entry["seed"]): entry for entry in result["runs"]}
+    methods = ("auc", "auc@0.5", "auc@2", "aucseg", "ce")
+    assert sorted(runs) == sorted((method, seed) for method in methods for seed in (0, 1))
+    assert {runs[method, 0]["learning_rate"] for method in ("ce", "auc", "aucseg")} == {0.002}
+    assert (runs["auc@0.5", 0]["learning_rate"], runs["auc@2", 0]["learning_rate"]) == (0.001, 0.004)
+    assert runs["ce", 0]["steps"] == 10
+    done = calls(tmp_path)
+    assert len(done) == len(set(done)) == 13
+    assert {line.partition(" ")[0] for line in done[:3]} == {"ce"}  # the trials
+    assert {line.partition(" ")[0] for line in done[-4:]} == {"auc@0.5", "auc@2"}
+    assert "115 steps of finished runs" in capsys.readouterr().out
+
+    # Neither here nor, from the JSON file alone, on another machine is anything left to do.
+    assert make_pool(tmp_path).run() == 0
+    assert make_pool(tmp_path, out="there").run() == 0
+    assert len(calls(tmp_path)) == 13
+    assert calls(tmp_path, "there") == []
+
+    # A part of the results goes on where it ends.
+    result["runs"] = [entry for entry in result["runs"] if entry["method"] != "aucseg"]
+    (tmp_path / "results/small.json").write_text(json.dumps(result))
+    assert make_pool(tmp_path, out="there").run() == 0
+    assert sorted(calls(tmp_path, "there")) == ["aucseg 0.002 0", "aucseg 0.002 1"]
+
+    # Results of other code are not mixed with these.
+    result["runs"][0]["hashes"]["code"] = "other"
+    (tmp_path / "results/small.json").write_text(json.dumps(result))
+    with pytest.raises(ValueError, match="holds runs of another code"):
+        make_pool(tmp_path, out="third").run()
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert make_pool(tmp_path, failing="aucseg").run() == 1
+    result = json.loads((tmp_path / "results/small.json").read_text())
+    assert {entry["method"] for entry in result["runs"]} == {"ce", "auc", "auc@0.5", "auc@2"}
+    said = capsys.readouterr().out
+    assert "failed (status 1): aucseg, learning rate 0.002, seed 0\n  | out of luck" in said
+    assert make_pool(tmp_path).run() == 0  # the next time it is tried again
+    assert len(json.loads((tmp_path / "results/small.json").read_text())["runs"]) == 10
+
+
+def test_a_run_that_would_not_end_in_time_is_not_begun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # A trial took 60 s, so that a run takes more: there is no time for one.
+    assert make_pool(tmp_path, minutes=1).run() == 0
+    assert {line.rpartition(" ")[2] for line in calls(tmp_path)} == {"None"}
+    assert "not begun, as they would not end in time: ce, learning rate 0.002, seed 0" in capsys.readouterr().out
+
+
+def test_an_interruption_ends_the_runs_and_keeps_what_is_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupting = make_pool(tmp_path, processes=1)
+    stop = (
+        "if record['method'] == 'auc':\n"
+        "    import os, signal\n    os.kill(os.getppid(), signal.SIGINT)\n    time.sleep(60)\n"
+    )
+    code = FAKE.replace("if record", stop + "if record", 1).replace("FAILING", "''")
+    interrupting.command = (sys.executable, "-c", code)
+    with pytest.raises(KeyboardInterrupt):
+        interrupting.run()
+    assert "cut off: auc, learning rate 0.002, seed 0" in capsys.readouterr().out
+    result = json.loads((tmp_path / "results/small.json").read_text())
+    assert [entry["method"] for entry in result["runs"]] == ["ce", "ce"]
+
+
+def test_runs_of_somebody_else_are_left_to_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = {"record": {"hashes": {"code": "a"}}}
+    monkeypatch.setattr(one_run, "train", lambda job, folder: (folder / "measured.json").write_text("{}") and 0)
+    with FileLock(tmp_path / "run.lock"):
+        assert one_run.main(tmp_path, job) == one_run.BUSY
+    assert one_run.main(tmp_path, job) == 0
+    (tmp_path / "checkpoints").mkdir()
+    assert one_run.main(tmp_path, job) == 0
+    assert (tmp_path / "checkpoints").is_dir()  # finished: nothing is done
+    assert one_run.main(tmp_path, {"record": {"hashes": {"code": "b"}}}) == 0
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_pool_waits_for_what_another_one_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first attempt at each run finds it busy; the second one gets it."""
+    monkeypatch.setattr(pool, "_SECONDS_TO_TRY_AGAIN", 0.5)
+    code = (
+        "import sys; from pathlib import Path\n"
+        "mark = Path(sys.argv[1], 'tried'); was = mark.exists(); mark.touch()\n"
+        "was or sys.exit(75)\n" + FAKE.replace("FAILING", "''")
+    )
+    waiting = make_pool(tmp_path)
+    waiting.command = (sys.executable, "-c", code)
+    assert waiting.run() == 0
+    assert len(calls(tmp_path)) == 13
+
+
+def titles(jobs: list[Job]) -> list[str]:
+    return [f"{job.method} {job.seed}" for job in jobs]
+
+
+def trial(rate: float, miou: float) -> dict[str, Any]:
+    return {"method": "ce", "trial": f"learning_rate={rate}", "learning_rate": rate, "metrics": {"miou": miou}}
+
+
+def finished(method: str, seed: int, miou: float) -> dict[str, Any]:
+    return {"method": method, "seed": seed, "heldout": {"miou": miou}}
+
+
+def test_all_seeds_of_a_method_come_before_the_next() -> None:
+    trials = [trial(rate, 0.1) for rate in STUDY.rates]
+    jobs = STUDY.jobs({"trials": trials, "runs": [finished("ce", 0, 0.5)]})
+    assert titles(jobs) == ["ce 1", "auc 0", "auc 1", "aucseg 0", "aucseg 1"]
+    # A trial that failed is not waited for.
+    jobs = STUDY.jobs({"trials": trials[:2], "runs": []}, frozenset({Path("search/ce/learning_rate=0.004")}))
+    assert titles(jobs)[0] == "ce 0"
+    assert STUDY.jobs({"trials": [], "runs": []})[0].config["data"]["val_split"] == "heldout"
+
+
+def test_the_held_out_images_choose() -> None:
+    assert chosen_rate([trial(0.001, 0.2), trial(0.002, 0.4), trial(0.004, 0.3)]) == 0.002
+    assert chosen_rate([]) is None
+    runs = [finished("ce", 0, 0.3), finished("ce", 1, 0.3), finished("auc", 0, 0.9), finished("dice", 0, 0.4)]
+    runs.append(finished("dice", 1, 0.4))
+    assert best_methods(runs, ("ce", "auc", "dice"), 2) == ["dice", "ce"]
+
+
+@pytest.mark.parametrize("name", SHARED_STUDIES)
+def test_every_study_has_its_configurations(name: str) -> None:
+    study = SHARED_STUDIES[name]
+    trials = [trial(rate, 0.1) for rate in study.rates]
+    jobs = study.jobs({"trials": trials, "runs": []})
+    assert len(jobs) == len(study.methods) * study.seeds
+    by_method = {job.method: job.config for job in jobs}
+    assert by_method["ce"]["model"]["bank"] is None
+    assert by_method["aucseg"]["model"]["bank"]["protect_classes"] == "middle"
+    assert {config["trainer"]["max_steps"] for config in by_method.values()} == {study.steps}
+    if not study.embedded:
+        with pytest.raises(ValueError, match="--root"):
+            study.data_root(None)
+
+
+@pytest.mark.parametrize("name", ["freedoom_lt_8000", "rehearsal"])
+def test_no_image_is_held_out_and_trained_on(name: str) -> None:
+    study = SHARED_STUDIES[name]
+    parts = [
+        {pair.image for pair in SegmentationDataset(study.card_path, study.data_root(None), split).pairs}
+        for split in study.splits()
+    ]
+    assert all(parts)
+    assert len(set().union(*parts)) == sum(map(len, parts))
+
+
+def test_a_study_wants_the_code_of_a_commit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run.main(["rehearsal", "--device", "cpu", "--code", str(tmp_path)])
+    assert "a study is of one commit" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run.main(["ccp", "--device", "cpu", "--working-tree"])
+    assert "give their folder with --root" in capsys.readouterr().err
+
+
+def test_speed_times_each_part(capsys: pytest.CaptureFixture[str]) -> None:
+    assert speed.main(["rehearsal", "--device", "cpu", "--steps", "2", "--loaders", "0"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("loader alone") == 4
+    assert all(f"step alone, {size} crops" in said for size in (4, 8))
+    assert "validation:" in said
