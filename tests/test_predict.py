@@ -1,6 +1,4 @@
 import csv
-import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from aucseg.models.inference import InferenceOptions, Predictor
 from aucseg.predict import ImageError, find_images, predict_paths, read_image
+from tests.datasets.files import png_of_16_bits
 
 NAMES = ("dark", "red", "green", "blue")
 PALETTE = ((0, 0, 0), (200, 0, 0), (0, 200, 0), (0, 0, 200))
@@ -231,25 +230,12 @@ def test_sixteen_bits(suffix: str, tmp_path: Path) -> None:
     assert np.array_equal(narrow[..., 0], np.round(((values - 1000.0) / 3095).clip(0, 1) * 255).astype(np.uint8))
 
 
-def png_of_16_bit_colors(values: npt.NDArray[np.uint16]) -> bytes:
-    """By hand, for Pillow does not write it."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    height, width, _ = values.shape
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    signature = b"\x89PNG\r\n\x1a\n"
-    return signature + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-
-
 def test_sixteen_bit_colors(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 65536, (20, 30, 3), dtype=np.uint16)
-    (tmp_path / "a.png").write_bytes(png_of_16_bit_colors(values))
+    (tmp_path / "a.png").write_bytes(png_of_16_bits(values))
     assert np.array_equal(read_image(tmp_path / "a.png"), np.round(values / 257).astype(np.uint8))
     # Data of 12 bits: refused, or scaled by the range that is stated.
-    (tmp_path / "b.png").write_bytes(png_of_16_bit_colors(values >> 4))
+    (tmp_path / "b.png").write_bytes(png_of_16_bits(values >> 4))
     with pytest.raises(ImageError, match=r"b\.png: values from \d+ to 40\d\d; say which of them are black and white"):
         read_image(tmp_path / "b.png")
     scaled = read_image(tmp_path / "b.png", value_range=(0, 4095))
