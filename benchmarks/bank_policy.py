@@ -18,7 +18,7 @@ from torch import Tensor
 
 import aucseg
 from aucseg import TailMemoryBank
-from aucseg.datamodule import SegmentationDataModule
+from aucseg.training.datamodule import SegmentationDataModule
 
 RESULTS = Path(__file__).parent / "results" / "bank_policy.json"
 CONFIG = Path(aucseg.__file__).parent / "configs" / "freedoom_lt_fpn_aucseg.yaml"

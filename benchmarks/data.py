@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from aucseg.class_statistics import ClassStatistics
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.counting import count_ids, scan_mask
 from aucseg.datasets.files import read_image
 from aucseg.datasets.mask_files import read_raw_mask
+from aucseg.statistics.class_statistics import ClassStatistics
 
 if TYPE_CHECKING:
     from aucseg.datasets.dataset import SegmentationDataset
@@ -149,8 +149,8 @@ def load(dataset: SegmentationDataset, num_images: int, rounds: int) -> dict[str
 
 def load_by_stage(dataset: SegmentationDataset, rounds: int) -> dict[str, float]:
     """Return milliseconds an image for each stage of a sample's way."""
-    from aucseg.sampling import ClassAwareCrop
-    from aucseg.transforms import training_transform
+    from aucseg.loading.rare_classes import ClassAwareCrop
+    from aucseg.loading.transforms import training_transform
 
     indices = range(min(32, len(dataset)))
     images = [dataset.image_path(i) for i in indices]

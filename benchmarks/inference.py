@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from aucseg.inference.predictor import InferenceOptions, Predictor
 from aucseg.models import build_model
-from aucseg.models.inference import InferenceOptions, Predictor
 
 RESULTS = Path(__file__).parent / "results" / "inference.json"
 WINDOW, STRIDE = 1024, 896

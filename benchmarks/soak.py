@@ -96,7 +96,7 @@ def configuration(record: Path, run: Path, steps: int, every: int) -> dict[str, 
 
 def train(steps: int, every: int, folder: Path) -> list[dict[str, Any]]:
     """Runs ``aucseg fit`` in this process and returns what was recorded."""
-    from aucseg.lightning_cli import run_lightning
+    from aucseg.commands.fit import run_lightning
 
     record, config = folder / "record.jsonl", folder / "soak.yaml"
     config.write_text(yaml.safe_dump(configuration(record, folder / "run", steps, every)))

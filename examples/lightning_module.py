@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from aucseg import AUCSegLoss, DatasetCard, SegmentationDataset, TailMemoryBank, build_model
-from aucseg.transforms import training_transform
+from aucseg.loading.transforms import training_transform
 
 
 class Segmenter(pl.LightningModule):

@@ -8,7 +8,7 @@ import argparse
 import torch
 
 from aucseg import AUCSegLoss, ClassStatistics, TailMemoryBank, build_model
-from aucseg.transforms import training_transform
+from aucseg.loading.transforms import training_transform
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--steps", type=int, default=100)

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from aucseg import AUCSegLoss, SegmentationDataset, TailMemoryBank
-from aucseg.transforms import training_transform
+from aucseg.loading.transforms import training_transform
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--steps", type=int, default=500)

@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback
 
-from aucseg import durable_files, lightning_cli
-from aucseg.run_folder import ResultWriter
-from aucseg.sample_stream import SeededDataset
+from aucseg import safe_files as durable_files
+from aucseg.commands import fit as lightning_cli
+from aucseg.loading.sample_order import SeededDataset
+from aucseg.training.result_writer import ResultWriter
 from tests.conftest import write_tiny_dataset
 from tests.small_runs import SMALL_RUN
 
@@ -138,7 +139,7 @@ def full_disk(count: int) -> None:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         original(path, data, keep)
 
-    from aucseg import checkpoints
+    from aucseg.training import checkpoints
 
     checkpoints.replace_file = write  # type: ignore[attr-defined]
 

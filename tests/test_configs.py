@@ -8,8 +8,8 @@ import yaml
 from torch.utils.data import DataLoader
 
 from aucseg import DatasetCard, SegmentationTask
+from aucseg.commands.fit import AUCSegCLI, run_lightning
 from aucseg.configs import CONFIGS, find_config
-from aucseg.lightning_cli import AUCSegCLI, run_lightning
 
 PAPER = sorted(path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("freedoom"))
 TINY_MODEL: dict[str, dict[str, Any]] = {

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from aucseg import AUCSegLoss, PairwiseAUCLoss, SegmentationTask
 from aucseg.losses import accumulate, build_loss
-from aucseg.losses.long_tail import LOSSES
-from aucseg.step_guard import StepGuard
+from aucseg.losses.baselines import LOSSES
+from aucseg.training.step_guard import StepGuard
 from tests.oracles import auc_loss_oracle
 from tests.small_runs import make_trainer
-from tests.test_step_guard import FAULTY_STEP, States, faulty_network, same
-from tests.test_task import make_data, make_task
+from tests.training.test_step_guard import FAULTY_STEP, States, faulty_network, same
+from tests.training.test_task import make_data, make_task
 from tests.two_processes import STEPS, arguments
 
 DEVICE = "cuda"

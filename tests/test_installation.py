@@ -45,7 +45,7 @@ ATTEMPTS = {
     "aucseg.PixelAUROC": "train",
     "aucseg.SegmentationDataModule": "train",
     "aucseg.SegmentationTask": "train",
-    "import_module('aucseg.transforms')": "train",
+    "import_module('aucseg.loading.transforms')": "train",
     "aucseg.build_model('smp/fpn', 3)": "train",
     "aucseg.build_model('torchvision/fcn_resnet50', 3)": "train",
     "aucseg.build_model('hf/nvidia/mit-b0', 3)": "hf",
@@ -55,8 +55,8 @@ ATTEMPTS = {
     "cli._run('validate', [])": "train",
     "cli._run('predict', ['run', 'photo.png'])": "train",
     "cli._run('export', ['run', '--to', 'model.onnx'])": "train",
-    "import_module('aucseg.streaming').write_shards(aucseg.SegmentationDataset('freedoom_lt'), 'shards')": "stream",
-    "import_module('aucseg.statistics_report').write_chart({}, 'classes.png')": "report",
+    "import_module('aucseg.datasets.shards').write_shards(aucseg.SegmentationDataset('freedoom_lt'), 'shards')": "stream",
+    "import_module('aucseg.statistics.summary').write_chart({}, 'classes.png')": "report",
     "import_module('aucseg.integrations.mmseg')": "mmseg",
 }
 WITHOUT_EXTRAS = f"""

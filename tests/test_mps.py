@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from aucseg.compare.second_stage import AdjustedModel
 from aucseg.dtypes import wide_sum
+from aucseg.inference.predictor import InferenceOptions, Predictor, log_prior
 from aucseg.losses import PairwiseAUCLoss, build_loss
-from aucseg.losses.long_tail import LOSSES, DisAlignModel, LogitAdjustmentLoss
+from aucseg.losses.baselines import LOSSES, DisAlignModel, LogitAdjustmentLoss
 from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
 from aucseg.metrics.pixel_metric import PixelMetric
-from aucseg.models.inference import InferenceOptions, Predictor, log_prior
-from aucseg.run_folder import curve_points, per_image_overlap
-from aucseg.task import SegmentationTask
+from aucseg.training.result_writer import curve_points, per_image_overlap
+from aucseg.training.task import SegmentationTask
 from tests.pretended_device import MPS, PretendedMPS
 
 COUNTS = [100_000, 20_000, 3_000, 200, 10]

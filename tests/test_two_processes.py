@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from aucseg import lightning_cli
+from aucseg.commands import fit as lightning_cli
 from tests.conftest import write_uneven_dataset
 from tests.interruptions import compare
 from tests.two_processes import STEPS, arguments, train_plain, uneven_arguments

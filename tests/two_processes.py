@@ -14,9 +14,10 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from aucseg import AUCSegLoss, SegmentationDataModule, SegmentationTask, lightning_cli
+from aucseg import AUCSegLoss, SegmentationDataModule, SegmentationTask
+from aucseg.commands import fit as lightning_cli
 from aucseg.memory_bank import TailMemoryBank
-from aucseg.step_guard import StepGuard
+from aucseg.training.step_guard import StepGuard
 from tests.small_runs import SMALL_RUN, make_trainer
 
 STEPS = 6

@@ -40,7 +40,7 @@ OLDEST_TRAIN = (
     ),
 )
 CORE_TESTS = ("tests/losses", "tests/memory_bank", "tests/metrics", "tests/fuzz/test_numbers.py")
-TRAIN_TESTS = (*CORE_TESTS, "tests/test_task.py", "tests/test_cli.py", "tests/test_datamodule.py")
+TRAIN_TESTS = (*CORE_TESTS, "tests/training/test_task.py", "tests/test_cli.py", "tests/training/test_datamodule.py")
 # Two of the losses come from segmentation_models_pytorch, which the core does without. Torch warns of Python
 # 3.13.0 when compiling.
 CORE_OPTIONS = ("-k", "not dice and not lovasz", "-W", "ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")

@@ -84,8 +84,8 @@ def with_offsets(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     from benchmarks.evidence.shared_studies import HELD_OUT
     from torch.utils.data import DataLoader
 
-    from aucseg.datamodule import SegmentationDataModule
-    from aucseg.stored_task import load_task
+    from aucseg.training.datamodule import SegmentationDataModule
+    from aucseg.training.stored_task import load_task
 
     device = torch.device("cpu" if config["trainer"]["accelerator"] == "cpu" else "cuda")
     task = load_task(folder, device)

@@ -25,10 +25,10 @@ from benchmarks.evidence.shared_studies import RATE, Job, SharedStudy, chosen_ra
 from filelock import FileLock
 
 import aucseg
-from aucseg.class_statistics import ClassStatistics
 from aucseg.compare.fingerprints import code_fingerprint, configuration_fingerprint, data_fingerprint, digest
 from aucseg.compare.methods import Configuration, merged
 from aucseg.datasets import SegmentationDataset
+from aucseg.statistics.class_statistics import ClassStatistics
 
 # A run takes this much longer than the longest like it, or it is not begun.
 _MARGIN = 1.1

@@ -22,8 +22,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from aucseg.compare.methods import Configuration, merged
-from aucseg.datamodule import SegmentationDataModule
-from aucseg.task import SegmentationTask
+from aucseg.training.datamodule import SegmentationDataModule
+from aucseg.training.task import SegmentationTask
 
 
 def rate(one: Callable[[], Any], count: int, device: torch.device, warm_up: int) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.evidence.studies import BUDGETS, RESULTS, STUDIES
 
-from aucseg.compare.statistics import Interval, paired_difference, t_interval
+from aucseg.compare.intervals import Interval, paired_difference, t_interval
 from aucseg.compare.tables import METRICS, Table, make_tables, markdown_text
 
 DOCS = Path(__file__).parents[2] / "docs"

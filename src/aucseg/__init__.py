@@ -8,21 +8,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aucseg.class_statistics import ClassStatistics as ClassStatistics
-    from aucseg.class_weighting import class_weights as class_weights
-    from aucseg.datamodule import SegmentationDataModule as SegmentationDataModule
     from aucseg.datasets import DatasetCard as DatasetCard
     from aucseg.datasets import SegmentationDataset as SegmentationDataset
     from aucseg.losses import AUCSegLoss as AUCSegLoss
     from aucseg.losses import PairwiseAUCLoss as PairwiseAUCLoss
     from aucseg.losses import build_loss as build_loss
     from aucseg.losses import pairwise_auc_loss as pairwise_auc_loss
+    from aucseg.losses.class_weights import class_weights as class_weights
     from aucseg.memory_bank import TailMemoryBank as TailMemoryBank
     from aucseg.metrics import GroupedMeanIoU as GroupedMeanIoU
     from aucseg.metrics import PixelAUROC as PixelAUROC
     from aucseg.metrics import PixelAveragePrecision as PixelAveragePrecision
     from aucseg.models import build_model as build_model
-    from aucseg.task import SegmentationTask as SegmentationTask
+    from aucseg.statistics.class_statistics import ClassStatistics as ClassStatistics
+    from aucseg.training.datamodule import SegmentationDataModule as SegmentationDataModule
+    from aucseg.training.task import SegmentationTask as SegmentationTask
 
 __version__ = "0.1.0"
 
@@ -30,17 +30,17 @@ _MODULE_OF = {
     "AUCSegLoss": "aucseg.losses",
     "PairwiseAUCLoss": "aucseg.losses",
     "build_loss": "aucseg.losses",
-    "class_weights": "aucseg.class_weighting",
+    "class_weights": "aucseg.losses.class_weights",
     "pairwise_auc_loss": "aucseg.losses",
     "TailMemoryBank": "aucseg.memory_bank",
-    "ClassStatistics": "aucseg.class_statistics",
+    "ClassStatistics": "aucseg.statistics.class_statistics",
     "GroupedMeanIoU": "aucseg.metrics",
     "PixelAUROC": "aucseg.metrics",
     "PixelAveragePrecision": "aucseg.metrics",
     "DatasetCard": "aucseg.datasets",
     "SegmentationDataset": "aucseg.datasets",
-    "SegmentationDataModule": "aucseg.datamodule",
-    "SegmentationTask": "aucseg.task",
+    "SegmentationDataModule": "aucseg.training.datamodule",
+    "SegmentationTask": "aucseg.training.task",
     "build_model": "aucseg.models",
 }
 

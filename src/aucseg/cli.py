@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from aucseg import __version__
-from aucseg.failures import with_notes
+from aucseg.commands.failures import with_notes
 
 _EXAMPLES = """examples:
   aucseg demo                                      cross-entropy beside AUCSeg on embedded data, and a report
@@ -26,12 +26,12 @@ _EXAMPLES = """examples:
 
 # Commands with a module of their own, which has add_arguments(parser) and run(args) -> int: (module, help).
 _COMMANDS = {
-    "demo": ("aucseg.demo", "train cross-entropy and AUCSeg on the embedded data and compare them"),
-    "predict": ("aucseg.predict_command", "write label maps and overlays of images, folders or globs"),
-    "stats": ("aucseg.stats_command", "count the classes of a data set, check its labels, suggest settings"),
+    "demo": ("aucseg.commands.demo", "train cross-entropy and AUCSeg on the embedded data and compare them"),
+    "predict": ("aucseg.commands.predict", "write label maps and overlays of images, folders or globs"),
+    "stats": ("aucseg.commands.stats", "count the classes of a data set, check its labels, suggest settings"),
     "compare": ("aucseg.compare", "train several methods with several seeds and tabulate them"),
-    "report": ("aucseg.report.command", "write one HTML page about finished or running runs"),
-    "export": ("aucseg.export", "write a trained model as ONNX, torch.export or safetensors"),
+    "report": ("aucseg.commands.report", "write one HTML page about finished or running runs"),
+    "export": ("aucseg.inference.export", "write a trained model as ONNX, torch.export or safetensors"),
 }
 # Commands whose options Lightning's command line derives from the task, the data module and the trainer.
 _LIGHTNING_COMMANDS = {
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(command: str, arguments: list[str]) -> int:
     if command in _LIGHTNING_COMMANDS:
-        return int(import_module("aucseg.lightning_cli").run(command, arguments))
+        return int(import_module("aucseg.commands.fit").run(command, arguments))
     module_name, text = _COMMANDS[command]
     module = import_module(module_name)
     parser = argparse.ArgumentParser(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from benchmarks.soak import MAX_BANK_BYTES, summary
 
-from aucseg.lightning_cli import _steps_between_logs
+from aucseg.commands.fit import _steps_between_logs
 
 ROOT = Path(__file__).resolve().parents[2]
 

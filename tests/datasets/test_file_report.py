@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from aucseg.data_report import describe_absent_classes, describe_files
 from aucseg.datasets import DatasetCard, SegmentationDataset
+from aucseg.datasets.data_report import describe_absent_classes, describe_files
 from aucseg.datasets.duplicates import find_duplicates
 from aucseg.datasets.file_report import report_files
 from aucseg.datasets.pairing import Pair

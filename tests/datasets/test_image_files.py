@@ -12,7 +12,7 @@ from PIL import Image
 from aucseg.datasets import SampleError
 from aucseg.datasets.deep_color import read_deep_color
 from aucseg.datasets.files import check_image, read_image
-from aucseg.predict import read_image as read_any_image
+from aucseg.inference.image_files import read_image as read_any_image
 from tests.datasets.files import Array, png_of_16_bits, tiff_of_16_bits
 
 STORED = np.random.default_rng(0).integers(0, 256, (6, 10, 3), dtype=np.uint8)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import aucseg.datasets.scan as scan_module
-from aucseg.class_statistics import ClassStatistics
 from aucseg.datasets import DatasetCard, SampleError, SegmentationDataset
 from aucseg.datasets.mask_files import read_mask
 from aucseg.datasets.scan import scan_samples
 from aucseg.datasets.scan_cache import ScanCache
+from aucseg.statistics.class_statistics import ClassStatistics
 from tests.datasets.conftest import save_mask
 
 WriteCard = Callable[..., DatasetCard]

@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from aucseg.class_statistics import ClassStatistics
 from aucseg.datasets import DatasetCard, SampleError, SegmentationDataset
+from aucseg.inference.image_files import predict_paths
 from aucseg.models.checkpoint import read_state_dict
-from aucseg.predict import predict_paths
 from aucseg.report import build_report
+from aucseg.statistics.class_statistics import ClassStatistics
 from tests.datasets.conftest import MINI
 from tests.fuzz.strategies import JUNK, damaged_bytes, damaged_tree, fuzzed
 from tests.report.synthetic import write_run
@@ -129,7 +129,7 @@ def shard() -> bytes:
 
 @fuzzed(30, damaged_bytes(shard()), st.sampled_from(["raise", "skip"]))
 def test_shards(data: bytes, on_error: str) -> None:
-    streaming = pytest.importorskip("aucseg.streaming")
+    streaming = pytest.importorskip("aucseg.datasets.shards")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "train.tar")
         path.write_bytes(data)

@@ -18,8 +18,8 @@ from aucseg.memory_bank import TailMemoryBank
 from aucseg.models import build_model, load_checkpoint, load_encoder_checkpoint
 from aucseg.models.checkpoint import read_state_dict
 from aucseg.models.hub import HubModel
-from aucseg.stored_task import load_task
-from aucseg.task import SegmentationTask
+from aucseg.training.stored_task import load_task
+from aucseg.training.task import SegmentationTask
 from tests.report.synthetic import write_run
 
 MODEL = {"encoder": "resnet18", "decoder_pyramid_channels": 32, "decoder_segmentation_channels": 32}

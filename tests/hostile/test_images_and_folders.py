@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from aucseg.datasets import DatasetCard, SampleError, SegmentationDataset
-from aucseg.predict import find_images, predict_paths
+from aucseg.inference.image_files import find_images, predict_paths
 from tests.datasets.conftest import MINI
 
 
@@ -73,7 +73,7 @@ def test_loops_of_links_end(tmp_path: Path) -> None:
 
 
 def test_shards_write_nothing_and_their_names_lead_nowhere(tmp_path: Path) -> None:
-    streaming = pytest.importorskip("aucseg.streaming")
+    streaming = pytest.importorskip("aucseg.datasets.shards")
     png = io.BytesIO()
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(png, "PNG")
     mask = io.BytesIO()

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 from torch import nn
 
-from aucseg.class_statistics import ClassStatistics
 from aucseg.datasets import DatasetCard
-from aucseg.predict import predict_paths
+from aucseg.inference.image_files import predict_paths
 from aucseg.report import build_report
-from aucseg.statistics_report import make_report, write_csv
+from aucseg.statistics.class_statistics import ClassStatistics
+from aucseg.statistics.summary import make_report, write_csv
 from tests.datasets.conftest import MINI
 from tests.report.synthetic import write_run
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aucseg.class_statistics import ClassStatistics
 from aucseg.datasets import DatasetCard
-from aucseg.report.collect import read_run
+from aucseg.report.runs import read_run
+from aucseg.statistics.class_statistics import ClassStatistics
 from tests.datasets.conftest import MINI
 from tests.report.synthetic import write_run
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aucseg.losses import objective, pixel_sums
+from aucseg.losses.auc import objective
+from aucseg.losses.auc import operators as pixel_sums
 
 
 @pytest.fixture
@@ -14,7 +15,7 @@ def kernels_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     if torch.cuda.is_available():
         pytest.skip("the kernels are built for the GPU here, see tests/test_gpu.py")
-    from aucseg.losses import kernels
+    from aucseg.losses.auc import triton_kernels as kernels
 
     for module in (pixel_sums, objective):
         monkeypatch.setattr(module, "kernels_for", lambda device: kernels)

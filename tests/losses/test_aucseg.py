@@ -48,7 +48,7 @@ def labels(num_classes: int, *shape: int, seed: int = 0) -> Tensor:
 def test_low_resolution(
     small: tuple[int, int], large: tuple[int, int], piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aucseg.losses.pieces.CPU_PIECE", (piece, piece))
+    monkeypatch.setattr("aucseg.losses.auc.pieces.CPU_PIECE", (piece, piece))
     target = labels(4, 2, *large)
     for memory_format in (torch.contiguous_format, torch.channels_last):
         logits = torch.randn(2, 4, *small, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()

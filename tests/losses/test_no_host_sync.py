@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from aucseg.losses import pixel_sums, sorted_surrogates
-from aucseg.losses.options import AUCOptions
-from aucseg.losses.views import PassOptions
+from aucseg.losses.auc import by_sorting as sorted_surrogates
+from aucseg.losses.auc import operators as pixel_sums
+from aucseg.losses.auc.options import AUCOptions
+from aucseg.losses.auc.pixels import PassOptions
 
 CASES: list[dict[str, Any]] = [
     {},

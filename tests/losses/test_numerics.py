@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from aucseg.losses import AUCSegLoss, pairwise_auc_loss
-from aucseg.losses.pieces import Buffers
+from aucseg.losses.auc.pieces import Buffers
 from tests.oracles import value_and_grad
 
 EVERY = [

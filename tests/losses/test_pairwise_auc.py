@@ -99,7 +99,7 @@ def test_absent_classes_are_picked_out() -> None:
 
 @pytest.mark.parametrize("piece", [1, 7, 64, 10_000])
 def test_pieces_do_not_matter(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aucseg.losses.pieces.CPU_PIECE", (piece, piece))
+    monkeypatch.setattr("aucseg.losses.auc.pieces.CPU_PIECE", (piece, piece))
     logits, target = example((5, 3, 7, 5))
     assert_same(logits, target, 1e-11)
     assert_same(logits.reshape(5, 3, 35).movedim(1, 2).reshape(175, 3), target.flatten(), 1e-11)

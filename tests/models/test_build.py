@@ -15,7 +15,7 @@ from aucseg.models import (
     split_parameters,
     without_weights,
 )
-from aucseg.models.contract import crop_logits, logits_of, pad_to_multiple
+from aucseg.models.segmentation_model import crop_logits, logits_of, pad_to_multiple
 
 
 class Mine(nn.Module):

@@ -18,9 +18,9 @@ from PIL import Image
 
 from aucseg.report import Example, Paste, collect_examples, collect_pastes, readme_figure
 from aucseg.report.charts import line_chart, nice_ticks, roc_points, thin
-from aucseg.report.collect import load_comparison, read_run
 from aucseg.report.encode import labels_uri, outline_uri, photo_uri
 from aucseg.report.examples import choose_names, rank_by_gain
+from aucseg.report.runs import load_comparison, read_run
 from tests.report.synthetic import class_counts, example, examples, scene, write_run
 
 
@@ -219,8 +219,8 @@ def trained_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         return _Task(*banks[path.parent.parent.name])
 
     for module, name, stand_in in (
-        ("aucseg.stored_task", "load_task", load),
-        ("aucseg.datamodule", "SegmentationDataModule", data_module),
+        ("aucseg.training.stored_task", "load_task", load),
+        ("aucseg.training.datamodule", "SegmentationDataModule", data_module),
     ):
         fake = ModuleType(module)
         setattr(fake, name, stand_in)

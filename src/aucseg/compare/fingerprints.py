@@ -19,8 +19,8 @@ Fingerprint = dict[str, Any]
 
 # Parts of the package that no training run imports or whose changes cannot change one.
 _NOT_TRAINING = (
-    *("cli.py", "compare/", "demo.py", "export", "integrations/", "predict.py", "report/", "stats_command.py"),
-    *("statistics_report.py", "streaming.py", "datasets/propose.py"),
+    *("cli.py", "commands/", "compare/", "integrations/", "report/", "inference/export.py", "inference/image_files.py"),
+    *("statistics/summary.py", "datasets/shards.py", "datasets/propose.py"),
 )
 _TRAINING_AFTER_ALL = ("compare/second_stage.py",)
 _LIBRARIES = ("torch", "torchvision", "lightning", "segmentation-models-pytorch", "timm", "transformers")

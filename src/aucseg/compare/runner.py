@@ -24,9 +24,9 @@ from aucseg.compare.fingerprints import (
     digest,
 )
 from aucseg.compare.methods import Configuration
-from aucseg.durable_files import replace_file
 from aucseg.models.build import is_import_path
 from aucseg.models.checkpoint import TRUST_VARIABLE
+from aucseg.safe_files import replace_file
 
 # A run is finished when its folder has this file.
 RECORD_FILE = "compare.json"

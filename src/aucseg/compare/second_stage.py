@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from aucseg.losses.long_tail import DisAlignModel, post_hoc_logit_adjustment
-from aucseg.models.contract import SegmentationModel, WrappedNetwork
+from aucseg.losses.baselines import DisAlignModel, post_hoc_logit_adjustment
+from aucseg.models.segmentation_model import SegmentationModel, WrappedNetwork
 
 
 class AdjustedModel(nn.Module):
@@ -55,14 +55,14 @@ def disalign_model(num_classes: int, *, checkpoint: str, classifier: str | None 
     Args:
         num_classes: K.
         checkpoint: A run's ``checkpoints/last.ckpt``.
-        classifier: See `aucseg.losses.long_tail.DisAlignModel`.
+        classifier: See `aucseg.losses.baselines.DisAlignModel`.
     """
     model = _trained_model(checkpoint)
     return _wrapped(DisAlignModel(model, num_classes, classifier), model, num_classes)
 
 
 def _trained_model(checkpoint: str) -> nn.Module:
-    from aucseg.stored_task import load_task
+    from aucseg.training.stored_task import load_task
 
     return load_task(checkpoint).model
 

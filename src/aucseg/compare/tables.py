@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aucseg.compare.statistics import LEVEL, Cell, Interval, summarize
+from aucseg.compare.intervals import LEVEL, Cell, Interval, summarize
 
 Values = Mapping[tuple[str, str, int], Mapping[str, float]]
 """Metrics by (model, method, seed)."""

@@ -125,7 +125,7 @@ class DatasetCard:
         for entry in classes:
             if isinstance(entry, str):
                 if entry not in self.class_names:
-                    from aucseg.models.names import closest
+                    from aucseg.hints import closest
 
                     near = closest(entry, self.class_names)
                     raise ValueError(f"{name} holds {entry!r}, which is no class of the card {self.name!r}; {near}")

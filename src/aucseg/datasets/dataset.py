@@ -53,7 +53,7 @@ class SegmentationDataset(Dataset[Sample]):
     ignore label fit, else int64, and missing where the split has no masks. ``name`` is the image's path below the root
     without its ending.
 
-    An index from a sampler of :mod:`aucseg.sampling` carries the number of its draw; it is passed on as
+    An index from a sampler of :mod:`aucseg.loading.rare_classes` carries the number of its draw; it is passed on as
     ``sample["draw"]``.
 
     Args:

@@ -7,9 +7,9 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from aucseg.losses.class_moments import BatchSums
-from aucseg.losses.objective import batch_sums, objective
-from aucseg.losses.options import AUCOptions, Surrogate, check_inputs, names_nearest_option
+from aucseg.losses.auc.class_sums import BatchSums
+from aucseg.losses.auc.objective import batch_sums, objective
+from aucseg.losses.auc.options import AUCOptions, Surrogate, check_inputs, names_nearest_option
 
 
 def pairwise_auc_loss(

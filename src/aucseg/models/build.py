@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import nn
 
+from aucseg.hints import closest
 from aucseg.models.checkpoint import load_encoder_checkpoint
-from aucseg.models.contract import SegmentationModel, WrappedNetwork
 from aucseg.models.hf_models import build_hf_model, list_hf_model_types
-from aucseg.models.names import closest
+from aucseg.models.segmentation_model import SegmentationModel, WrappedNetwork
 from aucseg.models.segnext import SIZES, SegNeXt
 from aucseg.models.smp_models import PACKAGE_ENCODER, PACKAGE_WEIGHTS, build_smp_model, list_smp_architectures
 from aucseg.models.torchvision_models import build_torchvision_model, list_torchvision_models

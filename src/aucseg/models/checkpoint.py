@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aucseg.models.contract import SegmentationModel, default_encoder
-from aucseg.models.names import import_extra
+from aucseg.hints import import_extra
+from aucseg.models.segmentation_model import SegmentationModel, default_encoder
 
 # What trainers put around the weights, and before their names.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from aucseg.models.contract import IMAGENET_MEAN, IMAGENET_STD, WrappedNetwork
-from aucseg.models.names import closest, import_extra
+from aucseg.hints import closest, import_extra
+from aucseg.models.segmentation_model import IMAGENET_MEAN, IMAGENET_STD, WrappedNetwork
 
 
 def build_hf_model(

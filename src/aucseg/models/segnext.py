@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aucseg.models.contract import SegmentationModel
+from aucseg.models.segmentation_model import SegmentationModel
 
 MLP_RATIOS = (8, 8, 4, 4)
 _EPS = 1e-6

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from aucseg.models.contract import IMAGENET_MEAN, IMAGENET_STD, WrappedNetwork
-from aucseg.models.names import closest, import_extra
+from aucseg.hints import closest, import_extra
+from aucseg.models.segmentation_model import IMAGENET_MEAN, IMAGENET_STD, WrappedNetwork
 
 PACKAGE_WEIGHTS = "package:efficientnet_lite0"
 PACKAGE_ENCODER = "tu-tf_efficientnet_lite0"

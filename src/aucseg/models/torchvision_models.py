@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from aucseg.models.contract import WrappedNetwork
-from aucseg.models.names import closest, import_extra
+from aucseg.hints import closest, import_extra
+from aucseg.models.segmentation_model import WrappedNetwork
 
 
 class TorchvisionModel(WrappedNetwork):

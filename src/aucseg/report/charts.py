@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from aucseg.report.collect import Comparison
+from aucseg.report.runs import Comparison
 from aucseg.report.text import percent, points, short_count, signed_points
 
 NUM_STYLES = 7

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aucseg.plain_yaml import read_yaml_mapping
-from aucseg.report.collect import Comparison, Run, load_comparison
+from aucseg.report.runs import Comparison, Run, load_comparison
 
 Role = Literal["gain", "loss", "sample"]
 CHECKPOINT = Path("checkpoints", "last.ckpt")
@@ -211,7 +211,7 @@ def collect_pastes(
     """
     import torch
 
-    from aucseg.report.collect import read_run
+    from aucseg.report.runs import read_run
 
     run = read_run(run_folder)
     if not (run.folder / CHECKPOINT).is_file():
@@ -244,13 +244,13 @@ def collect_pastes(
 
 
 def _load_task(run: Run, device: str) -> Any:
-    from aucseg.stored_task import load_task
+    from aucseg.training.stored_task import load_task
 
     return load_task(run.folder / CHECKPOINT, device)
 
 
 def _datamodule(run: Run, root: str | Path | None) -> Any:
-    from aucseg.datamodule import SegmentationDataModule
+    from aucseg.training.datamodule import SegmentationDataModule
 
     path = run.folder / "config.yaml"
     options = read_yaml_mapping(path).get("data") if path.is_file() else None

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aucseg.report.collect import Comparison, load_comparison
 from aucseg.report.encode import Color
 from aucseg.report.examples import Example
+from aucseg.report.runs import Comparison, load_comparison
 from aucseg.report.text import points
 
 if TYPE_CHECKING:

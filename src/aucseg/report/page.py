@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from aucseg.report.collect import GROUP_NAMES, Comparison, Run, load_comparison
 from aucseg.report.encode import Color, distinct_palette, labels_uri, outline_uri, photo_uri
 from aucseg.report.examples import Example, Paste, class_ids_in
+from aucseg.report.runs import GROUP_NAMES, Comparison, Run, load_comparison
 from aucseg.report.text import points, short_count, signed_points
 
 _FOLDER = Path(__file__).parent

@@ -1,0 +1,1 @@
+"""The commands: options and output of each, nothing else."""

@@ -1,0 +1,109 @@
+"""``aucseg predict``: label maps and overlays of image files, with the model of a run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+_EXAMPLES = """examples:
+  aucseg predict runs/a photos/ --out predictions
+  aucseg predict runs/a 'photos/**/*.tif' --window 1024 1024 --flip --scales 0.75 1 1.25
+  aucseg predict runs/a/checkpoints/last.ckpt photo.jpg --scores
+  aucseg predict runs/ce photos/ --class-counts statistics.json    favour rare classes after training
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of ``aucseg predict``."""
+    parser.epilog = _EXAMPLES
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="run folder of 'aucseg fit', or a checkpoint")
+    add("inputs", nargs="+", metavar="INPUT", help="images, folders or patterns")
+    add("--out", type=Path, default=Path("predictions"), help="folder to write to (default: %(default)s)")
+    add("--window", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="sliding window (default: the whole image)")
+    add("--stride", nargs=2, type=int, metavar=("DOWN", "RIGHT"), help="its step (default: three quarters of it)")
+    add("--blend", choices=("linear", "average"), default="linear", help="where windows overlap (default: %(default)s)")
+    add("--scales", nargs="+", type=float, default=[1.0], metavar="S", help="average over these sizes of the image")
+    add("--flip", action="store_true", help="average with the mirrored image")
+    add("--class-counts", type=Path, metavar="FILE", help="counts of 'aucseg stats --save FILE': adjust the "
+        "logits by the class frequencies")  # fmt: skip
+    add("--tau", type=float, default=1.0, help="strength of that adjustment (default: %(default)s)")
+    add("--scores", action="store_true", help="also write class probabilities, float16 (K, H, W)")
+    add("--no-overlays", action="store_true", help="write label maps only")
+    add("--opacity", type=float, default=0.5, help="of the colours in the overlays (default: %(default)s)")
+    add("--value-range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="values that mean black and white, for "
+        "images of more than 8 bits")  # fmt: skip
+    add("--exif", choices=("apply", "ignore"), default="apply", help="whether to turn photographs as their EXIF data "
+        "say (default: %(default)s)")  # fmt: skip
+    add("--max-pixels", type=int, default=2**30, help="refuse larger images (default: %(default)s)")
+    add("--batch-size", type=int, default=1, help="windows that go through the model together (default: %(default)s)")
+    add("--device", help="where to predict, cpu or cuda (default: cuda where there is one)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predicts every image; one that cannot be read does not stop the others.
+
+    Returns:
+        0, or 1 if some images have no prediction.
+    """
+    import torch
+
+    from aucseg.inference.image_files import find_images, predict_paths
+    from aucseg.inference.predictor import InferenceOptions, Predictor
+    from aucseg.statistics.class_statistics import ClassStatistics
+    from aucseg.training.stored_task import load_task
+
+    counts = None
+    if args.class_counts is not None:
+        counts = tuple(ClassStatistics.load(args.class_counts).pixel_counts.tolist())
+    options = InferenceOptions(
+        window=None if args.window is None else tuple(args.window),
+        stride=None if args.stride is None else tuple(args.stride),
+        blend=args.blend,
+        scales=tuple(args.scales),
+        flip=args.flip,
+        class_frequency=counts,
+        tau=args.tau,
+        batch_size=args.batch_size,
+    )
+    paths = find_images(args.inputs, exclude=args.out)
+    task = load_task(args.run).to(_device(args.device))
+    if counts is not None and len(counts) != task.card.num_classes:
+        raise ValueError(
+            f"{args.class_counts} counts {len(counts)} classes, the model of {args.run} has {task.card.num_classes}"
+        )
+    with torch.inference_mode():
+        summary = predict_paths(
+            Predictor(task, options),
+            paths,
+            args.out,
+            class_names=task.card.class_names,
+            palette=task.card.palette,
+            overlays=not args.no_overlays,
+            opacity=args.opacity,
+            scores=args.scores,
+            exif=args.exif,
+            value_range=None if args.value_range is None else tuple(args.value_range),
+            max_pixels=args.max_pixels,
+        )
+    print(f"{len(summary.done)} images predicted, in {args.out}")
+    if summary.unscaled:
+        print(f"--value-range does not apply to {len(summary.unscaled)} of them, which have 8 bits a channel")
+    for path, reason in summary.failures.items():
+        print(f"aucseg predict: {path}: {reason}", file=sys.stderr)
+    return 1 if summary.failures else 0
+
+
+def _device(name: str | None) -> torch.device:
+    import torch
+
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch without support for it asserts
+        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error

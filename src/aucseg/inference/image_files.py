@@ -1,0 +1,365 @@
+"""Predict image files: label maps, overlays, score maps and a table of class areas.
+
+The work on files, for any model; :mod:`aucseg.inference.predictor` does the work on arrays.
+"""
+
+import csv
+import itertools
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from aucseg.csv_cells import text_cell
+from aucseg.datasets.deep_color import read_deep_color
+from aucseg.datasets.files import bits_per_channel, load_oriented, to_rgb
+from aucseg.datasets.tree import is_hidden, is_system_file
+from aucseg.inference.predictor import Predictor
+
+Array = npt.NDArray[Any]
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm")
+# The least white of integers in 16 bits that are taken for such without being told.
+_LEAST_WHITE = 1 << 14
+
+
+class ImageError(ValueError):
+    """A file cannot be read as an image; the message names it and the way out."""
+
+
+@dataclass
+class PredictionSummary:
+    """What became of a list of files.
+
+    Attributes:
+        done: Files with a prediction.
+        failures: Files without, with the reason.
+        pixels: Predicted pixels of each class over all files.
+        unscaled: Files of 8 bits a channel, where a ``value_range`` was given: it does not apply to them.
+    """
+
+    done: list[Path] = field(default_factory=list)
+    failures: dict[Path, str] = field(default_factory=dict)
+    pixels: Array = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    unscaled: list[Path] = field(default_factory=list)
+
+
+def find_images(inputs: Iterable[str | Path], *, exclude: Path | None = None) -> list[Path]:
+    """Find the image files that files, folders (with their subfolders) and glob patterns stand for.
+
+    Args:
+        inputs: Files of any name, folders, and patterns such as ``"photos/**/*.jpg"``. In folders the files named like
+            images count. Hidden files, and those that a system makes beside a user's (``._x.png``, ``Thumbs.db``), are
+            left out.
+        exclude: A folder to leave out, such as the one that predictions are written to.
+
+    Returns:
+        Files, sorted within each input, each once.
+
+    Raises:
+        FileNotFoundError: An input stands for no file.
+
+    Example:
+        >>> find_images(["no/such/*.png"])
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: no image found for 'no/such/*.png'
+    """
+    found: dict[Path, None] = {}
+    for entry in inputs:
+        path = Path(entry)
+        if path.is_file():
+            matches = [] if is_system_file(path.name) else [path]
+        elif path.is_dir():
+            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and _is_data(p, path))
+        else:
+            # Unlike glob.glob, "**" does not follow links, which may lead in circles.
+            top = Path(path.anchor)
+            matches = sorted(p for p in top.glob(str(path.relative_to(top))) if _is_data(p, _fixed_part(path)))
+        if exclude is not None:
+            matches = [p for p in matches if not p.resolve().is_relative_to(exclude.resolve())]
+        if not matches and not is_system_file(path.name):
+            raise FileNotFoundError(f"no image found for {str(entry)!r}")
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def _is_data(path: Path, folder: Path) -> bool:
+    return path.is_file() and not any(is_hidden(part) for part in path.relative_to(folder).parts)
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """The folders of a pattern before its first wildcard."""
+    fixed = itertools.takewhile(lambda part: not set("*?[") & set(part), pattern.parts[:-1])
+    return Path(*fixed)
+
+
+def read_image(
+    path: str | Path,
+    *,
+    exif: Literal["apply", "ignore"] = "apply",
+    value_range: tuple[float, float] | None = None,
+    max_pixels: int = 2**30,
+) -> npt.NDArray[np.uint8]:
+    """Read an image file as 8-bit RGB.
+
+    Args:
+        path: PNG, JPEG, TIFF or anything else that Pillow reads; of several pages the first.
+        exif: Whether to turn the image as its EXIF orientation says.
+        value_range: Values that become 0 and 255 in images with more than 8 bits a channel, grey or colour. Default:
+            0..65535 for integers; float images need it, and images whose values stay below 2^14, which are data of 12
+            or 14 bits as a rule. It does not apply to images of 8 bits.
+        max_pixels: Refuse larger images, which a small file can pretend to hold.
+
+    Returns:
+        ``(H, W, 3)`` uint8. Transparency is dropped, grey is repeated, a palette is looked up.
+
+    Raises:
+        ImageError: The file is missing, damaged, no image, too large, holds NaN, or needs ``value_range``.
+    """
+    return _read(path, exif, value_range, max_pixels)[0]
+
+
+def _read(
+    path: str | Path, exif: str, value_range: tuple[float, float] | None, max_pixels: int
+) -> tuple[npt.NDArray[np.uint8], int]:
+    """The pixels of an image, and the bits of a channel in its file."""
+    with _without_pixel_limit():
+        try:
+            with Image.open(path) as file:
+                if file.width * file.height > max_pixels:
+                    raise ImageError(f"{path}: more than {max_pixels} pixels; raise max_pixels if that is right")
+                bits = bits_per_channel(file)
+                is_gray = file.mode.startswith(("I", "F"))
+                if bits > 8 and not is_gray:
+                    return _to_8_bits(read_deep_color(path, exif), path, value_range), bits
+                image = load_oriented(file, path, exif)
+                return (_to_8_bits(np.asarray(image), path, value_range) if is_gray else np.array(to_rgb(image))), bits
+        except ImageError:
+            raise
+        except Exception as error:  # decoders fail in many ways on damaged bytes
+            raise ImageError(f"{path}: no readable image: {str(error).removeprefix(f'{path}: ')}") from error
+
+
+@contextmanager
+def _without_pixel_limit() -> Iterator[None]:
+    """Pillow's own limit is global, and warns at one size and fails at another."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _to_8_bits(values: Array, path: str | Path, value_range: tuple[float, float] | None) -> npt.NDArray[np.uint8]:
+    if not np.isfinite(values).all():
+        raise ImageError(f"{path}: holds values that are no numbers (NaN, infinity); fill these pixels first")
+    low, high = (values.min(), values.max()) if values.size else (0, 0)
+    if value_range is None:
+        # Data of 12 or 14 bits in a file of 16 would become an almost black image.
+        if values.dtype.kind == "f" or low < 0 or high > 65535 or 0 < high < _LEAST_WHITE:
+            raise ImageError(
+                f"{path}: values from {low:g} to {high:g}; "
+                "say which of them are black and white: value_range, --value-range LOW HIGH"
+            )
+        value_range = (0, 65535)
+    black, white = value_range
+    scaled = ((values.astype(np.float64) - black) * (255 / (white - black))).clip(0, 255).round().astype(np.uint8)
+    return scaled if scaled.ndim == 3 else np.repeat(scaled[..., None], 3, axis=2)
+
+
+def predict_paths(
+    model: Predictor | Callable[[Tensor], Tensor],
+    paths: Sequence[str | Path],
+    out_dir: str | Path,
+    *,
+    class_names: Sequence[str],
+    palette: Sequence[tuple[int, int, int]],
+    overlays: bool = True,
+    opacity: float = 0.5,
+    scores: bool = False,
+    exif: Literal["apply", "ignore"] = "apply",
+    value_range: tuple[float, float] | None = None,
+    max_pixels: int = 2**30,
+    progress: bool = True,
+) -> PredictionSummary:
+    """Predict image files and write the results.
+
+    A file that cannot be read or predicted is noted and passed over. Every file is written whole or not at all, and the
+    tables line by line, so that an interrupted run leaves what it has finished.
+
+    Args:
+        model: A :class:`aucseg.inference.predictor.Predictor`, or a callable from images ``(B, 3, H, W)`` float in
+            0..255 to logits.
+        paths: Image files, e.g. from :func:`find_images`.
+        out_dir: Folder to write to, made if need be:
+
+            - ``labels/NAME.png``: class ids, with the palette (16-bit grey without one above 256 classes);
+            - ``overlays/NAME.png``: the image under the colours of its labels;
+            - ``scores/NAME.npy``: class probabilities (softmax), float16 ``(K, H, W)``;
+            - ``areas.csv``: image, class_id, class, pixels, share; one line for each class that was predicted;
+            - ``errors.csv``: image, error; when there are any. (In tables names that a spreadsheet would take for a
+              formula have an apostrophe in front.)
+
+            NAME is the file's path without suffix below the folder that all files share; with its suffix where two
+            would collide.
+        class_names: K names.
+        palette: K colours ``(red, green, blue)`` in 0..255.
+        overlays: Whether to write overlays.
+        opacity: Weight of the colours in them, 0..1.
+        scores: Whether to write score maps: 2 K bytes for each pixel.
+        exif: See :func:`read_image`.
+        value_range: See :func:`read_image`.
+        max_pixels: See :func:`read_image`.
+        progress: Whether to show a bar.
+
+    Raises:
+        ValueError: No paths, an opacity or value range that is none, or names and palette of different lengths.
+        TypeError: The model's logits have another number of classes.
+    """
+    if not paths:
+        raise ValueError("no images to predict")
+    if len(class_names) != len(palette):
+        raise ValueError(f"{len(class_names)} class names, but {len(palette)} colours")
+    if value_range is not None and not value_range[0] < value_range[1]:
+        raise ValueError(f"value_range must be two rising numbers, got {value_range}")
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity must be in 0..1, got {opacity}")
+    predictor = model if isinstance(model, Predictor) else Predictor(model)
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    colors = np.array(palette, dtype=np.uint8).reshape(-1, 3)
+    files = [Path(path) for path in paths]
+    summary = PredictionSummary(pixels=np.zeros(len(class_names), dtype=np.int64))
+    (out_dir / "errors.csv").unlink(missing_ok=True)
+    with _Table(out_dir / "areas.csv", ["image", "class_id", "class", "pixels", "share"]) as areas:
+        for path, name in zip(tqdm(files, unit="image", disable=not progress), output_names(files), strict=True):
+            try:
+                image, bits = _read(path, exif, value_range, max_pixels)
+                if value_range is not None and bits <= 8:
+                    summary.unscaled.append(path)
+                score_path = out_dir / "scores" / f"{name}.npy" if scores else None
+                labels, pixels = _predict(predictor, image, len(class_names), score_path)
+                _save(_label_image(labels, colors), out_dir / "labels" / f"{name}.png")
+                if overlays:
+                    # In 8 bits: floats of a large image would take eight times its memory.
+                    mixed = Image.blend(Image.fromarray(image), Image.fromarray(colors[labels]), opacity)
+                    _save(mixed, out_dir / "overlays" / f"{name}.png")
+            # Some networks assert that they know the size of the image.
+            except (ValueError, RuntimeError, AssertionError, OSError, MemoryError) as error:
+                summary.failures[path] = (str(error) or type(error).__name__).removeprefix(f"{path}: ")
+                mode: Literal["a", "w"] = "a" if len(summary.failures) > 1 else "w"
+                with _Table(out_dir / "errors.csv", ["image", "error"], mode) as errors:
+                    errors.write([path, summary.failures[path]])
+                continue
+            for class_id in np.flatnonzero(pixels).tolist():
+                share = pixels[class_id] / labels.size
+                areas.write([path, class_id, class_names[class_id], pixels[class_id], f"{share:.6g}"])
+            summary.done.append(path)
+            summary.pixels += pixels
+    return summary
+
+
+def output_names(paths: Sequence[Path]) -> list[str]:
+    """Name the outputs of files: the path below their common folder, without the suffix where that is unique.
+
+    Example:
+        >>> output_names([Path("a/x.png"), Path("a/b/x.png"), Path("a/y.png"), Path("a/y.jpg")])
+        ['x', 'b/x', 'y.png', 'y.jpg']
+    """
+    absolute = [path.absolute() for path in paths]
+    root = os.path.commonpath([path.parent for path in absolute])
+    relative = [path.relative_to(root) for path in absolute]
+    stems = [path.with_suffix("") for path in relative]
+    return [(path if stems.count(stem) > 1 else stem).as_posix() for path, stem in zip(relative, stems, strict=True)]
+
+
+def _predict(
+    predictor: Predictor, image: Array, num_classes: int, score_path: Path | None
+) -> tuple[Array, npt.NDArray[np.int64]]:
+    """Predict the labels ``(H, W)`` and the number of pixels of each class, and write the scores."""
+    labels = np.empty(image.shape[:2], dtype=np.uint8 if num_classes <= 256 else np.uint16)
+    pixels = np.zeros(num_classes, dtype=np.int64)
+    with _score_map(score_path, (num_classes, *image.shape[:2])) as score_map:
+        for rows, columns, logits in predictor.blocks(image):
+            if len(logits) != num_classes:
+                raise TypeError(f"the model has {len(logits)} classes, but there are names for {num_classes}")
+            block = logits.argmax(dim=0).cpu().numpy()
+            labels[rows, columns] = block
+            pixels += np.bincount(block.ravel(), minlength=num_classes)
+            if score_map is not None:
+                score_map[:, rows, columns] = logits.softmax(dim=0).cpu().numpy()
+    return labels, pixels
+
+
+@contextmanager
+def _score_map(path: Path | None, shape: tuple[int, ...]) -> Iterator[Array | None]:
+    if path is None:
+        yield None
+        return
+    with _replacing(path) as temporary:
+        score_map = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
+        yield score_map
+        score_map.flush()
+
+
+def _label_image(labels: Array, colors: Array) -> Image.Image:
+    image = Image.fromarray(labels)
+    if labels.dtype == np.uint8:
+        image.putpalette(colors.tobytes())
+    return image
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    with _replacing(path) as temporary:
+        image.save(temporary, format="PNG")
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[str]:
+    """A temporary file that becomes ``path`` when all went well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
+    os.close(handle)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+class _Table:
+    """A CSV file whose lines are on disk as soon as they are written."""
+
+    def __init__(self, path: Path, columns: Sequence[str], mode: Literal["a", "w"] = "w") -> None:
+        self._file = path.open(mode, newline="", encoding="utf-8")
+        self._writer = csv.writer(self._file)
+        if mode == "w":
+            self.write(columns)
+
+    def write(self, row: Sequence[Any]) -> None:
+        self._writer.writerow([value if isinstance(value, (int, float)) else text_cell(str(value)) for value in row])
+        self._file.flush()
+
+    def __enter__(self) -> "_Table":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()

@@ -1,0 +1,1 @@
+"""What makes batches of a data set: transforms, samplers, orders."""

@@ -1,0 +1,136 @@
+"""In which order samples come, and with which seed: by their position in the run alone."""
+
+from __future__ import annotations
+
+import itertools
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from aucseg.datasets import SegmentationDataset
+from aucseg.loading.rare_classes import RareClassSampler
+from aucseg.randomness import seeded, stable_seed
+from aucseg.statistics.class_statistics import ClassStatistics
+
+EpochOrder = Callable[[int], Sequence[int]]
+"""From an epoch's number to the indices of its samples, the same on every rank."""
+
+
+class SampleStream(Sampler[list[tuple[int, int]]]):
+    """An endless stream of batches of ``(index, seed)`` in which the position alone decides sample and augmentation.
+
+    A run that starts at any position therefore sees exactly what an uninterrupted run would see from there on, whatever
+    the number of loader processes: there is no state to save but the position. Epochs follow each other inside batches,
+    so no sample is dropped and a batch may be larger than the data set.
+
+    Args:
+        epoch_order: from an epoch's number to the indices of its samples.
+        batch_size: samples in a batch on this rank.
+        seed: seed of the augmentations.
+        rank: this process; it takes every ``world_size``-th sample.
+        world_size: number of processes.
+        start_batch: batch to begin with, counted from the beginning of the run.
+
+    Raises:
+        ValueError: for an epoch without samples.
+
+    Example:
+        >>> from itertools import islice
+        >>> stream = SampleStream(lambda epoch: [2, 0, 1], batch_size=2, seed=0)
+        >>> [[index for index, _ in batch] for batch in islice(stream, 3)]
+        [[2, 0], [1, 2], [0, 1]]
+        >>> resumed = SampleStream(lambda epoch: [2, 0, 1], batch_size=2, seed=0, start_batch=2)
+        >>> next(iter(resumed)) == list(islice(stream, 3))[2]
+        True
+    """
+
+    def __init__(
+        self,
+        epoch_order: EpochOrder,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start_batch: int = 0,
+    ) -> None:
+        if len(epoch_order(0)) == 0:
+            raise ValueError("an epoch must have at least one sample, got none: is the training split empty?")
+        self.epoch_order = epoch_order
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.start_batch = start_batch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, order = 0, self.epoch_order(0)
+        length = len(order)
+        for batch in itertools.count(self.start_batch):
+            samples = []
+            first = batch * self.batch_size * self.world_size + self.rank
+            for position in range(first, first + self.batch_size * self.world_size, self.world_size):
+                if position // length != epoch:
+                    epoch = position // length
+                    order = self.epoch_order(epoch)
+                samples.append((order[position % length], stable_seed(self.seed, position)))
+            yield samples
+
+
+class SeededDataset(Dataset[dict[str, Any]]):
+    """Draws the augmentation of each sample from the seed that comes with its index.
+
+    The seed goes to torch, `random` and numpy, so that transforms may draw from any of them; their states are put back.
+
+    Args:
+        dataset: the data set, its transform included.
+    """
+
+    def __init__(self, dataset: SegmentationDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index_and_seed: tuple[int, int]) -> dict[str, Any]:
+        index, seed = index_and_seed
+        with seeded(seed):
+            return self.dataset[index]
+
+
+def random_order(length: int, seed: int) -> EpochOrder:
+    """Every sample once an epoch, in an order drawn from ``seed`` and the epoch's number.
+
+    Example:
+        >>> sorted(random_order(4, seed=0)(epoch=7))
+        [0, 1, 2, 3]
+    """
+
+    def order(epoch: int) -> array[int]:
+        generator = torch.Generator().manual_seed(stable_seed(seed, epoch))
+        # Eight bytes an image; a list would take five times as much.
+        return array("q", torch.randperm(length, generator=generator).numpy().tobytes())
+
+    return order
+
+
+def sequential_order(length: int, epoch: int) -> range:
+    """Every sample once an epoch, in the order of the data set, whatever the ``epoch``."""
+    return range(length)
+
+
+def rare_class_order(statistics: ClassStatistics, seed: int, **options: Any) -> EpochOrder:
+    """As many samples an epoch as there are images, drawn by `aucseg.loading.rare_classes.RareClassSampler`.
+
+    Args:
+        statistics: counts of the data set, image i being its sample i.
+        seed: seed of the draws.
+        **options: options of the sampler, such as ``temperature`` and ``by``.
+    """
+    sampler = RareClassSampler(statistics, seed=seed, **options)
+
+    def order(epoch: int) -> list[int]:
+        sampler.set_epoch(epoch)
+        return [int(index) for index in sampler]
+
+    return order

@@ -1,0 +1,1 @@
+"""The engine: what computes the AUC loss."""

@@ -1,0 +1,194 @@
+"""Hinge and squared hinge for every margin and any real scores, and one-way partial AUC, exact, by sorting.
+
+For channel c sort the positives. A negative n with score f_n meets the positives below ``f_n + margin``: a search gives
+their number, running sums give what they add. The same search drops each negative into a bucket between two positives,
+and running sums over the buckets, from above, give what the negatives add to a positive. O(N log N) a channel.
+
+Positives enter by what they lack of the highest score, which keeps the digits that a score near 1 has lost.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from aucseg.dtypes import wide_dtype
+from aucseg.losses.auc.class_sums import PairWeights
+from aucseg.losses.auc.pixels import class_labels, softmax_shortfall, through_softmax
+
+
+def _channel_risk(
+    positives: Tensor, scores: Tensor, weight: Tensor, margin: float, squared: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean over the positives of the weighted sum over the negatives, and its slopes.
+
+    Args:
+        positives: ``(M,)``, sorted; entries of +inf do not count.
+        scores: ``(N,)``, of the negatives.
+        weight: ``(N,)``, of the negatives.
+        margin: The margin.
+        squared: Squared hinge (with the factor 1/2) instead of hinge.
+
+    Returns:
+        Value; slope by each positive ``(M,)``; slope by each negative ``(N,)``.
+    """
+    real = torch.isfinite(positives)
+    count = real.sum().clamp(min=1)
+    f = torch.where(real, positives, 0)
+    active = torch.searchsorted(positives, scores + margin)  # positives strictly below f_n + margin
+    number = torch.cat([real.new_zeros(1, dtype=f.dtype), real.cumsum(0, dtype=f.dtype)])[active]
+    below = F.pad(f.cumsum(0), (1, 0))[active]
+    buckets = positives.numel() + 1
+
+    def above(values: Tensor) -> Tensor:
+        """For each positive, the sum of ``values`` over the negatives that it meets."""
+        total = torch.zeros(buckets, dtype=f.dtype, device=f.device).index_add_(0, active, values)
+        return total.flip(0).cumsum(0).flip(0)[1:] * real
+
+    mass, first = above(weight), above(weight * scores)
+    u = margin - f
+    if squared:
+        value = (0.5 * (u * u * mass + 2 * u * first + above(weight * scores * scores))).sum()
+        by_positive, by_negative = -(u * mass + first), weight * ((margin + scores) * number - below)
+    else:
+        value = (u * mass + first).sum()
+        by_positive, by_negative = -mass, weight * number
+    return value / count, by_positive / count, by_negative / count
+
+
+def _hardest(scores: Tensor, groups: Tensor, num_groups: int, share: float) -> Tensor:
+    """``(N,)``: n / kept for the kept = ceil(share n) highest scores of each group of n, 0 for the rest."""
+    counts = torch.zeros(num_groups, dtype=scores.dtype, device=scores.device).index_add_(
+        0, groups, torch.ones_like(scores)
+    )
+    # The small step back keeps a share like 0.1 of 30 at 3, not 4.
+    kept = torch.ceil(share * counts - 1e-9)
+    by_score = torch.argsort(scores, descending=True, stable=True)
+    order = by_score[torch.argsort(groups[by_score], stable=True)]
+    in_order = groups[order]
+    rank = torch.arange(scores.numel(), device=scores.device) - (counts.cumsum(0) - counts)[in_order]
+    factor = torch.where(rank < kept[in_order], (counts / kept.clamp(min=1))[in_order], 0)
+    return torch.empty_like(scores).index_copy_(0, order, factor)
+
+
+@torch.library.custom_op(
+    "aucseg::sorted_risk",
+    mutates_args=(),
+    schema="(Tensor logits, Tensor target, Tensor weights, str scores, int ignore_index, float margin, bool squared, "
+    "float share, bool one_group)"
+    " -> (Tensor, Tensor)",
+)
+def sorted_risk(
+    logits: Tensor,
+    target: Tensor,
+    weights: Tensor,
+    scores: str,
+    ignore_index: int,
+    margin: float,
+    squared: bool,
+    share: float,
+    one_group: bool,
+) -> tuple[Tensor, Tensor]:
+    """The AUC loss with a (squared) hinge; differentiable once by the logits.
+
+    Args:
+        logits: ``(K, N)``, float32 or float64.
+        target: ``(N,)`` integer.
+        weights: ``(K, K)`` in the wide dtype: weight of one negative by channel (row) and label (column); 0 on the
+            diagonal.
+        scores: Score function.
+        ignore_index: The ignore label.
+        margin: The margin.
+        squared: Squared hinge instead of hinge.
+        share: Share of the negatives that counts, the hardest ones, in (0, 1].
+        one_group: Whether the share is taken of all negatives together (one-vs-all) instead of each class by itself.
+
+    Returns:
+        The value (scalar, wide) and its gradient by the logits.
+    """
+    num_classes, wide = logits.shape[0], wide_dtype(logits.device)
+    labels, ignored = class_labels(target, num_classes, ignore_index)
+    if ignored is not None:
+        logits = logits.masked_fill(ignored, 0)
+    values, shortfall = _scores(logits, labels.clamp(max=num_classes - 1).unsqueeze(0), scores)
+    on_cpu = logits.device.type == "cpu"
+    value = torch.zeros((), dtype=wide, device=logits.device)
+    slope = torch.zeros_like(values)
+    table = F.pad(weights, (0, 1))
+    highest = 0.0 if scores == "identity" else 1.0
+    for channel in range(num_classes):
+        own, negative_weight = labels == channel, table[channel][labels]
+        if on_cpu and not (bool(own.any()) and bool(negative_weight.any())):
+            continue
+        counted = own | (negative_weight != 0)
+        score = torch.where(counted, values[channel], 0).to(wide)
+        if share < 1:
+            outside = own | (labels == num_classes)
+            groups = torch.where(outside, num_classes, 0 if one_group else labels)
+            negative_weight = negative_weight * _hardest(score, groups, num_classes + 1, share)
+        # Positives first in order; elsewhere than on a CPU shapes must not depend on the data, so the others follow at
+        # +inf.
+        where = own.nonzero().squeeze(1) if on_cpu else torch.arange(labels.numel(), device=labels.device)
+        lack = shortfall[where].to(wide)
+        positives, order = torch.where(own[where], -lack, math.inf).sort()
+        part, by_positive, by_negative = _channel_risk(positives, score, negative_weight, margin - highest, squared)
+        # Infinities have no place in running sums, and a NaN none in an order.
+        value += torch.where(torch.where(own, shortfall, score).isfinite().all(), part, math.nan)
+        slope[channel] = by_negative.index_add_(0, where[order], by_positive).to(slope.dtype)
+    if scores == "sigmoid":
+        slope.mul_(values).mul_(logits.neg().sigmoid_())
+    elif scores == "softmax":
+        through_softmax(slope, values, 0)
+    return value, slope
+
+
+def _scores(logits: Tensor, own: Tensor, scores: str) -> tuple[Tensor, Tensor]:
+    """Scores ``(K, N)``, and what those of the own channels lack of the highest score (of 0 if there is none)."""
+    if scores == "softmax":
+        values = logits.softmax(0)
+        return values, softmax_shortfall(values, own, 0).squeeze(0)
+    own_logits = logits.gather(0, own).squeeze(0)
+    return (logits.sigmoid(), own_logits.neg().sigmoid()) if scores == "sigmoid" else (logits, -own_logits)
+
+
+@sorted_risk.register_fake
+def _(logits: Tensor, target: Tensor, weights: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    return weights.new_empty(()), torch.empty_like(logits)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[1])
+
+
+def _backward(ctx: Any, value: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    (gradient,) = ctx.saved_tensors
+    return (gradient * value.to(gradient.dtype), *[None] * 8)
+
+
+sorted_risk.register_autograd(_backward, setup_context=_setup_context)
+
+
+def sorted_auc(
+    logits: Tensor,
+    target: Tensor,
+    weights: PairWeights,
+    *,
+    scores: str,
+    ignore_index: int,
+    margin: float,
+    squared: bool,
+    share: float,
+    strategy: str,
+) -> Tensor:
+    """The AUC loss of logits ``(B, K, *spatial)`` or ``(N, K)`` with a (squared) hinge on the hardest negatives."""
+    planes = logits.to(torch.promote_types(logits.dtype, torch.float32)).movedim(1, 0).flatten(1)
+    table = weights.table if weights.table is not None else weights.channel[:, None] * weights.label
+    table = (table - torch.diag(table.diagonal())) / weights.counts.clamp(min=1)
+    value: Tensor = sorted_risk(
+        planes, target.reshape(-1), table, scores, ignore_index, margin, squared, share, strategy == "ova"
+    )[0]
+    return value

@@ -1,0 +1,146 @@
+"""What all losses of this package share: one interface, checks, upsampling, float32, means over valid pixels."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aucseg.dtypes import int64_labels, wide_dtype, wide_sum
+from aucseg.losses.class_weights import check_class_counts
+
+_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+class LongTailLoss(nn.Module):
+    """A loss of logits against labels that may know how often the classes occur.
+
+    Args:
+        class_counts: Pixels of each class in the training set (K,). Classes with a count of zero are taken to be as
+            rare as the rarest other class. Losses that don't use counts accept None.
+        ignore_index: Pixels with this label don't count.
+    """
+
+    uses_counts = True
+
+    class_counts: Tensor | None
+
+    def __init__(self, class_counts: Tensor | Sequence[float] | None = None, ignore_index: int = 255) -> None:
+        super().__init__()
+        if class_counts is None and self.uses_counts:
+            raise ValueError(f"{type(self).__name__} needs class_counts, the pixels of each class in the training set")
+        self.ignore_index = ignore_index
+        self._of_classes: dict[str, Tensor] = {}
+        # Tells where the module is: an integer, so that half() and the like leave it alone.
+        self.register_buffer("_place", torch.empty(0, dtype=torch.int64), persistent=False)
+        self.class_counts = None
+        if class_counts is not None:
+            self.keep("class_counts", check_class_counts(class_counts))
+
+    @property
+    def exact_counts(self) -> Tensor:
+        """Class counts (K,), float64 on the CPU, from which other values of classes are made."""
+        return self._of_classes["class_counts"]
+
+    def keep(self, name: str, values: Tensor) -> None:
+        """Keep values of classes (K,), given on the CPU, as an attribute that goes where the module goes.
+
+        Unlike a buffer it stays out of checkpoints and exact where the module is turned into half precision; float64
+        becomes float32 on a device that has no float64 (`wide_dtype`).
+        """
+        self._of_classes[name] = values
+        self._put(name)
+
+    def _put(self, name: str) -> None:
+        values, device = self._of_classes[name], self.get_buffer("_place").device
+        setattr(self, name, (values.to(wide_dtype(device)) if values.dtype == torch.float64 else values).to(device))
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> "LongTailLoss":
+        super()._apply(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
+        for name in self._of_classes:
+            self._put(name)
+        return self
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Compute the loss.
+
+        Args:
+            logits: (B, K, *spatial), floating point; (N, K) goes with (N,) labels. Smaller than the target, they are
+                upsampled (bilinear, ``align_corners=False``). Float16 and bfloat16 are computed in float32.
+            target: Labels (B, *spatial), integers in ``0..K - 1`` or ``ignore_index``; bool with two classes.
+
+        Returns:
+            A scalar, float32 (float64 for float64 logits); a zero connected to the graph where no pixel is valid.
+
+        Raises:
+            TypeError: Logits that are not floating point, labels that are not integers.
+            ValueError: Shapes that don't fit, labels out of range (checked on the CPU only: elsewhere it would wait for
+                the device).
+        """
+        target = self._check(logits, target)
+        with torch.autocast(logits.device.type, enabled=False):
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            if logits.shape[2:] != target.shape[1:]:
+                mode = _MODES[target.ndim - 1]
+                logits = F.interpolate(logits, size=target.shape[1:], mode=mode, align_corners=False)
+            if target.ndim == 1:
+                return self.loss(logits.unsqueeze(2), target.unsqueeze(1))
+            return self.loss(logits.flatten(2), target.flatten(1))
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Compute the loss of logits (B, K, P) in float32 or float64 against labels (B, P), int64."""
+        raise NotImplementedError
+
+    def set_progress(self, progress: float) -> None:
+        """Tell the loss how much of the training is done, 0..1. For losses with a schedule; others ignore it."""
+
+    def mean(self, losses: Tensor, weight: Tensor) -> Tensor:
+        """Weighted mean of ``losses`` (B, P), summed by `wide_sum`; zero where the weights are."""
+        total, norm = wide_sum(losses * weight), wide_sum(weight)
+        return (total / norm.clamp(min=torch.finfo(norm.dtype).tiny)).to(losses.dtype)
+
+    def valid(self, target: Tensor) -> Tensor:
+        """Mark the pixels that count."""
+        return target != self.ignore_index
+
+    def of_target(self, values: Tensor, target: Tensor) -> Tensor:
+        """Value of each pixel's class, (B, P), from (K,); zero at ignored pixels."""
+        valid = self.valid(target)
+        return values[target.where(valid, 0)].where(valid, 0)
+
+    def _check(self, logits: Tensor, target: Tensor) -> Tensor:
+        if not logits.is_floating_point():
+            raise TypeError(f"logits must be floating point, not {logits.dtype}")
+        target = int64_labels(target)
+        if logits.ndim < 2 or logits.ndim != target.ndim + 1 or len(logits) != len(target):
+            raise ValueError(
+                f"logits of shape {tuple(logits.shape)} and target of shape {tuple(target.shape)} don't fit together: "
+                "expected (B, K, *spatial) and (B, *spatial), or (N, K) and (N,)"
+            )
+        num_classes = logits.shape[1]
+        if num_classes < 2:
+            raise ValueError("logits need at least 2 channels; one logit z is the two logits (0, z)")
+        if self.class_counts is not None and len(self.class_counts) != num_classes:
+            raise ValueError(
+                f"logits have {num_classes} channels, but class_counts has {len(self.class_counts)} classes"
+            )
+        small, large = logits.shape[2:], target.shape[1:]
+        if any(s > t for s, t in zip(small, large, strict=True)):
+            raise ValueError(f"logits of spatial size {tuple(small)} are larger than the target's {tuple(large)}")
+        if small != large and len(large) not in _MODES:
+            raise ValueError(f"upsampling is defined for 1 to 3 spatial dimensions, not {len(large)}")
+        if target.device.type == "cpu":
+            invalid = self.valid(target) & ((target < 0) | (target >= num_classes))
+            if invalid.any():
+                place = tuple(int(i) for i in invalid.nonzero()[0])
+                raise ValueError(
+                    f"target label {target[place].item()} at {place} is outside 0..{num_classes - 1} and is not "
+                    f"ignore_index, {self.ignore_index}"
+                )
+        return target
+
+
+def channels(values: Tensor, like: Tensor) -> Tensor:
+    """Shape values of classes (K,) for logits (B, K, P), in their dtype."""
+    return values.to(like.dtype).view(1, -1, 1)

@@ -1,0 +1,1 @@
+"""What is counted in a data set, and what follows from it."""

@@ -1,0 +1,292 @@
+"""What class statistics mean for training, in words, tables and a chart."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from aucseg.csv_cells import text_cell
+from aucseg.datasets.card import GROUP_NAMES, DatasetCard
+from aucseg.statistics.class_statistics import ClassStatistics, Shares
+
+_CAPACITY = 5
+# Without middle classes to compare with.
+_PRESENCE_TARGET = 0.1
+# Pastes into an image on average, at most: the embedded data gain from 3 (see docs/bank.md), and more hide the scene.
+_MAX_PASTES = 3.0
+_PASTED_AREA = 0.25
+# A class is missing from few batches when it is in one with this probability.
+_IN_BATCH = 0.9
+# Draws of a simulated batch are bounded, so that a class in one image of 100,000 does not stop the report.
+_MAX_DRAWS = 20_000_000
+_BOUND_TERMS = {
+    "sample": "sample size",
+    "inner": "dependence within images",
+    "inter": "between images",
+    "confidence": "confidence",
+}
+_GROUP_COLORS = {"head": "#4477aa", "middle": "#ccbb44", "tail": "#ee6677"}
+
+
+def choose_groups(statistics: ClassStatistics, card: DatasetCard | None = None) -> tuple[dict[str, list[int]], str]:
+    """Return the groups and the rule behind them: the card's, or else by share of the labelled pixels.
+
+    Where the card names its tail alone, the other classes are head or middle by share.
+    """
+    by_share = statistics.groups()
+    if card is not None and card.groups is not None:
+        return card.groups, "as the card names them"
+    if card is not None and card.tail_classes is not None:
+        head = [c for c in by_share["head"] if c not in card.tail_classes]
+        taken = {*head, *card.tail_classes}
+        middle = [c for c in range(statistics.num_classes) if c not in taken]
+        groups = {"head": head, "middle": middle, "tail": list(card.tail_classes)}
+        return groups, "tail as the card names it; of the others head from 2 % of the labelled pixels"
+    return by_share, "by share of the labelled pixels: head from 2 %, tail below 0.5 %"
+
+
+def make_report(
+    statistics: ClassStatistics, card: DatasetCard | None = None, *, batch_size: int = 8, delta: float = 0.01
+) -> dict[str, Any]:
+    """Return everything that ``aucseg stats`` prints, as plain numbers, texts and lists.
+
+    Args:
+        statistics: The counts; at least one labelled pixel.
+        card: For groups and names.
+        batch_size: The batch that the advice on the bank is about.
+        delta: The batch size asked for shows every class with probability ``1 - delta``.
+    """
+    groups, rule = choose_groups(statistics, card)
+    group_of = {class_id: group for group, ids in groups.items() for class_id in ids}
+    names = statistics.class_names or tuple(f"class {i}" for i in range(statistics.num_classes))
+    fixedness = statistics.fixedness
+    classes = [
+        {
+            "id": class_id,
+            "name": names[class_id],
+            "group": group_of[class_id],
+            "pixels": int(statistics.pixel_counts[class_id]),
+            "images": int(statistics.image_counts[class_id]),
+            "frequency": float(statistics.frequency[class_id]),
+            "presence": float(statistics.presence[class_id]),
+            "mean_area": float(statistics.mean_pixels_where_present[class_id]),
+            "max_area": int(statistics.max_pixels[class_id]),
+            "fixedness": None if math.isnan(fixedness[class_id]) else float(fixedness[class_id]),
+        }
+        for class_id in range(statistics.num_classes)
+    ]
+    min_batch = statistics.min_batch_size(delta)
+    trials = max(1, min(1000, _MAX_DRAWS // min_batch))
+    return {
+        "title": "class statistics" if card is None else card.title,
+        "num_images": statistics.num_images,
+        "num_labelled": statistics.num_labelled,
+        "num_ignored": statistics.num_ignored,
+        "classes": classes,
+        "groups": groups,
+        "group_rule": rule,
+        "group_shares": {g: float(statistics.frequency[ids].sum()) for g, ids in groups.items()},
+        "absent_classes": np.flatnonzero(statistics.pixel_counts == 0).tolist(),
+        "imbalance_ratio": statistics.imbalance_ratio,
+        "tau": statistics.tau,
+        "tau_class": int(np.argmax(statistics.max_pixels / np.maximum(statistics.mean_pixels, 1e-300))),
+        "batch_size_for_all_classes": {
+            "delta": delta,
+            "batch_size": min_batch,
+            "simulated_coverage": statistics.batch_coverage(min_batch, trials=trials),
+            "trials": trials,
+        },
+        "bound": statistics.generalization_bound(),
+        "advice": advise_bank(statistics, groups["tail"], groups["middle"], batch_size=batch_size),
+    }
+
+
+def advise_bank(statistics: ClassStatistics, tail: list[int], middle: list[int], *, batch_size: int) -> dict[str, Any]:
+    """Return suggested settings of the memory bank, each with its reason.
+
+    The bank is to make the tail as common as a typical middle class and no commoner, and to leave the middle's pixels
+    alone. So it has nothing to do where every tail class is that common already, or in nearly every batch.
+
+    Returns:
+        ``use_bank`` (bool), ``settings`` (keyword arguments of ``TailMemoryBank``), ``reasons`` (texts).
+    """
+    tail = [class_id for class_id in tail if statistics.pixel_counts[class_id] > 0]
+    middle = [class_id for class_id in middle if statistics.pixel_counts[class_id] > 0]
+    if not tail:
+        return {"use_bank": False, "settings": {}, "reasons": ["no tail class occurs: there is nothing to bring back"]}
+    presence = statistics.presence[tail]
+    in_batch = 1 - (1 - presence) ** batch_size
+    typical = float(np.median(statistics.presence[middle])) if middle else _PRESENCE_TARGET
+    target = _presence_target(presence, typical)
+    num_rare = int((presence < target).sum())
+    places = statistics.fixedness[tail]
+    use_bank = num_rare > 0
+    reasons = [
+        f"tail_classes: the {len(tail)} tail classes that occur",
+        f"at batch size {batch_size} a tail class is in the batch with probability {in_batch.mean():.2g} on "
+        f"average, and {int((in_batch >= _IN_BATCH).sum())} of {len(tail)} with at least {_IN_BATCH:g}",
+        f"presence_target {target:g}: "
+        + (f"a typical middle class is in {100 * typical:.2g} % of the images" if middle else "no middle classes here")
+        + ("" if target >= typical - 0.005 else f", but that would be more than {_MAX_PASTES:g} pastes an image")
+        + f"; {num_rare} of the {len(tail)} are in fewer images and are pasted, the others are left alone",
+    ]
+    if not num_rare:
+        reasons.append("so a bank would do nothing: train without one")
+    elif (in_batch >= _IN_BATCH).all():
+        use_bank = False
+        reasons.append(
+            f"every tail class is in at least {100 * _IN_BATCH:g} % of the batches already: the bank has nothing to "
+            "bring back, and changed nothing where it was measured (CamVid)"
+        )
+    if np.isfinite(places).any() and np.nanmedian(places) > 0.5:
+        use_bank = False
+        reasons.append(
+            f"the tail classes keep to their places (median agreement of places {np.nanmedian(places):.2f} of 1): "
+            "pasting them elsewhere shows things where they cannot be, and cost accuracy where it was measured"
+        )
+    if middle:
+        reasons.append("protect_classes: the middle classes, which pastes would otherwise cover")
+    num_pasted = max(1.0, float(np.clip(target - presence, 0, None).sum()))
+    area = float(statistics.mean_pixels_where_present[tail].mean()) / statistics.max_image_pixels
+    resize_ratio = min(1.0, max(0.1, round(math.sqrt(_PASTED_AREA / (num_pasted * area)), 1)))
+    bank_bytes = len(tail) * _CAPACITY * float(statistics.mean_pixels_where_present[tail].mean()) * 4
+    reasons += [
+        f"resize_ratio {resize_ratio:g}: a tail class covers {100 * area:.2g} % of the image where it occurs; about "
+        f"{num_pasted:.2g} pasted into an image are to stay below {100 * _PASTED_AREA:g} % of it",
+        f"capacity {_CAPACITY}: the paper's value; the bank then holds about {bank_bytes / 1e6:.2g} MB (uint8 images)",
+    ]
+    settings = {
+        "tail_classes": tail,
+        "num_classes": statistics.num_classes,
+        "capacity": _CAPACITY,
+        "presence_target": target,
+        "resize_ratio": resize_ratio,
+        "scope": "image",
+        "protect_classes": middle,
+    }
+    return {"use_bank": use_bank, "settings": settings, "reasons": reasons}
+
+
+def _presence_target(presence: Shares, typical: float) -> float:
+    """The presence of a typical middle class in whole percent, or what takes fewer pastes."""
+    percent = max(1, round(100 * typical))
+    while percent > 1 and np.clip(percent / 100 - presence, 0, None).sum() > _MAX_PASTES:
+        percent -= 1
+    return percent / 100
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """Return the report as text for a terminal."""
+    name_width = max(5, *(len(row["name"]) for row in report["classes"]))
+    lines = [
+        f"{report['num_images']:,} images, {report['num_labelled']:,} labelled pixels, {report['num_ignored']:,} "
+        "ignored",
+        "",
+        f"{'id':>3}  {'class':<{name_width}}  {'group':<6}  {'pixels %':>9}  {'images %':>8}  {'mean area':>10}  "
+        f"{'largest':>10}",
+    ]
+    lines += [
+        f"{row['id']:>3}  {row['name']:<{name_width}}  {row['group']:<6}  {100 * row['frequency']:>9.4f}  "
+        f"{100 * row['presence']:>8.2f}  {row['mean_area']:>10,.0f}  {row['max_area']:>10,}"
+        for row in sorted(report["classes"], key=lambda row: -row["pixels"])
+    ]
+    shares = ", ".join(
+        f"{group} {len(report['groups'][group])} ({100 * report['group_shares'][group]:.2f} % of the pixels)"
+        for group in GROUP_NAMES
+    )
+    rarest = min((row for row in report["classes"] if row["images"]), key=lambda row: row["images"])
+    uneven = report["classes"][report["tau_class"]]
+    batch, bound, advice = report["batch_size_for_all_classes"], report["bound"], report["advice"]
+    lines += [
+        "(mean area: pixels in the images that hold the class)",
+        "",
+        f"classes by group, {report['group_rule']}:",
+        f"  {shares}",
+        f"imbalance ratio: {report['imbalance_ratio']:,.0f} (commonest over rarest class)",
+        f"tau: {report['tau']:,.1f} (unevenness over the images; set by {uneven['name']}: at most "
+        f"{uneven['max_area']:,} pixels in an image, {uneven['pixels'] / report['num_images']:,.4g} on average)",
+        f"batch size for all classes with probability {1 - batch['delta']:g}: {batch['batch_size']:,} "
+        f"(simulated on the data: {batch['simulated_coverage']:.3f} of {batch['trials']} batches; rarest: "
+        f"{rarest['name']}, in {100 * rarest['presence']:.2f} % of the images)",
+        "generalization bound, its open constants at 1: "
+        + " + ".join(f"{text} {_short(bound[name])}" for name, text in _BOUND_TERMS.items())
+        + f" = {_short(bound['total'])}",
+        "  as a number the bound is vacuous (the error is at most 1); read how its terms grow with data, classes "
+        "and tau",
+    ]
+    if report["absent_classes"]:
+        names = [report["classes"][class_id]["name"] for class_id in report["absent_classes"]]
+        lines.append(f"classes that never occur (left out of batch size and tau): {', '.join(names)}")
+    settings = ", ".join(f"{key}={value!r}" for key, value in advice["settings"].items())
+    lines += [
+        "",
+        "memory bank: use it" if advice["use_bank"] else "memory bank: do not use it",
+        *(f"  - {reason}" for reason in advice["reasons"]),
+    ]
+    if settings:
+        lines += [
+            "",
+            "in Python:" if advice["use_bank"] else "to compare with a bank all the same, in Python:",
+            f"  TailMemoryBank({settings})",
+            "in a configuration:",
+            *(f"  {line}" for line in _configuration(advice["settings"]).splitlines()),
+        ]
+    return "\n".join(lines)
+
+
+def _configuration(settings: dict[str, Any]) -> str:
+    """The bank's settings for ``aucseg fit``, whose card knows the groups."""
+    bank = {key: value for key, value in settings.items() if key not in ("tail_classes", "num_classes")}
+    bank["protect_classes"] = "middle" if settings["protect_classes"] else []
+    text: str = yaml.safe_dump({"model": {"loss": "aucseg", "bank": bank}}, sort_keys=False)
+    return text
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}" if value < 1e4 else f"{value:,.0f}"
+
+
+def write_csv(report: dict[str, Any], path: Path) -> None:
+    """Write the class table as CSV, one row a class."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(report["classes"][0]))
+        writer.writeheader()
+        writer.writerows({**row, "name": text_cell(row["name"])} for row in report["classes"])
+
+
+def write_chart(report: dict[str, Any], path: Path) -> None:
+    """Draw pixel share and presence of each class, coloured by group; the ending of the path chooses the format."""
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Patch
+    except ImportError as error:
+        raise ImportError('the chart needs matplotlib: pip install "aucseg[report]"') from error
+    rows = sorted((row for row in report["classes"] if row["pixels"]), key=lambda row: row["pixels"])
+    figure = Figure(figsize=(9, 1.2 + 0.22 * max(len(rows), 4)), layout="constrained")
+    pixels, images = figure.subplots(1, 2, sharey=True)
+    colors = [_GROUP_COLORS[row["group"]] for row in rows]
+    places = range(len(rows))
+    shares = [100 * row["frequency"] for row in rows]
+    # Points, since a bar on a logarithmic axis has no natural start.
+    pixels.scatter(shares, places, color=colors)
+    for place, share in zip(places, shares, strict=True):
+        pixels.annotate(f"{share:.2g}", (share, place), (7, 0), textcoords="offset points", va="center", fontsize=7)
+    pixels.set(xscale="log", xlim=(shares[0] / 2, 250), xlabel="% of the labelled pixels (logarithmic)")
+    pixels.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    pixels.grid(axis="both", color="0.9")
+    pixels.set_axisbelow(True)
+    pixels.set_yticks(places, [row["name"] for row in rows], fontsize=8)
+    pixels.set_ylim(-0.8, len(rows) - 0.2)
+    images.barh(places, [100 * row["presence"] for row in rows], color=colors)
+    images.set(xlim=(0, 100), xlabel="% of the images that hold the class")
+    figure.suptitle(
+        f"{report['title']}: {report['num_images']:,} images, imbalance ratio {report['imbalance_ratio']:,.0f}"
+    )
+    handles = [Patch(color=_GROUP_COLORS[group], label=group) for group in GROUP_NAMES if report["groups"][group]]
+    figure.legend(handles=handles, fontsize=8, loc="outside lower center", ncols=3)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,1 @@
+"""The training task, its data module and what watches over a run."""

@@ -1,0 +1,312 @@
+"""Checkpoints that survive a power cut: written aside, synced, renamed; checked before they are loaded."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import threading
+import zipfile
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from aucseg.hints import add_note
+from aucseg.models.checkpoint import load_plain
+from aucseg.safe_files import replace_file
+from aucseg.training.metrics_log import MetricsLog
+from aucseg.training.processes import say_once
+
+try:
+    from lightning.fabric.plugins import TorchCheckpointIO
+    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.loops.evaluation_loop import RestartStage
+except ImportError as error:  # pragma: no cover - depends on the environment
+    raise ImportError('aucseg.training.checkpoints needs Lightning: pip install "aucseg[train]"') from error
+
+LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
+PREVIOUS_CHECKPOINT = Path("checkpoints", "previous.ckpt")
+
+
+class RunInterrupted(BaseException):
+    """Raised between two steps, on all processes, after a signal; the checkpoint is written.
+
+    Like KeyboardInterrupt no `Exception`: nothing that handles errors of training should take it for one.
+
+    Attributes:
+        signal: number of the signal.
+    """
+
+    def __init__(self, number: int, step: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}")
+        self.signal = number
+
+
+def checkpoint_problem(path: Path) -> str | None:
+    """Why a checkpoint cannot be trusted: missing, cut off, or with a wrong checksum; None if it is whole."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # torch writes a checksum for each tensor, but does not look at it when loading.
+            damaged = archive.testzip()
+    except FileNotFoundError:
+        return "there is no such file"
+    except Exception as error:  # damaged bytes fail in many ways: BadZipFile, UnicodeDecodeError, struct.error, ...
+        return f"it is cut off or damaged ({error})"
+    return None if damaged is None else f"the checksum of {damaged} is wrong"
+
+
+def newest_checkpoint(folder: Path, say: Callable[[str], object] = say_once) -> Path | None:
+    """The checkpoint to go on from, or None: the last one, or the one before where the last one is damaged.
+
+    Args:
+        folder: the run's folder.
+        say: called with a sentence about each damaged checkpoint.
+    """
+    for path in (folder / LAST_CHECKPOINT, folder / PREVIOUS_CHECKPOINT):
+        problem = checkpoint_problem(path)
+        if problem is None:
+            try:
+                checkpoint_step(path)
+                return path
+            except Exception as error:  # right checksums in an archive that torch cannot read
+                problem = f"it is damaged ({error})"
+        if path.exists():
+            say(f"{path} is left alone: {problem}")
+    return None
+
+
+def checkpoint_step(path: Path) -> int:
+    """Optimizer steps that a checkpoint has behind it, read without loading its tensors.
+
+    Raises:
+        ValueError: the file is no checkpoint of a training.
+    """
+    problem = checkpoint_problem(path)
+    if problem is not None:
+        raise ValueError(f"{path} is no readable checkpoint: {problem}")
+    content = torch.load(path, mmap=True, map_location="cpu", weights_only=True)
+    _check_training(content, path)
+    return int(content["global_step"])
+
+
+def _check_training(content: Any, path: Path) -> None:
+    if not isinstance(content, dict) or "global_step" not in content:
+        raise ValueError(
+            f"{path} holds no training, but weights at most: give a checkpoint of 'aucseg fit' "
+            "(aucseg.models.load_checkpoint reads bare weights, for a new training)"
+        )
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints as whole files only, the one before kept; loads tensors and plain containers only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._has_saved = False
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Writes a checkpoint; ``last.ckpt`` leaves the one before as ``previous.ckpt``."""
+        path = Path(path)
+        buffer = BytesIO()
+        torch.save(checkpoint, buffer)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        keep = path.with_name(PREVIOUS_CHECKPOINT.name) if path.name == LAST_CHECKPOINT.name else None
+        try:
+            # A damaged checkpoint must not take the place of a good one; those written here are whole.
+            if not self._has_saved and keep is not None and keep.exists() and checkpoint_problem(path) is not None:
+                keep = None
+            self._has_saved = True
+            replace_file(path, buffer.getbuffer(), keep)
+        except OSError as error:
+            size = buffer.getbuffer().nbytes / 1e6
+            raise OSError(
+                error.errno,
+                f"{error.strerror}: the checkpoint of step {checkpoint.get('global_step')} ({size:.1f} MB) was not "
+                "written; the one before is whole. Make room (or correct the permissions) and go on with "
+                "'--resume auto'",
+                str(path),
+            ) from error
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Loads a checkpoint after checking that it is whole.
+
+        Raises:
+            ValueError: it is not there or damaged, or holds other objects than tensors and plain values.
+        """
+        path = Path(path)
+        problem = checkpoint_problem(path)
+        if problem is not None:
+            raise ValueError(f"{path} is no readable checkpoint: {problem}")
+        checkpoint: dict[str, Any] = load_plain(path)
+        _check_training(checkpoint, path)
+        return checkpoint
+
+
+class RunCheckpoint(Callback):
+    """Saves ``checkpoints/last.ckpt`` every so many steps, before each validation, at the end, and on a signal.
+
+    Checkpoints are taken where a step begins: logs and validation of the step before are done, so that a resumed run
+    repeats none of it and misses none. Those before a validation say so, and a run that goes on from one begins with
+    that validation. Whatever ends a run is given a note (PEP 678) that names the checkpoint and the command that goes
+    on. It must be the first callback. SIGTERM and Ctrl-C let the step (or the
+    validation, with several processes) end, save, and raise `RunInterrupted`; a second one ends the process at once.
+
+    Args:
+        folder: the run's folder.
+        every: optimizer steps between checkpoints.
+        agree_every: with several processes, optimizer steps between the moments at which they ask each other whether
+            one was told to stop; None: 10, or ``every`` if that is less.
+
+    Raises:
+        ValueError: a number of steps below 1.
+    """
+
+    def __init__(self, folder: Path, every: int = 500, agree_every: int | None = None) -> None:
+        agree_every = min(10, every) if agree_every is None else agree_every
+        for name, value in (("checkpoint_every", every), ("agree_every", agree_every)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.folder = folder
+        self.every = every
+        self.agree_every = agree_every
+        self._signal = 0
+        self._last_saved = 0
+        self._handlers: dict[int, Any] = {}
+        self._num_log_steps: int | None = None
+        self._is_before_validation = False
+        self._has_started = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes over SIGTERM and SIGINT; a run that ended in a validation begins with it."""
+        self._last_saved, self._has_started = trainer.global_step, True
+        if self._is_before_validation:
+            trainer.fit_loop.epoch_loop.val_loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
+            self._is_before_validation = False
+        if threading.current_thread() is not threading.main_thread():
+            return
+        # Lightning's own handler of SIGTERM calls a collective wherever the process happens to be.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._handlers[number] = signal.signal(number, self._stop)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        if self._signal:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self._signal = number
+        say_once("stopping after this step, with a checkpoint; once more stops at once")
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Saves if it is time to, and stops if a process was told to."""
+        step = trainer.global_step
+        if self._num_log_steps is not None:
+            # What Lightning makes of this counter on resuming depends on its version and on where it was saved.
+            trainer.fit_loop.epoch_loop._batches_that_stepped = self._num_log_steps
+            self._num_log_steps = None
+        if batch_idx % trainer.accumulate_grad_batches:
+            return
+        stop = self._agree(trainer, step)
+        if stop or (step > self._last_saved and (step % self.every == 0 or _validates_within_step(trainer))):
+            self._save(trainer)
+        if stop:
+            raise RunInterrupted(stop, step)
+
+    def _agree(self, trainer: Trainer, step: int) -> int:
+        if trainer.world_size == 1:
+            return self._signal
+        if step % self.agree_every:
+            return 0
+        told = torch.tensor(self._signal, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
+        return int(told)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves before a validation; the gradients of a step that is half done are in no checkpoint, see above."""
+        loop = trainer.fit_loop.epoch_loop
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and not loop._should_accumulate():
+            self._is_before_validation = True
+            trainer.save_checkpoint(self.folder / LAST_CHECKPOINT, weights_only=False)
+            self._is_before_validation = False
+
+    def on_validation_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Stops in the middle of a validation; what it had is measured again after the last checkpoint."""
+        if self._signal and trainer.world_size == 1 and trainer.state.fn == "fit":
+            raise RunInterrupted(self._signal, trainer.global_step)
+
+    def _save(self, trainer: Trainer) -> None:
+        self._last_saved = trainer.global_step
+        trainer.save_checkpoint(self.folder / LAST_CHECKPOINT, weights_only=False)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the end of the run."""
+        self._restore_handlers()
+        if trainer.global_step != self._last_saved:
+            self._save(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Gives the signals back, and notes what there is to go on from."""
+        self._restore_handlers()
+        if trainer.sanity_checking:
+            add_note(
+                exception,
+                f"this was in the validation of {trainer.num_sanity_val_steps} batches before the first step "
+                "(trainer.num_sanity_val_steps), the largest image among them, whole unless model.evaluation has a "
+                "window: nothing has been trained yet",
+            )
+        elif self._has_started or trainer.state.fn == "validate":
+            path = newest_checkpoint(self.folder, lambda _: None)
+            if path is not None:
+                place = "in the validation " if trainer.validating else ""
+                folder = shlex.quote(str(self.folder))
+                command = f"aucseg fit --config {folder}/config.yaml --out {folder} --resume auto"
+                add_note(
+                    exception,
+                    f"this was {place}after step {trainer.global_step}; {path} holds step {checkpoint_step(path)}, and "
+                    f"'{command}' goes on from there",
+                )
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds how much of ``metrics.csv`` belongs to it, and tells Lightning that no batch is under way."""
+        loop = trainer.fit_loop.epoch_loop
+        checkpoint["num_log_steps"] = loop._batches_that_stepped
+        if self._is_before_validation:
+            # Lightning counts the step after the validation.
+            checkpoint["num_log_steps"] += 1
+            checkpoint["is_before_validation"] = True
+        for name in ("total", "current"):
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"][name]
+            progress["ready"] = progress["completed"]
+        for log in metrics_logs(trainer):
+            checkpoint["num_metrics_rows"] = log.sync()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Drops the lines of ``metrics.csv`` that came after the checkpoint."""
+        if trainer.state.fn != "fit":
+            return
+        self._num_log_steps = checkpoint.get("num_log_steps")
+        self._is_before_validation = checkpoint.get("is_before_validation", False)
+        for log in metrics_logs(trainer):
+            if trainer.is_global_zero and "num_metrics_rows" in checkpoint:
+                log.rewind(checkpoint["num_metrics_rows"])
+
+
+def _validates_within_step(trainer: Trainer) -> bool:
+    """Whether a validation falls between the batches whose gradients the step that now begins accumulates."""
+    first, interval = trainer.fit_loop.epoch_loop.total_batch_idx + 1, trainer.val_check_batch
+    inner = range(first, first + trainer.accumulate_grad_batches - 1)
+    return isinstance(interval, int) and any(batch % interval == 0 for batch in inner)
+
+
+def metrics_logs(trainer: Trainer) -> list[MetricsLog]:
+    """The trainer's loggers that write ``metrics.csv``."""
+    return [logger for logger in trainer.loggers if isinstance(logger, MetricsLog)]

@@ -1,0 +1,408 @@
+"""The data side of a training run: a data set card in, loaders of uint8 batches out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from aucseg.datasets import DatasetCard, SegmentationDataset
+from aucseg.datasets.data_report import describe_absent_classes, describe_files
+from aucseg.datasets.shards import StreamedSegmentationDataset
+from aucseg.hints import check_options
+from aucseg.loading.evaluation_batches import EvaluationBatches, collate_any_size, largest_image
+from aucseg.loading.held_out import held_out_images
+from aucseg.loading.photometric import COLOUR_CHANGES, distort_colours
+from aucseg.loading.rare_classes import RareClassSampler
+from aucseg.loading.sample_order import (
+    EpochOrder,
+    SampleStream,
+    SeededDataset,
+    random_order,
+    rare_class_order,
+    sequential_order,
+)
+from aucseg.loading.shard_order import ShardStream
+from aucseg.loading.transforms import IMAGENET_MEAN, evaluation_transform, training_transform
+from aucseg.randomness import stable_seed
+from aucseg.statistics.class_statistics import ClassStatistics
+from aucseg.training.processes import part_of, say_once
+
+try:
+    from lightning.pytorch import LightningDataModule
+except ImportError as error:  # pragma: no cover - depends on the environment
+    raise ImportError('aucseg.training.datamodule needs Lightning: pip install "aucseg[train]"') from error
+
+# Options of the rare-class sampler that follow from the run.
+_SET_BY_THE_RUN = ("statistics", "seed", "num_replicas", "rank")
+
+
+class SegmentationDataModule(LightningDataModule):
+    """Loaders over a data set described by a card.
+
+    Batches are dicts ``{"image": uint8 (B, C, H, W), "mask": uint8 or int64 (B, H, W), "name": list of str}``; in a
+    validation batch with images of unequal sizes image and mask are lists of B tensors.
+
+    Args:
+        card: name of a shipped card or path of a card's YAML file.
+        root: folder of the data set; None for data that is embedded in the package.
+        batch_size: training crops in a batch, on each rank.
+        eval_batch_size: validation images in a batch; those of one size go through the model together.
+        num_workers: loader processes; 0 loads in the main process.
+        crop_size: ``(height, width)`` of the training crops.
+        scale: range of the random scale factor.
+        base_size: ``(long, short)`` edges that training images are fitted into before scaling; None for their own size.
+        eval_base_size: the same for validation images (masks keep their size); None for their own size.
+        max_class_share: largest share of a crop's labelled pixels that one class may hold where a redraw finds such a
+            crop without losing a class; rare classes may hold more, see
+            `aucseg.loading.transforms.RandomCropWithClassCap`.
+        flip: probability of a horizontal flip.
+        photometric: whether to distort the colours of training images. "device" draws the same changes in the loader
+            and makes them on the device the batch is trained on, where they cost little; outside a trainer call
+            `aucseg.loading.photometric.distort_colours` with the batch's ``"colour_changes"``.
+        fill: padding value of images smaller than the crop.
+        train_split: name of the card's split to train on.
+        val_split: name of the card's split to validate on.
+        on_error: "raise" or "skip" for files that cannot be read.
+        follow_symlinks: whether files may lie outside the root, reached by symbolic links below it (DVC, git-annex, the
+            cache of a hub); false where the folder is a stranger's. Members of shards are never links.
+        seed: seed of order and augmentation.
+        sampler: "random" (every image once an epoch), "sequential" (the same in the order of the files) or "rare_class"
+            (`aucseg.loading.rare_classes.RareClassSampler`).
+        sampler_options: options of the rare-class sampler, such as ``temperature`` and ``by``.
+        held_out_share: for choosing settings without looking at the validation split: this share of the training
+            images is kept from training and validated on, each class in its share (`aucseg.loading.held_out`), the same
+            images whatever the seed. 0 for an ordinary run.
+        statistics: file of the training split's class statistics, as ``aucseg stats`` writes it; None counts the masks
+            when something needs the counts (each process its part).
+        rare_crop: how often a training crop is one around a pixel of a rare class, in [0, 1].
+        rare_crop_classes: train ids or names of the rare classes; None for the tail that the card names.
+        shards: tar shards to train on instead of the root's files (paths, URLs, ``train-{0000..0099}.tar``,
+            ``shards/*.tar``), see `aucseg.datasets.shards`.
+        val_shards: the same for validation; None for the files of ``val_split``.
+        shuffle_buffer: samples among which a loader process draws with shards and sampler "random".
+        cache: "memory" reads and decodes each training image once, when training begins, and keeps it in memory (3 to 4
+            bytes a pixel, on each rank); for data that fit there. The samples are the same. None reads files each time.
+
+    Raises:
+        ValueError: for values out of their range, and for a trainer without ``max_steps``.
+    """
+
+    def __init__(
+        self,
+        card: str,
+        root: str | None = None,
+        *,
+        batch_size: int = 8,
+        eval_batch_size: int = 1,
+        num_workers: int = 2,
+        crop_size: tuple[int, int] = (512, 512),
+        scale: tuple[float, float] = (0.5, 2.0),
+        base_size: tuple[int, int] | None = None,
+        eval_base_size: tuple[int, int] | None = None,
+        max_class_share: float = 0.75,
+        flip: float = 0.5,
+        photometric: bool | Literal["device"] = True,
+        fill: Sequence[float] = IMAGENET_MEAN,
+        train_split: str = "train",
+        val_split: str = "val",
+        on_error: str = "raise",
+        follow_symlinks: bool = True,
+        seed: int = 0,
+        sampler: str = "random",
+        sampler_options: dict[str, Any] | None = None,
+        held_out_share: float = 0.0,
+        statistics: str | None = None,
+        rare_crop: float = 0.0,
+        rare_crop_classes: list[int | str] | None = None,
+        shards: str | list[str] | None = None,
+        val_shards: str | list[str] | None = None,
+        shuffle_buffer: int = 1000,
+        cache: str | None = None,
+    ) -> None:
+        super().__init__()
+        if cache not in ("memory", None):
+            raise ValueError(f"cache must be 'memory' or null, not {cache!r}")
+        if cache is not None and shards is not None:
+            raise ValueError("cache keeps images of files; shards are read as a stream: leave one of the two out")
+        if sampler not in ("random", "sequential", "rare_class"):
+            raise ValueError(f"sampler must be 'random', 'sequential' or 'rare_class', not {sampler!r}")
+        if sampler_options and sampler != "rare_class":
+            raise ValueError("sampler_options go with sampler 'rare_class'")
+        check_options(sampler_options or {}, RareClassSampler, "data.sampler_options", given=_SET_BY_THE_RUN)
+        if shards is not None and (sampler == "rare_class" or held_out_share):
+            raise ValueError("shards are read in their order: no sampler 'rare_class' and no held_out_share with them")
+        if not 0 <= held_out_share < 1:
+            raise ValueError(f"held_out_share must lie in [0, 1), not {held_out_share}")
+        if held_out_share and statistics is not None:
+            raise ValueError("statistics are those of the whole split: leave them out with held_out_share")
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("shuffle_buffer", shuffle_buffer, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        self.card = DatasetCard.load(card)
+        self.root = root
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.train_split = train_split
+        self.val_split = val_split
+        self.on_error = on_error
+        self.follow_symlinks = follow_symlinks
+        self._has_described_data = False
+        self.seed = seed
+        self.sampler = sampler
+        self.sampler_options = dict(sampler_options or {})
+        self.held_out_share = held_out_share
+        self._split: tuple[list[int], list[int]] | None = None
+        self._statistics = None if statistics is None else self._load_statistics(statistics)
+        self.shards = shards
+        self.val_shards = val_shards
+        self.shuffle_buffer = shuffle_buffer
+        self.cache = cache
+        self._crop_bytes = 4 * crop_size[0] * crop_size[1]  # three channels and a mask
+        self.training_transform = training_transform(
+            crop_size,
+            scale=scale,
+            base_size=base_size,
+            max_class_share=max_class_share,
+            flip=flip,
+            photometric=photometric,
+            ignore_index=self.card.ignore_index,
+            fill=tuple(fill),
+            rare_classes=self._rare_crop_classes(rare_crop_classes, needed=rare_crop > 0),
+            rare_probability=rare_crop,
+        )
+        self.evaluation_transform = evaluation_transform(base_size=eval_base_size)
+
+    def dataset(self, split: str, transform: Callable[[dict[str, Any]], dict[str, Any]] | None) -> SegmentationDataset:
+        """The data set of one split of the card."""
+        return SegmentationDataset(
+            self.card,
+            self.root,
+            split,
+            transform=transform,
+            on_error=self.on_error,
+            follow_symlinks=self.follow_symlinks,
+        )
+
+    def setup(self, stage: str) -> None:
+        """Says once, before the first step, which files are used, which are not, and which classes cannot be judged."""
+        if self._has_described_data or self._place[0]:
+            return
+        self._has_described_data = True
+        used = [self.train_split] if stage == "fit" and self.shards is None else []
+        if self.val_shards is None and not (self.held_out_share and stage == "fit"):
+            used.append(self.val_split)
+        if self.shards is None or self.val_shards is None:
+            for line in describe_files(self.card, self.root, used):
+                say_once(line)
+        if self.val_shards is None:
+            try:
+                dataset = self.validation_dataset(None)
+            except ValueError:
+                return  # the loader says what is wrong, where there is one
+            for line in describe_absent_classes(dataset, self.num_workers):
+                say_once(line)
+
+    def training_dataset(self, transform: Callable[[dict[str, Any]], dict[str, Any]] | None) -> SegmentationDataset:
+        """The training images, without those held out."""
+        dataset = self.dataset(self.train_split, transform)
+        if self.held_out_share:
+            dataset.pairs = [dataset.pairs[index] for index in self._held_out(dataset)[0]]
+        return dataset
+
+    def validation_dataset(self, transform: Callable[[dict[str, Any]], dict[str, Any]] | None) -> SegmentationDataset:
+        """The validation split, or the training images that are held out."""
+        if not self.held_out_share:
+            return self.dataset(self.val_split, transform)
+        dataset = self.dataset(self.train_split, transform)
+        dataset.pairs = [dataset.pairs[index] for index in self._held_out(dataset)[1]]
+        return dataset
+
+    def _held_out(self, dataset: SegmentationDataset) -> tuple[list[int], list[int]]:
+        """Indices of the training split to train on, and of those held out."""
+        if self._split is None:
+            self._split = held_out_images(dataset, self.held_out_share, self.num_workers)
+        return self._split
+
+    def _load_statistics(self, path: str) -> ClassStatistics:
+        statistics = ClassStatistics.load(Path(path))
+        if statistics.num_classes != self.card.num_classes:
+            raise ValueError(
+                f"{path} has {statistics.num_classes} classes, the card {self.card.name!r} {self.card.num_classes}: "
+                "count again with 'aucseg stats'"
+            )
+        return statistics
+
+    def _rare_crop_classes(self, classes: list[int | str] | None, needed: bool) -> tuple[int, ...]:
+        if classes is not None:
+            return tuple(self.card.ids_of(classes, "data.rare_crop_classes"))
+        if needed and self.card.tail_classes is None:
+            raise ValueError(f"card {self.card.name!r} names no tail classes: give data.rare_crop_classes")
+        return tuple(self.card.tail_classes or ())
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        """This process's rank and the number of processes."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def class_statistics(self) -> ClassStatistics:
+        """Counts of the training images, without those held out; several processes count a part each."""
+        if self._statistics is None:
+            rank, world_size = self._place
+            if self.shards is not None:
+                statistics = ClassStatistics.from_dataset(self._stream(self.shards, None))
+            else:
+                dataset = self.training_dataset(None)
+                dataset.pairs = list(part_of(dataset.pairs, rank, world_size))
+                statistics = ClassStatistics.from_dataset(dataset, num_workers=self.num_workers)
+            if world_size > 1:
+                parts: list[Any] = [None] * world_size
+                dist.all_gather_object(parts, statistics)
+                statistics = sum(parts[1:], parts[0])
+            self._statistics = statistics
+        return self._statistics
+
+    def class_counts(self) -> Tensor:
+        """Number of training pixels of each class, (K,) int64."""
+        return torch.as_tensor(self.class_statistics().pixel_counts)
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Endless-order training loader; on a resumed run it starts at the batch that comes next."""
+        rank, world_size = self._place
+        start_batch = 0
+        if self.trainer is not None:
+            if self.trainer.max_steps == -1:
+                raise ValueError(self._epochs_message(world_size))
+            start_batch = self.trainer.global_step * self.trainer.accumulate_grad_batches
+        self._check_shared_memory()
+        if self.shards is not None:
+            shards = self._stream(self.shards, None, shuffle=self.shuffle_buffer if self.sampler == "random" else 0)
+            self._check_number_of_shards(len(shards.urls), world_size)
+            shard_stream = ShardStream(
+                shards,
+                self.training_transform,
+                batch_size=self.batch_size,
+                seed_of=partial(stable_seed, self.seed),
+                rank=rank,
+                world_size=world_size,
+                start_batch=start_batch,
+            )
+            return DataLoader(shard_stream, batch_size=self.batch_size, **self._loader_options())
+        dataset = self.training_dataset(self.training_transform)
+        if self.cache == "memory":
+            dataset.keep_in_memory(max(1, self.num_workers))
+        order = self._epoch_order(len(dataset))
+        stream = SampleStream(
+            order,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+            start_batch=start_batch,
+        )
+        return DataLoader(SeededDataset(dataset), batch_sampler=stream, **self._loader_options())
+
+    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Validation loader, in order; processes take whole batches in turn, each image once.
+
+        In Lightning's check before the first step (``trainer.num_sanity_val_steps``) the batch with the largest image
+        comes first.
+        """
+        rank, world_size = self._place
+        options = {**self._loader_options(), "collate_fn": collate_any_size}
+        if self.val_shards is not None:
+            stream = self._stream(self.val_shards, self.evaluation_transform)
+            return DataLoader(stream, batch_size=self.eval_batch_size, **options)
+        dataset = self.validation_dataset(self.evaluation_transform)
+        if len(dataset) < world_size:
+            raise ValueError(
+                f"split {self.val_split!r} has {len(dataset)} images for {world_size} processes: validate with fewer"
+            )
+
+        def rehearse() -> int | None:
+            return largest_image(dataset) if self.trainer is not None and self.trainer.sanity_checking else None
+
+        batches = EvaluationBatches(
+            len(dataset), self.eval_batch_size, rank=rank, world_size=world_size, rehearse=rehearse
+        )
+        return DataLoader(dataset, batch_sampler=batches, **options)
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Distorts the colours of a training batch where its loader has left that to the device."""
+        changes = batch.pop(COLOUR_CHANGES, None)
+        return batch if changes is None else {**batch, "image": distort_colours(batch["image"], changes)}
+
+    def _stream(
+        self, urls: str | list[str], transform: Callable[[dict[str, Any]], dict[str, Any]] | None, shuffle: int = 0
+    ) -> StreamedSegmentationDataset:
+        return StreamedSegmentationDataset(
+            self.card, urls, transform=transform, shuffle=shuffle, seed=self.seed, on_error=self.on_error
+        )
+
+    def _check_number_of_shards(self, num_shards: int, world_size: int) -> None:
+        needed = max(1, self.num_workers) * world_size
+        if num_shards < needed:
+            raise ValueError(
+                f"data.shards has {num_shards} shards for {needed} loader processes (data.num_workers "
+                f"{self.num_workers}, {world_size} ranks), and each needs one: write more shards, or lower "
+                "data.num_workers"
+            )
+
+    def _epochs_message(self, world_size: int) -> str:
+        message = "training is counted in iterations: set trainer.max_steps instead of trainer.max_epochs"
+        if self.shards is not None:
+            return message
+        length = len(self.training_dataset(None))
+        steps = -(-length // (self.batch_size * world_size))
+        return f"{message} (one pass over the {length} images of {self.train_split!r} is {steps} steps)"
+
+    def _check_shared_memory(self) -> None:
+        """Loader processes hand batches over in shared memory; without room for them they die of a bus error."""
+        folder = Path("/dev/shm")
+        if self.num_workers == 0 or not folder.is_dir():
+            return
+        # Each loader process prepares two batches ahead.
+        workers = self.num_workers * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        needed, free = 2 * workers * self.batch_size * self._crop_bytes, shutil.disk_usage(folder).free
+        if free < needed:
+            raise ValueError(
+                f"{folder} has {free / 1e6:.1f} MB left, and {workers} loader processes need up to "
+                f"{needed / 1e6:.1f} MB of it: make it larger (docker run --shm-size=8g; mount -o remount,size=8G "
+                f"{folder}), remove what other programs left there, or lower data.num_workers (0 needs none)"
+            )
+
+    def _epoch_order(self, length: int) -> EpochOrder:
+        if self.sampler == "random":
+            return random_order(length, self.seed)
+        if self.sampler == "sequential":
+            return partial(sequential_order, length)
+        statistics = self.class_statistics()
+        if statistics.num_images != length:
+            raise ValueError(
+                f"rare-class sampling needs the counts of all {length} training images, but "
+                f"{length - statistics.num_images} cannot be read: mend or remove them ('aucseg stats' names them)"
+            )
+        return rare_class_order(statistics, self.seed, **self.sampler_options)
+
+    def _loader_options(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            # Otherwise every new iterator draws from the global generator, and a resumed run would drift.
+            "generator": torch.Generator().manual_seed(self.seed),
+        }

@@ -1,0 +1,112 @@
+"""A training step in micro-batches with the gradient of the whole batch, for `aucseg.SegmentationTask`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aucseg.losses import AUCSegLoss, MicroBatchAUC, PairwiseAUCLoss
+from aucseg.losses.auc.class_sums import BatchSums
+from aucseg.models import forward_with_auxiliary
+from aucseg.training.processes import auc_losses
+
+Outputs = tuple[Tensor, Tensor | None]
+
+
+@dataclass
+class _Sums:
+    """The sums for the logits and for the auxiliary logits, if there are any."""
+
+    parts: list[BatchSums]
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums([a + b for a, b in zip(self.parts, other.parts, strict=True)])
+
+
+class _LossOfOutputs:
+    """A loss on logits and auxiliary logits together, in the terms of `MicroBatchAUC`."""
+
+    def __init__(self, loss: PairwiseAUCLoss | AUCSegLoss, auxiliary_weight: float) -> None:
+        self._loss, self._weights = loss, (1.0, auxiliary_weight)
+
+    def batch_sums(self, outputs: Outputs, target: Tensor) -> _Sums:
+        return _Sums([self._loss.batch_sums(logits, target) for logits in outputs if logits is not None])
+
+    def part_of(self, totals: _Sums, outputs: Outputs, target: Tensor) -> Tensor:
+        given = [(weight, logits) for weight, logits in zip(self._weights, outputs, strict=True) if logits is not None]
+        losses = [
+            weight * self._loss.part_of(sums, logits, target)
+            for (weight, logits), sums in zip(given, totals.parts, strict=True)
+        ]
+        return torch.stack(losses).sum()
+
+
+class _Network(nn.Module):
+    """From images to logits and auxiliary logits."""
+
+    def __init__(self, model: nn.Module, normalize: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self._normalize = model, normalize
+
+    def forward(self, images: Tensor) -> Outputs:
+        return forward_with_auxiliary(self.model, self._normalize(images))
+
+
+def check_micro_batches(loss: nn.Module, accumulate_grad_batches: int) -> None:
+    """Raise a ValueError if the gradient of a whole batch cannot be had from micro-batches.
+
+    Args:
+        loss: the loss of the task.
+        accumulate_grad_batches: the trainer's.
+    """
+    by_sorting = isinstance(loss, PairwiseAUCLoss | AUCSegLoss) and not auc_losses(loss)
+    if by_sorting or not isinstance(loss, PairwiseAUCLoss | AUCSegLoss):
+        what = "one that is computed by sorting" if by_sorting else "other losses"
+        raise ValueError(
+            f"model.micro_batches is offered for AUC losses that are computed from sums, not for {what} ({loss}): "
+            "leave it at 1 and use trainer.accumulate_grad_batches"
+        )
+    if accumulate_grad_batches > 1:
+        raise ValueError(
+            "model.micro_batches takes the gradient of one batch of the loader, trainer.accumulate_grad_batches adds "
+            "up several: leave one of them at 1 (and raise data.batch_size instead)"
+        )
+
+
+def backward_all_but_last(
+    loss: PairwiseAUCLoss | AUCSegLoss,
+    model: nn.Module,
+    normalize: Callable[[Tensor], Tensor],
+    images: Tensor,
+    target: Tensor,
+    count: int,
+    backward: Callable[[Tensor], Any],
+) -> Tensor:
+    """Run a batch in micro-batches, forward twice and backward once, but for the last backward pass.
+
+    Whoever calls it (Lightning) does the last one: under data-parallel training it is the one that synchronizes.
+
+    Args:
+        loss: an AUC loss that is computed from sums.
+        model: see `aucseg.models.forward_with_auxiliary`.
+        normalize: from images as they come to the model's input.
+        images: (B, C, H, W).
+        target: (B, H, W).
+        count: number of micro-batches; fewer if the batch has fewer images.
+        backward: adds the gradient of a loss to the parameters.
+
+    Returns:
+        The loss of the whole batch, with the gradient of its last micro-batch.
+    """
+    auxiliary_weight = float(getattr(model, "auxiliary_weight", 0.0))
+    whole = MicroBatchAUC(_LossOfOutputs(loss, auxiliary_weight), _Network(model, normalize))
+    parts = list(zip(images.chunk(count), target.chunk(count), strict=True))
+    for part in parts:
+        whole.collect(*part)
+    for part in parts[:-1]:
+        backward(whole.loss(*part))
+    return whole.loss(*parts[-1])

@@ -1,0 +1,76 @@
+"""A trained task from a checkpoint, be it a stranger's: nothing in the file is run, and no code is imported for it.
+
+Lightning's ``load_from_checkpoint`` is not used: it builds what the settings in the file say, and these may name any
+class or function as the model.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aucseg.models.build import is_import_path
+from aucseg.models.checkpoint import TRUST_VARIABLE, files_are_trusted, load_plain
+from aucseg.training.checkpoints import LAST_CHECKPOINT
+from aucseg.training.task import SegmentationTask
+
+# Models of this package that a checkpoint may name by import path; they load a checkpoint themselves, with `load_task`.
+_OWN_MODELS = tuple(f"aucseg.compare.second_stage:{name}" for name in ("posthoc_model", "disalign_model"))
+
+
+def load_task(run: str | Path, map_location: str | torch.device = "cpu") -> SegmentationTask:
+    """The trained task of a run, in evaluation mode.
+
+    Args:
+        run: the folder of a run, or a checkpoint.
+        map_location: device of the tensors.
+
+    Raises:
+        ValueError: there is no checkpoint, it holds no task of this package, or its model is code that would have to be
+            imported (`check_model_name`).
+    """
+    path = Path(run)
+    checkpoint = path / LAST_CHECKPOINT if path.is_dir() else path
+    if not checkpoint.is_file():
+        raise ValueError(f"there is no checkpoint at {checkpoint}: give a run folder of 'aucseg fit', or a .ckpt file")
+    content = load_plain(checkpoint, map_location)
+    settings = content.get("hyper_parameters") if isinstance(content, Mapping) else None
+    if not isinstance(settings, Mapping) or not isinstance(content.get("state_dict"), Mapping):
+        raise ValueError(f"{checkpoint} is no checkpoint of 'aucseg fit': it holds no settings and weights of a task")
+    check_model_name(settings.get("model"), checkpoint)
+    card = settings.get("card")
+    if not isinstance(card, str) or "\n" not in card:
+        raise ValueError(f"{checkpoint} is no checkpoint of 'aucseg fit': it holds no data set card")
+    known = inspect.signature(SegmentationTask).parameters
+    try:
+        task = SegmentationTask(**{name: value for name, value in settings.items() if name in known})
+        task.on_load_checkpoint(content)
+        task.load_state_dict(content["state_dict"])
+    except ImportError:
+        raise  # a package is missing; the message says which
+    except Exception as error:  # whatever else the settings of a damaged or hostile file bring about
+        raise ValueError(f"{checkpoint} holds a task that cannot be built again: {error}") from error
+    return task.to(map_location).eval()
+
+
+def check_model_name(name: Any, checkpoint: Path) -> None:
+    """Refuses the model of a checkpoint if it would have to be imported (``package.module:Name``).
+
+    Raises:
+        ValueError: the model has no name, or an import path that is not this package's own, unless the environment
+            variable ``AUCSEG_TRUST_FILES`` is 1.
+    """
+    if not isinstance(name, str):
+        raise ValueError(
+            f"{checkpoint}: the model was given as a module, not by name, so that it cannot be built again; build it "
+            "and load its weights with aucseg.models.load_checkpoint"
+        )
+    if is_import_path(name) and name not in _OWN_MODELS and not files_are_trusted():
+        raise ValueError(
+            f"{checkpoint} names the Python object {name!r} as its model. It is not imported, because that runs code "
+            f"of the file's choice; if you trust the file, set {TRUST_VARIABLE}=1"
+        )

@@ -1,0 +1,403 @@
+"""The training task: model, loss, memory bank, optimizer and metrics as one LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+
+from aucseg.datasets import DatasetCard
+from aucseg.inference.predictor import Predictor
+from aucseg.loading.evaluation_batches import same_size_parts
+from aucseg.loading.transforms import IMAGENET_MEAN, IMAGENET_STD
+from aucseg.losses import AUCSegLoss, build_loss
+from aucseg.losses.baselines import LongTailLoss
+from aucseg.losses.pairwise_auc import PairwiseAUCLoss
+from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
+from aucseg.models import build_model, forward_with_auxiliary, without_weights
+from aucseg.random_states import random_states, set_random_states
+from aucseg.randomness import stable_seed
+from aucseg.training.datamodule import SegmentationDataModule
+from aucseg.training.micro_batches import backward_all_but_last, check_micro_batches
+from aucseg.training.optimization import build_optimizer, build_schedule
+from aucseg.training.precision import clip_gradients, in_model_dtype, keeping_digits, unscales
+from aucseg.training.processes import auc_losses, cpu_state, exchange_samples, gathered, process_group_of, say_once
+from aucseg.training.task_checks import (
+    batch_norm_explained,
+    build_bank,
+    check_classes,
+    check_gradients,
+    evaluation_options,
+    state_mismatch,
+)
+
+try:
+    from lightning.pytorch import LightningModule
+    from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+except ImportError as error:  # pragma: no cover - depends on the environment
+    raise ImportError('aucseg.training.task needs Lightning: pip install "aucseg[train]"') from error
+
+
+class SegmentationTask(LightningModule):
+    """Trains and evaluates one segmentation model on one data set card.
+
+    The loss needs no other change in the user's code; the bank pastes into the batch on its device before the model
+    sees it. Checkpoints hold the bank, the random states, the card (class names, colours, groups) and all that is
+    needed to predict, as tensors and plain containers: they load with ``weights_only=True``.
+
+    Args:
+        card: name of a shipped card, path of a card's YAML file, or a card's YAML text.
+        model: name of a model, see `aucseg.build_model`, or a module from images (B, C, H, W) to logits (B, K, h, w).
+        model_options: options of `aucseg.build_model`.
+        loss: name of a loss, see `aucseg.losses.build_loss`, or a module from (logits, target) to a scalar.
+        loss_options: options of the loss.
+        bank: options of `aucseg.TailMemoryBank` (``tail_classes`` defaults to the card's tail; classes are given by id
+            or name; ``protect_classes`` may be a group of the card, such as ``middle``), or None for no bank.
+        mean: mean of each image channel, in units of 0..255; None for that of the model's weights.
+        std: standard deviation of each image channel, in the same units; None as with ``mean``.
+        learning_rate: rate of the encoder.
+        head_rate_factor: the rate of everything but the encoder is this many times higher.
+        weight_decay: decay of AdamW; norms, biases and position parameters have none.
+        betas: betas of AdamW.
+        warmup_steps: optimizer steps of linear warm-up.
+        warmup_factor: first factor of the warm-up.
+        poly_power: power of the polynomial decay to zero over ``trainer.max_steps``.
+        channels_last: whether images and weights are laid out channels last, which is faster for convolutions.
+        pixel_metrics: whether validation also takes the pixel AUC (``val/auroc``) and the mean average precision of the
+            tail classes (``val/tail_ap``).
+        evaluation: options of `aucseg.inference.predictor.InferenceOptions` for validation, such as ``window`` and
+            ``stride`` of a sliding window; None takes whole images, in the batches of the loader.
+        global_auc: with several processes, whether the AUC loss pairs the pixels of all of them (sums travel, no
+            pixels do) or each process its own.
+        bank_exchange_every: with several processes, optimizer steps after which each gives one stored sample of each
+            tail class to another; 0 for never.
+        micro_batches: parts in which a batch goes through the model, for batches that do not fit into memory. The
+            gradient is that of the whole batch: the AUC loss pairs pixels of all parts. Two forward passes instead of
+            one. For AUC losses that are not computed by sorting; batch normalization in training mode sees the parts.
+
+    Attributes:
+        last_input: images and masks of the last training batch as the model saw them, pasted samples included.
+
+    Raises:
+        ValueError: for a bank without tail classes, and whatever the card, the model, the loss or the bank refuse.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        card: str,
+        model: str | nn.Module = "smp/fpn",
+        model_options: dict[str, Any] | None = None,
+        *,
+        loss: str | nn.Module = "aucseg",
+        loss_options: dict[str, Any] | None = None,
+        bank: dict[str, Any] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        learning_rate: float = 6e-5,
+        head_rate_factor: float = 10.0,
+        weight_decay: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.999),
+        warmup_steps: int = 1500,
+        warmup_factor: float = 1e-6,
+        poly_power: float = 1.0,
+        channels_last: bool = True,
+        pixel_metrics: bool = False,
+        evaluation: dict[str, Any] | None = None,
+        global_auc: bool = True,
+        bank_exchange_every: int = 0,
+        micro_batches: int = 1,
+    ) -> None:
+        super().__init__()
+        if micro_batches < 1:
+            raise ValueError(f"model.micro_batches must be at least 1, got {micro_batches}")
+        if bank_exchange_every < 0:
+            raise ValueError(f"model.bank_exchange_every must not be negative, got {bank_exchange_every}")
+        self.card = DatasetCard.from_yaml(card) if "\n" in card else DatasetCard.load(card)
+        self.save_hyperparameters(ignore=["card", "model", "loss"])
+        self.hparams.update(
+            card=self.card.to_yaml(),
+            model=model if isinstance(model, str) else None,
+            loss=loss if isinstance(loss, str) else None,
+        )
+        num_classes = self.card.num_classes
+        if isinstance(model, str):
+            # A checkpoint brings the weights, so what loads it must not look for those that the run began with.
+            self.hparams["model_options"] = without_weights(model, model_options or {})
+            model = build_model(model, num_classes, **(model_options or {}))
+        self.model = model.to(memory_format=torch.channels_last) if channels_last else model
+        self.loss = loss if isinstance(loss, nn.Module) else None
+        self._generator = torch.Generator().manual_seed(torch.initial_seed())
+        self.bank = None if bank is None else build_bank(bank, self.card, self._generator)
+        self.last_input: tuple[Tensor, Tensor] | None = None
+        self._auc_group: dist.ProcessGroup | None = None
+        self._exchanged_at = 0
+        self._has_stepped = False
+        self._random_states: dict[str, Any] | None = None
+        self.groups = self.card.groups
+        if self.groups is None and self.card.tail_classes:  # a card may name its tail alone
+            self.groups = {"tail": list(self.card.tail_classes)}
+        # Not Lightning's mean over processes, which rounds down how many images each one has.
+        self.mean_loss = MeanMetric(nan_strategy="disable")
+        self.metric = GroupedMeanIoU(num_classes, groups=self.groups, ignore_index=self.card.ignore_index)
+        self.auroc: PixelAUROC | None = None
+        self.average_precision: PixelAveragePrecision | None = None
+        if pixel_metrics:
+            self.auroc = PixelAUROC(num_classes, ignore_index=self.card.ignore_index)
+            self.average_precision = PixelAveragePrecision(
+                num_classes, groups=self.groups, ignore_index=self.card.ignore_index
+            )
+        mean = getattr(model, "pixel_mean", IMAGENET_MEAN) if mean is None else mean
+        std = getattr(model, "pixel_std", IMAGENET_STD) if std is None else std
+        self.hparams.update(mean=list(mean), std=list(std))
+        self.evaluation = None if evaluation is None else evaluation_options(evaluation)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SegmentationTask:
+        """Half precision is for the model: normalization, loss, bank and metrics are moved, and keep their digits."""
+        for name, child in self.named_children():
+            convert = fn if name == "model" else keeping_digits(fn)
+            child._apply(convert)  # type: ignore[no-untyped-call]
+        super()._apply(keeping_digits(fn), recurse=False)  # type: ignore[no-untyped-call]
+        return self
+
+    def setup(self, stage: str) -> None:
+        """Builds a loss given by name, whose class counts come from the training split; tells processes apart."""
+        if self.loss is None:
+            options = dict(self.hparams["loss_options"] or {})
+            datamodule = getattr(self.trainer, "datamodule", None)
+            if "class_counts" not in options and isinstance(datamodule, SegmentationDataModule):
+                options["class_counts"] = datamodule.class_counts()
+            self.loss = build_loss(self.hparams["loss"], ignore_index=self.card.ignore_index, **options)
+        if self.hparams["micro_batches"] > 1 and stage == "fit":
+            check_micro_batches(self.loss, self.trainer.accumulate_grad_batches)
+        if self.trainer.world_size == 1 or stage != "fit":
+            return
+        if self.hparams["global_auc"]:
+            self._auc_group = dist.group.WORLD
+            losses = [part for part in self.loss.modules() if isinstance(part, PairwiseAUCLoss)]
+            if len(auc_losses(self.loss)) < len(losses):
+                say_once(
+                    f"AUC loss with surrogate {losses[0].options.surrogate!r}: computed by sorting scores, which do "
+                    "not travel; each process pairs its own pixels"
+                )
+        if self.global_rank > 0:
+            # Same weights everywhere, but each process pastes and drops out on its own.
+            seed = stable_seed(torch.initial_seed(), self.global_rank)
+            torch.manual_seed(seed)
+            self._generator.manual_seed(seed)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Images with mean 0 and standard deviation 1, in the model's dtype, from images (B, C, H, W) in 0..255."""
+        images = in_model_dtype((images.float() - self.mean) / self.std, self.model)
+        return images.contiguous(memory_format=torch.channels_last) if self.hparams["channels_last"] else images
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, K, h, w) of images (B, C, H, W) in 0..255, uint8 or float, at the model's own resolution."""
+        logits: Tensor = self.model(self.normalize(images))
+        return logits
+
+    def _evaluation_logits(self, images: Tensor) -> Tensor:
+        if self.evaluation is None:
+            logits: Tensor = self(images)
+            return logits
+        predictor = Predictor(
+            self.model,
+            self.evaluation,
+            pixel_mean=self.mean.flatten().tolist(),
+            pixel_std=self.std.flatten().tolist(),
+            device=self.device,
+        )
+        return torch.stack([predictor.logits(image) for image in images])
+
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
+        """Pastes from the bank, then the loss of the batch."""
+        images, masks = batch["image"], batch["mask"]
+        if self.bank is not None:
+            images, masks = self.bank(images, masks)
+        self.last_input = images, masks
+        target = masks.long()
+        assert self.loss is not None
+        if self.hparams["micro_batches"] > 1:
+            with batch_norm_explained(len(images), self.hparams["micro_batches"]):
+                whole = self._micro_batch_step(images, target)
+            self.log("train/loss", whole.detach(), prog_bar=True, batch_size=len(images))
+            return whole
+        with batch_norm_explained(len(images), 1):
+            logits, auxiliary = forward_with_auxiliary(self.model, self.normalize(images))
+        if isinstance(self.loss, LongTailLoss):
+            self.loss.set_progress(self.global_step / self.trainer.max_steps)
+        with process_group_of(self.loss, self._auc_group):
+            loss: Tensor = self.loss(logits, target)
+            if auxiliary is not None:
+                loss = loss + self.model.auxiliary_weight * self.loss(auxiliary, target)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(images))
+        return loss
+
+    def _micro_batch_step(self, images: Tensor, target: Tensor) -> Tensor:
+        self.zero_grad()
+        loss = self.loss
+        assert isinstance(loss, PairwiseAUCLoss | AUCSegLoss)
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+
+        def backward(value: Tensor) -> None:
+            with torch.autocast(value.device.type, enabled=False):
+                (value if scaler is None else scaler.scale(value)).backward()
+
+        with process_group_of(loss, self._auc_group):
+            return backward_all_but_last(
+                loss, self.model, self.normalize, images, target, self.hparams["micro_batches"], backward
+            )
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """In the first step: refuses parameters without a gradient where other processes wait for it."""
+        if not self._has_stepped:
+            check_gradients(self)
+            self._has_stepped = True
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Comes after `training_step`, which has made gradients of its own when there are micro-batches."""
+        if self.hparams["micro_batches"] == 1:
+            optimizer.zero_grad()
+
+    def validation_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Any]:
+        """Adds the batch to the metrics and each image's loss to their mean; images of one size go through together.
+
+        Args:
+            batch: ``image`` (B, C, H, W) and ``mask`` (B, H, W), or lists of B tensors where sizes differ.
+            batch_index: not used.
+
+        Returns:
+            ``{"predicted": the predicted labels of each image, B tensors (H, W)}``.
+        """
+        predicted: list[Tensor] = [torch.empty(0)] * len(batch["mask"])
+        for positions, images, masks in same_size_parts(batch):
+            logits, target = self._evaluation_logits(images), masks.long()
+            assert self.loss is not None
+            with process_group_of(self.loss, None):  # processes may have unequal numbers of validation batches
+                for i in range(len(target)):
+                    self.mean_loss.update(self.loss(logits[i : i + 1], target[i : i + 1]))
+            full = F.interpolate(logits.float(), target.shape[-2:], mode="bilinear", align_corners=False)
+            labels = (full[:, 0] > 0).long() if full.shape[1] == 1 else full.argmax(1)
+            self.metric.update(labels, target)
+            if self.auroc is not None and self.average_precision is not None:
+                self.auroc.update(logits, target)
+                self.average_precision.update(logits, target)
+            for position, label in zip(positions, labels, strict=True):
+                predicted[position] = label
+        return {"predicted": predicted}
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the loss, and overall, head, middle and tail mean IoU, in [0, 1]."""
+        result = {"loss": self.mean_loss.compute(), **self.metric.compute()}
+        self.per_class_iou: list[float] = result.pop("per_class").tolist()
+        with self.metric.sync_context():
+            self.confusion: list[list[int]] = self.metric.confusion.tolist()
+        # All processes have the same values; the maximum of equal ones is exact, and Lightning is content.
+        options: dict[str, Any] = {"sync_dist": True, "reduce_fx": "max"}
+        self.log_dict({f"val/{name}": value for name, value in result.items()}, prog_bar=True, **options)
+        self.metric.reset()
+        self.mean_loss.reset()
+        if self.auroc is not None and self.average_precision is not None:
+            self._log_pixel_metrics(self.auroc, self.average_precision)
+
+    def _log_pixel_metrics(self, auroc: PixelAUROC, average_precision: PixelAveragePrecision) -> None:
+        tail = (self.groups or {}).get("tail", [])
+        self.log("val/auroc", auroc.compute()["auroc"], sync_dist=True, reduce_fx="max")
+        if tail:
+            self.log("val/tail_ap", average_precision.compute()["tail"], sync_dist=True, reduce_fx="max")
+        # One class against all others: false and true positive rates.
+        with auroc.sync_context():
+            self.roc_curves = {self.card.class_names[c]: auroc.roc_curve(c) for c in tail}
+        auroc.reset()
+        average_precision.reset()
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW with its own rate for the head, linear warm-up and polynomial decay, a step at a time."""
+        rates = ("learning_rate", "head_rate_factor", "weight_decay", "betas")
+        optimizer = build_optimizer(self.model, **{name: self.hparams[name] for name in rates})
+        schedule = {name: self.hparams[name] for name in ("warmup_steps", "warmup_factor", "poly_power")}
+        scheduler = build_schedule(optimizer, self.trainer.max_steps, **schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips as Lightning does, and in mixed precision as well, which Lightning refuses to fused optimizers."""
+        if gradient_clip_val and unscales(optimizer):
+            clip_gradients(self.trainer.precision_plugin, optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
+        """Restores the random states of a resumed run: what they were where its checkpoint was taken."""
+        if self._random_states is not None:
+            set_random_states(self._random_states, self.device)
+            self._random_states = None
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
+        """Exchanges stored samples between processes when it is time to."""
+        every, step = int(self.hparams["bank_exchange_every"]), self.global_step
+        if not every or self.bank is None or self.trainer.world_size == 1:
+            return
+        if step % every == 0 and step != self._exchanged_at:
+            self._exchanged_at = step
+            shift = 1 + stable_seed(step) % (self.trainer.world_size - 1)
+            exchange_samples(self.bank, self.trainer.strategy.root_device, shift, self._generator)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the random states, and the banks of the other processes, as plain containers."""
+        # Before the first step of a resumed run those that it goes on with are still to be restored.
+        own: dict[str, Any] = {"random_states": self._random_states or random_states(self.device)}
+        if self.trainer.world_size == 1:
+            checkpoint["processes"] = [own]
+            return
+        if self.bank is not None and self.global_rank > 0:
+            own["bank"] = self.bank.get_extra_state()
+        checkpoint["processes"] = gathered(cpu_state(own))
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As in torch; a state of another model is refused in one sentence (ValueError)."""
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            raise state_mismatch(self, state_dict, error) from error
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes this process's part; the state of a loss that is not built yet is left out.
+
+        Raises:
+            ValueError: the checkpoint is of other classes.
+        """
+        check_classes(checkpoint, self.card)
+        state = checkpoint["state_dict"]
+        if self.loss is None:
+            for key in [key for key in state if key.startswith("loss.")]:
+                del state[key]
+        # Predicting from a checkpoint must not disturb the caller's random numbers.
+        if "processes" not in checkpoint or self._trainer is None or not self.trainer.training:
+            return
+        processes, rank = checkpoint["processes"], self.global_rank
+        if len(processes) != self.trainer.world_size:
+            say_once(
+                f"The checkpoint is of {len(processes)} processes, this run has {self.trainer.world_size}: it goes on, "
+                "but not bit by bit as it would have"
+            )
+        if rank < len(processes):
+            self._random_states = processes[rank]["random_states"]
+        key = "bank._extra_state"
+        if self.bank is not None and rank > 0 and key in state:
+            state[key] = processes[rank % len(processes)].get("bank", state[key])
+            if rank >= len(processes):
+                state[key] = {**state[key], "generator": self._generator.get_state()}

@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from aucseg.commands import stats as stats_command
+from aucseg.datasets import DatasetCard, SegmentationDataset
+from aucseg.datasets.shards import write_shards
+from aucseg.statistics.class_statistics import ClassStatistics
+from tests.datasets.conftest import MINI, save_mask
+from tests.datasets.files import blocks, save_image, save_palette
+from tests.datasets.trees import trees
+
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def run(*arguments: object) -> int:
+        parser = argparse.ArgumentParser()
+        stats_command.add_arguments(parser)
+        return stats_command.run(parser.parse_args([*map(str, arguments), "--workers", "0"]))
+
+    return run
+
+
+@pytest.fixture
+def card_path(tmp_path: Path) -> Path:
+    path = tmp_path / "mini.yaml"
+    path.write_text(MINI)
+    return path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "data"
+    rng = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    for i in range(6):
+        Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).save(root / f"images/{i}.png")
+        mask = np.zeros((12, 16))
+        mask[6:] = 7
+        mask[0, 0] = 9 if i == 3 else 0
+        mask[-1, -1] = 255
+        save_mask(mask, root / f"masks/{i}.png")
+    return root
+
+
+def test_a_clean_data_set(
+    run: Run, card_path: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outputs = [
+        f"--{name}={tmp_path / file}" for name, file in (("json", "r.json"), ("csv", "c.csv"), ("save", "s.json"))
+    ]
+    assert run(card_path, "--root", root, *outputs, f"--chart={tmp_path / 'c.png'}") == 0
+    out = capsys.readouterr().out
+    assert "check: 6 samples, no problem found" in out
+    assert "bird" in out
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["check"] == {"errors": [], "unknown_ids": {}, "advice": [], "unused_files": []}
+    assert [row["pixels"] for row in report["classes"]] == [6 * 96 - 1, 6 * 95, 1]
+    expected = ClassStatistics.from_dataset(SegmentationDataset(DatasetCard.load(card_path), root))
+    assert ClassStatistics.load(tmp_path / "s.json") == expected
+    assert (tmp_path / "c.png").stat().st_size > 0
+    # The second run takes everything from the cache, and says the same.
+    assert run(card_path, "--root", root) == 0
+    assert capsys.readouterr().out == out
+
+
+def test_unknown_ids_are_listed_with_their_files(
+    run: Run, card_path: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i, pixels in ((1, 2), (4, 3)):
+        mask = np.zeros((12, 16))
+        mask[0, :pixels] = 66
+        save_mask(mask, root / f"masks/{i}.png")
+    (root / "images/5.png").write_bytes(b"no image")
+    assert run(card_path, "--root", root, "--json", tmp_path / "r.json") == 1
+    out = capsys.readouterr().out
+    assert "check: id 66 is not in the card: 5 pixels in 2 files: masks/1.png, masks/4.png" in out
+    assert "images/5.png: not a readable image" in out
+    assert "3 samples are counted" in out
+    found = json.loads((tmp_path / "r.json").read_text())["check"]
+    assert found["unknown_ids"] == {"66": {"pixels": 5, "files": ["masks/1.png", "masks/4.png"]}}
+    assert run(card_path, "--root", root, "--on-error", "skip") == 0
+
+
+def test_a_missing_mask_is_one_finding_among_the_others(
+    run: Run, card_path: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masks = sorted((root / "masks").rglob("*.png"))
+    masks[0].unlink()
+    masks[1].write_bytes(b"no image")
+    assert run(card_path, "--root", root, "--no-cache") == 1
+    output = capsys.readouterr().out
+    assert f"its mask {masks[0].relative_to(root)} is missing" in output
+    assert f"{masks[1]}: not a readable image" in output
+    assert run(card_path, "--root", root, "--no-cache", "--on-error", "skip") == 0
+
+
+def test_truncated_images_are_found_by_decoding(
+    run: Run, card_path: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = root / "images/2.png"
+    path.write_bytes(path.read_bytes()[:-60])
+    assert run(card_path, "--root", root) == 0
+    assert run(card_path, "--root", root, "--decode-images") == 1
+    assert "images/2.png: truncated or damaged" in capsys.readouterr().out
+
+
+def test_a_folder_without_a_card(run: Run, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "proposed.yaml"
+    assert run(root, "--write-card", path) == 0
+    assert "proposed card: 3 classes, gray masks" in capsys.readouterr().out
+    card = DatasetCard.load(path)
+    assert card.raw_ids == ((0,), (7,), (9,))
+    assert card.groups == ClassStatistics.from_dataset(SegmentationDataset(card, root)).groups()
+    assert run(path, "--root", root) == 0
+
+
+def test_shards_and_merging(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = next(tree for tree in trees() if tree.card == "loveda")
+    for i in range(4):
+        type(tree)(
+            "loveda", "train", tree.image.replace("0.", f"{i}."), tree.mask.replace("0.", f"{i}."), tree.table
+        ).make(tmp_path / "data", seed=i)
+    dataset = SegmentationDataset("loveda", tmp_path / "data")
+    shards = write_shards(dataset, tmp_path / "shards", samples_per_shard=3)
+    for i, shard in enumerate(shards):
+        assert run("loveda", "--shards", shard, "--save", tmp_path / f"{i}.json") == 0
+    merged = tmp_path / "merged.json"
+    assert run("loveda", "--merge", tmp_path / "0.json", tmp_path / "1.json", "--save", merged) == 0
+    assert ClassStatistics.load(merged) == ClassStatistics.from_dataset(dataset)
+    assert "4 images" in capsys.readouterr().out
+
+
+def test_what_cannot_run(
+    run: Run, card_path: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, message in (
+        (["nothing"], "no data set card is called 'nothing'"),
+        ([card_path], "give its root folder"),
+        ([card_path, "--root", root, "--split", "val"], "has no split 'val'"),
+        ([card_path, "--root", root, "--write-card", tmp_path / "x.yaml"], "is a card already"),
+        ([card_path, "--root", root, "--batch-size", "0"], "--batch-size at least 1"),
+        ([card_path, "--merge", card_path], "not class statistics"),
+    ):
+        assert run(*arguments) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_nothing_labelled(run: Run, card_path: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(6):
+        save_mask(np.full((12, 16), 255), root / f"masks/{i}.png")
+    assert run(card_path, "--root", root) == 1
+    assert "no labelled pixel" in capsys.readouterr().err
+
+
+def test_files_in_no_pair_are_named_and_are_no_success(
+    run: Run, card_path: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "images/5.png").rename(root / "images/5.jpeg")
+    save_image(root / "extra/1.png", 9)
+    assert run(card_path, "--root", root, "--json", tmp_path / "r.json") == 1
+    out = capsys.readouterr().out
+    assert out.startswith("files: train 5 images\nfiles: 1 in no split: extra/1.png\n")
+    assert "check: images/5.jpeg: in no pair\ncheck: masks/5.png: in no pair" in out
+    assert json.loads((tmp_path / "r.json").read_text())["check"]["unused_files"] == ["extra/1.png"]
+    assert run(card_path, "--root", root, "--on-error", "skip") == 0
+    # A folder without a card takes all endings.
+    assert run(root, "--no-cache") == 1
+    assert "files: train 6 images" in capsys.readouterr().out
+
+
+def test_copies_are_named(run: Run, card_path: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "images/1.png").write_bytes((root / "images/3.png").read_bytes())
+    assert run(card_path, "--root", root) == 1
+    assert "check: the same image with different masks: images/1.png with masks/1.png, images/3.png with" in (
+        capsys.readouterr().out
+    )
+
+
+def test_palettes_that_differ_are_found_with_a_card(
+    run: Run, tmp_path: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "palette.yaml"
+    path.write_text(MINI.replace("gray", "palette"))
+    for i in range(6):
+        colors = [(i // 5, 0, j) for j in range(256)]
+        save_palette(root / f"masks/{i}.png", blocks([0, 7, 9], size=(12, 16)), colors)
+    assert run(path, "--root", root) == 1
+    out = capsys.readouterr().out
+    assert "masks/5.png: index 7 of the palette is (1, 0, 7), but (0, 0, 7) in masks/0.png" in out
+    # From the cache, too.
+    assert run(path, "--root", root) == 1
+    assert capsys.readouterr().out == out
+
+
+def test_unknown_ids_along_edges_are_explained(
+    run: Run, card_path: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(6):
+        mask = Image.fromarray(np.kron([[0, 9], [9, 0]], np.ones((6, 8))).astype(np.uint8) * 25)
+        save_mask(
+            np.asarray(mask.resize((16, 12), Image.Resampling.BILINEAR).resize((64, 48), 2)), root / f"masks/{i}.png"
+        )
+        save_image(root / f"images/{i}.png", i, (48, 64))
+    assert run(card_path, "--root", root) == 1
+    assert "fill areas (0, 225): the masks were resized with interpolation" in capsys.readouterr().out
+
+
+def test_without_a_place_for_the_cache_counting_goes_on(
+    run: Run, card_path: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert run(card_path, "--root", root) == 0
+    assert "results are not kept for the next run" in caplog.text
+
+
+def test_links_are_followed_unless_forbidden(
+    run: Run, card_path: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "masks").rename(tmp_path / "store")
+    (root / "masks").symlink_to(tmp_path / "store")
+    assert run(card_path, "--root", root, "--no-cache") == 0
+    assert run(card_path, "--root", root, "--no-cache", "--no-follow-symlinks") == 1
+    assert "a symbolic link leads out of the root folder" in capsys.readouterr().out
+
+
+def test_interrupting_is_no_traceback(
+    run: Run, card_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stats_command, "_count", interrupt)
+    assert run(card_path, "--root", root) == 130
+    assert "the next run goes on from there" in capsys.readouterr().err

@@ -1,0 +1,292 @@
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from aucseg.inference.image_files import ImageError, find_images, predict_paths, read_image
+from aucseg.inference.predictor import InferenceOptions, Predictor
+from tests.datasets.files import png_of_16_bits
+
+NAMES = ("dark", "red", "green", "blue")
+PALETTE = ((0, 0, 0), (200, 0, 0), (0, 200, 0), (0, 0, 200))
+Pixels = npt.NDArray[np.uint8]
+
+
+def brightest_channel(images: Tensor) -> Tensor:
+    """Class 0 where no channel exceeds 50, else one more than the number of the brightest one."""
+    return torch.cat([torch.full_like(images[:, :1], 50), images], dim=1)
+
+
+def picture(height: int = 20, width: int = 30, seed: int = 0) -> Pixels:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def expected_labels(pixels: Pixels) -> npt.NDArray[Any]:
+    labels: npt.NDArray[Any] = np.concatenate([np.full((*pixels.shape[:2], 1), 50), pixels], axis=2).argmax(axis=2)
+    return labels
+
+
+def save(pixels: Pixels, path: Path, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def predict(paths: list[Path], out: Path, model: Any = brightest_channel, **options: Any) -> Any:
+    return predict_paths(model, paths, out, class_names=NAMES, palette=PALETTE, progress=False, **options)
+
+
+def test_labels_overlays_scores_and_areas(tmp_path: Path) -> None:
+    pixels = picture()
+    path = save(pixels, tmp_path / "in" / "a.png")
+    out = tmp_path / "out"
+    summary = predict([path], out, overlays=True, opacity=0.25, scores=True)
+    labels = expected_labels(pixels)
+
+    with Image.open(out / "labels" / "a.png") as image:
+        assert image.mode == "P"
+        assert np.array_equal(np.array(image), labels)
+        assert (image.getpalette("RGB") or [])[:12] == [value for color in PALETTE for value in color]
+        assert image.info == {}
+    overlay = np.array(Image.open(out / "overlays" / "a.png")).astype(float)
+    assert np.abs(overlay - (0.75 * pixels + 0.25 * np.array(PALETTE)[labels])).max() <= 1
+    logits = brightest_channel(torch.from_numpy(pixels).permute(2, 0, 1)[None].float())[0]
+    scores = np.load(out / "scores" / "a.npy")
+    assert scores.dtype == np.float16
+    np.testing.assert_allclose(scores, logits.softmax(0), atol=1e-3)
+
+    rows = table(out / "areas.csv")
+    assert {row["class"]: int(row["pixels"]) for row in rows} == {
+        name: int((labels == i).sum()) for i, name in enumerate(NAMES)
+    }
+    assert sum(float(row["share"]) for row in rows) == pytest.approx(1, abs=1e-5)
+    assert {row["image"] for row in rows} == {str(path)}
+    assert summary.pixels.tolist() == [(labels == i).sum() for i in range(4)]
+    assert summary.done == [path]
+    assert not (out / "errors.csv").exists()
+    assert sorted(p.name for p in out.iterdir()) == ["areas.csv", "labels", "overlays", "scores"]
+    assert not list(out.rglob(".*"))
+
+
+def test_sliding_window_and_whole_image_write_the_same(tmp_path: Path) -> None:
+    path = save(picture(50, 40), tmp_path / "a.png")
+    predict([path], tmp_path / "whole")
+    predict([path], tmp_path / "slide", Predictor(brightest_channel, InferenceOptions(window=(16, 16))))
+    assert (tmp_path / "whole/labels/a.png").read_bytes() == (tmp_path / "slide/labels/a.png").read_bytes()
+
+
+def test_one_bad_file_does_not_stop_the_folder(tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for name in ("a.png", "c.png"):
+        save(picture(), folder / name)
+    (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:300])
+    (folder / "d.jpg").write_text("no image")
+    summary = predict(find_images([folder]), out)
+    assert [path.name for path in summary.done] == ["a.png", "c.png"]
+    assert [path.name for path in summary.failures] == ["b.png", "d.jpg"]
+    assert [Path(row["image"]).name for row in table(out / "errors.csv")] == ["b.png", "d.jpg"]
+    assert sorted(path.name for path in (out / "labels").iterdir()) == ["a.png", "c.png"]
+    predict([folder / "a.png"], out)
+    assert not (out / "errors.csv").exists()
+
+
+def test_a_failing_model_leaves_no_half_files(tmp_path: Path) -> None:
+    def fails_on_wide_images(images: Tensor) -> Tensor:
+        assert images.shape[-2] == 20
+        if images.shape[-1] > 30:
+            raise RuntimeError("out of memory")
+        return brightest_channel(images)
+
+    paths = [save(picture(20, width), tmp_path / "in" / f"{width}.png") for width in (40, 30)]
+    paths.append(save(picture(10, 30), tmp_path / "in" / "low.png"))
+    summary = predict(paths, tmp_path / "out", fails_on_wide_images, scores=True)
+    assert summary.failures[paths[0]] == "out of memory"
+    assert summary.failures.keys() == {paths[0], paths[2]}
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*") if path.is_file()) == [
+        "30.npy", "30.png", "30.png", "areas.csv", "errors.csv",
+    ]  # fmt: skip
+
+
+def test_interrupted_run_keeps_what_is_finished(tmp_path: Path) -> None:
+    calls = 0
+
+    def interrupted(images: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise KeyboardInterrupt
+        return brightest_channel(images)
+
+    paths = [save(picture(), tmp_path / "in" / name) for name in ("a.png", "b.png")]
+    with pytest.raises(KeyboardInterrupt):
+        predict(paths, tmp_path / "out", interrupted)
+    assert {Path(row["image"]).name for row in table(tmp_path / "out" / "areas.csv")} == {"a.png"}
+    assert [path.name for path in (tmp_path / "out" / "labels").iterdir()] == ["a.png"]
+
+
+def test_wrong_number_of_classes_is_no_bad_file(tmp_path: Path) -> None:
+    path = save(picture(), tmp_path / "a.png")
+    with pytest.raises(TypeError, match="the model has 3 classes, but there are names for 4"):
+        predict([path], tmp_path / "out", lambda images: images)
+
+
+def test_more_than_256_classes(tmp_path: Path) -> None:
+    path = save(picture(), tmp_path / "a.png")
+
+    def last_class(images: Tensor) -> Tensor:
+        return torch.cat([torch.zeros(1, 299, *images.shape[-2:]), torch.ones_like(images[:, :1])], dim=1)
+
+    predict_paths(last_class, [path], tmp_path, class_names=["x"] * 300, palette=[(1, 2, 3)] * 300, progress=False)
+    assert (np.array(Image.open(tmp_path / "labels" / "a.png")) == 299).all()
+
+
+def test_equal_names_do_not_collide(tmp_path: Path) -> None:
+    paths = [save(picture(), tmp_path / name) for name in ("x/a.png", "y/a.png", "y/b.png", "y/b.tif")]
+    predict(paths, tmp_path / "out")
+    written = {p.relative_to(tmp_path / "out/labels").as_posix() for p in (tmp_path / "out/labels").rglob("*.png")}
+    assert written == {"x/a.png", "y/a.png", "y/b.png.png", "y/b.tif.png"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"opacity": 1.5}, "opacity"),
+        ({"value_range": (5, 5)}, "value_range must be two rising numbers"),
+        ({"palette": PALETTE[:2]}, "4 class names, but 2 colours"),
+        ({"paths": []}, "no images"),
+    ],
+)
+def test_wrong_options(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    arguments = {"paths": [tmp_path / "a.png"], "out_dir": tmp_path, "class_names": NAMES, "palette": PALETTE}
+    with pytest.raises(ValueError, match=message):
+        predict_paths(brightest_channel, **{**arguments, **options})
+
+
+def test_find_images(tmp_path: Path) -> None:
+    paths = [save(picture(), tmp_path / name) for name in ("a.png", "sub/b.JPG", "sub/c.tif", "out/labels/a.png")]
+    (tmp_path / "notes.txt").touch()
+    assert find_images([tmp_path], exclude=tmp_path / "out") == paths[:3]
+    assert find_images([tmp_path / "sub" / "*.tif", tmp_path / "sub"]) == [paths[2], paths[1]]
+    assert find_images([str(tmp_path / "**" / "*.png")]) == [paths[0], paths[3]]
+    (tmp_path / "empty").mkdir()
+    for nothing in ("empty", "absent.png", "*.gif"):
+        with pytest.raises(FileNotFoundError, match="no image found for"):
+            find_images([tmp_path / nothing])
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp", "webp"])
+def test_lossless_formats(suffix: str, tmp_path: Path) -> None:
+    pixels = picture()
+    path = save(pixels, tmp_path / f"a.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
+    assert np.array_equal(read_image(path), pixels)
+
+
+def test_jpeg_with_metadata_is_turned_as_shown(tmp_path: Path) -> None:
+    pixels = np.zeros((16, 32, 3), dtype=np.uint8)
+    pixels[:, 16:, 0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010F] = "Maker"
+    path = save(pixels, tmp_path / "a.jpg", exif=exif, quality=95, dpi=(300, 300), comment=b"a note")
+    assert read_image(path).shape == (32, 16, 3)
+    assert np.abs(read_image(path, exif="ignore").astype(int) - pixels).mean() < 3
+    predict([path], tmp_path / "out")
+    with Image.open(tmp_path / "out" / "labels" / "a.png") as labels:
+        assert labels.info == {}
+        assert labels.size == (16, 32)
+
+
+def test_modes(tmp_path: Path) -> None:
+    pixels = picture()
+    gray = pixels[..., 0]
+    for mode in ("L", "P", "RGBA", "LA", "1", "CMYK"):
+        image = Image.fromarray(pixels).convert(mode)
+        image.save(tmp_path / f"{mode}.tif")
+        assert np.array_equal(read_image(tmp_path / f"{mode}.tif"), np.array(image.convert("RGB"))), mode
+    transparent = Image.fromarray(gray).convert("P")
+    transparent.save(tmp_path / "t.png", transparency=b"\x00\x80")
+    assert np.array_equal(read_image(tmp_path / "t.png")[..., 0], gray)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits(suffix: str, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (20, 30), dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / f"a.{suffix}")
+    pixels = read_image(tmp_path / f"a.{suffix}")
+    assert pixels.shape == (20, 30, 3)
+    assert np.array_equal(pixels[..., 1], np.round(values / 257).astype(np.uint8))
+    narrow = read_image(tmp_path / f"a.{suffix}", value_range=(1000, 4095))
+    assert np.array_equal(narrow[..., 0], np.round(((values - 1000.0) / 3095).clip(0, 1) * 255).astype(np.uint8))
+
+
+def test_sixteen_bit_colors(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (20, 30, 3), dtype=np.uint16)
+    (tmp_path / "a.png").write_bytes(png_of_16_bits(values))
+    assert np.array_equal(read_image(tmp_path / "a.png"), np.round(values / 257).astype(np.uint8))
+    # Data of 12 bits: refused, or scaled by the range that is stated.
+    (tmp_path / "b.png").write_bytes(png_of_16_bits(values >> 4))
+    with pytest.raises(ImageError, match=r"b\.png: values from \d+ to 40\d\d; say which of them are black and white"):
+        read_image(tmp_path / "b.png")
+    scaled = read_image(tmp_path / "b.png", value_range=(0, 4095))
+    assert np.array_equal(scaled, np.round((values >> 4) * (255 / 4095)).astype(np.uint8))
+
+
+def test_values_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    values = np.zeros((20, 30), np.float32)
+    values[3, 4] = np.nan
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(ImageError, match="no numbers"):
+        read_image(tmp_path / "a.tif", value_range=(0, 1))
+
+
+def test_a_range_that_does_not_apply_is_told(tmp_path: Path) -> None:
+    path = save(picture(), tmp_path / "in/a.png")
+    Image.fromarray(np.full((20, 30), 300, np.uint16)).save(tmp_path / "in/b.png")
+    summary = predict(find_images([tmp_path / "in"]), tmp_path / "out", value_range=(0, 1000))
+    assert summary.unscaled == [path]
+    assert len(summary.done) == 2
+
+
+def test_hidden_files_are_no_images(tmp_path: Path) -> None:
+    path = save(picture(), tmp_path / ".cache/in/a.png")
+    folder = path.parent
+    for name in ("._a.png", ".b.png", "@eaDir/a.png", ".git/c.png"):
+        save(picture(), folder / name)
+    (folder / "Thumbs.db").write_bytes(b"")
+    assert find_images([folder]) == [path]
+    assert find_images([f"{folder}/**/*"]) == [path]
+    # As a shell expands "in/*".
+    assert find_images([path, folder / "._a.png", folder / "Thumbs.db"]) == [path]
+    with pytest.raises(FileNotFoundError):
+        find_images([folder / ".git/*.jpg"])
+
+
+def test_float_images_need_a_range(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random((20, 30), dtype=np.float32)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(ImageError, match="value_range"):
+        read_image(tmp_path / "a.tif")
+    assert np.array_equal(read_image(tmp_path / "a.tif", value_range=(0, 1))[..., 0], (values * 255).round())
+
+
+def test_images_beyond_the_limit_are_refused(tmp_path: Path) -> None:
+    path = save(picture(100, 100), tmp_path / "a.png")
+    with pytest.raises(ImageError, match="more than 9999 pixels"):
+        read_image(path, max_pixels=9999)
+    assert read_image(path, max_pixels=10_000).shape == (100, 100, 3)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"absent\.png"):
+        read_image(tmp_path / "absent.png")

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from aucseg.datasets import SegmentationDataset
+from aucseg.loading.rare_classes import ClassAwareCrop, DrawnIndex, RareClassSampler
+from aucseg.statistics.class_statistics import ClassStatistics
+from tests.datasets.trees import trees
+
+
+@pytest.fixture
+def statistics() -> ClassStatistics:
+    """Class 0 in every image, 1 in half of them, 2 in one of twenty; class 3 nowhere."""
+    statistics = ClassStatistics(4)
+    for i in range(20):
+        statistics.update(np.repeat([0, 1, 2], [60, 30 * (i % 2), 10 * (i == 7)])[None])
+    return statistics
+
+
+def test_sampler_draws_classes_as_it_says(statistics: ClassStatistics) -> None:
+    sampler = RareClassSampler(statistics, num_samples=20_000, temperature=0.5)
+    presence = np.array([1, 0.5, 0.05])
+    expected = np.exp((1 - presence) / 0.5)
+    expected /= expected.sum()
+    np.testing.assert_allclose(sampler.class_probabilities.numpy(), [*expected, 0], rtol=1e-6)
+    counts = np.bincount(list(sampler), minlength=20) / 20_000
+    # Image 7 holds all three classes: alone for class 2, one of ten for class 1, one of twenty for class 0.
+    assert counts[7] == pytest.approx(expected @ [1 / 20, 1 / 10, 1], abs=0.015)
+    assert counts[8] == pytest.approx(expected[0] / 20, abs=0.01)
+    assert len(sampler) == 20_000
+
+
+def test_sampler_by_frequency(statistics: ClassStatistics) -> None:
+    sampler = RareClassSampler(statistics, temperature=0.5, by="frequency")
+    expected = np.exp((1 - statistics.frequency[:3]) / 0.5)
+    np.testing.assert_allclose(sampler.class_probabilities[:3].numpy(), expected / expected.sum(), rtol=1e-6)
+    assert len(sampler) == 20
+
+
+def test_sampler_is_deterministic_and_changes_with_epoch_and_seed(statistics: ClassStatistics) -> None:
+    sampler = RareClassSampler(statistics, temperature=2, seed=3)
+    first = list(sampler)
+    assert first == list(sampler) == list(RareClassSampler(statistics, temperature=2, seed=3))
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    assert list(RareClassSampler(statistics, temperature=2, seed=4)) != first
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2, 3])
+def test_ranks_share_one_sequence(num_replicas: int, statistics: ClassStatistics) -> None:
+    whole = list(RareClassSampler(statistics, temperature=2, num_samples=24, seed=1))
+    ranks = [
+        list(RareClassSampler(statistics, temperature=2, num_samples=24, seed=1, num_replicas=num_replicas, rank=rank))
+        for rank in range(num_replicas)
+    ]
+    assert [index for step in zip(*ranks, strict=True) for index in step] == whole
+
+
+def test_sampler_goes_on_in_the_middle_of_an_epoch(statistics: ClassStatistics) -> None:
+    sampler = RareClassSampler(statistics, temperature=2, seed=5, num_replicas=2, rank=1)
+    sampler.set_epoch(2)
+    whole = list(sampler)
+    state = sampler.state_dict(num_consumed=4)
+    resumed = RareClassSampler(statistics, temperature=2, seed=5, num_replicas=2, rank=1)
+    resumed.load_state_dict(state)
+    assert len(resumed) == 6
+    rest = list(resumed)
+    assert rest == whole[4:]
+    assert [i.draw for i in rest if isinstance(i, DrawnIndex)] == [
+        i.draw for i in whole[4:] if isinstance(i, DrawnIndex)
+    ]
+    # The epoch after that is whole again.
+    assert len(list(resumed)) == len(resumed) == 10
+    with pytest.raises(ValueError, match="num_consumed"):
+        resumed.load_state_dict({"epoch": 0, "num_consumed": 11})
+
+
+def test_sampler_refuses(statistics: ClassStatistics) -> None:
+    for arguments, message in (
+        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"by": "pixels"}, "by must be"),
+        ({"num_samples": 0}, "num_samples must be at least 1"),
+        ({"rank": 1}, "rank must lie in"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            RareClassSampler(statistics, **arguments)
+    with pytest.raises(ValueError, match="no class occurs"):
+        RareClassSampler(ClassStatistics(2))
+
+
+def test_drawn_index_survives_the_way_to_a_worker() -> None:
+    copy = pickle.loads(pickle.dumps(DrawnIndex(7, 12)))
+    assert (copy, copy.draw) == (7, 12)
+    assert [10, 20, 30][DrawnIndex(1, 5)] == 20
+
+
+def sample(height: int = 40, width: int = 50) -> dict[str, object]:
+    mask = torch.zeros(height, width, dtype=torch.uint8)
+    mask[3, width - 2] = 5
+    mask[height - 1, 0] = 6
+    image = torch.arange(height * width).remainder(251).to(torch.uint8).reshape(1, height, width).repeat(3, 1, 1)
+    image[0] = mask
+    return {"image": image, "mask": mask, "name": "x"}
+
+
+def test_crops_hold_the_class_at_every_place() -> None:
+    crop = ClassAwareCrop((16, 16), classes=[5, 6], probability=1.0)
+    seen = set()
+    for draw in range(200):
+        result = crop({**sample(), "draw": draw})
+        mask = result["mask"]
+        assert mask.shape == (16, 16)
+        # Image and mask are cut at the same place.
+        assert torch.equal(result["image"][0], mask)
+        classes = set(mask.unique().tolist()) - {0}
+        assert len(classes) == 1
+        (class_id,) = classes
+        seen.add((class_id, *(mask == class_id).nonzero()[0].tolist()))
+    # Class 5 may stand in 4 rows (it is near the top) and 2 columns, at which it is seen; class 6 sits in the corner.
+    assert seen == {(5, row, column) for row in range(4) for column in (14, 15)} | {(6, 15, 0)}
+
+
+def test_crops_without_the_class_are_anywhere() -> None:
+    crop = ClassAwareCrop((1, 1), classes=[5], probability=0.0)
+    hits = sum(int(crop({**sample(4, 4), "draw": draw})["mask"]) == 5 for draw in range(1600))
+    assert hits == pytest.approx(100, abs=40)
+    nowhere = ClassAwareCrop((4, 4), classes=[9], probability=1.0)
+    assert nowhere({**sample(), "draw": 0})["mask"].shape == (4, 4)
+
+
+def test_small_images_are_padded() -> None:
+    result = ClassAwareCrop((64, 64), classes=[5], probability=1.0)({**sample(), "draw": 1})
+    assert result["image"].shape == (3, 64, 64)
+    assert int((result["mask"] == 255).sum()) == 64 * 64 - 40 * 50
+    assert int(result["image"][:, 40:].sum()) == 0
+    assert int((result["mask"] == 5).sum()) == 1
+
+
+def test_crops_depend_on_seed_and_draw_alone() -> None:
+    crop = ClassAwareCrop((8, 8), classes=[], seed=1)
+    first = [crop({**sample(), "draw": draw})["image"] for draw in range(20)]
+    torch.manual_seed(99)
+    again = [crop({**sample(), "draw": draw})["image"] for draw in range(20)]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    other = ClassAwareCrop((8, 8), classes=[], seed=2)
+    assert any(not torch.equal(a, other({**sample(), "draw": d})["image"]) for d, a in enumerate(first))
+    torch.manual_seed(7)
+    one = crop(sample())["image"]
+    torch.manual_seed(7)
+    assert torch.equal(one, crop(sample())["image"])
+
+
+def test_crop_refuses() -> None:
+    for arguments, message in (
+        ({"size": (0, 4)}, "size must be"),
+        ({"probability": 1.5}, "probability must lie in"),
+        ({"classes": [255]}, "hold the ignore label 255"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ClassAwareCrop(**({"size": (4, 4), "classes": [1]} | arguments))
+
+
+def test_a_loader_gives_the_same_crops_with_and_without_workers(tmp_path: Path) -> None:
+    tree = next(tree for tree in trees() if tree.card == "loveda")
+    for i in range(6):
+        type(tree)(
+            "loveda", "train", tree.image.replace("0.", f"{i}."), tree.mask.replace("0.", f"{i}."), tree.table
+        ).make(tmp_path, seed=i)
+    dataset = SegmentationDataset("loveda", tmp_path, transform=ClassAwareCrop((8, 8), classes=[6], probability=0.7))
+    statistics = ClassStatistics.from_dataset(dataset)
+    sampler = RareClassSampler(statistics, num_samples=8)
+    alone = list(DataLoader(dataset, batch_size=2, sampler=sampler))
+    workers = list(DataLoader(dataset, batch_size=2, sampler=sampler, num_workers=1, multiprocessing_context="spawn"))
+    assert len(alone) == 4
+    for a, b in zip(alone, workers, strict=True):
+        assert torch.equal(a["image"], b["image"])
+        assert torch.equal(a["mask"], b["mask"])
+        assert a["draw"].tolist() == b["draw"].tolist()
+
+
+def test_padding_never_becomes_a_class() -> None:
+    mask = torch.zeros(4, 4, dtype=torch.uint8)
+    small = {"image": torch.zeros(3, 4, 4, dtype=torch.uint8), "mask": mask, "name": "a"}
+    crop = ClassAwareCrop((8, 8), classes=[], ignore_index=-100)
+    with pytest.raises(ValueError, match=r"uint8.*ignore label -100.*int64"):  # in 8 bits it would be class 156
+        crop(small)
+    padded = crop({**small, "mask": mask.long()})["mask"]
+    assert (padded == -100).sum() == 64 - 16
