@@ -55,7 +55,7 @@ ATTEMPTS = {
     "cli._run('validate', [])": "train",
     "cli._run('predict', ['run', 'photo.png'])": "train",
     "cli._run('export', ['run', '--to', 'model.onnx'])": "train",
-    "import_module('aucseg.datasets.shards').write_shards(aucseg.SegmentationDataset('freedoom_lt'), 'shards')": "stream",
+    "import_module('aucseg.datasets.shards').write_shards(aucseg.SegmentationDataset('freedoom_lt'), 'x')": "stream",
     "import_module('aucseg.statistics.summary').write_chart({}, 'classes.png')": "report",
     "import_module('aucseg.integrations.mmseg')": "mmseg",
 }

@@ -17,7 +17,7 @@ import yaml
 from aucseg.commands.failures import explanation, with_notes
 from aucseg.commands.option_errors import option_error
 from aucseg.configs import find_config
-from aucseg.plain_yaml import read_text
+from aucseg.safe_files import read_text
 from aucseg.training.checkpoints import (
     AtomicCheckpointIO,
     RunCheckpoint,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from aucseg.configs import find_config
-from aucseg.plain_yaml import read_yaml_mapping
+from aucseg.safe_files import read_yaml_mapping
 
 Configuration = dict[str, Any]
 

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import yaml
 
-from aucseg.plain_yaml import read_text
+from aucseg.safe_files import read_text
 
 
 class YamlValue:

@@ -335,7 +335,7 @@ def run(args: argparse.Namespace) -> int:
 def _validation_images(run: Path, number: int = 4) -> list[npt.NDArray[np.uint8]] | None:
     """Read the first images that the run was validated on; None where they are not to be found any more."""
     from aucseg.datasets import SegmentationDataset
-    from aucseg.plain_yaml import read_yaml_mapping
+    from aucseg.safe_files import read_yaml_mapping
 
     config = (run if run.is_dir() else run.parent.parent) / "config.yaml"
     if not config.is_file():

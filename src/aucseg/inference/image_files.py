@@ -19,11 +19,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from aucseg.csv_cells import text_cell
 from aucseg.datasets.deep_color import read_deep_color
 from aucseg.datasets.files import bits_per_channel, load_oriented, to_rgb
 from aucseg.datasets.tree import is_hidden, is_system_file
 from aucseg.inference.predictor import Predictor
+from aucseg.safe_files import text_cell
 
 Array = npt.NDArray[Any]
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from aucseg.plain_yaml import read_yaml_mapping
 from aucseg.report.runs import Comparison, Run, load_comparison
+from aucseg.safe_files import read_yaml_mapping
 
 Role = Literal["gain", "loss", "sample"]
 CHECKPOINT = Path("checkpoints", "last.ckpt")

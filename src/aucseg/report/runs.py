@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aucseg.plain_yaml import read_yaml_mapping
 from aucseg.report.text import percent
+from aucseg.safe_files import read_yaml_mapping
 
 GROUP_NAMES = ("head", "middle", "tail")
 # Where a card names no groups: head has at least this share of the pixels, tail less than that.

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from aucseg.csv_cells import text_cell
 from aucseg.datasets.card import GROUP_NAMES, DatasetCard
+from aucseg.safe_files import text_cell
 from aucseg.statistics.class_statistics import ClassStatistics, Shares
 
 _CAPACITY = 5

@@ -20,8 +20,7 @@ from aucseg.losses.baselines import LongTailLoss
 from aucseg.losses.pairwise_auc import PairwiseAUCLoss
 from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
 from aucseg.models import build_model, forward_with_auxiliary, without_weights
-from aucseg.random_states import random_states, set_random_states
-from aucseg.randomness import stable_seed
+from aucseg.randomness import random_states, set_random_states, stable_seed
 from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.micro_batches import backward_all_but_last, check_micro_batches
 from aucseg.training.optimization import build_optimizer, build_schedule
