@@ -206,7 +206,8 @@ class SegmentationTask(LightningModule):
         logits: Tensor = self.model(self.normalize(images))
         return logits
 
-    def _evaluation_logits(self, images: Tensor) -> Tensor:
+    def evaluation_logits(self, images: Tensor) -> Tensor:
+        """Logits (B, K, h, w) as validation takes them, with the sliding window and so on of ``evaluation``."""
         if self.evaluation is None:
             logits: Tensor = self(images)
             return logits
@@ -263,7 +264,7 @@ class SegmentationTask(LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Tensor]:
         """Adds the batch to the loss's mean and to the confusion matrix; returns the predicted labels (B, H, W)."""
-        logits, target = self._evaluation_logits(batch["image"]), batch["mask"].long()
+        logits, target = self.evaluation_logits(batch["image"]), batch["mask"].long()
         assert self.loss is not None
         with process_group_of(self.loss, None):  # processes may have unequal numbers of validation batches
             loss = self.loss(logits, target)

@@ -20,7 +20,7 @@ Fingerprint = dict[str, Any]
 # Parts of the package that no training run imports or whose changes cannot change one.
 _NOT_TRAINING = (
     *("cli.py", "compare/", "demo.py", "export", "integrations/", "predict.py", "report/", "stats_command.py"),
-    *("statistics_report.py", "streaming.py", "datasets/propose.py"),
+    *("adjust_command.py", "statistics_report.py", "streaming.py", "datasets/propose.py"),
 )
 _TRAINING_AFTER_ALL = ("compare/second_stage.py",)
 _LIBRARIES = ("torch", "torchvision", "lightning", "segmentation-models-pytorch", "timm", "transformers")
