@@ -9,6 +9,7 @@ from PIL import Image
 
 from aucseg import SegmentationTask
 from aucseg.cli import main
+from aucseg.compare.second_stage import offsets_model
 from aucseg.datasets import SegmentationDataset
 from aucseg.models.checkpoint import TRUST_VARIABLE
 from aucseg.report.collect import read_run
@@ -110,6 +111,21 @@ def test_held_out_images_are_fitted_on_and_the_validation_split_judges(
     assert result["metrics"]["tail"] > 0.9
     assert len(json.loads((out / "images.json").read_text())) == 16
     assert json.loads((out / "adjust.json").read_text())["num_folds"] == 4
+
+
+def test_compare_judges_the_model_with_the_offsets_of_held_out_images(
+    card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run", card, "with_bias")
+    data = {"card": str(card), "root": str(card.parent), "num_workers": 0, "held_out_share": 0.6}
+    model = offsets_model(4, checkpoint=str(run / "checkpoints" / "last.ckpt"), data=data).eval()
+    assert "offsets on 24 held-out images" in capsys.readouterr().out
+    sample = SegmentationDataset(str(card), card.parent, "val")[0]
+    assert (sample["mask"] == 3).any()
+    with torch.no_grad():
+        predicted = model(sample["image"][None].float()).argmax(1)[0]
+    valid = sample["mask"] != 255
+    assert (predicted == sample["mask"])[valid].float().mean() > 0.99
 
 
 def test_what_is_right_already_is_left_alone(card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

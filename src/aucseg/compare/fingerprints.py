@@ -27,7 +27,10 @@ _LIBRARIES = ("torch", "torchvision", "lightning", "segmentation-models-pytorch"
 # Up to this size every byte of a data set is hashed, above it every file's size and the bytes of some files.
 _MAX_HASHED_BYTES = 2_000_000_000
 # Where files lie and how many processes read them does not change a result; the card's content is part of the data.
-_NOT_CONFIGURATION = ("data.root", "data.card", "data.num_workers", "model.model_options.checkpoint")
+_NOT_CONFIGURATION = (
+    *(f"{data}.{name}" for data in ("data", "model.model_options.data") for name in ("root", "card", "num_workers")),
+    "model.model_options.checkpoint",
+)
 
 
 def code_fingerprint(config: Mapping[str, Any]) -> Fingerprint:
