@@ -180,7 +180,8 @@ class ScoreCollector:
     @torch.no_grad()
     def _add(self, scores: Tensor, labels: Tensor, cluster: int) -> None:
         valid = labels != self.ignore_index
-        scores, labels = scores[:, valid], labels[valid]
+        if not bool(valid.all()):
+            scores, labels = scores[:, valid], labels[valid]
         if not bool(scores.isfinite().all()):
             raise ValueError("logits must be finite (mask a class with -1e4, not -inf)")
         wrong = (labels < 0) | (labels >= self.num_classes)
@@ -190,26 +191,30 @@ class ScoreCollector:
                 f"{self.ignore_index}"
             )
         top, predicted = scores.max(dim=0)
-        # In double precision, so that no class is lost to rounding.
-        may_win = scores.double() >= top.double() - 2 * self.max_offset
-        is_open = may_win.sum(dim=0) > 1
+        # The next smaller number, so that no class is lost to rounding.
+        least = torch.nextafter(top - 2 * self.max_offset, top.new_tensor(-torch.inf))
+        is_open = (scores >= least).sum(dim=0) > 1
         settled, hit = ~is_open, predicted == labels
         counts = self._counts[cluster]
         for row, chosen in enumerate((labels, labels[settled & hit], predicted[settled])):
             counts[row] += torch.bincount(chosen, minlength=self.num_classes).cpu().numpy()
-        may_win, scores = may_win[:, is_open].T, scores[:, is_open].T
-        length = may_win.sum(dim=1).cpu().numpy().astype(np.int32)
-        label = labels[is_open].cpu().numpy().astype(np.int32)
+        place = is_open.nonzero()[:, 0]
+        label = labels[place].cpu().numpy()
         self._open += np.bincount(label, minlength=self.num_classes)
+        draw = self._generator.random(len(label), dtype=np.float32)
+        kept = draw < self._share[label]
+        place = place[torch.from_numpy(kept).to(place.device)]
+        scores, least = scores[:, place].T.contiguous(), least[place]
+        may_win = scores >= least[:, None]
         chunk = _Chunk(
-            label,
-            np.full(len(label), cluster, dtype=np.int32),
-            self._generator.random(len(label), dtype=np.float32),
-            length,
+            label[kept].astype(np.int32),
+            np.full(len(place), cluster, dtype=np.int32),
+            draw[kept],
+            may_win.sum(dim=1).cpu().numpy().astype(np.int32),
             may_win.nonzero()[:, 1].cpu().numpy().astype(np.int32),
             scores[may_win].cpu().numpy(),
         )
-        self._chunks.append(chunk.thinned(self._share) if (self._share < 1).any() else chunk)
+        self._chunks.append(chunk)
 
     @property
     def num_scores(self) -> int:
@@ -217,7 +222,10 @@ class ScoreCollector:
         return sum(len(chunk.score) for chunk in self._chunks)
 
     def _make_room(self) -> None:
-        while self.num_scores > self.max_scores:
+        if self.num_scores <= self.max_scores:
+            return
+        # Below the bound, so that there is room for some images.
+        while self.num_scores > 0.75 * self.max_scores:
             held = sum(np.bincount(c.label, c.length, self.num_classes) for c in self._chunks)
             self._share[int(np.argmax(held))] /= 2
             self._chunks = [chunk.thinned(self._share) for chunk in self._chunks]

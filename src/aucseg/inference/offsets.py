@@ -141,7 +141,7 @@ class OffsetFitter:
         *,
         groups: Mapping[str, Sequence[int]] | None = None,
         num_folds: int = 5,
-        shrinkage: float = 0.05,
+        shrinkage: float = 0.01,
     ) -> OffsetFit:
         r"""Fit on all images, and judge by fitting on all folds but one in turn.
 
@@ -211,7 +211,7 @@ def fit_offsets(
     objective: str | Sequence[float] = "miou",
     groups: Mapping[str, Sequence[int]] | None = None,
     num_folds: int = 5,
-    shrinkage: float = 0.05,
+    shrinkage: float = 0.01,
     ignore_index: int = 255,
     max_offset: float = 3.0,
     max_scores: int = 2**21,
