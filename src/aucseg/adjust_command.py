@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
 import shutil
+import sys
+import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,7 +101,10 @@ def run(args: argparse.Namespace) -> int:
     if split == datamodule.val_split:
         _write_cross_fitted(fit, task, out)
     else:
-        before, after = (_evaluated(folder, datamodule, out, args.device) for folder in (args.run, out))
+        # The files of the model as it was are not for the new run's folder, not even for the time being.
+        with tempfile.TemporaryDirectory() as folder:
+            before = _evaluated(args.run, datamodule, Path(folder), args.device)
+        after = _evaluated(out, datamodule, out, args.device)
         print(f"\non split {datamodule.val_split!r}, which chose nothing:")
         print("\n".join(_lines({name: (before[name], after[name]) for name in ("miou", *(task.groups or {}))})))
     place = f"in the bias of {layer}" if layer else "behind the model, none of whose biases would do"
@@ -144,17 +151,22 @@ def _evaluated(run: Path, datamodule: SegmentationDataModule, out: Path, device:
     from aucseg.run_folder import RESULT_FILE, ResultWriter, write_json
     from aucseg.stored_task import load_task
 
+    # What Lightning says at every start is noise beside the table.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     trainer = Trainer(
         accelerator="auto" if device is None else "gpu" if device.startswith("cuda") else device,
         devices=1,
         logger=False,
         enable_checkpointing=False,
-        enable_progress_bar=False,
+        enable_progress_bar=sys.stderr.isatty(),
         enable_model_summary=False,
         callbacks=[ResultWriter(out)],
         default_root_dir=out,
     )
-    trainer.validate(load_task(run), datamodule=datamodule, verbose=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".isinstance.treespec, LeafSpec.. is deprecated")
+        warnings.filterwarnings("ignore", message=".*does not have many workers")
+        trainer.validate(load_task(run), datamodule=datamodule, verbose=False)
     result: dict[str, Any] = json.loads((out / RESULT_FILE).read_text(encoding="utf-8"))
     # The model is that of the run's last step, though this trainer has made none.
     write_json(out / RESULT_FILE, result | {"step": checkpoint_step(run / LAST_CHECKPOINT)}, indent=2)
