@@ -1,4 +1,4 @@
-"""The command line: ``aucseg demo | fit | validate | predict | stats | compare | report | export``.
+"""The command line: ``aucseg demo | fit | validate | predict | stats | compare | report | adjust | export``.
 
 This module imports no heavy package, so that ``aucseg --help`` answers at once; every command imports what it needs.
 """
@@ -31,6 +31,7 @@ _COMMANDS = {
     "stats": ("aucseg.commands.stats", "count the classes of a data set, check its labels, suggest settings"),
     "compare": ("aucseg.compare", "train several methods with several seeds and tabulate them"),
     "report": ("aucseg.commands.report", "write one HTML page about finished or running runs"),
+    "adjust": ("aucseg.commands.adjust", "fit one offset a class to a trained model, for mean IoU or the tail's"),
     "export": ("aucseg.inference.export", "write a trained model as ONNX, torch.export or safetensors"),
 }
 # Commands whose options Lightning's command line derives from the task, the data module and the trainer.

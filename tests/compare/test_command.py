@@ -152,6 +152,28 @@ def test_search_tunes_every_method_alike_and_away_from_validation(
     assert launches() == []
 
 
+def test_offsets_are_fitted_on_images_that_no_method_is_trained_on(
+    compare: Compare, launches: Launches, tmp_path: Path
+) -> None:
+    methods = ("--methods", "ce,ce+offsets,aucseg,aucseg+offsets", "--seeds", "0", "--offsets-share", "0.25")
+    assert compare(*methods, "--search", "auc_weight=1,2") == 0
+    started = launches()
+    assert sum("/search/" in line for line in started) == 4  # offsets have no setting of their own
+    out = tmp_path / "out" / "smp-fpn"
+    for folder in out.glob("*/seed0"):
+        config = yaml.safe_load((folder / "input.yaml").read_text())
+        assert (config["data"]["held_out_share"], config["data"]["validate_held_out"]) == (0.25, False)
+        if folder.parent.name.endswith("+offsets"):
+            options = config["model"]["model_options"]
+            assert options["data"] == config["data"]
+            assert options["checkpoint"].endswith(
+                f"{folder.parent.name.removesuffix('+offsets')}/seed0/checkpoints/last.ckpt"
+            )
+    assert {row["method"] for row in _rows(tmp_path / "out")} == {"ce", "ce+offsets", "aucseg", "aucseg+offsets"}
+    assert compare(*methods, "--search", "auc_weight=1,2") == 0
+    assert launches() == []
+
+
 def test_checkpoints_of_later_seeds_can_be_discarded(compare: Compare, launches: Launches, tmp_path: Path) -> None:
     assert compare("--methods", "ce,la", "--seeds", "0,1", "--discard-checkpoints") == 0
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("out/*/*/*/checkpoints/last.ckpt"))
@@ -243,11 +265,11 @@ def test_end_to_end(real_config: Path, tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.slow
 def test_all_kinds_of_methods_with_search_and_report(real_config: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    methods = "ce,la+rcs,ce+posthoc-la,ce+disalign,aucseg"
+    methods = "ce,la+rcs,ce+posthoc-la,ce+disalign,aucseg,aucseg+offsets"
     command = ["compare", "--config", str(real_config), "--out", str(out), "--methods", methods, "--seeds", "0,1"]
     assert main([*command, "--search", "auc_weight=1,4", "--discard-checkpoints"]) == 0
     rows = _rows(out)
-    assert len(rows) == 10
+    assert len(rows) == 12
     # The second stages start from what the first has learned: logits shift, the model stays.
     by_key = {(row["method"], row["seed"]): row for row in rows}
     # Post-hoc adjustment trains nothing; DisAlign's one step here is too few to time, but it does train.

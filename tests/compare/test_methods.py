@@ -5,12 +5,14 @@ import yaml
 
 from aucseg.compare.methods import (
     Definition,
+    holding_out,
     load_base,
     load_definitions,
     load_models,
     merged,
     parse_method,
     parse_methods,
+    second_stage_config,
 )
 
 BASE = {
@@ -50,6 +52,24 @@ def test_definitions_change_a_method(tmp_path: Path) -> None:
     assert (second.first_stage, second.second_stage) == ("image-scope", "posthoc-la")
 
 
+def test_offsets_follow_any_trained_model() -> None:
+    methods = parse_methods(["la+bank", "la+bank+offsets", "ce", "ce+disalign", "ce+disalign+offsets"], {})
+    assert [method.second_stage for method in methods] == [None, "offsets", None, "disalign", "offsets"]
+    assert [method.first_stage for method in methods] == [None, "la+bank", None, "ce", "ce+disalign"]
+    assert [method.has_setting for method in methods] == [True, False, True, True, False]
+
+
+def test_images_are_kept_for_offsets_and_the_validation_split_stays() -> None:
+    config = holding_out(BASE, 0.1)
+    assert config["data"] == {"card": "tiny", "held_out_share": 0.1, "validate_held_out": False}
+    assert holding_out(config, 0.3) == config
+    second = second_stage_config(parse_method("ce+offsets", {}), config, Path("last.ckpt"), None)
+    assert second["model"]["model"] == "aucseg.compare.second_stage:offsets_model"
+    assert second["model"]["model_options"] == {"checkpoint": "last.ckpt", "data": config["data"]}
+    with pytest.raises(ValueError, match=r"set data\.validate_held_out to false"):
+        holding_out(merged(BASE, {"data": {"held_out_share": 0.2}}), 0.1)
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
@@ -61,6 +81,8 @@ def test_definitions_change_a_method(tmp_path: Path) -> None:
         (["ce+posthoc-la"], "list that before it"),
         (["la", "ce+disalign"], "starts from the models of 'ce'"),
         (["ce+posthoc-la+bank"], "write it last"),
+        (["ce+posthoc-la+offsets"], "one alone"),
+        (["ce+offsets"], "list that before it"),
     ],
 )
 def test_wrong_names_are_told(names: list[str], message: str) -> None:

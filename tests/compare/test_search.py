@@ -71,3 +71,5 @@ def test_a_trial_never_sees_the_validation_split() -> None:
     config = trial_config({"trainer": {"max_steps": 100}, "data": {"card": "x"}}, 0.25, 10)
     assert config["data"]["held_out_share"] == 0.25
     assert config["trainer"] == {"max_steps": 10, "val_check_interval": 10}
+    kept = trial_config({"trainer": {"max_steps": 100}, "data": {"card": "x", "validate_held_out": False}}, 0.25, None)
+    assert kept["data"] == {"card": "x", "held_out_share": 0.25, "validate_held_out": True}

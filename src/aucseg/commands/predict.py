@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
     )
     paths = find_images(args.inputs, exclude=args.out)
-    task = load_task(args.run).to(_device(args.device))
+    task = load_task(args.run).to(device_named(args.device))
     if counts is not None and len(counts) != task.card.num_classes:
         raise ValueError(
             f"{args.class_counts} counts {len(counts)} classes, the model of {args.run} has {task.card.num_classes}"
@@ -99,7 +99,12 @@ def run(args: argparse.Namespace) -> int:
     return 1 if summary.failures else 0
 
 
-def _device(name: str | None) -> torch.device:
+def device_named(name: str | None) -> torch.device:
+    """The device of an option ``--device``, by default CUDA where there is any.
+
+    Raises:
+        ValueError: there is no such device.
+    """
     import torch
 
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from aucseg.compare.methods import (
+    OFFSETS,
     POSTHOC,
     Configuration,
     Method,
     at_path,
+    holding_out,
     load_base,
     load_definitions,
     load_models,
@@ -40,6 +42,8 @@ lovasz, ...), 'aucseg' (AUCSegLoss and the bank) or 'auc' (AUCSegLoss alone), wi
   +rcs         rare-class sampling
   +posthoc-la  logit adjustment of the trained model (ce+posthoc-la after ce)
   +disalign    DisAlign's second stage on the trained model (ce+disalign after ce), a quarter of the steps
+  +offsets     one offset a class for the trained model (ce+offsets after ce), fitted for mean IoU on training images
+               that no method is trained on (--offsets-share)
 or a name of --methods-file: YAML 'NAME: {method: aucseg, model: {loss_options: {surrogate: hinge}}}'.
 
 examples:
@@ -67,6 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder (default: %(default)s)")
     parser.add_argument("--root", metavar="DIR", help="folder of the data, instead of the configuration's")
     parser.add_argument("--steps", type=_positive, metavar="N", help="training steps, instead of the configuration's")
+    parser.add_argument("--offsets-share", type=_share, default=0.1, metavar="S", help="share of the training images "
+                        "kept for +offsets, by all methods if any has it (default: %(default)s)")  # fmt: skip
     search = parser.add_argument_group("tuning, on training images that are held out and not trained on")
     search.add_argument("--search", action="append", default=[], metavar="SPEC", help="auto, SETTING=V1,V2,... or "
                         "METHOD:DOTTED.NAME=V1,V2,...; every method gets as many trials of its main setting; may be "
@@ -128,6 +134,8 @@ class _Comparison:
             base = merged(base, {"trainer": {"max_steps": args.steps, "val_check_interval": args.steps}})
         base["model"] = {"pixel_metrics": True} | (base.get("model") or {})
         methods = parse_methods(_listed(args.methods, "--methods"), load_definitions(args.methods_file))
+        if any(method.second_stage == OFFSETS for method in methods):
+            base = holding_out(base, args.offsets_share)
         names = [method.name for method in methods]
         baseline = args.baseline or ("ce" if "ce" in names else names[0])
         if baseline not in names:
@@ -140,7 +148,7 @@ class _Comparison:
             raise ValueError(f"--seeds {args.seeds}: a seed is listed twice")
         search = parse_search(args.search, methods)
         if search is not None:
-            for method in methods:
+            for method in filter(lambda method: method.has_setting, methods):
                 search.grid(method, base)  # a wrong grid is told before hours of runs
         return cls(
             models=load_models([item for item in args.models.split(",") if item], base),
@@ -233,7 +241,7 @@ class _Comparison:
                     yield model, method, done[method.name]
 
     def _run(self, title: str, folder: Path, method: Method, config: Configuration, first: Run | None) -> Run:
-        command = "validate" if method.second_stage == POSTHOC else "fit"
+        command = "validate" if method.second_stage in (POSTHOC, OFFSETS) else "fit"
         return Run(title, folder, config, command, first)
 
     def _second(self, method: Method, first: Run) -> Configuration:
@@ -261,9 +269,10 @@ class _Comparison:
         for model in self.models:
             for method in self.methods:
                 first = None if method.first_stage is None else self.winners.get((model, method.first_stage))
-                if (method.first_stage is not None and first is None) or not self._tune_method(
-                    self.search, model, method, first
-                ):
+                has_model = method.first_stage is None or first is not None
+                if has_model and not method.has_setting:
+                    continue
+                if not has_model or not self._tune_method(self.search, model, method, first):
                     print(f"{method.name} is left out: not one trial gave a result")
                     failed.add(method.name)
         self.methods = [method for method in self.methods if method.name not in failed]

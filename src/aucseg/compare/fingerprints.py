@@ -28,7 +28,14 @@ _LIBRARIES = ("torch", "torchvision", "lightning", "segmentation-models-pytorch"
 _MAX_HASHED_BYTES = 2_000_000_000
 # Where files lie, how many processes read them and whether they stay in memory does not change a result; the card's
 # content is part of the data.
-_NOT_CONFIGURATION = ("data.root", "data.card", "data.num_workers", "data.cache", "model.model_options.checkpoint")
+_NOT_CONFIGURATION = (
+    *(
+        f"{data}.{name}"
+        for data in ("data", "model.model_options.data")
+        for name in ("root", "card", "num_workers", "cache")
+    ),
+    "model.model_options.checkpoint",
+)
 
 
 def code_fingerprint(config: Mapping[str, Any]) -> Fingerprint:

@@ -15,8 +15,9 @@ from aucseg.safe_files import read_yaml_mapping
 
 Configuration = dict[str, Any]
 
-POSTHOC, DISALIGN = "posthoc-la", "disalign"
-_SUFFIXES = ("bank", "rcs", POSTHOC, DISALIGN)
+POSTHOC, DISALIGN, OFFSETS = "posthoc-la", "disalign", "offsets"
+_SECOND_STAGES = (POSTHOC, DISALIGN, OFFSETS)
+_SUFFIXES = ("bank", "rcs", *_SECOND_STAGES)
 # The second stage of DisAlign trains a few hundred parameters.
 _DISALIGN_BUDGET = 4
 
@@ -38,7 +39,7 @@ class Method:
         loss: Key of `aucseg.losses.baselines.LOSSES`.
         bank: Whether the memory bank pastes.
         rare_class_sampling: Whether images of rare classes are drawn more often.
-        second_stage: ``"posthoc-la"``, ``"disalign"`` or None.
+        second_stage: ``"posthoc-la"``, ``"disalign"``, ``"offsets"`` or None.
         first_stage: Name of the method whose trained model the second stage begins with, or None.
         overrides: Changes to the configuration, merged last.
     """
@@ -50,6 +51,11 @@ class Method:
     second_stage: str | None = None
     first_stage: str | None = None
     overrides: Configuration | None = None
+
+    @property
+    def has_setting(self) -> bool:
+        """Whether there is something to tune; offsets are fitted, and go with the settings of their first stage."""
+        return self.second_stage != OFFSETS
 
     def configure(self, base: Configuration) -> Configuration:
         """The configuration of this method (of its first stage, if it has two), from one for any method.
@@ -73,8 +79,8 @@ def parse_methods(names: Sequence[str], definitions: Mapping[str, Definition]) -
 
     Args:
         names: Each ``LOSS`` or the name of a definition, then any of ``+bank``, ``+rcs`` (rare-class sampling), and at
-            last ``+posthoc-la`` or ``+disalign``. LOSS is a name of `aucseg.losses.build_loss`, ``aucseg`` for
-            AUCSegLoss with the bank, or ``auc`` for AUCSegLoss without.
+            last ``+posthoc-la``, ``+disalign``, ``+offsets`` or ``+disalign+offsets``. LOSS is a name of
+            `aucseg.losses.build_loss`, ``aucseg`` for AUCSegLoss with the bank, or ``auc`` for AUCSegLoss without.
         definitions: From `load_definitions`.
 
     Raises:
@@ -107,9 +113,11 @@ def parse_method(name: str, definitions: Mapping[str, Definition]) -> Method:
             raise ValueError(f"method {name!r}: there is no '+{suffix}'; known are {known}")
     if len(set(suffixes)) < len(suffixes):
         raise ValueError(f"method {name!r} names a part twice")
-    second = [suffix for suffix in suffixes if suffix in (POSTHOC, DISALIGN)]
-    if second and (len(second) > 1 or suffixes[-1] != second[0]):
-        raise ValueError(f"method {name!r}: +{second[0]} is a second stage: write it last, and one alone")
+    second = [suffix for suffix in suffixes if suffix in _SECOND_STAGES]
+    if suffixes[len(suffixes) - len(second) :] != second or (len(second) > 1 and second != [DISALIGN, OFFSETS]):
+        raise ValueError(
+            f"method {name!r}: +{second[0]} is a second stage: write it last, and one alone (or +disalign+offsets)"
+        )
     overrides: Configuration = {}
     loss, bank, sampling = head, "bank" in suffixes, "rcs" in suffixes
     if head in definitions:
@@ -127,7 +135,7 @@ def parse_method(name: str, definitions: Mapping[str, Definition]) -> Method:
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(f"unknown method {name!r}; {hint}Known are {', '.join(candidates)}, with +bank, +rcs, ...")
     first_stage = "+".join([head, *suffixes[:-1]]) if second else None
-    return Method(name, loss, bank, sampling, second[0] if second else None, first_stage, overrides)
+    return Method(name, loss, bank, sampling, second[-1] if second else None, first_stage, overrides)
 
 
 def load_definitions(path: Path | None) -> dict[str, Definition]:
@@ -193,6 +201,26 @@ def load_models(items: Sequence[str], base: Configuration) -> dict[str, Configur
     return models
 
 
+def holding_out(base: Configuration, share: float) -> Configuration:
+    """A base configuration that keeps training images for offsets to be fitted on; the validation split stays as it is.
+
+    Args:
+        base: The base configuration; a share of its own is kept.
+        share: Of the training images.
+
+    Raises:
+        ValueError: The base validates on images that it holds out.
+    """
+    data = base.get("data") or {}
+    if data.get("held_out_share") and data.get("validate_held_out", True):
+        raise ValueError(
+            "the base configuration validates on the training images that it holds out (data.held_out_share), which "
+            "+offsets would be fitted on: leave that out, or set data.validate_held_out to false"
+        )
+    changes = {"held_out_share": data.get("held_out_share") or share, "validate_held_out": False}
+    return merged(base, {"data": changes})
+
+
 def second_stage_config(
     method: Method, first: Configuration, checkpoint: Path, class_counts: Sequence[int] | None
 ) -> Configuration:
@@ -203,6 +231,10 @@ def second_stage_config(
     if method.second_stage == POSTHOC:
         options["class_counts"] = list(class_counts or [])
         config["model"].update(model=f"{module}:posthoc_model", model_options=options, bank=None)
+        return config
+    if method.second_stage == OFFSETS:
+        options["data"] = copy.deepcopy(config["data"])
+        config["model"].update(model=f"{module}:offsets_model", model_options=options, bank=None)
         return config
     steps = max(1, config["trainer"]["max_steps"] // _DISALIGN_BUDGET)
     config["trainer"].update(max_steps=steps, val_check_interval=steps)

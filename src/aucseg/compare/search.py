@@ -114,10 +114,10 @@ def parse_search(items: Sequence[str], methods: Sequence[Method]) -> Search | No
             )
         if not colon:
             values[path] = listed
-        elif method in [known.name for known in methods]:
+        elif method in [known.name for known in methods if known.has_setting]:
             grids[method] = Grid(path, listed)
         else:
-            raise ValueError(f"--search {item}: {method!r} is none of the methods")
+            raise ValueError(f"--search {item}: {method!r} is none of the methods that have a setting")
     lengths = {len(v) for v in values.values()} | {len(grid.values) for grid in grids.values()}
     if len(lengths) > 1:
         raise ValueError(f"every method gets the same number of trials, but --search lists {sorted(lengths)} values")
@@ -142,6 +142,8 @@ def scores_of(grid: Grid, score: Callable[[Any], float | None]) -> dict[Any, flo
 def trial_config(config: Configuration, share: float, steps: int | None) -> Configuration:
     """The configuration of a trial: validates on a share of the training images, never on the validation split."""
     changes = at_path("data.held_out_share", share)
+    if not config["data"].get("validate_held_out", True):  # offsets would have them, in the runs
+        changes["data"]["validate_held_out"] = True
     if steps is not None:
         changes = merged(changes, {"trainer": {"max_steps": steps, "val_check_interval": steps}})
     return merged(config, changes)

@@ -1,15 +1,17 @@
-"""Models that begin with the trained model of another run: post-hoc logit adjustment and DisAlign.
+"""Models that begin with the trained model of another run: post-hoc logit adjustment, offsets and DisAlign.
 
 They are named in a configuration by import path, as ``model.model: aucseg.compare.second_stage:posthoc_model``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from aucseg.inference.offset_model import with_offsets
 from aucseg.losses.baselines import DisAlignModel, post_hoc_logit_adjustment
 from aucseg.models.segmentation_model import SegmentationModel, WrappedNetwork
 
@@ -47,6 +49,34 @@ def posthoc_model(
     """
     model = _trained_model(checkpoint)
     return _wrapped(AdjustedModel(model, class_counts, tau), model, num_classes)
+
+
+def offsets_model(num_classes: int, *, checkpoint: str, data: Mapping[str, Any]) -> SegmentationModel:
+    """The model of a checkpoint with offsets fitted for mean IoU on the training images that its run held out.
+
+    ``aucseg validate`` evaluates it, nothing is trained. Where the gain is not above its spread the model stays as it
+    is. The log of the run says what was found.
+
+    Args:
+        num_classes: K.
+        checkpoint: A run's ``checkpoints/last.ckpt``.
+        data: Options of the run's data module, ``held_out_share`` among them.
+    """
+    from aucseg.training.adjustment import evaluation_batches, fit_task_offsets
+    from aucseg.training.datamodule import SegmentationDataModule
+    from aucseg.training.stored_task import load_task
+
+    task = load_task(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
+    num_images, batches = evaluation_batches(SegmentationDataModule(**data), None)
+    fit = fit_task_offsets(task, batches)
+    verdict = "above" if fit.accepted else "not above, so that the model stays as it is"
+    print(
+        f"offsets on {num_images} held-out images: mean IoU {100 * fit.before:.1f}, {100 * fit.gain:+.1f} with offsets "
+        f"fitted on others; spread {100 * fit.spread:.1f}: {verdict}; {fit.offsets}"
+    )
+    model = task.cpu().model
+    offsets = fit.offsets if fit.accepted else (0.0,) * num_classes
+    return with_offsets(model, offsets, num_classes)
 
 
 def disalign_model(num_classes: int, *, checkpoint: str, classifier: str | None = None) -> SegmentationModel:

@@ -81,6 +81,8 @@ class SegmentationDataModule(LightningDataModule):
         held_out_share: for choosing settings without looking at the validation split: this share of the training
             images is kept from training and validated on, each class in its share (`aucseg.loading.held_out`), the same
             images whatever the seed. 0 for an ordinary run.
+        validate_held_out: False validates on the validation split all the same: the images held out are kept for
+            ``aucseg adjust``.
         statistics: file of the training split's class statistics, as ``aucseg stats`` writes it; None counts the masks
             when something needs the counts (each process its part).
         rare_crop: how often a training crop is one around a pixel of a rare class, in [0, 1].
@@ -120,6 +122,7 @@ class SegmentationDataModule(LightningDataModule):
         sampler: str = "random",
         sampler_options: dict[str, Any] | None = None,
         held_out_share: float = 0.0,
+        validate_held_out: bool = True,
         statistics: str | None = None,
         rare_crop: float = 0.0,
         rare_crop_classes: list[int | str] | None = None,
@@ -167,6 +170,7 @@ class SegmentationDataModule(LightningDataModule):
         self.sampler_options = dict(sampler_options or {})
         self.held_out_share = held_out_share
         self._split: tuple[list[int], list[int]] | None = None
+        self.validate_held_out = validate_held_out
         self._statistics = None if statistics is None else self._load_statistics(statistics)
         self.shards = shards
         self.val_shards = val_shards
@@ -226,8 +230,18 @@ class SegmentationDataModule(LightningDataModule):
 
     def validation_dataset(self, transform: Callable[[dict[str, Any]], dict[str, Any]] | None) -> SegmentationDataset:
         """The validation split, or the training images that are held out."""
+        if self.held_out_share and self.validate_held_out:
+            return self.held_out_dataset(transform)
+        return self.dataset(self.val_split, transform)
+
+    def held_out_dataset(self, transform: Callable[[dict[str, Any]], dict[str, Any]] | None) -> SegmentationDataset:
+        """The training images that are held out.
+
+        Raises:
+            ValueError: none are.
+        """
         if not self.held_out_share:
-            return self.dataset(self.val_split, transform)
+            raise ValueError("no training images are held out: held_out_share is 0")
         dataset = self.dataset(self.train_split, transform)
         dataset.pairs = [dataset.pairs[index] for index in self._held_out(dataset)[1]]
         return dataset

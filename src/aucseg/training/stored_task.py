@@ -13,13 +13,17 @@ from typing import Any
 
 import torch
 
+from aucseg.inference.offset_model import OFFSET_MODEL
 from aucseg.models.build import is_import_path
 from aucseg.models.checkpoint import TRUST_VARIABLE, files_are_trusted, load_plain
 from aucseg.training.checkpoints import LAST_CHECKPOINT
 from aucseg.training.task import SegmentationTask
 
 # Models of this package that a checkpoint may name by import path; they load a checkpoint themselves, with `load_task`.
-_OWN_MODELS = tuple(f"aucseg.compare.second_stage:{name}" for name in ("posthoc_model", "disalign_model"))
+_OWN_MODELS = (
+    *(f"aucseg.compare.second_stage:{name}" for name in ("posthoc_model", "disalign_model", "offsets_model")),
+    OFFSET_MODEL,
+)
 
 
 def load_task(run: str | Path, map_location: str | torch.device = "cpu") -> SegmentationTask:
@@ -41,7 +45,12 @@ def load_task(run: str | Path, map_location: str | torch.device = "cpu") -> Segm
     settings = content.get("hyper_parameters") if isinstance(content, Mapping) else None
     if not isinstance(settings, Mapping) or not isinstance(content.get("state_dict"), Mapping):
         raise ValueError(f"{checkpoint} is no checkpoint of 'aucseg fit': it holds no settings and weights of a task")
-    check_model_name(settings.get("model"), checkpoint)
+    model: Any = settings
+    check_model_name(model.get("model"), checkpoint)
+    while model.get("model") == OFFSET_MODEL:  # which builds another by its name
+        model = model.get("model_options")
+        model = model if isinstance(model, Mapping) else {}
+        check_model_name(model.get("model"), checkpoint)
     card = settings.get("card")
     if not isinstance(card, str) or "\n" not in card:
         raise ValueError(f"{checkpoint} is no checkpoint of 'aucseg fit': it holds no data set card")

@@ -204,7 +204,8 @@ class SegmentationTask(LightningModule):
         logits: Tensor = self.model(self.normalize(images))
         return logits
 
-    def _evaluation_logits(self, images: Tensor) -> Tensor:
+    def evaluation_logits(self, images: Tensor) -> Tensor:
+        """Logits (B, K, h, w) as validation takes them, with the sliding window and so on of ``evaluation``."""
         if self.evaluation is None:
             logits: Tensor = self(images)
             return logits
@@ -279,7 +280,7 @@ class SegmentationTask(LightningModule):
         """
         predicted: list[Tensor] = [torch.empty(0)] * len(batch["mask"])
         for positions, images, masks in same_size_parts(batch):
-            logits, target = self._evaluation_logits(images), masks.long()
+            logits, target = self.evaluation_logits(images), masks.long()
             assert self.loss is not None
             with process_group_of(self.loss, None):  # processes may have unequal numbers of validation batches
                 for i in range(len(target)):

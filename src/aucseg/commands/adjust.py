@@ -1,0 +1,237 @@
+"""``aucseg adjust``: from ranking to labels, one offset a class fitted to a trained run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aucseg.inference import OffsetFit
+    from aucseg.training.datamodule import SegmentationDataModule
+    from aucseg.training.task import SegmentationTask
+
+ADJUST_FILE = "adjust.json"
+_MAX_LINES = 20
+
+_EPILOG = """The offsets are fitted on images that the run was not trained on:
+  those that it held out (data.held_out_share), the default where there are any, or
+  a split of the card (--split), by default the validation split. Its images are then judged in parts, each with offsets
+  fitted on the others, so that one small split serves both; --folds 2 judges two halves on each other.
+Nothing is written where the gain is not above its spread.
+
+examples:
+  aucseg adjust runs/a                                 offsets for mean IoU; a new run folder runs/a-adjusted
+  aucseg adjust runs/a --objective tail --split val
+  aucseg adjust runs/a --class-weight rider=3 train=2
+  aucseg report runs/a runs/a-adjusted                 and predict, export and validate take it like any run
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of ``aucseg adjust``."""
+    parser.epilog = _EPILOG
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="run folder of 'aucseg fit'")
+    images = parser.add_mutually_exclusive_group()
+    images.add_argument("--split", metavar="NAME", help="split of the card to fit on")
+    images.add_argument("--held-out", action="store_true", help="fit on the training images that the run held out")
+    add("--objective", default="miou", help="miou, or a group of the card, such as tail (default: %(default)s)")
+    add("--class-weight", nargs="+", default=[], metavar="CLASS=W", help="weights of classes in the mean, all others 1")
+    add("--folds", type=int, default=5, metavar="N", help="parts of the images, see below (default: %(default)s)")
+    add("--out", type=Path, metavar="DIR", help="new run folder (default: RUN-adjusted)")
+    add("--overwrite", action="store_true", help="replace an earlier adjusted run there")
+    add("--root", metavar="DIR", help="folder of the data, instead of the run's")
+    add("--device", help="cpu or cuda (default: cuda where there is one)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fits, judges and writes.
+
+    Returns:
+        0, or 1 if the gain is not above its spread and nothing was written.
+    """
+    from aucseg.commands.predict import device_named
+    from aucseg.training.adjustment import evaluation_batches, fit_task_offsets, write_adjusted_checkpoint
+    from aucseg.training.checkpoints import LAST_CHECKPOINT
+    from aucseg.training.result_writer import CONFIG_FILE, write_json
+    from aucseg.training.stored_task import load_task
+
+    if not args.run.is_dir():
+        raise ValueError(f"{args.run} is no run folder of 'aucseg fit'")
+    out = args.out or args.run.resolve().with_name(args.run.resolve().name + "-adjusted")
+    if out.exists() and any(out.iterdir()) and not (args.overwrite and (out / ADJUST_FILE).is_file()):
+        way_out = "give another with --out" if not (out / ADJUST_FILE).is_file() else "--overwrite replaces it"
+        raise ValueError(f"{out} is not empty: {way_out}")
+    datamodule = _datamodule(args.run / CONFIG_FILE, args.root)
+    held_out = args.held_out or (args.split is None and datamodule.held_out_share > 0)
+    split = None if held_out else (args.split or datamodule.val_split)
+    task = load_task(args.run).to(device_named(args.device))
+    objective = _objective(args.objective, args.class_weight, task)
+    num_images, batches = evaluation_batches(datamodule, split)
+    where = "held-out training images" if split is None else f"images of split {split!r}"
+    print(f"fitting one offset a class on {num_images} {where} ...", flush=True)
+    fit = fit_task_offsets(task, batches, objective=objective, num_folds=args.folds)
+    print(_table(fit, task, f"{num_images} {where}"))
+    if not fit.accepted:
+        print(
+            f"aucseg adjust: the gain in {_title(fit)}, {_signed(fit.gain)}, is not above its spread, "
+            f"{100 * fit.spread:.1f}: on other images the offsets may as well do harm, and none were written"
+        )
+        return 1
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(args.run / CONFIG_FILE, out / CONFIG_FILE)
+    layer = write_adjusted_checkpoint(args.run / LAST_CHECKPOINT, fit.offsets, out)
+    names = task.card.class_names
+    record = fit.as_dict() | {
+        "run": str(args.run),
+        "images": where,
+        "layer": layer,
+        **{key: dict(zip(names, getattr(fit, key), strict=True)) for key in ("offsets", "iou_before", "iou_after")},
+    }
+    write_json(out / ADJUST_FILE, record, indent=2)
+    if split == datamodule.val_split:
+        _write_cross_fitted(fit, task, out)
+    else:
+        # The files of the model as it was are not for the new run's folder, not even for the time being.
+        with tempfile.TemporaryDirectory() as folder:
+            before = _evaluated(args.run, datamodule, Path(folder), args.device)
+        after = _evaluated(out, datamodule, out, args.device)
+        print(f"\non split {datamodule.val_split!r}, which chose nothing:")
+        print("\n".join(_lines({name: (before[name], after[name]) for name in ("miou", *(task.groups or {}))})))
+    place = f"in the bias of {layer}" if layer else "behind the model, none of whose biases would do"
+    print(f"wrote {out}: the offsets are {place}")
+    return 0
+
+
+def _datamodule(config: Path, root: str | None) -> SegmentationDataModule:
+    from aucseg.safe_files import read_yaml_mapping
+    from aucseg.training.datamodule import SegmentationDataModule
+
+    options = read_yaml_mapping(config).get("data") if config.is_file() else None
+    if not isinstance(options, dict) or not options.get("card"):
+        raise ValueError(f"{config} does not say on which data the run was trained")
+    options = dict(options) | {"validate_held_out": False}
+    return SegmentationDataModule(**(options if root is None else options | {"root": root}))
+
+
+def _objective(name: str, items: Sequence[str], task: SegmentationTask) -> str | list[float]:
+    known = ["miou", *(task.groups or {})]
+    if name not in known:
+        raise ValueError(f"--objective {name!r}: expected one of {', '.join(known)}")
+    if not items:
+        return name
+    names = list(task.card.class_names)
+    chosen = range(len(names)) if name == "miou" else (task.groups or {})[name]
+    weights = [1.0 if class_id in chosen else 0.0 for class_id in range(len(names))]
+    for item in items:
+        class_name, _, text = item.rpartition("=")
+        if class_name not in names:
+            raise ValueError(f"--class-weight {item}: expected CLASS=W; classes are {', '.join(names)}")
+        try:
+            weights[names.index(class_name)] = float(text)
+        except ValueError as error:
+            raise ValueError(f"--class-weight {item}: {text!r} is no number") from error
+    return weights
+
+
+def _evaluated(run: Path, datamodule: SegmentationDataModule, out: Path, device: str | None) -> dict[str, float]:
+    """Validates a run's model on the validation split; the result files go to ``out``."""
+    from lightning.pytorch import Trainer
+
+    from aucseg.training.checkpoints import LAST_CHECKPOINT, checkpoint_step
+    from aucseg.training.result_writer import RESULT_FILE, ResultWriter, write_json
+    from aucseg.training.stored_task import load_task
+
+    # What Lightning says at every start is noise beside the table.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    trainer = Trainer(
+        accelerator="auto" if device is None else "gpu" if device.startswith("cuda") else device,
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=sys.stderr.isatty(),
+        enable_model_summary=False,
+        callbacks=[ResultWriter(out)],
+        default_root_dir=out,
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".isinstance.treespec, LeafSpec.. is deprecated")
+        warnings.filterwarnings("ignore", message=".*does not have many workers")
+        trainer.validate(load_task(run), datamodule=datamodule, verbose=False)
+    result: dict[str, Any] = json.loads((out / RESULT_FILE).read_text(encoding="utf-8"))
+    # The model is that of the run's last step, though this trainer has made none.
+    write_json(out / RESULT_FILE, result | {"step": checkpoint_step(run / LAST_CHECKPOINT)}, indent=2)
+    return {name: math.nan if value is None else float(value) for name, value in result["metrics"].items()}
+
+
+def _write_cross_fitted(fit: OffsetFit, task: SegmentationTask, out: Path) -> None:
+    """Writes the result of a run whose validation images were fitted on: each with the offsets that others gave."""
+    from aucseg.training.checkpoints import LAST_CHECKPOINT, checkpoint_step
+    from aucseg.training.result_writer import RESULT_FILE, write_json
+
+    card = task.card
+    result = {
+        "step": checkpoint_step(out / LAST_CHECKPOINT),
+        "card": card.name,
+        "metrics": {name: after for name, (_, after) in _means(fit, task).items()},
+        "per_class_iou": dict(zip(card.class_names, fit.iou_after, strict=True)),
+        "groups": task.groups,
+        "class_names": list(card.class_names),
+        "palette": [list(color) for color in card.palette],
+    }
+    write_json(out / RESULT_FILE, result, indent=2)
+
+
+def _means(fit: OffsetFit, task: SegmentationTask) -> dict[str, tuple[float, float]]:
+    """Mean IoU before and after, over all classes and by group."""
+    groups = {"miou": range(task.card.num_classes), **(task.groups or {})}
+    return {
+        name: (_mean([fit.iou_before[i] for i in ids]), _mean([fit.iou_after[i] for i in ids]))
+        for name, ids in groups.items()
+    }
+
+
+def _table(fit: OffsetFit, task: SegmentationTask, where: str) -> str:
+    lines = [f"mean IoU in % on {where}, each judged with offsets fitted on others ({fit.num_folds} folds):"]
+    lines += _lines(_means(fit, task))
+    order = sorted(range(task.card.num_classes), key=lambda i: -abs(fit.offsets[i]))[:_MAX_LINES]
+    lines += ["", f"{'class':24} {'offset':>8} {'before':>8} {'after':>8}"]
+    for i in order:
+        values = " ".join(f"{100 * value:8.1f}" for value in (fit.iou_before[i], fit.iou_after[i]))
+        lines.append(f"{task.card.class_names[i]:24.24} {fit.offsets[i]:+8.2f} {values}")
+    hidden = task.card.num_classes - len(order)
+    lines += [f"... and {hidden} classes with smaller offsets"] if hidden else []
+    lines += ["", f"gain in {_title(fit)}: {_signed(fit.gain)}, spread {100 * fit.spread:.1f}"]
+    if not fit.is_exact:
+        lines.append("(pixels of frequent classes were drawn to bound the memory)")
+    return "\n".join(lines)
+
+
+def _lines(rows: dict[str, tuple[float, float]]) -> list[str]:
+    lines = [f"{'':24} {'before':>8} {'after':>8}"]
+    for name, (before, after) in rows.items():
+        title = "overall" if name == "miou" else name
+        lines.append(f"{title:24} {100 * before:8.1f} {100 * after:8.1f}   {_signed(after - before)}")
+    return lines
+
+
+def _title(fit: OffsetFit) -> str:
+    return {"miou": "mean IoU", "weights": "the weighted mean IoU"}.get(fit.objective, f"the IoU of {fit.objective}")
+
+
+def _signed(value: float) -> str:
+    return f"{100 * value:+.1f}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan

@@ -1,0 +1,121 @@
+"""Offsets for the model of a run: fitted on images that it was not trained on, written into its checkpoint."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from aucseg.inference import OffsetFit, OffsetFitter
+from aucseg.inference.offset_model import OFFSET_MODEL, add_to_bias
+from aucseg.loading.evaluation_batches import collate_any_size, same_size_parts
+from aucseg.models.checkpoint import load_plain
+from aucseg.safe_files import replace_file
+from aucseg.training.checkpoints import LAST_CHECKPOINT
+from aucseg.training.datamodule import SegmentationDataModule
+from aucseg.training.stored_task import load_task
+from aucseg.training.task import SegmentationTask
+
+# Any size will do to see what a bias changes; small for the networks with the largest strides.
+_EXAMPLE_SIZE = (64, 96)
+
+
+def fit_task_offsets(
+    task: SegmentationTask,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    objective: str | Sequence[float] = "miou",
+    num_folds: int = 5,
+    progress: bool = True,
+) -> OffsetFit:
+    """Fits offsets to the logits that validation takes from a task.
+
+    Args:
+        task: in evaluation mode.
+        batches: ``{"image": (B, C, H, W) in 0..255, "mask": (B, H, W)}``, or lists of B tensors where sizes differ, as
+            `SegmentationDataModule` has them, of images that the task was not trained on.
+        objective: see `aucseg.inference.OffsetFitter.fit`; groups are the task's.
+        num_folds: parts of the images, each judged with the offsets that the others gave.
+        progress: whether to show a bar.
+    """
+    fitter = OffsetFitter(task.card.num_classes, ignore_index=task.card.ignore_index)
+    with torch.inference_mode():
+        for batch in tqdm(batches, "offsets", disable=not (progress and sys.stderr.isatty()), leave=False):
+            for _, images, masks in same_size_parts(batch):
+                fitter.update(task.evaluation_logits(images.to(task.device)), masks.to(task.device))
+    return fitter.fit(objective, groups=task.groups, num_folds=num_folds)
+
+
+def evaluation_batches(datamodule: SegmentationDataModule, split: str | None) -> tuple[int, DataLoader[dict[str, Any]]]:
+    """The images of a split, or those held out of training, as validation sees them.
+
+    Args:
+        datamodule: of the run.
+        split: name of a split of the card; None for the training images that are held out.
+
+    Returns:
+        The number of images and their loader.
+
+    Raises:
+        ValueError: the split is the one that was trained on, or no images are held out.
+    """
+    transform: Callable[[dict[str, Any]], dict[str, Any]] = datamodule.evaluation_transform
+    if split is None:
+        dataset = datamodule.held_out_dataset(transform)
+    elif split == datamodule.train_split:
+        raise ValueError(
+            f"the run was trained on the split {split!r}, where it looks better than it is: name another one, or train "
+            "with data.held_out_share 0.1 and use --held-out"
+        )
+    else:
+        dataset = datamodule.dataset(split, transform)
+    size, workers = datamodule.eval_batch_size, datamodule.num_workers
+    loader = DataLoader(dataset, batch_size=size, num_workers=workers, collate_fn=collate_any_size)
+    return len(dataset), loader
+
+
+def write_adjusted_checkpoint(checkpoint: Path, offsets: Sequence[float], folder: Path) -> str:
+    """Writes ``checkpoints/last.ckpt`` of a run whose model has the offsets in it.
+
+    They go into the bias of the layer that makes the logits, so that all that reads the model has them. A model without
+    such a bias is wrapped in one that adds them.
+
+    Args:
+        checkpoint: of the trained run.
+        offsets: (K,).
+        folder: run folder to write to.
+
+    Returns:
+        Where the offsets are: the name of the layer, or "" for the wrapper.
+    """
+    task = load_task(checkpoint)
+    content = load_plain(checkpoint)
+    layer = add_to_bias(task.model, offsets, task.normalize(torch.full((1, task.mean.numel(), *_EXAMPLE_SIZE), 127.0)))
+    if layer is None:
+        _wrap(content, torch.tensor(offsets, dtype=torch.float32))
+    else:
+        name = ".".join(part for part in ("model", layer, "bias") if part)
+        content["state_dict"][name] = task.state_dict()[name]
+    content["offsets"] = list(offsets)
+    buffer = BytesIO()
+    torch.save(content, buffer)
+    path = folder / LAST_CHECKPOINT
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, buffer.getbuffer())
+    return layer or ""
+
+
+def _wrap(content: dict[str, Any], offsets: Tensor) -> None:
+    settings, state = content["hyper_parameters"], content["state_dict"]
+    settings["model_options"] = {"model": settings["model"], "model_options": settings["model_options"]}
+    settings["model"] = OFFSET_MODEL
+    for name in [name for name in state if name.startswith("model.")]:
+        state["model.network.model." + name.removeprefix("model.")] = state.pop(name)
+    state["model.network.offsets"] = offsets

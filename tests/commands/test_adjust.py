@@ -1,0 +1,186 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from aucseg import SegmentationTask
+from aucseg.cli import main
+from aucseg.compare.second_stage import offsets_model
+from aucseg.datasets import SegmentationDataset
+from aucseg.models.checkpoint import TRUST_VARIABLE
+from aucseg.report.runs import read_run
+from aucseg.training.stored_task import load_task
+from tests.conftest import write_tiny_dataset
+from tests.inference.color_models import HELD_BACK
+
+CLASSES = ("ground", "box", "crate", "gem")
+
+
+@pytest.fixture(scope="module")
+def card(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_dataset(tmp_path_factory.mktemp("data"), num_train=40, num_val=16)
+
+
+def make_run(folder: Path, card: Path, model: str, **data: object) -> Path:
+    """A run folder as training leaves it, without the training."""
+    task = SegmentationTask(
+        str(card), f"tests.inference.color_models:{model}", mean=[0.0] * 3, std=[1.0] * 3, loss="ce"
+    )
+    (folder / "checkpoints").mkdir(parents=True)
+    content = {
+        "state_dict": task.state_dict(),
+        "hyper_parameters": dict(task.hparams),
+        "global_step": 7,
+        "pytorch-lightning_version": "2.6.0",
+    }
+    torch.save(content, folder / "checkpoints" / "last.ckpt")
+    options = {"card": str(card), "root": str(card.parent), "eval_batch_size": 4, "num_workers": 0, **data}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"trainer": {"max_steps": 7}, "data": options}))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TRUST_VARIABLE, "1")
+
+
+@pytest.mark.parametrize("model", ["with_bias", "WithoutBias"])
+def test_a_class_that_was_held_back_is_found(
+    model: str, card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run", card, model)
+    before = (run / "checkpoints" / "last.ckpt").read_bytes()
+    assert main(["adjust", str(run), "--device", "cpu"]) == 0
+    text = capsys.readouterr().out
+    assert "16 images of split 'val'" in text
+    assert ("in the bias of" in text) == (model == "with_bias")
+    out = tmp_path / "run-adjusted"
+    record = json.loads((out / "adjust.json").read_text())
+    assert record["offsets"]["gem"] - record["offsets"]["ground"] > 0.2
+    assert (record["iou_before"]["gem"], record["accepted"]) == (0.0, True)
+    assert record["iou_after"]["gem"] > 0.9
+    assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
+    # Every reader of a run sees the new decisions: those of the old logits with the offsets.
+    old, new = load_task(run), load_task(out)
+    images = torch.stack([SegmentationDataset(str(card), card.parent, "val")[i]["image"] for i in range(4)])
+    offsets = torch.tensor([record["offsets"][name] for name in CLASSES]).view(1, -1, 1, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(new(images), old(images) + offsets)
+    adjusted = read_run(out)
+    assert (adjusted.step, adjusted.is_finished) == (7, True)
+    assert adjusted.metrics["tail"] == record["iou_after"]["gem"]
+
+
+@pytest.mark.parametrize("model", ["with_bias", "WithoutBias"])
+def test_exported_and_predicted_labels_are_those_of_the_adjusted_run(model: str, card: Path, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    run = make_run(tmp_path / "run", card, model)
+    out, path = tmp_path / "out", tmp_path / "model.onnx"
+    assert main(["adjust", str(run), "--out", str(out), "--device", "cpu"]) == 0
+    assert main(["export", str(out), "--to", str(path)]) == 0
+    inputs = str(card.parent / "images" / "val")
+    assert main(["predict", str(out), inputs, "--out", str(tmp_path / "maps"), "--no-overlays", "--device", "cpu"]) == 0
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    old = load_task(run)
+    offsets = torch.tensor(list(json.loads((out / "adjust.json").read_text())["offsets"].values())).view(1, -1, 1, 1)
+    for index in range(16):
+        image = SegmentationDataset(str(card), card.parent, "val")[index]["image"][None]
+        with torch.no_grad():
+            expected = (old(image) + offsets).argmax(1)[0].numpy()
+        exported = session.run(["logits"], {"images": image.float().numpy()})[0].argmax(1)[0]
+        predicted = np.array(Image.open(tmp_path / "maps" / "labels" / f"frame_{index:02d}.png"))
+        np.testing.assert_array_equal(exported, expected)
+        np.testing.assert_array_equal(predicted, expected)
+
+
+def test_held_out_images_are_fitted_on_and_the_validation_split_judges(
+    card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run", card, "with_bias", held_out_share=0.6)
+    assert main(["adjust", str(run), "--objective", "tail", "--folds", "4", "--device", "cpu"]) == 0
+    text = capsys.readouterr().out
+    assert "24 held-out training images" in text
+    assert "on split 'val', which chose nothing" in text
+    out = tmp_path / "run-adjusted"
+    result = json.loads((out / "result.json").read_text())
+    assert result["step"] == 7
+    assert result["metrics"]["tail"] > 0.9
+    assert len(json.loads((out / "images.json").read_text())) == 16
+    assert json.loads((out / "adjust.json").read_text())["num_folds"] == 4
+
+
+def test_compare_judges_the_model_with_the_offsets_of_held_out_images(
+    card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run", card, "with_bias")
+    data = {"card": str(card), "root": str(card.parent), "num_workers": 0, "held_out_share": 0.6}
+    model = offsets_model(4, checkpoint=str(run / "checkpoints" / "last.ckpt"), data=data).eval()
+    assert "offsets on 24 held-out images" in capsys.readouterr().out
+    sample = SegmentationDataset(str(card), card.parent, "val")[0]
+    assert (sample["mask"] == 3).any()
+    with torch.no_grad():
+        predicted = model(sample["image"][None].float()).argmax(1)[0]
+    valid = sample["mask"] != 255
+    assert (predicted == sample["mask"])[valid].float().mean() > 0.99
+
+
+def test_what_is_right_already_is_left_alone(card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "run", card, "with_bias")
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    next(value for name, value in checkpoint["state_dict"].items() if name.endswith("1.bias"))[3] += HELD_BACK
+    torch.save(checkpoint, run / "checkpoints" / "last.ckpt")
+    assert main(["adjust", str(run), "--device", "cpu"]) == 1
+    assert "is not above its spread" in capsys.readouterr().out
+    assert not (tmp_path / "run-adjusted").exists()
+
+
+def test_class_weights(card: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", card, "with_bias")
+    assert main(["adjust", str(run), "--class-weight", "gem=5", "--device", "cpu"]) == 0
+    record = json.loads((tmp_path / "run-adjusted" / "adjust.json").read_text())
+    assert record["objective"] == "weights"
+    assert record["before"] == pytest.approx(sum(list(record["iou_before"].values())[:3]) / 8)
+
+
+def test_wrong_calls_are_told(card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "run", card, "with_bias")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes.txt").touch()
+    for options, message in (
+        (["--split", "train"], "was trained on the split 'train'"),
+        (["--held-out"], "no training images are held out"),
+        (["--split", "tset"], "tset"),
+        (["--objective", "tial"], "expected one of miou, head, middle, tail"),
+        (["--class-weight", "gme=2"], "classes are ground, box, crate, gem"),
+        (["--class-weight", "gem=x"], "'x' is no number"),
+        (["--folds", "1"], "at least 2"),
+        (["--out", str(tmp_path / "taken")], "is not empty"),
+        (["--device", "nowhere"], "--device nowhere"),
+    ):
+        assert main(["adjust", str(run), *options]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["adjust", str(tmp_path / "nothing")]) == 2
+    assert "is no run folder" in capsys.readouterr().err
+
+
+def test_an_adjusted_run_is_replaced_on_request_only(card: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", card, "with_bias")
+    command = ["adjust", str(run), "--device", "cpu"]
+    assert main(command) == 0
+    assert main(command) == 2
+    assert main([*command, "--overwrite"]) == 0
+
+
+def test_a_wrapped_model_does_not_smuggle_in_an_import(
+    card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", card, "WithoutBias")
+    assert main(["adjust", str(run), "--device", "cpu"]) == 0
+    assert load_task(tmp_path / "run-adjusted").hparams["model"].startswith("aucseg.inference")
+    monkeypatch.delenv(TRUST_VARIABLE)
+    with pytest.raises(ValueError, match="It is not imported"):
+        load_task(tmp_path / "run-adjusted")
