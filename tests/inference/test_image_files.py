@@ -235,7 +235,7 @@ def test_sixteen_bit_colors(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png_of_16_bits(values))
     assert np.array_equal(read_image(tmp_path / "a.png"), np.round(values / 257).astype(np.uint8))
     # Data of 12 bits: refused, or scaled by the range that is stated.
-    (tmp_path / "b.png").write_bytes(png_of_16_bits(values >> 4))
+    (tmp_path / "b.png").write_bytes(png_of_16_bits((values >> 4).astype(np.uint16)))
     with pytest.raises(ImageError, match=r"b\.png: values from \d+ to 40\d\d; say which of them are black and white"):
         read_image(tmp_path / "b.png")
     scaled = read_image(tmp_path / "b.png", value_range=(0, 4095))

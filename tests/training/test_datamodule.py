@@ -1,3 +1,4 @@
+import shutil
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aucseg.datasets import SegmentationDataset
-from aucseg.datasets.shards import write_shards
+from aucseg.datasets import SampleError, SegmentationDataset
+from aucseg.datasets.shards import StreamedSegmentationDataset, write_shards
 from aucseg.loading.sample_order import SampleStream, random_order
 from aucseg.loading.transforms import RandomCropWithClassCap
 from aucseg.statistics.class_statistics import ClassStatistics
@@ -169,7 +170,7 @@ def test_shards_are_counted_and_validated_like_the_folder(tiny_card: Path, tmp_p
 def test_too_few_shards_for_the_loader_processes_are_named(tiny_card: Path, tmp_path: Path) -> None:
     options = shard_options(tiny_card, tmp_path, num_workers=2)
     options["shards"] = options["shards"][:1]
-    with pytest.raises(ValueError, match="no sample for loader process 2 of 2"):
+    with pytest.raises(ValueError, match=r"too few shards in data\.shards: 1 for 2 loader processes"):
         take(SegmentationDataModule(**options), 2)
 
 
@@ -226,3 +227,42 @@ def test_the_cap_spares_the_tail_of_the_card(tiny_card: Path) -> None:
 def test_options_that_do_not_fit_are_named(tiny_card: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SegmentationDataModule(str(tiny_card), str(tiny_card.parent), **options)
+
+
+def test_shards_by_a_pattern(tiny_card: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "my [shards]"
+    write_shards(SegmentationDataset(str(tiny_card), tiny_card.parent), folder, samples_per_shard=4)
+    (folder / "._train-000000.tar").write_bytes(b"")
+    stream = StreamedSegmentationDataset(str(tiny_card), str(folder / "train-*.tar"))
+    assert [Path(url).name for url in stream.urls] == ["train-000000.tar", "train-000001.tar"]
+    assert len(list(stream)) == 8
+    assert StreamedSegmentationDataset(str(tiny_card), str(folder / "*-{000000..000001}.tar")).urls == stream.urls
+    with pytest.raises(ValueError, match=r"no shard is called .*val-\*\.tar"):
+        StreamedSegmentationDataset(str(tiny_card), str(folder / "val-*.tar"))
+
+
+def test_what_a_run_says_of_its_data(tiny_card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(tiny_card.parent, root)
+    (root / "images/train/frame_00.png").rename(root / "images/train/frame_00.jpeg")
+    module = SegmentationDataModule(str(tiny_card), str(root), num_workers=0)
+    module.setup("fit")
+    module.setup("validate")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "aucseg: files: train 7 images, val 4 images",
+        "aucseg: files: 2 not as they should be (all of them: aucseg stats): images/train/frame_00.jpeg: in no pair; "
+        "masks/train/frame_00.png: in no pair",
+    ]
+
+
+def test_links_out_of_the_root_are_followed_unless_forbidden(tiny_card: Path, tmp_path: Path) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / folder).symlink_to(tiny_card.parent / folder)
+    followed = SegmentationDataModule(str(tiny_card), str(tmp_path), num_workers=0, crop_size=(32, 40))
+    assert next(iter(followed.train_dataloader()))["image"].shape == (8, 3, 32, 40)
+    module = SegmentationDataModule(
+        str(tiny_card), str(tmp_path), num_workers=0, crop_size=(32, 40), follow_symlinks=False
+    )
+    with pytest.raises(SampleError, match="a symbolic link leads out of the root folder"):
+        next(iter(module.train_dataloader()))

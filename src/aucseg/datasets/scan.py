@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from aucseg.datasets.dataset import SegmentationDataset
 
 _logger = logging.getLogger(__name__)
-_CHUNK = 8
+_CHUNK = 32
 # Below this number of files the start of the processes costs more than they save.
 _MIN_POOL_JOBS = 128
 

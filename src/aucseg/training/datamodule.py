@@ -371,7 +371,7 @@ class SegmentationDataModule(LightningDataModule):
         needed = max(1, self.num_workers) * world_size
         if num_shards < needed:
             raise ValueError(
-                f"data.shards has {num_shards} shards for {needed} loader processes (data.num_workers "
+                f"too few shards in data.shards: {num_shards} for {needed} loader processes (data.num_workers "
                 f"{self.num_workers}, {world_size} ranks), and each needs one: write more shards, or lower "
                 "data.num_workers"
             )
