@@ -18,7 +18,10 @@ from benchmarks.on_gpu.packs import DATA
 from benchmarks.on_gpu.wheels import PINNED, SITE
 
 _TESTS = {
-    "cuda": ("tests/test_gpu.py", "tests/memory_bank", "tests/metrics"),
+    "cuda": (
+        *("tests/test_gpu.py", "tests/memory_bank", "tests/metrics", "tests/test_photometric_on_device.py"),
+        "tests/benchmarks/test_offsets.py",
+    ),
     # A rehearsal: no GPU, few tests.
     "cpu": ("tests/test_gpu.py", "tests/losses/test_aucseg.py", "tests/memory_bank/test_inputs.py"),
 }
