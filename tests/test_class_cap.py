@@ -102,6 +102,20 @@ def test_a_rare_class_may_fill_a_crop() -> None:
     assert pixels[0.75, (1,)] >= pixels[1.0, ()]
 
 
+def test_a_redraw_never_has_fewer_pixels_of_a_rare_class() -> None:
+    mask = torch.zeros(48, 48, dtype=torch.uint8)
+    mask[:, :10] = 1
+    mask[:, 18:21] = 2
+    first = crops(mask, RandomCropWithClassCap((16, 16), 1.0), 150)
+    fewer = {}
+    for rare in ((), (2,)):
+        found = crops(mask, RandomCropWithClassCap((16, 16), 0.6, rare_classes=rare), 150)
+        pixels = [[int((crop == 2).sum()) for crop in part] for part in (first, found)]
+        fewer[rare] = sum(after < before for before, after in zip(*pixels, strict=True))
+    assert fewer[()] > 10
+    assert fewer[2,] == 0
+
+
 def test_crops_around_a_rare_pixel() -> None:
     """In the given share of draws; the class first, then the pixel, then any place that holds it."""
     mask = torch.zeros(40, 40, dtype=torch.uint8)

@@ -182,3 +182,13 @@ def test_a_loader_gives_the_same_crops_with_and_without_workers(tmp_path: Path) 
         assert torch.equal(a["image"], b["image"])
         assert torch.equal(a["mask"], b["mask"])
         assert a["draw"].tolist() == b["draw"].tolist()
+
+
+def test_padding_never_becomes_a_class() -> None:
+    mask = torch.zeros(4, 4, dtype=torch.uint8)
+    small = {"image": torch.zeros(3, 4, 4, dtype=torch.uint8), "mask": mask, "name": "a"}
+    crop = ClassAwareCrop((8, 8), classes=[], ignore_index=-100)
+    with pytest.raises(ValueError, match=r"uint8.*ignore label -100.*int64"):  # in 8 bits it would be class 156
+        crop(small)
+    padded = crop({**small, "mask": mask.long()})["mask"]
+    assert (padded == -100).sum() == 64 - 16

@@ -173,6 +173,14 @@ def test_images_of_any_channels_and_dtype_pass_through_the_pipeline(dtype: torch
     assert torch.equal(sample["extra"], torch.ones(2))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int16, torch.int32, torch.int64])
+def test_masks_keep_their_dtype_and_labels(dtype: torch.dtype) -> None:
+    mask = torch.randint(4, (20, 30)).to(dtype)
+    sample = training_transform((24, 24))({"image": torch.zeros(3, 20, 30), "mask": mask})
+    assert sample["mask"].dtype == dtype
+    assert set(sample["mask"].int().unique().tolist()) <= {0, 1, 2, 3, 255}
+
+
 # Flip and the whole
 
 

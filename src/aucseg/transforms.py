@@ -101,7 +101,7 @@ class RandomScale(nn.Module):
             return sample
         rows, columns = (nearest_places(old, new) for old, new in zip(mask.shape, (height, width), strict=True))
         # Not torchvision's resize, which takes row floor(i H / h): half an output pixel up and left of the image's.
-        nearest = mask.as_subclass(Tensor)[rows[:, None], columns]
+        nearest = mask.as_subclass(Tensor).index_select(0, rows).index_select(1, columns)
         return {
             **sample,
             "image": tvf.resize(image, [height, width], antialias=True),
