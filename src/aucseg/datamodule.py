@@ -37,6 +37,9 @@ except ImportError as error:  # pragma: no cover - depends on the environment
     raise ImportError('aucseg.datamodule needs Lightning: pip install "aucseg[train]"') from error
 
 
+_DECODING_THREADS = 4
+
+
 def held_out_images(length: int, share: float) -> tuple[list[int], list[int]]:
     """Splits ``length`` images in those to train on and those held out, the same at every call.
 
@@ -271,7 +274,7 @@ class SegmentationDataModule(LightningDataModule):
             return DataLoader(shard_stream, batch_size=self.batch_size, **self._loader_options())
         dataset = self.training_dataset(self.training_transform)
         if self.cache == "memory":
-            dataset.keep_in_memory(max(1, self.num_workers))
+            dataset.keep_in_memory(max(_DECODING_THREADS, self.num_workers))
         order = self._epoch_order(len(dataset))
         stream = SampleStream(
             order,
