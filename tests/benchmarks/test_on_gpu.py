@@ -216,6 +216,7 @@ LACKING = (
 def test_the_whole_way_on_a_bare_machine_without_a_gpu(tmp_path: Path) -> None:
     """From fetching wheels and packing data to the merged JSON, and a second visit that goes on from it."""
     there = tmp_path / "there"
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
     for name in filter(None, tracked.split("\0")):
         if (ROOT / name).is_file():
@@ -245,7 +246,6 @@ def test_the_whole_way_on_a_bare_machine_without_a_gpu(tmp_path: Path) -> None:
     assert not (there / ".packs/rehearsal").exists()
     assert not (there / ".gpu/data/rehearsal").exists()
     result = json.loads((there / ".gpu/results/rehearsal.json").read_text())
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert result["commit"] == head.strip()
     assert {run["steps"] for run in result["runs"]} == {20}
     assert all(set(run["metrics"]) >= {"miou", "tail", "auroc", "tail_ap"} for run in result["runs"])
