@@ -25,7 +25,8 @@ from PIL import Image, ImageDraw
 from aucseg.class_statistics import ClassStatistics
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.counting import count_ids, scan_mask
-from aucseg.datasets.files import read_image, read_raw_mask
+from aucseg.datasets.files import read_image
+from aucseg.datasets.mask_files import read_raw_mask
 
 if TYPE_CHECKING:
     from aucseg.datasets.dataset import SegmentationDataset

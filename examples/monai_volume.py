@@ -2,7 +2,7 @@
 
 python examples/monai_volume.py --steps 100
 
-The bank pastes images, not volumes; against missing classes in volumes the loss can remember: memory="ema".
+The bank pastes images, not volumes.
 """
 
 import argparse
@@ -25,7 +25,7 @@ volume = target[:, None].float() + 0.3 * torch.randn(1, 1, 32, 32, 32)
 
 model = UNet(spatial_dims=3, in_channels=1, out_channels=3, channels=(8, 16, 32), strides=(2, 2))
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-loss_fn = AUCSegLoss(memory="ema")
+loss_fn = AUCSegLoss()
 for step in range(args.steps):
     loss = loss_fn(model(volume), target)
     optimizer.zero_grad()

@@ -45,6 +45,29 @@ def write_tiny_dataset(root: Path, num_train: int = 8, num_val: int = 4, size: t
     return path
 
 
+def write_uneven_dataset(root: Path) -> Path:
+    """The tiny data set with five validation images of three sizes, the largest one the third; its card's path."""
+    card = write_tiny_dataset(root, num_val=5)
+    for index, size in enumerate(((60, 40), (64, 48), (64, 48), (33, 47), (60, 40))):
+        for folder in ("images", "masks"):
+            path = root / folder / "val" / f"frame_{index:02d}.png"
+            with Image.open(path) as file:
+                cut = file.crop((0, 0, *size))
+            cut.save(path)
+    for folder in ("images", "masks"):
+        path = root / folder / "val" / "frame_02.png"
+        with Image.open(path) as file:
+            large = file.resize((80, 60), Image.Resampling.NEAREST)
+        large.save(path)
+    return card
+
+
+@pytest.fixture(scope="session")
+def uneven_card(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Path of the card of a tiny data set whose validation images differ in size."""
+    return write_uneven_dataset(tmp_path_factory.mktemp("uneven"))
+
+
 @pytest.fixture(scope="session")
 def tiny_card(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Path of the card of a tiny data set; its root is the card's folder."""

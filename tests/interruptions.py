@@ -65,7 +65,6 @@ def arguments(data: Path, out: Path, workers: int) -> list[str]:
         "trainer.val_check_interval": VALIDATE_EVERY,
         **SMALL_RUN,
         "model.loss": "aucseg",
-        "model.loss_options": '{"memory": "ema"}',
         "model.warmup_steps": 2,
         "model.learning_rate": 0.001,
         "data.card": data / "tiny.yaml",

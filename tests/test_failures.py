@@ -10,7 +10,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from aucseg import SegmentationDataModule, lightning_cli
-from aucseg.failures import explanation
+from aucseg.failures import explanation, with_notes
+from aucseg.models.names import add_note
 from aucseg.run_folder import check_writable
 from aucseg.task import SegmentationTask
 from tests.two_processes import arguments
@@ -107,8 +108,12 @@ def test_run_that_fails_on_its_options_can_be_started_again(
 
 
 def test_run_that_fails_after_its_first_steps_stays(tiny_card: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    def fail(self: SegmentationTask) -> None:
+        if self.global_step:
+            raise ZeroDivisionError
+
     with monkeypatch.context() as patch:
-        patch.setattr(SegmentationTask, "on_validation_start", lambda self: 1 / 0, raising=False)
+        patch.setattr(SegmentationTask, "on_validation_start", fail, raising=False)
         with pytest.raises(ZeroDivisionError):
             lightning_cli.run("fit", arguments(tiny_card, tmp_path))
     with pytest.raises(ValueError, match="already holds a run"):
@@ -137,4 +142,33 @@ def test_lost_process_points_to_its_message() -> None:
     error = RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234")
     assert (explanation(error) or "").startswith("another process of this run is gone")
     assert explanation(RuntimeError("shapes do not match")) is None
-    assert explanation(torch.cuda.OutOfMemoryError("CUDA out of memory")) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (
+            torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"),
+            "CUDA out of memory",
+        ),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory: you tried"),
+            "can't allocate memory",
+        ),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_memory_that_runs_out_is_explained(error: Exception, cause: str) -> None:
+    text = explanation(error) or ""
+    assert text.startswith(f"the memory ran out ({cause})")
+    assert "lower data.batch_size" in text
+    assert "lower data.eval_batch_size" in text
+
+
+def test_notes_follow_a_message_that_does_not_say_how_to_go_on() -> None:
+    error = ValueError("no image")
+    assert with_notes("no image", error) == "no image"
+    add_note(error, "first")
+    add_note(error, "second")
+    assert with_notes("no image", error) == "no image; first; second"
+    assert with_notes("use --resume auto", error) == "use --resume auto"

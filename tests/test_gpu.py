@@ -44,7 +44,6 @@ OPTIONS: list[dict[str, Any]] = [
     {"surrogate": "hinge", "max_fpr": 0.2},
     {"strategy": "ova"},
     {"pair_weight": torch.arange(1.0, 26.0).view(5, 5)},
-    {"memory": "ema"},
 ]
 
 

@@ -1,6 +1,4 @@
 import csv
-import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from aucseg.models.inference import InferenceOptions, Predictor
 from aucseg.predict import ImageError, find_images, predict_paths, read_image
+from tests.datasets.files import png_of_16_bits
 
 NAMES = ("dark", "red", "green", "blue")
 PALETTE = ((0, 0, 0), (200, 0, 0), (0, 200, 0), (0, 0, 200))
@@ -231,23 +230,46 @@ def test_sixteen_bits(suffix: str, tmp_path: Path) -> None:
     assert np.array_equal(narrow[..., 0], np.round(((values - 1000.0) / 3095).clip(0, 1) * 255).astype(np.uint8))
 
 
-def png_of_16_bit_colors(values: npt.NDArray[np.uint16]) -> bytes:
-    """By hand, for Pillow does not write it."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    height, width, _ = values.shape
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    signature = b"\x89PNG\r\n\x1a\n"
-    return signature + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-
-
 def test_sixteen_bit_colors(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 65536, (20, 30, 3), dtype=np.uint16)
-    (tmp_path / "a.png").write_bytes(png_of_16_bit_colors(values))
-    assert np.array_equal(read_image(tmp_path / "a.png"), values >> 8)
+    (tmp_path / "a.png").write_bytes(png_of_16_bits(values))
+    assert np.array_equal(read_image(tmp_path / "a.png"), np.round(values / 257).astype(np.uint8))
+    # Data of 12 bits: refused, or scaled by the range that is stated.
+    (tmp_path / "b.png").write_bytes(png_of_16_bits(values >> 4))
+    with pytest.raises(ImageError, match=r"b\.png: values from \d+ to 40\d\d; say which of them are black and white"):
+        read_image(tmp_path / "b.png")
+    scaled = read_image(tmp_path / "b.png", value_range=(0, 4095))
+    assert np.array_equal(scaled, np.round((values >> 4) * (255 / 4095)).astype(np.uint8))
+
+
+def test_values_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    values = np.zeros((20, 30), np.float32)
+    values[3, 4] = np.nan
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(ImageError, match="no numbers"):
+        read_image(tmp_path / "a.tif", value_range=(0, 1))
+
+
+def test_a_range_that_does_not_apply_is_told(tmp_path: Path) -> None:
+    path = save(picture(), tmp_path / "in/a.png")
+    Image.fromarray(np.full((20, 30), 300, np.uint16)).save(tmp_path / "in/b.png")
+    summary = predict(find_images([tmp_path / "in"]), tmp_path / "out", value_range=(0, 1000))
+    assert summary.unscaled == [path]
+    assert len(summary.done) == 2
+
+
+def test_hidden_files_are_no_images(tmp_path: Path) -> None:
+    path = save(picture(), tmp_path / ".cache/in/a.png")
+    folder = path.parent
+    for name in ("._a.png", ".b.png", "@eaDir/a.png", ".git/c.png"):
+        save(picture(), folder / name)
+    (folder / "Thumbs.db").write_bytes(b"")
+    assert find_images([folder]) == [path]
+    assert find_images([f"{folder}/**/*"]) == [path]
+    # As a shell expands "in/*".
+    assert find_images([path, folder / "._a.png", folder / "Thumbs.db"]) == [path]
+    with pytest.raises(FileNotFoundError):
+        find_images([folder / ".git/*.jpg"])
 
 
 def test_float_images_need_a_range(tmp_path: Path) -> None:

@@ -18,6 +18,11 @@ from aucseg.run_folder import (
 )
 
 
+def test_overlap_in_narrow_dtypes() -> None:
+    labels = torch.tensor([[0, 3, 3]], dtype=torch.uint8)
+    assert per_image_overlap(labels, labels, 4, ignore_index=-253) == {0: [1, 1], 3: [2, 2]}  # 3 in eight bits
+
+
 @given(seed=st.integers(0, 10_000), num_classes=st.integers(1, 6))
 @settings(max_examples=50, deadline=None)
 def test_overlap_equals_counting_by_hand(seed: int, num_classes: int) -> None:

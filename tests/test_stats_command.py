@@ -4,15 +4,18 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from aucseg import stats_command
 from aucseg.class_statistics import ClassStatistics
 from aucseg.datasets import DatasetCard, SegmentationDataset
 from aucseg.streaming import write_shards
 from tests.datasets.conftest import MINI, save_mask
+from tests.datasets.files import blocks, save_image, save_palette
 from tests.datasets.trees import trees
 
 Run = Callable[..., int]
@@ -39,8 +42,6 @@ def card_path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    from PIL import Image
-
     root = tmp_path / "data"
     rng = np.random.default_rng(0)
     for folder in ("images", "masks"):
@@ -66,7 +67,7 @@ def test_a_clean_data_set(
     assert "check: 6 samples, no problem found" in out
     assert "bird" in out
     report = json.loads((tmp_path / "r.json").read_text())
-    assert report["check"] == {"errors": [], "unknown_ids": {}}
+    assert report["check"] == {"errors": [], "unknown_ids": {}, "advice": [], "unused_files": []}
     assert [row["pixels"] for row in report["classes"]] == [6 * 96 - 1, 6 * 95, 1]
     expected = ClassStatistics.from_dataset(SegmentationDataset(DatasetCard.load(card_path), root))
     assert ClassStatistics.load(tmp_path / "s.json") == expected
@@ -163,6 +164,78 @@ def test_nothing_labelled(run: Run, card_path: Path, root: Path, capsys: pytest.
         save_mask(np.full((12, 16), 255), root / f"masks/{i}.png")
     assert run(card_path, "--root", root) == 1
     assert "no labelled pixel" in capsys.readouterr().err
+
+
+def test_files_in_no_pair_are_named_and_are_no_success(
+    run: Run, card_path: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "images/5.png").rename(root / "images/5.jpeg")
+    save_image(root / "extra/1.png", 9)
+    assert run(card_path, "--root", root, "--json", tmp_path / "r.json") == 1
+    out = capsys.readouterr().out
+    assert out.startswith("files: train 5 images\nfiles: 1 in no split: extra/1.png\n")
+    assert "check: images/5.jpeg: in no pair\ncheck: masks/5.png: in no pair" in out
+    assert json.loads((tmp_path / "r.json").read_text())["check"]["unused_files"] == ["extra/1.png"]
+    assert run(card_path, "--root", root, "--on-error", "skip") == 0
+    # A folder without a card takes all endings.
+    assert run(root, "--no-cache") == 1
+    assert "files: train 6 images" in capsys.readouterr().out
+
+
+def test_copies_are_named(run: Run, card_path: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "images/1.png").write_bytes((root / "images/3.png").read_bytes())
+    assert run(card_path, "--root", root) == 1
+    assert "check: the same image with different masks: images/1.png with masks/1.png, images/3.png with" in (
+        capsys.readouterr().out
+    )
+
+
+def test_palettes_that_differ_are_found_with_a_card(
+    run: Run, tmp_path: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "palette.yaml"
+    path.write_text(MINI.replace("gray", "palette"))
+    for i in range(6):
+        colors = [(i // 5, 0, j) for j in range(256)]
+        save_palette(root / f"masks/{i}.png", blocks([0, 7, 9], size=(12, 16)), colors)
+    assert run(path, "--root", root) == 1
+    out = capsys.readouterr().out
+    assert "masks/5.png: index 7 of the palette is (1, 0, 7), but (0, 0, 7) in masks/0.png" in out
+    # From the cache, too.
+    assert run(path, "--root", root) == 1
+    assert capsys.readouterr().out == out
+
+
+def test_unknown_ids_along_edges_are_explained(
+    run: Run, card_path: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(6):
+        mask = Image.fromarray(np.kron([[0, 9], [9, 0]], np.ones((6, 8))).astype(np.uint8) * 25)
+        save_mask(
+            np.asarray(mask.resize((16, 12), Image.Resampling.BILINEAR).resize((64, 48), 2)), root / f"masks/{i}.png"
+        )
+        save_image(root / f"images/{i}.png", i, (48, 64))
+    assert run(card_path, "--root", root) == 1
+    assert "fill areas (0, 225): the masks were resized with interpolation" in capsys.readouterr().out
+
+
+def test_without_a_place_for_the_cache_counting_goes_on(
+    run: Run, card_path: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert run(card_path, "--root", root) == 0
+    assert "results are not kept for the next run" in caplog.text
+
+
+def test_links_are_followed_unless_forbidden(
+    run: Run, card_path: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "masks").rename(tmp_path / "store")
+    (root / "masks").symlink_to(tmp_path / "store")
+    assert run(card_path, "--root", root, "--no-cache") == 0
+    assert run(card_path, "--root", root, "--no-cache", "--no-follow-symlinks") == 1
+    assert "a symbolic link leads out of the root folder" in capsys.readouterr().out
 
 
 def test_interrupting_is_no_traceback(

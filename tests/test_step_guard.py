@@ -1,14 +1,18 @@
 import copy
+import itertools
 import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
 from torch import Tensor, nn
 
-from aucseg import AUCSegLoss
+from aucseg import AUCSegLoss, SegmentationDataModule, SegmentationTask
 from aucseg.step_guard import StepGuard, TrainingStopped
 from tests.small_runs import make_trainer
 from tests.test_task import TinyNetwork, make_data, make_task
@@ -140,13 +144,57 @@ def test_infinite_gradient_is_skipped_by_any_optimizer(tiny_card: Path, tmp_path
 def test_loss_spike_is_skipped_after_the_warmup_alone(tiny_card: Path, tmp_path: Path) -> None:
     guard = StepGuard(spike_factor=5.0, warmup=4)
     states = train(tiny_card, tmp_path, guard, steps=9, loss=Scaled(AUCSegLoss(), 100.0, {2, 7}))
-    assert guard.num_skipped == 1
+    assert (guard.num_skipped, guard.num_jumps) == (1, 1)
     assert not same(*states.before[2:4])
     assert same(*states.before[7:9])
     assert not (set(tmp_path.glob("skipped/*")) - {tmp_path / "skipped" / "step-0000007-rank-0.pt"})
     free = StepGuard(spike_factor=None, warmup=4)
     train(tiny_card, tmp_path, free, steps=9, loss=Scaled(AUCSegLoss(), 100.0, {7}))
-    assert free.num_skipped == 0
+    assert (free.num_skipped, free.num_jumps) == (0, 1)
+
+
+def write_rare_dataset(root: Path) -> Path:
+    """Twenty training images of background, one of which holds the rare class, hard to see; the path of the card."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 20), ("val", 1)):
+        for index in range(count):
+            mask = np.zeros((32, 32), np.uint8)
+            image = rng.integers(100, 130, (32, 32, 3), dtype=np.uint8)
+            if index == 0:
+                mask[8:20, 8:20] = 1
+                image[8:20, 8:20] += 6
+            for kind, pixels in (("images", image), ("masks", mask)):
+                (root / kind / split).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(root / kind / split / f"{index:02d}.png")
+    card = {
+        "name": "defects",
+        "classes": [{"name": "background"}, {"name": "defect"}],
+        "splits": {s: {"images": f"images/{s}/*.png", "masks": f"masks/{s}/{{stem}}.png"} for s in ("train", "val")},
+        "groups": {"head": ["background"], "middle": [], "tail": ["defect"]},
+    }
+    (root / "card.yaml").write_text(yaml.safe_dump(card))
+    return root / "card.yaml"
+
+
+def test_batches_with_a_rare_class_are_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One batch in twenty holds the rare class: its loss jumps, and is what is to be learned."""
+    card = write_rare_dataset(tmp_path)
+    torch.manual_seed(0)
+    head = nn.Conv2d(8, 2, 1)
+    assert head.bias is not None
+    head.bias.data = torch.tensor([4.0, -4.0])  # has learned that there is background alone
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), head)
+    task = SegmentationTask(str(card), network, loss="ce", learning_rate=1e-3, warmup_steps=1)
+    data = SegmentationDataModule(
+        str(card), str(tmp_path), batch_size=1, num_workers=0, crop_size=(32, 32), scale=(1.0, 1.0), max_class_share=1.0
+    )
+    guard, states = StepGuard(warmup=15), States()
+    make_trainer(tmp_path, 80, callbacks=[states, guard]).fit(task, data)
+    assert guard.num_skipped == 0
+    assert not (tmp_path / "skipped").exists()
+    assert all(not same(one["model"], next_["model"]) for one, next_ in itertools.pairwise(states.before))
+    assert guard.num_jumps >= 2, "the data do not show what the test is about"
+    assert f"in {guard.num_jumps} of 80 steps the loss was more than 10 times" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings(SKIPPED)
@@ -176,9 +224,9 @@ def test_accumulated_batches_are_one_step(tiny_card: Path, tmp_path: Path) -> No
 
 def test_counts_and_mean_go_through_a_state() -> None:
     guard, other = StepGuard(), StepGuard()
-    guard.num_skipped, guard._mean = 4, torch.tensor([0.25, 7.0])
+    guard.num_skipped, guard.num_jumps, guard._mean = 4, 9, torch.tensor([0.25, 7.0])
     other.load_state_dict(guard.state_dict())
-    assert other.num_skipped == 4
+    assert (other.num_skipped, other.num_jumps) == (4, 9)
     assert torch.equal(other._mean, guard._mean)
 
 

@@ -159,3 +159,17 @@ def test_the_loss_weighs_classes_by_the_counts_of_the_training_split(tiny_card: 
     make_trainer(tmp_path, 2).fit(task, data)
     assert isinstance(task.loss, AUCSegLoss)
     torch.testing.assert_close(task.loss.class_weight, class_weights(data.class_counts(), "inverse", power=0.15))
+
+
+def test_a_model_of_one_logit_is_validated(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = "name: two\nclasses: [{name: a}, {name: b}]\nsplits: {train: {images: 'i/*.png', masks: 'm/{stem}.png'}}\n"
+    model = nn.Conv2d(3, 1, 1)
+    task = SegmentationTask(card, model, loss=AUCSegLoss()).eval()
+    monkeypatch.setattr(task, "log", lambda *_, **__: None)
+    images = torch.randint(256, (2, 3, 6, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        target = (task(images)[:, 0] > 0).long()
+        predicted = task.validation_step({"image": images, "mask": target}, 0)["predicted"]
+    assert 0 < target.float().mean() < 1
+    assert torch.equal(predicted, target)
+    assert task.metric.compute()["miou"] == 1

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from aucseg import lightning_cli
+from tests.conftest import write_uneven_dataset
 from tests.interruptions import compare
-from tests.two_processes import STEPS, arguments, train_plain
+from tests.two_processes import STEPS, arguments, train_plain, uneven_arguments
 
 
 def torchrun(*command: object, processes: int = 2) -> subprocess.CompletedProcess[str]:
@@ -26,6 +27,7 @@ def torchrun(*command: object, processes: int = 2) -> subprocess.CompletedProces
 @pytest.fixture(scope="module")
 def folder(tiny_card: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
+    write_uneven_dataset(folder / "data")
     result = torchrun("-m", "tests.two_processes", tiny_card, folder)
     assert result.returncode == 0, result.stderr
     (folder / "stderr.txt").write_text(result.stderr)
@@ -88,6 +90,27 @@ def test_validation_gives_the_metrics_of_one_process(folder: Path, tiny_card: Pa
     assert two["result"]["metrics"].pop("loss") == pytest.approx(one["result"]["metrics"].pop("loss"), rel=1e-6)
     assert two == one
     assert len(two["images"]) == 4
+
+
+def test_unequal_images_in_batches_on_two_processes_give_the_metrics_of_one_by_one(folder: Path) -> None:
+    assert lightning_cli.run("validate", uneven_arguments(folder, "one by one", 1)) == 0
+    one, two = (
+        {name: json.loads((folder / run / f"{name}.json").read_text()) for name in ("result", "confusion", "images")}
+        for run in ("one by one", "uneven")
+    )
+    assert two["result"].pop("metrics") == pytest.approx(one["result"].pop("metrics"), rel=1e-5)
+    assert two == one
+    assert len(two["images"]) == 5
+
+
+def test_parameters_without_a_part_in_the_loss_are_named(results: list[dict[str, Any]]) -> None:
+    for found in results:
+        refused, done = found["unused"]
+        assert "no part in the loss (2: model.spare.bias, model.spare.weight)" in refused.replace(
+            "model.spare.weight, model.spare.bias", "model.spare.bias, model.spare.weight"
+        )
+        assert "--trainer.strategy ddp_find_unused_parameters_true" in refused
+        assert done == ""
 
 
 def test_the_first_process_alone_speaks_and_writes(folder: Path) -> None:

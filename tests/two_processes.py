@@ -35,13 +35,19 @@ class PlainNetwork(nn.Module):
 
 
 def train_plain(
-    card: Path, folder: Path, batch_size: int, loss: nn.Module | None = None, micro_batches: int = 1, **options: Any
+    card: Path,
+    folder: Path,
+    batch_size: int,
+    loss: nn.Module | None = None,
+    micro_batches: int = 1,
+    model: nn.Module | None = None,
+    **options: Any,
 ) -> dict[str, Tensor]:
     """The weights after a few steps; the same for two processes with half the batch each."""
     torch.manual_seed(0)
     task = SegmentationTask(
         str(card),
-        PlainNetwork(),
+        model or PlainNetwork(),
         loss=loss or AUCSegLoss(),
         learning_rate=0.01,
         warmup_steps=1,
@@ -74,6 +80,23 @@ def arguments(card: Path, out: Path, **more: object) -> list[str]:
         **more,
     }
     return [text for name, value in options.items() for text in (f"--{name}", str(value))]
+
+
+class PartlyUsed(PlainNetwork):
+    """Has a layer that no loss reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare = nn.Conv2d(8, 4, 1)
+
+
+def unused_parameters(card: Path, folder: Path, strategy: str) -> str:
+    """What is said of them; nothing where they are trained."""
+    try:
+        train_plain(card, folder, 2, model=PartlyUsed(), strategy=strategy, devices=2)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 class HalfBad(nn.Module):
@@ -110,10 +133,19 @@ class ExpectSyncBatchNorm(Callback):
         assert any(isinstance(module, nn.SyncBatchNorm) for module in pl_module.modules())
 
 
+def uneven_arguments(folder: Path, out: str, eval_batch_size: int) -> list[str]:
+    """Of ``aucseg validate``: the model of ``whole`` on images of unequal sizes; needs the data in ``data``."""
+    checkpoint = folder / "whole" / "checkpoints" / "last.ckpt"
+    options: dict[str, object] = {"data.eval_batch_size": eval_batch_size, "ckpt_path": checkpoint}
+    return arguments(folder / "data" / "tiny.yaml", folder / out, **options)
+
+
 def main(card: Path, folder: Path) -> None:
     results: dict[str, Any] = {"plain": train_plain(card, folder, 2, strategy="ddp", devices=2)}
     results["micro-batches"] = train_plain(card, folder, 2, micro_batches=2, strategy="ddp", devices=2)
     rank = dist.get_rank()
+    strategies = ("ddp", "ddp_find_unused_parameters_true")
+    results["unused"] = [unused_parameters(card, folder, strategy) for strategy in strategies]
     guard = StepGuard()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="step 2 was skipped")
@@ -131,6 +163,7 @@ def main(card: Path, folder: Path) -> None:
     results["again"] = lightning_cli.run("fit", half)
     checkpoint = folder / "whole" / "checkpoints" / "last.ckpt"
     lightning_cli.run("validate", arguments(card, folder / "validate", ckpt_path=checkpoint))
+    lightning_cli.run("validate", uneven_arguments(folder, "uneven", 2))
     torch.save(results, folder / f"{rank}.pt")
 
 

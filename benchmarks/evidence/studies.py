@@ -1,4 +1,4 @@
-"""The studies behind ``docs/results.md``: what each compares, as arguments of ``aucseg compare``."""
+"""The studies behind ``docs/results/``: what each compares, as arguments of ``aucseg compare``."""
 
 from __future__ import annotations
 

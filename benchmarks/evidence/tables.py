@@ -1,43 +1,67 @@
-"""Writes ``docs/results.md`` and its figures from the results: ``python -m benchmarks.evidence.tables``."""
+"""Writes ``docs/results/`` and its figures from the results: ``python -m benchmarks.evidence.tables``."""
 
 from __future__ import annotations
 
 import json
 import math
-import statistics
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.evidence.studies import BUDGETS, RESULTS, STUDIES
 
-from aucseg.compare.statistics import paired_difference
+from aucseg.compare.statistics import Interval, paired_difference, t_interval
 from aucseg.compare.tables import METRICS, Table, make_tables, markdown_text
 
 DOCS = Path(__file__).parents[2] / "docs"
 BASELINE = "ce"
 
-_HEAD = """# Results
+_INDEX = """# Results
 
-This page is written by `python -m benchmarks.evidence.tables` from the files in `benchmarks/evidence/results`; every
-number in it comes from there. How the comparisons are made: [A trustworthy comparison](compare.md).
+These pages are written by `python -m benchmarks.evidence.tables` from the files in `benchmarks/evidence/results`; every
+number in them comes from there. How the comparisons are made: [A trustworthy comparison](../compare.md).
 """
+_COLORS = {"ce": "#0072b2", "aucseg": "#d55e00", "auc": "#d55e00", "aucseg-1": "#cc79a7", "auc-1": "#cc79a7"}
+_LABELS = {
+    "ce": "cross-entropy",
+    "aucseg": "AUCSeg, AUC weight 2",
+    "aucseg-1": "AUCSeg, AUC weight 1",
+    "auc": "AUC loss, weight 2",
+    "auc-1": "AUC loss, weight 1",
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a method reaches with a number of steps: mean IoU in % over the seeds, by group."""
+
+    data: str
+    steps: int
+    method: str
+    seeds: int
+    values: Mapping[str, Interval]
+
 
 # Digests (`hashes.code` of a run) of the code whose training images had their colour channels permuted.
 _PERMUTED = {"d60d30651117", "86a5c50e945d", "8ffa47038b8b", "8b058dc8e0eb", "c057b1650ef5"}
 
 
 def main() -> None:
-    text, figures = page(RESULTS)
-    DOCS.joinpath("results.md").write_text(text, encoding="utf-8")
+    texts, figures = pages(RESULTS)
+    folder = DOCS / "results"
+    folder.mkdir(exist_ok=True)
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
     for name, table in figures.items():
         draw(table, DOCS / "images" / name)
-    print(f"docs/results.md, {len(figures)} figures")
+    draw_budgets(budgets(RESULTS), DOCS / "images" / "results-budgets.svg")
+    print(f"docs/results: {len(texts)} pages, {len(figures) + 1} figures")
 
 
-def page(results: Path) -> tuple[str, dict[str, Table]]:
-    """The page as Markdown, and the table behind each of its figures, by file name."""
-    parts, figures, pending = [_HEAD], {}, []
+def pages(results: Path) -> tuple[dict[str, str], dict[str, Table]]:
+    """A page for each study and their index as Markdown, and the table behind each figure, all by file name."""
+    texts, figures, listed, pending = {}, {}, [], []
     for name, study in STUDIES.items():
         if study.joins is not None:
             continue
@@ -47,20 +71,30 @@ def page(results: Path) -> tuple[str, dict[str, Table]]:
             pending.append(name)
             continue
         check_same_origin(name, runs)
-        parts.append(f"## {study.title}\n\n{study.text}\n\n{_state(name, runs)}")
+        parts = [f"# {study.title}\n\n{study.text}\n\n{_state(name, runs)}"]
         for table in make_tables(values_of(runs), *_names(runs), BASELINE):
             figures[f"results-{name}-{table.model}.svg"] = table
             parts.append(
-                f"![Tail and overall mIoU of each method](images/results-{name}-{table.model}.svg)\n\n"
-                + markdown_text([table]).replace("### ", "### Model ")
+                f"![Tail and overall mIoU of each method](../images/results-{name}-{table.model}.svg)\n\n"
+                + markdown_text([table]).replace("### ", "## Model ")
             )
         parts.append(_pairs(study.pairs, runs))
         parts.append(_settings([choice for result in loaded.values() for choice in result["search"]]))
-    parts.append(_budgets(results))
-    parts.insert(1, _older(results))
-    if pending:
-        parts.append(_pending(pending))
-    return "\n".join(part.rstrip() + "\n" for part in parts if part), figures
+        parts.append(_older_note(runs))
+        texts[f"{name}.md"] = _joined(parts)
+        listed.append(f"- [{study.title}]({name}.md): {_state(name, runs)}")
+    index = [_INDEX, _older(results), "## Studies\n\n" + "\n".join(listed) if listed else ""]
+    index += [_budget_table(budgets(results)), _pending(pending) if pending else ""]
+    return {"index.md": _joined(index), **texts}, figures
+
+
+def _joined(parts: list[str]) -> str:
+    return "\n".join(part.rstrip() + "\n" for part in parts if part)
+
+
+def _older_note(runs: list[dict[str, Any]]) -> str:
+    is_older = any(run["hashes"]["code"] in _PERMUTED for run in runs)
+    return "Made before the training transforms were corrected, see [Results](index.md)." if is_older else ""
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -171,49 +205,91 @@ def _pairs(pairs: tuple[tuple[str, str], ...], runs: list[dict[str, Any]]) -> st
     if not rows:
         return ""
     return "\n".join([
-        "### Pairs of methods, seed by seed, not corrected for their number\n",
+        "## Pairs of methods, seed by seed, not corrected for their number\n",
         "| difference | mIoU | head | middle | tail |",
         "| --- | ---: | ---: | ---: | ---: |",
         *rows,
     ])  # fmt: skip
 
 
-def _budgets(results: Path) -> str:
-    """Means at each budget: cross-entropy with its rise since the budget before, others with the difference to it."""
-    lines = []
+def budgets(results: Path) -> list[Budget]:
+    """What the methods of `BUDGETS` reach with more and more steps, where they have been run."""
+    found = []
     for data, (studies, methods) in BUDGETS.items():
-        runs = [run for name in studies for run in load(results / f"{name}.json")["runs"]]
-        before = None
+        runs = [run for name in studies for run in load(results / f"{name}.json")["runs"] if run["method"] in methods]
         for steps in sorted({run["steps"] for run in runs if run["method"] == BASELINE}):
-            at_budget = {method: _of(runs, method, steps) for method in methods}
-            baseline = _means(at_budget[BASELINE])
-            for method, found in ((method, found) for method, found in at_budget.items() if found):
-                means, other = _means(found), before if method == BASELINE else baseline
-                cells = [f"{means[key]:.1f}" + (f" ({means[key] - other[key]:+.1f})" if other else "") for key in means]
-                lines.append(f"| {data} | {steps:,} | {method} | {len(found)} | {' | '.join(cells)} |")
-            before = baseline
+            for method in methods:
+                metrics = [run["metrics"] for run in runs if (run["method"], run["steps"]) == (method, steps)]
+                if metrics:
+                    keys = ("miou", "head", "middle", "tail")
+                    values = {key: t_interval([100 * metric[key] for metric in metrics]) for key in keys}
+                    found.append(Budget(data, steps, method, len(metrics), values))
+    return found
+
+
+def draw_budgets(rows: list[Budget], path: Path) -> None:
+    """Tail and overall mean IoU against the number of steps, a column for each data set, with 95 % intervals."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(row.data for row in rows))
+    with mpl.rc_context({"svg.hashsalt": "results", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(8, 5.2), layout="constrained")
+        grid = figure.subplots(2, len(names), sharex="col", squeeze=False)
+        for column, data in enumerate(names):
+            for axes, key, title in zip(grid[:, column], ("tail", "miou"), ("tail", "overall"), strict=True):
+                for method in dict.fromkeys(row.method for row in rows if row.data == data):
+                    points = [row for row in rows if (row.data, row.method) == (data, method)]
+                    axes.errorbar(
+                        [row.steps for row in points],
+                        [row.values[key].mean for row in points],
+                        yerr=[0.0 if row.seeds == 1 else row.values[key].half_width for row in points],
+                        fmt="o-",
+                        color=_COLORS[method],
+                        label=_LABELS[method],
+                        capsize=3,
+                    )
+                steps = sorted({row.steps for row in rows if row.data == data})
+                axes.set_xscale("log")
+                axes.set_xticks(steps, [f"{step:,}" for step in steps])
+                axes.minorticks_off()
+                axes.set_ylabel(f"{title} mIoU, %")
+                axes.grid(alpha=0.3)
+            grid[0, column].set_title(data)
+            grid[0, column].legend(frameon=False, fontsize=8)
+            grid[1, column].set_xlabel("training steps")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata={"Date": None})
+
+
+def _budget_table(rows: list[Budget]) -> str:
+    """Means at each budget: cross-entropy with its rise since the budget before, others with the difference to it."""
+    baselines = {(row.data, row.steps): row for row in rows if row.method == BASELINE}
+    lines = []
+    for row in rows:
+        earlier = [steps for data, steps in baselines if data == row.data and steps < row.steps]
+        if row.method != BASELINE:
+            other = baselines.get((row.data, row.steps))
+        else:
+            other = baselines[row.data, max(earlier)] if earlier else None
+        cells = [
+            f"{value.mean:.1f}" + (f" ({value.mean - other.values[key].mean:+.1f})" if other else "")
+            for key, value in row.values.items()
+        ]
+        lines.append(f"| {row.data} | {row.steps:,} | {row.method} | {row.seeds} | {' | '.join(cells)} |")
     if not lines:
         return ""
     return "\n".join([
         "## What more steps change\n",
-        "From the studies above, means over the seeds of mean IoU in %; in brackets for cross-entropy the rise since "
+        "![Tail and overall mIoU against the number of training steps](../images/results-budgets.svg)\n",
+        "Means over the seeds of mean IoU in %; in brackets for cross-entropy the rise since "
         "the budget before, for the others the difference to cross-entropy. Where there is one seed, a point is within "
-        "what seeds differ by (see the intervals above). The learning rate falls to zero over each budget, so that "
-        "every row is a training of its own.\n",
+        "what seeds differ by (see the intervals of the studies). The learning rate falls to zero over each budget, so "
+        "that every row is a training of its own.\n",
         "| data | steps | method | seeds | overall | head | middle | tail |",
         "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
         *lines,
     ])  # fmt: skip
-
-
-def _of(runs: list[dict[str, Any]], method: str, steps: int) -> list[dict[str, Any]]:
-    return [run for run in runs if run["method"] == method and run["steps"] == steps]
-
-
-def _means(runs: list[dict[str, Any]]) -> dict[str, float]:
-    return {
-        key: statistics.mean(100 * run["metrics"][key] for run in runs) for key in ("miou", "head", "middle", "tail")
-    }
 
 
 def _settings(search: list[dict[str, Any]]) -> str:
@@ -225,7 +301,7 @@ def _settings(search: list[dict[str, Any]]) -> str:
         for choice in search
     ]
     return "\n".join([
-        "### Tuned settings\n",
+        "## Tuned settings\n",
         "| model | method | setting | chosen | overall mIoU on held-out training images |",
         "| --- | --- | --- | --- | --- |",
         *rows,

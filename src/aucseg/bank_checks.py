@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_MASK_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
+# Masks of these dtypes are worked on as they are, those of others as int64.
+MASK_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
+_OTHER_MASK_DTYPES = (torch.bool, torch.int8, torch.uint16, torch.uint32)
 
 
 def checked_tail_classes(tail_classes: Iterable[int], num_classes: int, ignore_index: int) -> tuple[int, ...]:
     """The tail classes in ascending order; ValueError for one that cannot be a tail class."""
-    tail = sorted(int(class_id) for class_id in tail_classes)
+    tail = sorted(_class_id(class_id, "tail_classes") for class_id in tail_classes)
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     if not tail:
@@ -25,6 +27,12 @@ def checked_tail_classes(tail_classes: Iterable[int], num_classes: int, ignore_i
         if class_id == ignore_index:
             raise ValueError(f"tail class {class_id} is ignore_index: ignored pixels are never stored")
     return tuple(tail)
+
+
+def _class_id(value: Any, name: str) -> int:
+    if isinstance(value, str):  # also each letter of a name that was given for a list
+        raise TypeError(f"{name} holds {value!r}: give class ids, a list of integers (DatasetCard.ids_of finds them)")
+    return int(value)
 
 
 def check_settings(
@@ -66,7 +74,7 @@ def check_settings(
 
 def checked_classes(classes: Iterable[int], num_classes: int, name: str) -> tuple[int, ...]:
     """The classes in ascending order, each once; ValueError for an id outside 0..num_classes-1."""
-    ids = sorted({int(class_id) for class_id in classes})
+    ids = sorted({_class_id(class_id, name) for class_id in classes})
     for class_id in ids:
         if not 0 <= class_id < num_classes:
             raise ValueError(f"{name} holds {class_id}, which is outside 0..{num_classes - 1}")
@@ -97,8 +105,11 @@ def check_batch(images: Tensor, masks: Tensor, tail_classes: Sequence[int]) -> N
     """TypeError or ValueError for images or masks that the bank cannot take."""
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise TypeError(f"images must be uint8 or floating, got {images.dtype}")
-    if masks.dtype not in _MASK_DTYPES:
-        raise TypeError(f"masks must be uint8, int16, int32 or int64, got {masks.dtype}")
+    if masks.dtype not in (*MASK_DTYPES, *_OTHER_MASK_DTYPES):
+        raise TypeError(
+            f"masks must hold integer labels (bool, uint8 to uint32, int8 to int64), got {masks.dtype}: "
+            "convert them with masks.long()"
+        )
     if images.ndim != 4 or masks.ndim != 3 or images.shape[0] != masks.shape[0] or images.shape[2:] != masks.shape[1:]:
         raise ValueError(
             "images must be (B, C, H, W) and masks (B, H, W) with the same B, H and W, "
@@ -108,7 +119,7 @@ def check_batch(images: Tensor, masks: Tensor, tail_classes: Sequence[int]) -> N
         raise ValueError(f"images and masks must be on one device, got {images.device} and {masks.device}")
     if masks[0:1].numel() >= 2**31:
         raise ValueError(f"an image may have up to 2**31 - 1 pixels, got {tuple(masks.shape[1:])}")
-    if tail_classes[-1] > torch.iinfo(masks.dtype).max:
+    if tail_classes[-1] > (1 if masks.dtype == torch.bool else torch.iinfo(masks.dtype).max):
         raise ValueError(f"tail class {tail_classes[-1]} does not fit into masks of {masks.dtype}: use int64")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import threading
 import zipfile
@@ -18,10 +19,12 @@ from aucseg.distributed import say_once
 from aucseg.durable_files import replace_file
 from aucseg.metrics_log import MetricsLog
 from aucseg.models.checkpoint import load_plain
+from aucseg.models.names import add_note
 
 try:
     from lightning.fabric.plugins import TorchCheckpointIO
     from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.loops.evaluation_loop import RestartStage
 except ImportError as error:  # pragma: no cover - depends on the environment
     raise ImportError('aucseg.checkpoints needs Lightning: pip install "aucseg[train]"') from error
 
@@ -77,8 +80,25 @@ def newest_checkpoint(folder: Path, say: Callable[[str], object] = say_once) -> 
 
 
 def checkpoint_step(path: Path) -> int:
-    """Optimizer steps that a checkpoint has behind it, read without loading its tensors."""
-    return int(torch.load(path, mmap=True, map_location="cpu", weights_only=True)["global_step"])
+    """Optimizer steps that a checkpoint has behind it, read without loading its tensors.
+
+    Raises:
+        ValueError: the file is no checkpoint of a training.
+    """
+    problem = checkpoint_problem(path)
+    if problem is not None:
+        raise ValueError(f"{path} is no readable checkpoint: {problem}")
+    content = torch.load(path, mmap=True, map_location="cpu", weights_only=True)
+    _check_training(content, path)
+    return int(content["global_step"])
+
+
+def _check_training(content: Any, path: Path) -> None:
+    if not isinstance(content, dict) or "global_step" not in content:
+        raise ValueError(
+            f"{path} holds no training, but weights at most: give a checkpoint of 'aucseg fit' "
+            "(aucseg.models.load_checkpoint reads bare weights, for a new training)"
+        )
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -124,14 +144,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if problem is not None:
             raise ValueError(f"{path} is no readable checkpoint: {problem}")
         checkpoint: dict[str, Any] = load_plain(path)
+        _check_training(checkpoint, path)
         return checkpoint
 
 
 class RunCheckpoint(Callback):
-    """Saves ``checkpoints/last.ckpt`` every so many steps, at the end, and when a signal asks the run to stop.
+    """Saves ``checkpoints/last.ckpt`` every so many steps, before each validation, at the end, and on a signal.
 
     Checkpoints are taken where a step begins: logs and validation of the step before are done, so that a resumed run
-    repeats none of it and misses none. It must be the first callback. SIGTERM and Ctrl-C let the step (or the
+    repeats none of it and misses none. Those before a validation say so, and a run that goes on from one begins with
+    that validation. Whatever ends a run is given a note (PEP 678) that names the checkpoint and the command that goes
+    on. It must be the first callback. SIGTERM and Ctrl-C let the step (or the
     validation, with several processes) end, save, and raise `RunInterrupted`; a second one ends the process at once.
 
     Args:
@@ -156,10 +179,15 @@ class RunCheckpoint(Callback):
         self._last_saved = 0
         self._handlers: dict[int, Any] = {}
         self._num_log_steps: int | None = None
+        self._is_before_validation = False
+        self._has_started = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes over SIGTERM and SIGINT."""
-        self._last_saved = trainer.global_step
+        """Takes over SIGTERM and SIGINT; a run that ended in a validation begins with it."""
+        self._last_saved, self._has_started = trainer.global_step, True
+        if self._is_before_validation:
+            trainer.fit_loop.epoch_loop.val_loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
+            self._is_before_validation = False
         if threading.current_thread() is not threading.main_thread():
             return
         # Lightning's own handler of SIGTERM calls a collective wherever the process happens to be.
@@ -188,7 +216,7 @@ class RunCheckpoint(Callback):
         if batch_idx % trainer.accumulate_grad_batches:
             return
         stop = self._agree(trainer, step)
-        if stop or (step > self._last_saved and step % self.every == 0):
+        if stop or (step > self._last_saved and (step % self.every == 0 or _validates_within_step(trainer))):
             self._save(trainer)
         if stop:
             raise RunInterrupted(stop, step)
@@ -201,6 +229,14 @@ class RunCheckpoint(Callback):
         told = torch.tensor(self._signal, device=trainer.strategy.root_device)
         torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
         return int(told)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves before a validation; the gradients of a step that is half done are in no checkpoint, see above."""
+        loop = trainer.fit_loop.epoch_loop
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and not loop._should_accumulate():
+            self._is_before_validation = True
+            trainer.save_checkpoint(self.folder / LAST_CHECKPOINT, weights_only=False)
+            self._is_before_validation = False
 
     def on_validation_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Stops in the middle of a validation; what it had is measured again after the last checkpoint."""
@@ -218,13 +254,35 @@ class RunCheckpoint(Callback):
             self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Gives the signals back."""
+        """Gives the signals back, and notes what there is to go on from."""
         self._restore_handlers()
+        if trainer.sanity_checking:
+            add_note(
+                exception,
+                f"this was in the validation of {trainer.num_sanity_val_steps} batches before the first step "
+                "(trainer.num_sanity_val_steps), the largest image among them, whole unless model.evaluation has a "
+                "window: nothing has been trained yet",
+            )
+        elif self._has_started or trainer.state.fn == "validate":
+            path = newest_checkpoint(self.folder, lambda _: None)
+            if path is not None:
+                place = "in the validation " if trainer.validating else ""
+                folder = shlex.quote(str(self.folder))
+                command = f"aucseg fit --config {folder}/config.yaml --out {folder} --resume auto"
+                add_note(
+                    exception,
+                    f"this was {place}after step {trainer.global_step}; {path} holds step {checkpoint_step(path)}, and "
+                    f"'{command}' goes on from there",
+                )
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds how much of ``metrics.csv`` belongs to it, and tells Lightning that no batch is under way."""
         loop = trainer.fit_loop.epoch_loop
         checkpoint["num_log_steps"] = loop._batches_that_stepped
+        if self._is_before_validation:
+            # Lightning counts the step after the validation.
+            checkpoint["num_log_steps"] += 1
+            checkpoint["is_before_validation"] = True
         for name in ("total", "current"):
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"][name]
             progress["ready"] = progress["completed"]
@@ -236,9 +294,17 @@ class RunCheckpoint(Callback):
         if trainer.state.fn != "fit":
             return
         self._num_log_steps = checkpoint.get("num_log_steps")
+        self._is_before_validation = checkpoint.get("is_before_validation", False)
         for log in metrics_logs(trainer):
             if trainer.is_global_zero and "num_metrics_rows" in checkpoint:
                 log.rewind(checkpoint["num_metrics_rows"])
+
+
+def _validates_within_step(trainer: Trainer) -> bool:
+    """Whether a validation falls between the batches whose gradients the step that now begins accumulates."""
+    first, interval = trainer.fit_loop.epoch_loop.total_batch_idx + 1, trainer.val_check_batch
+    inner = range(first, first + trainer.accumulate_grad_batches - 1)
+    return isinstance(interval, int) and any(batch % interval == 0 for batch in inner)
 
 
 def metrics_logs(trainer: Trainer) -> list[MetricsLog]:

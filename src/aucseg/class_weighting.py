@@ -16,7 +16,7 @@ WeightRule = Literal["inverse", "effective", "median", "enet"]
 
 
 def check_class_counts(counts: Tensor | Sequence[float], name: str = "class_counts") -> Tensor:
-    """Return ``counts`` as a float64 tensor in which absent classes have the smallest count of the others.
+    """Return ``counts`` as a float64 tensor, on the CPU, in which absent classes have the smallest count of the others.
 
     A class that is missing from the counts but occurs later is rarer than all others, as far as anybody knows; a
     count of zero would give it an infinite weight or a prior of zero.
@@ -28,7 +28,7 @@ def check_class_counts(counts: Tensor | Sequence[float], name: str = "class_coun
     Raises:
         ValueError: Counts of another shape, negative or non-finite counts, or nothing but zeros.
     """
-    values = torch.as_tensor(counts, dtype=torch.float64)
+    values = _float64(counts)
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"{name} must hold one count for each of at least 2 classes, not shape {tuple(values.shape)}")
     invalid = ~(values.isfinite() & (values >= 0))
@@ -41,6 +41,11 @@ def check_class_counts(counts: Tensor | Sequence[float], name: str = "class_coun
     if not present.any():
         raise ValueError(f"{name} are all zero: count the labels of the training set first")
     return values.where(present, values[present].min())
+
+
+def _float64(counts: Tensor | Sequence[float]) -> Tensor:
+    # A few numbers, once: on the CPU, as not every device has float64.
+    return torch.as_tensor(counts.cpu() if isinstance(counts, Tensor) else counts, dtype=torch.float64, device="cpu")
 
 
 def class_weights(
@@ -76,7 +81,7 @@ def class_weights(
         offset: Of the ``enet`` rule, above 1.
 
     Returns:
-        Weights (K,), float32, positive.
+        Weights (K,), float32, positive, on the CPU.
 
     Raises:
         ValueError: Bad counts, an unknown rule, options out of range.
@@ -113,7 +118,7 @@ def class_weights(
             pixels = check_class_counts(image_pixels, "image_pixels")
             if pixels.shape != values.shape:
                 raise ValueError(f"image_pixels has {len(pixels)} classes, but counts has {len(values)}")
-            frequency = check_class_counts(values.where(torch.as_tensor(counts) > 0, 0) / pixels, "counts")
+            frequency = check_class_counts(values.where(_float64(counts) > 0, 0) / pixels, "counts")
         weights = frequency.quantile(0.5) / frequency
     elif rule == "enet":
         if offset <= 1:

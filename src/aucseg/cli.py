@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from aucseg import __version__
+from aucseg.failures import with_notes
 
 _EXAMPLES = """examples:
   aucseg demo                                      cross-entropy beside AUCSeg on embedded data, and a report
@@ -84,14 +85,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = _parser().parse_args(arguments[:1]).command
     try:
         return _run(command, arguments[1:])
-    except KeyboardInterrupt:
-        print("aucseg: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"aucseg: {with_notes('interrupted', interrupt)}", file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, ImportError) as error:
         if os.environ.get("AUCSEG_TRACEBACK"):
             raise
-        print(f"aucseg {command}: error: {error}", file=sys.stderr)
+        print(f"aucseg {command}: error: {with_notes(str(error), error)}", file=sys.stderr)
         return 2
+    except Exception as error:
+        if sys.version_info < (3, 11) and (notes := with_notes("", error)):  # later versions show notes themselves
+            print(f"aucseg {command}{notes}", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 A label map is cut into horizontal runs (maximal stretches of one label in one row). Everything after that works on
 runs, of which an image has far fewer than pixels, and needs no loop over either.
 
-``index_select(0, ...)`` stands where ``tensor[index]`` would do: on the CPU it is several times faster.
+``index_select(0, ...)`` stands where ``tensor[index]`` would do: on the CPU it is several times faster. Sums by index
+are ``scatter_add_``, and minima by index are taken in int32: Apple's MPS lacks ``index_add_`` and minima in int64.
 """
 
 import torch
@@ -105,7 +106,8 @@ def connected_components(start: Tensor, length: Tensor, label: Tensor, height: i
         upper, lower, root_u, root_l = keep_where(root_u != root_l, upper, lower, root_u, root_l)
         if not len(upper):
             return root
-        root.scatter_reduce_(0, torch.maximum(root_u, root_l), torch.minimum(root_u, root_l), "amin")
+        smaller = torch.minimum(root_u, root_l).int()
+        root = root.int().scatter_reduce_(0, torch.maximum(root_u, root_l), smaller, "amin").long()
         while not torch.equal(parent := root.index_select(0, root), root):
             root = parent
 
@@ -128,7 +130,7 @@ def number_components(root: Tensor, length: Tensor, group: Tensor, min_pixels: i
         >>> number_components(root, length, group, min_pixels=4, max_components=2)
         tensor([-1,  0, -1,  0])
     """
-    size = torch.zeros_like(length).index_add_(0, root, length)
+    size = torch.zeros_like(length).scatter_add_(0, root, length)
     roots = (size >= min_pixels).nonzero().squeeze(1)
     roots = roots[size[roots].sort(descending=True, stable=True).indices]
     roots = roots[group[roots].sort(stable=True).indices]

@@ -15,8 +15,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from aucseg.class_statistics import ClassStatistics
+from aucseg.data_report import describe_absent_classes, describe_files
 from aucseg.datasets import DatasetCard, SegmentationDataset
-from aucseg.distributed import part_of
+from aucseg.distributed import part_of, say_once
+from aucseg.evaluation_batches import EvaluationBatches, collate_any_size, largest_image
+from aucseg.held_out import held_out_images
+from aucseg.models.names import check_options
 from aucseg.photometric import COLOUR_CHANGES, distort_colours
 from aucseg.sample_stream import (
     EpochOrder,
@@ -26,6 +30,7 @@ from aucseg.sample_stream import (
     rare_class_order,
     sequential_order,
 )
+from aucseg.sampling import RareClassSampler
 from aucseg.seeding import stable_seed
 from aucseg.shard_stream import ShardStream
 from aucseg.streaming import StreamedSegmentationDataset
@@ -36,35 +41,23 @@ try:
 except ImportError as error:  # pragma: no cover - depends on the environment
     raise ImportError('aucseg.datamodule needs Lightning: pip install "aucseg[train]"') from error
 
-
+# Options of the rare-class sampler that follow from the run.
+_SET_BY_THE_RUN = ("statistics", "seed", "num_replicas", "rank")
+# Of images that are read once, with cache "memory".
 _DECODING_THREADS = 4
-
-
-def held_out_images(length: int, share: float) -> tuple[list[int], list[int]]:
-    """Splits ``length`` images in those to train on and those held out, the same at every call.
-
-    Example:
-        >>> kept, held_out = held_out_images(10, 0.2)
-        >>> len(kept), len(held_out), sorted(kept + held_out) == list(range(10))
-        (8, 2, True)
-    """
-    if length < 2:
-        raise ValueError(f"images can be held out of at least 2, not of {length}")
-    order = torch.randperm(length, generator=torch.Generator().manual_seed(0)).tolist()
-    count = min(max(round(share * length), 1), length - 1)
-    return sorted(order[count:]), sorted(order[:count])
 
 
 class SegmentationDataModule(LightningDataModule):
     """Loaders over a data set described by a card.
 
-    Batches are dicts ``{"image": uint8 (B, C, H, W), "mask": uint8 or int64 (B, H, W), "name": list of str}``.
+    Batches are dicts ``{"image": uint8 (B, C, H, W), "mask": uint8 or int64 (B, H, W), "name": list of str}``; in a
+    validation batch with images of unequal sizes image and mask are lists of B tensors.
 
     Args:
         card: name of a shipped card or path of a card's YAML file.
         root: folder of the data set; None for data that is embedded in the package.
         batch_size: training crops in a batch, on each rank.
-        eval_batch_size: validation images in a batch; images of unequal size need 1.
+        eval_batch_size: validation images in a batch; those of one size go through the model together.
         num_workers: loader processes; 0 loads in the main process.
         crop_size: ``(height, width)`` of the training crops.
         scale: range of the random scale factor.
@@ -80,18 +73,21 @@ class SegmentationDataModule(LightningDataModule):
         train_split: name of the card's split to train on.
         val_split: name of the card's split to validate on.
         on_error: "raise" or "skip" for files that cannot be read.
+        follow_symlinks: whether files may lie outside the root, reached by symbolic links below it (DVC, git-annex, the
+            cache of a hub); false where the folder is a stranger's. Members of shards are never links.
         seed: seed of order and augmentation.
         sampler: "random" (every image once an epoch), "sequential" (the same in the order of the files) or "rare_class"
             (`aucseg.sampling.RareClassSampler`).
         sampler_options: options of the rare-class sampler, such as ``temperature`` and ``by``.
         held_out_share: for choosing settings without looking at the validation split: this share of the training
-            images is kept from training and validated on, the same images whatever the seed. 0 for an ordinary run.
+            images is kept from training and validated on, each class in its share (`aucseg.held_out`), the same images
+            whatever the seed. 0 for an ordinary run.
         statistics: file of the training split's class statistics, as ``aucseg stats`` writes it; None counts the masks
             when something needs the counts (each process its part).
         rare_crop: how often a training crop is one around a pixel of a rare class, in [0, 1].
-        rare_crop_classes: train ids of the rare classes; None for the tail that the card names.
-        shards: tar shards to train on instead of the root's files (paths, URLs, ``train-{0000..0099}.tar``), see
-            `aucseg.streaming`.
+        rare_crop_classes: train ids or names of the rare classes; None for the tail that the card names.
+        shards: tar shards to train on instead of the root's files (paths, URLs, ``train-{0000..0099}.tar``,
+            ``shards/*.tar``), see `aucseg.streaming`.
         val_shards: the same for validation; None for the files of ``val_split``.
         shuffle_buffer: samples among which a loader process draws with shards and sampler "random".
         cache: "memory" reads and decodes each training image once, when training begins, and keeps it in memory (3 to 4
@@ -120,13 +116,14 @@ class SegmentationDataModule(LightningDataModule):
         train_split: str = "train",
         val_split: str = "val",
         on_error: str = "raise",
+        follow_symlinks: bool = True,
         seed: int = 0,
         sampler: str = "random",
         sampler_options: dict[str, Any] | None = None,
         held_out_share: float = 0.0,
         statistics: str | None = None,
         rare_crop: float = 0.0,
-        rare_crop_classes: list[int] | None = None,
+        rare_crop_classes: list[int | str] | None = None,
         shards: str | list[str] | None = None,
         val_shards: str | list[str] | None = None,
         shuffle_buffer: int = 1000,
@@ -141,6 +138,7 @@ class SegmentationDataModule(LightningDataModule):
             raise ValueError(f"sampler must be 'random', 'sequential' or 'rare_class', not {sampler!r}")
         if sampler_options and sampler != "rare_class":
             raise ValueError("sampler_options go with sampler 'rare_class'")
+        check_options(sampler_options or {}, RareClassSampler, "data.sampler_options", given=_SET_BY_THE_RUN)
         if shards is not None and (sampler == "rare_class" or held_out_share):
             raise ValueError("shards are read in their order: no sampler 'rare_class' and no held_out_share with them")
         if not 0 <= held_out_share < 1:
@@ -163,10 +161,13 @@ class SegmentationDataModule(LightningDataModule):
         self.train_split = train_split
         self.val_split = val_split
         self.on_error = on_error
+        self.follow_symlinks = follow_symlinks
+        self._has_described_data = False
         self.seed = seed
         self.sampler = sampler
         self.sampler_options = dict(sampler_options or {})
         self.held_out_share = held_out_share
+        self._split: tuple[list[int], list[int]] | None = None
         self._statistics = None if statistics is None else self._load_statistics(statistics)
         self.shards = shards
         self.val_shards = val_shards
@@ -189,14 +190,39 @@ class SegmentationDataModule(LightningDataModule):
 
     def dataset(self, split: str, transform: Callable[[dict[str, Any]], dict[str, Any]] | None) -> SegmentationDataset:
         """The data set of one split of the card."""
-        return SegmentationDataset(self.card, self.root, split, transform=transform, on_error=self.on_error)
+        return SegmentationDataset(
+            self.card,
+            self.root,
+            split,
+            transform=transform,
+            on_error=self.on_error,
+            follow_symlinks=self.follow_symlinks,
+        )
+
+    def setup(self, stage: str) -> None:
+        """Says once, before the first step, which files are used, which are not, and which classes cannot be judged."""
+        if self._has_described_data or self._place[0]:
+            return
+        self._has_described_data = True
+        used = [self.train_split] if stage == "fit" and self.shards is None else []
+        if self.val_shards is None and not (self.held_out_share and stage == "fit"):
+            used.append(self.val_split)
+        if self.shards is None or self.val_shards is None:
+            for line in describe_files(self.card, self.root, used):
+                say_once(line)
+        if self.val_shards is None:
+            try:
+                dataset = self.validation_dataset(None)
+            except ValueError:
+                return  # the loader says what is wrong, where there is one
+            for line in describe_absent_classes(dataset, self.num_workers):
+                say_once(line)
 
     def training_dataset(self, transform: Callable[[dict[str, Any]], dict[str, Any]] | None) -> SegmentationDataset:
         """The training images, without those held out."""
         dataset = self.dataset(self.train_split, transform)
         if self.held_out_share:
-            kept, _ = held_out_images(len(dataset), self.held_out_share)
-            dataset.pairs = [dataset.pairs[index] for index in kept]
+            dataset.pairs = [dataset.pairs[index] for index in self._held_out(dataset)[0]]
         return dataset
 
     def validation_dataset(self, transform: Callable[[dict[str, Any]], dict[str, Any]] | None) -> SegmentationDataset:
@@ -204,9 +230,14 @@ class SegmentationDataModule(LightningDataModule):
         if not self.held_out_share:
             return self.dataset(self.val_split, transform)
         dataset = self.dataset(self.train_split, transform)
-        _, held_out = held_out_images(len(dataset), self.held_out_share)
-        dataset.pairs = [dataset.pairs[index] for index in held_out]
+        dataset.pairs = [dataset.pairs[index] for index in self._held_out(dataset)[1]]
         return dataset
+
+    def _held_out(self, dataset: SegmentationDataset) -> tuple[list[int], list[int]]:
+        """Indices of the training split to train on, and of those held out."""
+        if self._split is None:
+            self._split = held_out_images(dataset, self.held_out_share, self.num_workers)
+        return self._split
 
     def _load_statistics(self, path: str) -> ClassStatistics:
         statistics = ClassStatistics.load(Path(path))
@@ -217,14 +248,12 @@ class SegmentationDataModule(LightningDataModule):
             )
         return statistics
 
-    def _rare_crop_classes(self, classes: list[int] | None, needed: bool) -> tuple[int, ...]:
-        if needed and classes is None and self.card.tail_classes is None:
-            raise ValueError(f"card {self.card.name!r} names no tail classes: give rare_crop_classes")
-        chosen = tuple(self.card.tail_classes or ()) if classes is None else tuple(classes)
-        outside = [class_id for class_id in chosen if not 0 <= class_id < self.card.num_classes]
-        if outside:
-            raise ValueError(f"rare_crop_classes holds {outside[0]}, outside 0..{self.card.num_classes - 1}")
-        return chosen
+    def _rare_crop_classes(self, classes: list[int | str] | None, needed: bool) -> tuple[int, ...]:
+        if classes is not None:
+            return tuple(self.card.ids_of(classes, "data.rare_crop_classes"))
+        if needed and self.card.tail_classes is None:
+            raise ValueError(f"card {self.card.name!r} names no tail classes: give data.rare_crop_classes")
+        return tuple(self.card.tail_classes or ())
 
     @property
     def _place(self) -> tuple[int, int]:
@@ -262,8 +291,10 @@ class SegmentationDataModule(LightningDataModule):
             start_batch = self.trainer.global_step * self.trainer.accumulate_grad_batches
         self._check_shared_memory()
         if self.shards is not None:
+            shards = self._stream(self.shards, None, shuffle=self.shuffle_buffer if self.sampler == "random" else 0)
+            self._check_number_of_shards(len(shards.urls), world_size)
             shard_stream = ShardStream(
-                self._stream(self.shards, None, shuffle=self.shuffle_buffer if self.sampler == "random" else 0),
+                shards,
                 self.training_transform,
                 batch_size=self.batch_size,
                 seed_of=partial(stable_seed, self.seed),
@@ -287,21 +318,29 @@ class SegmentationDataModule(LightningDataModule):
         return DataLoader(SeededDataset(dataset), batch_sampler=stream, **self._loader_options())
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Validation loader, in order; processes take whole batches in turn, each image once."""
+        """Validation loader, in order; processes take whole batches in turn, each image once.
+
+        In Lightning's check before the first step (``trainer.num_sanity_val_steps``) the batch with the largest image
+        comes first.
+        """
         rank, world_size = self._place
+        options = {**self._loader_options(), "collate_fn": collate_any_size}
         if self.val_shards is not None:
             stream = self._stream(self.val_shards, self.evaluation_transform)
-            return DataLoader(stream, batch_size=self.eval_batch_size, **self._loader_options())
+            return DataLoader(stream, batch_size=self.eval_batch_size, **options)
         dataset = self.validation_dataset(self.evaluation_transform)
         if len(dataset) < world_size:
             raise ValueError(
                 f"split {self.val_split!r} has {len(dataset)} images for {world_size} processes: validate with fewer"
             )
-        # Each process needs a batch; whoever has none would miss the sums over all processes.
-        size = min(self.eval_batch_size, len(dataset) // world_size)
-        starts = range(rank * size, len(dataset), world_size * size)
-        batches = [list(range(start, min(start + size, len(dataset)))) for start in starts]
-        return DataLoader(dataset, batch_sampler=batches, **self._loader_options())
+
+        def rehearse() -> int | None:
+            return largest_image(dataset) if self.trainer is not None and self.trainer.sanity_checking else None
+
+        batches = EvaluationBatches(
+            len(dataset), self.eval_batch_size, rank=rank, world_size=world_size, rehearse=rehearse
+        )
+        return DataLoader(dataset, batch_sampler=batches, **options)
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Distorts the colours of a training batch where its loader has left that to the device."""
@@ -314,6 +353,15 @@ class SegmentationDataModule(LightningDataModule):
         return StreamedSegmentationDataset(
             self.card, urls, transform=transform, shuffle=shuffle, seed=self.seed, on_error=self.on_error
         )
+
+    def _check_number_of_shards(self, num_shards: int, world_size: int) -> None:
+        needed = max(1, self.num_workers) * world_size
+        if num_shards < needed:
+            raise ValueError(
+                f"data.shards has {num_shards} shards for {needed} loader processes (data.num_workers "
+                f"{self.num_workers}, {world_size} ranks), and each needs one: write more shards, or lower "
+                "data.num_workers"
+            )
 
     def _epochs_message(self, world_size: int) -> str:
         message = "training is counted in iterations: set trainer.max_steps instead of trainer.max_epochs"

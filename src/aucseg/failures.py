@@ -9,6 +9,7 @@ import re
 import shutil
 from pathlib import Path
 
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 _GO_ON = "The run goes on from its last checkpoint with '--resume auto'"
 
 
@@ -50,9 +51,37 @@ def explanation(error: BaseException) -> str | None:
         return f"{sample[1].strip()}. Mend the file or leave such samples out (--data.on_error skip). {_GO_ON}"
     if type(error).__name__ == "SampleError" and "on_error" not in text:
         return f"{text}. Mend the file or leave such samples out (--data.on_error skip). {_GO_ON}"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(p in text for p in _OUT_OF_MEMORY)):
+        parts = re.split(r"(?<=[\w.\]])[.:] |\n", text)
+        cause = next((part for part in parts if any(p in part for p in _OUT_OF_MEMORY)), "MemoryError")
+        return (
+            f"the memory ran out ({cause}). In training: lower data.batch_size or data.crop_size, raise "
+            "model.micro_batches, or train in trainer.precision bf16-mixed. In validation: lower data.eval_batch_size, "
+            "or give model.evaluation a window, such as {window: [1024, 1024]}"
+        )
+    if "parameters that were not used in producing loss" in text or "marked as ready twice" in text:
+        return (
+            "some parameters of the model have no part in the loss of every step, and several processes wait for their "
+            "gradients: give --trainer.strategy ddp_find_unused_parameters_true, or freeze them "
+            "(TORCH_DISTRIBUTED_DEBUG=DETAIL names them)"
+        )
     if _is_lost_peer(error):
         return f"another process of this run is gone ({text.strip().splitlines()[0]}): its message says why. {_GO_ON}"
     return None
+
+
+def with_notes(text: str, error: BaseException) -> str:
+    """A message about an error, with what was noted about where it happened and how to go on.
+
+    A text that already says how to go on stays as it is.
+
+    Example:
+        >>> error = ValueError("no image")
+        >>> error.__notes__ = ["this was in the validation"]
+        >>> with_notes(str(error), error)
+        'no image; this was in the validation'
+    """
+    return text if "--resume" in text else "; ".join([text, *getattr(error, "__notes__", [])])
 
 
 def _is_shared_memory(text: str) -> bool:

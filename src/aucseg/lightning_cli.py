@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import warnings
+from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from aucseg.checkpoints import AtomicCheckpointIO, RunCheckpoint, RunInterrupted
 from aucseg.configs import find_config
 from aucseg.datamodule import SegmentationDataModule
 from aucseg.distributed import process_number, say_once
-from aucseg.failures import explanation
+from aucseg.failures import explanation, with_notes
 from aucseg.metrics_log import MetricsLog
+from aucseg.option_errors import option_error
+from aucseg.plain_yaml import read_text
 from aucseg.run_folder import CONFIG_FILE, RESULT_FILE, ResultWriter, check_writable, prepare_run_folder
 from aucseg.step_guard import StepGuard, TrainingStopped
 from aucseg.task import SegmentationTask
@@ -52,6 +55,23 @@ class RunConfig(SaveConfigCallback):
 
 class AUCSegCLI(LightningCLI):
     """LightningCLI that keeps everything about a run in the folder ``--out``."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Has the parser raise what is wrong, instead of printing all options and ending the process."""
+        return super().init_parser(**{**kwargs, "exit_on_error": False})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Reads the options.
+
+        Raises:
+            ValueError: one of them is unknown, or its value is of another type; the message is a sentence.
+        """
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            options = self._subcommand_parsers[args[0]]._option_string_actions
+            known = [name.lstrip("-") for name in options if name.startswith("--")]
+            raise ValueError(option_error(str(error), known)) from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the options of the run's folder and of the guard, and gives the model the card of the data."""
@@ -146,9 +166,10 @@ class AUCSegCLI(LightningCLI):
             say_once(f"the run goes on with other settings than before: {'; '.join(changed)}")
 
     def after_fit(self) -> None:
-        """Evaluates the final weights, unless the last training step did."""
+        """Evaluates the final weights, unless the last training step did, and says where the run ended."""
         step = self.trainer.global_step
         if self.result_writer.last_step == step:
+            self._say_result()
             return
         # A run that was resumed after its end has nothing left to do.
         result = self.result_writer.folder / RESULT_FILE
@@ -159,6 +180,12 @@ class AUCSegCLI(LightningCLI):
             say_once(f"{result.parent} is finished: it has the result of step {step}")
             return
         self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+        self._say_result()
+
+    def _say_result(self) -> None:
+        metrics = self.trainer.callback_metrics
+        found = [f"{name} {float(metrics[f'val/{name}']):.4f}" for name in ("miou", "tail") if f"val/{name}" in metrics]
+        say_once(", ".join([f"{self.result_writer.folder}: step {self.trainer.global_step}", *found]))
 
 
 def _steps_between_logs(max_steps: int) -> int:
@@ -214,11 +241,16 @@ def run(command: str, arguments: list[str]) -> int:
     except TrainingStopped as stop:
         _say(command, f"error: {stop}")
         return 3
+    except SystemExit as end:
+        # Lightning turns Ctrl-C into this, outside of the training itself.
+        if not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        raise end.__context__ from None
     except Exception as error:
         text = explanation(error)
         if text is None or os.environ.get("AUCSEG_TRACEBACK"):
             raise
-        _say(command, f"error: {text}")
+        _say(command, f"error: {with_notes(text, error)}")
         return 3
     return 0
 
@@ -255,7 +287,7 @@ def run_lightning(command: str, arguments: list[str]) -> AUCSegCLI:
                 "max_epochs": -1,
                 "check_val_every_n_epoch": None,
                 "val_check_interval": 1000,
-                "num_sanity_val_steps": 0,
+                "num_sanity_val_steps": 2,
                 "use_distributed_sampler": False,
                 "sync_batchnorm": True,
                 "log_every_n_steps": None,
@@ -270,8 +302,18 @@ def _with_shipped_configs(arguments: list[str]) -> list[str]:
     for argument in arguments:
         option, equals, value = argument.partition("=")
         if option in ("--config", "-c") and equals:
-            argument = f"{option}={find_config(value)}"
+            argument = f"{option}={_readable_config(value)}"
         elif out and out[-1] in ("--config", "-c"):
-            argument = str(find_config(argument))
+            argument = _readable_config(argument)
         out.append(argument)
     return out
+
+
+def _readable_config(name: str) -> str:
+    """The path of a configuration, which the parser does not name when it cannot read it."""
+    path = find_config(name)
+    try:
+        yaml.compose(read_text(Path(path)))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
+    return str(path)

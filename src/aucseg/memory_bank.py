@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from aucseg.bank_checks import (
+    MASK_DTYPES,
     check_batch,
     check_labels,
     check_settings,
@@ -77,8 +78,8 @@ class TailMemoryBank(nn.Module):
         generator: CPU generator of all random choices; by default an own one, seeded from torch's global generator.
             Its state is saved and loaded with the bank.
         presence_target: share of images (0..1) that should hold each tail class; see above.
-        presence: (K,) share of images that hold each class, as ``ClassStatistics`` counts it. By default it is
-            estimated from the images seen so far.
+        presence: (K,) share of images that hold each class, as ``ClassStatistics`` counts it, for whole images; a crop
+            holds fewer, and too little would be pasted. By default it is estimated from the images seen so far.
         max_components: components stored per class and image, at least 1.
 
     Raises:
@@ -215,8 +216,8 @@ class TailMemoryBank(nn.Module):
         Args:
             images: (B, C, H, W), uint8 or floating, any number of channels and any range of values. Channels and
                 dtype must stay the same from batch to batch as long as samples are stored; H and W may change.
-            masks: (B, H, W), uint8, int16, int32 or int64 labels 0..K-1 or ``ignore_index``, on the device of the
-                images.
+            masks: (B, H, W), labels 0..K-1 or ``ignore_index``, on the device of the images: bool or any integer dtype
+                but uint64. (uint8 and int16 to int64 save a copy in int64.)
 
         Returns:
             ``(images, masks)``: in training mode new tensors of the same shapes, dtypes and memory format; in
@@ -235,6 +236,9 @@ class TailMemoryBank(nn.Module):
         self._move_samples(images.device)
         channels_last = not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
         images = images.clone(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        mask_dtype = masks.dtype
+        # For some dtypes torch has few operations.
+        masks = masks.to(mask_dtype if mask_dtype in MASK_DTYPES else torch.int64)
         masks = masks.clone(memory_format=torch.contiguous_format)
         if masks.numel():
             present = self._store(images, masks)
@@ -253,7 +257,7 @@ class TailMemoryBank(nn.Module):
                 )
                 self._last_pastes = [(p.image, p.class_id, n) for p, n in zip(pastes, counts, strict=True) if n]
             self._count_reached(present, masks)
-        return images, masks
+        return images, masks.to(mask_dtype)
 
     def _store(self, images: Tensor, masks: Tensor) -> list[list[bool]]:
         """Stores what the batch holds of each tail class; returns (B, T) which tail classes each image holds."""
@@ -285,7 +289,7 @@ class TailMemoryBank(nn.Module):
         """Stores each group (an image's pixels of one class), given its runs sorted by group, then by place."""
         num_tail = len(self.tail_classes)
         groups, index, num_runs = torch.unique_consecutive(group, return_inverse=True, return_counts=True)
-        num_pixels = torch.zeros_like(groups).index_add_(0, index, length)
+        num_pixels = torch.zeros_like(groups).scatter_add_(0, index, length)
         table: list[list[int]] = torch.stack([groups, num_runs, num_pixels], dim=1).tolist()
 
         # Slots are chosen before any pixel is copied: what a later image of the same batch replaces need not be

@@ -36,15 +36,11 @@ class _LossOfOutputs:
     def batch_sums(self, outputs: Outputs, target: Tensor) -> _Sums:
         return _Sums([self._loss.batch_sums(logits, target) for logits in outputs if logits is not None])
 
-    def absent(self, outputs: Outputs, target: Tensor, totals: _Sums) -> list[BatchSums | None]:
-        given = [logits for logits in outputs if logits is not None]
-        return [self._loss.absent(logits, target, sums) for logits, sums in zip(given, totals.parts, strict=True)]
-
-    def part_of(self, totals: _Sums, absent: list[BatchSums | None], outputs: Outputs, target: Tensor) -> Tensor:
+    def part_of(self, totals: _Sums, outputs: Outputs, target: Tensor) -> Tensor:
         given = [(weight, logits) for weight, logits in zip(self._weights, outputs, strict=True) if logits is not None]
         losses = [
-            weight * self._loss.part_of(sums, stand_in, logits, target)
-            for (weight, logits), sums, stand_in in zip(given, totals.parts, absent, strict=True)
+            weight * self._loss.part_of(sums, logits, target)
+            for (weight, logits), sums in zip(given, totals.parts, strict=True)
         ]
         return torch.stack(losses).sum()
 

@@ -127,7 +127,8 @@ def _paste_once(
         runs = _Runs(*keep_where(component == chosen.index_select(0, owner), *runs))
         runs, canvas_h, canvas_w = _crop(runs, len(pastes))
 
-    fit = torch.minimum(height / canvas_h, width / canvas_w).clamp(max=resize_ratio)
+    # Places are float32 whatever the default dtype: half precision cannot tell neighbouring pixels apart.
+    fit = torch.minimum(height / canvas_h.float(), width / canvas_w.float()).clamp(max=resize_ratio)
     new_h = (canvas_h * fit).round().long().clamp(1, height)
     new_w = (canvas_w * fit).round().long().clamp(1, width)
     if aim is None:
@@ -190,12 +191,13 @@ def _pick(draw: Tensor, count: Tensor) -> Tensor:
 
 def _crop(runs: _Runs, num_pastes: int) -> tuple[_Runs, Tensor, Tensor]:
     """Makes the box around each paste's runs its canvas: shifted runs, heights, widths."""
-    highest = torch.full((num_pastes,), torch.iinfo(torch.int64).max, device=runs.y.device)
+    # In int32, as Apple's MPS has no minima by index in int64.
+    highest = torch.full((num_pastes,), torch.iinfo(torch.int32).max, dtype=torch.int32, device=runs.y.device)
     lowest = torch.zeros_like(highest)
-    top = highest.scatter_reduce(0, runs.owner, runs.y, "amin")
-    left = highest.scatter_reduce(0, runs.owner, runs.x, "amin")
-    bottom = lowest.scatter_reduce(0, runs.owner, runs.y + 1, "amax")
-    right = lowest.scatter_reduce(0, runs.owner, runs.x + runs.length, "amax")
+    top = highest.scatter_reduce(0, runs.owner, runs.y.int(), "amin").long()
+    left = highest.scatter_reduce(0, runs.owner, runs.x.int(), "amin").long()
+    bottom = lowest.scatter_reduce(0, runs.owner, (runs.y + 1).int(), "amax").long()
+    right = lowest.scatter_reduce(0, runs.owner, (runs.x + runs.length).int(), "amax").long()
     return runs._replace(y=runs.y - top[runs.owner], x=runs.x - left[runs.owner]), bottom - top, right - left
 
 
@@ -259,7 +261,7 @@ def _interpolate(
 
 def _neighbours(index: Tensor, size: Tensor, new_size: Tensor) -> list[tuple[Tensor, Tensor]]:
     """The two canvas rows (or columns) around each output index, with their weights."""
-    position = ((index + 0.5) * (size / new_size) - 0.5).clamp(min=0)
+    position = ((index.float() + 0.5) * (size.float() / new_size) - 0.5).clamp(min=0)
     low = position.floor().long()
     fraction = position - low
     return [(low, 1 - fraction), (torch.minimum(low + 1, size - 1), fraction)]

@@ -4,6 +4,7 @@ The work on files, for any model; :mod:`aucseg.models.inference` does the work o
 """
 
 import csv
+import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,17 +15,21 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from aucseg.csv_cells import text_cell
+from aucseg.datasets.deep_color import read_deep_color
+from aucseg.datasets.files import bits_per_channel, load_oriented, to_rgb
+from aucseg.datasets.tree import is_hidden, is_system_file
 from aucseg.models.inference import Predictor
 
 Array = npt.NDArray[Any]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm")
-_ORIENTATION_TAG = 0x0112
+# The least white of integers in 16 bits that are taken for such without being told.
+_LEAST_WHITE = 1 << 14
 
 
 class ImageError(ValueError):
@@ -39,11 +44,13 @@ class PredictionSummary:
         done: Files with a prediction.
         failures: Files without, with the reason.
         pixels: Predicted pixels of each class over all files.
+        unscaled: Files of 8 bits a channel, where a ``value_range`` was given: it does not apply to them.
     """
 
     done: list[Path] = field(default_factory=list)
     failures: dict[Path, str] = field(default_factory=dict)
     pixels: Array = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    unscaled: list[Path] = field(default_factory=list)
 
 
 def find_images(inputs: Iterable[str | Path], *, exclude: Path | None = None) -> list[Path]:
@@ -51,7 +58,8 @@ def find_images(inputs: Iterable[str | Path], *, exclude: Path | None = None) ->
 
     Args:
         inputs: Files of any name, folders, and patterns such as ``"photos/**/*.jpg"``. In folders the files named like
-            images count.
+            images count. Hidden files, and those that a system makes beside a user's (``._x.png``, ``Thumbs.db``), are
+            left out.
         exclude: A folder to leave out, such as the one that predictions are written to.
 
     Returns:
@@ -70,19 +78,29 @@ def find_images(inputs: Iterable[str | Path], *, exclude: Path | None = None) ->
     for entry in inputs:
         path = Path(entry)
         if path.is_file():
-            matches = [path]
+            matches = [] if is_system_file(path.name) else [path]
         elif path.is_dir():
-            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and _is_data(p, path))
         else:
             # Unlike glob.glob, "**" does not follow links, which may lead in circles.
             top = Path(path.anchor)
-            matches = sorted(p for p in top.glob(str(path.relative_to(top))) if p.is_file())
+            matches = sorted(p for p in top.glob(str(path.relative_to(top))) if _is_data(p, _fixed_part(path)))
         if exclude is not None:
             matches = [p for p in matches if not p.resolve().is_relative_to(exclude.resolve())]
-        if not matches:
+        if not matches and not is_system_file(path.name):
             raise FileNotFoundError(f"no image found for {str(entry)!r}")
         found.update(dict.fromkeys(matches))
     return list(found)
+
+
+def _is_data(path: Path, folder: Path) -> bool:
+    return path.is_file() and not any(is_hidden(part) for part in path.relative_to(folder).parts)
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """The folders of a pattern before its first wildcard."""
+    fixed = itertools.takewhile(lambda part: not set("*?[") & set(part), pattern.parts[:-1])
+    return Path(*fixed)
 
 
 def read_image(
@@ -97,32 +115,39 @@ def read_image(
     Args:
         path: PNG, JPEG, TIFF or anything else that Pillow reads; of several pages the first.
         exif: Whether to turn the image as its EXIF orientation says.
-        value_range: Values that become 0 and 255 in images of one channel with more than 8 bits. Default: 0..65535 for
-            integers; float images need it. Colour images of 16 bits keep the upper 8.
+        value_range: Values that become 0 and 255 in images with more than 8 bits a channel, grey or colour. Default:
+            0..65535 for integers; float images need it, and images whose values stay below 2^14, which are data of 12
+            or 14 bits as a rule. It does not apply to images of 8 bits.
         max_pixels: Refuse larger images, which a small file can pretend to hold.
 
     Returns:
         ``(H, W, 3)`` uint8. Transparency is dropped, grey is repeated, a palette is looked up.
 
     Raises:
-        ImageError: The file is missing, damaged, no image, too large, or needs ``value_range``.
+        ImageError: The file is missing, damaged, no image, too large, holds NaN, or needs ``value_range``.
     """
+    return _read(path, exif, value_range, max_pixels)[0]
+
+
+def _read(
+    path: str | Path, exif: str, value_range: tuple[float, float] | None, max_pixels: int
+) -> tuple[npt.NDArray[np.uint8], int]:
+    """The pixels of an image, and the bits of a channel in its file."""
     with _without_pixel_limit():
         try:
             with Image.open(path) as file:
                 if file.width * file.height > max_pixels:
                     raise ImageError(f"{path}: more than {max_pixels} pixels; raise max_pixels if that is right")
-                file.load()
-                turned = exif == "apply" and file.getexif().get(_ORIENTATION_TAG, 1) != 1
-                image: Image.Image = ImageOps.exif_transpose(file) if turned else file
-                if image.mode.startswith(("I", "F")):
-                    return _to_8_bits(np.asarray(image), path, value_range)
-                # By way of RGBA, for Pillow warns of palettes with transparency otherwise.
-                return np.array((image.convert("RGBA") if "transparency" in image.info else image).convert("RGB"))
+                bits = bits_per_channel(file)
+                is_gray = file.mode.startswith(("I", "F"))
+                if bits > 8 and not is_gray:
+                    return _to_8_bits(read_deep_color(path, exif), path, value_range), bits
+                image = load_oriented(file, path, exif)
+                return (_to_8_bits(np.asarray(image), path, value_range) if is_gray else np.array(to_rgb(image))), bits
         except ImageError:
             raise
         except Exception as error:  # decoders fail in many ways on damaged bytes
-            raise ImageError(f"{path}: no readable image: {error}") from error
+            raise ImageError(f"{path}: no readable image: {str(error).removeprefix(f'{path}: ')}") from error
 
 
 @contextmanager
@@ -137,16 +162,20 @@ def _without_pixel_limit() -> Iterator[None]:
 
 
 def _to_8_bits(values: Array, path: str | Path, value_range: tuple[float, float] | None) -> npt.NDArray[np.uint8]:
+    if not np.isfinite(values).all():
+        raise ImageError(f"{path}: holds values that are no numbers (NaN, infinity); fill these pixels first")
+    low, high = (values.min(), values.max()) if values.size else (0, 0)
     if value_range is None:
-        if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
+        # Data of 12 or 14 bits in a file of 16 would become an almost black image.
+        if values.dtype.kind == "f" or low < 0 or high > 65535 or 0 < high < _LEAST_WHITE:
             raise ImageError(
-                f"{path}: values from {values.min():g} to {values.max():g}; "
+                f"{path}: values from {low:g} to {high:g}; "
                 "say which of them are black and white: value_range, --value-range LOW HIGH"
             )
         value_range = (0, 65535)
-    low, high = value_range
-    gray = ((values.astype(np.float64) - low) * (255 / (high - low))).clip(0, 255).round().astype(np.uint8)
-    return np.repeat(gray[..., None], 3, axis=2)
+    black, white = value_range
+    scaled = ((values.astype(np.float64) - black) * (255 / (white - black))).clip(0, 255).round().astype(np.uint8)
+    return scaled if scaled.ndim == 3 else np.repeat(scaled[..., None], 3, axis=2)
 
 
 def predict_paths(
@@ -216,7 +245,9 @@ def predict_paths(
     with _Table(out_dir / "areas.csv", ["image", "class_id", "class", "pixels", "share"]) as areas:
         for path, name in zip(tqdm(files, unit="image", disable=not progress), output_names(files), strict=True):
             try:
-                image = read_image(path, exif=exif, value_range=value_range, max_pixels=max_pixels)
+                image, bits = _read(path, exif, value_range, max_pixels)
+                if value_range is not None and bits <= 8:
+                    summary.unscaled.append(path)
                 score_path = out_dir / "scores" / f"{name}.npy" if scores else None
                 labels, pixels = _predict(predictor, image, len(class_names), score_path)
                 _save(_label_image(labels, colors), out_dir / "labels" / f"{name}.png")

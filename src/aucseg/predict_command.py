@@ -92,6 +92,8 @@ def run(args: argparse.Namespace) -> int:
             max_pixels=args.max_pixels,
         )
     print(f"{len(summary.done)} images predicted, in {args.out}")
+    if summary.unscaled:
+        print(f"--value-range does not apply to {len(summary.unscaled)} of them, which have 8 bits a channel")
     for path, reason in summary.failures.items():
         print(f"aucseg predict: {path}: {reason}", file=sys.stderr)
     return 1 if summary.failures else 0

@@ -119,8 +119,9 @@ def per_image_overlap(predicted: Tensor, target: Tensor, num_classes: int, ignor
         >>> per_image_overlap(torch.tensor([[0, 1, 1]]), torch.tensor([[0, 0, 255]]), 3, 255)
         {0: [1, 2], 1: [0, 1]}
     """
+    predicted, target = predicted.long(), target.long()
     valid = target != ignore_index
-    predicted, target = predicted[valid].long(), target[valid].long()
+    predicted, target = predicted[valid], target[valid]
     intersection = torch.bincount(target[target == predicted], minlength=num_classes)
     union = torch.bincount(target, minlength=num_classes) + torch.bincount(predicted, minlength=num_classes)
     union -= intersection
@@ -141,7 +142,7 @@ def curve_points(false_rate: Tensor, true_rate: Tensor) -> dict[str, Any]:
         >>> curve_points(torch.tensor([0.0, 0.0, 0.5, 1.0]), torch.tensor([0.0, 0.5, 1.0, 1.0]))
         {'fpr': [0.0, 0.0, 0.5, 1.0], 'tpr': [0.0, 0.5, 1.0, 1.0], 'auroc': 0.875}
     """
-    false_rate, true_rate = false_rate.double().cpu(), true_rate.double().cpu()
+    false_rate, true_rate = false_rate.cpu().double(), true_rate.cpu().double()
     cells = torch.stack([(false_rate.clamp(min=1e-6).log10() * 100).round(), (true_rate * 200).round()], 1)
     first = torch.ones(len(cells), dtype=torch.bool)
     first[1:-1] = (cells[1:-1] != cells[:-2]).any(1)

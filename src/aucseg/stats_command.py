@@ -14,6 +14,10 @@ from typing import Any
 from aucseg.class_statistics import ClassStatistics
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.dataset import SegmentationDataset
+from aucseg.datasets.duplicates import find_duplicates
+from aucseg.datasets.file_report import report_files
+from aucseg.datasets.mask_checks import Palettes, describe_soft_edges, find_soft_edges
+from aucseg.datasets.mask_files import read_raw_mask
 from aucseg.datasets.pairing import Pair
 from aucseg.datasets.propose import propose_card
 from aucseg.datasets.scan import scan_samples
@@ -30,6 +34,9 @@ _EXAMPLES = """examples:
 exit status: 0 all is well, 1 the check found problems, 2 the command could not run
 """
 _MAX_SHOWN = 20
+# So many unknown ids are no forgotten classes: soft edges are looked for, in a few of the files.
+_MANY_UNKNOWN = 6
+_NUM_LOOKED_AT = 16
 
 
 @dataclass
@@ -39,10 +46,14 @@ class Check:
     Attributes:
         errors: For each sample that cannot be used, its messages.
         unknown: For each raw id outside the card: its pixels, and the files that hold it.
+        advice: What the findings together say.
+        unused: Image files that no split names; they are no fault.
     """
 
     errors: list[str] = field(default_factory=list)
     unknown: dict[int, tuple[int, list[str]]] = field(default_factory=dict)
+    advice: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
 
     @property
     def is_clean(self) -> bool:
@@ -70,7 +81,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decode-images", action="store_true", help="decode every image to find truncated ones (slower)"
     )
-    parser.add_argument("--follow-symlinks", action="store_true", help="allow files outside the root, reached by links")
+    parser.add_argument(
+        "--follow-symlinks",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="allow files outside the root, reached by links (default: yes)",
+    )
     parser.add_argument("--shards", nargs="+", metavar="TAR", help="count tar shards instead of a folder")
     parser.add_argument("--merge", nargs="+", type=Path, metavar="JSON", help="add up statistics written by --save")
     parser.add_argument("--cache", type=Path, help="file of results (default: in the user's cache folder)")
@@ -114,6 +130,7 @@ def count_and_check(
 ) -> tuple[ClassStatistics, Check]:
     """Count a data set and check every file of it; samples that cannot be used go to the check, not the counts."""
     card = dataset.card
+    palettes = Palettes()
     statistics = ClassStatistics(card.num_classes, ignore_index=card.ignore_index, class_names=card.class_names)
     check = Check([_missing_message(dataset, pair) for pair in dataset.missing])
     scans = scan_samples(dataset, num_workers=num_workers, progress=progress, decode_images=decode_images, cache=cache)
@@ -121,13 +138,23 @@ def count_and_check(
         unknown: dict[int, int] = {}
         if sample.raw is not None:
             scan, unknown = dataset.label_map.map_scan(sample.raw)
+            palettes.add(sample.raw, dataset.pairs[sample.index].mask or "")
             for raw, count in unknown.items():
                 pixels, files = check.unknown.get(raw, (0, []))
                 check.unknown[raw] = pixels + count, [*files, dataset.pairs[sample.index].mask or ""]
             if not sample.errors and not unknown:
                 statistics.add_scan(scan)
         check.errors += sample.errors
+    check.errors += palettes.describe(raw for ids in card.raw_ids for raw in ids)
+    if len(check.unknown) >= _MANY_UNKNOWN:
+        check.advice += _advise_on_unknown(dataset, check)
     return statistics, check
+
+
+def _advise_on_unknown(dataset: SegmentationDataset, check: Check) -> list[str]:
+    files = sorted({file for _, files in check.unknown.values() for file in files})[:_NUM_LOOKED_AT]
+    edges = find_soft_edges(read_raw_mask(dataset.root / file, dataset.card) for file in files)
+    return [] if edges is None else [describe_soft_edges(edges, dataset.card.mask_encoding == "rgb")]
 
 
 def _missing_message(dataset: SegmentationDataset, pair: Pair) -> str:
@@ -139,7 +166,7 @@ def _missing_message(dataset: SegmentationDataset, pair: Pair) -> str:
 def _run(args: argparse.Namespace) -> int:
     if args.workers < 0 or args.batch_size < 1:
         raise ValueError("--workers must be at least 0 and --batch-size at least 1")
-    cache = None if args.no_cache or args.merge or args.shards else ScanCache(args.cache or _default_cache())
+    cache = None if args.no_cache or args.merge or args.shards else ScanCache.open(args.cache or _default_cache())
     try:
         card, root = _card_and_root(args, cache)
         statistics, check = _count(args, card, root, cache)
@@ -191,9 +218,15 @@ def _count(
     split = args.split if args.split in card.splits or args.split != "train" else next(iter(card.splits))
     # Missing files are findings of the check like all others: they are listed, and the exit status tells.
     dataset = SegmentationDataset(card, root, split, on_error="skip", follow_symlinks=args.follow_symlinks)
-    return count_and_check(
+    files = report_files(card, dataset.root, is_proposed=root is not None and root == Path(args.card))
+    print("\n".join(files.lines()), flush=True)
+    statistics, check = count_and_check(
         dataset, num_workers=args.workers, progress=True, decode_images=args.decode_images, cache=cache
     )
+    check.errors += files.problems(without=split)
+    check.errors += find_duplicates(dataset.root, {name: found.pairs for name, found in files.splits.items()})
+    check.unused = files.unused
+    return statistics, check
 
 
 def _print_check(check: Check, statistics: ClassStatistics, card: DatasetCard) -> None:
@@ -205,6 +238,8 @@ def _print_check(check: Check, statistics: ClassStatistics, card: DatasetCard) -
     for raw, (pixels, files) in sorted(check.unknown.items()):
         shown = ", ".join(_shorten(files, 5))
         print(f"check: id {raw} is not in the card: {pixels:,} pixels in {_number(len(files), 'file')}: {shown}")
+    for line in check.advice:
+        print(f"check: {line}")
     if check.unknown and card.hint:
         print(f"check: {card.hint}")
     print(f"check: {statistics.num_images} samples are counted; those named above are not")
@@ -221,7 +256,7 @@ def _shorten(items: Sequence[str], limit: int = _MAX_SHOWN) -> list[str]:
 
 def _check_as_json(check: Check) -> dict[str, Any]:
     unknown = {str(raw): {"pixels": pixels, "files": files} for raw, (pixels, files) in check.unknown.items()}
-    return {"errors": check.errors, "unknown_ids": unknown}
+    return {"errors": check.errors, "unknown_ids": unknown, "advice": check.advice, "unused_files": check.unused}
 
 
 def _write(args: argparse.Namespace, statistics: ClassStatistics, report: dict[str, Any]) -> None:

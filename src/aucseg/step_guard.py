@@ -1,4 +1,4 @@
-"""Skips training steps whose loss or gradient is not finite or whose loss jumps, keeps their batches, stops the run."""
+"""Skips training steps whose loss or gradient is not finite, keeps their batches, stops the run; counts loss jumps."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from aucseg.distributed import cpu_state
+from aucseg.distributed import cpu_state, say_once
 from aucseg.durable_files import replace_file
+from aucseg.precision import unscales
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -25,6 +26,8 @@ except ImportError as error:  # pragma: no cover - depends on the environment
 # Steps that an accelerator may be ahead of what the host has looked at: the host never waits for the newest.
 _LAG = 2
 _MOMENTUM = 0.98
+# A loss that is this many times its running mean is a jump, where the user gives no factor.
+_JUMP_FACTOR = 10.0
 
 
 class TrainingStopped(RuntimeError):  # noqa: N818 - it names what happened
@@ -33,42 +36,51 @@ class TrainingStopped(RuntimeError):  # noqa: N818 - it names what happened
 
 @dataclass
 class _Watched:
-    """One step: its verdict (skip, loss of all processes, loss of this one, gradient norm), on its way to the host."""
+    """One step and what was found of it, on its way to the host."""
 
     step: int
-    verdict: Tensor
+    verdict: Tensor  # (6,): skip, jump, loss of all processes, loss of this one, running mean before, gradient norm
     arrived: Any
     batch: dict[str, Any]
 
 
 class StepGuard(Callback):
-    r"""Watches every optimizer step and leaves out the bad ones.
+    r"""Watches every optimizer step and leaves out those whose loss or gradient is not finite.
 
-    A step is bad if the loss or a gradient is not finite, or if the loss is more than ``spike_factor`` times its
-    running mean :math:`m \leftarrow 0.98\, m + 0.02\, L` over the steps taken (after ``warmup`` of them). Then weights,
-    optimizer and floating-point buffers (running statistics of batch normalization) stay as they were, the step is
-    counted, and its batch is written to ``skipped/step-N-rank-R.pt`` in the run's folder: images and masks as the model
-    saw them, names, loss and gradient norm, as tensors and plain containers (``torch.load(..., weights_only=True)``).
-    All processes skip together (one message of 8 bytes a step). Schedule and data order go on as if the step had been
-    taken.
+    Of a step that is left out weights, optimizer and floating-point buffers (running statistics of batch normalization)
+    stay as they were, the step is counted, and its batch is written to ``skipped/step-N-rank-R.pt`` in the run's
+    folder: images and masks as the model saw them, names, loss and gradient norm, as tensors and plain containers
+    (``torch.load(..., weights_only=True)``). All processes skip together (one message of 8 bytes a step). Schedule and
+    data order go on as if the step had been taken.
+
+    A loss jump is a finite loss that is more than 10 (or ``spike_factor``) times its running mean
+    :math:`m \leftarrow 0.98\, m + 0.02\, L` over the steps taken, after ``warmup`` of them. It is counted and reported
+    (``train/loss_jumps``, and a message at the end), and the step is taken: where most batches hold nothing but
+    background, each batch with a rare class is a jump.
 
     The decision is made on the device: with a fused optimizer (`aucseg.SegmentationTask` has one) nothing waits for it,
     and the host learns of it two steps later. Other optimizers wait at each step. In ``16-mixed`` precision gradients
-    that overflow are the business of the gradient scaler and are not counted.
+    that overflow are the business of the gradient scaler and are not counted. The gradient norm is that before clipping
+    and without the scale.
 
     Args:
         max_skipped: the run is stopped with `TrainingStopped` when more steps than this were skipped.
-        spike_factor: see above, larger than 1; None: loss jumps are no reason to skip.
+        spike_factor: factor of a loss jump, larger than 1; steps with a jump are then left out as well, the batches
+            with rare classes first among them. None, the default, takes every finite step.
         warmup: steps taken before loss jumps are looked for.
         max_saved: batches that are written, on each process; a process writes those that its own loss points to, the
             first process every one.
 
     Raises:
         ValueError: a value out of its range.
+
+    Attributes:
+        num_skipped: steps left out so far.
+        num_jumps: loss jumps so far, taken or not.
     """
 
     def __init__(
-        self, max_skipped: int = 20, spike_factor: float | None = 10.0, warmup: int = 100, max_saved: int = 5
+        self, max_skipped: int = 20, spike_factor: float | None = None, warmup: int = 100, max_saved: int = 5
     ) -> None:
         for name, value in (("max_skipped", max_skipped), ("warmup", warmup), ("max_saved", max_saved)):
             if value < 0:
@@ -76,12 +88,13 @@ class StepGuard(Callback):
         if spike_factor is not None and not spike_factor > 1:
             raise ValueError(f"guard.spike_factor must be above 1, or null for no limit, got {spike_factor}")
         self.max_skipped = max_skipped
-        self.spike_factor = math.inf if spike_factor is None else spike_factor
+        self.spike_factor = spike_factor
         self.warmup = warmup
         self.max_saved = max_saved
         self.num_skipped = 0
+        self.num_jumps = 0
         self._num_saved = 0
-        self._mean = torch.zeros(2)  # running mean of the loss, and steps in it up to ``warmup``
+        self._mean = torch.zeros(2, dtype=torch.float32)  # running mean of the loss, and steps in it up to ``warmup``
         self._loss: Tensor | None = None
         self._batch: dict[str, Any] = {}
         self._buffers: _Buffers | None = None
@@ -114,25 +127,36 @@ class StepGuard(Callback):
         if self._loss is None or not gradients:
             return
         own_loss, self._loss = self._loss, None
-        norm = torch.stack(torch._foreach_norm(gradients)).float().norm()
+        # In the gradients' own dtype the norm of many float16 numbers would overflow.
+        wide = torch.float64 if any(gradient.dtype == torch.float64 for gradient in gradients) else torch.float32
+        norm = torch.stack(torch._foreach_norm(gradients, 2, wide)).norm().float()
         scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None and unscales(optimizer):
+            norm = norm / scaler._get_scale_async()
         is_bad = ~norm.isfinite() if scaler is None else torch.zeros_like(norm, dtype=torch.bool)
         loss = own_loss
         if trainer.world_size > 1:
             sums = torch.stack([own_loss, is_bad.float()])
             dist.all_reduce(sums)
             loss, is_bad = sums[0] / trainer.world_size, sums[1] > 0
-        skip = is_bad | ~loss.isfinite() | self._is_spike(loss)
+        mean, jump = self._mean[0], self._is_jump(loss)
+        skip = is_bad | ~loss.isfinite()
+        if self.spike_factor is not None:
+            skip = skip | jump
         self._update_mean(loss, skip)
         _leave_out(optimizer, gradients, skip, scaled=scaler is not None)
         assert self._buffers is not None
         self._buffers.keep_or_restore(skip)
-        self._watch(trainer, pl_module, torch.stack([skip.float(), loss, own_loss, norm]))
+        self._watch(trainer, pl_module, torch.stack([skip.float(), jump.float(), loss, own_loss, mean, norm]))
 
-    def _is_spike(self, loss: Tensor) -> Tensor:
+    @property
+    def _jump_factor(self) -> float:
+        return _JUMP_FACTOR if self.spike_factor is None else self.spike_factor
+
+    def _is_jump(self, loss: Tensor) -> Tensor:
         mean, count = self._mean
-        spike: Tensor = (count >= self.warmup) & (loss > self.spike_factor * mean) & (mean > 0)
-        return spike
+        jump: Tensor = loss.isfinite() & (count >= self.warmup) & (loss > self._jump_factor * mean) & (mean > 0)
+        return jump
 
     def _update_mean(self, loss: Tensor, skip: Tensor) -> None:
         mean, count = self._mean
@@ -152,6 +176,8 @@ class StepGuard(Callback):
         self._look(trainer, 0 if pl_module.device.type == "cpu" else _LAG)
         if self.num_skipped:
             pl_module.log("train/skipped_steps", float(self.num_skipped))
+        if self.num_jumps:
+            pl_module.log("train/loss_jumps", float(self.num_jumps))
 
     def _look(self, trainer: Trainer, lag: int) -> None:
         """Looks at the steps that are at least ``lag`` behind, the same ones on all processes."""
@@ -159,20 +185,22 @@ class StepGuard(Callback):
             watched = self._watched.popleft()
             if watched.arrived is not None:
                 watched.arrived.synchronize()
-            skip, loss, own_loss, norm = watched.verdict.tolist()
+            skip, jump, *values = watched.verdict.tolist()
+            self.num_jumps += bool(jump)
             if skip:
-                self._note(trainer, watched, loss, own_loss, norm)
+                self._note(trainer, watched, *values)
 
-    def _note(self, trainer: Trainer, watched: _Watched, loss: float, own_loss: float, norm: float) -> None:
+    def _note(
+        self, trainer: Trainer, watched: _Watched, loss: float, own_loss: float, mean: float, norm: float
+    ) -> None:
         self.num_skipped += 1
-        mean = float(self._mean[0])
         if not math.isfinite(loss):
             reason = f"the loss is {loss}"
         elif not math.isfinite(norm):
             reason = f"the norm of the gradient is {norm}"
         else:
-            reason = f"the loss is {loss:.4g}, more than {self.spike_factor:g} times its running mean {mean:.4g}"
-        is_culprit = not math.isfinite(own_loss) or own_loss > self.spike_factor * mean
+            reason = f"the loss is {loss:.4g}, more than {self._jump_factor:g} times its running mean {mean:.4g}"
+        is_culprit = not math.isfinite(own_loss) or own_loss > self._jump_factor * mean
         folder = Path(trainer.default_root_dir) / "skipped"
         if (is_culprit or trainer.is_global_zero) and self._num_saved < self.max_saved:
             self._num_saved += 1
@@ -202,11 +230,13 @@ class StepGuard(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Counts and running mean; they go into the checkpoint."""
-        return {"num_skipped": self.num_skipped, "num_saved": self._num_saved, "mean": self._mean.cpu()}
+        counts = {"num_skipped": self.num_skipped, "num_saved": self._num_saved, "num_jumps": self.num_jumps}
+        return {**counts, "mean": self._mean.cpu()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores them."""
         self.num_skipped, self._num_saved = state_dict["num_skipped"], state_dict["num_saved"]
+        self.num_jumps = state_dict["num_jumps"]
         self._mean = state_dict["mean"].clone()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -216,9 +246,15 @@ class StepGuard(Callback):
             checkpoint["callbacks"][self.state_key] = self.state_dict()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Looks at the last steps."""
+        """Looks at the last steps and reports loss jumps."""
         self._look(trainer, 0)
         self._batch = {}
+        if self.num_jumps and self.spike_factor is None:
+            say_once(
+                f"in {self.num_jumps} of {trainer.global_step} steps the loss was more than {_JUMP_FACTOR:g} times its "
+                "running mean, as batches with a rare class have it; every one of them was taken (train/loss_jumps "
+                "in the metrics)"
+            )
 
 
 class _Buffers:
@@ -256,11 +292,13 @@ def _flat(buffers: list[Tensor]) -> Tensor:
 
 
 def _leave_out(optimizer: torch.optim.Optimizer, gradients: list[Tensor], skip: Tensor, *, scaled: bool) -> None:
-    if scaled:  # the scaler leaves out steps with gradients that are not finite
-        torch._foreach_mul_(gradients, torch.where(skip, math.nan, 1.0))
-    elif optimizer.defaults.get("fused"):
+    if not unscales(optimizer):
+        # A scaler has looked at these gradients already and waits for the device as well.
+        if bool(skip):
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
+    elif scaled:  # the scaler looks at the gradients later, and leaves out steps where one is not finite
+        gradients[0].mul_(torch.where(skip, math.nan, 1.0))
+    else:
         optimizer.found_inf = skip.float()  # type: ignore[attr-defined] # read by torch's fused optimizers
-    elif bool(skip):
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -30,8 +31,8 @@ class StreamedSegmentationDataset(IterableDataset[Sample]):
 
     Args:
         card: A card, the name of one that comes with the package, or the path of a card file.
-        urls: Shards: paths, URLs, or patterns with braces such as ``train-{0000..0099}.tar``. A command (``pipe:``) is
-            refused.
+        urls: Shards: paths, URLs, or patterns with braces such as ``train-{0000..0099}.tar``, of paths also with
+            ``*`` and ``?``. A command (``pipe:``) is refused.
         transform: Called with each sample; its result is yielded.
         shuffle: Samples in the shuffle buffer; 0 keeps the order. Otherwise the shards are shuffled too.
         seed: Seed of the shuffling, mixed with the epoch.
@@ -41,7 +42,7 @@ class StreamedSegmentationDataset(IterableDataset[Sample]):
         train_ids: Whether the masks hold train ids already.
 
     Raises:
-        ValueError: No shard, a ``pipe:`` URL, fewer shards than ranks.
+        ValueError: No shard, a pattern that fits no file, a ``pipe:`` URL, fewer shards than ranks.
         ImportError: ``webdataset`` is not installed.
     """
 
@@ -64,12 +65,10 @@ class StreamedSegmentationDataset(IterableDataset[Sample]):
             raise ValueError(f"shuffle is the size of a buffer, at least 0, not {shuffle}")
         webdataset = _webdataset()
         patterns = [urls] if isinstance(urls, (str, Path)) else urls
-        self.urls = [url for pattern in patterns for url in webdataset.shardlists.expand_urls(str(pattern))]
+        urls_of_patterns = [url for pattern in patterns for url in webdataset.shardlists.expand_urls(str(pattern))]
+        self.urls = [path for url in urls_of_patterns for path in _expand_wildcards(url)]
         if not self.urls:
             raise ValueError("urls is empty; give at least one shard")
-        for url in self.urls:
-            if url.strip().startswith("pipe:"):
-                raise ValueError(f"{url!r} would run a command of the shell; give paths or http(s) URLs")
         self.card = card if isinstance(card, DatasetCard) else DatasetCard.load(card)
         self.label_map = LabelMap(self.card, train_ids=train_ids)
         self.transform, self.shuffle, self.seed, self.on_error = transform, shuffle, seed, on_error
@@ -167,6 +166,18 @@ class StreamedSegmentationDataset(IterableDataset[Sample]):
                 f"(it has {endings}); pass the right pattern as image= or mask="
             )
         return found[0]
+
+
+def _expand_wildcards(url: str) -> list[str]:
+    if url.strip().startswith("pipe:"):
+        raise ValueError(f"{url!r} would run a command of the shell; give paths or http(s) URLs")
+    if not ("*" in url or "?" in url) or Path(url).exists() or "://" in url:
+        return [url]
+    # Brackets stand for themselves, as everywhere in names of data.
+    found = sorted(path for path in glob.glob(url.replace("[", "[[]"), recursive=True) if Path(path).is_file())
+    if not found:
+        raise ValueError(f"no shard is called {url!r}; the pattern is relative to {Path.cwd()}")
+    return found
 
 
 def write_shards(dataset: SegmentationDataset, folder: str | Path, *, samples_per_shard: int = 1000) -> list[Path]:

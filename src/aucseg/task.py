@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics import MeanMetric
 
 from aucseg.datamodule import SegmentationDataModule
 from aucseg.datasets import DatasetCard
 from aucseg.distributed import auc_losses, cpu_state, exchange_samples, gathered, process_group_of, say_once
+from aucseg.evaluation_batches import same_size_parts
 from aucseg.losses import AUCSegLoss, build_loss
 from aucseg.losses.long_tail import LongTailLoss
 from aucseg.losses.pairwise_auc import PairwiseAUCLoss
-from aucseg.memory_bank import TailMemoryBank
 from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
 from aucseg.micro_batches import backward_all_but_last, check_micro_batches
-from aucseg.models import build_model, forward_with_auxiliary, split_parameters, without_weights
-from aucseg.models.inference import InferenceOptions, Predictor
+from aucseg.models import build_model, forward_with_auxiliary, without_weights
+from aucseg.models.inference import Predictor
+from aucseg.optimization import build_optimizer, build_schedule
+from aucseg.precision import clip_gradients, in_model_dtype, keeping_digits, unscales
 from aucseg.random_states import random_states, set_random_states
 from aucseg.seeding import stable_seed
+from aucseg.task_checks import (
+    batch_norm_explained,
+    build_bank,
+    check_classes,
+    check_gradients,
+    evaluation_options,
+    state_mismatch,
+)
 from aucseg.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 try:
@@ -45,8 +56,8 @@ class SegmentationTask(LightningModule):
         model_options: options of `aucseg.build_model`.
         loss: name of a loss, see `aucseg.losses.build_loss`, or a module from (logits, target) to a scalar.
         loss_options: options of the loss.
-        bank: options of `aucseg.TailMemoryBank` (``tail_classes`` defaults to the card's tail; ``protect_classes`` may
-            be the name of a group of the card, such as ``middle``), or None for no bank.
+        bank: options of `aucseg.TailMemoryBank` (``tail_classes`` defaults to the card's tail; classes are given by id
+            or name; ``protect_classes`` may be a group of the card, such as ``middle``), or None for no bank.
         mean: mean of each image channel, in units of 0..255; None for that of the model's weights.
         std: standard deviation of each image channel, in the same units; None as with ``mean``.
         learning_rate: rate of the encoder.
@@ -124,14 +135,17 @@ class SegmentationTask(LightningModule):
         self.model = model.to(memory_format=torch.channels_last) if channels_last else model
         self.loss = loss if isinstance(loss, nn.Module) else None
         self._generator = torch.Generator().manual_seed(torch.initial_seed())
-        self.bank = None if bank is None else self._build_bank(bank)
+        self.bank = None if bank is None else build_bank(bank, self.card, self._generator)
         self.last_input: tuple[Tensor, Tensor] | None = None
         self._auc_group: dist.ProcessGroup | None = None
         self._exchanged_at = 0
+        self._has_stepped = False
         self._random_states: dict[str, Any] | None = None
         self.groups = self.card.groups
         if self.groups is None and self.card.tail_classes:  # a card may name its tail alone
             self.groups = {"tail": list(self.card.tail_classes)}
+        # Not Lightning's mean over processes, which rounds down how many images each one has.
+        self.mean_loss = MeanMetric(nan_strategy="disable")
         self.metric = GroupedMeanIoU(num_classes, groups=self.groups, ignore_index=self.card.ignore_index)
         self.auroc: PixelAUROC | None = None
         self.average_precision: PixelAveragePrecision | None = None
@@ -143,32 +157,17 @@ class SegmentationTask(LightningModule):
         mean = getattr(model, "pixel_mean", IMAGENET_MEAN) if mean is None else mean
         std = getattr(model, "pixel_std", IMAGENET_STD) if std is None else std
         self.hparams.update(mean=list(mean), std=list(std))
-        self.evaluation = None if evaluation is None else _inference_options(evaluation)
+        self.evaluation = None if evaluation is None else evaluation_options(evaluation)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
-    def _build_bank(self, options: dict[str, Any]) -> TailMemoryBank:
-        options = dict(options)
-        tail = options.pop("tail_classes", None)
-        if tail is None:
-            tail = self.card.tail_classes
-        if not tail:
-            raise ValueError(
-                f"the card {self.card.name!r} names no tail classes: give model.bank.tail_classes a list of class ids, "
-                "or train without a bank"
-            )
-        protected = options.get("protect_classes")
-        if isinstance(protected, str):
-            if protected not in (self.card.groups or {}):
-                known = ", ".join(self.card.groups or {}) or "none"
-                raise ValueError(
-                    f"model.bank.protect_classes is {protected!r}, which is no group of the card {self.card.name!r} "
-                    f"(groups: {known}): name one of these or list class ids"
-                )
-            options["protect_classes"] = (self.card.groups or {})[protected]
-        return TailMemoryBank(
-            tail, self.card.num_classes, ignore_index=self.card.ignore_index, generator=self._generator, **options
-        )
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SegmentationTask:
+        """Half precision is for the model: normalization, loss, bank and metrics are moved, and keep their digits."""
+        for name, child in self.named_children():
+            convert = fn if name == "model" else keeping_digits(fn)
+            child._apply(convert)  # type: ignore[no-untyped-call]
+        super()._apply(keeping_digits(fn), recurse=False)  # type: ignore[no-untyped-call]
+        return self
 
     def setup(self, stage: str) -> None:
         """Builds a loss given by name, whose class counts come from the training split; tells processes apart."""
@@ -197,8 +196,8 @@ class SegmentationTask(LightningModule):
             self._generator.manual_seed(seed)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Float images with mean 0 and standard deviation 1, from images (B, C, H, W) in 0..255, uint8 or float."""
-        images = (images.float() - self.mean) / self.std
+        """Images with mean 0 and standard deviation 1, in the model's dtype, from images (B, C, H, W) in 0..255."""
+        images = in_model_dtype((images.float() - self.mean) / self.std, self.model)
         return images.contiguous(memory_format=torch.channels_last) if self.hparams["channels_last"] else images
 
     def forward(self, images: Tensor) -> Tensor:
@@ -228,10 +227,12 @@ class SegmentationTask(LightningModule):
         target = masks.long()
         assert self.loss is not None
         if self.hparams["micro_batches"] > 1:
-            whole = self._micro_batch_step(images, target)
+            with batch_norm_explained(len(images), self.hparams["micro_batches"]):
+                whole = self._micro_batch_step(images, target)
             self.log("train/loss", whole.detach(), prog_bar=True, batch_size=len(images))
             return whole
-        logits, auxiliary = forward_with_auxiliary(self.model, self.normalize(images))
+        with batch_norm_explained(len(images), 1):
+            logits, auxiliary = forward_with_auxiliary(self.model, self.normalize(images))
         if isinstance(self.loss, LongTailLoss):
             self.loss.set_progress(self.global_step / self.trainer.max_steps)
         with process_group_of(self.loss, self._auc_group):
@@ -256,28 +257,47 @@ class SegmentationTask(LightningModule):
                 loss, self.model, self.normalize, images, target, self.hparams["micro_batches"], backward
             )
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """In the first step: refuses parameters without a gradient where other processes wait for it."""
+        if not self._has_stepped:
+            check_gradients(self)
+            self._has_stepped = True
+
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """Comes after `training_step`, which has made gradients of its own when there are micro-batches."""
         if self.hparams["micro_batches"] == 1:
             optimizer.zero_grad()
 
-    def validation_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Tensor]:
-        """Adds the batch to the loss's mean and to the confusion matrix; returns the predicted labels (B, H, W)."""
-        logits, target = self._evaluation_logits(batch["image"]), batch["mask"].long()
-        assert self.loss is not None
-        with process_group_of(self.loss, None):  # processes may have unequal numbers of validation batches
-            loss = self.loss(logits, target)
-        self.log("val/loss", loss, batch_size=len(target), sync_dist=True)
-        predicted = F.interpolate(logits.float(), target.shape[-2:], mode="bilinear", align_corners=False).argmax(1)
-        self.metric.update(predicted, target)
-        if self.auroc is not None and self.average_precision is not None:
-            self.auroc.update(logits, target)
-            self.average_precision.update(logits, target)
+    def validation_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Any]:
+        """Adds the batch to the metrics and each image's loss to their mean; images of one size go through together.
+
+        Args:
+            batch: ``image`` (B, C, H, W) and ``mask`` (B, H, W), or lists of B tensors where sizes differ.
+            batch_index: not used.
+
+        Returns:
+            ``{"predicted": the predicted labels of each image, B tensors (H, W)}``.
+        """
+        predicted: list[Tensor] = [torch.empty(0)] * len(batch["mask"])
+        for positions, images, masks in same_size_parts(batch):
+            logits, target = self._evaluation_logits(images), masks.long()
+            assert self.loss is not None
+            with process_group_of(self.loss, None):  # processes may have unequal numbers of validation batches
+                for i in range(len(target)):
+                    self.mean_loss.update(self.loss(logits[i : i + 1], target[i : i + 1]))
+            full = F.interpolate(logits.float(), target.shape[-2:], mode="bilinear", align_corners=False)
+            labels = (full[:, 0] > 0).long() if full.shape[1] == 1 else full.argmax(1)
+            self.metric.update(labels, target)
+            if self.auroc is not None and self.average_precision is not None:
+                self.auroc.update(logits, target)
+                self.average_precision.update(logits, target)
+            for position, label in zip(positions, labels, strict=True):
+                predicted[position] = label
         return {"predicted": predicted}
 
     def on_validation_epoch_end(self) -> None:
-        """Logs overall, head, middle and tail mean IoU, in [0, 1]."""
-        result = self.metric.compute()
+        """Logs the loss, and overall, head, middle and tail mean IoU, in [0, 1]."""
+        result = {"loss": self.mean_loss.compute(), **self.metric.compute()}
         self.per_class_iou: list[float] = result.pop("per_class").tolist()
         with self.metric.sync_context():
             self.confusion: list[list[int]] = self.metric.confusion.tolist()
@@ -285,6 +305,7 @@ class SegmentationTask(LightningModule):
         options: dict[str, Any] = {"sync_dist": True, "reduce_fx": "max"}
         self.log_dict({f"val/{name}": value for name, value in result.items()}, prog_bar=True, **options)
         self.metric.reset()
+        self.mean_loss.reset()
         if self.auroc is not None and self.average_precision is not None:
             self._log_pixel_metrics(self.auroc, self.average_precision)
 
@@ -301,31 +322,23 @@ class SegmentationTask(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with its own rate for the head, linear warm-up and polynomial decay, a step at a time."""
-        rate, decay = float(self.hparams["learning_rate"]), float(self.hparams["weight_decay"])
-        groups = []
-        encoder, head = split_parameters(self.model)
-        for parameters, factor in ((encoder, 1.0), (head, float(self.hparams["head_rate_factor"]))):
-            trainable = [parameter for parameter in parameters if parameter.requires_grad]
-            for decayed in (True, False):
-                # Norm weights, biases and layer scales are vectors; what has a shape is a weight.
-                chosen = [parameter for parameter in trainable if (parameter.ndim > 1) == decayed]
-                if chosen:
-                    weight_decay = decay if decayed else 0.0
-                    groups.append({"params": chosen, "lr": rate * factor, "weight_decay": weight_decay})
-        # One kernel for all parameters: on two CPU cores a step of AdamW takes a quarter of the time of the default.
-        fused = self.device.type in ("cpu", "cuda", "mps", "xpu")
-        optimizer = torch.optim.AdamW(groups, lr=rate, betas=tuple(self.hparams["betas"]), fused=fused)
-        max_steps = self.trainer.max_steps
-        warmup, start, power = (self.hparams[name] for name in ("warmup_steps", "warmup_factor", "poly_power"))
-
-        def rate_factor(step: int) -> float:
-            decayed = max(0.0, 1.0 - step / max_steps) ** power
-            if step < warmup:
-                decayed *= start + (1.0 - start) * step / warmup
-            return float(decayed)
-
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor)
+        rates = ("learning_rate", "head_rate_factor", "weight_decay", "betas")
+        optimizer = build_optimizer(self.model, **{name: self.hparams[name] for name in rates})
+        schedule = {name: self.hparams[name] for name in ("warmup_steps", "warmup_factor", "poly_power")}
+        scheduler = build_schedule(optimizer, self.trainer.max_steps, **schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips as Lightning does, and in mixed precision as well, which Lightning refuses to fused optimizers."""
+        if gradient_clip_val and unscales(optimizer):
+            clip_gradients(self.trainer.precision_plugin, optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         """Restores the random states of a resumed run: what they were where its checkpoint was taken."""
@@ -345,7 +358,8 @@ class SegmentationTask(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the random states, and the banks of the other processes, as plain containers."""
-        own: dict[str, Any] = {"random_states": random_states(self.device)}
+        # Before the first step of a resumed run those that it goes on with are still to be restored.
+        own: dict[str, Any] = {"random_states": self._random_states or random_states(self.device)}
         if self.trainer.world_size == 1:
             checkpoint["processes"] = [own]
             return
@@ -353,8 +367,20 @@ class SegmentationTask(LightningModule):
             own["bank"] = self.bank.get_extra_state()
         checkpoint["processes"] = gathered(cpu_state(own))
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As in torch; a state of another model is refused in one sentence (ValueError)."""
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            raise state_mismatch(self, state_dict, error) from error
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes this process's part; the state of a loss that is not built yet is left out."""
+        """Takes this process's part; the state of a loss that is not built yet is left out.
+
+        Raises:
+            ValueError: the checkpoint is of other classes.
+        """
+        check_classes(checkpoint, self.card)
         state = checkpoint["state_dict"]
         if self.loss is None:
             for key in [key for key in state if key.startswith("loss.")]:
@@ -375,12 +401,3 @@ class SegmentationTask(LightningModule):
             state[key] = processes[rank % len(processes)].get("bank", state[key])
             if rank >= len(processes):
                 state[key] = {**state[key], "generator": self._generator.get_state()}
-
-
-def _inference_options(options: dict[str, Any]) -> InferenceOptions:
-    # YAML has lists where the options are tuples.
-    try:
-        converted: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
-        return InferenceOptions(**converted)
-    except TypeError as error:
-        raise TypeError(f"evaluation: {error}") from error

@@ -169,13 +169,16 @@ def test_parts_share_the_methods_and_keep_second_stages_with_their_first(tmp_pat
 def test_page_has_the_numbers_of_the_results(tmp_path: Path) -> None:
     write(tmp_path, "main", MAIN, SEARCH)
     write(tmp_path, "rivals_with_bank", [a_run("la+bank", seed) for seed in range(2)], [a_choice("la+bank", 0.4)])
-    text, figures = tables.page(tmp_path)
+    texts, figures = tables.pages(tmp_path)
+    assert list(texts) == ["index.md", "main.md"]
     assert list(figures) == ["results-main-fpn.svg"]
+    text = texts["main.md"]
     assert "| ce | 3 | 10.2" in text
     assert "la+bank" in text
     wanted = sum(study.number_of_runs for name, study in STUDIES.items() if "main" in (name, study.joins))
     assert f"11 of {wanted} runs, 1000 steps. **Not complete" in text
-    assert "benchmarks.evidence.run camvid --minutes 60 --root" in text
+    assert f"(main.md): 11 of {wanted} runs" in texts["index.md"]
+    assert "benchmarks.evidence.run camvid --minutes 60 --root" in texts["index.md"]
     assert "| fpn | la+bank | `x` | 1.0 | 1.0: 40.0, 2.0: 1.0 |" in text
     paths = []
     for name in ("a.svg", "b.svg"):
@@ -188,7 +191,7 @@ def test_pairs_of_methods_are_compared_seed_by_seed(tmp_path: Path) -> None:
     runs = [a_run(method, seed) for method in ("ce", "aucseg", "wce-effective") for seed in range(3)]
     runs[-1]["metrics"]["tail"] += 0.03  # differences of 10, 10 and 7
     write(tmp_path, "main", runs, [])
-    text, _ = tables.page(tmp_path)
+    text = tables.pages(tmp_path)[0]["main.md"]
     assert (
         "| aucseg - wce-effective | +20.0 [20.0, 20.0] | +0.0 [0.0, 0.0] | +0.0 [0.0, 0.0] | +9.0 [4.7, 13.3] |" in text
     )
@@ -201,18 +204,20 @@ def test_budgets_stand_below_each_other(tmp_path: Path) -> None:
         for one in runs:
             one["metrics"]["tail"] = 0.1 + gain + (0.05 if one["method"] == "auc" else 0) + 0.02 * one["seed"]
         write(tmp_path, name, runs, [])
-    rows = [line for line in tables.page(tmp_path)[0].splitlines() if line.startswith("| CamVid |")]
+    rows = [line for line in tables.pages(tmp_path)[0]["index.md"].splitlines() if line.startswith("| CamVid |")]
     assert [row.split("|")[2:5] + row.split("|")[-2:-1] for row in rows] == [
         [" 600 ", " ce ", " 2 ", " 11.0 "],
         [" 600 ", " auc ", " 2 ", " 16.0 (+5.0) "],
         [" 1,200 ", " ce ", " 2 ", " 13.0 (+2.0) "],
         [" 1,200 ", " auc ", " 2 ", " 18.0 (+5.0) "],
     ]
+    tables.draw_budgets(tables.budgets(tmp_path), tmp_path / "budgets.svg")
+    assert all(text in (tmp_path / "budgets.svg").read_text() for text in ("CamVid", "AUC loss", "1,200", "tail mIoU"))
 
 
 def test_a_figure_is_drawn_before_the_baseline_has_run(tmp_path: Path) -> None:
     write(tmp_path, "main", [a_run("aucseg", 0)], [])
-    _, figures = tables.page(tmp_path)
+    _, figures = tables.pages(tmp_path)
     tables.draw(figures["results-main-fpn.svg"], tmp_path / "a.svg")
     assert "aucseg" in (tmp_path / "a.svg").read_text()
 
@@ -221,19 +226,22 @@ def test_runs_of_different_code_are_not_put_into_one_table(tmp_path: Path) -> No
     write(tmp_path, "main", MAIN, SEARCH)
     write(tmp_path, "rivals_with_bank", [a_run("la+bank", 0, code="c1")], [])
     with pytest.raises(ValueError, match="different code"):
-        tables.page(tmp_path)
+        tables.pages(tmp_path)
 
 
 def test_results_of_the_older_training_transforms_are_named(tmp_path: Path) -> None:
     write(tmp_path, "main", [a_run("ce", 0, code="d60d30651117")], [])
     write(tmp_path, "camvid", [a_run("ce", 0, code="c1")], [])
-    note = next(line for line in tables.page(tmp_path)[0].splitlines() if "colour channels" in line)
+    texts, _ = tables.pages(tmp_path)
+    note = next(line for line in texts["index.md"].splitlines() if "colour channels" in line)
     assert "the studies `main`." in note
+    assert "before the training transforms" in texts["main.md"]
+    assert "before the training transforms" not in texts["camvid.md"]
     write(tmp_path, "main", [a_run("ce", 0, code="c1")], [])
-    assert "permuted" not in tables.page(tmp_path)[0]
+    assert "permuted" not in tables.pages(tmp_path)[0]["index.md"]
 
 
-def test_the_page_in_the_documentation_is_up_to_date() -> None:
-    text, figures = tables.page(RESULTS)
-    assert (tables.DOCS / "results.md").read_text() == text
-    assert all((tables.DOCS / "images" / name).is_file() for name in figures)
+def test_the_pages_in_the_documentation_are_up_to_date() -> None:
+    texts, figures = tables.pages(RESULTS)
+    assert {path.name: path.read_text() for path in (tables.DOCS / "results").glob("*.md")} == texts
+    assert all((tables.DOCS / "images" / name).is_file() for name in (*figures, "results-budgets.svg"))

@@ -11,7 +11,7 @@ import pytest
 import aucseg.datasets.scan as scan_module
 from aucseg.class_statistics import ClassStatistics
 from aucseg.datasets import DatasetCard, SampleError, SegmentationDataset
-from aucseg.datasets.files import read_raw_mask
+from aucseg.datasets.mask_files import read_mask
 from aucseg.datasets.scan import scan_samples
 from aucseg.datasets.scan_cache import ScanCache
 from tests.datasets.conftest import save_mask
@@ -32,13 +32,13 @@ def count(dataset: SegmentationDataset, cache: ScanCache | None = None, num_work
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The masks that were decoded, in order."""
     paths: list[str] = []
-    original = read_raw_mask
+    original = read_mask
 
     def recording_read(path: Path, card: DatasetCard) -> object:
         paths.append(path.name)
         return original(path, card)
 
-    monkeypatch.setattr(scan_module, "read_raw_mask", recording_read)
+    monkeypatch.setattr(scan_module, "read_mask", recording_read)
     return paths
 
 

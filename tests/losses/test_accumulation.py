@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -162,3 +163,58 @@ def test_misuse() -> None:
         accumulate(AUCSegLoss(surrogate="hinge", margin=0.5), model, micro(2))
     with pytest.raises(ValueError, match="at least one micro-batch"):
         accumulate(AUCSegLoss(), model, [])
+
+
+class Failing(nn.Module):
+    """A network that runs out of memory where it is told to."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.network, self.calls, self.at = network(), 0, at
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == self.at:
+            raise torch.OutOfMemoryError("out of memory")
+        logits: Tensor = self.network(images)
+        return logits
+
+
+@pytest.mark.parametrize("at", range(1, 5))
+def test_a_batch_with_an_error_leaves_nothing_to_the_next_one(at: int) -> None:
+    """Caught in the first pass (calls 1 and 2) or in the second."""
+    whole = MicroBatchAUC(AUCSegLoss(), Failing(at))
+    images, target = batch()
+    lost = [(9 * images[:3], torch.zeros_like(target[:3])), (images[3:], target[3:])]
+    calls = [partial(step, *part) for step in (whole.collect, whole.loss) for part in lost]
+    for call in calls[: at - 1]:
+        call()
+    with pytest.raises(torch.OutOfMemoryError):
+        calls[at - 1]()
+    for part in micro(2):
+        whole.collect(*part)
+    expected = AUCSegLoss()(network()(images), target).item()
+    assert [whole.loss(*part).item() for part in micro(2)] == pytest.approx([expected] * 3, rel=1e-10)
+
+
+def test_a_loss_that_refuses_its_input_leaves_nothing_either() -> None:
+    whole = MicroBatchAUC(AUCSegLoss(), network())
+    images, target = micro(2)[0]
+    whole.collect(images, target)
+    with pytest.raises(ValueError, match="labels must lie in"):
+        whole.collect(images, target + 7)
+    with pytest.raises(RuntimeError, match="call collect"):
+        whole.loss(images, target)
+
+
+def test_a_batch_can_be_given_up_between_the_passes() -> None:
+    whole = MicroBatchAUC(AUCSegLoss(), network())
+    for part in micro(2):
+        whole.collect(*part)
+    whole.loss(*micro(2)[0])
+    with pytest.raises(RuntimeError, match=r"after 1 of 3 calls.*reset\(\)"):
+        whole.collect(*micro(2)[0])
+    whole.reset()
+    images, target = micro(3)[0]
+    whole.collect(images, target)
+    assert whole.loss(images, target).item() == pytest.approx(AUCSegLoss()(network()(images), target).item(), rel=1e-10)

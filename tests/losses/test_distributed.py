@@ -28,7 +28,6 @@ CASES: dict[str, Loss] = {
     "with cross-entropy": lambda group: AUCSegLoss(
         2.0, 0.5, class_weight=torch.tensor([1.0, 2.0, 0.5, 3.0, 1.0]), label_smoothing=0.1, process_group=group
     ),
-    "memory": lambda group: AUCSegLoss(memory="ema", process_group=group),
 }
 
 

@@ -330,12 +330,38 @@ def test_registry_errors() -> None:
         build_loss("la")
     with pytest.raises(TypeError, match=r"loss 'focal'.*'tau'"):
         build_loss("focal", tau=1)
+    for name, option, nearest in (
+        ("focal", "gama", "gamma"),
+        ("vs", "taw", "tau"),
+        ("wce-inverse", "powr", "power"),  # an option of the rule
+        ("ce", "ignore_idx", "ignore_index"),
+        ("aucseg", "auc_wieght", "auc_weight"),
+        ("aucseg", "surogate", "surrogate"),  # an option of the AUC loss in it
+    ):
+        with pytest.raises(TypeError, match=rf"loss '{name}'.*'{option}'; did you mean '{nearest}'\? It takes "):
+            build_loss(name, COUNTS.tolist(), **{option: 1})
 
 
 def test_buffers_follow_the_module_and_stay_out_of_checkpoints() -> None:
     loss = LogitAdjustmentLoss(COUNTS.tolist())
     assert loss.state_dict() == {}
     assert loss.to("meta").log_prior.device.type == "meta"
+
+
+@pytest.mark.parametrize("name", ["ce", "ohem", "seesaw", "dice", "lovasz"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int8, torch.int32])
+def test_labels_of_any_integer_dtype(name: str, dtype: torch.dtype) -> None:
+    logits, target = sample()
+    target = target.where(target != 255, 3)
+    loss = build_loss(name, COUNTS.tolist(), ignore_index=-253)  # 3 in eight bits
+    assert loss(logits, target.to(dtype)) == loss(logits, target)
+
+
+def test_bool_labels_are_two_classes() -> None:
+    logits, target = sample()
+    for name in ("ce", "la", "dice"):
+        loss = build_loss(name, [90.0, 10.0])
+        assert loss(logits[:, :2], target == 1) == loss(logits[:, :2], (target == 1).long())
 
 
 def test_bad_input() -> None:

@@ -46,14 +46,15 @@ def test_passes_ask_for_no_value(options: dict[str, Any], cross_entropy: bool, s
 
 
 @pytest.mark.parametrize("share", [1.0, 0.3])
-def test_sorting_asks_for_no_value(share: float) -> None:
+@pytest.mark.parametrize("scores", ["sigmoid", "softmax", "identity"])
+def test_sorting_asks_for_no_value(scores: str, share: float) -> None:
     with FakeTensorMode():
-        scores, target = torch.empty(50, 3, device="cuda"), torch.empty(50, dtype=torch.int64, device="cuda")
+        logits, target = torch.empty(3, 50, device="cuda"), torch.empty(50, dtype=torch.int64, device="cuda")
         weights = torch.empty(3, 3, dtype=torch.float64, device="cuda")
         compute = sorted_surrogates.sorted_risk._init_fn
-        value, gradient = compute(scores, target, weights, 255, 0.5, True, share, False)
+        value, gradient = compute(logits, target, weights, scores, 255, 0.5, True, share, False)
     assert value.shape == ()
-    assert gradient.shape == scores.shape
+    assert gradient.shape == logits.shape
 
 
 def test_the_check_itself_notices() -> None:

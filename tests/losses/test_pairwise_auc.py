@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from aucseg.losses import PairwiseAUCLoss, pairwise_auc_loss
+from aucseg.losses import AUCSegLoss, PairwiseAUCLoss, pairwise_auc_loss
 from tests.oracles import auc_loss_oracle, value_and_grad
 
 GOLDEN = Path(__file__).parents[1] / "data" / "auc_loss.npz"
@@ -317,9 +317,6 @@ def test_backward_twice_over_a_retained_graph() -> None:
         ({"max_fpr": 0.0, "surrogate": "hinge"}, r"max_fpr must lie in \(0, 1\]"),
         ({"max_fpr": 0.3}, "max_fpr .* not for 'square'"),
         ({"surrogate": "logistic", "scores": "identity"}, "scores='identity' is not offered"),
-        ({"memory": "fifo"}, "memory must be None or 'ema'"),
-        ({"memory": "ema", "surrogate": "hinge", "margin": 0.5}, "computed by sorting"),
-        ({"memory": "ema", "memory_momentum": 1.0}, "memory_momentum"),
         ({"pair_weight": torch.ones(2, 3)}, r"\(K, K\)"),
         ({"pair_weight": -torch.ones(2, 2)}, "not negative"),
         ({"pair_weight": torch.ones(2, 2), "strategy": "ova"}, "'ovo' only"),
@@ -331,6 +328,18 @@ def test_backward_twice_over_a_retained_graph() -> None:
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PairwiseAUCLoss(**options)
+
+
+def test_misspelt_options() -> None:
+    makers: list[Any] = [PairwiseAUCLoss, AUCSegLoss]
+    for make in makers:
+        name = make.__name__
+        with pytest.raises(TypeError, match=rf"{name} has no option 'marign'; did you mean 'margin'\? It takes "):
+            make(marign=1.0)
+        with pytest.raises(TypeError, match=rf"{name} has no option 'memory'\. It takes .*max_fpr"):
+            make(memory="ema")
+    with pytest.raises(TypeError, match="AUCSegLoss has no option 'label_smoth'; did you mean 'label_smoothing'"):
+        AUCSegLoss(label_smoth=0.1)
 
 
 def test_bad_inputs() -> None:

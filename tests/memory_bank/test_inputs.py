@@ -20,18 +20,32 @@ from tests.memory_bank.small_banks import (
 )
 
 
-@pytest.mark.parametrize("mask_dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("mask_dtype", [torch.uint8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_dtypes(dtype: torch.dtype, mask_dtype: torch.dtype) -> None:
     bank = make_bank(resize_ratio=0.5)
     masks = one_object(5, slice(2, 10), slice(2, 10)).to(mask_dtype)
-    masks[0, 0, 0] = IGNORE
-    bank(colours(masks, dtype), masks)
-    other = torch.full_like(masks, IGNORE)
-    images, new_masks = bank(colours(other, dtype), other)
+    masks.view(-1)[:1].fill_(IGNORE)
+    bank(colours(masks.long(), dtype), masks)
+    other = torch.full(masks.shape, IGNORE).to(mask_dtype)
+    images, new_masks = bank(colours(other.long(), dtype), other)
     assert (images.dtype, new_masks.dtype) == (dtype, mask_dtype)
+    new_masks = new_masks.long()
     assert (new_masks == 5).sum() == 16
     assert (images.float() - colours(new_masks, dtype).float()).abs().max() <= 0.5
+
+
+@pytest.mark.parametrize("mask_dtype", [torch.bool, torch.int8])
+def test_masks_of_two_classes(mask_dtype: torch.dtype) -> None:
+    bank = TailMemoryBank([1], 2, sample_ratio=1.0, resize_ratio=1.0, scope="image", min_pixels=1)
+    masks = torch.zeros(2, 8, 8, dtype=mask_dtype)
+    masks[0, 2:4, 2:4] = 1
+    images, new_masks = bank(colours(masks.long()), masks)
+    assert new_masks.dtype == mask_dtype
+    assert torch.equal(new_masks[1], masks[0])
+    assert torch.equal(images, colours(new_masks.long()))
+    with pytest.raises(ValueError, match=f"300 does not fit into masks of {mask_dtype}"):
+        TailMemoryBank([300], 301)(torch.zeros(1, 3, 8, 8), masks[:1])
 
 
 def test_more_classes_than_a_byte_holds() -> None:
@@ -81,8 +95,8 @@ def test_carries_no_gradient() -> None:
     ("images", "masks", "error", "message"),
     [
         (torch.zeros(1, 3, 4, 4, dtype=torch.int32), empty(4, 4), TypeError, "images must be uint8 or floating"),
-        (torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4), TypeError, "masks must be uint8"),
-        (torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.bool), TypeError, "masks must be uint8"),
+        (torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4), TypeError, r"masks must hold integer.*masks.long\(\)"),
+        (torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.uint64), TypeError, "masks must hold integer"),
         (torch.zeros(3, 4, 4), empty(4, 4), ValueError, r"\(3, 4, 4\) and \(1, 4, 4\)"),
         (torch.zeros(1, 3, 4, 4), empty(4, 5), ValueError, r"\(1, 3, 4, 4\) and \(1, 4, 5\)"),
         (torch.zeros(2, 3, 4, 4), empty(4, 4), ValueError, r"\(2, 3, 4, 4\) and \(1, 4, 4\)"),

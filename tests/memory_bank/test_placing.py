@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.memory_bank.small_banks import IGNORE, colours, empty, make_bank, one_object, random_masks
+from tests.memory_bank.small_banks import IGNORE, assert_same, colours, empty, make_bank, one_object, random_masks
 
 
 def test_canvas_at_ratio_one_returns_objects_to_their_place() -> None:
@@ -137,3 +137,21 @@ def test_who_wins_where_pastes_meet_does_not_depend_on_protected_classes(protect
             bank(colours(masks), masks)
     results = [bank(colours(empty(20, 30)), empty(20, 30))[1] for bank in banks]
     assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("placement", ["canvas", "uniform"])
+def test_pastes_are_the_same_under_any_default_dtype(placement: str, kind: torch.dtype, dtype: torch.dtype) -> None:
+    """Lightning sets it around each step; in bfloat16 places above 256 are not told apart."""
+    masks = torch.cat([one_object(3, slice(300, 560), slice(310, 570), 600, 620), empty(600, 620)])
+    images = torch.arange(620).expand(2, 3, 600, 620).mul(255 / 619).to(kind).contiguous()
+    results = []
+    for default in (torch.float32, dtype):
+        torch.set_default_dtype(default)
+        try:
+            results.append(make_bank(resize_ratio=0.7, placement=placement)(images, masks))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert (results[0][1][1] == 3).sum() > 1000
+    assert_same(results[0], results[1])

@@ -79,7 +79,7 @@ def test_nothing_valid_is_nan() -> None:
     assert all(value.isnan().all() for value in metric.compute().values())
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int16, torch.int32, torch.int64])
 def test_integer_types(dtype: torch.dtype) -> None:
     predicted, target = random_labels(1)
     metric = GroupedMeanIoU(NUM_CLASSES)
@@ -94,6 +94,60 @@ def test_ignore_index_inside_the_classes() -> None:
     metric = GroupedMeanIoU(3, ignore_index=0)
     metric.update(torch.tensor([1, 2, 1, 1]), target)
     np.testing.assert_array_equal(metric.compute()["per_class"].numpy(), [np.nan, 0.5, 0.0])
+
+
+@pytest.mark.parametrize("ignored", [0, 2])
+def test_an_ignored_class_is_left_out_of_all_means(ignored: int) -> None:
+    """Even where pixels of other classes are called it, which are missed there."""
+    predicted, target = random_labels(4, ignored=0)
+    others = [c for c in range(NUM_CLASSES) if c != ignored]
+    metric = GroupedMeanIoU(NUM_CLASSES, {"with": [ignored, others[0]], "rest": others[1:]}, ignore_index=ignored)
+    metric.update(predicted, target)
+    result = metric.compute()
+    masked = torch.where(target == ignored, 255, target)
+    expected = naive_iou(predicted, masked, NUM_CLASSES)
+    expected[ignored] = np.nan
+    np.testing.assert_allclose(result["per_class"].numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(result["miou"].item(), expected[others].mean(), rtol=1e-6)
+    np.testing.assert_allclose(result["with"].item(), expected[others[0]], rtol=1e-6)
+    np.testing.assert_allclose(result["rest"].item(), expected[others[1:]].mean(), rtol=1e-6)
+    alone = GroupedMeanIoU(NUM_CLASSES, {"alone": [ignored]}, ignore_index=ignored)
+    alone.update(predicted, target)
+    assert math.isnan(alone.compute()["alone"])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ignore_index", "label"),
+    [(torch.uint8, -100, 156), (torch.int8, 255, -1), (torch.uint8, 256, 0), (torch.uint16, -1, 65535)],
+)
+def test_labels_are_not_ignored_for_their_last_bits(dtype: torch.dtype, ignore_index: int, label: int) -> None:
+    target = torch.tensor([0, 1, label]).to(dtype)
+    metric = GroupedMeanIoU(157, ignore_index=ignore_index)
+    if 0 <= label < 157:
+        metric.update(target, target)
+        assert metric.confusion[label, label] == (2 if label == 0 else 1)
+    else:
+        with pytest.raises(ValueError, match=f"target label {label} at \\(2,\\)"):
+            metric.update(torch.zeros(3, dtype=torch.long), target)
+
+
+def test_bool_labels_are_two_classes() -> None:
+    predicted, target = torch.tensor([True, True, False]), torch.tensor([True, False, False])
+    as_bool, as_int = GroupedMeanIoU(2), GroupedMeanIoU(2)
+    as_bool.update(predicted, target)
+    as_int.update(predicted.long(), target.long())
+    assert torch.equal(as_bool.confusion, as_int.confusion)
+
+
+@pytest.mark.parametrize("size", [(6, 5), (15, 11)])
+def test_one_logit_is_two_classes(size: tuple[int, int]) -> None:
+    logit, target = torch.randn(2, 1, 6, 5), torch.randint(2, (2, *size))
+    one, two = GroupedMeanIoU(2), GroupedMeanIoU(2)
+    one.update(logit, target.bool())
+    two.update(torch.cat([torch.zeros_like(logit), logit], 1), target)
+    assert torch.equal(one.confusion, two.confusion)
+    with pytest.raises(ValueError, match="one logit a pixel goes with num_classes=2"):
+        GroupedMeanIoU(3).update(logit, target)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +254,8 @@ def test_bad_options(arguments: dict[str, object], message: str) -> None:
         (torch.tensor([0, 255]), torch.tensor([0, 0]), ValueError, r"predicted label 255 at \(1,\)"),
         (torch.tensor([0, 1]), torch.tensor([0]), ValueError, "differ"),
         (torch.tensor([0, 1]), torch.tensor([0.0, 1.0]), TypeError, "target must hold integer"),
-        (torch.tensor([True]), torch.tensor([0]), TypeError, "preds must hold integer"),
+        (torch.tensor([1j]), torch.tensor([0]), TypeError, "preds must hold integer"),
+        (torch.tensor([0], dtype=torch.uint64), torch.tensor([0]), TypeError, r"preds is torch.uint64.*preds.long\(\)"),
         (torch.randn(1, 3, 2, 2), torch.zeros(1, 2, 2), TypeError, "target must hold integer"),
         (torch.randn(1, 4, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long), ValueError, "4 channels"),
         (torch.randn(1, 3, 3, 2), torch.zeros(1, 2, 2, dtype=torch.long), ValueError, "must not be larger"),

@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -10,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
 
@@ -234,6 +235,93 @@ def test_clone_pickle_forward_and_collection() -> None:
     for name, alone in (("ovo", PixelAUROC(2)), ("sigmoid", PixelAUROC(2, scores="sigmoid"))):
         alone.update(logits, target)
         torch.testing.assert_close(result[f"{name}_auroc"], alone.compute()["auroc"])
+
+
+def test_a_metric_that_is_moved_keeps_one_copy_of_its_state() -> None:
+    metric = PixelAUROC(19)
+    for moved in (metric.to("meta"), PixelAUROC(19).float(), pickle.loads(pickle.dumps(PixelAUROC(19))).to("meta")):
+        (default,) = [value for name, value in moved._defaults.items() if "histogram" in name]
+        assert isinstance(default, Tensor)
+        assert default.untyped_storage().nbytes() == 8
+        assert default.shape == moved.histogram.shape == (19, 19, 4096)
+    logits, target = sample(4, 300)
+    metric = PixelAUROC(4)
+    metric.to("cpu").float()
+    for _ in range(2):
+        metric.reset()
+        metric.update(logits, target)
+    assert metric.histogram.sum() == 4 * 300
+
+
+SETTINGS: list[Callable[[], Metric]] = [
+    lambda: GroupedMeanIoU(3),
+    lambda: GroupedMeanIoU(3, ignore_index=0),
+    lambda: GroupedMeanIoU(3, ignore_index=-100),
+    lambda: GroupedMeanIoU(3, {"tail": [2]}, ignore_index=2),
+    *(
+        partial(PixelAUROC, 3, average, scores, ignore_index=ignored)
+        for average in ("ovo", "ovr")
+        for scores in ("softmax", "sigmoid")
+        for ignored in (0, 2, 255)
+    ),
+    lambda: PixelAUROC(3, bins=64),
+    lambda: PixelAveragePrecision(3),
+    lambda: PixelAveragePrecision(3, ignore_index=1),
+    lambda: PixelAveragePrecision(3, scores="sigmoid"),
+]
+
+
+@pytest.mark.parametrize("first", [255, 0, 1])
+def test_a_collection_gives_what_each_metric_gives_alone(first: int) -> None:
+    """Whatever the first batch makes equal: here it is of one class, or of ignored pixels."""
+    generator = torch.Generator().manual_seed(0)
+    collection = MetricCollection({str(number): make() for number, make in enumerate(SETTINGS)})
+    alone = [make() for make in SETTINGS]
+    batches = [
+        (torch.randn(40, 3, generator=generator), torch.full((40,), 1 if first == 0 else first)),
+        (torch.randn(40, 3, generator=generator), torch.randint(3, (40,), generator=generator)),
+    ]
+    if first == 255:  # some would refuse it
+        batches = batches[1:]
+    for logits, target in batches:
+        collection.update(logits, target)
+        for metric in alone:
+            metric.update(logits, target)
+    result = collection.compute()
+    for number, metric in enumerate(alone):
+        for name, expected in metric.compute().items():
+            key = f"{number}_{name}"
+            torch.testing.assert_close(result[key], expected, rtol=0, atol=0, equal_nan=True, msg=key)
+
+
+@pytest.mark.parametrize("scores", ["softmax", "sigmoid", "identity"])
+@pytest.mark.parametrize("average", ["ovo", "ovr"])
+def test_one_logit_is_two_classes(scores: Literal["softmax", "sigmoid", "identity"], average: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    target = torch.rand(2, 12, 10, generator=generator) < 0.2
+    logit = (torch.randn(2, 1, 12, 10, generator=generator) + 2 * target.unsqueeze(1)).clamp(-8, 8)
+    score = logit.sigmoid()
+    metric = PixelAUROC(2, average=average, scores=scores)  # type: ignore[arg-type]
+    metric.update(score if scores == "identity" else logit, target)
+    result = metric.compute()
+    expected = roc_auc_score(target.flatten(), score.flatten())
+    assert (result["per_class"] - expected).abs().max() <= result["per_class_error_bound"].max() + ROUNDING
+    precision = PixelAveragePrecision(2, scores=scores)
+    precision.update(score if scores == "identity" else logit, target)
+    found = precision.compute()
+    for class_id, (truth, values) in enumerate(((~target, 1 - score), (target, score))):
+        expected = average_precision_score(truth.flatten(), values.flatten())
+        bound = found["per_class_error_bound"][class_id].item() + ROUNDING
+        assert abs(found["per_class"][class_id].item() - expected) <= bound
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int8, torch.int64])
+def test_integer_types(dtype: torch.dtype) -> None:
+    logits, target = sample(4, 300)
+    plain, narrow = PixelAUROC(4, ignore_index=-100), PixelAUROC(4, ignore_index=-100)
+    plain.update(logits, target)
+    narrow.update(logits, target.to(dtype))
+    assert torch.equal(plain.histogram, narrow.histogram)
 
 
 @pytest.mark.parametrize(

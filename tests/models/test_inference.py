@@ -272,3 +272,18 @@ def test_wrong_inputs() -> None:
     for frequency in ([], [0.0, 0.0], [float("nan")]):
         with pytest.raises(ValueError, match="class frequencies"):
             log_prior(frequency)
+
+
+@pytest.mark.parametrize("options", [{}, {"flip": True, "scales": (1.0, 2.0)}, {"window": (8, 8)}])
+def test_one_logit_is_two_classes(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    one = nn.Conv2d(3, 1, 3, padding=1).eval()
+
+    def two(images: Tensor) -> Tensor:
+        logit: Tensor = one(images)
+        return torch.cat([torch.zeros_like(logit), logit], 1)
+
+    image = torch.rand(3, 20, 16)
+    labels = Predictor(one, InferenceOptions(**options)).labels(image)
+    assert torch.equal(labels, Predictor(two, InferenceOptions(**options)).labels(image))
+    assert 0 < labels.float().mean() < 1

@@ -32,6 +32,7 @@ from aucseg.compare.methods import (
 from aucseg.compare.runner import Run, Runner, locked, write_atomically
 from aucseg.compare.search import Search, parse_search, scores_of, trial_config, trial_folder
 from aucseg.compare.tables import METRICS, csv_text, latex_text, make_tables, markdown_text, terminal_text
+from aucseg.data_report import describe_data
 
 _EPILOG = """methods: a loss (ce, wce-inverse, focal, cb-focal, ohem, ldam, la, vs, balanced-softmax, blv, seesaw, dice,
 lovasz, ...), 'aucseg' (AUCSegLoss and the bank) or 'auc' (AUCSegLoss alone), with
@@ -157,6 +158,8 @@ class _Comparison:
         )
 
     def execute(self) -> int:
+        # The models of a comparison share their data.
+        print("\n".join(describe_data(next(iter(self.models.values())).get("data") or {})), flush=True)
         if self.search is None:
             self._refuse_stale_runs()
         else:

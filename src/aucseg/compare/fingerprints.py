@@ -57,7 +57,7 @@ def data_fingerprint(config: Mapping[str, Any]) -> Fingerprint:
     result = {"card": _digest(card.to_yaml().encode())}
     for key, default in (("train_split", "train"), ("val_split", "val")):
         split = data.get(key, default)
-        options = {"on_error": data.get("on_error", "raise")}
+        options = {"on_error": data.get("on_error", "raise"), "follow_symlinks": data.get("follow_symlinks", True)}
         dataset = SegmentationDataset(card, data.get("root"), split, **options)
         names = [name for pair in dataset.pairs for name in (pair.image, pair.mask) if name is not None]
         result[f"files of split {split!r}"] = _digest_of_files(dataset.root, names)

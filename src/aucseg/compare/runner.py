@@ -83,7 +83,8 @@ class Runner:
 
     def fingerprints(self, run: Run) -> dict[str, Fingerprint]:
         """Of what the run's result would be made now."""
-        data = {key: run.config["data"].get(key) for key in ("card", "root", "train_split", "val_split", "on_error")}
+        keys = ("card", "root", "train_split", "val_split", "on_error", "follow_symlinks")
+        data = {key: run.config["data"].get(key) for key in keys}
         key = json.dumps(data)
         if key not in self._data:
             self._data[key] = data_fingerprint(run.config)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from aucseg.losses.long_tail import DisAlignModel, post_hoc_logit_adjustment
@@ -24,13 +23,11 @@ class AdjustedModel(nn.Module):
         tau: Strength.
     """
 
-    class_counts: Tensor
-
     def __init__(self, model: nn.Module, class_counts: Sequence[float], tau: float = 1.0) -> None:
         super().__init__()
         self.model = model
         self.tau = tau
-        self.register_buffer("class_counts", torch.tensor(class_counts, dtype=torch.float64))
+        self.class_counts = list(class_counts)
 
     def forward(self, images: Tensor) -> Tensor:
         """Adjusted logits (B, K, h, w) of normalized images (B, C, H, W)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,13 +27,16 @@ class Layout:
     """Where the files of a split lie below the root folder, and how images and masks pair.
 
     Attributes:
-        images: Pattern of the images. Wildcards: ``*`` (within one folder), ``**`` (any folders), ``?``. With ``list``,
-            a template in which ``{stem}`` is a line of that file.
+        images: Pattern of the images. Wildcards: ``*`` (within one folder), ``**`` (any folders), ``?``; all else,
+            brackets included, stands for itself. The ending fits in upper and lower case, ``.*`` is any ending of an
+            image. With ``list``, a template in which ``{stem}`` is a line of that file.
         masks: Template of an image's mask: ``{stem}`` is the image's file name without its ending, ``{1}``, ``{2}``,
-            ... what the first, second, ... wildcard of ``images`` matched. None for a split without masks.
+            ... what the first, second, ... wildcard of ``images`` matched; ``{{`` and ``}}`` are braces, a final ``.*``
+            is any ending of a mask. Where no such file exists, one that differs in upper and lower case or in the
+            composition of its characters is taken. None for a split without masks.
         stems: ``(first, last)``: of the images only those whose file name without its ending lies in this range of the
             alphabet, both ends included; a part of a folder that is another split. None for all.
-        list: Text file with one stem a line, or None.
+        list: Text file with one image a line (stem, name or path), or None.
         train_ids: Whether the masks hold train ids already, so that the card's raw ids do not apply.
     """
 
@@ -52,7 +56,7 @@ class DatasetCard:
         title: Name for people.
         class_names: Names of the classes in the order of their train ids 0..K-1.
         palette: Colour of each class, parts in 0..255.
-        splits: For each split the layouts it may have; the first that is found is used.
+        splits: For each split its layouts; its files are those of all of them together.
         raw_ids: For each class the raw ids in the mask files that mean it (with ``rgb`` masks ``65536 red + 256 green +
             blue``).
         ignore_ids: Raw ids that mean "ignore".
@@ -102,6 +106,37 @@ class DatasetCard:
     def num_classes(self) -> int:
         """Number of classes K, the ignore label not counted."""
         return len(self.class_names)
+
+    def ids_of(self, classes: Sequence[int | str], name: str) -> list[int]:
+        """Return the train ids of classes that are given by id or by name, in their order.
+
+        Args:
+            classes: Ids 0..K-1, names, or both.
+            name: What to call the setting in messages.
+
+        Raises:
+            ValueError: There is no such class.
+
+        Example:
+            >>> DatasetCard.load("freedoom_lt").ids_of(["imp", 0], "tail_classes")
+            [2, 0]
+        """
+        ids = []
+        for entry in classes:
+            if isinstance(entry, str):
+                if entry not in self.class_names:
+                    from aucseg.models.names import closest
+
+                    near = closest(entry, self.class_names)
+                    raise ValueError(f"{name} holds {entry!r}, which is no class of the card {self.name!r}; {near}")
+                entry = self.class_names.index(entry)
+            if isinstance(entry, bool) or not isinstance(entry, int) or not 0 <= entry < self.num_classes:
+                raise ValueError(
+                    f"{name} holds {entry!r}: the classes of the card {self.name!r} are 0..{self.num_classes - 1}, or "
+                    "their names"
+                )
+            ids.append(entry)
+        return ids
 
     @staticmethod
     def available() -> list[str]:
@@ -291,7 +326,12 @@ def _parse_classes(
         palette.append(color)
         raw_ids.append(tuple(ids))
     if not names:
-        classes.error("'classes' is empty; a card needs at least one class")
+        classes.error("'classes' is empty; a card needs at least two classes")
+    if len(names) == 1:
+        classes.error(
+            f"{names[0]!r} is the only class, so there is nothing to tell it from: make the other pixels a class "
+            "(background) instead of ignoring them"
+        )
     return names, palette, raw_ids
 
 
@@ -338,13 +378,12 @@ def _parse_split(split: YamlValue) -> tuple[Layout, ...]:
         keys = entry.mapping(required=("images",), optional=("masks", "list", "ids", "stems"))
         for key in keys.keys() & {"images", "masks", "list"}:
             pattern = keys[key].string()
-            if pattern.startswith(("/", "~")) or "\\" in pattern or ".." in pattern.split("/") or ":" in pattern:
+            is_absolute = pattern.startswith(("/", "~")) or re.match("[A-Za-z]:", pattern)
+            if is_absolute or "\\" in pattern or ".." in pattern.split("/"):
                 keys[key].error(
                     f"{key} {pattern!r} must stay below the root folder: no leading / or ~, no .., no backslash, no "
-                    "colon"
+                    "drive letter"
                 )
-            if "[" in pattern or "]" in pattern:
-                keys[key].error(f"{key} {pattern!r}: the wildcards are *, ** and ?; square brackets are not supported")
         if "list" in keys and "{stem}" not in keys["images"].string():
             keys["images"].error("with 'list', images must hold {stem}, for example JPEGImages/{stem}.jpg")
         if "stems" in keys and "list" in keys:

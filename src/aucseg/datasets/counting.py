@@ -30,6 +30,8 @@ class MaskScan:
         cells: uint64 (n,): for each the cells of an 8 x 8 grid in which it was seen, bit ``8 row + column``.
         height: Height in pixels.
         width: Width in pixels.
+        colors: int64 (n,): the colour of each id in the palette of the file, ``65536 red + 256 green + blue``, -1 where
+            it has none; None where the file has no palette.
     """
 
     ids: npt.NDArray[np.int64]
@@ -37,6 +39,7 @@ class MaskScan:
     cells: npt.NDArray[np.uint64]
     height: int
     width: int
+    colors: npt.NDArray[np.int64] | None = None
 
 
 def count_ids(mask: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

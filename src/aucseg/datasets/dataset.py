@@ -12,8 +12,9 @@ import torch
 from torch.utils.data import Dataset
 
 from aucseg.datasets.card import DatasetCard
-from aucseg.datasets.files import Array, SampleError, read_image, read_raw_mask, size_message
+from aucseg.datasets.files import Array, SampleError, read_image, size_message
 from aucseg.datasets.label_map import LabelMap
+from aucseg.datasets.mask_files import read_raw_mask
 from aucseg.datasets.memory_cache import DecodedSamples
 from aucseg.datasets.pairing import Pair, find_pairs
 
@@ -62,7 +63,8 @@ class SegmentationDataset(Dataset[Sample]):
         transform: Called with each sample; its result is returned.
         on_error: ``raise``, or ``skip``: a sample that cannot be read is counted, logged, and the next readable one
             takes its place.
-        follow_symlinks: Whether files may lie outside the root, reached by symbolic links below it.
+        follow_symlinks: Whether files may lie outside the root, reached by symbolic links below it (DVC, git-annex, the
+            cache of a hub). False where the folder is a stranger's.
 
     Attributes:
         pairs: Paths of image and mask of each sample, below the root.
@@ -87,7 +89,7 @@ class SegmentationDataset(Dataset[Sample]):
         transform: Callable[[Sample], Sample] | None = None,
         on_error: str = "raise",
         *,
-        follow_symlinks: bool = False,
+        follow_symlinks: bool = True,
     ) -> None:
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
@@ -105,8 +107,9 @@ class SegmentationDataset(Dataset[Sample]):
         self.transform = transform
         self.on_error = on_error
         self.follow_symlinks = follow_symlinks
-        self.pairs, self.missing, layout = find_pairs(self.card, folder, split)
-        self.label_map = LabelMap(self.card, train_ids=layout.train_ids)
+        files = find_pairs(self.card, folder, split)
+        self.pairs, self.missing = files.pairs, files.missing
+        self.label_map = LabelMap(self.card, train_ids=files.train_ids)
         self._decoded: DecodedSamples | None = None
         # Shared memory: what a loader's workers skip is counted too.
         self._num_skipped = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
@@ -115,7 +118,9 @@ class SegmentationDataset(Dataset[Sample]):
 
     def _report_missing(self) -> None:
         missing = self.missing
-        shown = "; ".join(f"{pair.image} needs {pair.mask}" for pair in missing[:3])
+        shown = "; ".join(
+            pair.image if pair.mask is None else f"{pair.image} needs {pair.mask}" for pair in missing[:3]
+        )
         message = (
             f"{self.root}: {len(missing)} of {len(missing) + len(self.pairs)} samples of split {self.split!r} lack "
             f"image or mask: {shown}"
@@ -217,7 +222,7 @@ class SegmentationDataset(Dataset[Sample]):
             real = os.path.realpath(path) if path.is_symlink() else self._real_folders[folder]
             if os.path.commonpath([real, self._real_root]) != self._real_root:
                 raise SampleError(
-                    f"{path}: a symbolic link leads out of the root folder, to {real}; copy the files, or pass "
-                    "follow_symlinks=True"
+                    f"{path}: a symbolic link leads out of the root folder, to {real}; set "
+                    "follow_symlinks=True (data.follow_symlinks) if it is yours, or copy the files"
                 )
         return path

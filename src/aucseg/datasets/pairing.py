@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import glob
+import codecs
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from aucseg.datasets.card import DatasetCard, Layout
+from aucseg.datasets.tree import IMAGE_ENDINGS, Tree, ending_of
 
 
 @dataclass(frozen=True)
@@ -25,49 +26,68 @@ class Pair:
         return str(PurePosixPath(self.image).with_suffix(""))
 
 
-def find_pairs(card: DatasetCard, root: Path, split: str) -> tuple[list[Pair], list[Pair], Layout]:
-    """List the pairs of a split in the order of the image paths (or of the list file).
+@dataclass(frozen=True)
+class SplitFiles:
+    """The files of a split.
 
-    Of several layouts the first one with at least one image and one mask is taken.
+    Attributes:
+        pairs: The pairs, in the order of the image paths, or of the list files.
+        missing: Pairs whose image or mask does not exist.
+        train_ids: Whether the masks hold train ids already.
+        layouts: The layouts that the pairs come from.
+    """
 
-    Returns:
-        The pairs, the pairs whose image or mask does not exist, and the layout that was found.
+    pairs: list[Pair]
+    missing: list[Pair] = field(default_factory=list)
+    train_ids: bool = False
+    layouts: tuple[Layout, ...] = ()
+
+
+def find_pairs(card: DatasetCard, root: Path, split: str, tree: Tree | None = None) -> SplitFiles:
+    """Finds the files of a split: those of all its layouts together.
+
+    The first layout under which an image has its mask decides about that image. Layouts with masks of train ids, or
+    without masks, do not mix with others: the first layout that finds a pair decides.
+
+    Args:
+        card: The data set card.
+        root: The folder that its patterns are below.
+        split: A split that the card names.
+        tree: The files of the root, where they are listed already.
 
     Raises:
-        ValueError: Unknown split, no such folder, no image found, one mask for two images.
+        ValueError: Unknown split, no such folder, no image found, one mask for two images, two masks for an image.
     """
     if split not in card.splits:
         raise ValueError(f"data set {card.name!r} has no split {split!r}; it has {', '.join(card.splits)}")
+    layouts = card.splits[split]
     if not root.is_dir():
-        raise ValueError(f"{root}: there is no such folder; give the folder that holds {card.splits[split][0].images}")
-    tried = []
-    found: tuple[list[Pair], list[Pair], Layout] | None = None
-    for layout in card.splits[split]:
-        good, missing = _pairs_of_layout(card, root, layout)
-        if good:
-            return good, missing, layout
-        if missing and found is None:
-            found = good, missing, layout
-        tried.append(layout.images if layout.list is None else f"{layout.list} with {layout.images}")
-    if found is None:
+        raise ValueError(f"{root}: there is no such folder; give the folder that holds {layouts[0].images}")
+    tree = tree or Tree(root)
+    found = [(layout, *_pairs_of_layout(card, tree, layout)) for layout in layouts]
+    filled = [entry for entry in found if entry[1]] or [entry for entry in found if entry[2]]
+    if not filled:
+        tried = [layout.images if layout.list is None else f"{layout.list} with {layout.images}" for layout in layouts]
         raise ValueError(
             f"{root}: no image of split {split!r} of {card.name!r}; looked for {' and for '.join(tried)}. "
             f"Is this the right root folder? {card.source}".rstrip()
         )
-    return found
-
-
-def _pairs_of_layout(card: DatasetCard, root: Path, layout: Layout) -> tuple[list[Pair], list[Pair]]:
-    if layout.list is None:
-        pairs = [
-            Pair(image, None if layout.masks is None else _fill(layout.masks, image, groups))
-            for image, groups in _match_images(root, layout.images)
-            if layout.stems is None or layout.stems[0] <= PurePosixPath(image).stem <= layout.stems[1]
-        ]
-    else:
-        pairs = _pairs_of_list(card, root, layout)
+    kind = _kind(filled[0][0])
+    same_kind = [entry for entry in found if _kind(entry[0]) == kind]
+    pairs: dict[str, Pair] = {}
+    for _, good, _ in same_kind:
+        for pair in good:
+            pairs.setdefault(pair.image, pair)
+    masks = {pair.mask for pair in pairs.values()}
+    # What is the mask of one image is not another image, where both lie in one folder.
+    missing = {
+        pair.image: pair
+        for _, _, lacking in reversed(same_kind)
+        for pair in lacking
+        if pair.image not in pairs and pair.image not in masks
+    }
     image_of: dict[str, str] = {}
-    for pair in pairs:
+    for pair in pairs.values():
         if pair.mask is not None and pair.mask in image_of:
             raise ValueError(
                 f"{root}: {image_of[pair.mask]} and {pair.image} share the mask {pair.mask}; "
@@ -75,96 +95,133 @@ def _pairs_of_layout(card: DatasetCard, root: Path, layout: Layout) -> tuple[lis
             )
         if pair.mask is not None:
             image_of[pair.mask] = pair.image
-    # One listing a folder instead of one question a file: data sets lie on network drives.
-    entries: dict[str, frozenset[str]] = {}
+    chosen, lost = list(pairs.values()), list(missing.values())
+    if len(layouts) > 1 and all(layout.list is None for layout in layouts):
+        chosen.sort(key=lambda pair: pair.image)
+        lost.sort(key=lambda pair: pair.image)
+    return SplitFiles(chosen, lost, kind[1], tuple(layout for layout, *_ in same_kind))
+
+
+def _kind(layout: Layout) -> tuple[bool, bool]:
+    return layout.masks is None, layout.train_ids
+
+
+def _pairs_of_layout(card: DatasetCard, tree: Tree, layout: Layout) -> tuple[list[Pair], list[Pair]]:
     good: list[Pair] = []
     missing: list[Pair] = []
-    for pair in pairs:
-        files = [file for file in (pair.image, pair.mask) if file is not None]
-        (good if all(_exists(root, file, entries) for file in files) else missing).append(pair)
+    wanted = _pairs_of_list(card, tree, layout) if layout.list is not None else _pairs_of_pattern(tree, layout)
+    for image, template in wanted:
+        found = tree.find(image)
+        mask = None if template is None else tree.find(template)
+        if found is None or (template is not None and mask is None):
+            missing.append(Pair(found or image, template))
+        else:
+            good.append(Pair(found, mask))
     return good, missing
 
 
-def _pairs_of_list(card: DatasetCard, root: Path, layout: Layout) -> list[Pair]:
-    assert layout.list is not None
-    path = root / layout.list
-    if not path.is_file():
-        return []
-    pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        # Some lists carry a second column (a label, a flag); the stem is the first.
-        stem = line.split()[0] if line.strip() else ""
-        if not stem:
+def _pairs_of_pattern(tree: Tree, layout: Layout) -> Iterator[tuple[str, str | None]]:
+    for image, groups in tree.match(layout.images):
+        if layout.stems is not None and not layout.stems[0] <= PurePosixPath(image).stem <= layout.stems[1]:
             continue
-        if stem.startswith("/") or ".." in stem.split("/"):
-            raise ValueError(f"{path}:{number}: {stem!r} leads out of the root folder; a stem is a name below it")
-        masks = None if layout.masks is None else layout.masks.replace("{stem}", stem)
-        pairs.append(Pair(layout.images.replace("{stem}", stem), masks))
-    if not pairs:
+        yield image, None if layout.masks is None else fill(layout.masks, _fields(image, groups))
+
+
+def _pairs_of_list(card: DatasetCard, tree: Tree, layout: Layout) -> Iterator[tuple[str, str | None]]:
+    assert layout.list is not None
+    path = tree.root / layout.list
+    if not path.is_file():
+        return
+    is_empty = True
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
+        stem = _stem_of_line(line.strip(), tree, layout.images)
+        if stem is None:
+            raise ValueError(
+                f"{path}:{number}: {line.strip()!r} leads out of the root folder; a stem is a name below it"
+            )
+        is_empty = False
+        masks = None if layout.masks is None else fill(layout.masks, {"stem": stem})
+        yield fill(layout.images, {"stem": stem}), masks
+    if is_empty:
         raise ValueError(f"{path}: the list of data set {card.name!r} holds no stem; is the file complete?")
-    return pairs
 
 
-def _match_images(root: Path, pattern: str) -> list[tuple[str, tuple[str, ...]]]:
-    regex = re.compile(
-        re.sub(
-            r"\*\*/|\*|\?|[^*?]+",
-            lambda m: {"**/": "(?:(.*)/)?", "*": "([^/]*)", "?": "([^/])"}.get(m[0], re.escape(m[0])),
-            pattern,
-        )
-    )
-    matches = []
-    for found in _find_files(root, pattern):
-        image = found.replace(os.sep, "/")
-        match = regex.fullmatch(image)
-        if match is not None:
-            matches.append((image, tuple(group or "" for group in match.groups())))
-    return sorted(matches)
+def read_lines(path: Path) -> list[str]:
+    """Reads the lines of a text file in UTF-8, in UTF-16 with a byte order mark, or else in Latin-1."""
+    data = path.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = data.decode("utf-16", errors="replace")
+    else:
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = data.decode("latin-1")
+    # Unlike str.splitlines, which also splits at characters that names may hold.
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
-def _find_files(root: Path, pattern: str) -> list[str]:
-    """Files below the root, as ``glob`` finds them, but ``**`` enters each folder once, however links lead to it."""
-    head, recursive, _ = pattern.partition("**")
-    if not recursive:
-        return glob.glob(pattern, root_dir=root)
-    folders = [root / folder for folder in glob.glob(head, root_dir=root)] if head else [root]
-    found: list[str] = []
-    seen: set[str] = set()
-    # Folders at their own place first, then those that only links lead to.
-    while folders:
-        links: list[Path] = []
-        for top in sorted(folders, key=lambda path: (path.is_symlink(), path)):
-            if os.path.realpath(top) in seen:
+def _stem_of_line(line: str, tree: Tree, template: str) -> str | None:
+    """Returns the stem that a line means: the first reading that names an image, or else the plainest one.
+
+    A line may be a stem, a name with its ending, or a path, relative or absolute (of another machine, too); a second
+    column (a label, a flag, a mask) may follow.
+    """
+    plainest = None
+    for text in dict.fromkeys((line, line.split()[0])):
+        for stem in _readings(text.replace("\\", "/"), template):
+            if stem.startswith("/") or ".." in stem.split("/"):
                 continue
-            for folder, names, files in os.walk(top):
-                seen.add(os.path.realpath(folder))
-                names[:] = [name for name in names if not name.startswith(".")]
-                links += [Path(folder, name) for name in names if os.path.islink(os.path.join(folder, name))]
-                place = os.path.relpath(folder, root)
-                found += [os.path.normpath(os.path.join(place, name)) for name in files if not name.startswith(".")]
-        folders = links
-    return found
+            if tree.find(fill(template, {"stem": stem})) is not None:
+                return stem
+            plainest = stem
+    return plainest
 
 
-def _fill(template: str, image: str, groups: tuple[str, ...]) -> str:
-    fields: Mapping[str, str] = {"stem": PurePosixPath(image).stem} | {
-        str(i): group for i, group in enumerate(groups, start=1)
-    }
+def _readings(text: str, template: str) -> Iterator[str]:
+    text = text.removeprefix("./")
+    yield text
+    without_ending = os.path.splitext(text)[0] if ending_of(text) in IMAGE_ENDINGS else text
+    # A path of another machine: the name alone, since the template says the folder.
+    yield without_ending.rpartition("/")[2] if text.startswith("/") else without_ending
+    before, after = (part.replace("{{", "{").replace("}}", "}") for part in template.split("{stem}", 1))
+    folder = before.rpartition("/")[0]
+    if folder and f"/{folder}/" in f"/{without_ending}":
+        yield f"/{without_ending}".rpartition(f"/{folder}/")[2]
+    ending = r"\.\w+" if after.endswith(".*") else ""
+    whole = rf"{re.escape(before)}(.+){re.escape(after.removesuffix('.*'))}{ending}"
+    match = re.fullmatch(rf"(?:.*/)?{whole}", text, re.IGNORECASE)
+    if match is not None:
+        yield match[1]
+
+
+def _fields(image: str, groups: tuple[str, ...]) -> dict[str, str]:
+    return {"stem": PurePosixPath(image).stem} | {str(i): group for i, group in enumerate(groups, start=1)}
+
+
+def fill(template: str, fields: Mapping[str, str]) -> str:
+    """Returns a template with its fields filled in; ``{{`` and ``}}`` stand for braces.
+
+    Example:
+        >>> fill("masks/{stem}.png", {"stem": "a"}), fill("{{a}}/{1}.png", {"1": "b"})
+        ('masks/a.png', '{a}/b.png')
+    """
 
     def value(match: re.Match[str]) -> str:
+        if match[0] in ("{{", "}}"):
+            return match[0][0]
         if match[1] not in fields:
             raise ValueError(f"masks {template!r}: {match[0]} is unknown; known are {{{'}, {'.join(fields)}}}")
         return fields[match[1]]
 
     # A "**" that matched nothing leaves an empty folder name behind.
-    return re.sub(r"\{(\w+)\}", value, template).replace("//", "/")
+    return re.sub(r"\{\{|\}\}|\{(\w+)\}", value, template).replace("//", "/")
 
 
-def _exists(root: Path, file: str, entries: dict[str, frozenset[str]]) -> bool:
-    folder, _, name = file.rpartition("/")
-    if folder not in entries:
-        try:
-            entries[folder] = frozenset(os.listdir(root / folder))
-        except OSError:
-            entries[folder] = frozenset()
-    return name in entries[folder]
+def template_regex(template: str, *, ending: str) -> re.Pattern[str]:
+    """Returns a regular expression of the masks that a template means, whatever its fields and with another ending."""
+    parts = re.split(r"(\{\{|\}\}|\{\w+\})", template.rpartition(".")[0] or template)
+    # A field may be the path that "**" stood for.
+    known = {"{{": re.escape("{"), "}}": re.escape("}")}
+    return re.compile("".join(known.get(p, ".*" if i % 2 else re.escape(p)) for i, p in enumerate(parts)) + ending)

@@ -3,219 +3,175 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from aucseg.datasets.card import MAX_RAW_ID, DatasetCard, Layout, default_color, unpack_color
+from aucseg.datasets.card import MAX_RAW_ID, DatasetCard, default_color, unpack_color
 from aucseg.datasets.dataset import SegmentationDataset
-from aucseg.datasets.files import encoding_of_mode, mode_and_format
+from aucseg.datasets.files import SampleError
+from aucseg.datasets.mask_checks import Palettes, describe_soft_edges, find_soft_edges
+from aucseg.datasets.mask_files import encoding_of_mode, mode_and_format, read_raw_mask
+from aucseg.datasets.propose_layouts import propose_layouts
 from aucseg.datasets.scan import scan_samples
 from aucseg.datasets.scan_cache import ScanCache
+from aucseg.datasets.tree import Tree
 
-_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-_MASK_NAME = re.compile(r"mask|label|annot|gt|seg|target", re.IGNORECASE)
-_IMAGE_NAME = re.compile(r"im(a?g|age)|photo|rgb|picture|input", re.IGNORECASE)
-_SPLIT_NAME = re.compile(r"^(train|val|test)", re.IGNORECASE)
 _MAX_COLORS = 1024
+# Masks that are looked at for soft edges, where there are many ids.
+_MANY_IDS = 8
+_NUM_LOOKED_AT = 16
 
 
-@dataclass(frozen=True)
-class _Files:
-    """The files of one folder with one ending."""
+@dataclass
+class _Ids:
+    """What the masks hold."""
 
-    folder: PurePosixPath
-    ending: str
-    stems: tuple[str, ...]
+    ids: set[int] = field(default_factory=set)
+    palettes: Palettes = field(default_factory=Palettes)
 
 
 def propose_card(
     root: str | Path, *, num_workers: int = 0, progress: bool = False, cache: ScanCache | None = None
 ) -> DatasetCard:
-    """Return a card for a folder of images and masks: layout, splits, mask encoding, and a class for each id found.
+    """Returns a card for a folder of images and masks: layout, splits, mask encoding, and a class for each id found.
 
-    Folders with names such as ``images`` and ``masks`` are matched by their files' names; where the names of the
-    folders do not tell, the files do (masks are grey or palette files). The classes get names like ``class_7``: give
-    them real ones.
+    Images and masks are told by the names of their folders and files, or else by what is in the files (masks are grey
+    or palette files), and paired by what their names have in common, across endings, upper and lower case and
+    compositions of characters. The classes get names like ``class_7``: give them real ones. Palette masks whose
+    palettes differ from file to file become classes by colour.
 
     Raises:
-        ValueError: No such folder, nothing that looks like images with masks, or masks that cannot be read as ids.
+        ValueError: No such folder; nothing that looks like images with masks; masks that do not hold ids (soft edges,
+            lossy compression, indices that mean different things), or one id alone.
     """
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"{root}: there is no such folder, and no data set card of this name")
-    images, masks = _sort_files(root)
-    splits = _propose_splits(root, images, masks)
-    first = next(iter(splits.values()))
-    encoding = _find_encoding(root, first)
     name = re.sub(r"\W+", "_", root.resolve().name).strip("_").lower() or "my_data"
     card = DatasetCard(
         name=name,
         title=root.resolve().name,
         class_names=("class_0",),
         palette=((0, 0, 0),),
-        splits={split: (layout,) for split, layout in splits.items()},
+        splits=propose_layouts(Tree(root)),
         raw_ids=((0,),),
-        mask_encoding=encoding,
     )
-    ids = _find_ids(card, root, num_workers, progress, cache)
-    ignored = _ignored_id(ids, encoding)
-    kept = [raw for raw in sorted(ids) if raw != ignored]
-    colors = [unpack_color(raw) if encoding == "rgb" else default_color(i + 1) for i, raw in enumerate(kept)]
-    return replace(
+    datasets = [SegmentationDataset(card, root, split, on_error="skip") for split in card.splits]
+    card = replace(card, mask_encoding=_find_encoding(datasets))
+    found = _find_ids(card, datasets, num_workers, progress, cache)
+    if found.palettes.differ:
+        if not found.palettes.colors_are_ids:
+            raise ValueError(f"{root}: {found.palettes.describe()[0]}")
+        card = replace(card, mask_encoding="rgb")
+        found = _find_ids(card, datasets, num_workers, progress, cache)
+    ignored = _ignored_id(found.ids, card.mask_encoding)
+    kept = [raw for raw in sorted(found.ids) if raw != ignored]
+    if len(kept) < 2:
+        raise ValueError(
+            f"{root}: all masks hold the id {kept[0]} alone, so there is nothing to tell apart; are these the masks?"
+        )
+    is_rgb = card.mask_encoding == "rgb"
+    file_colors = {index: next(iter(colors)) for index, colors in found.palettes.colors.items()} if not is_rgb else {}
+    has_palette = bool(file_colors) and min(file_colors[raw] for raw in kept) >= 0
+    colors = [
+        unpack_color(raw if is_rgb else file_colors[raw]) if is_rgb or has_palette else default_color(i + 1)
+        for i, raw in enumerate(kept)
+    ]
+    card = replace(
         card,
-        class_names=tuple(
-            "class_" + ("_".join(map(str, unpack_color(raw))) if encoding == "rgb" else str(raw)) for raw in kept
-        ),
+        class_names=tuple("class_" + ("_".join(map(str, unpack_color(raw))) if is_rgb else str(raw)) for raw in kept),
         palette=tuple(colors),
         raw_ids=tuple((raw,) for raw in kept),
         ignore_ids=() if ignored is None else (ignored,),
         ignore_index=255 if len(kept) <= 255 else -1,
+        check_palette=has_palette,
     )
+    try:
+        DatasetCard.from_yaml(card.to_yaml(), "the proposed card")
+    except ValueError as error:
+        raise ValueError(f"{root}: {error}; rename the folder or file") from error
+    return card
 
 
-def _sort_files(root: Path) -> tuple[list[_Files], list[_Files]]:
-    stems: dict[tuple[PurePosixPath, str], list[str]] = {}
-    for path in sorted(root.rglob("*")):
-        if path.suffix.lower() in _ENDINGS and not any(part.startswith(".") for part in path.relative_to(root).parts):
-            folder = PurePosixPath(path.relative_to(root).parent.as_posix())
-            stems.setdefault((folder, path.suffix), []).append(path.stem)
-    images: list[_Files] = []
-    masks: list[_Files] = []
-    for (folder, ending), names in stems.items():
-        files = _Files(folder, ending, tuple(names))
-        (masks if _looks_like_masks(root, files) else images).append(files)
-    if not images or not masks:
-        missing = "images" if masks else "masks" if images else "images and masks"
+def _find_encoding(datasets: Sequence[SegmentationDataset]) -> str:
+    """The encoding of most masks; those with another are findings of the check."""
+    example_of: dict[str, Path] = {}
+    counts: dict[str, int] = {}
+    problem = None
+    for dataset in datasets:
+        for index in range(len(dataset)):
+            path = dataset.mask_path(index)
+            try:
+                mode, _ = mode_and_format(path)
+            except SampleError as error:
+                problem = problem or error
+                continue
+            example_of.setdefault(mode, path)
+            counts[mode] = counts.get(mode, 0) + 1
+    if not counts:
+        raise ValueError(f"not one mask can be read: {problem}")
+    if "1" in counts and "L" in counts:
         raise ValueError(
-            f"{root}: found no {missing} (files that end in {', '.join(_ENDINGS)}; masks are grey or palette files, "
-            "or lie in a folder whose name says so); write a card by hand, see the shipped ones"
+            f"{example_of['1']} is a mask of 1 bit a pixel, {example_of['L']} of 8: the ids 1 of the one and 255 of "
+            "the other may mean the same; save all masks in one form"
         )
-    return images, masks
+    by_encoding: dict[str, int] = {}
+    for mode, count in counts.items():
+        encoding = encoding_of_mode(mode)
+        if encoding is not None:
+            by_encoding[encoding] = by_encoding.get(encoding, 0) + count
+    if not by_encoding:
+        mode, path = next(iter(example_of.items()))
+        raise ValueError(f"{path}: a mask of mode {mode} holds no ids; save it as an 8-bit grey PNG")
+    return max(by_encoding, key=lambda encoding: by_encoding[encoding])
 
 
-def _looks_like_masks(root: Path, files: _Files) -> bool:
-    # The last folder whose name tells decides: "labels/train" are masks.
-    for part in reversed(files.folder.parts):
-        if _MASK_NAME.search(part):
-            return True
-        if _IMAGE_NAME.search(part):
-            return False
-    mode, file_format = mode_and_format(root / files.folder / (files.stems[0] + files.ending))
-    return mode in ("1", "L", "P", "I;16", "I") and file_format not in ("JPEG", "MPO")
-
-
-def _propose_splits(root: Path, images: Sequence[_Files], masks: Sequence[_Files]) -> dict[str, Layout]:
-    splits: dict[str, Layout] = {}
-    unmatched = []
-    for files in images:
-        candidates = [layout for other in masks if (layout := _pair(files, other)) is not None]
-        if not candidates:
-            unmatched.append(str(files.folder))
-            continue
-        # Of several folders of masks the one nearest by name: "images/train" goes with "masks/train".
-        layout = max(candidates, key=lambda c: len(set(Path(c.masks or "").parts) & set(files.folder.parts)))
-        named = next((m[1].lower() for part in files.folder.parts if (m := _SPLIT_NAME.match(part))), "train")
-        if named not in splits:
-            splits[named] = layout
-        elif (merged := _merge(splits[named], layout)) is not None:
-            splits[named] = merged
-        else:
-            splits["_".join((named, *files.folder.parts))] = layout
-    if not splits:
-        raise ValueError(
-            f"{root}: the images in {', '.join(unmatched)} and the masks in "
-            f"{', '.join(str(m.folder) for m in masks)} have no names in common; write a card by hand, see the "
-            "shipped ones"
-        )
-    return splits
-
-
-def _pair(images: _Files, masks: _Files) -> Layout | None:
-    """Return the layout that pairs most of the images with masks of the same name, up to endings such as ``_mask``."""
-    mask_stems = set(masks.stems)
-    if sum(stem in mask_stems for stem in images.stems) * 2 > len(images.stems):
-        affixes = ("", "")
-    else:
-        # The commonest way in which a mask's name goes on where the image's ends or differs.
-        found: Counter[tuple[str, str]] = Counter()
-        by_start: dict[str, list[str]] = {}
-        for stem in masks.stems:
-            by_start.setdefault(_core(stem), []).append(stem)
-        for stem in images.stems:
-            core = _core(stem)
-            for other in by_start.get(core, []):
-                found[stem[len(core) :], other[len(core) :]] += 1
-        if not found or found.most_common(1)[0][1] * 2 <= len(images.stems):
-            return None
-        affixes = found.most_common(1)[0][0]
-    return Layout(
-        images=str(images.folder / f"*{affixes[0]}{images.ending}"),
-        masks=str(masks.folder / f"{{1}}{affixes[1]}{masks.ending}"),
-    )
-
-
-def _core(stem: str) -> str:
-    """Return a stem without the words at its end that say what kind of file it is."""
-    return re.sub(
-        r"([_.-]?(gtFine|labelIds|mask|masks|label|labels|seg|gt|annot|image|img|rgb|leftImg8bit))+$",
-        "",
-        stem,
-        flags=re.I,
-    )
-
-
-def _merge(one: Layout, other: Layout) -> Layout | None:
-    """Return one layout for two whose folders differ in one place, the same in images and masks."""
-    a, b = one.images.split("/"), other.images.split("/")
-    if len(a) != len(b):
-        return None
-    places = [i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
-    if len(places) != 1 or places[0] == len(a) - 1:
-        return None
-    name = b[places[0]]
-    assert one.masks is not None
-    assert other.masks is not None
-    masks = [("{1}" if part == name else part) for part in other.masks.replace("{1}", "{2}").split("/")]
-    merged = Layout(images="/".join(["*" if i == places[0] else x for i, x in enumerate(a)]), masks="/".join(masks))
-    fits = a[places[0]] == "*" or one.masks == (merged.masks or "").replace("{1}", a[places[0]]).replace("{2}", "{1}")
-    return merged if fits else None
-
-
-def _find_encoding(root: Path, layout: Layout) -> str:
-    assert layout.masks is not None
-    pattern = re.sub(r"\{\d\}", "*", layout.masks)
-    first = min(root.glob(pattern))
-    mode, _ = mode_and_format(first)
-    encoding = encoding_of_mode(mode)
-    if encoding is None:
-        raise ValueError(f"{first}: a mask of mode {mode} holds no ids; save it as an 8-bit grey PNG")
-    return encoding
-
-
-def _find_ids(card: DatasetCard, root: Path, num_workers: int, progress: bool, cache: ScanCache | None) -> set[int]:
-    ids: set[int] = set()
-    for split in card.splits:
-        dataset = SegmentationDataset(card, root, split, on_error="skip")
+def _find_ids(
+    card: DatasetCard,
+    datasets: Sequence[SegmentationDataset],
+    num_workers: int,
+    progress: bool,
+    cache: ScanCache | None,
+) -> _Ids:
+    found = _Ids()
+    problem = ""
+    for dataset in datasets:
+        dataset.card = card
         scans = scan_samples(dataset, num_workers=num_workers, progress=progress, check_images=False, cache=cache)
         for sample in scans:
-            if sample.raw is not None:
-                ids.update(sample.raw.ids.tolist())
-            if len(ids) > _MAX_COLORS:
+            if sample.raw is None:
+                problem = problem or "; ".join(sample.errors)
+                continue
+            found.ids.update(sample.raw.ids.tolist())
+            found.palettes.add(sample.raw, dataset.pairs[sample.index].mask or "")
+            if len(found.ids) > _MAX_COLORS:
                 raise ValueError(
                     f"{dataset.mask_path(sample.index)}: more than {_MAX_COLORS} different values in the masks: "
                     "these are no ids; soft edges or lossy compression mix the colours of classes, so make the "
                     "masks again without them"
                 )
-    if not ids:
-        raise ValueError(
-            f"{root}: not one mask can be read as {card.mask_encoding}; run the check with a card written by hand"
-        )
-    return ids
+    if not found.ids:
+        raise ValueError(f"not one mask can be read as {card.mask_encoding}: {problem}")
+    if len(found.ids) >= _MANY_IDS:
+        _check_edges(card, datasets)
+    return found
+
+
+def _check_edges(card: DatasetCard, datasets: Sequence[SegmentationDataset]) -> None:
+    paths = [dataset.mask_path(index) for dataset in datasets for index in range(len(dataset))]
+    masks = []
+    for path in paths[:: max(1, len(paths) // _NUM_LOOKED_AT)]:
+        try:
+            masks.append(read_raw_mask(path, card))
+        except SampleError:  # noqa: PERF203
+            continue
+    edges = find_soft_edges(masks)
+    if edges is not None:
+        raise ValueError(f"{datasets[0].root}: {describe_soft_edges(edges, card.mask_encoding == 'rgb')}")
 
 
 def _ignored_id(ids: set[int], encoding: str) -> int | None:
-    """Return the id that by custom means "ignore": the largest one there is, unless the masks are just 0 and that."""
+    """Returns the id that by custom means "ignore": the largest one there is, unless the masks are just 0 and that."""
     largest = MAX_RAW_ID[encoding]
     return largest if encoding != "rgb" and largest in ids and len(ids) > 2 else None

@@ -7,13 +7,16 @@ import multiprocessing
 from collections.abc import Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.counting import MaskScan, scan_mask
-from aucseg.datasets.files import SampleError, check_image, read_raw_mask, size_message
+from aucseg.datasets.files import SampleError, check_image, size_message
+from aucseg.datasets.mask_files import RawMask, read_mask
 from aucseg.datasets.scan_cache import ScanCache, Signature, content_digest, pack_scan, unpack_scan
 
 if TYPE_CHECKING:
@@ -57,7 +60,7 @@ class _Worker:
     def __init__(self, card: DatasetCard, decode_images: bool, cache_path: Path | None) -> None:
         self.card = card
         self.decode_images = decode_images
-        self.cache = None if cache_path is None else ScanCache(cache_path)
+        self.cache = None if cache_path is None else ScanCache.open(cache_path)
         self.kinds = {kind: result_kind(kind, card, decode_images) for kind in ("mask", "image")}
 
     def __call__(self, job: _Job) -> tuple[_Job, bytes | None, str, str]:
@@ -70,10 +73,20 @@ class _Worker:
                 if payload is not None:
                     return job, payload, "", digest
             if job.kind == "mask":
-                return job, pack_scan(scan_mask(read_raw_mask(job.path, self.card))), "", digest
+                return job, pack_scan(_scan(read_mask(job.path, self.card))), "", digest
             return job, repr(check_image(job.path, self.card.exif, self.decode_images)).encode(), "", digest
         except (SampleError, OSError) as error:
             return job, None, str(error), digest
+
+
+def _scan(mask: RawMask) -> MaskScan:
+    scan = scan_mask(mask.values)
+    if mask.palette is None:
+        return scan
+    # Indices beyond the palette have no colour.
+    colors = np.full(max(256, len(mask.palette)), -1, np.int64)
+    colors[: len(mask.palette)] = mask.palette.astype(np.int64) @ (65536, 256, 1)
+    return replace(scan, colors=colors[scan.ids])
 
 
 _worker: _Worker | None = None
@@ -92,9 +105,9 @@ def _run_worker(job: _Job) -> tuple[_Job, bytes | None, str, str]:
 def result_kind(kind: str, card: DatasetCard, decode_images: bool) -> str:
     """Return the name under which results are cached: all that they depend on beside the content of the file."""
     if kind == "image":
-        return f"image 1 {card.exif} {'decoded' if decode_images else 'header'}"
+        return f"image 2 {card.exif} {'decoded' if decode_images else 'header'}"
     palette = (card.raw_ids, card.palette) if card.check_palette else ()
-    return f"mask 1 {card.mask_encoding} {card.mat_key if card.mask_encoding == 'mat' else ''} {palette}"
+    return f"mask 2 {card.mask_encoding} {card.exif} {card.mat_key if card.mask_encoding == 'mat' else ''} {palette}"
 
 
 def scan_samples(

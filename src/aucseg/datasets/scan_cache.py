@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import sqlite3
 import struct
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ import numpy as np
 
 from aucseg.datasets.counting import MaskScan
 
+_logger = logging.getLogger(__name__)
 _BATCH = 256
-_HEADER = struct.Struct("<iii")
+_HEADER = struct.Struct("<iiii")
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,23 @@ class ScanCache:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._connection = self._connect()
+        except sqlite3.OperationalError as error:
+            # No database is damaged by a folder or a disk that cannot be written to.
+            raise OSError(f"{path}: {error}") from error
         except sqlite3.DatabaseError:
             path.unlink()
             self._connection = self._connect()
         self._num_open = 0
+        self._is_writable = True
+
+    @classmethod
+    def open(cls, path: Path) -> ScanCache | None:
+        """Returns the cache in a file, or None, with a warning, where there cannot be one."""
+        try:
+            return cls(path)
+        except OSError as error:
+            _logger.warning("results are not kept for the next run: %s", error)
+            return None
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=60)
@@ -87,18 +102,32 @@ class ScanCache:
 
     def add(self, path: Path, signature: Signature, digest: str, kind: str, payload: bytes) -> None:
         """Keep a result; every few hundred are written, so that an interrupted run goes on where it was."""
-        self._connection.execute(
-            "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)",
-            (str(path.absolute()), signature.size, signature.mtime_ns, signature.ctime_ns, digest),
-        )
-        self._connection.execute("INSERT OR REPLACE INTO results VALUES (?, ?, ?)", (digest, kind, payload))
+        if not self._is_writable:
+            return
+        try:
+            self._connection.execute(
+                "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)",
+                (str(path.absolute()), signature.size, signature.mtime_ns, signature.ctime_ns, digest),
+            )
+            self._connection.execute("INSERT OR REPLACE INTO results VALUES (?, ?, ?)", (digest, kind, payload))
+        except sqlite3.OperationalError as error:
+            self._give_up(error)
+            return
         self._num_open += 1
         if self._num_open >= _BATCH:
             self.commit()
 
+    def _give_up(self, error: sqlite3.OperationalError) -> None:
+        """The disk is full, or the file may be read only: what is known stays of use, what comes is not kept."""
+        self._is_writable = False
+        _logger.warning("results are not kept for the next run: %s: %s", self.path, error)
+
     def commit(self) -> None:
-        """Write what was added."""
-        self._connection.commit()
+        """Writes what was added."""
+        try:
+            self._connection.commit()
+        except sqlite3.OperationalError as error:
+            self._give_up(error)
         self._num_open = 0
 
     def close(self) -> None:
@@ -118,16 +147,22 @@ def content_digest(path: Path) -> str:
 
 def pack_scan(scan: MaskScan) -> bytes:
     """Return a scan as bytes."""
-    header = _HEADER.pack(scan.height, scan.width, len(scan.ids))
-    return header + b"".join(
-        a.astype(d).tobytes() for a, d in zip((scan.ids, scan.counts, scan.cells), ("<i8", "<i8", "<u8"), strict=True)
-    )
+    header = _HEADER.pack(scan.height, scan.width, len(scan.ids), scan.colors is not None)
+    columns = [(scan.ids, "<i8"), (scan.counts, "<i8"), (scan.cells, "<u8")]
+    if scan.colors is not None:
+        columns.append((scan.colors, "<i8"))
+    return header + b"".join(column.astype(dtype).tobytes() for column, dtype in columns)
 
 
 def unpack_scan(payload: bytes) -> MaskScan:
     """Return the scan that :func:`pack_scan` packed."""
-    height, width, n = _HEADER.unpack_from(payload)
-    ids, counts, cells = np.frombuffer(payload, "<i8", offset=_HEADER.size).reshape(3, n)
+    height, width, n, has_colors = _HEADER.unpack_from(payload)
+    ids, counts, cells, *colors = np.frombuffer(payload, "<i8", offset=_HEADER.size).reshape(3 + has_colors, n)
     return MaskScan(
-        ids.astype(np.int64), counts.astype(np.int64), cells.astype("<i8").view("<u8").astype(np.uint64), height, width
+        ids.astype(np.int64),
+        counts.astype(np.int64),
+        cells.astype("<i8").view("<u8").astype(np.uint64),
+        height,
+        width,
+        colors[0].astype(np.int64) if colors else None,
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -19,10 +19,7 @@ class LossFromSums(Protocol):
     def batch_sums(self, logits: Any, target: Tensor) -> Any:
         """Sums of a micro-batch, without gradient; they add up."""
 
-    def absent(self, logits: Any, target: Tensor, totals: Any) -> Any:
-        """Sums that stand in for classes that the whole batch lacks."""
-
-    def part_of(self, totals: Any, absent: Any, logits: Any, target: Tensor) -> Tensor:
+    def part_of(self, totals: Any, logits: Any, target: Tensor) -> Tensor:
         """The loss of the whole batch; its gradient is that of this micro-batch."""
 
 
@@ -40,7 +37,8 @@ class MicroBatchAUC:
 
     Raises:
         ValueError: From `collect` for losses that are computed by sorting.
-        RuntimeError: When the two passes do not fit together.
+        RuntimeError: When the two passes do not fit together. After any error in `collect` or `loss` the batch is
+            forgotten: the next call of `collect` begins a new one.
 
     Example:
         >>> import torch
@@ -57,11 +55,15 @@ class MicroBatchAUC:
 
     def __init__(self, loss: LossFromSums, model: nn.Module) -> None:
         self._loss, self._model = loss, model
-        self._clear()
+        self.reset()
 
-    def _clear(self) -> None:
+    def reset(self) -> None:
+        """Forget the batch, so that the next call of `collect` begins a new one.
+
+        An error within `collect` or `loss` does this by itself. After one between the calls, such as of a backward pass
+        that found no memory, it is yours to do.
+        """
         self._sums: Any = None
-        self._absent: Any = None
         self._random: list[tuple[Tensor, Tensor | None]] = []
         self._buffers: list[Tensor] = []
         self._done = 0
@@ -70,8 +72,13 @@ class MicroBatchAUC:
         """First pass: the sums of one micro-batch, without gradient."""
         if self._done:
             raise RuntimeError(
-                f"collect() after {self._done} of {len(self._random)} calls of loss(): finish the second pass first"
+                f"collect() after {self._done} of {len(self._random)} calls of loss(): finish the second pass first, "
+                "or give the batch up with reset()"
             )
+        with self._forgotten_after_an_error():
+            self._collect(inputs, target)
+
+    def _collect(self, inputs: Any, target: Tensor) -> None:
         if not self._random:
             self._buffers = [buffer.clone() for buffer in self._model.buffers()]
         self._random.append(_random_state(target.device))
@@ -85,25 +92,35 @@ class MicroBatchAUC:
         """Second pass, in the same order: the loss of the whole batch; its gradient is the part of this micro-batch."""
         if self._sums is None:
             raise RuntimeError("loss() needs the sums of the whole batch: call collect() for every micro-batch first")
+        with self._forgotten_after_an_error():
+            result = self._part(inputs, target)
+        self._done += 1
+        if self._done == len(self._random):
+            self.reset()
+        return result
+
+    def _part(self, inputs: Any, target: Tensor) -> Tensor:
         if self._done == 0:
             with torch.no_grad():
                 for buffer, before in zip(self._model.buffers(), self._buffers, strict=True):
                     buffer.copy_(before)
         _set_random_state(self._random[self._done], target.device)
-        logits = self._model(inputs)
-        if self._done == 0:
-            self._absent = self._loss.absent(logits, target, self._sums)
-        result = self._loss.part_of(self._sums, self._absent, logits, target)
-        self._done += 1
-        if self._done == len(self._random):
-            self._clear()
-        return result
+        return self._loss.part_of(self._sums, self._model(inputs), target)
+
+    @contextmanager
+    def _forgotten_after_an_error(self) -> Iterator[None]:
+        # Whoever catches it goes on with the next batch, which the sums of this one must not enter.
+        try:
+            yield
+        except BaseException:
+            self.reset()
+            raise
 
 
 def accumulate(
     loss: PairwiseAUCLoss | AUCSegLoss,
     model: nn.Module,
-    micro_batches: Sequence[tuple[Any, Tensor]],
+    micro_batches: Iterable[tuple[Any, Tensor]],
     backward: Callable[[Tensor], Any] = torch.Tensor.backward,
 ) -> Tensor:
     """Add the gradient of the whole batch to the parameters; see `MicroBatchAUC`.
@@ -113,7 +130,7 @@ def accumulate(
     Args:
         loss: The loss.
         model: From inputs to logits.
-        micro_batches: Pairs of inputs and target.
+        micro_batches: Pairs of inputs and target. They are kept until the second pass, also those of an iterator.
         backward: Called with each loss; for a scaler ``lambda loss: scaler.scale(loss).backward()``, in a
             LightningModule with manual optimization ``self.manual_backward``.
 
@@ -129,6 +146,7 @@ def accumulate(
         >>> bool(model.weight.grad.abs().sum() > 0)
         True
     """
+    micro_batches = list(micro_batches)
     if not micro_batches:
         raise ValueError("accumulate() needs at least one micro-batch")
     whole = MicroBatchAUC(loss, model)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from aucseg.losses.class_moments import BatchSums
 from aucseg.losses.objective import CrossEntropyOptions, batch_sums, objective
-from aucseg.losses.options import check_inputs
+from aucseg.losses.options import check_inputs, check_option_names
 from aucseg.losses.pairwise_auc import PairwiseAUCLoss
 
 _MAX_WEIGHT = 1e6  # a weighted loss stays within float32
@@ -45,7 +45,9 @@ class AUCSegLoss(nn.Module):
 
     Raises:
         ValueError: Unknown or unsuitable options; a shape, dtype, device or label that does not fit.
-        TypeError: ``class_weight`` is a mapping, which only `build_loss` and configurations take.
+        TypeError: ``class_weight`` is a mapping, which only `build_loss` and configurations take; an option that the
+            loss does not have.
+        NotImplementedError: As `PairwiseAUCLoss`.
 
     Example:
         >>> import torch
@@ -72,6 +74,7 @@ class AUCSegLoss(nn.Module):
         **auc_options: Any,
     ) -> None:
         super().__init__()
+        check_option_names("AUCSegLoss", auc_options, AUCSegLoss.__init__, PairwiseAUCLoss.__init__)
         for name, weight in (("auc_weight", auc_weight), ("ce_weight", ce_weight)):
             if not 0 <= weight <= _MAX_WEIGHT:
                 raise ValueError(f"{name} must lie in 0..{_MAX_WEIGHT:g}, got {weight}")
@@ -88,6 +91,8 @@ class AUCSegLoss(nn.Module):
             )
             if class_weight.dim() != 1 or not bool((torch.isfinite(class_weight) & (class_weight >= 0)).all()):
                 raise ValueError("class_weight must be a (K,) tensor of finite numbers, none negative")
+            if class_weight.requires_grad:
+                raise ValueError("class_weight requires a gradient, which the loss does not have: pass its detach()")
         self.auc_weight, self.ce_weight, self.upsample, self.label_smoothing = (
             auc_weight,
             ce_weight,
@@ -99,20 +104,16 @@ class AUCSegLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
-        return self._weighted(logits, target, None, self.auc.absent(logits, target))
+        return self._weighted(logits, target, None)
 
     def batch_sums(self, logits: Tensor, target: Tensor) -> BatchSums:
         """Sums of a micro-batch, for `aucseg.losses.MicroBatchAUC`."""
         self._check(logits, target)
         return batch_sums(logits, target, self.auc.options, self._cross_entropy())
 
-    def absent(self, logits: Tensor, target: Tensor, totals: BatchSums | None = None) -> BatchSums | None:
-        """See `PairwiseAUCLoss.absent`."""
-        return self.auc.absent(logits, target, totals)
-
-    def part_of(self, totals: BatchSums, absent: BatchSums | None, logits: Tensor, target: Tensor) -> Tensor:
+    def part_of(self, totals: BatchSums, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of a whole with the given sums; its gradient is that of this part."""
-        return self._weighted(logits, target, totals, absent)
+        return self._weighted(logits, target, totals)
 
     def _check(self, logits: Tensor, target: Tensor) -> None:
         check_inputs(logits, target, self.auc.options, upsample=self.upsample)
@@ -124,7 +125,7 @@ class AUCSegLoss(nn.Module):
     def _cross_entropy(self) -> CrossEntropyOptions | None:
         return CrossEntropyOptions(self.class_weight, self.label_smoothing) if self.ce_weight > 0 else None
 
-    def _weighted(self, logits: Tensor, target: Tensor, totals: BatchSums | None, absent: BatchSums | None) -> Tensor:
+    def _weighted(self, logits: Tensor, target: Tensor, totals: BatchSums | None) -> Tensor:
         self._check(logits, target)
         risk, entropy = objective(
             logits,
@@ -133,7 +134,6 @@ class AUCSegLoss(nn.Module):
             self._cross_entropy(),
             with_auc=self.auc_weight > 0,
             totals=totals,
-            absent=absent,
         )
         return self.auc_weight * risk + self.ce_weight * entropy
 

@@ -19,8 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from aucseg.dtypes import wide_dtype
 from aucseg.losses.pieces import ACCELERATOR_PIECE, as_planes
-from aucseg.losses.views import ONCE, CrossEntropyWeights, PassOptions, wide_dtype
+from aucseg.losses.views import ONCE, CrossEntropyWeights, PassOptions
 
 # Features of a positive and of a negative; the other forms are left to operations of torch.
 _NUM_FEATURES = {"": 0, "linear": 1, "square": 2, "exponential": 1}
@@ -98,7 +99,7 @@ def _count_kernel(target, partial, num_pixels, num_classes, ignore_index, BLOCK:
     for channel in range(num_classes):
         tl.store(row + channel, tl.sum((label == channel).to(tl.int32), 0))
     # The last column: labels that are neither of a class nor to be ignored.
-    original = tl.load(target + pixels, mask=pixels < num_pixels, other=ignore_index).to(tl.int64)
+    original = tl.load(target + pixels, mask=pixels < num_pixels, other=0).to(tl.int64)
     bad = (label == num_classes) & (original != ignore_index) & (pixels < num_pixels)
     tl.store(row + num_classes, tl.sum(bad.to(tl.int32), 0))
 
@@ -160,8 +161,11 @@ def _logit(channel, valid, a, b, c, d, down, across, UPSAMPLE: tl.constexpr):
 
 
 @triton.jit
-def _scores(x, lse, SCORES: tl.constexpr):
-    """Scores ``f`` and what they lack of 1, both to full precision."""
+def _scores(x, lse, lack, SCORES: tl.constexpr):
+    """Scores ``f`` and what they lack of 1, both to full precision; with softmax that is ``lack`` of the own channel.
+
+    There it is the sum of the other channels: 1 - f has lost its digits where f is close to 1.
+    """
     if SCORES == "sigmoid":
         small = tl.exp(-tl.abs(x))
         large = 1.0 / (1.0 + small)
@@ -171,8 +175,7 @@ def _scores(x, lse, SCORES: tl.constexpr):
         # Comparisons with NaN are false: without this it would be lost.
         return tl.where(x == x, score, x), tl.where(x == x, shortfall, x)
     else:
-        score = tl.exp(x - lse)
-        return score, 1.0 - score
+        return tl.exp(x - lse), lack
 
 
 # Rows of the tables by class, ``(4 + 2 J, K + 1)``, float32; the last column is that of ignored pixels: weight of a
@@ -254,10 +257,12 @@ def _risk_kernel(
 
 
 @triton.jit
-def _store_features(row, x, lse, label, channel, weight, margin, num_classes, FORM: tl.constexpr, SCORES: tl.constexpr):
+def _store_features(
+    row, x, lse, lack, label, channel, weight, margin, num_classes, FORM: tl.constexpr, SCORES: tl.constexpr
+):
     """Sums the features of one channel over the block: of its positives, then of its weighted negatives."""
     own = label == channel
-    score, shortfall = _scores(x, lse, SCORES)
+    score, shortfall = _scores(x, lse, lack, SCORES)
     if FORM == "exponential":
         positive = tl.exp(margin * (shortfall - 1.0))
         score = tl.exp(margin * score)
@@ -295,6 +300,7 @@ def _sums_kernel(
         weight = tl.load(tables + _WEIGHT * (num_classes + 1) + label)
     highest = tl.full([BLOCK], -3.0e38, tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
+    others = tl.zeros([BLOCK], tl.float32)
     own_logit = tl.zeros([BLOCK], tl.float32)
     smooth = tl.zeros([BLOCK], tl.float32)
     channel_logits = first
@@ -304,11 +310,13 @@ def _sums_kernel(
             before = highest
             highest = tl.maximum(highest, x)
             total = total * tl.exp(before - highest) + tl.exp(x - highest)
+            if SCORES == "softmax":
+                others = others * tl.exp(before - highest) + tl.where(label == channel, 0.0, tl.exp(x - highest))
             own_logit = tl.where(label == channel, x, own_logit)
             if SMOOTH:
                 smooth += tl.load(tables + _BY_CHANNEL * (num_classes + 1) + channel) * x
         if FORM != "" and SCORES == "sigmoid":
-            _store_features(row, x, x, label, channel, weight, margin, num_classes, FORM, SCORES)
+            _store_features(row, x, x, x, label, channel, weight, margin, num_classes, FORM, SCORES)
         channel_logits += stride_c
     entropy = 0.0
     if CROSS_ENTROPY or SCORES == "softmax":
@@ -322,15 +330,17 @@ def _sums_kernel(
             channel_logits = first
             for channel in range(num_classes):
                 x = _logit(channel_logits, valid, a, b, c, d, down, across, UPSAMPLE)
-                _store_features(row, x, lse, label, channel, weight, margin, num_classes, FORM, SCORES)
+                _store_features(row, x, lse, others / total, label, channel, weight, margin, num_classes, FORM, SCORES)
                 channel_logits += stride_c
     tl.store(row + (ROWS - 1) * num_classes, entropy)
 
 
 @triton.jit
-def _slope(x, lse, label, channel, weight, margin, by_sums, size, scale, FORM: tl.constexpr, SCORES: tl.constexpr):
+def _slope(
+    x, lse, lack, label, channel, weight, margin, by_sums, size, scale, FORM: tl.constexpr, SCORES: tl.constexpr
+):
     """Scores, what they lack of 1, and the slope of the loss by them."""
-    score, shortfall = _scores(x, lse, SCORES)
+    score, shortfall = _scores(x, lse, lack, SCORES)
     own = label == channel
     p = scale * tl.load(by_sums + channel)
     if FORM == "exponential":
@@ -377,21 +387,39 @@ def _gradient_kernel(
     scale = tl.load(risk_gradient)
     by_sums, size = tables + _BY_SUMS * (num_classes + 1), num_classes + 1
     mean = tl.zeros([BLOCK], tl.float32)
+    lack, pivot = mean, mean
     if FORM != "" and SCORES == "softmax":
+        # What the own score lacks of 1, and the mean of the slopes, from which the one of the largest score is
+        # subtracted: see `aucseg.losses.views.through_softmax`. The own channel, whose slope needs the lack, is last.
+        highest = tl.full([BLOCK], -3.0e38, tl.float32)
+        own_logit = mean
         channel_logits = first
         for channel in range(num_classes):
             x = _logit(channel_logits, valid, a, b, c, d, down, across, UPSAMPLE)
-            score, _, slope = _slope(x, lse, label, channel, weight, margin, by_sums, size, scale, FORM, SCORES)
-            mean += score * slope
+            score, _, slope = _slope(x, lse, lack, label, channel, weight, margin, by_sums, size, scale, FORM, SCORES)
+            own = label == channel
+            own_logit = tl.where(own, x, own_logit)
+            higher = (x > highest) & (label != channel)
+            mean += tl.where(higher, lack * (pivot - slope), 0.0)
+            pivot = tl.where(higher, slope, pivot)
+            highest = tl.where(higher, x, highest)
+            mean += tl.where(own, 0.0, score * (slope - pivot))
+            lack += tl.where(own, 0.0, score)
             channel_logits += stride_c
+        score, _, slope = _slope(own_logit, lse, lack, label, label, weight, margin, by_sums, size, scale, FORM, SCORES)
+        higher = own_logit >= highest
+        mean += tl.where(higher, lack * (pivot - slope), score * (slope - pivot))
+        pivot = tl.where(higher, slope, pivot)
     channel_logits = first + (image * 0 + first_channel).to(tl.int64) * stride_c
     out = gradient + image.to(tl.int64) * out_b + pixels.to(tl.int64) * out_x
     for channel in range(first_channel, last_channel):
         x = _logit(channel_logits, valid, a, b, c, d, down, across, UPSAMPLE)
         value = tl.zeros([BLOCK], tl.float32)
         if FORM != "":
-            score, shortfall, slope = _slope(x, lse, label, channel, weight, margin, by_sums, size, scale, FORM, SCORES)
-            value = (slope - mean) * score
+            score, shortfall, slope = _slope(
+                x, lse, lack, label, channel, weight, margin, by_sums, size, scale, FORM, SCORES
+            )
+            value = (slope - pivot - mean) * score
             if SCORES == "sigmoid":
                 value *= shortfall
         if CROSS_ENTROPY:
@@ -518,7 +546,11 @@ class _Passes:
                 shape = (len(logits[part]), last - first, *self._full_size)
                 full = torch.empty(shape, dtype=torch.float32, device=logits.device)
                 self._fill(full.flatten(2), part, first, last, *inputs)
-                result[part, first:last] = _fold(_fold(full, 2, self._size[0]), 3, self._size[1])
+                folded = _fold(_fold(full, 2, self._size[0]), 3, self._size[1])
+                if self._options.may_overflow(logits):
+                    limit = torch.finfo(logits.dtype).max
+                    folded.clamp_(-limit, limit)
+                result[part, first:last] = folded
         return result
 
     def _fill(self, planes: Tensor, images: slice, first: int, last: int, *inputs: Tensor) -> None:

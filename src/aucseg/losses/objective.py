@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,7 +37,21 @@ def _is_flat(logits: Tensor) -> bool:
     return all(logits.stride(dim) == logits.stride(dim + 1) * logits.size(dim + 1) for dim in spatial)
 
 
-def _prepare(logits: Tensor, target: Tensor, by_bands: bool) -> Tensor:
+class _Widened(torch.autograd.Function):
+    """Logits in a wider dtype; what their gradient has outside the range of their own becomes the largest number."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.dtype = logits.dtype
+        return logits.to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        limit = torch.finfo(ctx.dtype).max
+        return gradient.clamp(-limit, limit).to(ctx.dtype), None
+
+
+def _prepare(logits: Tensor, target: Tensor, options: PassOptions, by_bands: bool) -> Tensor:
     logits = two_channels(logits)
     if logits.shape[2:] == target.shape[1:]:
         # The gradient is written pixel by pixel through a flat view, which a transposed image has not.
@@ -44,7 +59,10 @@ def _prepare(logits: Tensor, target: Tensor, by_bands: bool) -> Tensor:
     if not target.numel():  # nothing to interpolate; the sum keeps the gradient, which is 0
         return logits.new_zeros(*logits.shape[:2], *target.shape[1:]) + logits.sum() * 0
     if not (by_bands and logits.dim() == 4):
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        dtype = options.dtype(logits)
+        if options.may_overflow(logits):
+            logits = _Widened.apply(logits, dtype)
+        logits = logits.to(dtype)
         logits = F.interpolate(logits, size=target.shape[1:], mode=_INTERPOLATION[logits.dim()], align_corners=False)
     return logits
 
@@ -61,13 +79,13 @@ def batch_sums(logits: Tensor, target: Tensor, auc: AUCOptions, cross_entropy: C
     if not auc.form:
         raise ValueError(
             f"surrogate={auc.surrogate!r} with margin={auc.margin} and scores={auc.scores!r} is computed by sorting, "
-            "not from sums: micro-batches and memory='ema' are not offered for it"
+            "not from sums: micro-batches are not offered for it"
         )
     with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
-        logits = _prepare(logits, target, by_bands=True)
-        num_classes = logits.shape[1]
         ce = cross_entropy or CrossEntropyOptions()
         settings = auc.passes(cross_entropy=cross_entropy is not None, label_smoothing=ce.label_smoothing)
+        logits = _prepare(logits, target, PassOptions(*settings), by_bands=True)
+        num_classes = logits.shape[1]
         every = torch.ones(num_classes, dtype=torch.bool, device=logits.device)
         positive, negative, entropy, _ = pixel_sums(logits, target, every, None, ce.class_weight, *settings)
         counts = class_counts(target, num_classes, auc.ignore_index)
@@ -82,7 +100,6 @@ def objective(
     *,
     with_auc: bool = True,
     totals: BatchSums | None = None,
-    absent: BatchSums | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The AUC loss and the cross-entropy, 0 where not asked for.
 
@@ -93,20 +110,20 @@ def objective(
         cross_entropy: Options of the cross-entropy; None for none.
         with_auc: Whether the AUC loss is wanted.
         totals: Sums of a larger batch that these pixels are part of: value of the whole, gradient by this part.
-        absent: Sums that stand in for classes that this batch lacks.
     """
     binary = logits.shape[1] == 1
     ce = cross_entropy or CrossEntropyOptions()
     result_dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     with torch.autocast(logits.device.type, enabled=False):
         by_sorting = with_auc and not auc.form
-        logits = _prepare(logits, target, by_bands=not by_sorting)
-        num_classes, group = logits.shape[1], auc.process_group
         settings = auc.passes(auc=with_auc, cross_entropy=cross_entropy is not None, label_smoothing=ce.label_smoothing)
+        options = PassOptions(*settings)
+        logits = _prepare(logits, target, options, by_bands=not by_sorting)
+        num_classes, group = logits.shape[1], auc.process_group
         # One batch on its own with uniform weights. (torch.compile knows the operators below, and joins what is small.)
-        is_plain = totals is None and absent is None and group is None and auc.pair_weight is None
+        is_plain = totals is None and group is None and auc.pair_weight is None
         if is_plain and not binary and not by_sorting and not torch.compiler.is_compiling():
-            kernels, options = kernels_for(logits.device), PassOptions(*settings)
+            kernels = kernels_for(logits.device)
             if kernels is not None and kernels.offered(logits, target, options):
                 found: tuple[Tensor, Tensor] = kernels.objective(
                     logits, target, ce.class_weight, options, auc.strategy == "ova"
@@ -116,13 +133,12 @@ def objective(
             (counts,) = all_reduced([class_counts(target, num_classes, auc.ignore_index)], group)
         else:
             counts = totals.counts
-        pair_counts = counts if absent is None else counts + absent.counts
-        weights = _pair_weights(pair_counts, auc, binary)
+        weights = _pair_weights(counts, auc, binary)
         zero = torch.zeros((), dtype=counts.dtype, device=counts.device)
         risk, entropy = zero, zero
         if auc.form or cross_entropy is not None or not with_auc:
             positive, negative, entropy, _ = pixel_sums(
-                logits, target, pair_counts > 0, weights.per_pixel(), ce.class_weight, *settings
+                logits, target, counts > 0, weights.per_pixel(), ce.class_weight, *settings
             )
             if totals is not None:
                 whole = [totals.positive, weights.by_weight(totals.negative), totals.entropy]
@@ -136,24 +152,13 @@ def objective(
                     for local, value in zip((positive, negative, entropy), whole, strict=True)
                 )
             if with_auc and auc.form:
-                if absent is not None:
-                    positive = positive + absent.positive
-                    negative = negative + weights.by_weight(absent.negative)
                 risk = pair_risk(auc.coefficients, weights, positive, negative)
         if by_sorting:
-            ignored = (target == auc.ignore_index).unsqueeze(1)
-            values = torch.where(ignored, 0, logits.to(torch.promote_types(logits.dtype, torch.float32)))
-            values = (
-                values.sigmoid()
-                if auc.scores == "sigmoid"
-                else values.softmax(1)
-                if auc.scores == "softmax"
-                else values
-            )
             risk = sorted_auc(
-                values,
+                logits,
                 target,
                 weights,
+                scores=auc.scores,
                 ignore_index=auc.ignore_index,
                 margin=auc.margin,
                 squared=auc.surrogate == "squared_hinge",

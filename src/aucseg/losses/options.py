@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from aucseg.losses.smooth import SmoothSurrogate, logistic_surrogate
 from aucseg.losses.surrogates import Coefficients, separable_form
@@ -18,12 +22,49 @@ SURROGATES = ("square", "hinge", "squared_hinge", "exponential", "logistic")
 SCORES = ("sigmoid", "softmax", "identity")
 DEFAULT_IGNORE_INDEX = 255
 STRATEGIES = ("ovo", "ova")
-_LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
+# Not uint64, half of which int64 does not have.
+_LABEL_DTYPES = (
+    torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.int64
+)  # fmt: skip
 
 # Beyond this the square of a margin leaves float32 where gradients are computed.
 MAX_MARGIN = 1e6
 
+_P = ParamSpec("_P")
+
 Surrogate = str | SmoothSurrogate | Callable[[Tensor], Tensor]
+
+
+def check_option_names(owner: str, given: Iterable[str], *takers: Callable[..., object]) -> None:
+    """Raise a TypeError that names an option which none of ``takers`` has, and the nearest one that they have.
+
+    Args:
+        owner: Whose options they are, for the message.
+        given: Names of options.
+        *takers: Functions with these options as named parameters.
+    """
+    known = [
+        parameter.name
+        for taker in takers
+        for parameter in inspect.signature(taker).parameters.values()
+        if parameter.kind is not parameter.VAR_KEYWORD and parameter.name != "self"
+    ]
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else "."
+            raise TypeError(f"{owner} has no option {name!r}{hint} It takes {', '.join(known)}")
+
+
+def names_nearest_option(init: Callable[_P, None]) -> Callable[_P, None]:
+    """Make a misspelt option of an ``__init__`` a TypeError that names the nearest one."""
+
+    @functools.wraps(init)
+    def checked(*args: _P.args, **options: _P.kwargs) -> None:
+        check_option_names(type(args[0]).__name__, options, init)
+        init(*args, **options)
+
+    return checked
 
 
 def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -76,6 +117,11 @@ class AUCOptions:
                     "max_fpr (partial AUC) is offered for surrogate='hinge' and 'squared_hinge', "
                     f"not for {self.surrogate!r}"
                 )
+        if not self.form and self.pair_weight is not None and self.pair_weight.requires_grad:
+            raise ValueError(
+                f"pair_weight requires a gradient, which surrogate={self.surrogate!r} with these options does not "
+                "have, as it is computed by sorting: pass its detach()"
+            )
         if not self.form and self.process_group is not None:
             raise ValueError(
                 f"surrogate={self.surrogate!r} with margin={self.margin}, scores={self.scores!r} and "
@@ -150,7 +196,9 @@ def check_inputs(logits: Tensor, target: Tensor, options: AUCOptions, *, upsampl
     if not logits.is_floating_point():
         raise ValueError(f"logits must be floating point, got {logits.dtype}")
     if target.dtype not in _LABEL_DTYPES:
-        raise ValueError(f"target must hold integer class labels, got {target.dtype}")
+        raise ValueError(
+            f"target must hold integer class labels, got {target.dtype}: pass target.long() if its values are whole"
+        )
     shape, labels = tuple(logits.shape), tuple(target.shape)
     if logits.dim() < 2 or shape[1] < 1:
         raise ValueError(f"logits must be (N, K) or (B, K, *spatial) with K >= 1, got shape {shape}")
@@ -158,6 +206,11 @@ def check_inputs(logits: Tensor, target: Tensor, options: AUCOptions, *, upsampl
         raise ValueError(f"target must have shape {(shape[0], *shape[2:])} for logits of shape {shape}, got {labels}")
     if target.dim() != logits.dim() - 1 or labels[0] != shape[0]:
         raise ValueError(f"target of shape {labels} does not fit logits of shape {shape}: expected (B, *spatial)")
+    if shape[2:] != labels[1:] and len(shape) > 5:
+        raise ValueError(
+            f"logits of shape {shape} are smaller than the target of shape {labels}, and upsampling is offered for one "
+            "to three spatial dimensions: bring one of them to the size of the other first"
+        )
     if any(size > full for size, full in zip(shape[2:], labels[1:], strict=True)):
         raise ValueError(
             f"logits of shape {shape} are larger than the target of shape {labels}: resize one of them first"
@@ -179,16 +232,36 @@ def check_inputs(logits: Tensor, target: Tensor, options: AUCOptions, *, upsampl
         raise ValueError(f"pair_weight is {tuple(options.pair_weight.shape)} but logits have {shape[1]} channels")
     if torch.compiler.is_compiling():
         return
+    _check_derivatives(logits)
     if options.validate_args and target.device.type == "cpu" and target.numel():
         _check_labels(target, max(shape[1], 2), options.ignore_index)
     if options.check_finite:
         _check_finite(logits)
 
 
+def _check_derivatives(logits: Tensor) -> None:
+    """Refuse what would take derivatives that the operators of the loss do not have, which torch takes for zero."""
+    wrapped, in_function_transform = logits, False
+    while torch._C._functorch.is_functorch_wrapped_tensor(wrapped):
+        in_function_transform |= torch._C._functorch.is_gradtrackingtensor(wrapped)
+        wrapped = torch._C._functorch.get_unwrapped(wrapped)
+    tangent = forward_ad.unpack_dual(logits).tangent  # type: ignore[no-untyped-call]
+    if in_function_transform or tangent is not None:
+        raise NotImplementedError(
+            "the AUC loss has a backward pass alone, neither forward-mode derivatives nor the transforms of torch.func "
+            "(grad, vjp, jvp, jacrev, ...): use loss.backward() or torch.autograd.grad(loss, inputs)"
+        )
+
+
 def _check_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
-    low, high = (0, 1) if target.dtype == torch.bool else (int(value) for value in torch.aminmax(target))
+    if target.dtype == torch.bool:
+        return
+    if target.dtype in (torch.uint16, torch.uint32):  # torch has few operations for these
+        target = target.to(torch.int64)
+    low, high = (int(value) for value in torch.aminmax(target))
     if low >= 0 and high < num_classes:
         return
+    target = target.to(torch.int64)  # numbers are compared in the dtype of the tensor, where they may wrap around
     bad = ((target < 0) | (target >= num_classes)) & (target != ignore_index)
     if bool(bad.any()):
         where = tuple(bad.nonzero()[0].tolist())

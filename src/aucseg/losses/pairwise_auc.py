@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from aucseg.losses.class_memory import ClassMemory
 from aucseg.losses.class_moments import BatchSums
 from aucseg.losses.objective import batch_sums, objective
-from aucseg.losses.options import AUCOptions, Surrogate, check_inputs
+from aucseg.losses.options import AUCOptions, Surrogate, check_inputs, names_nearest_option
 
 
 def pairwise_auc_loss(
@@ -88,16 +86,16 @@ class PairwiseAUCLoss(nn.Module):
     | `"square"`        | `(margin - t)^2 / 2`         | the 1/2 is that of the released code                |
     | `"hinge"`         | `max(0, margin - t)`         | linear time for margin >= 1 and bounded scores,     |
     | `"squared_hinge"` | `max(0, margin - t)^2 / 2`   | otherwise by sorting, O(N log N) a channel          |
-    | `"exponential"`   | `exp(-margin t)`             | saturates where `abs(margin f)` exceeds 350         |
+    | `"exponential"`   | `exp(-margin t)`             | saturates where `abs(margin f)` > 350 (MPS: 35)     |
     | `"logistic"`      | `log(1 + exp(-margin t))`    | to 1e-6 of its largest slope, see `SmoothSurrogate` |
 
     Source: Han et al., *AUCSeg: AUC-oriented Pixel-level Long-tail Semantic Segmentation*, NeurIPS 2024.
 
     Linear in pixels and channels, no pair is formed; the backward pass keeps logits and labels only. Arithmetic is
     float32 per pixel (float64 for float64 logits and identity scores) and float64 for sums, whatever the autocast
-    dtype. It can be differentiated once. A batch with fewer than two classes gives a zero that is connected to the
-    graph. NaN logits of valid pixels give a NaN loss; infinite logits are well-defined with sigmoid scores and give NaN
-    with the others; ignored pixels never count, whatever their logits.
+    dtype. It can be differentiated once, by a backward pass. A batch with fewer than two classes gives a zero that is
+    connected to the graph. NaN logits of valid pixels give a NaN loss; infinite logits are well-defined with sigmoid
+    scores and give NaN with the others; ignored pixels never count, whatever their logits.
 
     Args:
         surrogate: One of the names above, a `SmoothSurrogate`, or a smooth function of the difference (a callable on
@@ -111,24 +109,23 @@ class PairwiseAUCLoss(nn.Module):
         process_group: Take the pixels of all ranks of this group together: every rank gets the loss of the whole, and
             the averaged gradients of data-parallel training are those of one process with the whole batch. None: this
             process alone.
-        memory: ``"ema"``: sums of classes absent from the batch stand in from earlier training batches, as constants
-            (an exponential moving average per class, kept in buffers and saved with the checkpoint). None: no memory.
         max_fpr: One-way partial AUC: of the negatives of each class (``"ova"``: of all negatives) only the
             ``ceil(max_fpr n)`` with the highest scores count. In (0, 1]; for hinge and squared hinge.
         check_finite: Raise a ValueError that names image and class if a logit is not finite. Waits for the device.
         validate_args: Check the labels when they are on the CPU. (On an accelerator a bad label is an assertion of the
             device, which says so later; under ``torch.compile`` labels and logits are not checked.)
-        memory_momentum: Share of the old value that a class keeps at each update of the memory.
 
     Shape:
         - logits: ``(B, K, *spatial)`` with any number of spatial dimensions, or ``(N, K)``; ``K = 1``: one logit a
           pixel, labels 0 and 1, the binary AUC loss.
-        - target: ``(B, *spatial)`` or ``(N,)``, integer labels 0..K-1 or the ignore label.
+        - target: ``(B, *spatial)`` or ``(N,)``, labels 0..K-1 or the ignore label, of any integer dtype but
+          uint64, or bool.
         - output: scalar, float32 (float64 for float64 logits).
 
     Raises:
         ValueError: Unknown or unsuitable options; a shape, dtype, device or label that does not fit.
-        TypeError: Inputs that are not tensors.
+        TypeError: Inputs that are not tensors; an option that the loss does not have.
+        NotImplementedError: Forward-mode derivatives, transforms of `torch.func` or second derivatives are asked for.
 
     Example:
         >>> import torch
@@ -145,6 +142,7 @@ class PairwiseAUCLoss(nn.Module):
 
     pair_weight: Tensor | None
 
+    @names_nearest_option
     def __init__(
         self,
         surrogate: Surrogate = "square",
@@ -155,11 +153,9 @@ class PairwiseAUCLoss(nn.Module):
         pair_weight: Tensor | None = None,
         ignore_index: int = 255,
         process_group: dist.ProcessGroup | None = None,
-        memory: str | None = None,
         max_fpr: float | None = None,
         check_finite: bool = False,
         validate_args: bool = True,
-        memory_momentum: float = 0.9,
     ) -> None:
         super().__init__()
         self._options = AUCOptions(
@@ -175,13 +171,6 @@ class PairwiseAUCLoss(nn.Module):
             validate_args,
         )
         self.register_buffer("pair_weight", pair_weight, persistent=False)
-        if memory not in (None, "ema"):
-            raise ValueError(f"memory must be None or 'ema', got {memory!r}")
-        if memory and not self._options.form:
-            raise ValueError(
-                f"memory='ema' is not offered for surrogate={surrogate!r} with these options: it is computed by sorting"
-            )
-        self.memory = ClassMemory(memory_momentum) if memory else None
 
     @property
     def options(self) -> AUCOptions:
@@ -193,27 +182,17 @@ class PairwiseAUCLoss(nn.Module):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
         check_inputs(logits, target, self.options)
-        return objective(logits, target, self.options, absent=self.absent(logits, target))[0]
-
-    def absent(self, logits: Tensor, target: Tensor, totals: BatchSums | None = None) -> BatchSums | None:
-        """What the memory holds for classes that the batch lacks; in training the batch is remembered first."""
-        if self.memory is None:
-            return None
-        with torch.no_grad():
-            sums = totals or batch_sums(logits, target, self.options, None)
-            if self.training:
-                self.memory.update(sums)
-            return self.memory.absent_from(sums)
+        return objective(logits, target, self.options)[0]
 
     def batch_sums(self, logits: Tensor, target: Tensor) -> BatchSums:
         """Sums of a micro-batch, for `aucseg.losses.MicroBatchAUC`."""
         check_inputs(logits, target, self.options)
         return batch_sums(logits, target, self.options, None)
 
-    def part_of(self, totals: BatchSums, absent: BatchSums | None, logits: Tensor, target: Tensor) -> Tensor:
+    def part_of(self, totals: BatchSums, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of a whole with the given sums; its gradient is that of this part."""
         check_inputs(logits, target, self.options)
-        return objective(logits, target, self.options, totals=totals, absent=absent)[0]
+        return objective(logits, target, self.options, totals=totals)[0]
 
     def extra_repr(self) -> str:
         """The options that were chosen."""

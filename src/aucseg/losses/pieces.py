@@ -140,13 +140,28 @@ class UpsampledBands:
 
     Columns of a few source rows come first, then rows by a small matrix. A piece is a band of output rows of one image,
     laid out as (rows, K, W): then the rows of a band are one matrix product.
+
+    Args:
+        logits: The logits.
+        size: ``(H, W)``.
+        dtype: Of what is made of them.
+        gradient: Their gradient, to be written to.
+        saturate: Whether the gradient may leave the range of its dtype, and becomes the largest number then.
     """
 
     def __init__(
-        self, logits: Tensor, size: tuple[int, int], dtype: torch.dtype, gradient: Tensor | None = None
+        self,
+        logits: Tensor,
+        size: tuple[int, int],
+        dtype: torch.dtype,
+        gradient: Tensor | None = None,
+        *,
+        saturate: bool = False,
     ) -> None:
         self._logits, self._size, self._dtype, self._gradient = logits, size, dtype, gradient
+        self._saturate = saturate
         self._band_gradient = torch.empty(0)
+        self._image_gradient = torch.empty(0)
 
     def arrange(self, label_map: Tensor) -> Tensor:
         """``(B, H, W)`` as it is: (image, rows) selects (rows, W)."""
@@ -161,8 +176,16 @@ class UpsampledBands:
         # Source rows whose upsampled columns are kept at a time: neighbouring blocks share one, so not too few.
         block = rows * max(1, round(8 * height / source_height / rows))
         for image in range(self._logits.shape[0]):
+            if self._gradient is not None:
+                # Blocks add up here: their sum may leave the range of the logits' dtype, and would lose digits in it.
+                self._image_gradient = torch.zeros_like(self._gradient[image], dtype=self._dtype)
             for first in range(0, height, block):
                 yield from self._block(image, first, min(first + block, height), rows)
+            if self._gradient is not None:
+                if self._saturate:
+                    limit = torch.finfo(self._gradient.dtype).max
+                    self._image_gradient.clamp_(-limit, limit)
+                self._gradient[image] = self._image_gradient
 
     def _block(self, image: int, first: int, last: int, rows: int) -> Iterator[tuple[Index, Tensor]]:
         height, width = self._size
@@ -182,8 +205,8 @@ class UpsampledBands:
             yield (image, slice(row, end)), piece
             if gradient is not None:
                 gradient[part].flatten(1).addmm_(weights.t(), self._band_gradient.flatten(1))
-        if gradient is not None and self._gradient is not None:
-            self._gradient[image, :, start:stop] += self._narrow(gradient, source).transpose(0, 1)
+        if gradient is not None:
+            self._image_gradient[:, start:stop] += self._narrow(gradient, source).transpose(0, 1)
 
     def _widen(self, source: Tensor, width: int) -> Tensor:
         """Upsampled columns; on an accelerator a product, as torch's operator is slow for many channels there."""

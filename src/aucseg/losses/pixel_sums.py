@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aucseg.dtypes import wide_dtype
 from aucseg.losses.pieces import Buffers, piece_size
 from aucseg.losses.views import (
     ONCE,
@@ -39,7 +40,7 @@ from aucseg.losses.views import (
     ScoredPiece,
     class_labels,
     lookup,
-    wide_dtype,
+    through_softmax,
 )
 
 # Rows that additions by label are spread over on an accelerator, where many at one place wait for each other.
@@ -288,9 +289,8 @@ def _gradient(
         by_negative = channels.pick(by_negative, 1)
     else:
         weight_table = F.pad(channels.pick(pixel_weight[:-1].to(dtype)), (0, 1))
-    full = logits.shape[2:] == target.shape[1:]
     sparse = not options.cross_entropy and channels.picked is not None
-    gradient = torch.zeros_like(logits) if sparse or not full else torch.empty_like(logits)
+    gradient = torch.zeros_like(logits) if sparse else torch.empty_like(logits)
     source, buffers = options.source(logits, target, channels, gradient), Buffers(dtype, logits.device)
     labels_map, lse_map = source.arrange(target), source.arrange(lse) if options.needs_lse else lse
     for index, part in source.pieces():
@@ -347,7 +347,7 @@ def _through_scores(slope: Tensor, weight: Tensor | None, own_slope: Tensor, vie
         slope.mul_(weight.unsqueeze(1))
     slope.scatter_(1, own, own_slope.unsqueeze(1))
     if scores == "softmax":
-        slope.sub_((slope * values).sum(1, keepdim=True)).mul_(values)
+        through_softmax(slope, values, 1)
 
 
 @pixel_gradient.register_fake

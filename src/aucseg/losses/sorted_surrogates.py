@@ -3,6 +3,8 @@
 For channel c sort the positives. A negative n with score f_n meets the positives below ``f_n + margin``: a search gives
 their number, running sums give what they add. The same search drops each negative into a bucket between two positives,
 and running sums over the buckets, from above, give what the negatives add to a positive. O(N log N) a channel.
+
+Positives enter by what they lack of the highest score, which keeps the digits that a score near 1 has lost.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aucseg.dtypes import wide_dtype
 from aucseg.losses.class_moments import PairWeights
-from aucseg.losses.views import class_labels, wide_dtype
+from aucseg.losses.views import class_labels, softmax_shortfall, through_softmax
 
 
 def _channel_risk(
@@ -75,27 +78,29 @@ def _hardest(scores: Tensor, groups: Tensor, num_groups: int, share: float) -> T
 @torch.library.custom_op(
     "aucseg::sorted_risk",
     mutates_args=(),
-    schema="(Tensor scores, Tensor target, Tensor weights, int ignore_index, float margin, bool squared, float share, "
-    "bool one_group)"
+    schema="(Tensor logits, Tensor target, Tensor weights, str scores, int ignore_index, float margin, bool squared, "
+    "float share, bool one_group)"
     " -> (Tensor, Tensor)",
 )
 def sorted_risk(
-    scores: Tensor,
+    logits: Tensor,
     target: Tensor,
     weights: Tensor,
+    scores: str,
     ignore_index: int,
     margin: float,
     squared: bool,
     share: float,
     one_group: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The AUC loss with a (squared) hinge; differentiable once by the scores.
+    """The AUC loss with a (squared) hinge; differentiable once by the logits.
 
     Args:
-        scores: ``(N, K)``.
+        logits: ``(K, N)``, float32 or float64.
         target: ``(N,)`` integer.
         weights: ``(K, K)`` in the wide dtype: weight of one negative by channel (row) and label (column); 0 on the
             diagonal.
+        scores: Score function.
         ignore_index: The ignore label.
         margin: The margin.
         squared: Squared hinge instead of hinge.
@@ -103,19 +108,24 @@ def sorted_risk(
         one_group: Whether the share is taken of all negatives together (one-vs-all) instead of each class by itself.
 
     Returns:
-        The value (scalar, wide) and its gradient by the scores.
+        The value (scalar, wide) and its gradient by the logits.
     """
-    num_classes, wide = scores.shape[1], wide_dtype(scores.device)
-    labels, _ = class_labels(target, num_classes, ignore_index)
-    on_cpu = scores.device.type == "cpu"
-    value = torch.zeros((), dtype=wide, device=scores.device)
-    gradient = torch.zeros_like(scores)
+    num_classes, wide = logits.shape[0], wide_dtype(logits.device)
+    labels, ignored = class_labels(target, num_classes, ignore_index)
+    if ignored is not None:
+        logits = logits.masked_fill(ignored, 0)
+    values, shortfall = _scores(logits, labels.clamp(max=num_classes - 1).unsqueeze(0), scores)
+    on_cpu = logits.device.type == "cpu"
+    value = torch.zeros((), dtype=wide, device=logits.device)
+    slope = torch.zeros_like(values)
     table = F.pad(weights, (0, 1))
+    highest = 0.0 if scores == "identity" else 1.0
     for channel in range(num_classes):
         own, negative_weight = labels == channel, table[channel][labels]
         if on_cpu and not (bool(own.any()) and bool(negative_weight.any())):
             continue
-        score = scores[:, channel].to(wide)
+        counted = own | (negative_weight != 0)
+        score = torch.where(counted, values[channel], 0).to(wide)
         if share < 1:
             outside = own | (labels == num_classes)
             groups = torch.where(outside, num_classes, 0 if one_group else labels)
@@ -123,16 +133,31 @@ def sorted_risk(
         # Positives first in order; elsewhere than on a CPU shapes must not depend on the data, so the others follow at
         # +inf.
         where = own.nonzero().squeeze(1) if on_cpu else torch.arange(labels.numel(), device=labels.device)
-        positives, order = torch.where(own[where], score[where], math.inf).sort()
-        part, by_positive, by_negative = _channel_risk(positives, score, negative_weight, margin, squared)
-        value += part
-        gradient[:, channel] = by_negative.index_add_(0, where[order], by_positive).to(gradient.dtype)
-    return value, gradient
+        lack = shortfall[where].to(wide)
+        positives, order = torch.where(own[where], -lack, math.inf).sort()
+        part, by_positive, by_negative = _channel_risk(positives, score, negative_weight, margin - highest, squared)
+        # Infinities have no place in running sums, and a NaN none in an order.
+        value += torch.where(torch.where(own, shortfall, score).isfinite().all(), part, math.nan)
+        slope[channel] = by_negative.index_add_(0, where[order], by_positive).to(slope.dtype)
+    if scores == "sigmoid":
+        slope.mul_(values).mul_(logits.neg().sigmoid_())
+    elif scores == "softmax":
+        through_softmax(slope, values, 0)
+    return value, slope
+
+
+def _scores(logits: Tensor, own: Tensor, scores: str) -> tuple[Tensor, Tensor]:
+    """Scores ``(K, N)``, and what those of the own channels lack of the highest score (of 0 if there is none)."""
+    if scores == "softmax":
+        values = logits.softmax(0)
+        return values, softmax_shortfall(values, own, 0).squeeze(0)
+    own_logits = logits.gather(0, own).squeeze(0)
+    return (logits.sigmoid(), own_logits.neg().sigmoid()) if scores == "sigmoid" else (logits, -own_logits)
 
 
 @sorted_risk.register_fake
-def _(scores: Tensor, target: Tensor, weights: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    return weights.new_empty(()), torch.empty_like(scores)
+def _(logits: Tensor, target: Tensor, weights: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    return weights.new_empty(()), torch.empty_like(logits)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -141,29 +166,29 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, value: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     (gradient,) = ctx.saved_tensors
-    return (gradient * value.to(gradient.dtype), *[None] * 7)
+    return (gradient * value.to(gradient.dtype), *[None] * 8)
 
 
 sorted_risk.register_autograd(_backward, setup_context=_setup_context)
 
 
 def sorted_auc(
-    scores: Tensor,
+    logits: Tensor,
     target: Tensor,
     weights: PairWeights,
     *,
+    scores: str,
     ignore_index: int,
     margin: float,
     squared: bool,
     share: float,
     strategy: str,
 ) -> Tensor:
-    """The AUC loss of scores ``(B, K, *spatial)`` or ``(N, K)`` with a (squared) hinge on the hardest negatives."""
-    num_classes = scores.shape[1]
-    flat = scores.movedim(1, -1).reshape(-1, num_classes)
+    """The AUC loss of logits ``(B, K, *spatial)`` or ``(N, K)`` with a (squared) hinge on the hardest negatives."""
+    planes = logits.to(torch.promote_types(logits.dtype, torch.float32)).movedim(1, 0).flatten(1)
     table = weights.table if weights.table is not None else weights.channel[:, None] * weights.label
     table = (table - torch.diag(table.diagonal())) / weights.counts.clamp(min=1)
     value: Tensor = sorted_risk(
-        flat, target.reshape(-1), table, ignore_index, margin, squared, share, strategy == "ova"
+        planes, target.reshape(-1), table, scores, ignore_index, margin, squared, share, strategy == "ova"
     )[0]
     return value

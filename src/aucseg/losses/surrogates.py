@@ -20,8 +20,9 @@ from torch import Tensor
 
 Coefficients = tuple[tuple[float, ...], ...]
 
-# exp(+-350) and the product of two of them are finite in float64; beyond, the exponential surrogate saturates.
-_MAX_EXPONENT = 350.0
+# Where the exponential surrogate saturates: exp(350) and the product of two of them are finite in float64, exp(35) and
+# the product of two of them and the largest margin in float32. (Float32 comes near it without float64 alone.)
+_MAX_EXPONENT = {torch.float64: 350.0, torch.float32: 35.0}
 
 
 @dataclass(frozen=True)
@@ -130,22 +131,23 @@ class _Exponential(Separable):
     coefficients = (0.0, 0.0), (0.0, 1.0)
 
     def positive_features(self, shortfall: Tensor) -> list[Tensor]:
-        return [(self.margin * (shortfall - self.top)).clamp_(-_MAX_EXPONENT, _MAX_EXPONENT).exp_()]
+        return [_bounded_exp(self.margin * (shortfall - self.top))]
 
     def positive_slope(self, shortfall: Tensor, weights: Tensor) -> Tensor:
         return self.positive_features(shortfall)[0].mul_(weights[0]).mul_(-self.margin)
 
     def negative_features(self, scores: Tensor, own: Tensor) -> Iterator[Tensor]:
-        yield (
-            scores.mul_(self.margin)
-            .clamp_(-_MAX_EXPONENT, _MAX_EXPONENT)
-            .exp_()
-            .scatter_(1, own, torch.zeros_like(own, dtype=scores.dtype))
-        )
+        yield _bounded_exp(scores.mul_(self.margin)).scatter_(1, own, torch.zeros_like(own, dtype=scores.dtype))
 
     def negative_slope(self, scores: Tensor, weights: Tensor, out: Tensor) -> tuple[Tensor, Tensor | None]:
         torch.mul(scores, self.margin, out=out)
-        return out.clamp_(-_MAX_EXPONENT, _MAX_EXPONENT).exp_().mul_(self.margin * weights[0]), None
+        return _bounded_exp(out).mul_(self.margin * weights[0]), None
+
+
+def _bounded_exp(exponents: Tensor) -> Tensor:
+    """The exponential, in place."""
+    bound = _MAX_EXPONENT[exponents.dtype]
+    return exponents.clamp_(-bound, bound).exp_()
 
 
 class _Chebyshev(Separable):

@@ -8,17 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aucseg.dtypes import wide_dtype
 from aucseg.losses.pieces import Buffers, FullResolution, PieceSource, UpsampledBands
 from aucseg.losses.surrogates import Separable, separable_form
 
 ONCE = "the AUC loss can be differentiated once; second derivatives (create_graph=True) are not offered"
 # Share of scored channels up to which picking them out costs less than scoring them all.
 _PICK_BELOW = 0.5
-
-
-def wide_dtype(device: torch.device) -> torch.dtype:
-    """float64, or float32 on a device that has no float64."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 @dataclass(frozen=True)
@@ -71,11 +67,14 @@ class PassOptions:
             all_channels = channels.picked is None or self.cross_entropy
             buffered = channels.num_classes if all_channels else 3 * channels.num_scored
             return FullResolution(logits, buffered, gradient)
-        return UpsampledBands(logits, (target.shape[1], target.shape[2]), self.dtype(logits), gradient)
+        size = target.shape[1], target.shape[2]
+        return UpsampledBands(logits, size, self.dtype(logits), gradient, saturate=self.may_overflow(logits))
 
 
 def class_labels(target: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor | None]:
     """Labels as int64 with the ignore label mapped to ``num_classes``, and which pixels are ignored.
+
+    Labels are compared as int64: torch compares a number in the dtype of the tensor, where 156 of uint8 is -100.
 
     On a CPU, where asking is free, both are cheaper without ignored pixels: the labels may be ``target`` itself, and
     None says that there are none.
@@ -183,7 +182,7 @@ class ScoredPiece:
         self.values = buffers.take("values", logits)
         if lse is not None:
             torch.sub(logits, lse, out=self.values).exp_()
-            self.shortfall = 1 - self.values.gather(1, self.own).squeeze(1)
+            self.shortfall = softmax_shortfall(self.values, self.own, 1).squeeze(1)
         elif options.scores == "sigmoid":
             torch.sigmoid(logits, out=self.values)
             self.shortfall = logits.gather(1, self.own).squeeze(1).neg_().sigmoid_()
@@ -226,6 +225,31 @@ class CrossEntropyWeights:
             others = torch.matmul(self.by_channel, piece.logits)
             total -= others.masked_fill_(labels == piece.num_classes, 0)
         return total.sum(dtype=wide)
+
+
+def softmax_shortfall(values: Tensor, own: Tensor, dim: int) -> Tensor:
+    """What softmax scores lack of 1 in the channels ``own``: the sum of the others, as 1 - p loses its digits near 1.
+
+    Args:
+        values: The scores, channels in ``dim``; changed on the way, and restored.
+        own: Their shape with one channel, int64.
+        dim: The dimension of the channels.
+    """
+    own_values = values.gather(dim, own)
+    shortfall = values.scatter_(dim, own, torch.zeros_like(own_values)).sum(dim, keepdim=True)
+    values.scatter_(dim, own, own_values)
+    return shortfall
+
+
+def through_softmax(slope: Tensor, values: Tensor, dim: int) -> Tensor:
+    """Slopes by softmax scores ``p`` -> those by the logits, ``p_k (g_k - sum_j g_j p_j)``, in place.
+
+    The same number subtracted from all ``g`` changes nothing. With that of a score above 1/2, where there is one, no
+    small difference of large numbers is left if this score is close to 1.
+    """
+    product = values.round().mul_(slope)  # nothing but the slope of that score; argmax takes ten times as long
+    slope.sub_(product.sum(dim, keepdim=True))
+    return slope.sub_(torch.mul(slope, values, out=product).sum(dim, keepdim=True)).mul_(values)
 
 
 def lookup(table: Tensor, labels: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aucseg.dtypes import float64_of
 from aucseg.metrics.pixel_metric import check_groups, group_means
 from aucseg.metrics.score_histogram import ScoreHistogramMetric, Scores
 
@@ -68,7 +69,7 @@ class PixelAveragePrecision(ScoreHistogramMetric):
             ValueError: Updates on an accelerator met labels out of range, non-finite logits or scores outside 0..1.
         """
         self.raise_if_invalid()
-        negatives, positives = self.histogram.flip(-1).double()
+        negatives, positives = float64_of(self.histogram).flip(-1)
         positives_above, negatives_above = (c.cumsum(-1) - c for c in (positives, negatives))
         best = positives * (positives_above + positives) / (positives_above + positives + negatives_above).clamp(min=1)
         negatives_up_to = negatives_above + negatives
@@ -82,4 +83,4 @@ class PixelAveragePrecision(ScoreHistogramMetric):
             "per_class": per_class,
             "per_class_error_bound": bound,
         }
-        return {name: value.float() for name, value in result.items()}
+        return self.results(result)

@@ -6,14 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aucseg.metrics.pixel_metric import (
-    PixelMetric,
-    check_groups,
-    check_label_type,
-    check_logits,
-    group_means,
-    upsampled_bands,
-)
+from aucseg.dtypes import float64_of, int64_labels
+from aucseg.metrics.pixel_metric import PixelMetric, check_groups, check_logits, group_means, upsampled_bands
 
 
 class GroupedMeanIoU(PixelMetric):
@@ -25,7 +19,8 @@ class GroupedMeanIoU(PixelMetric):
     .. math:: \mathrm{IoU}_c = \frac{TP_c}{TP_c + FP_c + FN_c}
 
     (the Jaccard index; Everingham et al., *The PASCAL Visual Object Classes Challenge*, 2010). A class that occurs
-    neither in the truth nor in the prediction is NaN and is left out of the means.
+    neither in the truth nor in the prediction is NaN and is left out of the means. So is the class ``ignore_index`` if
+    it is one of the classes, as it can have no true pixel; a pixel of another class that is called it is still missed.
 
     Labels outside ``0..num_classes - 1`` that are not ``ignore_index``, and non-finite logits, raise ``ValueError``:
     from ``update`` on the CPU, from ``compute`` on an accelerator, where ``update`` does not wait for the device.
@@ -47,12 +42,6 @@ class GroupedMeanIoU(PixelMetric):
         {'miou': 0.5, 'head': 1.0, 'middle': 0.5, 'tail': 0.0, 'per_class': [1.0, 0.5, 0.0, nan]}
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-
-    confusion: Tensor
-
     def __init__(
         self,
         num_classes: int,
@@ -62,16 +51,23 @@ class GroupedMeanIoU(PixelMetric):
     ) -> None:
         super().__init__(num_classes, ignore_index, **kwargs)
         self.groups = check_groups(groups, num_classes, reserved=("miou", "per_class"))
-        self.add_state("confusion", torch.zeros(num_classes, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+        self._confusion_name = self.add_sums("confusion", shape=(num_classes, num_classes))
+
+    @property
+    def confusion(self) -> Tensor:
+        """Pixels by true class (row) and predicted class (column), (K, K) int64."""
+        confusion: Tensor = getattr(self, self._confusion_name)
+        return confusion
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Add a batch to the confusion matrix.
 
         Args:
-            preds: Predicted labels, integers of the target's shape; or logits (B, K, *spatial), floating point, whose
-                argmax is the prediction. Logits smaller than the target are upsampled first (bilinear,
-                ``align_corners=False``), a band of rows at a time. (N, K) logits go with (N,) labels.
-            target: Labels (B, *spatial), integers in ``0..K - 1`` or ``ignore_index``.
+            preds: Predicted labels, integers (or bool) of the target's shape; or logits (B, K, *spatial), floating
+                point, whose argmax is the prediction. Logits smaller than the target are upsampled first (bilinear,
+                ``align_corners=False``), a band of rows at a time. (N, K) logits go with (N,) labels. With two classes
+                also one logit a pixel, (B, 1, *spatial): class 1 where it is above 0.
+            target: Labels (B, *spatial), integers in ``0..K - 1`` or ``ignore_index``; bool with two classes.
 
         Raises:
             TypeError: Labels that are not integers.
@@ -81,16 +77,15 @@ class GroupedMeanIoU(PixelMetric):
             logits, target = check_logits(preds, target, self.num_classes)
             self.check_values(logits, target)
             for band, band_target in upsampled_bands(logits, target):
-                self._count(band.argmax(dim=1), band_target)
+                predicted = (band[:, 0] > 0).long() if band.shape[1] == 1 else band.argmax(dim=1)
+                self._count(predicted, band_target)
         else:
-            check_label_type(preds, "preds")
-            check_label_type(target, "target")
+            preds, target = int64_labels(preds, "preds"), int64_labels(target)
             if preds.shape != target.shape:
                 raise ValueError(
                     f"predicted labels of shape {tuple(preds.shape)} and target of shape {tuple(target.shape)} differ; "
                     "logits must be floating point"
                 )
-            preds, target = preds.long(), target.long()
             self.check_labels(target, target, "target label")
             self.check_labels(preds, target, "predicted label")
             self._count(preds, target)
@@ -100,18 +95,19 @@ class GroupedMeanIoU(PixelMetric):
 
         Returns:
             ``miou``: mean over the classes that occur; one mean per group, under its name; ``per_class``: (K,). All
-                float32 in 0..1,
-            NaN for a class or group that does not occur.
+            float32 in 0..1, NaN for a class or group that does not occur or is ignored.
 
         Raises:
             ValueError: Updates on an accelerator met labels out of range or non-finite logits.
         """
         self.raise_if_invalid()
-        intersection = self.confusion.diagonal()
-        union = self.confusion.sum(0) + self.confusion.sum(1) - intersection
-        per_class = intersection.double() / union  # 0 / 0 = NaN: the class does not occur
+        confusion = float64_of(self.confusion)
+        intersection = confusion.diagonal()
+        per_class = intersection / (confusion.sum(0) + confusion.sum(1) - intersection)  # 0 / 0 = NaN: does not occur
+        if 0 <= self.ignore_index < self.num_classes:
+            per_class[self.ignore_index] = torch.nan
         means = {"miou": per_class.nanmean(), **group_means(per_class, self.groups), "per_class": per_class}
-        return {name: value.float() for name, value in means.items()}
+        return self.results(means)
 
     def _count(self, predicted: Tensor, target: Tensor) -> None:
         num_cells = self.num_classes**2
@@ -122,4 +118,4 @@ class GroupedMeanIoU(PixelMetric):
         else:  # bincount would wait for the device to learn its largest value
             counts = torch.zeros(num_cells + 1, dtype=torch.int64, device=cell.device)
             counts.scatter_add_(0, cell, torch.ones_like(cell))
-        self.confusion += counts[:num_cells].view_as(self.confusion)
+        self.confusion.add_(counts[:num_cells].view_as(self.confusion))

@@ -3,8 +3,10 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from aucseg.dtypes import float64_of
 from aucseg.metrics.score_histogram import Average, ScoreHistogramMetric, Scores
 
 
@@ -66,18 +68,16 @@ class PixelAUROC(ScoreHistogramMetric):
             ValueError: Updates on an accelerator met labels out of range, non-finite logits or scores outside 0..1.
         """
         self.raise_if_invalid()
-        num_negatives = self.num_classes if self.average == "ovo" else 1
-        aucs = self.histogram.new_empty((self.num_classes, num_negatives), dtype=torch.float64)
-        bounds = torch.empty_like(aucs)
-        for class_id in range(self.num_classes):
-            self._auc_of_class(class_id, aucs[class_id], bounds[class_id])
-        per_class, per_class_bound = aucs.nanmean(dim=1), bounds.nanmean(dim=1)
-        return {
-            "auroc": per_class.nanmean().float(),
-            "error_bound": per_class_bound.nanmean().float(),
-            "per_class": per_class.float(),
-            "per_class_error_bound": per_class_bound.float(),
-        }
+        pairs = [self._auc_of_class(class_id) for class_id in range(self.num_classes)]
+        per_class, per_class_bound = (torch.stack(values).nanmean(dim=1) for values in zip(*pairs, strict=True))
+        return self.results(
+            {
+                "auroc": per_class.nanmean(),
+                "error_bound": per_class_bound.nanmean(),
+                "per_class": per_class,
+                "per_class_error_bound": per_class_bound,
+            }
+        )
 
     def roc_curve(self, class_id: int) -> tuple[Tensor, Tensor]:
         """Return the ROC curve of a class against all others: false and true positive rates.
@@ -88,22 +88,21 @@ class PixelAUROC(ScoreHistogramMetric):
         Returns:
             Two float32 tensors (bins + 1,), rising from 0 to 1; NaN where there are no negatives or no positives.
         """
-        positives, negatives = (counts.flip(0).cumsum(0) for counts in self.counts_of_class(class_id))
-        zero = positives.new_zeros(1)
-        false_rate, true_rate = (torch.cat([zero, c]).double() / c[-1] for c in (negatives, positives))
-        return false_rate.float(), true_rate.float()
+        positives, negatives = (float64_of(counts).flip(0).cumsum(0) for counts in self.counts_of_class(class_id))
+        rates = [F.pad(counts, (1, 0)) / counts[-1] for counts in (negatives, positives)]
+        false_rate, true_rate = self.results({"false": rates[0], "true": rates[1]}).values()
+        return false_rate, true_rate
 
-    def _auc_of_class(self, class_id: int, auc: Tensor, bound: Tensor) -> None:
-        """Write AUC and bound of a channel against its negatives: (K,) for ovo, (1,) for ovr, NaN where undefined."""
+    def _auc_of_class(self, class_id: int) -> tuple[Tensor, Tensor]:
+        """AUC and bound of a channel against its negatives, float64 (K,) for ovo, (1,) for ovr; NaN where undefined."""
         if self.average == "ovo":
-            q = self.histogram[:, class_id].double()
+            q = float64_of(self.histogram[:, class_id])
             p = q[class_id].clone()
             q[class_id] = 0  # the class is no negative of its own: 0 / 0 = NaN
         else:
-            positives, negatives = self.counts_of_class(class_id)
-            p, q = positives.double(), negatives.double().unsqueeze(0)
+            p, q = (float64_of(counts) for counts in self.counts_of_class(class_id))
+            q = q.unsqueeze(0)
         p /= p.sum()
         q /= q.sum(dim=1, keepdim=True)
-        torch.mv(q, p / 2, out=bound)
-        torch.mv(q.cumsum(dim=1), p, out=auc)
-        auc -= bound
+        bound = q @ (p / 2)
+        return q.cumsum(dim=1) @ p - bound, bound

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
+from aucseg.dtypes import int64_labels
+
 # Elements of one upsampled band: small enough to stay near the cache, large enough that the Python loop costs nothing.
 BAND_ELEMENTS = 2**19
 
@@ -16,6 +18,9 @@ _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 class PixelMetric(Metric):
     """A metric over labelled pixels whose states are sums.
+
+    ``torchmetrics.MetricCollection`` shares the states of metrics whose states have the same names and, after the first
+    batch, the same values: names of states tell all settings that the states depend on, see :meth:`add_sums`.
 
     Values that it cannot count raise ``ValueError``: from ``update`` on the CPU; on an accelerator, where ``update``
     must not wait for the device, they are counted and ``compute`` raises.
@@ -36,12 +41,44 @@ class PixelMetric(Metric):
         super().__init__(**kwargs)
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
             raise ValueError(
-                f"num_classes must be an integer of at least 2, not {num_classes!r}; a model with one logit z has two "
-                "classes with the logits (0, z)"
+                f"num_classes must be an integer of at least 2, not {num_classes!r}; a model with one logit a pixel "
+                "has 2 classes: give num_classes=2 and its logits (B, 1, *spatial)"
             )
+        if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+            raise TypeError(f"ignore_index must be an integer, not {ignore_index!r}")
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.add_state("num_invalid", torch.tensor(0), dist_reduce_fx="sum")
+
+    def add_sums(self, name: str, *settings: str, shape: tuple[int, ...]) -> str:
+        """Add a state of int64 sums, zero at first, and return its name, which tells the settings.
+
+        Args:
+            name: What is summed.
+            *settings: Settings that the sums depend on, beside the shape and ``ignore_index``.
+            shape: Shape of the state.
+        """
+        name = "_".join([name, *settings, f"ignore_{self.ignore_index}".replace("-", "minus_")])
+        # The state keeps a copy of its default for reset(): one zero stands for all, or the memory would double.
+        self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
+        self._defaults[name] = torch.tensor(0).expand(shape)
+        setattr(self, name, torch.zeros(shape, dtype=torch.int64))
+        return name
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> "PixelMetric":
+        # Moved to a device, or copied, an expanded zero would become a whole tensor.
+        defaults: dict[str, Any] = self._defaults
+        shapes = {name: default.shape for name, default in defaults.items()}
+        for name, default in defaults.items():
+            defaults[name] = default[(0,) * default.ndim]
+        super()._apply(fn, *args, **kwargs)
+        for name, shape in shapes.items():
+            defaults[name] = defaults[name].expand(shape)
+        return self
+
+    def results(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return results in float32 on the metric's device."""
+        return {name: value.float().to(self.num_invalid.device) for name, value in values.items()}
 
     def out_of_range(self, labels: Tensor) -> Tensor:
         """Mark labels outside ``0..num_classes - 1``."""
@@ -63,8 +100,7 @@ class PixelMetric(Metric):
         if num_invalid:
             raise ValueError(
                 f"update() met {num_invalid} values that are non-finite, or labels outside 0..{self.num_classes - 1} "
-                f"other than "
-                f"ignore_index, {self.ignore_index}: run it on the CPU to see which"
+                f"other than ignore_index, {self.ignore_index}: run it on the CPU to see which"
             )
 
     def refuse(self, invalid: Tensor, values: Tensor, what: str, remedy: str) -> None:
@@ -114,13 +150,14 @@ def group_means(per_class: Tensor, groups: Mapping[str, Sequence[int]]) -> dict[
 def check_logits(logits: Tensor, target: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """Check types and shapes and return ``logits`` as (B, K, *spatial) and ``target`` as (B, *spatial) int64.
 
-    ``(N, K)`` logits with ``(N,)`` labels become one image of N pixels.
+    ``(N, K)`` logits with ``(N,)`` labels become one image of N pixels. One logit a pixel, (B, 1, *spatial), is taken
+    where there are two classes and returned as it is.
 
     Raises:
         TypeError: Logits that are not floating point, or labels that are not integers.
         ValueError: Shapes that don't fit together.
     """
-    check_label_type(target, "target")
+    target = int64_labels(target)
     if not logits.is_floating_point():
         raise TypeError(f"logits must be floating point, not {logits.dtype}")
     if logits.ndim == 2 and target.ndim == 1:
@@ -130,26 +167,22 @@ def check_logits(logits: Tensor, target: Tensor, num_classes: int) -> tuple[Tens
             f"logits of shape {tuple(logits.shape)} and target of shape {tuple(target.shape)} don't fit together: "
             "expected (B, K, *spatial) and (B, *spatial), or (N, K) and (N,)"
         )
-    if logits.shape[1] != num_classes:
-        raise ValueError(f"logits have {logits.shape[1]} channels (dimension 1), but num_classes is {num_classes}")
+    if logits.shape[1] != num_classes and (logits.shape[1], num_classes) != (1, 2):
+        hint = "; one logit a pixel goes with num_classes=2" if logits.shape[1] == 1 else ""
+        raise ValueError(
+            f"logits have {logits.shape[1]} channels (dimension 1), but num_classes is {num_classes}{hint}"
+        )
     small, large = logits.shape[2:], target.shape[1:]
     if any(s > t for s, t in zip(small, large, strict=True)) or (0 in small and 0 not in large):
         raise ValueError(
             f"logits of spatial size {tuple(small)} cannot be upsampled to the target's {tuple(large)}: they must not "
-            f"be "
-            "larger than the target (or empty) in any dimension"
+            "be larger than the target (or empty) in any dimension"
         )
     if small != large and len(large) not in _MODES:
         raise ValueError(
             f"upsampling is defined for 1 to 3 spatial dimensions, not {len(large)}: upsample the logits first"
         )
-    return logits, target.long()
-
-
-def check_label_type(labels: Tensor, name: str) -> None:
-    """Raise ``TypeError`` unless ``labels`` is an integer tensor."""
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"{name} must hold integer class ids, not {labels.dtype}")
+    return logits, target
 
 
 def upsampled_bands(logits: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

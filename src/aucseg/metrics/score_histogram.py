@@ -58,15 +58,7 @@ class ScoreHistogramMetric(PixelMetric):
         self.average: Average = average
         self.scores: Scores = scores
         self.bins = bins
-        # The name tells the options: a MetricCollection shares the states of metrics whose names and first values
-        # agree.
-        self._histogram_name = f"histogram_{average}_{scores}"
-        shape = (num_rows, num_classes, bins)
-        # The state keeps a copy of its default for reset(): one zero stands for all, or the memory would double.
-        zero = torch.zeros((), dtype=torch.int64)
-        self.add_state(self._histogram_name, zero, dist_reduce_fx="sum")
-        self._defaults[self._histogram_name] = zero.expand(shape)
-        setattr(self, self._histogram_name, torch.zeros(shape, dtype=torch.int64))
+        self._histogram_name = self.add_sums("histogram", average, scores, shape=(num_rows, num_classes, bins))
 
     @property
     def histogram(self) -> Tensor:
@@ -80,8 +72,10 @@ class ScoreHistogramMetric(PixelMetric):
         Args:
             logits: (B, K, *spatial) floating point, finite (scores in 0..1 with ``scores="identity"``). Smaller than
                 the target, they are upsampled first (bilinear, ``align_corners=False``), a band of rows at a time.
-                (N, K) logits go with (N,) labels.
-            target: Labels (B, *spatial), integers in ``0..K - 1`` or ``ignore_index``.
+                (N, K) logits go with (N,) labels. With two classes also one logit z a pixel, (B, 1, *spatial): the
+                scores are then those of class 1 (``"softmax"`` and ``"sigmoid"``: the sigmoid of z), and one minus them
+                those of class 0.
+            target: Labels (B, *spatial), integers in ``0..K - 1`` or ``ignore_index``; bool with two classes.
 
         Raises:
             TypeError: Labels that are not integers, logits that are not floating point.
@@ -91,6 +85,8 @@ class ScoreHistogramMetric(PixelMetric):
         if self.scores == "identity":
             self.refuse(~((logits >= 0) & (logits <= 1)), logits, "score", "identity scores must lie in 0..1")
         self.check_values(logits, target)
+        if logits.shape[1] == 1:
+            logits = self._two_channels(logits)
         for band, band_target in upsampled_bands(logits, target):
             self._count(band.flatten(2)[0], band_target.flatten())
 
@@ -102,6 +98,12 @@ class ScoreHistogramMetric(PixelMetric):
             return self.histogram[1, class_id], self.histogram[0, class_id]
         positives = self.histogram[class_id, class_id]
         return positives, self.histogram[:, class_id].sum(0) - positives
+
+    def _two_channels(self, logits: Tensor) -> Tensor:
+        """Logits (B, 2, *spatial) whose scores are 1 - s and s, from (B, 1, *spatial) with the score s."""
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        other = {"softmax": torch.zeros_like(logits), "sigmoid": -logits, "identity": 1 - logits}[self.scores]
+        return torch.cat([other, logits], dim=1)
 
     def _count(self, logits: Tensor, labels: Tensor) -> None:
         """Count ``logits`` (K, N) float32 with ``labels`` (N,) int64."""

@@ -65,6 +65,10 @@ def load_plain(path: str | Path, map_location: str | torch.device = "cpu") -> An
             f"(CVE-2025-32434). Use torch 2.6 or later or a .safetensors file; or, if you trust the file, set "
             f"{TRUST_VARIABLE}=1"
         )
+    with open(path, "rb") as file:
+        start = file.read(2)
+    if start != b"PK" and start[:1] != pickle.PROTO:  # an archive, or a bare pickle as old versions wrote it
+        raise ValueError(f"{path} is no readable checkpoint: torch.save did not write this file")
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:

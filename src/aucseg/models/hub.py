@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from aucseg.models.build import build_model, is_import_path, without_weights
 from aucseg.models.checkpoint import TRUST_VARIABLE, files_are_trusted
+from aucseg.precision import in_model_dtype
 
 
 class HubModel(nn.Module, PyTorchModelHubMixin, library_name="aucseg", tags=["image-segmentation", "long-tail"]):
@@ -69,5 +70,6 @@ class HubModel(nn.Module, PyTorchModelHubMixin, library_name="aucseg", tags=["im
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits ``(B, K, h, w)`` of images ``(B, C, H, W)`` in 0..255."""
-        logits: Tensor = self.model((images.float() - self.get_buffer("mean")) / self.get_buffer("std"))
+        normalized = (images.float() - self.get_buffer("mean")) / self.get_buffer("std")
+        logits: Tensor = self.model(in_model_dtype(normalized, self.model))
         return logits

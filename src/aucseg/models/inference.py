@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aucseg.precision import in_model_dtype
+
 Array = npt.NDArray[Any]
 
 
@@ -22,7 +24,7 @@ def log_prior(frequency: Sequence[float] | Tensor) -> Tensor:
             occurs gets the share of the rarest one that does, for the logarithm of 0 would make it win everywhere.
 
     Returns:
-        ``(K,)`` float32.
+        ``(K,)`` float32, on the CPU.
 
     Raises:
         ValueError: Negative, infinite or NaN entries, or zeros alone.
@@ -31,7 +33,9 @@ def log_prior(frequency: Sequence[float] | Tensor) -> Tensor:
         >>> log_prior([3, 1, 0]).exp()
         tensor([0.7500, 0.2500, 0.2500])
     """
-    counts = torch.as_tensor(frequency, dtype=torch.float64).cpu()
+    # A few numbers, once: on the CPU, as not every device has float64.
+    numbers = frequency.cpu() if isinstance(frequency, Tensor) else frequency
+    counts = torch.as_tensor(numbers, dtype=torch.float64, device="cpu")
     if counts.ndim != 1 or not counts.isfinite().all() or (counts < 0).any() or not counts.any():
         raise ValueError(f"class frequencies must be K finite numbers >= 0, one at least positive, got {frequency}")
     shares = counts / counts.sum()
@@ -147,6 +151,8 @@ class Predictor:
     def logits(self, image: Tensor | Array) -> Tensor:
         """Compute the logits ``(K, H, W)`` float32 of one image, on the model's device.
 
+        A model with one logit z a pixel has two classes, with the logits (0, z).
+
         Args:
             image: A tensor ``(C, H, W)`` or an array ``(H, W, C)``, uint8 or float.
 
@@ -223,7 +229,7 @@ class Predictor:
         for left, right in itertools.pairwise(borders):
             reached = [x for x in lefts if x < right and x + window[1] > left]
             sums: Tensor | None = None
-            weights = torch.zeros(window[0], right - left, device=self.device)
+            weights = torch.zeros(window[0], right - left, dtype=torch.float32, device=self.device)
             for index, top in enumerate(tops):
                 for start in range(0, len(reached), self.options.batch_size):
                     xs = reached[start : start + self.options.batch_size]
@@ -244,7 +250,7 @@ class Predictor:
 
     def _window_weight(self, window: tuple[int, int]) -> Tensor:
         if self.options.blend == "average":
-            return torch.ones(window, device=self.device)
+            return torch.ones(window, dtype=torch.float32, device=self.device)
         ramps = []
         for size in window:
             position = torch.arange(size, device=self.device)
@@ -270,19 +276,25 @@ class Predictor:
         return (total / views).clamp(min=torch.finfo(torch.float32).tiny).log()
 
     def _run(self, images: Tensor) -> Tensor:
+        if isinstance(self.model, nn.Module):
+            images = in_model_dtype(images, self.model)
         logits = self.model(images)
         if logits.ndim != 4 or len(logits) != len(images):
             raise ValueError(f"the model returned shape {tuple(logits.shape)}; expected ({len(images)}, K, h, w)")
+        logits = logits.float()
+        if logits.shape[1] == 1:  # one logit z a pixel: two classes with the logits (0, z)
+            logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
         if self._adjustment is not None and logits.shape[1] != len(self._adjustment):
             raise ValueError(f"{len(self._adjustment)} class frequencies for a model of {logits.shape[1]} classes")
-        return logits.float()
+        return logits
 
     def _read(self, image: Tensor | Array, rows: slice, columns: slice) -> Tensor:
         if isinstance(image, Tensor):
             pixels = image[:, rows, columns]
         else:
             pixels = torch.from_numpy(np.array(image[rows, columns])).permute(2, 0, 1)
-        pixels = pixels.to(self.device).float()
+        # Bytes travel as they are, all else in the one dtype that every device has.
+        pixels = (pixels if pixels.dtype == torch.uint8 else pixels.float()).to(self.device).float()
         if self.pixel_mean is None or self.pixel_std is None:
             return pixels
         if len(self.pixel_mean) != len(pixels):

@@ -31,6 +31,7 @@ from aucseg.losses.long_tail.reweighting import (
     OHEMCrossEntropyLoss,
     WeightedCrossEntropyLoss,
 )
+from aucseg.losses.options import check_option_names
 
 __all__ = [
     "LOSSES",
@@ -111,7 +112,7 @@ def build_loss(name: str, class_counts: Tensor | Sequence[float] | None = None, 
 
     Raises:
         ValueError: An unknown name, or options out of range.
-        TypeError: An option that the loss doesn't have.
+        TypeError: An option that the loss doesn't have; the nearest one is named.
 
     Example:
         >>> build_loss("la", [900, 100], tau=0.5)
@@ -126,6 +127,9 @@ def build_loss(name: str, class_counts: Tensor | Sequence[float] | None = None, 
         close = difflib.get_close_matches(name, LOSSES, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(f"unknown loss {name!r}; {hint}Known: {', '.join(LOSSES)}")
+    if name != "aucseg":  # which checks its own
+        of_the_rule = [partial(class_weights, (), "inverse")] if name.startswith("wce-") else []
+        check_option_names(f"loss {name!r}", options, LOSSES[name], *of_the_rule)
     try:
         return LOSSES[name](class_counts, **options)
     except TypeError as error:

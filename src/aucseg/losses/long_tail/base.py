@@ -1,12 +1,14 @@
 """What all losses of this package share: one interface, checks, upsampling, float32, means over valid pixels."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aucseg.class_weighting import check_class_counts
+from aucseg.dtypes import int64_labels, wide_dtype, wide_sum
 
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -29,8 +31,36 @@ class LongTailLoss(nn.Module):
         if class_counts is None and self.uses_counts:
             raise ValueError(f"{type(self).__name__} needs class_counts, the pixels of each class in the training set")
         self.ignore_index = ignore_index
-        counts = None if class_counts is None else check_class_counts(class_counts)
-        self.register_buffer("class_counts", counts, persistent=False)
+        self._of_classes: dict[str, Tensor] = {}
+        # Tells where the module is: an integer, so that half() and the like leave it alone.
+        self.register_buffer("_place", torch.empty(0, dtype=torch.int64), persistent=False)
+        self.class_counts = None
+        if class_counts is not None:
+            self.keep("class_counts", check_class_counts(class_counts))
+
+    @property
+    def exact_counts(self) -> Tensor:
+        """Class counts (K,), float64 on the CPU, from which other values of classes are made."""
+        return self._of_classes["class_counts"]
+
+    def keep(self, name: str, values: Tensor) -> None:
+        """Keep values of classes (K,), given on the CPU, as an attribute that goes where the module goes.
+
+        Unlike a buffer it stays out of checkpoints and exact where the module is turned into half precision; float64
+        becomes float32 on a device that has no float64 (`wide_dtype`).
+        """
+        self._of_classes[name] = values
+        self._put(name)
+
+    def _put(self, name: str) -> None:
+        values, device = self._of_classes[name], self.get_buffer("_place").device
+        setattr(self, name, (values.to(wide_dtype(device)) if values.dtype == torch.float64 else values).to(device))
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> "LongTailLoss":
+        super()._apply(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
+        for name in self._of_classes:
+            self._put(name)
+        return self
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Compute the loss.
@@ -38,7 +68,7 @@ class LongTailLoss(nn.Module):
         Args:
             logits: (B, K, *spatial), floating point; (N, K) goes with (N,) labels. Smaller than the target, they are
                 upsampled (bilinear, ``align_corners=False``). Float16 and bfloat16 are computed in float32.
-            target: Labels (B, *spatial), integers in ``0..K - 1`` or ``ignore_index``.
+            target: Labels (B, *spatial), integers in ``0..K - 1`` or ``ignore_index``; bool with two classes.
 
         Returns:
             A scalar, float32 (float64 for float64 logits); a zero connected to the graph where no pixel is valid.
@@ -66,9 +96,9 @@ class LongTailLoss(nn.Module):
         """Tell the loss how much of the training is done, 0..1. For losses with a schedule; others ignore it."""
 
     def mean(self, losses: Tensor, weight: Tensor) -> Tensor:
-        """Weighted mean of ``losses`` (B, P), summed in float64; zero where the weights are."""
-        total, norm = (losses * weight).sum(dtype=torch.float64), weight.sum(dtype=torch.float64)
-        return (total / norm.clamp(min=torch.finfo(torch.float64).tiny)).to(losses.dtype)
+        """Weighted mean of ``losses`` (B, P), summed by `wide_sum`; zero where the weights are."""
+        total, norm = wide_sum(losses * weight), wide_sum(weight)
+        return (total / norm.clamp(min=torch.finfo(norm.dtype).tiny)).to(losses.dtype)
 
     def valid(self, target: Tensor) -> Tensor:
         """Mark the pixels that count."""
@@ -82,8 +112,7 @@ class LongTailLoss(nn.Module):
     def _check(self, logits: Tensor, target: Tensor) -> Tensor:
         if not logits.is_floating_point():
             raise TypeError(f"logits must be floating point, not {logits.dtype}")
-        if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-            raise TypeError(f"target must hold integer class ids, not {target.dtype}")
+        target = int64_labels(target)
         if logits.ndim < 2 or logits.ndim != target.ndim + 1 or len(logits) != len(target):
             raise ValueError(
                 f"logits of shape {tuple(logits.shape)} and target of shape {tuple(target.shape)} don't fit together: "
@@ -101,7 +130,6 @@ class LongTailLoss(nn.Module):
             raise ValueError(f"logits of spatial size {tuple(small)} are larger than the target's {tuple(large)}")
         if small != large and len(large) not in _MODES:
             raise ValueError(f"upsampling is defined for 1 to 3 spatial dimensions, not {len(large)}")
-        target = target.long()
         if target.device.type == "cpu":
             invalid = self.valid(target) & ((target < 0) | (target >= num_classes))
             if invalid.any():

@@ -40,7 +40,7 @@ def post_hoc_logit_adjustment(logits: Tensor, class_counts: Tensor | Sequence[fl
     if logits.ndim < 2 or logits.shape[1] != len(counts):
         raise ValueError(f"logits of shape {tuple(logits.shape)} don't have the {len(counts)} channels of class_counts")
     _check_not_negative(tau, "tau")
-    prior = log_prior(counts).to(logits.device, logits.dtype)
+    prior = log_prior(counts).to(logits.dtype).to(logits.device)
     return logits - tau * prior.view(-1, *[1] * (logits.ndim - 2))
 
 
@@ -75,9 +75,8 @@ class LogitAdjustmentLoss(CrossEntropyLoss):
         tau: float = 1.0,
     ) -> None:
         super().__init__(class_counts, ignore_index)
-        assert self.class_counts is not None
         self.tau = _check_not_negative(tau, "tau")
-        self.register_buffer("log_prior", log_prior(self.class_counts), persistent=False)
+        self.keep("log_prior", log_prior(self.exact_counts))
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """See :meth:`LongTailLoss.loss`."""
@@ -127,9 +126,8 @@ class VSLoss(LogitAdjustmentLoss):
         tau: float = 1.25,
     ) -> None:
         super().__init__(class_counts, ignore_index, tau=tau)
-        assert self.class_counts is not None
         _check_not_negative(gamma, "gamma")
-        self.register_buffer("scale", (self.class_counts / self.class_counts.max()) ** gamma, persistent=False)
+        self.keep("scale", (self.exact_counts / self.exact_counts.max()) ** gamma)
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """See :meth:`LongTailLoss.loss`."""
@@ -179,7 +177,6 @@ class LDAMLoss(CrossEntropyLoss):
         beta: float | None = None,
     ) -> None:
         super().__init__(class_counts, ignore_index)
-        assert self.class_counts is not None
         if scale <= 0:
             raise ValueError(f"scale must be above 0, not {scale}")
         if drw_start is not None and not 0 <= drw_start <= 1:
@@ -187,9 +184,9 @@ class LDAMLoss(CrossEntropyLoss):
         self.scale = scale
         self.drw_start = drw_start
         self.progress = 0.0
-        margin = _check_not_negative(max_margin, "max_margin") * (self.class_counts.min() / self.class_counts) ** 0.25
-        self.register_buffer("margin", margin, persistent=False)
-        self.register_buffer("class_weight", class_weights(self.class_counts, "effective", beta=beta), persistent=False)
+        margin = _check_not_negative(max_margin, "max_margin") * (self.exact_counts.min() / self.exact_counts) ** 0.25
+        self.keep("margin", margin)
+        self.keep("class_weight", class_weights(self.exact_counts, "effective", beta=beta))
 
     def set_progress(self, progress: float) -> None:
         """Tell the loss how much of the training is done, 0..1: weights start at ``drw_start``."""
@@ -238,13 +235,12 @@ class BLVLoss(CrossEntropyLoss):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(class_counts, ignore_index)
-        assert self.class_counts is not None
         if sigma <= 0:
             raise ValueError(f"sigma must be above 0, not {sigma}")
         self.sigma = sigma
         self.generator = generator
-        rarity = -log_prior(self.class_counts)
-        self.register_buffer("variation", rarity / rarity.max(), persistent=False)
+        rarity = -log_prior(self.exact_counts)
+        self.keep("variation", rarity / rarity.max())
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """See :meth:`LongTailLoss.loss`."""
@@ -286,11 +282,10 @@ class SeesawLoss(CrossEntropyLoss):
         eps: float = 1e-2,
     ) -> None:
         super().__init__(class_counts, ignore_index)
-        assert self.class_counts is not None
         if not 0 < eps < 1:
             raise ValueError(f"eps must lie between 0 and 1, not {eps}")
         self.p, self.q, self.eps = _check_not_negative(p, "p"), _check_not_negative(q, "q"), eps
-        self.register_buffer("log_counts", self.class_counts.log(), persistent=False)
+        self.keep("log_counts", self.exact_counts.log())
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """See :meth:`LongTailLoss.loss`."""

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aucseg.class_weighting import WeightRule, class_weights
+from aucseg.dtypes import wide_sum
 from aucseg.losses.long_tail.base import LongTailLoss
 
 
@@ -65,8 +66,7 @@ class WeightedCrossEntropyLoss(CrossEntropyLoss):
         **options: Any,
     ) -> None:
         super().__init__(class_counts, ignore_index)
-        assert self.class_counts is not None
-        self.register_buffer("class_weight", class_weights(self.class_counts, rule, **options), persistent=False)
+        self.keep("class_weight", class_weights(self.exact_counts, rule, **options))
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """See :meth:`LongTailLoss.loss`."""
@@ -162,8 +162,7 @@ class ClassBalancedFocalLoss(FocalLoss):
         beta: float | None = None,
     ) -> None:
         super().__init__(class_counts, ignore_index, gamma=gamma, activation=activation)
-        assert self.class_counts is not None
-        self.register_buffer("class_weight", class_weights(self.class_counts, "effective", beta=beta), persistent=False)
+        self.keep("class_weight", class_weights(self.exact_counts, "effective", beta=beta))
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """See :meth:`LongTailLoss.loss`."""
@@ -213,6 +212,6 @@ class OHEMCrossEntropyLoss(CrossEntropyLoss):
         probability = torch.exp(-losses.detach()).where(valid, torch.inf)
         ascending = probability.flatten().sort().values
         # The k-th smallest without waiting for the device to know k.
-        kth = (valid.sum() * self.min_kept).ceil().long().sub(1).clamp(min=0)
+        kth = (wide_sum(valid) * self.min_kept).ceil().long().sub(1).clamp(min=0)
         limit = ascending.gather(0, kth.view(1)).clamp(min=self.threshold)
         return self.mean(losses, valid & (probability <= limit))

@@ -1,0 +1,167 @@
+"""What becomes of every file of a data folder: used, in no pair, in another split, or in none."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aucseg.datasets.card import DatasetCard, Layout
+from aucseg.datasets.naming import is_unlabelled, picture_of, place_of, split_of_path
+from aucseg.datasets.pairing import Pair, SplitFiles, find_pairs, template_regex
+from aucseg.datasets.tree import Tree, pattern_regex
+
+_MAX_SHOWN = 20
+_ANY_ENDING = r"\.[^./]+"
+# Splits that share no image; a card may well name others, such as "trainval".
+_APART = ("train", "val", "test")
+
+
+@dataclass
+class FileReport:
+    """The files below a root folder.
+
+    Attributes:
+        splits: The files of each split that was found.
+        unpaired: Files that belong to a pair by their names and places, but are in none.
+        unused: Image files that no split names, as masks in colour beside masks of ids.
+        shared: For each image that is in two splits: a message.
+    """
+
+    splits: dict[str, SplitFiles] = field(default_factory=dict)
+    unpaired: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    shared: list[str] = field(default_factory=list)
+
+    def problems(self, without: str | None = None) -> list[str]:
+        """Returns messages about what should not be: files in no pair, images in two splits.
+
+        Args:
+            without: A split whose missing files are told elsewhere.
+        """
+        missing = [
+            message
+            for split, files in self.splits.items()
+            if split != without
+            for message in _missing(split, files.missing)
+        ]
+        return [*missing, *(f"{path}: in no pair" for path in self.unpaired), *self.shared]
+
+    def lines(self, used: Sequence[str] = (), limit: int = _MAX_SHOWN) -> list[str]:
+        """Returns the numbers of images and what is not used as lines of text, at most ``limit`` names of each kind.
+
+        Args:
+            used: The splits that are used now; the others are called so.
+            limit: How many files are named of each kind.
+        """
+        counts = [
+            f"{split} {_number(len(files.pairs), 'image')}" + ("" if not used or split in used else " (not used here)")
+            for split, files in self.splits.items()
+        ]
+        lines = [f"files: {', '.join(counts)}"] if counts else []
+        if self.unused:
+            lines.append(f"files: {len(self.unused):,} in no split: {shorten(self.unused, limit)}")
+        return lines
+
+
+def report_files(
+    card: DatasetCard,
+    root: Path,
+    *,
+    splits: Sequence[str] | None = None,
+    is_proposed: bool = False,
+    whole_root: bool = True,
+) -> FileReport:
+    """Looks at every file below the root.
+
+    Args:
+        card: The data set card.
+        root: The folder of the data.
+        splits: The splits to look at; None for all that the card names. Where a split is not there it is left out.
+        is_proposed: Whether the card was proposed for this folder: then every image and mask belongs to a pair, but for
+            test images and those in folders called so without masks.
+        whole_root: Whether to look below the whole root, or only in the folders that the card names.
+    """
+    tree = Tree(root)
+    report = FileReport()
+    for split in card.splits if splits is None else splits:
+        try:
+            report.splits[split] = find_pairs(card, root, split, tree)
+        except ValueError:  # noqa: PERF203
+            # Not every download has all splits; the data set of a split that is used says what is wrong.
+            continue
+    used = {path for files in report.splits.values() for pair in files.pairs for path in _paths(pair)}
+    known = used | {pair.image for files in report.splits.values() for pair in files.missing}
+    pictures = {(place_of(_folder(path)), picture_of(_stem(path))) for path in used}
+    layouts = [layout for split in card.splits for layout in card.splits[split]]
+    expected = list(_lenient_patterns(layouts))
+    for path in _files(tree, layouts, whole_root):
+        if path in known:
+            continue
+        # Beside a pair of the same name: masks in colour or of instances, depth, a copy in another format.
+        is_companion = (place_of(_folder(path)), picture_of(_stem(path))) in pictures
+        if is_proposed:
+            is_expected = split_of_path(_folder(path)) != "test" and not is_unlabelled(_folder(path))
+        else:
+            is_expected = any(regex.fullmatch(path) for regex in expected)
+        (report.unpaired if is_expected and not is_companion else report.unused).append(path)
+    report.shared = list(_shared(report.splits))
+    return report
+
+
+def _paths(pair: Pair) -> Iterator[str]:
+    yield pair.image
+    if pair.mask is not None:
+        yield pair.mask
+
+
+def _folder(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _stem(path: str) -> str:
+    return path.rpartition("/")[2].rpartition(".")[0]
+
+
+def _files(tree: Tree, layouts: Sequence[Layout], whole_root: bool) -> list[str]:
+    if whole_root:
+        return tree.files()
+    tops = {template.partition("/")[0] for layout in layouts for template in (layout.images, layout.masks) if template}
+    if any(set("*?{") & set(top) for top in tops):
+        return tree.files()
+    return tree.files(tops=sorted(tops))
+
+
+def _lenient_patterns(layouts: Sequence[Layout]) -> Iterator[re.Pattern[str]]:
+    """Regular expressions of the files that layouts mean, whatever their endings; lists mean what they name alone."""
+    for layout in layouts:
+        if layout.list is None:
+            yield pattern_regex(layout.images, ending=_ANY_ENDING)
+            if layout.masks is not None:
+                yield template_regex(layout.masks, ending=_ANY_ENDING)
+
+
+def _missing(split: str, missing: Sequence[Pair]) -> Iterator[str]:
+    for pair in missing:
+        what = "in no pair" if pair.mask is None else f"{pair.mask} is missing"
+        yield f"{pair.image} of {split}: {what}"
+
+
+def _shared(splits: dict[str, SplitFiles]) -> Iterator[str]:
+    split_of: dict[str, str] = {}
+    for split in (split for split in _APART if split in splits):
+        for pair in splits[split].pairs:
+            if pair.image in split_of:
+                yield f"{pair.image} is in split {split_of[pair.image]} and in {split}"
+            split_of.setdefault(pair.image, split)
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def shorten(items: Sequence[str], limit: int = _MAX_SHOWN, separator: str = ", ") -> str:
+    """Returns the first of some names, and how many there are more."""
+    more = f" and {len(items) - limit:,} more" if len(items) > limit else ""
+    return separator.join(items[:limit]) + more

@@ -1,0 +1,276 @@
+"""Reading mask files as raw ids: only where it is certain which ids they hold."""
+
+from __future__ import annotations
+
+import io
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from aucseg.datasets.card import DatasetCard
+from aucseg.datasets.files import (
+    Array,
+    SampleError,
+    bits_per_channel,
+    check_exists,
+    guard,
+    load_oriented,
+    open_image,
+    to_rgb,
+)
+from aucseg.datasets.tree import ending_of
+
+_LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000", "AVIF", "HEIF")
+_LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp", "jp2k")
+# What Pillow multiplies the values of 2- and 4-bit grey files by, to fill 0..255.
+_GRAY_SCALE = {"L;2": 85, "L;4": 17}
+_ENCODING_OF_MODE = {
+    "1": "gray",
+    "L": "gray",
+    "LA": "gray",
+    "P": "palette",
+    "PA": "palette",
+    "I": "gray16",
+    "F": "gray16",
+    "RGB": "rgb",
+    "RGBA": "rgb",
+}
+_NO_MASK = "save it as an 8-bit grey PNG whose values are the ids"
+
+
+@dataclass(frozen=True)
+class RawMask:
+    """A mask as it stands in its file.
+
+    Attributes:
+        values: uint8 (grey, palette), uint16 (16 bits, MATLAB) or int32 (colours as ``65536 red + 256 green + blue``)
+            array (H, W).
+        palette: uint8 (N, 3), the colours of the indices of a palette file; else None.
+    """
+
+    values: Array
+    palette: Array | None = None
+
+
+def read_raw_mask(path: Path, card: DatasetCard, data: bytes | None = None) -> Array:
+    """Reads a mask as raw ids, the values that stand in the file; see :func:`read_mask`."""
+    return read_mask(path, card, data).values
+
+
+def read_mask(path: Path, card: DatasetCard, data: bytes | None = None) -> RawMask:
+    """Reads a mask as raw ids and, where it has one, its palette.
+
+    Args:
+        path: Image that Pillow reads, ``.npy`` array, or MATLAB file.
+        card: Says how the ids are encoded.
+        data: The bytes of the file where it is not on disk (a shard).
+
+    Raises:
+        SampleError: The file cannot be read, is compressed with loss, or is not encoded as the card says.
+    """
+    if card.mask_encoding == "mat":
+        return RawMask(_read_mat(path, card.mat_key, data))
+    if ending_of(path.name) == ".npy":
+        return RawMask(_read_npy(path, card.mask_encoding, data))
+    with open_image(path, data) as image:
+        container = lossy_container(image, path, data)
+        if container is not None:
+            raise SampleError(
+                f"{path}: the mask is a {container} file, whose compression changes ids along every edge; "
+                "make it again from its source as PNG"
+            )
+        encoding = encoding_of_mode(image.mode)
+        if encoding != card.mask_encoding and not (card.mask_encoding == "rgb" and encoding == "palette"):
+            raise SampleError(_encoding_message(path, image.mode, encoding, card.mask_encoding))
+        if card.mask_encoding != "gray16" and bits_per_channel(image) > 8:
+            raise SampleError(f"{path}: the mask has 16 bits a channel, of which 8 would be lost; {_NO_MASK}")
+        # Read before loading, which clears it.
+        tiles = getattr(image, "tile", [])
+        scale = _GRAY_SCALE.get(tiles[0][3] if tiles and image.format == "PNG" else "", 1)
+        loaded = load_oriented(image, path, card.exif)
+        if card.mask_encoding == "rgb":
+            return RawMask(guard(path, lambda: _packed_colors(loaded, path)))
+        return _read_ids(loaded, path, card, scale)
+
+
+def _read_ids(image: Image.Image, path: Path, card: DatasetCard, scale: int) -> RawMask:
+    values: Array = guard(path, lambda: np.array(image))
+    if card.mask_encoding == "gray16":
+        return RawMask(_whole_numbers(values, path, "the mask"))
+    if image.mode == "1":
+        return RawMask(values.astype(np.uint8))
+    if values.ndim == 3:
+        values = _without_alpha(values[..., 0], values[..., 1], path)
+    if card.mask_encoding == "palette":
+        palette = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+        if card.check_palette:
+            _check_palette(palette, values, path, card)
+        return RawMask(values, palette)
+    return RawMask(values // scale if scale > 1 else values)
+
+
+def _packed_colors(image: Image.Image, path: Path) -> Array:
+    if image.mode == "RGBA":
+        rgba = np.asarray(image)
+        return _without_alpha(_pack(rgba), rgba[..., 3], path)
+    return _pack(np.asarray(to_rgb(image)))
+
+
+def _pack(colors: Array) -> Array:
+    parts = colors.astype(np.int32)
+    packed: Array = parts[..., 0] << 16 | parts[..., 1] << 8 | parts[..., 2]
+    return packed
+
+
+def _without_alpha(values: Array, alpha: Array, path: Path) -> Array:
+    """The ids, where transparency leaves no doubt about them."""
+    is_clear = alpha != 255
+    if not is_clear.any():
+        return values
+    hidden = np.unique(values[is_clear])
+    if alpha[is_clear].any():
+        reason = "some pixels are half transparent"
+    elif len(hidden) > 1:
+        reason = "its transparent pixels hold several values"
+    elif (values[~is_clear] == hidden[0]).any():
+        reason = "its transparent pixels hold a value that others hold too"
+    else:
+        return values
+    raise SampleError(
+        f"{path}: {reason}, so what they mean is not certain; give the transparent pixels an id of their own and save "
+        "the mask without transparency"
+    )
+
+
+def encoding_of_mode(mode: str) -> str | None:
+    """Returns the mask encoding that goes with a mode of Pillow, or None where none does."""
+    return "gray16" if mode.startswith("I;16") else _ENCODING_OF_MODE.get(mode)
+
+
+def mode_and_format(path: Path) -> tuple[str, str | None]:
+    """Returns Pillow's mode and format of an image file, from its header; those that go with it of an ``.npy`` file."""
+    if ending_of(path.name) == ".npy":
+        shape, dtype = _npy_header(path, None)
+        if len(shape) == 3 and shape[-1] == 3:
+            return "RGB", "NPY"
+        modes = {"b": "1", "u": "L" if dtype.itemsize == 1 else "I;16", "i": "I"}
+        return modes.get(dtype.kind, "F"), "NPY"
+    with open_image(path) as image:
+        return image.mode, lossy_container(image, path, None) or image.format
+
+
+def lossy_container(image: Image.Image, path: Path, data: bytes | None) -> str | None:
+    """Returns the name of the lossy compression of an open image file, or None where the pixels are as they were."""
+    if image.format in _LOSSY_FORMATS:
+        return image.format
+    if image.format == "TIFF" and image.info.get("compression") in _LOSSY_TIFF:
+        return f"TIFF with {image.info['compression']} compression"
+    if image.format == "WEBP" and b"VP8 " in _chunks(path.read_bytes() if data is None else data):
+        return "lossy WEBP"
+    return None
+
+
+def _chunks(webp: bytes) -> list[bytes]:
+    """The kinds of the chunks of a WebP file, those of its frames included."""
+    kinds, place = [], 12
+    while place + 8 <= len(webp):
+        kind, length = struct.unpack("<4sI", webp[place : place + 8])
+        kinds.append(kind)
+        # A frame has 16 bytes of its own, and chunks in it.
+        place += 24 if kind == b"ANMF" else 8 + length + length % 2
+    return kinds
+
+
+def _encoding_message(path: Path, mode: str, encoding: str | None, expected: str) -> str:
+    if encoding is None:
+        fix = _NO_MASK
+    elif encoding == "rgb":
+        fix = "colours were baked in (set mask_encoding: rgb and the colours), or it is not a mask"
+    else:
+        fix = f"if all files are like this one, set mask_encoding: {encoding}; else save it like the others"
+    return f"{path}: the card says {expected} masks, but this file has mode {mode}: {fix}"
+
+
+def _check_palette(palette: Array, values: Array, path: Path, card: DatasetCard) -> None:
+    color_of = {raw: card.palette[c] for c, ids in enumerate(card.raw_ids) for raw in ids}
+    for raw in np.unique(values).tolist():
+        if raw in color_of and (raw >= len(palette) or tuple(palette[raw].tolist()) != color_of[raw]):
+            found = tuple(palette[raw].tolist()) if raw < len(palette) else None
+            raise SampleError(
+                f"{path}: index {raw} of the palette is {found}, not {color_of[raw]} as in the card: a program that "
+                "re-saved the mask has reordered the palette, so its indices are no class ids any more; fetch the "
+                "file again, or use mask_encoding: rgb"
+            )
+
+
+def _whole_numbers(values: Array, path: Path, what: str) -> Array:
+    if values.size and not np.isfinite(values).all():
+        raise SampleError(f"{path}: {what} holds values that are no numbers (NaN); give those pixels an id to ignore")
+    low, high = values.min(initial=0), values.max(initial=0)
+    if low < 0 or high > 65535:
+        raise SampleError(f"{path}: {what} holds ids from {low} to {high}; 16-bit masks hold 0..65535")
+    whole: Array = values.astype(np.uint16)
+    if not np.array_equal(values, whole):
+        raise SampleError(f"{path}: the ids in {what} are not all whole numbers in 0..65535")
+    return whole
+
+
+def _npy_header(path: Path, data: bytes | None) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of an array file that holds as many bytes as it says."""
+    if data is None:
+        check_exists(path)
+    try:
+        with io.BytesIO(data) if data is not None else path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(file)
+            start = file.tell()
+            length = file.seek(0, io.SEEK_END) - start
+    except Exception as error:
+        raise SampleError(f"{path}: not a readable array file: {error}; write it again with numpy.save") from error
+    if dtype.hasobject or length != int(np.prod(shape, dtype=object)) * dtype.itemsize:
+        raise SampleError(f"{path}: the array file does not hold the numbers that it says; write it again")
+    return shape, dtype
+
+
+def _read_npy(path: Path, encoding: str, data: bytes | None) -> Array:
+    shape, dtype = _npy_header(path, data)
+    values: Array = np.load(path if data is None else io.BytesIO(data), allow_pickle=False)
+    if encoding == "rgb" and len(shape) == 3 and shape[-1] == 3 and dtype == np.uint8:
+        return _pack(values)
+    squeezed = values.squeeze() if values.ndim == 3 and 1 in (shape[0], shape[-1]) else values
+    if squeezed.ndim != 2 or dtype.kind not in "buif" or encoding not in ("gray", "gray16"):
+        raise SampleError(
+            f"{path}: an array of {dtype} with shape {shape} is not a {encoding} mask; save the ids as whole numbers "
+            "in shape (height, width)"
+        )
+    whole = _whole_numbers(squeezed, path, "the array")
+    if encoding == "gray16":
+        return whole
+    if whole.max(initial=0) > 255:
+        raise SampleError(f"{path}: the ids reach {whole.max()}; set mask_encoding: gray16")
+    return whole.astype(np.uint8)
+
+
+def _read_mat(path: Path, key: str, data: bytes | None) -> Array:
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise ImportError('MATLAB masks need scipy: pip install "aucseg[train]"') from error
+    if data is None:
+        check_exists(path)
+    try:
+        values: Array = loadmat(path if data is None else io.BytesIO(data), variable_names=[key])[key]
+    except KeyError as error:
+        raise SampleError(f"{path}: the file holds no matrix {key!r}; set mat_key in the card") from error
+    except Exception as error:
+        raise SampleError(f"{path}: not a readable MATLAB file: {error}; fetch the file again") from error
+    if values.ndim != 2 or not np.issubdtype(values.dtype, np.number):
+        raise SampleError(
+            f"{path}: {key!r} is no matrix of ids but {values.dtype} of shape {values.shape}; set mat_key in the card"
+        )
+    return _whole_numbers(values, path, repr(key))

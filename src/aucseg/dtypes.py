@@ -1,0 +1,103 @@
+"""Which dtypes numbers and labels have, on every device: one rule each, for losses, metrics, bank and prediction."""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Apple's MPS and Intel's Gaudi have no float64 at all; of Intel's GPUs (xpu) each model says whether it has.
+_WITHOUT_FLOAT64 = ("mps", "hpu")
+# Values that `wide_sum` adds up in float32 at a time.
+_FLOAT32_RUN = 256
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """The widest floating dtype of a device: float64, or float32 where there is no float64.
+
+    What lives on the device and is computed there has at most this dtype. Where float32 is too narrow (counts and sums
+    over a data set), results are kept in integers or computed on the CPU, see `float64_of`.
+
+    Args:
+        device: The device.
+
+    Example:
+        >>> wide_dtype(torch.device("cpu")), wide_dtype(torch.device("mps"))
+        (torch.float64, torch.float32)
+    """
+    if device.type in _WITHOUT_FLOAT64 or (device.type == "xpu" and not _has_float64(device)):
+        return torch.float32
+    return torch.float64
+
+
+@lru_cache(maxsize=16)
+def _has_float64(device: torch.device) -> bool:
+    return bool(getattr(torch.xpu.get_device_properties(device), "has_fp64", False))
+
+
+def wide_sum(values: Tensor) -> Tensor:
+    """Sum of all values, exact to the digits of a float32 result, in `wide_dtype`; differentiable.
+
+    Without float64 the sum is taken in a tree, so that its relative error for N values of one sign is that of a few
+    hundred additions and not of N.
+
+    Args:
+        values: Any shape; floating point or bool.
+
+    Returns:
+        Scalar in the wide dtype of the device.
+
+    Example:
+        >>> wide_sum(torch.ones(2, 3))
+        tensor(6., dtype=torch.float64)
+    """
+    wide = wide_dtype(values.device)
+    if wide == torch.float64:
+        return values.sum(dtype=wide)
+    if not values.is_floating_point():
+        return values.sum().to(wide)  # in int64
+    values = values.to(wide).flatten()
+    while values.numel() > 1:
+        values = F.pad(values, (0, -values.numel() % _FLOAT32_RUN)).view(-1, _FLOAT32_RUN).sum(1)
+    return values.sum()
+
+
+def float64_of(values: Tensor) -> Tensor:
+    """The values in float64, without gradient: where they are, or on the CPU if their device has no float64.
+
+    Waits for such a device, so that it is for results at the end, not for what runs in every step.
+
+    Args:
+        values: Any shape; float32, float64 or integers.
+
+    Example:
+        >>> float64_of(torch.tensor([1, 2]))
+        tensor([1., 2.], dtype=torch.float64)
+    """
+    if wide_dtype(values.device) == torch.float64:
+        return values.detach().double()
+    return torch.from_numpy(values.detach().cpu().numpy()).double()
+
+
+def int64_labels(labels: Tensor, name: str = "target") -> Tensor:
+    """Labels as int64, the dtype in which they are compared: in a narrow one a number such as -100 would wrap around.
+
+    Args:
+        labels: Any shape; integers of up to 64 bits (uint8 to uint32, int8 to int64) or bool.
+        name: What to call them in messages.
+
+    Raises:
+        TypeError: Labels that are not integers, or uint64, which int64 does not hold.
+
+    Example:
+        >>> int64_labels(torch.tensor([3, 255], dtype=torch.uint8))
+        tensor([  3, 255])
+    """
+    if labels.is_floating_point() or labels.is_complex():
+        raise TypeError(
+            f"{name} must hold integer class ids, not {labels.dtype}: convert labels with {name}.long(); predictions "
+            "of a model are turned into labels by argmax"
+        )
+    if labels.dtype == torch.uint64:
+        raise TypeError(f"{name} is {labels.dtype}, whose range int64 does not hold: convert it with {name}.long()")
+    return labels.long()

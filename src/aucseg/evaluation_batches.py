@@ -1,0 +1,135 @@
+"""Batches of evaluation images, which need not be of one size: their order, and what becomes of unequal ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler, default_collate
+
+from aucseg.datasets import SegmentationDataset
+from aucseg.datasets.files import SampleError, check_image
+
+_PIXELS = ("image", "mask")
+_READERS = 8
+
+
+def collate_any_size(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Makes a batch of samples; images and masks of unequal sizes stay lists.
+
+    Args:
+        samples: dicts with ``"image"`` (C, H, W) and ``"mask"`` (H, W).
+
+    Returns:
+        The batch of torch's ``default_collate``: images (B, C, H, W) and masks (B, H, W). Where the sizes differ,
+        lists of B tensors instead.
+
+    Example:
+        >>> import torch
+        >>> small, large = ({"image": torch.zeros(3, n, n), "mask": torch.zeros(n, n)} for n in (4, 6))
+        >>> collate_any_size([small, small])["image"].shape
+        torch.Size([2, 3, 4, 4])
+        >>> [tuple(image.shape) for image in collate_any_size([small, large])["image"]]
+        [(3, 4, 4), (3, 6, 6)]
+    """
+    if len({tuple(sample[key].shape for key in _PIXELS) for sample in samples}) == 1:
+        batch: dict[str, Any] = default_collate(list(samples))
+        return batch
+    rest = [{key: value for key, value in sample.items() if key not in _PIXELS} for sample in samples]
+    return {**default_collate(rest), **{key: [sample[key] for sample in samples] for key in _PIXELS}}
+
+
+def same_size_parts(batch: dict[str, Any]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """The parts of a batch that go through a model together: those of equal sizes of image and mask.
+
+    Args:
+        batch: ``image`` and ``mask`` as `collate_any_size` gives them.
+
+    Yields:
+        Positions in the batch, images (B, C, H, W), masks (B, H, W).
+
+    Example:
+        >>> import torch
+        >>> masks = [torch.zeros(4, 4), torch.zeros(6, 6), torch.zeros(4, 4)]
+        >>> batch = {"image": [mask.expand(3, -1, -1) for mask in masks], "mask": masks}
+        >>> [(positions, tuple(images.shape)) for positions, images, _ in same_size_parts(batch)]
+        [([0, 2], (2, 3, 4, 4)), ([1], (1, 3, 6, 6))]
+    """
+    images, masks = batch["image"], batch["mask"]
+    if isinstance(images, Tensor) and isinstance(masks, Tensor):
+        yield list(range(len(images))), images, masks
+        return
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for position, (image, mask) in enumerate(zip(images, masks, strict=True)):
+        groups.setdefault((tuple(image.shape), tuple(mask.shape)), []).append(position)
+    for positions in groups.values():
+        yield positions, torch.stack([images[i] for i in positions]), torch.stack([masks[i] for i in positions])
+
+
+class EvaluationBatches(Sampler[list[int]]):
+    """Batches in order, dealt to the processes in turn, each image once; before them a rehearsal, where one is wanted.
+
+    Args:
+        length: number of images, at least one for each process.
+        batch_size: images in a batch; fewer where a process would get none otherwise: whoever has no batch would miss
+            the sums over all processes.
+        rank: this process.
+        world_size: number of processes.
+        rehearse: asked at each start; an index means that the whole batch with this image comes first, on every
+            process, and then again in its place.
+
+    Raises:
+        ValueError: fewer images than processes.
+
+    Example:
+        >>> list(EvaluationBatches(5, 2)), list(EvaluationBatches(5, 2, rank=1, world_size=2))
+        ([[0, 1], [2, 3], [4]], [[2, 3]])
+        >>> list(EvaluationBatches(5, 2, rehearse=lambda: 4))
+        [[4], [0, 1], [2, 3], [4]]
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        rehearse: Callable[[], int | None] | None = None,
+    ) -> None:
+        if length < world_size:
+            raise ValueError(f"{length} images for {world_size} processes")
+        size = min(batch_size, length // world_size)
+        self._all = [list(range(start, min(start + size, length))) for start in range(0, length, size)]
+        self._own = self._all[rank::world_size]
+        self._size = size
+        self._rehearse = rehearse
+
+    def __len__(self) -> int:
+        """This process's batches, without the rehearsal."""
+        return len(self._own)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        largest = None if self._rehearse is None else self._rehearse()
+        if largest is not None:
+            yield self._all[largest // self._size]
+        yield from self._own
+
+
+def largest_image(dataset: SegmentationDataset) -> int:
+    """The index of the image with the most pixels, from the files' headers; unreadable files count as empty."""
+
+    def pixels(index: int) -> int:
+        try:
+            height, width = check_image(dataset.image_path(index), dataset.card.exif)
+        except SampleError:  # to be reported by whoever reads the image
+            return 0
+        return height * width
+
+    # Threads hide the latency of a network disk.
+    with ThreadPoolExecutor(_READERS) as readers:
+        sizes = list(readers.map(pixels, range(len(dataset))))
+    return max(range(len(sizes)), key=sizes.__getitem__)

@@ -1,0 +1,173 @@
+"""What the training task refuses, each in a sentence that names the thing and the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aucseg.datasets import DatasetCard
+from aucseg.distributed import say_once
+from aucseg.memory_bank import TailMemoryBank
+from aucseg.models.inference import InferenceOptions
+from aucseg.models.names import check_options
+
+try:
+    from lightning.pytorch import LightningModule
+    from lightning.pytorch.strategies import DDPStrategy
+except ImportError as error:  # pragma: no cover - depends on the environment
+    raise ImportError('aucseg.task_checks needs Lightning: pip install "aucseg[train]"') from error
+
+# Names of a state that are worth a place in a sentence.
+_NUM_SHOWN = 3
+
+
+def build_bank(options: Mapping[str, Any], card: DatasetCard, generator: torch.Generator) -> TailMemoryBank:
+    """The bank of a task, for the card's tail unless the options name other classes, by id or by name.
+
+    Args:
+        options: ``model.bank``: options of `aucseg.TailMemoryBank`. ``protect_classes`` may be a group of the card.
+        card: the card of the data.
+        generator: of the bank's choices.
+
+    Raises:
+        TypeError: an option that the bank does not have.
+        ValueError: no tail classes, an unknown class or an unknown group.
+    """
+    check_options(options, TailMemoryBank, "model.bank", given=("num_classes", "ignore_index", "generator"))
+    options = dict(options)
+    tail = options.pop("tail_classes", None)
+    if isinstance(tail, str):
+        tail = [tail]
+    tail = card.tail_classes if tail is None else card.ids_of(tail, "model.bank.tail_classes")
+    if not tail:
+        raise ValueError(
+            f"the card {card.name!r} names no tail classes: give model.bank.tail_classes a list of class ids or names, "
+            "or train without a bank"
+        )
+    protected = options.get("protect_classes")
+    if isinstance(protected, str):
+        if protected not in (card.groups or {}):
+            known = ", ".join(card.groups or {}) or "none"
+            raise ValueError(
+                f"model.bank.protect_classes is {protected!r}, which is no group of the card {card.name!r} "
+                f"(groups: {known}): name one of these or list class ids or names"
+            )
+        options["protect_classes"] = (card.groups or {})[protected]
+    elif protected is not None:
+        options["protect_classes"] = card.ids_of(protected, "model.bank.protect_classes")
+    return TailMemoryBank(tail, card.num_classes, ignore_index=card.ignore_index, generator=generator, **options)
+
+
+def evaluation_options(options: Mapping[str, Any]) -> InferenceOptions:
+    """The options of ``model.evaluation``; YAML has lists where they are tuples.
+
+    Raises:
+        TypeError: an option that there is not.
+        ValueError: a value out of its range.
+    """
+    check_options(options, InferenceOptions, "model.evaluation")
+    converted: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()}
+    return InferenceOptions(**converted)
+
+
+def check_classes(checkpoint: Mapping[str, Any], card: DatasetCard) -> None:
+    """Refuses a checkpoint of other classes than those of the card.
+
+    Raises:
+        ValueError: another number of classes, or the same names in another order. Other names alone are said, no more:
+            the classes may have been renamed.
+    """
+    text = (checkpoint.get("hyper_parameters") or {}).get("card")
+    if not isinstance(text, str) or "\n" not in text:
+        return
+    stored = DatasetCard.from_yaml(text, "the card in the checkpoint")
+    if stored.class_names == card.class_names:
+        return
+    pairs = list(zip(stored.class_names, card.class_names, strict=False))
+    changed = next((i for i, (old, new) in enumerate(pairs) if old != new), len(pairs))
+    names = [f"{c.class_names[changed]!r}" if changed < c.num_classes else "none" for c in (stored, card)]
+    difference = f"class {changed} is {names[0]} in the checkpoint and {names[1]} in the card"
+    if stored.num_classes == card.num_classes and set(stored.class_names) != set(card.class_names):
+        say_once(f"the checkpoint's classes bear other names than those of the card {card.name!r}: {difference}")
+        return
+    raise ValueError(
+        f"the checkpoint is of {stored.num_classes} classes (card {stored.name!r}), the card {card.name!r} has "
+        f"{card.num_classes}, and they do not fit: {difference}. Use the card that the checkpoint was trained with; to "
+        "train on other classes start a new run, without the checkpoint (aucseg.models.load_checkpoint with "
+        "strict=False takes over all weights that fit)"
+    )
+
+
+def state_mismatch(module: nn.Module, state: Mapping[str, Any], error: RuntimeError) -> ValueError:
+    """What to say where torch has refused a state with a line for each tensor.
+
+    Args:
+        module: the task.
+        state: the state dict of the checkpoint.
+        error: what torch has raised.
+    """
+    own = module.state_dict()
+    shapes = [
+        key
+        for key in own.keys() & state.keys()
+        if isinstance(own[key], Tensor) and isinstance(state[key], Tensor) and own[key].shape != state[key].shape
+    ]
+    parts = []
+    for title, keys in (
+        ("missing in the checkpoint", own.keys() - state.keys()),
+        ("unknown to the model", state.keys() - own.keys()),
+        ("of another shape", shapes),
+    ):
+        if keys:
+            shown = ", ".join(sorted(keys)[:_NUM_SHOWN]) + (", ..." if len(keys) > _NUM_SHOWN else "")
+            parts.append(f"{title}: {len(keys)} ({shown})")
+    details = "; ".join(parts) or str(error).strip().splitlines()[-1].strip()
+    return ValueError(
+        f"the checkpoint is not one of this model, loss and bank: {details}. Give model.model, model.model_options, "
+        "model.loss and model.bank as in the config.yaml of the run that wrote it"
+    )
+
+
+@contextmanager
+def batch_norm_explained(batch_size: int, micro_batches: int) -> Iterator[None]:
+    """Within the context a batch that batch normalization cannot take is refused in our words.
+
+    Raises:
+        ValueError: one value for each channel: a batch of one whose features have shrunk to 1 x 1.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        parts = f" in {micro_batches} parts (model.micro_batches)" if micro_batches > 1 else ""
+        raise ValueError(
+            f"batch normalization has one value for each channel, and so no variance: the batch is {batch_size}{parts}"
+            f", and somewhere in the model the features are 1 x 1. Raise data.batch_size so that "
+            f"{'each part' if parts else 'it'} is 2 or more, or choose a model without normalization after pooling"
+        ) from error
+
+
+def check_gradients(task: LightningModule) -> None:
+    """Refuses parameters that the loss does not reach, for which the processes of torch's DDP would wait.
+
+    Raises:
+        ValueError: there are some; torch itself would say so in the next step, with their numbers instead of names.
+    """
+    strategy = task.trainer.strategy
+    if not isinstance(strategy, DDPStrategy):
+        return
+    if any(strategy._ddp_kwargs.get(option) for option in ("find_unused_parameters", "static_graph")):
+        return
+    unused = [name for name, p in task.named_parameters() if p.requires_grad and p.grad is None]
+    if unused:
+        shown = ", ".join(unused[:_NUM_SHOWN]) + (", ..." if len(unused) > _NUM_SHOWN else "")
+        raise ValueError(
+            f"parameters of the model have no part in the loss ({len(unused)}: {shown}), and the processes wait for "
+            "their gradients: give --trainer.strategy ddp_find_unused_parameters_true, or freeze them "
+            "(requires_grad_(False))"
+        )

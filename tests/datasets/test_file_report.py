@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from aucseg.data_report import describe_absent_classes, describe_files
+from aucseg.datasets import DatasetCard, SegmentationDataset
+from aucseg.datasets.duplicates import find_duplicates
+from aucseg.datasets.file_report import report_files
+from aucseg.datasets.pairing import Pair
+from tests.datasets.files import blocks, make, save_image, save_mask
+
+CARD = DatasetCard.from_yaml("""name: t
+classes: [{name: a}, {name: b}, {name: c}]
+groups: {head: [a], middle: [b], tail: [c]}
+splits:
+  train: {images: 'images/train/*.jpg', masks: 'masks/train/{stem}.png'}
+  val: {images: 'images/val/*.jpg', masks: 'masks/val/{stem}.png'}
+""")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for start, split in ((0, "train"), (10, "val")):
+        make(tmp_path, *((f"images/{split}/{i}.jpg", f"masks/{split}/{i}.png") for i in range(3)), start=start)
+    return tmp_path
+
+
+def test_every_file_has_its_place(root: Path) -> None:
+    clean = report_files(CARD, root)
+    assert (clean.problems(), clean.unused, clean.lines()) == ([], [], ["files: train 3 images, val 3 images"])
+    save_image(root / "images/train/lost.jpeg", 30)
+    save_image(root / "images/train/alone.jpg", 31)
+    save_mask(root / "masks/val/orphan.png", blocks([0, 1]))
+    save_image(root / "masks_color/train/0.png", 32)
+    save_mask(root / "masks/train/0_instances.png", blocks([0, 1]))
+    save_image(root / "extra/9.jpg", 33)
+    (root / "images/val/Thumbs.db").write_bytes(b"")
+    report = report_files(CARD, root)
+    assert report.problems() == [
+        "images/train/alone.jpg of train: masks/train/alone.png is missing",
+        "images/train/lost.jpeg: in no pair",
+        "masks/train/0_instances.png: in no pair",
+        "masks/val/orphan.png: in no pair",
+    ]
+    assert report.unused == ["extra/9.jpg", "masks_color/train/0.png"]
+    assert report.lines(["train"])[0] == "files: train 3 images, val 3 images (not used here)"
+    # Only the folders that the card names, where the root may be large.
+    assert report_files(CARD, root, whole_root=False).unused == []
+    (lines,) = [describe_files(CARD, root, ["train", "val"])]
+    assert "4 not as they should be (all of them: aucseg stats): images/train/alone.jpg of train" in lines[-1]
+
+
+def test_lists_mean_what_they_name_alone(root: Path) -> None:
+    (root / "some.txt").write_text("0\n2\n")
+    card = DatasetCard.from_yaml(
+        "name: t\nclasses: [{name: a}, {name: b}]\nsplits: {train: {list: some.txt, images: 'images/train/{stem}.jpg', "
+        "masks: 'masks/train/{stem}.png'}}"
+    )
+    report = report_files(card, root)
+    assert report.problems() == []
+    assert len(report.unused) == 8
+
+
+def test_a_proposed_card_means_every_file(root: Path) -> None:
+    from aucseg.datasets.propose import propose_card
+
+    for i in range(3):
+        (root / f"masks/val/{i}.png").unlink()
+    save_image(root / "test/images/9.jpg", 40)
+    save_image(root / "unlabeled/8.jpg", 41)
+    card = propose_card(root)
+    assert list(card.splits) == ["train"]
+    report = report_files(card, root, is_proposed=True)
+    assert report.unpaired == [f"images/val/{i}.jpg" for i in range(3)]
+    assert report.unused == ["test/images/9.jpg", "unlabeled/8.jpg"]
+
+
+def test_an_image_in_two_splits(root: Path) -> None:
+    card = DatasetCard.from_yaml("""name: t
+classes: [{name: a}, {name: b}]
+splits:
+  train: {images: 'images/*/*.jpg', masks: 'masks/{1}/{2}.png'}
+  val: {images: 'images/val/*.jpg', masks: 'masks/val/{stem}.png'}
+  trainval: {images: 'images/**/*.jpg', masks: 'masks/{1}/{2}.png'}
+""")
+    assert report_files(card, root).shared == [f"images/val/{i}.jpg is in split train and in val" for i in range(3)]
+
+
+def pairs(root: Path) -> dict[str, list[Pair]]:
+    return {split: SegmentationDataset(CARD, root, split).pairs for split in ("train", "val")}
+
+
+def test_copies_in_two_splits_and_with_different_masks(root: Path) -> None:
+    assert find_duplicates(root, pairs(root)) == []
+    (root / "images/val/1.jpg").write_bytes((root / "images/train/2.jpg").read_bytes())
+    (root / "images/train/1.jpg").write_bytes((root / "images/train/0.jpg").read_bytes())
+    assert find_duplicates(root, pairs(root)) == [
+        "the same image with different masks: images/train/0.jpg with masks/train/0.png, images/train/1.jpg with "
+        "masks/train/1.png; keep the right one",
+        "the same image in two splits: images/train/2.jpg (train), images/val/1.jpg (val); keep it in one",
+    ]
+    # The same image with the same mask is no contradiction.
+    (root / "masks/train/1.png").write_bytes((root / "masks/train/0.png").read_bytes())
+    assert len(find_duplicates(root, pairs(root))) == 1
+
+
+def test_files_of_one_size_that_differ_are_no_copies(root: Path) -> None:
+    size = 100_000
+    for i, split in enumerate(("train", "val")):
+        data = bytearray(size)
+        data[20_000] = i
+        (root / f"images/{split}/0.jpg").write_bytes(data)
+    assert find_duplicates(root, pairs(root)) == []
+
+
+def test_the_same_pixels_in_another_format(root: Path) -> None:
+    with Image.open(root / "images/train/1.jpg") as image:
+        image.save(root / "images/val/1.png")
+    found = {"train": pairs(root)["train"], "val": [Pair("images/val/1.png", "masks/val/1.png")]}
+    assert find_duplicates(root, found) == [
+        "the same image in two splits: images/train/1.jpg (train), images/val/1.png (val); keep it in one"
+    ]
+    save_image(root / "images/val/1.png", 77)
+    assert find_duplicates(root, found) == []
+
+
+def test_what_cannot_be_read_is_like_nothing_else(root: Path) -> None:
+    found = pairs(root)
+    for split in ("train", "val"):
+        os.unlink(root / f"images/{split}/0.jpg")
+    assert find_duplicates(root, found) == []
+
+
+def test_classes_in_no_validation_image_are_told(root: Path) -> None:
+    assert describe_absent_classes(SegmentationDataset(CARD, root, "val")) == []
+    for i in range(3):
+        save_mask(root / f"masks/val/{i}.png", blocks([0, 1]))
+    assert describe_absent_classes(SegmentationDataset(CARD, root, "val")) == [
+        "in no validation image: c; their metrics will be NaN",
+        "val/tail will be NaN, so nothing may wait for it: an EarlyStopping that monitors it stops at once",
+    ]

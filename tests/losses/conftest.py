@@ -1,0 +1,27 @@
+"""Both ways through the pixels: operations of torch, and the Triton kernels in Triton's interpreter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from aucseg.losses import objective, pixel_sums
+
+
+@pytest.fixture
+def kernels_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss takes the kernels on the CPU."""
+    pytest.importorskip("triton")
+    if torch.cuda.is_available():
+        pytest.skip("the kernels are built for the GPU here, see tests/test_gpu.py")
+    from aucseg.losses import kernels
+
+    for module in (pixel_sums, objective):
+        monkeypatch.setattr(module, "kernels_for", lambda device: kernels)
+
+
+@pytest.fixture(params=["torch", "kernels"])
+def either_path(request: pytest.FixtureRequest) -> None:
+    """The loss takes the operations of torch in one run of the test and the kernels in the other."""
+    if request.param == "kernels":
+        request.getfixturevalue("kernels_in_place")

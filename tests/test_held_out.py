@@ -1,0 +1,70 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aucseg import SegmentationDataModule
+from aucseg.held_out import stratified_split
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    length=st.integers(2, 60),
+    num_classes=st.integers(1, 6),
+    density=st.floats(0.02, 1.0),
+    share=st.floats(0.05, 0.9),
+    seed=st.integers(0, 1000),
+)
+def test_every_image_is_in_one_part(length: int, num_classes: int, density: float, share: float, seed: int) -> None:
+    image_classes = np.random.default_rng(seed).random((length, num_classes)) < density
+    kept, held_out = stratified_split(image_classes, share)
+    assert sorted(kept + held_out) == list(range(length))
+    assert kept
+    assert held_out
+    assert abs(len(held_out) - share * length) <= num_classes + 1
+    assert (kept, held_out) == stratified_split(image_classes, share)
+    counts = image_classes.sum(0)
+    if counts[counts > 0].size:
+        rarest = int(np.where(counts > 0, counts, length + 1).argmin())
+        in_parts = image_classes[kept, rarest].sum(), image_classes[held_out, rarest].sum()
+        assert min(in_parts) >= (counts[rarest] >= 2)
+
+
+def test_rare_classes_are_in_both_parts_where_chance_would_leave_many_out() -> None:
+    """Thirty classes of four images each, one class an image beside the background."""
+    rare = np.repeat(np.eye(30, dtype=bool), 4, axis=0)
+    image_classes = np.zeros((600, 31), bool)
+    image_classes[:, 0] = True
+    image_classes[:120, 1:] = rare
+    kept, held_out = stratified_split(image_classes, 0.25)
+    assert len(held_out) == 150
+    assert (image_classes[held_out, 1:].sum(0) == 1).all()
+    assert (image_classes[kept, 1:].sum(0) == 3).all()
+    chance = np.random.default_rng(0).permutation(600)[:150]
+    assert (image_classes[chance, 1:].sum(0) == 0).sum() > 3
+
+
+def test_the_data_module_holds_out_the_rare_class_and_trains_on_it(tiny_card: Path) -> None:
+    """Two of the eight training images hold class 3."""
+    data = SegmentationDataModule(str(tiny_card), str(tiny_card.parent), held_out_share=0.25, num_workers=0)
+    trained, validated = data.training_dataset(None), data.validation_dataset(None)
+    assert (len(trained), len(validated)) == (6, 2)
+    assert {pair.image for pair in trained.pairs}.isdisjoint(pair.image for pair in validated.pairs)
+    for dataset in (trained, validated):
+        assert sum((dataset[i]["mask"] == 3).any().item() for i in range(len(dataset))) == 1
+    assert int(data.class_counts()[3]) == sum(int((trained[i]["mask"] == 3).sum()) for i in range(len(trained)))
+
+
+def test_images_with_a_class_each_are_split_none_the_less() -> None:
+    kept, held_out = stratified_split(np.eye(3, 4, dtype=bool), 0.25)
+    assert (len(kept), len(held_out)) == (2, 1)
+    kept, held_out = stratified_split(np.array([[1, 1, 0], [1, 0, 1], [1, 0, 1]]), 0.3)
+    assert 0 in kept  # the only image of class 1 is trained on
+    assert len(held_out) == 1
+
+
+def test_a_single_image_cannot_be_split() -> None:
+    with pytest.raises(ValueError, match="at least 2, not of 1"):
+        stratified_split(np.ones((1, 2), bool), 0.5)
