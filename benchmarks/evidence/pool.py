@@ -13,6 +13,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -242,10 +243,16 @@ class Pool:
             print(f"cut off: {job.title}", flush=True)
         self._running.clear()
 
+    @property
+    def _merge_lock(self) -> Path:
+        # Not beside the results: these are to be a few files.
+        name = digest({"results": str(self.json_path.resolve())})
+        return Path(tempfile.gettempdir(), f"aucseg-study-{name}.lock")
+
     def _merge(self) -> dict[str, Any]:
         """Adds the finished runs in the folder to the JSON file, and returns its content."""
         self.results.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.results / f".{self.name}.lock"):
+        with FileLock(self._merge_lock):
             result = read_result(self.json_path) or {"study": self.name, "commit": commit_of_code()}
             self._check_origin(result)
             for part in ("runs", "trials"):
