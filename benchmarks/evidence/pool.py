@@ -13,6 +13,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -125,17 +126,19 @@ class Pool:
 
     def expected_seconds(self, result: Mapping[str, Any], steps: int) -> float:
         """How long a run of so many steps takes here at most, from those that are finished; 0 if none is."""
-        records = [*result["runs"], *result["trials"]]
-        alike = [
-            r for r in records if (r["processes"], r["cost"].get("device")) == (self.processes, self._device_name())
-        ]
-        known = [r for r in alike if r["cost"].get("seconds_per_step")]
+        known = self._alike(result)
         lengths = []
         for record in known:
             pace = record["cost"]["seconds_per_step"]
             rest = max(0.0, record["seconds"] - pace * record["steps"])
             lengths.append(rest + pace * steps)
         return _MARGIN * max(lengths, default=0.0)
+
+    def _alike(self, result: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What is finished on this device, if possible with as many processes."""
+        records = [*result["runs"], *result["trials"]]
+        here = [r for r in records if r["cost"].get("device") == self._device_name() and r["cost"]["seconds_per_step"]]
+        return [record for record in here if record["processes"] == self.processes] or here
 
     def _device_name(self) -> str:
         if self.device == "cpu":
@@ -240,10 +243,16 @@ class Pool:
             print(f"cut off: {job.title}", flush=True)
         self._running.clear()
 
+    @property
+    def _merge_lock(self) -> Path:
+        # Not beside the results: these are to be a few files.
+        name = digest({"results": str(self.json_path.resolve())})
+        return Path(tempfile.gettempdir(), f"aucseg-study-{name}.lock")
+
     def _merge(self) -> dict[str, Any]:
         """Adds the finished runs in the folder to the JSON file, and returns its content."""
         self.results.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.results / f".{self.name}.lock"):
+        with FileLock(self._merge_lock):
             result = read_result(self.json_path) or {"study": self.name, "commit": commit_of_code()}
             self._check_origin(result)
             for part in ("runs", "trials"):
@@ -279,6 +288,9 @@ class Pool:
             f"in {seconds:.0f} s {steps} steps of finished runs: {steps / seconds:.1f} steps a second with "
             f"{self.processes} processes on {self.device}"
         )
+        paces = [record["cost"]["seconds_per_step"] for record in self._alike(result)]
+        if paces:
+            print(f"in the midst of training {self.processes / statistics.median(paces):.1f} steps a second over all")
         if too_long:
             print(f"not begun, as they would not end in time: {', '.join(job.title for job in too_long)}")
         if self.failed:

@@ -18,7 +18,10 @@ from benchmarks.on_gpu.packs import DATA
 from benchmarks.on_gpu.wheels import PINNED, SITE
 
 _TESTS = {
-    "cuda": ("tests/test_gpu.py", "tests/memory_bank", "tests/metrics"),
+    "cuda": (
+        *("tests/test_gpu.py", "tests/memory_bank", "tests/metrics", "tests/test_photometric_on_device.py"),
+        "tests/benchmarks/test_offsets.py",
+    ),
     # A rehearsal: no GPU, few tests.
     "cpu": ("tests/test_gpu.py", "tests/losses/test_aucseg.py", "tests/memory_bank/test_inputs.py"),
 }
@@ -49,6 +52,11 @@ class Setting:
     out: Path
     studies: tuple[str, ...]
     processes: int
+
+    @property
+    def log(self) -> Path:
+        """What all commands say; one file, as some machines give back few."""
+        return self.out / "log.txt"
 
     def environment(self, *, pinned: bool) -> dict[str, str]:
         """Environment in which the package is that of the commit (``pinned``) or that of the checkout."""
@@ -107,8 +115,9 @@ def run_for(
 
 def tests(setting: Setting, seconds: float) -> Outcome:
     """The tests that need a GPU."""
-    record, log = setting.out / "tests.jsonl", setting.out / "tests.log"
+    record, log = setting.out / "tests.jsonl", setting.log
     record.unlink(missing_ok=True)
+    start = _size(log)
     marker = ["-m", "gpu"] if setting.device == "cuda" else ["-m", "not slow"]
     options = ["--maxfail=20", "-p", outcomes.__name__, "-p", "no:cacheprovider", "--tb=short", *marker]
     command = [sys.executable, "-m", "pytest", *options, *_TESTS[setting.device]]
@@ -117,10 +126,10 @@ def tests(setting: Setting, seconds: float) -> Outcome:
         outcomes.FIRST_VARIABLE: ",".join(_TESTS_FIRST),
     }
     status = run_for(command, seconds, log, environment)
-    return outcome_of_tests(record, log, status)
+    return outcome_of_tests(record, _text(log, start), status)
 
 
-def outcome_of_tests(record: Path, log: Path, status: int | None) -> Outcome:
+def outcome_of_tests(record: Path, said: str, status: int | None) -> Outcome:
     """What the plugin has written so far, and how pytest ended."""
     lines = record.read_text(encoding="utf-8").splitlines() if record.is_file() else []
     records = [json.loads(line) for line in lines]
@@ -136,9 +145,9 @@ def outcome_of_tests(record: Path, log: Path, status: int | None) -> Outcome:
             outcome.passed += 1
     outcome.did_not_fit = number - len(ran)
     if not records:
-        outcome.failed["pytest"] = _last_lines(log) if status is not None else "no test was collected in time"
+        outcome.failed["pytest"] = _last_lines(said) if status is not None else "no test was collected in time"
     elif status not in (None, 0, 1, 5) and not outcome.failed:
-        outcome.failed["pytest"] = f"exit status {status}: {_last_lines(log)}"
+        outcome.failed["pytest"] = f"exit status {status}: {_last_lines(said)}"
     return outcome
 
 
@@ -152,8 +161,7 @@ def benchmarks(setting: Setting, seconds: float) -> Outcome:
         if left <= 0:
             outcome.did_not_fit += 1
             continue
-        log = setting.out / "benchmarks.log"
-        start = log.stat().st_size if log.is_file() else 0
+        log, start = setting.log, _size(setting.log)
         command = [sys.executable, "-m", "benchmarks.gpu", "--only", table, "--out", str(out), *small]
         status = run_for(command, left, log, setting.environment(pinned=False))
         if status is None:
@@ -161,7 +169,7 @@ def benchmarks(setting: Setting, seconds: float) -> Outcome:
         elif status == 0:
             outcome.passed += 1
         else:
-            outcome.failed[table] = _last_lines(log, start)
+            outcome.failed[table] = _last_lines(_text(log, start))
     return outcome
 
 
@@ -173,11 +181,10 @@ def studies(setting: Setting, seconds: float) -> Outcome:
         if minutes <= 0:
             outcome.did_not_fit += 1
             continue
-        result, log = setting.out / f"{study}.json", setting.out / f"{study}.log"
+        result, log, start = setting.out / f"{study}.json", setting.log, _size(setting.log)
         earlier = Path("benchmarks/evidence/results") / result.name
         if not result.is_file() and earlier.is_file():
             shutil.copyfile(earlier, result)
-        start = log.stat().st_size if log.is_file() else 0
         finished = _finished_runs(result)
         data = DATA / study
         command = [
@@ -193,7 +200,7 @@ def studies(setting: Setting, seconds: float) -> Outcome:
         failures = _failed_runs(said)
         outcome.failed |= failures
         if status != 0 and not failures:
-            outcome.failed[study] = "it did not end in time" if status is None else _last_lines(log, start)
+            outcome.failed[study] = "it did not end in time" if status is None else _last_lines(said)
         outcome.did_not_fit += "not begun, as they would not end in time" in said or "cut off" in said
         outcome.notes += [line for line in said.splitlines() if "steps a second" in line]
     return outcome
@@ -228,9 +235,13 @@ def _first_lines(text: str) -> str:
     return "\n".join(text.strip().splitlines()[:_LINES_OF_A_FAILURE])
 
 
-def _last_lines(log: Path, start: int = 0) -> str:
-    return "\n".join(_text(log, start).strip().splitlines()[-_LINES_OF_A_FAILURE:])
+def _last_lines(text: str) -> str:
+    return "\n".join(text.strip().splitlines()[-_LINES_OF_A_FAILURE:])
 
 
-def _text(log: Path, start: int = 0) -> str:
+def _size(log: Path) -> int:
+    return log.stat().st_size if log.is_file() else 0
+
+
+def _text(log: Path, start: int) -> str:
     return log.read_bytes()[start:].decode(errors="replace") if log.is_file() else ""

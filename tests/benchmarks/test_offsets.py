@@ -55,6 +55,16 @@ def test_all_values_of_an_offset_are_counted_in_one_pass(class_id: int) -> None:
         assert torch.equal(confusion, confusion_of(some_batches(), changed))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_counts_what_the_cpu_counts() -> None:
+    offsets, values = torch.tensor([0.0, 0.3, -1, 2, 0.5]), torch.linspace(-3, 3, 7)
+    there = [(logits.cuda(), target.cuda()) for logits, target in some_batches()]
+    found = confusions_of_values(there, offsets.cuda(), 2, values.cuda())
+    assert torch.equal(found.cpu(), confusions_of_values(some_batches(), offsets, 2, values))
+    assert fit_offsets(there, K).device.type == "cuda"
+
+
 def test_low_resolution_logits_are_upsampled_before_the_argmax() -> None:
     batches = [(logits[:, :, ::4, ::4], target) for logits, target in some_batches()]
     found = confusions_of_values(batches, torch.zeros(K), 2, torch.tensor([0.0, 1.0]))

@@ -150,7 +150,7 @@ def test_outcomes_are_written_as_they_come(tmp_path: Path, sleep: int, limit: in
     start = time.monotonic()
     status = run_for([sys.executable, "-m", "pytest", *options, str(tmp_path)], limit, log, environment)
     assert time.monotonic() - start < 50
-    outcome = outcome_of_tests(record, log, status)
+    outcome = outcome_of_tests(record, log.read_text(), status)
     names = [json.loads(line).get("test", "") for line in record.read_text().splitlines()]
     assert names[1].endswith("test_first")
     assert outcome.passed == (3 if sleep == 0 else 2)
@@ -162,9 +162,8 @@ def test_outcomes_are_written_as_they_come(tmp_path: Path, sleep: int, limit: in
 
 
 def test_tests_that_cannot_be_collected_are_a_failure(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    log.write_text("E   ModuleNotFoundError: No module named 'x'\n")
-    assert "No module named" in outcome_of_tests(tmp_path / "none", log, 2).failed["pytest"]
+    said = "E   ModuleNotFoundError: No module named 'x'\n"
+    assert "No module named" in outcome_of_tests(tmp_path / "none", said, 2).failed["pytest"]
 
 
 def test_a_command_ends_with_all_that_it_started(tmp_path: Path) -> None:
@@ -216,6 +215,7 @@ LACKING = (
 def test_the_whole_way_on_a_bare_machine_without_a_gpu(tmp_path: Path) -> None:
     """From fetching wheels and packing data to the merged JSON, and a second visit that goes on from it."""
     there = tmp_path / "there"
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
     for name in filter(None, tracked.split("\0")):
         if (ROOT / name).is_file():
@@ -245,8 +245,10 @@ def test_the_whole_way_on_a_bare_machine_without_a_gpu(tmp_path: Path) -> None:
     assert not (there / ".packs/rehearsal").exists()
     assert not (there / ".gpu/data/rehearsal").exists()
     result = json.loads((there / ".gpu/results/rehearsal.json").read_text())
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert result["commit"] == head.strip()
+    assert {path.name for path in (there / ".gpu/results").iterdir()} == {
+        "summary.txt", "summary.json", "tests.jsonl", "benchmarks.json", "rehearsal.json", "log.txt",
+    }  # fmt: skip
     assert {run["steps"] for run in result["runs"]} == {20}
     assert all(set(run["metrics"]) >= {"miou", "tail", "auroc", "tail_ap"} for run in result["runs"])
     assert all(len(run["with_offsets"]["offsets"]) == 42 for run in result["runs"])

@@ -213,6 +213,7 @@ def test_a_study_wants_the_code_of_a_commit(tmp_path: Path, capsys: pytest.Captu
     assert "give their folder with --root" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_speed_times_each_part(capsys: pytest.CaptureFixture[str]) -> None:
     assert speed.main(["rehearsal", "--device", "cpu", "--steps", "2", "--loaders", "0"]) == 0
     said = capsys.readouterr().out

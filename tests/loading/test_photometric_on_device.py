@@ -56,6 +56,24 @@ def test_neutral_changes_leave_images_alone() -> None:
         training_transform((8, 8), photometric="gpu")  # type: ignore[arg-type]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", ["uint8", "signed"])
+def test_a_gpu_gives_what_the_cpu_gives_and_is_not_waited_for(kind: str) -> None:
+    images = images_of(kind)
+    changes = torch.stack([DrawColourChange()({})["colour_changes"] for _ in images])
+    there = images.cuda(), changes.cuda()
+    distort_colours(*there)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = distort_colours(*there)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    difference = (found.cpu().double() - distort_colours(images, changes).double()).abs()
+    assert difference.max() <= (1 if kind == "uint8" else 1e-5)
+    assert (difference > 1e-5).double().mean() < 1e-3
+
+
 def batches(card: Path, photometric: Any, num_workers: int = 0) -> list[dict[str, Any]]:
     options: dict[str, Any] = {"batch_size": 4, "crop_size": (32, 40), "num_workers": num_workers}
     module = SegmentationDataModule(str(card), str(card.parent), photometric=photometric, **options)

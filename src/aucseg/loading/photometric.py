@@ -194,6 +194,6 @@ def turn_hue(pixels: Tensor, turn: float | Tensor) -> Tensor:
     )
     hue = hue + 6 * turn
     # Each channel is a trapezoid over the hue: full within one sixth of its own place, nothing beyond two sixths.
-    places = torch.tensor([0, 2, 4], dtype=pixels.dtype, device=pixels.device).view(3, 1, 1)
+    places = torch.arange(0, 6, 2, dtype=pixels.dtype, device=pixels.device).view(3, 1, 1)
     distance = ((hue - places + 3).remainder(6) - 3).abs()
     return smallest + chroma * (2 - distance).clamp(0, 1)

@@ -43,6 +43,8 @@ except ImportError as error:  # pragma: no cover - depends on the environment
 
 # Options of the rare-class sampler that follow from the run.
 _SET_BY_THE_RUN = ("statistics", "seed", "num_replicas", "rank")
+# Of images that are read once, with cache "memory".
+_DECODING_THREADS = 4
 
 
 class SegmentationDataModule(LightningDataModule):
@@ -318,7 +320,7 @@ class SegmentationDataModule(LightningDataModule):
             return DataLoader(shard_stream, batch_size=self.batch_size, **self._loader_options())
         dataset = self.training_dataset(self.training_transform)
         if self.cache == "memory":
-            dataset.keep_in_memory(max(1, self.num_workers))
+            dataset.keep_in_memory(max(_DECODING_THREADS, self.num_workers))
         order = self._epoch_order(len(dataset))
         stream = SampleStream(
             order,
