@@ -19,7 +19,7 @@ from benchmarks.on_gpu.wheels import PINNED, SITE
 
 _TESTS = {
     "cuda": (
-        *("tests/test_gpu.py", "tests/memory_bank", "tests/metrics", "tests/test_photometric_on_device.py"),
+        *("tests/test_gpu.py", "tests/memory_bank", "tests/metrics", "tests/loading/test_photometric_on_device.py"),
         "tests/benchmarks/test_offsets.py",
     ),
     # A rehearsal: no GPU, few tests.
