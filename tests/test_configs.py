@@ -149,7 +149,7 @@ def test_validation_slides_where_the_configuration_says_so(tiny_card: Path, tmp_
 
 
 def test_unknown_evaluation_option_is_named(tiny_card: Path) -> None:
-    with pytest.raises(TypeError, match=r"evaluation: .*windw"):
+    with pytest.raises(TypeError, match=r"model\.evaluation has no option 'windw'; did you mean window\?"):
         SegmentationTask(str(tiny_card), torch.nn.Conv2d(3, 4, 1), evaluation={"windw": [32, 32]})
 
 

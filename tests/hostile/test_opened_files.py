@@ -25,8 +25,8 @@ def test_tables_hold_no_formulas_of_others(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(image)
     (tmp_path / "@bad.png").write_bytes(b"x")
     predict_paths(
-        nn.Conv2d(3, 1, 1).eval(), [image, tmp_path / "@bad.png"], tmp_path / "out", class_names=[FORMULA],
-        palette=[(0, 0, 0)], progress=False,
+        nn.Conv2d(3, 2, 1).eval(), [image, tmp_path / "@bad.png"], tmp_path / "out", class_names=[FORMULA, FORMULA],
+        palette=[(0, 0, 0), (9, 9, 9)], progress=False,
     )  # fmt: skip
     card = DatasetCard.from_yaml(MINI.replace("name: road", f"name: {json.dumps(FORMULA)}"))
     statistics = ClassStatistics(3, class_names=card.class_names)

@@ -20,8 +20,10 @@ from tests.two_processes import PlainNetwork, arguments
 def fail(capsys: Any, command: str, card: Path, out: Path, **options: object) -> str:
     """The one line that a command writes that refuses its options."""
     assert cli.main([command, *arguments(card, out, **options)]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    return str(line).removeprefix(f"aucseg {command}: error: ")
+    # Before it, what the run says of its data.
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("aucseg: ")]
+    assert len(lines) == 1
+    return str(lines[0]).removeprefix(f"aucseg {command}: error: ")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
 
 from aucseg.datasets import DatasetCard
 from aucseg.inference.predictor import Predictor
@@ -38,6 +37,7 @@ from aucseg.training.task_checks import (
 try:
     from lightning.pytorch import LightningModule
     from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+    from torchmetrics import MeanMetric
 except ImportError as error:  # pragma: no cover - depends on the environment
     raise ImportError('aucseg.training.task needs Lightning: pip install "aucseg[train]"') from error
 
