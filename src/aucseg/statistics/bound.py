@@ -40,7 +40,7 @@ def bound_terms(
         >>> size = {"pixels_per_image": 100, "num_classes": 19, "tau": 4.0}
         >>> terms = bound_terms(num_images=3000, **size, delta=0.01, mu=1.0, constants=(1.0, 1.0, 1.0))
         >>> round(terms["confidence"], 1)
-        196.0
+        196.1
     """
     if not 0 < delta < 1:
         raise ValueError(f"delta is a probability between 0 and 1, not {delta}")

@@ -310,7 +310,7 @@ class ClassStatistics:
         constants: tuple[float, float, float] = (1.0, 1.0, 1.0),
         pixels_per_image: int | None = None,
     ) -> dict[str, float]:
-        """Return the terms of the generalization bound of AUCSeg: `aucseg.statistics.bound.bound_terms` has the formula.
+        """Return the terms of the generalization bound of AUCSeg; `aucseg.statistics.bound.bound_terms` is the formula.
 
         Args:
             delta: The bound holds with probability ``1 - delta``.
