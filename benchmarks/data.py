@@ -149,7 +149,7 @@ def load(dataset: SegmentationDataset, num_images: int, rounds: int) -> dict[str
 
 def load_by_stage(dataset: SegmentationDataset, rounds: int) -> dict[str, float]:
     """Return milliseconds an image for each stage of a sample's way."""
-    from aucseg.loading.rare_classes import ClassAwareCrop
+    from aucseg.loading.crops import ClassAwareCrop
     from aucseg.loading.transforms import training_transform
 
     indices = range(min(32, len(dataset)))
@@ -157,7 +157,7 @@ def load_by_stage(dataset: SegmentationDataset, rounds: int) -> dict[str, float]
     masks = [dataset.mask_path(i) for i in indices]
     raw = [read_raw_mask(path, dataset.card) for path in masks]
     samples = [dataset[i] for i in indices]
-    crop = ClassAwareCrop((256, 256), classes=range(10, 19), probability=0.5)
+    crop = ClassAwareCrop((256, 256), range(10, 19), rare_probability=0.5)
     stages: dict[str, Callable[[], object]] = {
         "decode image": lambda: [read_image(path) for path in images],
         "decode mask": lambda: [read_raw_mask(path, dataset.card) for path in masks],

@@ -26,7 +26,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from aucseg.losses import AUCSegLoss
 from aucseg.memory_bank import TailMemoryBank
-from aucseg.training.processes import exchange_samples
+from aucseg.memory_bank.exchange import exchange_samples
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"
 SIZES = (8, 80, 800, 8_000, 80_000, 800_000, 8_000_000)

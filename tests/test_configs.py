@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from aucseg import DatasetCard, SegmentationTask
 from aucseg.commands.fit import AUCSegCLI, run_lightning
 from aucseg.configs import CONFIGS, find_config
+from aucseg.training.task_checks import build_bank
 
 PAPER = sorted(path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("freedoom"))
 TINY_MODEL: dict[str, dict[str, Any]] = {
@@ -86,10 +87,12 @@ def test_settings_are_those_of_the_paper(
     assert (data["crop_size"], data["batch_size"], data["base_size"]) == ([crop, crop], batch, base_size)
     assert config["trainer"]["max_steps"] == iterations
     assert model["loss_options"] == {"auc_weight": auc_weight}
-    bank = {"capacity": 5, "sample_ratio": sample_ratio, "resize_ratio": resize_ratio}
-    assert model["bank"] == {**bank, "scope": "image", "placement": "canvas"}
+    card = DatasetCard.load(data["card"])
+    bank = build_bank(model["bank"], card, torch.Generator())
+    assert (bank.capacity, bank.sample_ratio, bank.resize_ratio) == (5, sample_ratio, resize_ratio)
+    assert (bank.scope, bank.placement, bank.presence_target) == ("image", "canvas", None)
+    assert bank.tail_classes == card.tail_classes
     assert ("evaluation" in model) == sliding
-    assert DatasetCard.load(data["card"]).tail_classes
 
 
 def test_the_baseline_differs_in_loss_and_bank_alone() -> None:

@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from aucseg.datasets import SegmentationDataset
-from aucseg.loading.rare_classes import ClassAwareCrop, DrawnIndex, RareClassSampler
+from aucseg.loading.crops import ClassAwareCrop
+from aucseg.loading.rare_classes import DrawnIndex, RareClassSampler
 from aucseg.statistics.class_statistics import ClassStatistics
 from tests.datasets.trees import trees
 
@@ -100,79 +101,15 @@ def test_drawn_index_survives_the_way_to_a_worker() -> None:
     assert [10, 20, 30][DrawnIndex(1, 5)] == 20
 
 
-def sample(height: int = 40, width: int = 50) -> dict[str, object]:
-    mask = torch.zeros(height, width, dtype=torch.uint8)
-    mask[3, width - 2] = 5
-    mask[height - 1, 0] = 6
-    image = torch.arange(height * width).remainder(251).to(torch.uint8).reshape(1, height, width).repeat(3, 1, 1)
-    image[0] = mask
-    return {"image": image, "mask": mask, "name": "x"}
-
-
-def test_crops_hold_the_class_at_every_place() -> None:
-    crop = ClassAwareCrop((16, 16), classes=[5, 6], probability=1.0)
-    seen = set()
-    for draw in range(200):
-        result = crop({**sample(), "draw": draw})
-        mask = result["mask"]
-        assert mask.shape == (16, 16)
-        # Image and mask are cut at the same place.
-        assert torch.equal(result["image"][0], mask)
-        classes = set(mask.unique().tolist()) - {0}
-        assert len(classes) == 1
-        (class_id,) = classes
-        seen.add((class_id, *(mask == class_id).nonzero()[0].tolist()))
-    # Class 5 may stand in 4 rows (it is near the top) and 2 columns, at which it is seen; class 6 sits in the corner.
-    assert seen == {(5, row, column) for row in range(4) for column in (14, 15)} | {(6, 15, 0)}
-
-
-def test_crops_without_the_class_are_anywhere() -> None:
-    crop = ClassAwareCrop((1, 1), classes=[5], probability=0.0)
-    hits = sum(int(crop({**sample(4, 4), "draw": draw})["mask"]) == 5 for draw in range(1600))
-    assert hits == pytest.approx(100, abs=40)
-    nowhere = ClassAwareCrop((4, 4), classes=[9], probability=1.0)
-    assert nowhere({**sample(), "draw": 0})["mask"].shape == (4, 4)
-
-
-def test_small_images_are_padded() -> None:
-    result = ClassAwareCrop((64, 64), classes=[5], probability=1.0)({**sample(), "draw": 1})
-    assert result["image"].shape == (3, 64, 64)
-    assert int((result["mask"] == 255).sum()) == 64 * 64 - 40 * 50
-    assert int(result["image"][:, 40:].sum()) == 0
-    assert int((result["mask"] == 5).sum()) == 1
-
-
-def test_crops_depend_on_seed_and_draw_alone() -> None:
-    crop = ClassAwareCrop((8, 8), classes=[], seed=1)
-    first = [crop({**sample(), "draw": draw})["image"] for draw in range(20)]
-    torch.manual_seed(99)
-    again = [crop({**sample(), "draw": draw})["image"] for draw in range(20)]
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    other = ClassAwareCrop((8, 8), classes=[], seed=2)
-    assert any(not torch.equal(a, other({**sample(), "draw": d})["image"]) for d, a in enumerate(first))
-    torch.manual_seed(7)
-    one = crop(sample())["image"]
-    torch.manual_seed(7)
-    assert torch.equal(one, crop(sample())["image"])
-
-
-def test_crop_refuses() -> None:
-    for arguments, message in (
-        ({"size": (0, 4)}, "size must be"),
-        ({"probability": 1.5}, "probability must lie in"),
-        ({"classes": [255]}, "hold the ignore label 255"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            ClassAwareCrop(**({"size": (4, 4), "classes": [1]} | arguments))
-
-
 def test_a_loader_gives_the_same_crops_with_and_without_workers(tmp_path: Path) -> None:
     tree = next(tree for tree in trees() if tree.card == "loveda")
     for i in range(6):
         type(tree)(
             "loveda", "train", tree.image.replace("0.", f"{i}."), tree.mask.replace("0.", f"{i}."), tree.table
         ).make(tmp_path, seed=i)
-    dataset = SegmentationDataset("loveda", tmp_path, transform=ClassAwareCrop((8, 8), classes=[6], probability=0.7))
+    dataset = SegmentationDataset(
+        "loveda", tmp_path, transform=ClassAwareCrop((8, 8), rare_classes=[6], rare_probability=0.7)
+    )
     statistics = ClassStatistics.from_dataset(dataset)
     sampler = RareClassSampler(statistics, num_samples=8)
     alone = list(DataLoader(dataset, batch_size=2, sampler=sampler))
@@ -182,13 +119,3 @@ def test_a_loader_gives_the_same_crops_with_and_without_workers(tmp_path: Path) 
         assert torch.equal(a["image"], b["image"])
         assert torch.equal(a["mask"], b["mask"])
         assert a["draw"].tolist() == b["draw"].tolist()
-
-
-def test_padding_never_becomes_a_class() -> None:
-    mask = torch.zeros(4, 4, dtype=torch.uint8)
-    small = {"image": torch.zeros(3, 4, 4, dtype=torch.uint8), "mask": mask, "name": "a"}
-    crop = ClassAwareCrop((8, 8), classes=[], ignore_index=-100)
-    with pytest.raises(ValueError, match=r"uint8.*ignore label -100.*int64"):  # in 8 bits it would be class 156
-        crop(small)
-    padded = crop({**small, "mask": mask.long()})["mask"]
-    assert (padded == -100).sum() == 64 - 16

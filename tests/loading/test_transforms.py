@@ -9,8 +9,8 @@ from PIL import Image
 from scipy import stats
 from torch import Tensor
 
+from aucseg.loading.crops import ClassAwareCrop
 from aucseg.loading.transforms import (
-    RandomCropWithClassCap,
     RandomScale,
     Sample,
     UnwrapSample,
@@ -114,7 +114,7 @@ def test_scaled_crop_keeps_colours_and_labels_together() -> None:
 @pytest.mark.parametrize("max_class_share", [1.0, 0.75])
 def test_every_crop_is_as_likely_and_moves_image_and_mask_to_the_pixel(max_class_share: float) -> None:
     sample = WrapSample()(placed_sample(9, 12))
-    crop = RandomCropWithClassCap((4, 7), max_class_share)
+    crop = ClassAwareCrop((4, 7), max_class_share=max_class_share)
     torch.manual_seed(0)
     counts = np.zeros((9 - 4 + 1, 12 - 7 + 1), dtype=int)
     for _ in range(2000):
@@ -150,7 +150,7 @@ def test_image_and_mask_move_together(height: int, width: int, crop: tuple[int, 
 )
 def test_padding_is_at_the_right_and_the_bottom(dtype: torch.dtype, expected: list[float]) -> None:
     sample = WrapSample()({"image": torch.ones(3, 2, 3, dtype=dtype), "mask": torch.ones(2, 3, dtype=torch.int64)})
-    padded = UnwrapSample()(RandomCropWithClassCap((4, 5), ignore_index=-100, fill=(123.675, 116.28, 103.53))(sample))
+    padded = UnwrapSample()(ClassAwareCrop((4, 5), ignore_index=-100, fill=(123.675, 116.28, 103.53))(sample))
     inside = torch.zeros(4, 5, dtype=torch.bool)
     inside[:2, :3] = True
     assert (padded["mask"][inside] == 1).all()
@@ -275,7 +275,7 @@ def test_wrong_sizes_and_tries_are_named() -> None:
     with pytest.raises(ValueError, match="crop size"):
         training_transform((0, 8))
     with pytest.raises(ValueError, match="num_tries"):
-        RandomCropWithClassCap((8, 8), num_tries=0)
+        ClassAwareCrop((8, 8), num_tries=0)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,9 @@ def random_masks(generator: torch.Generator, batch_size: int, height: int, width
 
 
 def make_bank(seed: int = 0, **options: Any) -> TailMemoryBank:
-    settings_: dict[str, Any] = {"sample_ratio": 1.0, "resize_ratio": 1.0, "scope": "image", "min_pixels": 1} | options
+    settings_: dict[str, Any] = {"resize_ratio": 1.0, "scope": "image", "min_pixels": 1} | options
+    if settings_.get("presence_target") is None:
+        settings_.setdefault("sample_ratio", 1.0)
     return TailMemoryBank(TAIL, NUM_CLASSES, generator=torch.Generator().manual_seed(seed), **settings_)
 
 

@@ -12,12 +12,10 @@ OPTIONS = {
     "placement": st.sampled_from(["canvas", "uniform"]),
     "protect_tail": st.booleans(),
     "capacity": st.integers(1, 3),
-    "sample_ratio": st.sampled_from([0.0, 0.3, 1.0]),
     "resize_ratio": st.sampled_from([0.3, 1.0, 1.8]),
     "min_pixels": st.sampled_from([1, 9]),
     "max_components": st.sampled_from([1, 4]),
     "max_bytes": st.sampled_from([None, 300, 2000]),
-    "presence_target": st.sampled_from([None, 0.6]),
     "protect_classes": st.sampled_from([(), (1, 2)]),
 }
 
@@ -28,13 +26,19 @@ OPTIONS = {
     channels=st.sampled_from([1, 3, 5]),
     channels_last=st.booleans(),
     options=st.fixed_dictionaries(OPTIONS),
+    policy=st.sampled_from([{"sample_ratio": ratio} for ratio in (0.0, 0.3, 1.0)] + [{"presence_target": 0.6}]),
 )
 @settings(deadline=None, max_examples=60)
 def test_whatever_the_settings(
-    seed: int, dtype: torch.dtype, channels: int, channels_last: bool, options: dict[str, Any]
+    seed: int,
+    dtype: torch.dtype,
+    channels: int,
+    channels_last: bool,
+    options: dict[str, Any],
+    policy: dict[str, float],
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    bank = make_bank(seed, **options)
+    bank = make_bank(seed, **options, **policy)
     for _ in range(4):
         batch_size, height, width = (int(torch.randint(n, (), generator=generator)) + 1 for n in (3, 30, 30))
         masks = random_masks(generator, batch_size, height, width)

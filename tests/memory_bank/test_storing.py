@@ -1,5 +1,7 @@
 import math
+import re
 
+import pytest
 import torch
 
 from aucseg.memory_bank import TailMemoryBank
@@ -128,6 +130,47 @@ def test_a_sample_above_max_bytes_by_itself_is_not_stored() -> None:
     for masks in (small, large):
         bank(colours(masks), masks)
     assert bank.num_samples == {3: 1, 4: 0, 5: 0}
+
+
+@pytest.mark.parametrize(
+    ("options", "way_out"),
+    [
+        (
+            {"min_pixels": 9},
+            r"no component has min_pixels=9 pixels\. .* a smaller min_pixels \(1 stores every component\)$",
+        ),
+        (
+            {"max_bytes": 20},
+            r"min_pixels=1 pixels, or a sample is larger than max_bytes=20\. .* or a larger max_bytes$",
+        ),
+    ],
+)
+def test_a_class_that_is_seen_and_never_stored_is_said_once(options: dict[str, int], way_out: str) -> None:
+    bank = make_bank(**options)
+    small, other = one_object(3, slice(0, 2), slice(0, 4)), one_object(5, slice(0, 1), slice(0, 2))
+    masks = torch.cat([small, torch.maximum(small, other.roll(9, 1)), empty(20, 30)])
+    for _ in range(9):
+        bank(colours(masks), masks)
+    with pytest.warns(
+        UserWarning, match="stored nothing of tail class 3, though 20 images or more held each: "
+    ) as said:
+        bank(colours(masks), masks)
+    assert len(said) == 1
+    assert re.search(way_out, str(said[0].message))
+    for _ in range(9):  # here a warning is an error
+        bank(colours(masks), masks)
+
+
+def test_a_class_of_which_something_is_stored_now_and_then_is_not_spoken_of() -> None:
+    bank = make_bank(min_pixels=9)
+    small, large = one_object(3, slice(0, 2), slice(0, 4)), one_object(3, slice(0, 3), slice(0, 3))
+    for masks in (*[small] * 19, large, *[small] * 40):
+        bank(colours(masks), masks)
+    assert bank.num_samples[3] == 1
+    loaded = make_bank(min_pixels=9)
+    loaded.load_state_dict(bank.state_dict())
+    for _ in range(40):
+        loaded(colours(small), small)
 
 
 def test_takes_a_twentieth_of_whole_float_images_at_most() -> None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from aucseg.datasets import SampleError, SegmentationDataset
 from aucseg.datasets.shards import StreamedSegmentationDataset, write_shards
+from aucseg.loading.crops import ClassAwareCrop
 from aucseg.loading.sample_order import SampleStream, random_order
-from aucseg.loading.transforms import RandomCropWithClassCap
 from aucseg.statistics.class_statistics import ClassStatistics
 from aucseg.training.datamodule import SegmentationDataModule
 
@@ -209,7 +209,7 @@ def test_rare_crops_hold_the_class_and_are_the_same_again(tiny_card: Path) -> No
 def test_the_cap_spares_the_tail_of_the_card(tiny_card: Path) -> None:
     for options, expected in (({}, (3,)), ({"rare_crop_classes": [1, 2]}, (1, 2))):
         data = SegmentationDataModule(str(tiny_card), str(tiny_card.parent), **options)  # type: ignore[arg-type]
-        (crop,) = [step for step in data.training_transform.transforms if isinstance(step, RandomCropWithClassCap)]
+        (crop,) = [step for step in data.training_transform.transforms if isinstance(step, ClassAwareCrop)]
         assert crop.rare_classes == expected
         assert crop.rare_probability == 0
 

@@ -4,11 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from benchmarks.scale import ASSUMED, all_reduce_seconds, auc_bytes, filled_bank, model_rows, recorded_messages
+from benchmarks.scale import ASSUMED, all_reduce_seconds, auc_bytes, model_rows, recorded_messages
 
 from aucseg import AUCSegLoss, PairwiseAUCLoss
-from aucseg.memory_bank import TailMemoryBank
-from aucseg.training.processes import auc_losses, cpu_state, exchange_samples, gathered, part_of, process_group_of
+from aucseg.training.processes import auc_losses, cpu_state, gathered, part_of, process_group_of
 
 
 @pytest.fixture
@@ -56,48 +55,6 @@ def test_parts_are_consecutive_and_complete() -> None:
             parts = [part_of(range(length), rank, world_size) for rank in range(world_size)]
             assert [item for part in parts for item in part] == list(range(length))
             assert max(map(len, parts)) - min(map(len, parts)) <= 1
-
-
-def test_sample_from_another_process_is_stored(group: dist.ProcessGroup, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is sent comes back: every class gains a sample, the oldest one goes where the class is full."""
-    monkeypatch.setattr("aucseg.training.processes._swap", lambda message, *_: message)
-    bank = filled_bank(3)
-    before = bank.get_extra_state()["samples"]
-    sent = exchange_samples(bank, torch.device("cpu"), 0, torch.Generator().manual_seed(0))
-    after = bank.get_extra_state()["samples"]
-    assert sent < bank.nbytes + 20_000
-    for old, new in zip(before, after, strict=True):
-        assert len(new) == len(old) == 5
-        assert [id(sample["values"]) for sample in new[:4]] == [id(sample["values"]) for sample in old[1:]]
-        assert any(torch.equal(new[4]["values"], sample["values"]) for sample in old)
-    empty = TailMemoryBank([1], 2, generator=torch.Generator())
-    exchange_samples(empty, torch.device("cpu"), 0, torch.Generator())
-    assert empty.nbytes == 0
-
-
-def test_exchange_uses_no_random_number_twice(group: dist.ProcessGroup, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The generator may be the bank's own, as it is in a run: it goes on after the draws, and so does another."""
-    monkeypatch.setattr("aucseg.training.processes._swap", lambda message, *_: message)
-    for own in (True, False):
-        generators = [torch.Generator().manual_seed(seed) for seed in (7, 7 if own else 8)]
-        bank = TailMemoryBank(
-            [1, 2], 3, scope="image", min_pixels=1, sample_ratio=0.0, capacity=3, generator=generators[0]
-        )
-        handed_over = generators[0] if own else generators[1]
-        masks = torch.zeros(4, 8, 8, dtype=torch.long)
-        masks[:, :2], masks[:3, 4:] = 1, 2
-        bank(torch.rand(4, 3, 8, 8), masks)
-        twin = torch.Generator()
-        twin.set_state(handed_over.get_state())
-        resting = generators[0].get_state()
-        before = bank.get_extra_state()["samples"]
-        exchange_samples(bank, torch.device("cpu"), 0, handed_over)
-        drawn = [int(torch.randint(3, (), generator=twin)) for _ in range(2)]
-        assert torch.equal(handed_over.get_state(), twin.get_state())
-        if not own:
-            assert torch.equal(generators[0].get_state(), resting)
-        for old, new, number in zip(before, bank.get_extra_state()["samples"], drawn, strict=True):
-            assert torch.equal(new[-1]["values"], old[number]["values"])
 
 
 def test_state_is_moved_with_its_containers() -> None:

@@ -20,7 +20,8 @@ Fingerprint = dict[str, Any]
 # Parts of the package that no training run imports or whose changes cannot change one.
 _NOT_TRAINING = (
     *("cli.py", "commands/", "compare/", "integrations/", "report/", "inference/export.py", "inference/image_files.py"),
-    *("statistics/summary.py", "datasets/shards.py", "datasets/propose.py"),
+    *("statistics/advice.py", "statistics/bound.py", "statistics/summary.py"),
+    *("datasets/shards.py", "datasets/propose.py"),
 )
 _TRAINING_AFTER_ALL = ("compare/second_stage.py",)
 _LIBRARIES = ("torch", "torchvision", "lightning", "segmentation-models-pytorch", "timm", "transformers")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from aucseg.losses import AUCSegLoss
 from aucseg.memory_bank import TailMemoryBank
+from aucseg.memory_bank.paper import with_paper_settings
 
 try:
     from mmcv.transforms import BaseTransform
@@ -100,13 +101,14 @@ class TailMemoryBankTransform(BaseTransform):  # type: ignore[misc]
     "missing" is judged for each image. `AUCSegDataPreProcessor` has one bank for the whole batch.
 
     Args:
-        **options: options of `aucseg.TailMemoryBank`.
+        **options: options of `aucseg.TailMemoryBank`; ``as_in_paper="ade20k"`` stands for the paper's settings.
 
     Raises:
         ValueError: for ``scope="batch"``: a pipeline sees one image at a time.
     """
 
     def __init__(self, **options: Any) -> None:
+        options = with_paper_settings(options)
         if options.setdefault("scope", "image") != "image":
             raise ValueError(
                 "a transform sees one image at a time: use scope='image', or AUCSegDataPreProcessor for scope='batch'"
@@ -143,13 +145,14 @@ class AUCSegDataPreProcessor(SegDataPreProcessor):  # type: ignore[misc]
     the model's checkpoint.
 
     Args:
-        bank: options of `aucseg.TailMemoryBank`; None for no bank.
+        bank: options of `aucseg.TailMemoryBank`; ``as_in_paper="ade20k"`` stands for the paper's settings; None for
+            no bank.
         **options: options of ``SegDataPreProcessor``.
     """
 
     def __init__(self, bank: dict[str, Any] | None = None, **options: Any) -> None:
         super().__init__(**options)
-        self.bank = None if bank is None else TailMemoryBank(**bank)
+        self.bank = None if bank is None else TailMemoryBank(**with_paper_settings(bank))
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
         """As in ``SegDataPreProcessor``, then, in training, the bank."""

@@ -1,22 +1,23 @@
-"""Against the long tail without a bank: rare-class images, class-aware crops. Class weights: `aucseg.class_weights`."""
+"""Images of rare classes more often: the sampler. Crops around their pixels: `aucseg.loading.crops`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import Sampler
-
-from aucseg.datasets.counting import count_ids
 
 if TYPE_CHECKING:
     from aucseg.statistics.class_statistics import ClassStatistics
 
 _MIX = 0x9E3779B97F4A7C15
+
+
+def numbered_generator(seed: int, number: int) -> torch.Generator:
+    """A CPU generator whose draws depend on the seed and the number alone: that of an epoch, of a sample, ..."""
+    return torch.Generator().manual_seed((seed * _MIX + number) % 2**63)
 
 
 class DrawnIndex(int):
@@ -105,7 +106,7 @@ class RareClassSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         total = self.num_samples * self.num_replicas
-        generator = _generator(self.seed, self.epoch)
+        generator = numbered_generator(self.seed, self.epoch)
         classes = torch.multinomial(self.class_probabilities, total, replacement=True, generator=generator)
         place = (torch.rand(total, generator=generator, dtype=torch.float64) * self._count[classes]).long()
         images = self._images[self._start[classes] + place].tolist()
@@ -131,110 +132,3 @@ class RareClassSampler(Sampler[int]):
         if not 0 <= state["num_consumed"] <= self.num_samples:
             raise ValueError(f"num_consumed must lie in 0..{self.num_samples}, not {state['num_consumed']}")
         self.epoch, self._first = state["epoch"], state["num_consumed"]
-
-
-class ClassAwareCrop:
-    """Crops around a random pixel of a rare class that the image holds.
-
-    With ``probability`` one of the given classes that the mask holds is drawn, then one of its pixels; the crop is a
-    random one that contains this pixel. Otherwise, and where the mask holds none of them, the crop is anywhere. A
-    smaller image is padded with 0, its mask with the ignore label.
-
-    The draw depends on the seed and ``sample["draw"]``, which the samplers of this module hand on: the same on any
-    number of ranks and workers, and after a resume. A sample without it uses torch's global generator.
-
-    Args:
-        size: (height, width) of the crop.
-        classes: Ids of the classes to look for, for example the tail.
-        probability: How often to look for one.
-        ignore_index: Label of the padding.
-        seed: Seed of the draws.
-
-    Raises:
-        ValueError: An argument out of its range.
-
-    Example:
-        >>> mask = torch.zeros(8, 8, dtype=torch.uint8)
-        >>> mask[6, 1] = 3
-        >>> sample = {"image": torch.zeros(3, 8, 8, dtype=torch.uint8), "mask": mask, "name": "a", "draw": 5}
-        >>> crop = ClassAwareCrop((4, 4), classes=[3], probability=1.0)(sample)
-        >>> tuple(crop["image"].shape), bool((crop["mask"] == 3).any())
-        ((3, 4, 4), True)
-    """
-
-    def __init__(
-        self,
-        size: tuple[int, int],
-        classes: Sequence[int],
-        *,
-        probability: float = 0.5,
-        ignore_index: int = 255,
-        seed: int = 0,
-    ) -> None:
-        if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"size must be (height, width), both at least 1, not {size}")
-        if not 0 <= probability <= 1:
-            raise ValueError(f"probability must lie in 0..1, not {probability}")
-        if ignore_index in classes:
-            raise ValueError(f"classes {list(classes)} hold the ignore label {ignore_index}; leave it out")
-        self.size = size
-        self.classes = tuple(classes)
-        self.probability = probability
-        self.ignore_index = ignore_index
-        self.seed = seed
-
-    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """Return a new sample with the cropped image (C, h, w) and mask (h, w)."""
-        generator = _generator(self.seed, sample["draw"]) if "draw" in sample else torch.default_generator
-        image, mask = sample["image"], sample["mask"]
-        height, width = self.size
-        below, right = max(height - mask.shape[0], 0), max(width - mask.shape[1], 0)
-        if below or right:
-            image = F.pad(image, (0, right, 0, below))
-            mask = pad_mask(mask, right, below, self.ignore_index)
-        center = self._pixel_of_rare_class(mask, generator)
-        top = draw_start(height, mask.shape[0], None if center is None else center[0], generator)
-        left = draw_start(width, mask.shape[1], None if center is None else center[1], generator)
-        rows, columns = slice(top, top + height), slice(left, left + width)
-        return {**sample, "image": image[..., rows, columns], "mask": mask[rows, columns]}
-
-    def _pixel_of_rare_class(self, mask: Tensor, generator: torch.Generator) -> tuple[int, int] | None:
-        if float(torch.rand((), generator=generator)) >= self.probability:
-            return None
-        return draw_pixel(mask, self.classes, generator)
-
-
-def _generator(seed: int, number: int) -> torch.Generator:
-    return torch.Generator().manual_seed((seed * _MIX + number) % 2**63)
-
-
-def draw_pixel(mask: Tensor, classes: Sequence[int], generator: torch.Generator) -> tuple[int, int] | None:
-    """Draw one of the classes that the mask (H, W) holds, then the (row, column) of one of its pixels; or None."""
-    ids, counts = count_ids(mask.numpy())
-    present = [i for i, class_id in enumerate(ids.tolist()) if class_id in classes]
-    if not present:
-        return None
-    drawn = present[int(torch.randint(len(present), (), generator=generator))]
-    place = int(torch.randint(int(counts[drawn]), (), generator=generator))
-    return divmod(int((mask == int(ids[drawn])).flatten().nonzero()[place]), mask.shape[1])
-
-
-def draw_start(size: int, length: int, inside: int | None, generator: torch.Generator) -> int:
-    """Draw the start of an interval of ``size`` within ``length`` that contains the position ``inside``."""
-    low = 0 if inside is None else max(inside - size + 1, 0)
-    high = length - size if inside is None else min(inside, length - size)
-    return int(torch.randint(low, high + 1, (), generator=generator))
-
-
-def pad_mask(mask: Tensor, right: int, below: int, ignore_index: int) -> Tensor:
-    """Pad a mask (H, W) with the ignore label.
-
-    Raises:
-        ValueError: The mask's dtype cannot hold the ignore label, which would become that of a class.
-    """
-    if mask.dtype == torch.bool or not torch.iinfo(mask.dtype).min <= ignore_index <= torch.iinfo(mask.dtype).max:
-        raise ValueError(
-            f"a mask of {mask.dtype} cannot be padded with the ignore label {ignore_index}: "
-            "give masks of a dtype that holds it, such as int64"
-        )
-    return F.pad(mask, (0, right, 0, below), value=ignore_index)

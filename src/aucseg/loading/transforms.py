@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from aucseg.loading.crops import ClassAwareCrop
 from aucseg.loading.photometric import DrawColourChange, PhotometricDistortion
-from aucseg.loading.rare_classes import draw_pixel, draw_start, pad_mask
 
 try:
     from torchvision import tv_tensors
@@ -132,134 +132,6 @@ def nearest_places(old: int, new: int) -> Tensor:
     return torch.div((2 * torch.arange(new) + 1) * old, 2 * new, rounding_mode="floor")
 
 
-class RandomCropWithClassCap(nn.Module):
-    """Random crop, redrawn where one class covers more than a given share of its labelled pixels.
-
-    Every place is as likely as any other. A crop beyond the cap gives way to the first redraw that keeps to it and
-    holds every class of the crop that it replaces. Without this condition the cap would take rare classes away: a crop
-    of a small object before a wide background is beyond the cap, the next one without the object may not be. Where
-    ``num_tries`` draws bring no such crop the first one stays. So no class is in fewer crops than without the cap.
-
-    Smaller images are padded at the right and the bottom: the image with ``fill``, the mask with the ignore label.
-
-    Args:
-        size: ``(height, width)`` of the crop in pixels.
-        max_class_share: largest share of the labelled pixels that one class may hold, in (0, 1]; 1 takes the first
-            crop.
-        ignore_index: label of padding; does not count as a class.
-        fill: padding value of each channel, or one for all; rounded for images of integers.
-        num_tries: crops drawn at most.
-        rare_classes: class ids that the cap spares: each may fill a crop, and a redraw must hold at least as many of
-            its pixels.
-        rare_probability: how often the crop is one around a pixel of a rare class that the image holds (a class drawn
-            first, then its pixel), whatever the shares in it.
-
-    Raises:
-        ValueError: an argument out of its range; a mask whose dtype cannot hold the ignore label that padding needs;
-            ``fill`` that does not fit the image.
-    """
-
-    def __init__(
-        self,
-        size: tuple[int, int],
-        max_class_share: float = 0.75,
-        ignore_index: int = 255,
-        fill: float | Sequence[float] = 0,
-        num_tries: int = 10,
-        rare_classes: Sequence[int] = (),
-        rare_probability: float = 0.0,
-    ) -> None:
-        super().__init__()
-        if min(size) < 1:
-            raise ValueError(f"crop size must be positive, got {tuple(size)}")
-        if not 0 < max_class_share <= 1:
-            raise ValueError(f"max_class_share must be in (0, 1], got {max_class_share}")
-        if num_tries < 1:
-            raise ValueError(f"num_tries must be at least 1, got {num_tries}")
-        if ignore_index in rare_classes or min(rare_classes, default=0) < 0:
-            raise ValueError(f"rare_classes must be class ids, not negative nor the ignore label, got {rare_classes}")
-        if not 0 <= rare_probability <= 1:
-            raise ValueError(f"the probability of a class-aware crop must be in [0, 1], got {rare_probability}")
-        self.size = (int(size[0]), int(size[1]))
-        self.max_class_share = max_class_share
-        self.ignore_index = ignore_index
-        self.fill = fill
-        self.num_tries = num_tries
-        self.rare_classes = tuple(rare_classes)
-        self.rare_probability = rare_probability
-
-    def forward(self, sample: Sample) -> Sample:
-        """Returns the cropped sample."""
-        image, mask = sample["image"], sample["mask"]
-        height, width = self.size
-        right, below = max(0, width - mask.shape[-1]), max(0, height - mask.shape[-2])
-        if right or below:
-            image = tv_tensors.wrap(pad_image(image.as_subclass(Tensor), right, below, self.fill), like=image)
-            mask = tv_tensors.wrap(pad_mask(mask.as_subclass(Tensor), right, below, self.ignore_index), like=mask)
-        top, left = self._place(mask.as_subclass(Tensor))
-        return {
-            **sample,
-            "image": tvf.crop(image, top, left, height, width),
-            "mask": tvf.crop(mask, top, left, height, width),
-        }
-
-    def _place(self, mask: Tensor) -> tuple[int, int]:
-        """Draws the top and left of a crop."""
-        pixel = None
-        if self.rare_probability > 0 and float(torch.rand((), dtype=torch.float64)) < self.rare_probability:
-            pixel = draw_pixel(mask, self.rare_classes, torch.default_generator)
-        first = self._draw(mask, pixel)
-        if pixel is not None or self.max_class_share == 1:
-            return first
-        counts = self._counts(mask, first)
-        if self._within_cap(counts):
-            return first
-        least = counts.clamp(max=1)
-        rare = [class_id for class_id in self.rare_classes if class_id < len(counts)]
-        least[rare] = counts[rare]
-        for _ in range(self.num_tries - 1):
-            place = self._draw(mask)
-            counts = self._counts(mask, place, len(least))
-            if self._within_cap(counts) and bool((counts[: len(least)] >= least).all()):
-                return place
-        return first
-
-    def _draw(self, mask: Tensor, pixel: tuple[int, int] | None = None) -> tuple[int, int]:
-        inside_row, inside_column = (None, None) if pixel is None else pixel
-        top = draw_start(self.size[0], mask.shape[0], inside_row, torch.default_generator)
-        return top, draw_start(self.size[1], mask.shape[1], inside_column, torch.default_generator)
-
-    def _counts(self, mask: Tensor, place: tuple[int, int], num_ids: int = 0) -> Tensor:
-        """Pixels of each class id in a crop, (at least ``num_ids``,) int64."""
-        (top, left), (height, width) = place, self.size
-        # Wide first: in a narrow dtype another label may equal the ignore label.
-        labels = mask[top : top + height, left : left + width].flatten().long()
-        return torch.bincount(labels[(labels != self.ignore_index) & (labels >= 0)], minlength=num_ids)
-
-    def _within_cap(self, counts: Tensor) -> bool:
-        capped = counts.clone()
-        capped[[class_id for class_id in self.rare_classes if class_id < len(counts)]] = 0
-        total = int(counts.sum())
-        return total > 0 and int(capped.max()) <= self.max_class_share * total
-
-
-def pad_image(image: Tensor, right: int, below: int, fill: float | Sequence[float]) -> Tensor:
-    """Pads an image (C, H, W) with one value for each channel, or one for all."""
-    values = torch.tensor([fill] if isinstance(fill, (int, float)) else list(fill), dtype=torch.float64)
-    channels, height, width = image.shape
-    if len(values) not in (1, channels):
-        raise ValueError(
-            f"fill has {len(values)} values for an image of {channels} channels: give one for each, or one"
-        )
-    if not image.is_floating_point():
-        values = values.round()
-        if not torch.equal(values.to(image.dtype).double(), values):
-            raise ValueError(f"an image of {image.dtype} cannot be padded with fill {fill}")
-    padded = values.to(image.dtype).view(-1, 1, 1).repeat(channels // len(values), height + below, width + right)
-    padded[:, :height, :width] = image
-    return padded
-
-
 class RandomFlip(nn.Module):
     """Mirrors image and mask, left to right, with a probability."""
 
@@ -312,15 +184,15 @@ def training_transform(
         crop_size: ``(height, width)`` of the crops in pixels.
         scale: range of the random scale factor.
         base_size: ``(long, short)`` edge that images are fitted into before ``scale`` applies; None for their own size.
-        max_class_share: see `RandomCropWithClassCap`.
+        max_class_share: see `aucseg.loading.crops.ClassAwareCrop`.
         flip: probability of a horizontal flip.
         photometric: whether to distort brightness, contrast, saturation and hue, see `PhotometricDistortion`; "device"
             draws the changes alone, see `aucseg.loading.photometric.DrawColourChange`.
         ignore_index: label of padding.
         fill: padding value of the image; with the mean of the data set it is about zero after normalization (exactly
             so without rounding and distortion).
-        rare_classes: see `RandomCropWithClassCap`.
-        rare_probability: see `RandomCropWithClassCap`.
+        rare_classes: see `aucseg.loading.crops.ClassAwareCrop`.
+        rare_probability: see `aucseg.loading.crops.ClassAwareCrop`.
 
     Returns:
         A transform from sample to sample; its randomness comes from torch's global generator.
@@ -333,13 +205,13 @@ def training_transform(
     steps: list[nn.Module] = [
         WrapSample(),
         RandomScale(scale, base_size),
-        RandomCropWithClassCap(
+        ClassAwareCrop(
             crop_size,
-            max_class_share,
-            ignore_index,
-            fill,
-            rare_classes=rare_classes,
+            rare_classes,
             rare_probability=rare_probability,
+            max_class_share=max_class_share,
+            ignore_index=ignore_index,
+            fill=fill,
         ),
         RandomFlip(flip),
     ]

@@ -3,8 +3,9 @@
 Source of the idea: Han et al., "AUCSeg: AUC-oriented Pixel-level Long-tail Semantic Segmentation", NeurIPS 2024.
 """
 
-import math
-from collections.abc import Iterable, Sequence
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,8 @@ from aucseg.memory_bank.checks import (
     MASK_DTYPES,
     check_batch,
     check_labels,
+    check_policy,
+    check_samples,
     check_settings,
     check_state,
     checked_classes,
@@ -21,8 +24,11 @@ from aucseg.memory_bank.checks import (
     checked_tail_classes,
 )
 from aucseg.memory_bank.components import connected_components, horizontal_runs, keep_where, number_components
+from aucseg.memory_bank.labels import LabelTables
+from aucseg.memory_bank.paper import paper_settings
 from aucseg.memory_bank.paste import Paste, paste_samples
-from aucseg.memory_bank.samples import Sample, cut_samples, sample_nbytes
+from aucseg.memory_bank.policy import PresenceCounts, draw_share_of_missing, draw_to_presence, in_any, present_after
+from aucseg.memory_bank.store import NeverStored, SampleStore
 
 
 class TailMemoryBank(nn.Module):
@@ -59,7 +65,8 @@ class TailMemoryBank(nn.Module):
         tail_classes: class ids (train ids, 0..num_classes-1) to store and paste.
         num_classes: number of classes K.
         capacity: samples per class (S_M of the paper), at least 1.
-        sample_ratio: share of the missing classes to paste (R_S), 0..1. Not used with ``presence_target``.
+        sample_ratio: share of the missing classes to paste (R_S), 0..1; by default 0.05, and None with
+            ``presence_target``, which takes its place.
         resize_ratio: scale of what is pasted (R_R), above 0.
         scope: what "missing" means. ``"image"``: each image gets what it lacks. ``"batch"``: classes that no image of
             the batch holds are drawn once, and each goes to a random image; ``presence_target`` is then a share of
@@ -71,7 +78,8 @@ class TailMemoryBank(nn.Module):
             last paste wins.
         protect_classes: further classes whose pixels are not pasted over, for example the middle classes: where images
             get many pastes, the objects between head and tail are otherwise often covered.
-        min_pixels: smallest component to store, in pixels.
+        min_pixels: smallest component to store, in pixels. Of a class whose components are all smaller nothing is
+            stored; a warning says so once.
         max_bytes: bound on ``nbytes``. Beyond it the oldest sample of the fullest class goes (most samples, then most
             bytes); a sample that is larger by itself is not stored.
         ignore_index: label of pixels without a class; never stored, may be pasted over.
@@ -83,7 +91,7 @@ class TailMemoryBank(nn.Module):
         max_components: components stored per class and image, at least 1.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, or ``sample_ratio`` beside ``presence_target``.
 
     Example:
         >>> bank = TailMemoryBank([2], num_classes=3, sample_ratio=1.0, resize_ratio=1.0, min_pixels=1, scope="image")
@@ -100,16 +108,13 @@ class TailMemoryBank(nn.Module):
         [(1, 2, 2)]
     """
 
-    _tail_lookup: Tensor
-    _protected: Tensor
-
     def __init__(
         self,
         tail_classes: Iterable[int],
         num_classes: int,
         *,
         capacity: int = 5,
-        sample_ratio: float = 0.05,
+        sample_ratio: float | None = None,
         resize_ratio: float = 0.4,
         scope: Literal["batch", "image"] = "batch",
         placement: Literal["canvas", "uniform"] = "canvas",
@@ -133,16 +138,15 @@ class TailMemoryBank(nn.Module):
             {"scope": (scope, ("batch", "image")), "placement": (placement, ("canvas", "uniform"))},
             generator,
         )
+        check_policy(sample_ratio, presence_target)
         self.num_classes = num_classes
-        self.capacity = capacity
-        self.sample_ratio = sample_ratio
+        self.sample_ratio = 0.05 if sample_ratio is None and presence_target is None else sample_ratio
         self.resize_ratio = resize_ratio
         self.scope = scope
         self.placement = placement
         self.protect_tail = protect_tail
         self.protect_classes = checked_classes(protect_classes, num_classes, "protect_classes")
         self.min_pixels = min_pixels
-        self.max_bytes = max_bytes
         self.ignore_index = ignore_index
         self.presence_target = presence_target
         self.max_components = max_components
@@ -150,39 +154,70 @@ class TailMemoryBank(nn.Module):
         if generator is None:
             generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         self._generator = generator
-        # Position in tail_classes of each label, -1 for the others; the last entry serves every label outside 0..K-1.
-        lookup = torch.full((num_classes + 1,), -1)
-        lookup[list(self.tail_classes)] = torch.arange(len(self.tail_classes))
-        self.register_buffer("_tail_lookup", lookup, persistent=False)
-        protected = torch.zeros(num_classes + 1, dtype=torch.bool)
-        protected[[*self.protect_classes, *(self.tail_classes if protect_tail else ())]] = True
-        self.register_buffer("_protected", protected, persistent=False)
+        protected = [*self.protect_classes, *(self.tail_classes if protect_tail else ())]
+        self._labels = LabelTables(self.tail_classes, protected, num_classes)
+        self._store = SampleStore(len(self.tail_classes), capacity, max_bytes)
         self.clear()
+
+    @classmethod
+    def as_in_paper(
+        cls, data_set: str, tail_classes: Iterable[int], num_classes: int, **options: Any
+    ) -> TailMemoryBank:
+        """Makes a bank with the settings of the paper and, for scope and placement, of its code.
+
+        ``capacity`` (S_M) is 5, ``scope`` image, ``placement`` canvas; the others depend on the data set:
+
+        - ``"ade20k"``: ``sample_ratio`` (R_S) 0.05, ``resize_ratio`` (R_R) 0.4
+        - ``"cityscapes"``: 1 and 1
+        - ``"coco_stuff"``: 0.05 and 0.1
+
+        Args:
+            data_set: one of these names.
+            tail_classes: as above.
+            num_classes: as above.
+            **options: any other option, or one of these settings with another value.
+
+        Raises:
+            ValueError: another data set, or what the bank refuses.
+
+        Example:
+            >>> TailMemoryBank.as_in_paper("cityscapes", [6, 12, 14, 15, 16, 17, 18], 19).resize_ratio
+            1.0
+        """
+        return cls(tail_classes, num_classes, **{**paper_settings(data_set), **options})
 
     def clear(self) -> None:
         """Forgets all samples and the running estimate of presence; keeps the state of the generator."""
-        self._samples: list[list[Sample]] = [[] for _ in self.tail_classes]  # each class: oldest sample first
-        self._images_seen = 0
-        self._images_with = [0] * len(self.tail_classes)
-        self._units_seen = 0
-        self._units_reached = [0] * len(self.tail_classes)
+        num_tail = len(self.tail_classes)
+        self._store = SampleStore(num_tail, self.capacity, self.max_bytes)
+        self._counts = PresenceCounts(num_tail)
+        self._never_stored = NeverStored(self.tail_classes, self.min_pixels, self.max_bytes)
         self._last_pastes: list[tuple[int, int, int]] = []
+
+    @property
+    def capacity(self) -> int:
+        """Samples per class."""
+        return self._store.capacity
+
+    @property
+    def max_bytes(self) -> int | None:
+        """Bound on ``nbytes``."""
+        return self._store.max_bytes
 
     @property
     def nbytes(self) -> int:
         """Bytes of all stored pixels and their places."""
-        return sum(sample.nbytes for samples in self._samples for sample in samples)
+        return self._store.nbytes
 
     @property
     def num_samples(self) -> dict[int, int]:
         """Stored samples of each tail class."""
-        return {class_id: len(samples) for class_id, samples in zip(self.tail_classes, self._samples, strict=True)}
+        return dict(zip(self.tail_classes, map(len, self._store.samples), strict=True))
 
     @property
     def presence(self) -> dict[int, float]:
         """Share of images that hold each tail class: as given, or as seen so far (0 before the first image)."""
-        shares = self._presence or [seen / max(self._images_seen, 1) for seen in self._images_with]
-        return dict(zip(self.tail_classes, shares, strict=True))
+        return dict(zip(self.tail_classes, self._presence or self._counts.seen, strict=True))
 
     @property
     def presence_reached(self) -> dict[int, float]:
@@ -190,8 +225,7 @@ class TailMemoryBank(nn.Module):
 
         Counted since the bank was made, cleared or loaded; what to compare ``presence_target`` with.
         """
-        shares = [reached / max(self._units_seen, 1) for reached in self._units_reached]
-        return dict(zip(self.tail_classes, shares, strict=True))
+        return dict(zip(self.tail_classes, self._counts.reached, strict=True))
 
     @property
     def last_pastes(self) -> list[tuple[int, int, int]]:
@@ -232,8 +266,9 @@ class TailMemoryBank(nn.Module):
         if not self.training:
             return images, masks
         check_batch(images, masks, self.tail_classes)
-        self._check_format(images)
-        self._move_samples(images.device)
+        self._store.check_format(images)
+        self._store.move(images.device)
+        self._labels.move(images.device)
         channels_last = not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
         images = images.clone(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         mask_dtype = masks.dtype
@@ -241,7 +276,7 @@ class TailMemoryBank(nn.Module):
         masks = masks.to(mask_dtype if mask_dtype in MASK_DTYPES else torch.int64)
         masks = masks.clone(memory_format=torch.contiguous_format)
         if masks.numel():
-            present = self._store(images, masks)
+            present = self._store_batch(images, masks)
             pastes = self._choose(present)
             if pastes:
                 counts = paste_samples(
@@ -250,158 +285,82 @@ class TailMemoryBank(nn.Module):
                     pastes,
                     resize_ratio=self.resize_ratio,
                     placement=self.placement,
-                    is_protected=self._is_protected,
-                    is_spared=lambda labels: self._is_protected(labels) | (self._tail_position(labels) >= 0),
+                    is_protected=self._labels.is_protected,
+                    is_spared=self._labels.is_spared,
                     first_wins=self.protect_tail,
                     generator=self._generator,
                 )
                 self._last_pastes = [(p.image, p.class_id, n) for p, n in zip(pastes, counts, strict=True) if n]
-            self._count_reached(present, masks)
+            held = present_after(present, self.tail_classes, self._last_pastes, None if self.protect_tail else masks)
+            self._counts.reach(held if self.scope == "image" else [in_any(held)])
         return images, masks.to(mask_dtype)
 
-    def _store(self, images: Tensor, masks: Tensor) -> list[list[bool]]:
+    def _store_batch(self, images: Tensor, masks: Tensor) -> list[list[bool]]:
         """Stores what the batch holds of each tail class; returns (B, T) which tail classes each image holds."""
         num_images, height, width = masks.shape
         num_tail = len(self.tail_classes)
         start, length, label = horizontal_runs(masks)
         if masks.device.type == "cpu":
             check_labels(label, start, masks.shape, self.num_classes, self.ignore_index)
-        tail = self._tail_position(label)
+        tail = self._labels.tail_position(label)
         start, length, tail = keep_where(tail >= 0, start, length, tail)
         group = start // (height * width) * num_tail + tail  # one group per image and class
 
         present = torch.zeros(num_images * num_tail, dtype=torch.bool, device=masks.device)
         present[group] = True
         present_list: list[list[bool]] = present.view(num_images, num_tail).tolist()
-        self._images_seen += num_images
-        for position in range(num_tail):
-            self._images_with[position] += sum(row[position] for row in present_list)
+        self._counts.see(present_list)
 
         root = connected_components(start, length, tail, height, width)
         component = number_components(root, length, group, self.min_pixels, self.max_components)
         start, length, group, component = keep_where(component >= 0, start, length, group, component)
         order = group.sort(stable=True).indices
         start, length, group, component = start[order], length[order], group[order], component[order]
-        self._store_groups(images, start, length, group, component)
+        stored = self._store.add(images, start, length, group, component, self._generator)
+        self._never_stored.update(present_list, stored)
         return present_list
-
-    def _store_groups(self, images: Tensor, start: Tensor, length: Tensor, group: Tensor, component: Tensor) -> None:
-        """Stores each group (an image's pixels of one class), given its runs sorted by group, then by place."""
-        num_tail = len(self.tail_classes)
-        groups, index, num_runs = torch.unique_consecutive(group, return_inverse=True, return_counts=True)
-        num_pixels = torch.zeros_like(groups).scatter_add_(0, index, length)
-        table: list[list[int]] = torch.stack([groups, num_runs, num_pixels], dim=1).tolist()
-
-        # Slots are chosen before any pixel is copied: what a later image of the same batch replaces need not be
-        # copied. An integer stands for a sample that is still to be cut.
-        slots: list[list[Sample | int]] = [list(samples) for samples in self._samples]
-        for number, (group_id, r, p) in enumerate(table):
-            if self.max_bytes is not None and sample_nbytes(r, p, images) > self.max_bytes:
-                continue
-            stored = slots[group_id % num_tail]
-            if len(stored) == self.capacity:
-                del stored[int(torch.randint(self.capacity, (), generator=self._generator))]
-            stored.append(number)
-
-        new = sorted(entry for stored in slots for entry in stored if isinstance(entry, int))
-        if len(new) < len(table):
-            chosen = torch.zeros(len(table), dtype=torch.bool)
-            chosen[new] = True
-            start, length, component = keep_where(chosen.to(index.device)[index], start, length, component)
-        run_counts = [table[number][1] for number in new]
-        pixel_counts = [table[number][2] for number in new]
-        cut = dict(zip(new, cut_samples(images, start, length, component, run_counts, pixel_counts), strict=True))
-        self._samples = [[cut[e] if isinstance(e, int) else e for e in stored] for stored in slots]
-        self._evict()
-
-    def _evict(self) -> None:
-        """Drops samples until the bank is within ``max_bytes``."""
-        if self.max_bytes is None:
-            return
-        excess = self.nbytes - self.max_bytes
-        while excess > 0:
-            most = max(len(samples) for samples in self._samples)
-            candidates = [samples for samples in self._samples if len(samples) == most]
-            fullest = max(candidates, key=lambda samples: sum(sample.nbytes for sample in samples))
-            excess -= fullest.pop(0).nbytes
 
     def _choose(self, present: list[list[bool]]) -> list[Paste]:
         """Draws classes, images and samples."""
-        units = present if self.scope == "image" else [[any(column) for column in zip(*present, strict=True)]]
+        units = present if self.scope == "image" else [in_any(present)]
         pastes = []
         for number, row in enumerate(units):
             for position in self._draw_classes(row, len(present)):
-                samples = self._samples[position]
+                samples = self._store.samples[position]
                 image = number if self.scope == "image" else self._randint(len(present))
                 pastes.append(Paste(image, self.tail_classes[position], samples[self._randint(len(samples))]))
         return pastes
 
-    def _count_reached(self, present: list[list[bool]], masks: Tensor) -> None:
-        """Counts the images or batches that hold each tail class after pasting."""
-        if self._last_pastes and not self.protect_tail:  # a paste may have covered all there was of another class
-            held = torch.stack(
-                [(masks == class_id).flatten(1).any(1) for class_id in self.tail_classes], dim=1
-            ).tolist()
-        else:
-            held = [list(row) for row in present]
-            for image, class_id, _ in self._last_pastes:
-                held[image][self.tail_classes.index(class_id)] = True
-        if self.scope == "batch":
-            held = [[any(column) for column in zip(*held, strict=True)]]
-        self._units_seen += len(held)
-        for position in range(len(self.tail_classes)):
-            self._units_reached[position] += sum(row[position] for row in held)
-
     def _draw_classes(self, row: list[bool], batch_size: int) -> list[int]:
         """Draws among the tail classes that ``row`` lacks and that have something stored."""
         missing = [position for position, held in enumerate(row) if not held]
-        stored = [position for position in missing if self._samples[position]]
+        stored = [position for position in missing if self._store.samples[position]]
         if not stored:
             return []
         if self.presence_target is None:
-            # The small number keeps 0.07 * 100 = 7.000000000000001 from becoming 8.
-            wanted = math.ceil(len(missing) * self.sample_ratio - 1e-9)
-            drawn: list[int] = torch.randperm(len(stored), generator=self._generator)[:wanted].tolist()
-            return [stored[index] for index in drawn]
+            assert self.sample_ratio is not None
+            return draw_share_of_missing(stored, len(missing), self.sample_ratio, self._generator)
         shares = list(self.presence.values())
-        uniform: list[float] = torch.rand(len(stored), generator=self._generator, dtype=torch.float64).tolist()
-        result = []
-        for position, draw in zip(stored, uniform, strict=True):
-            share = shares[position] if self.scope == "image" else 1 - (1 - shares[position]) ** batch_size
-            if share < 1 and draw < (self.presence_target - share) / (1 - share):
-                result.append(position)
-        return result
+        if self.scope == "batch":
+            shares = [1 - (1 - share) ** batch_size for share in shares]
+        return draw_to_presence(stored, shares, self.presence_target, self._generator)
 
     def _randint(self, high: int) -> int:
         return int(torch.randint(high, (), generator=self._generator))
 
-    def _move_samples(self, device: torch.device) -> None:
-        # Each sample is asked: what another process has given may still lie on the CPU.
-        if any(sample.values.device != device for samples in self._samples for sample in samples):
-            self._samples = [
-                [s._replace(runs=s.runs.to(device), values=s.values.to(device)) for s in samples]
-                for samples in self._samples
-            ]
+    def add_samples(self, samples: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+        """Stores samples of a bank with the same tail classes, such as that of another process.
 
-    def _tail_position(self, labels: Tensor) -> Tensor:
-        """Position of each label in ``tail_classes``, -1 for all others."""
-        return self._tail_lookup.to(labels.device).index_select(0, self._class_or_other(labels))
+        Args:
+            samples: for each tail class in ascending order any number of samples, as ``get_extra_state()`` holds them
+                under ``"samples"``. Beyond ``capacity`` and ``max_bytes`` the oldest go.
 
-    def _is_protected(self, labels: Tensor) -> Tensor:
-        return self._protected.to(labels.device).index_select(0, self._class_or_other(labels))
-
-    def _class_or_other(self, labels: Tensor) -> Tensor:
-        """Labels as int64; K for every label outside 0..K-1."""
-        labels = labels.long()
-        return torch.where(labels >= 0, labels, self.num_classes).clamp(max=self.num_classes)
-
-    def _check_format(self, images: Tensor) -> None:
-        stored = next((samples[0].values for samples in self._samples if samples), None)
-        if stored is not None and (stored.dtype != images.dtype or stored.shape[1] != images.shape[1]):
-            raise ValueError(
-                f"the bank holds {stored.dtype} pixels of {stored.shape[1]} channels, the images are {images.dtype} "
-                f"with {images.shape[1]} channels: feed it at one place of the pipeline, or call clear() first"
-            )
+        Raises:
+            ValueError: damaged samples, or samples unlike the stored ones; the bank is then as it was.
+        """
+        check_samples(samples, self.tail_classes)
+        check_samples([[*own, *new] for own, new in zip(self._store.state(), samples, strict=True)], self.tail_classes)
+        self._store.extend(samples)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Everything that changes, as tensors and plain containers (part of ``state_dict()``)."""
@@ -409,9 +368,9 @@ class TailMemoryBank(nn.Module):
             "num_classes": self.num_classes,
             "tail_classes": list(self.tail_classes),
             "generator": self._generator.get_state(),
-            "images_seen": self._images_seen,
-            "images_with": list(self._images_with),
-            "samples": [[sample._asdict() for sample in samples] for samples in self._samples],
+            "images_seen": self._counts.images,
+            "images_with": list(self._counts.images_with),
+            "samples": self._store.state(),
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -426,10 +385,10 @@ class TailMemoryBank(nn.Module):
         except (RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(f"the saved bank is damaged: its random state cannot be restored: {error}") from error
         self.clear()
-        self._images_seen = state["images_seen"]
-        self._images_with = list(state["images_with"])
-        self._samples = [[Sample(**sample) for sample in samples[-self.capacity :]] for samples in state["samples"]]
-        self._evict()
+        self._counts.images = state["images_seen"]
+        self._counts.images_with = list(state["images_with"])
+        self._store.extend(state["samples"])
+        self._never_stored.update([], {position for position, own in enumerate(self._store.samples) if own})
 
     def __getstate__(self) -> dict[str, Any]:
         # A generator cannot be copied or pickled in every supported version of torch; its state can.

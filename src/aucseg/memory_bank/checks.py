@@ -72,6 +72,16 @@ def check_settings(
         )
 
 
+def check_policy(sample_ratio: float | None, presence_target: float | None) -> None:
+    """ValueError where two policies are asked for."""
+    if sample_ratio is not None and presence_target is not None:
+        raise ValueError(
+            f"sample_ratio {sample_ratio} and presence_target {presence_target} are two policies, and only one can "
+            "choose what is pasted: leave sample_ratio out (None) to go by presence, presence_target for the paper's "
+            "share of the missing classes"
+        )
+
+
 def checked_classes(classes: Iterable[int], num_classes: int, name: str) -> tuple[int, ...]:
     """The classes in ascending order, each once; ValueError for an id outside 0..num_classes-1."""
     ids = sorted({_class_id(class_id, name) for class_id in classes})
@@ -153,11 +163,16 @@ def check_state(state: Any, num_classes: int, tail_classes: Sequence[int]) -> No
             raise ValueError(
                 f"the saved bank has {name} = {state[name]}, this one {own}: build it as it was when saved"
             )
-    seen, seen_with, samples = state["images_seen"], state["images_with"], state["samples"]
+    seen, seen_with = state["images_seen"], state["images_with"]
     if type(seen) is not int or not isinstance(seen_with, list) or len(seen_with) != len(tail_classes):
         raise ValueError("the saved bank is damaged: its counts of images do not fit")
     if any(type(count) is not int or not 0 <= count <= seen for count in seen_with):
         raise ValueError("the saved bank is damaged: its counts of images do not fit")
+    check_samples(state["samples"], tail_classes)
+
+
+def check_samples(samples: Any, tail_classes: Sequence[int]) -> None:
+    """ValueError for what is not a list of whole samples, all of one format, for each tail class."""
     if not isinstance(samples, list) or len(samples) != len(tail_classes):
         raise ValueError("the saved bank is damaged: it must hold a list of samples for each tail class")
     formats = set()

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aucseg.datasets.counting import GRID, MaskScan, scan_mask, unpack_cells
+from aucseg.statistics.bound import bound_terms
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -309,43 +310,28 @@ class ClassStatistics:
         constants: tuple[float, float, float] = (1.0, 1.0, 1.0),
         pixels_per_image: int | None = None,
     ) -> dict[str, float]:
-        """Return the terms of the generalization bound of AUCSeg (Han et al., NeurIPS 2024).
-
-        ``8/N + (eta_inner + eta_inter)/sqrt(N) sqrt(A log(2 B mu tau N k + C))
-        + 3 (sqrt(1/(2N)) + K sqrt(1 - 1/N)) sqrt(log(4 K (K-1) / delta))``
-        with ``eta_inner = 48 mu tau ln(N)/N`` and ``eta_inter = 2 sqrt(2) tau``. As a number the bound says nothing:
-        its last term alone is far above 1, and the paper leaves A, B and C open. Its use is how it grows with N, K and
-        tau.
+        """Return the terms of the generalization bound of AUCSeg; `aucseg.statistics.bound.bound_terms` is the formula.
 
         Args:
             delta: The bound holds with probability ``1 - delta``.
             mu: Lipschitz constant of the risk of a sample.
-            constants: A, B, C.
+            constants: A, B, C, which the paper leaves open.
             pixels_per_image: k; the largest image by default.
 
-        Returns:
-            ``sample`` (8/N), ``inner`` and ``inter`` (dependence inside one image, between images), ``confidence`` (the
-            last term), ``total``, and ``tau``.
+        Raises:
+            ValueError: No labelled image, or an argument out of its range.
         """
-        if not 0 < delta < 1:
-            raise ValueError(f"delta is a probability between 0 and 1, not {delta}")
-        if mu <= 0 or min(constants) <= 0:
-            raise ValueError(f"mu and the constants must be positive, not mu={mu}, constants={constants}")
         if self.num_images == 0 or math.isnan(self.tau):
             raise ValueError("no labelled image in these statistics; count some masks first")
-        n, k, num_classes, tau = self.num_images, pixels_per_image or self.max_image_pixels, self.num_classes, self.tau
-        a, b, c = constants
-        scale = math.sqrt(max(a * math.log(2 * b * mu * tau * n * k + c), 0) / n)
-        pairs = 4 * num_classes * max(num_classes - 1, 1)
-        terms = {
-            "sample": 8 / n,
-            "inner": 48 * mu * tau * math.log(n) / n * scale,
-            "inter": 2 * math.sqrt(2) * tau * scale,
-            "confidence": 3
-            * (math.sqrt(1 / (2 * n)) + num_classes * math.sqrt(1 - 1 / n))
-            * math.sqrt(math.log(pairs / delta)),
-        }
-        return terms | {"total": sum(terms.values()), "tau": tau}
+        return bound_terms(
+            num_images=self.num_images,
+            pixels_per_image=pixels_per_image or self.max_image_pixels,
+            num_classes=self.num_classes,
+            tau=self.tau,
+            delta=delta,
+            mu=mu,
+            constants=constants,
+        )
 
     def _packed_rows(self) -> npt.NDArray[np.uint8]:
         return np.frombuffer(b"".join(self._rows), np.uint8).reshape(self.num_images, (self.num_classes + 7) // 8)

@@ -65,7 +65,7 @@ class SegmentationDataModule(LightningDataModule):
         eval_base_size: the same for validation images (masks keep their size); None for their own size.
         max_class_share: largest share of a crop's labelled pixels that one class may hold where a redraw finds such a
             crop without losing a class; rare classes may hold more, see
-            `aucseg.loading.transforms.RandomCropWithClassCap`.
+            `aucseg.loading.crops.ClassAwareCrop`.
         flip: probability of a horizontal flip.
         photometric: whether to distort the colours of training images. "device" draws the same changes in the loader
             and makes them on the device the batch is trained on, where they cost little; outside a trainer call

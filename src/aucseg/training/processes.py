@@ -1,20 +1,17 @@
-"""What several processes of a run do together, beyond what Lightning does: sums, states, samples of the bank."""
+"""What several processes of a run do together, beyond what Lightning does: sums and states."""
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from aucseg.losses.pairwise_auc import PairwiseAUCLoss
-from aucseg.memory_bank import TailMemoryBank
 
 _T = TypeVar("_T")
 
@@ -68,47 +65,6 @@ def part_of(items: Sequence[_T], rank: int, world_size: int) -> Sequence[_T]:
         ['ab', 'cde']
     """
     return items[rank * len(items) // world_size : (rank + 1) * len(items) // world_size]
-
-
-def exchange_samples(bank: TailMemoryBank, device: torch.device, shift: int, generator: torch.Generator) -> int:
-    """Each process gives one stored sample of each tail class to the process ``shift`` ranks further on.
-
-    A class that occurs on one process alone thus comes to all of them. What arrives is stored like a new sample: beyond
-    ``capacity`` the oldest goes.
-
-    Args:
-        bank: the bank of this process.
-        device: where the backend's messages live: the CPU for gloo, this process's accelerator for NCCL.
-        shift: 1..world size - 1, the same on all processes.
-        generator: CPU generator that draws what is given.
-
-    Returns:
-        Bytes that this process has sent.
-    """
-    drawn = [int(torch.randint(n, (), generator=generator)) if n else 0 for n in bank.num_samples.values()]
-    # Taken after the draws: the generator may be the bank's own, whose state it holds.
-    state = bank.get_extra_state()
-    gift = [[cpu_state(samples[i])] if samples else [] for samples, i in zip(state["samples"], drawn, strict=True)]
-    buffer = io.BytesIO()
-    torch.save(gift, buffer)
-    message = torch.frombuffer(bytearray(buffer.getbuffer()), dtype=torch.uint8).to(device)
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    to, source = (rank + shift) % world_size, (rank - shift) % world_size
-    size = _swap(
-        torch.tensor([message.numel()], device=device), torch.zeros(1, dtype=torch.int64, device=device), to, source
-    )
-    received = _swap(message, torch.empty(int(size), dtype=torch.uint8, device=device), to, source)
-    arrived = torch.load(io.BytesIO(received.cpu().numpy().tobytes()), weights_only=True)
-    state["samples"] = [own + new for own, new in zip(state["samples"], arrived, strict=True)]
-    bank.set_extra_state(state)
-    return message.numel() + 8
-
-
-def _swap(message: Tensor, received: Tensor, to: int, source: int) -> Tensor:
-    operations = [dist.P2POp(dist.isend, message, to), dist.P2POp(dist.irecv, received, source)]
-    for work in dist.batch_isend_irecv(operations):
-        work.wait()
-    return received
 
 
 def cpu_state(value: Any) -> Any:

@@ -17,6 +17,7 @@ from aucseg.loading.transforms import IMAGENET_MEAN, IMAGENET_STD
 from aucseg.losses import AUCSegLoss, build_loss
 from aucseg.losses.baselines import LongTailLoss
 from aucseg.losses.pairwise_auc import PairwiseAUCLoss
+from aucseg.memory_bank.exchange import exchange_samples
 from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
 from aucseg.models import build_model, forward_with_auxiliary, without_weights
 from aucseg.randomness import random_states, set_random_states, stable_seed
@@ -24,7 +25,7 @@ from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.micro_batches import backward_all_but_last, check_micro_batches
 from aucseg.training.optimization import build_optimizer, build_schedule
 from aucseg.training.precision import clip_gradients, in_model_dtype, keeping_digits, unscales
-from aucseg.training.processes import auc_losses, cpu_state, exchange_samples, gathered, process_group_of, say_once
+from aucseg.training.processes import auc_losses, cpu_state, gathered, process_group_of, say_once
 from aucseg.training.task_checks import (
     batch_norm_explained,
     build_bank,
@@ -56,7 +57,8 @@ class SegmentationTask(LightningModule):
         loss: name of a loss, see `aucseg.losses.build_loss`, or a module from (logits, target) to a scalar.
         loss_options: options of the loss.
         bank: options of `aucseg.TailMemoryBank` (``tail_classes`` defaults to the card's tail; classes are given by id
-            or name; ``protect_classes`` may be a group of the card, such as ``middle``), or None for no bank.
+            or name; ``protect_classes`` may be a group of the card, such as ``middle``; ``as_in_paper: ade20k`` stands
+            for the paper's settings, see `aucseg.TailMemoryBank.as_in_paper`), or None for no bank.
         mean: mean of each image channel, in units of 0..255; None for that of the model's weights.
         std: standard deviation of each image channel, in the same units; None as with ``mean``.
         learning_rate: rate of the encoder.

@@ -13,6 +13,7 @@ from aucseg.datasets import DatasetCard
 from aucseg.hints import check_options
 from aucseg.inference.predictor import InferenceOptions
 from aucseg.memory_bank import TailMemoryBank
+from aucseg.memory_bank.paper import with_paper_settings
 from aucseg.training.processes import say_once
 
 try:
@@ -29,7 +30,8 @@ def build_bank(options: Mapping[str, Any], card: DatasetCard, generator: torch.G
     """The bank of a task, for the card's tail unless the options name other classes, by id or by name.
 
     Args:
-        options: ``model.bank``: options of `aucseg.TailMemoryBank`. ``protect_classes`` may be a group of the card.
+        options: ``model.bank``: options of `aucseg.TailMemoryBank`, or ``as_in_paper`` with the name of a data set, see
+            `aucseg.TailMemoryBank.as_in_paper`. ``protect_classes`` may be a group of the card.
         card: the card of the data.
         generator: of the bank's choices.
 
@@ -37,8 +39,8 @@ def build_bank(options: Mapping[str, Any], card: DatasetCard, generator: torch.G
         TypeError: an option that the bank does not have.
         ValueError: no tail classes, an unknown class or an unknown group.
     """
+    options = with_paper_settings(options)
     check_options(options, TailMemoryBank, "model.bank", given=("num_classes", "ignore_index", "generator"))
-    options = dict(options)
     tail = options.pop("tail_classes", None)
     if isinstance(tail, str):
         tail = [tail]

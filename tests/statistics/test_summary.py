@@ -1,0 +1,47 @@
+import json
+import textwrap
+from pathlib import Path
+
+import torch
+import yaml
+
+from aucseg.datasets import DatasetCard, SegmentationDataset
+from aucseg.statistics.class_statistics import ClassStatistics
+from aucseg.statistics.summary import format_report, make_report, write_chart, write_csv
+from aucseg.training.task import SegmentationTask
+from tests.statistics.examples import long_tail
+
+
+def test_report_as_text_json_csv_and_chart(tmp_path: Path) -> None:
+    report = make_report(long_tail(), batch_size=4)
+    assert json.loads(json.dumps(report)) == report
+    text = format_report(report)
+    for word in ("road", "cone", "head", "tail", "tau", "imbalance ratio", "vacuous", "TailMemoryBank("):
+        assert word in text
+    write_csv(report, tmp_path / "classes.csv")
+    rows = (tmp_path / "classes.csv").read_text().splitlines()
+    assert rows[0].startswith("id,name,group,pixels,images,frequency,presence")
+    assert len(rows) == 5
+    write_chart(report, tmp_path / "classes.svg")
+    chart = (tmp_path / "classes.svg").read_text()
+    assert "<svg" in chart
+    write_chart(report, tmp_path / "classes.png")
+    assert (tmp_path / "classes.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_configuration_takes_the_suggested_settings() -> None:
+    card = DatasetCard.load("freedoom_lt")
+    statistics = ClassStatistics(card.num_classes)
+    data = SegmentationDataset(card, split="train")
+    for index in range(0, 400, 10):
+        statistics.update(data[index]["mask"].numpy())
+    report = make_report(statistics, card)
+    _, _, block = format_report(report).partition("in a configuration:\n")
+    suggested = yaml.safe_load(textwrap.dedent(block))["model"]
+    task = SegmentationTask("freedoom_lt", torch.nn.Conv2d(3, card.num_classes, 1), **suggested)
+    settings = report["advice"]["settings"]
+    assert task.bank is not None
+    assert task.bank.presence_target == settings["presence_target"]
+    assert set(settings["tail_classes"]) <= set(task.bank.tail_classes)
+    assert set(settings["protect_classes"]) <= set(task.bank.protect_classes)
+    assert suggested["bank"]["resize_ratio"] == settings["resize_ratio"] == task.bank.resize_ratio
