@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from aucseg.report.examples import CHECKPOINT, Example, Paste, collect_examples, collect_pastes
+from aucseg.report.examples import Example, Paste, collect_examples, collect_pastes
 from aucseg.report.figures import readme_figure
 from aucseg.report.page import build_report, run_summary
 from aucseg.report.runs import load_comparison
+from aucseg.run_files import LAST_CHECKPOINT
 
 _EXAMPLES = """examples:
   aucseg report runs/ce runs/aucseg                         the first run is the baseline
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     samples: list[Example] = []
     pastes: list[Paste] = []
     status = 0
-    with_checkpoint = [one for one in comparison.runs if (one.folder / CHECKPOINT).is_file()]
+    with_checkpoint = [one for one in comparison.runs if (one.folder / LAST_CHECKPOINT).is_file()]
     if not args.no_images and with_checkpoint:
         print("predicting example images ...", file=sys.stderr)
         try:

@@ -33,6 +33,7 @@ from aucseg.compare.runner import Run, Runner, locked, write_atomically
 from aucseg.compare.search import Search, parse_search, scores_of, trial_config, trial_folder
 from aucseg.compare.tables import METRICS, csv_text, latex_text, make_tables, markdown_text, terminal_text
 from aucseg.datasets.data_report import describe_data
+from aucseg.run_files import LAST_CHECKPOINT, RECORD_FILE, run_folder_of
 
 _EPILOG = """methods: a loss (ce, wce-inverse, focal, cb-focal, ohem, ldam, la, vs, balanced-softmax, blv, seesaw, dice,
 lovasz, ...), 'aucseg' (AUCSegLoss and the bank) or 'auc' (AUCSegLoss alone), with
@@ -357,8 +358,8 @@ class _Comparison:
         return names
 
     def _discard(self, folder: Path, seed: int) -> None:
-        for checkpoint in folder.glob(f"*/seed{seed}/checkpoints/last.ckpt"):
-            if (checkpoint.parent.parent / "compare.json").is_file():
+        for checkpoint in folder.glob(f"*/seed{seed}/{LAST_CHECKPOINT}"):
+            if (run_folder_of(checkpoint) / RECORD_FILE).is_file():
                 checkpoint.unlink()
 
     def _time_left(self, count: int) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
@@ -34,12 +36,6 @@ from aucseg.training.task_checks import (
     evaluation_options,
     state_mismatch,
 )
-
-try:
-    from lightning.pytorch import LightningModule
-    from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-except ImportError as error:  # pragma: no cover - depends on the environment
-    raise ImportError('aucseg.training.task needs Lightning: pip install "aucseg[train]"') from error
 
 
 class SegmentationTask(LightningModule):
