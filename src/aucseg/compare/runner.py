@@ -39,7 +39,7 @@ from aucseg.safe_files import replace_file
 
 # A run that is asked to end saves a checkpoint after its step.
 _SECONDS_TO_END = 60
-_COMMAND = (sys.executable, "-m", "aucseg.cli")
+COMMAND = (sys.executable, "-m", "aucseg.cli")
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class Runner:
         (run.folder / INPUT_FILE).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
     def _launch(self, run: Run, *, goes_on: bool) -> int:
-        arguments = [*_COMMAND, run.command, "--config", str(run.folder / INPUT_FILE), "--out", str(run.folder)]
+        arguments = [*COMMAND, run.command, "--config", str(run.folder / INPUT_FILE), "--out", str(run.folder)]
         if run.command == "fit":
             arguments += ["--resume", "auto"] if goes_on else ["--overwrite", "true"]
         environment = dict(os.environ)
