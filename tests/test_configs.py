@@ -119,7 +119,7 @@ def test_a_file_of_the_user_comes_first(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     Path("ade20k_deeplabv3plus_ce.yaml").touch()
     assert find_config("ade20k_deeplabv3plus_ce.yaml") == Path("ade20k_deeplabv3plus_ce.yaml")
-    with pytest.raises(ValueError, match=r"no file 'mine.yaml'.* those of the package: ade20k"):
+    with pytest.raises(ValueError, match=r"no file 'mine.yaml'.* known: ade20k"):
         find_config("mine.yaml")
 
 
@@ -149,7 +149,7 @@ def test_validation_slides_where_the_configuration_says_so(tiny_card: Path, tmp_
 
 
 def test_unknown_evaluation_option_is_named(tiny_card: Path) -> None:
-    with pytest.raises(TypeError, match=r"evaluation: .*windw"):
+    with pytest.raises(TypeError, match="evaluation has no option 'windw'"):
         SegmentationTask(str(tiny_card), torch.nn.Conv2d(3, 4, 1), evaluation={"windw": [32, 32]})
 
 

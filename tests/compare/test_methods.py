@@ -53,7 +53,7 @@ def test_definitions_change_a_method(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["focl"], "did you mean 'focal'"),
+        (["focl"], "did you mean focal"),
         (["ce+bnk"], r"no '\+bnk'"),
         (["ce", "ce"], "twice"),
         (["ce+bank+bank"], "a part twice"),

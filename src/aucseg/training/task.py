@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from aucseg.datasets import DatasetCard
+from aucseg.dtypes import in_model_dtype
 from aucseg.inference.predictor import Predictor
 from aucseg.loading.evaluation_batches import same_size_parts
 from aucseg.loading.transforms import IMAGENET_MEAN, IMAGENET_STD
@@ -26,7 +27,7 @@ from aucseg.randomness import random_states, set_random_states, stable_seed
 from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.micro_batches import backward_all_but_last, check_micro_batches
 from aucseg.training.optimization import build_optimizer, build_schedule
-from aucseg.training.precision import clip_gradients, in_model_dtype, keeping_digits, unscales
+from aucseg.training.precision import clip_gradients, keeping_digits, unscales
 from aucseg.training.processes import auc_losses, cpu_state, exchange_samples, gathered, process_group_of, say_once
 from aucseg.training.task_checks import (
     batch_norm_explained,
