@@ -34,7 +34,7 @@ OPTIONAL = {
     "webdataset": {"datasets"},
 }
 # Commands whose help takes no heavy import.
-QUICK = ("compare", "demo", "export", "predict")
+QUICK = ("compare", "demo", "export", "predict", "report")
 
 
 def room_of(name: str) -> str:
