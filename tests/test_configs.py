@@ -122,7 +122,7 @@ def test_a_file_of_the_user_comes_first(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     Path("ade20k_deeplabv3plus_ce.yaml").touch()
     assert find_config("ade20k_deeplabv3plus_ce.yaml") == Path("ade20k_deeplabv3plus_ce.yaml")
-    with pytest.raises(ValueError, match=r"no file 'mine.yaml'.* those of the package: ade20k"):
+    with pytest.raises(ValueError, match=r"no file 'mine.yaml'.* known: ade20k"):
         find_config("mine.yaml")
 
 

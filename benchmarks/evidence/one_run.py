@@ -19,12 +19,13 @@ import yaml
 from benchmarks.evidence.records import read_result, rounded
 from filelock import FileLock, Timeout
 
+from aucseg.run_files import RESULT_FILE
+
 JOB_FILE = "job.json"
 MEASURED_FILE = "measured.json"
 LOG_FILE = "log.txt"
 BUSY = 75
 _LOCK_FILE = "run.lock"
-_RESULT_FILE = "result.json"
 
 
 def main(folder: Path, job: dict[str, Any]) -> int:
@@ -62,7 +63,7 @@ def train(job: dict[str, Any], folder: Path) -> int:
     status = cli.main(["fit", "--config", str(source), "--out", str(folder), *options])
     if status != 0:
         return status
-    result = json.loads((folder / _RESULT_FILE).read_text(encoding="utf-8"))
+    result = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
     measured: dict[str, Any] = {
         "metrics": rounded(result["metrics"]),
         "per_class_iou": rounded(result["per_class_iou"]),

@@ -28,10 +28,9 @@ from benchmarks.evidence.shared_studies import SHARED_STUDIES
 from benchmarks.evidence.studies import RESULTS, SECOND_STAGES, STUDIES
 
 import aucseg
-from aucseg.compare.runner import RECORD_FILE
+from aucseg.run_files import RECORD_FILE, RESULT_FILE
 
 PINNED = Path(".gpu/pinned")
-_RESULT_FILE = "result.json"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -208,7 +207,7 @@ def restore(result: Mapping[str, Any], methods: Sequence[str], out: Path) -> Non
         if method not in methods or needed or (folder / RECORD_FILE).is_file():
             continue
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / _RESULT_FILE).write_text(json.dumps({key: record[key] for key in ("metrics", "per_class_iou")}))
+        (folder / RESULT_FILE).write_text(json.dumps({key: record[key] for key in ("metrics", "per_class_iou")}))
         configuration = {"trainer.max_steps": record["steps"]}
         kept = {key: record[key] for key in ("metrics", "cost", "seconds", "hashes")}
         (folder / RECORD_FILE).write_text(json.dumps({**kept, "fingerprints": {"configuration": configuration}}))
@@ -216,7 +215,7 @@ def restore(result: Mapping[str, Any], methods: Sequence[str], out: Path) -> Non
 
 def _measured(path: Path) -> dict[str, Any]:
     record = json.loads(path.read_text(encoding="utf-8"))
-    result = json.loads((path.parent / _RESULT_FILE).read_text(encoding="utf-8"))
+    result = json.loads((path.parent / RESULT_FILE).read_text(encoding="utf-8"))
     return {
         "steps": record["fingerprints"]["configuration"]["trainer.max_steps"],
         "metrics": rounded(record["metrics"]),

@@ -29,10 +29,10 @@ _COMMANDS = {
     "demo": ("aucseg.commands.demo", "train cross-entropy and AUCSeg on the embedded data and compare them"),
     "predict": ("aucseg.commands.predict", "write label maps and overlays of images, folders or globs"),
     "stats": ("aucseg.commands.stats", "count the classes of a data set, check its labels, suggest settings"),
-    "compare": ("aucseg.compare", "train several methods with several seeds and tabulate them"),
+    "compare": ("aucseg.commands.compare", "train several methods with several seeds and tabulate them"),
     "report": ("aucseg.commands.report", "write one HTML page about finished or running runs"),
     "adjust": ("aucseg.commands.adjust", "fit one offset a class to a trained model, for mean IoU or the tail's"),
-    "export": ("aucseg.inference.export", "write a trained model as ONNX, torch.export or safetensors"),
+    "export": ("aucseg.commands.export", "write a trained model as ONNX, torch.export or safetensors"),
 }
 # Commands whose options Lightning's command line derives from the task, the data module and the trainer.
 _LIGHTNING_COMMANDS = {

@@ -1,10 +1,10 @@
-"""Which dtypes numbers and labels have, on every device: one rule each, for losses, metrics, bank and prediction."""
+"""Which dtypes numbers, labels and images have, on every device: one rule each, for all that computes."""
 
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 # Apple's MPS and Intel's Gaudi have no float64 at all; of Intel's GPUs (xpu) each model says whether it has.
 _WITHOUT_FLOAT64 = ("mps", "hpu")
@@ -101,3 +101,14 @@ def int64_labels(labels: Tensor, name: str = "target") -> Tensor:
     if labels.dtype == torch.uint64:
         raise TypeError(f"{name} is {labels.dtype}, whose range int64 does not hold: convert it with {name}.long()")
     return labels.long()
+
+
+def in_model_dtype(images: Tensor, model: nn.Module) -> Tensor:
+    """Normalized images in the dtype of the model's parameters; unchanged if it has none.
+
+    Example:
+        >>> in_model_dtype(torch.zeros(1, 3, 2, 2), nn.Conv2d(3, 5, 1).bfloat16()).dtype
+        torch.bfloat16
+    """
+    dtype = next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), images.dtype)
+    return images.to(dtype)

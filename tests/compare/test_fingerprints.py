@@ -11,6 +11,7 @@ from aucseg.compare.fingerprints import (
     differences,
     digest,
 )
+from tests.source_imports import MODULES, PACKAGE, reached_from
 
 
 def test_code_is_all_that_trains_and_nothing_else() -> None:
@@ -23,6 +24,14 @@ def test_code_is_all_that_trains_and_nothing_else() -> None:
         "torch",
     } <= files.keys()
     assert not {"report/page.py", "compare/tables.py", "commands/demo.py", "cli.py"} & files.keys()
+
+
+def test_code_is_what_a_training_run_can_import() -> None:
+    own = {f"aucseg.{name}" for name in ("commands.fit", "compare.second_stage", "compare.cost")}
+    reached = {MODULES[name].relative_to(PACKAGE).as_posix() for name in reached_from(own)}
+    unimportant = {name for name in reached - code_fingerprint({}).keys() if not name.endswith("__init__.py")}
+    # Messages, and the measurement of what a run costs.
+    assert unimportant == {"commands/failures.py", "commands/option_errors.py", "compare/cost.py"}
 
 
 def test_comments_and_docstrings_do_not_count_but_code_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

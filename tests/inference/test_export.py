@@ -1,9 +1,7 @@
-import argparse
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,11 +15,9 @@ from safetensors import safe_open
 from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
-from aucseg.inference import export
-from aucseg.inference.export import ExportCheck, ExportError, ExportMetadata, export_model, save_weights
+from aucseg.inference.export import ExportError, ExportMetadata, export_model, save_weights, with_static_padding
 from aucseg.inference.predictor import Predictor
 from aucseg.models import SegmentationModel, WrappedNetwork, build_model, load_checkpoint
-from aucseg.models.hub import HubModel
 
 NAMES = ("wall", "floor", "door", "barrel")
 PALETTE = ((128, 96, 64), (0, 200, 0), (0, 0, 200), (9, 8, 7))
@@ -139,7 +135,7 @@ def test_padding_by_size_becomes_constant(kernel: int, stride: int, dilation: in
     torch.manual_seed(0)
     dynamic = Conv2dSame(6, 8, (kernel, 3), stride=stride, dilation=dilation, groups=2, bias=kernel > 1)
     images = torch.randn(2, 6, 12, 20)
-    static = export._with_static_padding(nn.Sequential(nn.ModuleDict({"inner": dynamic})))
+    static = with_static_padding(nn.Sequential(nn.ModuleDict({"inner": dynamic})))
     replaced: Any = static.get_submodule("0.inner")
     assert not any(isinstance(module, Conv2dSame) for module in static.modules())
     torch.testing.assert_close(replaced(images), dynamic(images))
@@ -176,67 +172,6 @@ def test_safetensors(tmp_path: Path) -> None:
 
 
 SEGNEXT = {"embed_dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "head_channels": 32, "num_bases": 4}
-
-
-def task(name: str | None = "segnext/tiny") -> Any:
-    """What export reads of a SegmentationTask."""
-    torch.manual_seed(0)
-    return SimpleNamespace(
-        model=build_model("segnext/tiny", 4, **SEGNEXT).eval() if name else small(),
-        hparams={"model": name, "model_options": {**SEGNEXT, "encoder_weights": "absent.pth"}},
-        card=SimpleNamespace(class_names=NAMES, palette=PALETTE),
-        mean=torch.tensor(METADATA.pixel_mean).view(3, 1, 1),
-        std=torch.tensor(METADATA.pixel_std).view(3, 1, 1),
-    )
-
-
-def command(monkeypatch: pytest.MonkeyPatch, arguments: list[str], of: Any) -> int:
-    monkeypatch.setattr(export, "_load_task", lambda path: of)
-    parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter)
-    export.add_arguments(parser)
-    assert "aucseg export runs/a --to model.onnx" in parser.format_help()
-    return export.run(parser.parse_args(arguments))
-
-
-def test_folder_for_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = task()
-    folder = tmp_path / "hub"
-    assert command(monkeypatch, ["runs/a", "--to", str(folder)], source) == 0
-    assert {"config.json", "model.safetensors"} <= {path.name for path in folder.iterdir()}
-    loaded = HubModel.from_pretrained(folder)
-    assert loaded.class_names == list(NAMES)
-    assert loaded.palette == list(PALETTE)
-    pixels = torch.from_numpy(picture(64, 64)).permute(2, 0, 1)[None]
-    with torch.no_grad():
-        expected = source.model((pixels.float() - source.mean) / source.std)
-        torch.testing.assert_close(loaded(pixels), expected, rtol=0, atol=0)
-    with pytest.raises(ValueError, match="given as a module"):
-        command(monkeypatch, ["runs/a", "--to", str(tmp_path / "other")], task(None))
-
-
-def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    Image.fromarray(picture()).save(tmp_path / "photo.png")
-    target = tmp_path / "model.pt2"
-    arguments = ["runs/a", "--to", str(target), "--images", str(tmp_path / "*.png")]
-    assert command(monkeypatch, arguments, task(None)) == 0
-    assert "checked on 1 images" in capsys.readouterr().out
-    assert target.exists()
-    weights = tmp_path / "model.safetensors"
-    assert command(monkeypatch, ["runs/a", "--to", str(weights)], task(None)) == 0
-    assert not load_checkpoint(small(), weights)
-
-    def fail(*_: object, **__: object) -> ExportCheck:
-        raise ExportError("differs")
-
-    monkeypatch.setattr(export, "export_model", fail)
-    assert command(monkeypatch, ["runs/a", "--to", str(target)], task(None)) == 1
-
-
-def test_missing_run(tmp_path: Path) -> None:
-    parser = argparse.ArgumentParser()
-    export.add_arguments(parser)
-    with pytest.raises(ValueError, match="no checkpoint at"):
-        export.run(parser.parse_args([str(tmp_path), "--to", "model.onnx"]))
 
 
 @pytest.mark.slow

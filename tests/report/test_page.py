@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from aucseg.report import Example, build_report
-from aucseg.report.page import headline, render
+from aucseg.report.page import render
 from aucseg.report.runs import load_comparison
+from aucseg.report.sections import headline
 from tests.report.synthetic import CLASS_NAMES, GROUPS, HOSTILE, class_counts, example, examples, pastes, write_run
 
 SECTIONS = ("results", "classes", "gains", "images", "confusion", "roc", "curves", "bank")

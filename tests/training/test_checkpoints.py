@@ -10,10 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aucseg.run_files import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from aucseg.safe_files import replace_file
 from aucseg.training.checkpoints import (
-    LAST_CHECKPOINT,
-    PREVIOUS_CHECKPOINT,
     AtomicCheckpointIO,
     RunCheckpoint,
     checkpoint_step,
@@ -140,7 +139,8 @@ def test_content_reaches_the_disk_before_the_name_and_the_name_before_the_return
 FULL_DISK = """
 import sys
 from pathlib import Path
-from aucseg.training.checkpoints import AtomicCheckpointIO, LAST_CHECKPOINT, newest_checkpoint
+from aucseg.run_files import LAST_CHECKPOINT
+from aucseg.training.checkpoints import AtomicCheckpointIO, newest_checkpoint
 import torch
 folder = Path(sys.argv[1])
 saved, size = 0, 10_000

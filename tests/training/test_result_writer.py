@@ -6,11 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aucseg.training.checkpoints import LAST_CHECKPOINT
+from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT, METRICS_FILE, RESULT_FILE
 from aucseg.training.result_writer import (
-    CONFIG_FILE,
-    METRICS_FILE,
-    RESULT_FILE,
     per_image_overlap,
     prepare_run_folder,
     remove_failed_start,

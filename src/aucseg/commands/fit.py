@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import aucseg.training  # isort: skip  # noqa: F401  # before Lightning, to name the extra where that is missing
+
 import json
 import logging
 import os
@@ -9,14 +11,21 @@ import sys
 import warnings
 from argparse import ArgumentError
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, TQDMProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import CheckpointIO
 
 from aucseg.commands.failures import explanation, with_notes
 from aucseg.commands.option_errors import option_error
 from aucseg.configs import find_config
+from aucseg.run_files import CONFIG_FILE, RESULT_FILE
 from aucseg.safe_files import read_text
 from aucseg.training.checkpoints import (
     AtomicCheckpointIO,
@@ -28,21 +37,12 @@ from aucseg.training.checkpoints import (
 from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.metrics_log import MetricsLog
 from aucseg.training.processes import process_number, say_once
-from aucseg.training.result_writer import CONFIG_FILE, RESULT_FILE, ResultWriter, check_writable, prepare_run_folder
+from aucseg.training.result_writer import ResultWriter, check_writable, prepare_run_folder
 from aucseg.training.step_guard import StepGuard, TrainingStopped
 from aucseg.training.task import SegmentationTask
 
-try:
+if TYPE_CHECKING:
     from jsonargparse import Namespace
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-    from lightning.pytorch import Callback, Trainer
-    from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, TQDMProgressBar
-    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-    from lightning.pytorch.loggers import TensorBoardLogger
-    from lightning.pytorch.plugins import CheckpointIO
-except ImportError as error:  # pragma: no cover - depends on the environment
-    raise ImportError('aucseg fit and validate need Lightning: pip install "aucseg[train]"') from error
-
 
 # What decides about the course of a training.
 _LEARNING = ("seed_everything", "model", "data", "trainer")

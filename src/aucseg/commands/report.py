@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from aucseg.report.examples import CHECKPOINT, Example, Paste, collect_examples, collect_pastes
-from aucseg.report.figures import readme_figure
-from aucseg.report.page import build_report, run_summary
-from aucseg.report.runs import load_comparison
+if TYPE_CHECKING:
+    from aucseg.report.examples import Example, Paste
 
 _EXAMPLES = """examples:
   aucseg report runs/ce runs/aucseg                         the first run is the baseline
@@ -47,6 +45,12 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.num_images < 0:
         raise ValueError(f"--num-images must not be negative, got {args.num_images}")
+    from aucseg.report.examples import collect_examples, collect_pastes
+    from aucseg.report.figures import readme_figure
+    from aucseg.report.page import build_report, run_summary
+    from aucseg.report.runs import load_comparison
+    from aucseg.run_files import LAST_CHECKPOINT
+
     statistics: Any = None
     if args.statistics is not None:
         from aucseg.statistics.class_statistics import ClassStatistics
@@ -57,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     samples: list[Example] = []
     pastes: list[Paste] = []
     status = 0
-    with_checkpoint = [one for one in comparison.runs if (one.folder / CHECKPOINT).is_file()]
+    with_checkpoint = [one for one in comparison.runs if (one.folder / LAST_CHECKPOINT).is_file()]
     if not args.no_images and with_checkpoint:
         print("predicting example images ...", file=sys.stderr)
         try:

@@ -1,111 +1,49 @@
-"""``aucseg compare --config base.yaml --methods ce,la,aucseg --seeds 0,1,2``."""
+"""One comparison: methods x seeds x models on one card and one budget, resumable, in tables with intervals."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
 import math
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aucseg.compare.methods import (
-    OFFSETS,
-    POSTHOC,
-    Configuration,
-    Method,
-    at_path,
-    holding_out,
-    load_base,
-    load_definitions,
-    load_models,
-    merged,
-    parse_methods,
-    second_stage_config,
-)
-from aucseg.compare.runner import Run, Runner, locked, write_atomically
-from aucseg.compare.search import Search, parse_search, scores_of, trial_config, trial_folder
+from aucseg.compare.methods import OFFSETS, POSTHOC, Configuration, Method, at_path, merged, second_stage_config
+from aucseg.compare.runner import Run, Runner, write_atomically
+from aucseg.compare.search import Search, scores_of, trial_config, trial_folder
 from aucseg.compare.tables import METRICS, csv_text, latex_text, make_tables, markdown_text, terminal_text
 from aucseg.datasets.data_report import describe_data
-
-_EPILOG = """methods: a loss (ce, wce-inverse, focal, cb-focal, ohem, ldam, la, vs, balanced-softmax, blv, seesaw, dice,
-lovasz, ...), 'aucseg' (AUCSegLoss and the bank) or 'auc' (AUCSegLoss alone), with
-  +bank        the tail memory bank, with the base configuration's options
-  +rcs         rare-class sampling
-  +posthoc-la  logit adjustment of the trained model (ce+posthoc-la after ce)
-  +disalign    DisAlign's second stage on the trained model (ce+disalign after ce), a quarter of the steps
-  +offsets     one offset a class for the trained model (ce+offsets after ce), fitted for mean IoU on training images
-               that no method is trained on (--offsets-share)
-or a name of --methods-file: YAML 'NAME: {method: aucseg, model: {loss_options: {surrogate: hinge}}}'.
-
-examples:
-  aucseg compare --config base.yaml --methods ce,la,la+bank,aucseg --seeds 0,1,2,3,4
-  aucseg compare --config base.yaml --methods ce,la,aucseg --seeds 0,1,2 --search auto
-  aucseg compare --config base.yaml --methods ce,aucseg --search auc_weight=0.5,1,2,4 --models smp/fpn,segnext.yaml
-
-Stop it at any time and call it again: finished runs are not repeated, the one that was cut off goes on from its last
-checkpoint. Exit status 1: some runs failed.
-"""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's options."""
-    parser.epilog = _EPILOG
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="base configuration, as for fit")
-    parser.add_argument("--methods", required=True, metavar="A,B,...", help="what to compare, see below")
-    parser.add_argument("--seeds", default="0,1,2,3,4", metavar="0,1,...", help="one run each (default: %(default)s)")
-    parser.add_argument("--models", default="", metavar="M,N,...", help="names of models, or YAML files of changes to "
-                        "the base configuration (default: the base's model)")  # fmt: skip
-    parser.add_argument("--methods-file", type=Path, metavar="FILE", help="more methods, defined in YAML")
-    parser.add_argument(
-        "--baseline", metavar="METHOD", help="method to take differences to (default: ce, or the first)"
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder (default: %(default)s)")
-    parser.add_argument("--root", metavar="DIR", help="folder of the data, instead of the configuration's")
-    parser.add_argument("--steps", type=_positive, metavar="N", help="training steps, instead of the configuration's")
-    parser.add_argument("--offsets-share", type=_share, default=0.1, metavar="S", help="share of the training images "
-                        "kept for +offsets, by all methods if any has it (default: %(default)s)")  # fmt: skip
-    search = parser.add_argument_group("tuning, on training images that are held out and not trained on")
-    search.add_argument("--search", action="append", default=[], metavar="SPEC", help="auto, SETTING=V1,V2,... or "
-                        "METHOD:DOTTED.NAME=V1,V2,...; every method gets as many trials of its main setting; may be "
-                        "repeated")  # fmt: skip
-    search.add_argument("--search-steps", type=_positive, metavar="N", help="steps of a trial (default: of a run)")
-    search.add_argument("--search-metric", default="miou", choices=("miou", "head", "middle", "tail"),
-                        help="what the best trial is best in (default: %(default)s)")  # fmt: skip
-    search.add_argument("--search-share", type=_share, default=0.25, metavar="S",
-                        help="share of the training images to hold out (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--redo", action="store_true", help="repeat runs made with other code, data or configuration")
-    parser.add_argument("--discard-checkpoints", action="store_true",
-                        help="keep the trained models of the first seed alone")  # fmt: skip
-    parser.add_argument("--no-report", action="store_true", help="no HTML report of the first seed at the end")
-    parser.add_argument("--dry-run", action="store_true", help="list the runs: finished, to do or differing (refused)")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Runs what is not finished, and tells the results after every run.
-
-    Returns:
-        0, or 1 if a run failed.
-    """
-    comparison = _Comparison.from_arguments(args)
-    if args.dry_run:
-        return comparison.list_runs()
-    with locked(args.out) as lock, _signals_as_exit():
-        comparison.runner.lock = lock
-        return comparison.execute()
+from aucseg.run_files import LAST_CHECKPOINT, RECORD_FILE, run_folder_of
 
 
 @dataclass
-class _Comparison:
-    # The base configuration of each model.
+class Comparison:
+    """What is to run, and what has been found so far.
+
+    Attributes:
+        models: The base configuration of each model, by its name.
+        methods: What is compared; a search that finds nothing for one leaves it out.
+        seeds: One run of each model and method for each.
+        baseline: Name of the method that differences are taken to.
+        out: Folder of runs and tables.
+        search: The settings to tune, or None.
+        search_steps: Training steps of a trial, None for those of a run.
+        search_metric: What the best trial is best in.
+        search_share: Share of the training images that trials are validated on.
+        report: Whether an HTML report of the first seed is written at the end.
+        discard_checkpoints: Whether the trained models of later seeds are deleted.
+        runner: What executes the runs.
+        values: Metrics and cost by (model, method, seed).
+        devices: Where the runs were trained.
+        chosen: By (model, method) the setting that a search chose.
+        winners: By (model, method) the trial that won.
+    """
+
     models: dict[str, Configuration]
     methods: list[Method]
     seeds: list[int]
@@ -120,52 +58,12 @@ class _Comparison:
     runner: Runner
     values: dict[tuple[str, str, int], dict[str, float]] = field(default_factory=dict)
     devices: set[str] = field(default_factory=set)
-    # By (model, method): the setting that a search chose, and the trial that won.
     chosen: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     winners: dict[tuple[str, str], Run] = field(default_factory=dict)
     _counts: dict[tuple[str, float], list[int]] = field(default_factory=dict)
 
-    @classmethod
-    def from_arguments(cls, args: argparse.Namespace) -> _Comparison:
-        base = load_base(args.config)
-        if args.root is not None:
-            base = merged(base, at_path("data.root", args.root))
-        if args.steps is not None:
-            base = merged(base, {"trainer": {"max_steps": args.steps, "val_check_interval": args.steps}})
-        base["model"] = {"pixel_metrics": True} | (base.get("model") or {})
-        methods = parse_methods(_listed(args.methods, "--methods"), load_definitions(args.methods_file))
-        if any(method.second_stage == OFFSETS for method in methods):
-            base = holding_out(base, args.offsets_share)
-        names = [method.name for method in methods]
-        baseline = args.baseline or ("ce" if "ce" in names else names[0])
-        if baseline not in names:
-            raise ValueError(f"--baseline {baseline!r} is none of the methods {', '.join(names)}")
-        try:
-            seeds = [int(seed) for seed in _listed(args.seeds, "--seeds")]
-        except ValueError as error:
-            raise ValueError(f"--seeds {args.seeds}: expected whole numbers and commas") from error
-        if len(set(seeds)) < len(seeds):
-            raise ValueError(f"--seeds {args.seeds}: a seed is listed twice")
-        search = parse_search(args.search, methods)
-        if search is not None:
-            for method in filter(lambda method: method.has_setting, methods):
-                search.grid(method, base)  # a wrong grid is told before hours of runs
-        return cls(
-            models=load_models([item for item in args.models.split(",") if item], base),
-            methods=methods,
-            seeds=seeds,
-            baseline=baseline,
-            out=args.out,
-            search=search,
-            search_steps=args.search_steps,
-            search_metric=args.search_metric,
-            search_share=args.search_share,
-            report=not args.no_report,
-            discard_checkpoints=args.discard_checkpoints,
-            runner=Runner(redo=args.redo),
-        )
-
     def execute(self) -> int:
+        """Runs what is not finished, and prints the results after every run; returns 1 if a run failed, else 0."""
         # The models of a comparison share their data.
         print("\n".join(describe_data(next(iter(self.models.values())).get("data") or {})), flush=True)
         if self.search is None:
@@ -204,6 +102,7 @@ class _Comparison:
         return 1 if self.runner.failures else 0
 
     def list_runs(self) -> int:
+        """Prints each run as finished, to do or differing, and starts nothing; returns 0."""
         if self.search is not None and not (self.out / "search.json").is_file():
             print("the settings are not tuned yet; without them the runs are:")
         elif self.search is not None:
@@ -366,8 +265,8 @@ class _Comparison:
         return names
 
     def _discard(self, folder: Path, seed: int) -> None:
-        for checkpoint in folder.glob(f"*/seed{seed}/checkpoints/last.ckpt"):
-            if (checkpoint.parent.parent / "compare.json").is_file():
+        for checkpoint in folder.glob(f"*/seed{seed}/{LAST_CHECKPOINT}"):
+            if (run_folder_of(checkpoint) / RECORD_FILE).is_file():
                 checkpoint.unlink()
 
     def _time_left(self, count: int) -> str:
@@ -377,46 +276,5 @@ class _Comparison:
         return f" (about {minutes:.0f} min left)"
 
 
-@contextmanager
-def _signals_as_exit() -> Iterator[None]:
-    """Ends the running child before this process ends."""
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
-        yield
-        return
-
-    def leave(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    # A closed terminal, too: the child is in a session of its own, where the system does not end it.
-    numbers = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
-    previous = {number: signal.signal(number, leave) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 def _slug(model: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in model)
-
-
-def _listed(text: str, option: str) -> list[str]:
-    items = [item.strip() for item in text.split(",") if item.strip()]
-    if not items:
-        raise ValueError(f"{option} lists nothing")
-    return items
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value

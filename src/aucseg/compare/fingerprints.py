@@ -13,17 +13,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import aucseg
-
 Fingerprint = dict[str, Any]
 
+_PACKAGE = Path(__file__).parents[1]
 # Parts of the package that no training run imports or whose changes cannot change one.
 _NOT_TRAINING = (
-    *("cli.py", "commands/", "compare/", "integrations/", "report/", "inference/export.py", "inference/image_files.py"),
+    *("cli.py", "commands/", "compare/", "integrations/", "planning/", "report/", "models/hub.py"),
+    *("inference/export.py", "inference/image_files.py"),
     *("statistics/advice.py", "statistics/bound.py", "statistics/summary.py"),
-    *("datasets/shards.py", "datasets/propose.py"),
+    *("datasets/duplicates.py", "datasets/mask_checks.py", "datasets/propose"),
 )
-_TRAINING_AFTER_ALL = ("compare/second_stage.py",)
+_TRAINING_AFTER_ALL = ("commands/fit.py", "compare/second_stage.py")
 _LIBRARIES = ("torch", "torchvision", "lightning", "segmentation-models-pytorch", "timm", "transformers")
 # Up to this size every byte of a data set is hashed, above it every file's size and the bytes of some files.
 _MAX_HASHED_BYTES = 2_000_000_000
@@ -45,10 +45,9 @@ def code_fingerprint(config: Mapping[str, Any]) -> Fingerprint:
     Comments, docstrings and formatting do not count. Modules outside the package that the configuration names, as
     ``package.module:Name`` or as a ``class_path``, are included.
     """
-    package = Path(aucseg.__file__).parent
     files = {}
-    for path in sorted(package.rglob("*.py")):
-        name = path.relative_to(package).as_posix()
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        name = path.relative_to(_PACKAGE).as_posix()
         if name in _TRAINING_AFTER_ALL or not name.startswith(_NOT_TRAINING):
             files[name] = _digest_of_code(path)
     files |= {f"{module} (yours)": _digest_of_code(path) for module, path in _modules_outside(config).items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from aucseg.configs import find_config
+from aucseg.hints import closest
 from aucseg.safe_files import read_yaml_mapping
 
 Configuration = dict[str, Any]
@@ -131,9 +131,8 @@ def parse_method(name: str, definitions: Mapping[str, Definition]) -> Method:
         loss, bank = "aucseg", bank or head == "aucseg"
     elif head not in LOSSES or head == DISALIGN:
         candidates = [known for known in (*LOSSES, "auc", *definitions) if known != DISALIGN]
-        close = difflib.get_close_matches(head, candidates, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"unknown method {name!r}; {hint}Known are {', '.join(candidates)}, with +bank, +rcs, ...")
+        suffixed = ", ".join(f"+{known}" for known in _SUFFIXES)
+        raise ValueError(f"unknown method {name!r}; {closest(head, candidates)} (each also with {suffixed})")
     first_stage = "+".join([head, *suffixes[:-1]]) if second else None
     return Method(name, loss, bank, sampling, second[-1] if second else None, first_stage, overrides)
 

@@ -26,20 +26,20 @@ from aucseg.compare.fingerprints import (
 from aucseg.compare.methods import Configuration
 from aucseg.models.build import is_import_path
 from aucseg.models.checkpoint import TRUST_VARIABLE
+from aucseg.run_files import (
+    COST_FILE,
+    INPUT_FILE,
+    LAST_CHECKPOINT,
+    LOG_FILE,
+    RECORD_FILE,
+    RESULT_FILE,
+    STARTED_FILE,
+)
 from aucseg.safe_files import replace_file
 
-# A run is finished when its folder has this file.
-RECORD_FILE = "compare.json"
-# What a run that has begun is made of: with the same it goes on from its checkpoint.
-STARTED_FILE = "started.json"
-INPUT_FILE = "input.yaml"
-LOG_FILE = "log.txt"
-COST_FILE = "cost.json"
-_RESULT_FILE = "result.json"
-_CHECKPOINT = Path("checkpoints", "last.ckpt")
 # A run that is asked to end saves a checkpoint after its step.
 _SECONDS_TO_END = 60
-_COMMAND = (sys.executable, "-m", "aucseg.cli")
+COMMAND = (sys.executable, "-m", "aucseg.cli")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Run:
     @property
     def checkpoint(self) -> Path:
         """The trained model."""
-        return self.folder / _CHECKPOINT
+        return self.folder / LAST_CHECKPOINT
 
 
 @dataclass
@@ -138,7 +138,7 @@ class Runner:
         fingerprints = self.fingerprints(run)
         hashes = {part: digest(fingerprint) for part, fingerprint in fingerprints.items()}
         run.folder.mkdir(parents=True, exist_ok=True)
-        for name in (RECORD_FILE, _RESULT_FILE, COST_FILE):
+        for name in (RECORD_FILE, RESULT_FILE, COST_FILE):
             (run.folder / name).unlink(missing_ok=True)
         self._write_input(run)
         seconds_before = _seconds_of_same(run.folder / STARTED_FILE, hashes)
@@ -158,7 +158,7 @@ class Runner:
         record = {
             "title": run.title,
             "hashes": hashes,
-            "metrics": json.loads((run.folder / _RESULT_FILE).read_text(encoding="utf-8"))["metrics"],
+            "metrics": json.loads((run.folder / RESULT_FILE).read_text(encoding="utf-8"))["metrics"],
             "cost": json.loads(cost.read_text(encoding="utf-8")) if cost.is_file() else {},
             "seconds": round(seconds, 1),
             "fingerprints": fingerprints,
@@ -180,7 +180,7 @@ class Runner:
         (run.folder / INPUT_FILE).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
     def _launch(self, run: Run, *, goes_on: bool) -> int:
-        arguments = [*_COMMAND, run.command, "--config", str(run.folder / INPUT_FILE), "--out", str(run.folder)]
+        arguments = [*COMMAND, run.command, "--config", str(run.folder / INPUT_FILE), "--out", str(run.folder)]
         if run.command == "fit":
             arguments += ["--resume", "auto"] if goes_on else ["--overwrite", "true"]
         environment = dict(os.environ)
@@ -263,7 +263,7 @@ def write_atomically(path: Path, text: str) -> None:
 def _problem(run: Run, status: int) -> str | None:
     if status != 0:
         return f"exit status {status}"
-    result = run.folder / _RESULT_FILE
+    result = run.folder / RESULT_FILE
     if not result.is_file():
         return "it left no result"
     step, max_steps = json.loads(result.read_text(encoding="utf-8"))["step"], run.config["trainer"]["max_steps"]

@@ -1,7 +1,8 @@
 """The configurations that come with the package: the demo's and those of the paper's runs."""
 
-import difflib
 from pathlib import Path
+
+from aucseg.hints import closest
 
 CONFIGS = Path(__file__).parent
 
@@ -31,6 +32,4 @@ def find_config(path: str | Path) -> Path:
     name = path.name.removesuffix(".yaml")
     if name in shipped:
         return shipped[name]
-    nearest = difflib.get_close_matches(name, shipped, n=3)
-    hint = f"did you mean {', '.join(nearest)}?" if nearest else f"those of the package: {', '.join(shipped)}"
-    raise ValueError(f"there is no file {str(path)!r}, and no configuration of that name; {hint}")
+    raise ValueError(f"there is no file {str(path)!r}, and no configuration of that name; {closest(name, shipped)}")

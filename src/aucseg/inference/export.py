@@ -1,15 +1,14 @@
 """Write trained models for other programs: ONNX, torch.export, safetensors, a folder for the Hugging Face hub.
 
-``aucseg export RUN --to model.onnx`` writes the file, runs it beside the model, and keeps it only if both agree.
+Each file is run beside the model, and kept only if both agree.
 """
 
-import argparse
 import copy
 import json
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -128,7 +127,7 @@ def export_model(
     if write is None:
         raise ValueError(f"cannot export to {path.name!r}: the suffix must be .onnx or .pt2")
     reference = ExportableModel(_on_cpu(model)).eval()
-    exportable = ExportableModel(_with_static_padding(_on_cpu(model))).eval()
+    exportable = ExportableModel(with_static_padding(_on_cpu(model))).eval()
     stride = metadata.stride
     example = torch.randn(2, in_channels, 2 * stride, 3 * stride)
     with torch.no_grad():
@@ -151,7 +150,7 @@ def _on_cpu(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)
 
 
-def _with_static_padding(model: nn.Module) -> nn.Module:
+def with_static_padding(model: nn.Module) -> nn.Module:
     """Replace, in place, timm's convolutions that compute their padding from the size of what they see.
 
     That padding ("same", as TensorFlow has it) is constant where the size is a multiple of the convolution's stride,
@@ -164,7 +163,7 @@ def _with_static_padding(model: nn.Module) -> nn.Module:
             assert isinstance(child, nn.Conv2d)
             setattr(model, name, _padded(child))
         else:
-            _with_static_padding(child)
+            with_static_padding(child)
     return model
 
 
@@ -278,94 +277,23 @@ def save_weights(model: nn.Module, path: str | Path, metadata: dict[str, str] | 
         safetensors.save_file(tensors, temporary, metadata=metadata)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``aucseg export``."""
-    parser.epilog = """examples:
-  aucseg export runs/a --to model.onnx --images photos/
-  aucseg export runs/a/checkpoints/last.ckpt --to model.pt2
-  aucseg export runs/a --to model.safetensors
-  aucseg export runs/a --to my_model/           a folder for the Hugging Face hub
-"""
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or a checkpoint of a run")
-    parser.add_argument(
-        "--to", type=Path, required=True, metavar="PATH", help="*.onnx, *.pt2, *.safetensors, or a folder for the hub"
-    )
-    parser.add_argument(
-        "--images",
-        nargs="+",
-        default=[],
-        metavar="PATH",
-        help="images, folders or patterns to check the exported file on, the first four (default: validation images "
-        "of the run, where they are found; else random colours)",
-    )
+def save_for_hub(
+    model: nn.Module, folder: str | Path, metadata: ExportMetadata, *, name: str, options: Mapping[str, Any]
+) -> None:
+    """Write a model as a folder for the Hugging Face hub, to be read by `aucseg.models.hub.HubModel`.
 
+    Args:
+        model: What :func:`aucseg.models.build_model` makes of name and options.
+        folder: To write to; made if need be.
+        metadata: Class names, palette and normalization, for the settings in the folder.
+        name: The model's name, by which a reader builds it again.
+        options: Options of :func:`aucseg.models.build_model`.
 
-def run(args: argparse.Namespace) -> int:
-    """Run ``aucseg export``; the exit status is 0, or 1 when the exported file failed its check."""
-    from aucseg.inference.image_files import find_images, read_image
-
-    task = _load_task(args.run)
-    metadata = ExportMetadata(
-        tuple(task.card.class_names),
-        tuple(task.card.palette),
-        tuple(task.mean.flatten().tolist()),
-        tuple(task.std.flatten().tolist()),
-        getattr(task.model, "stride", 32),
-    )
-    if args.to.suffix == ".safetensors":
-        save_weights(task.model, args.to, metadata.as_strings())
-    elif args.to.suffix == "":
-        _save_for_hub(task, metadata, args.to)
-    else:
-        if args.images:
-            images: list[npt.NDArray[np.uint8]] | None = [read_image(path) for path in find_images(args.images)[:4]]
-        else:
-            images = _validation_images(args.run)
-        if images is None:
-            print("no validation images of the run were found; checking on random colours (better: --images)")
-        try:
-            print(export_model(task.model, args.to, metadata, images=images))
-        except ExportError as error:
-            print(f"aucseg export: {error}")
-            return 1
-    print(f"wrote {args.to}")
-    return 0
-
-
-def _validation_images(run: Path, number: int = 4) -> list[npt.NDArray[np.uint8]] | None:
-    """Read the first images that the run was validated on; None where they are not to be found any more."""
-    from aucseg.datasets import SegmentationDataset
-    from aucseg.safe_files import read_yaml_mapping
-
-    config = (run if run.is_dir() else run.parent.parent) / "config.yaml"
-    if not config.is_file():
-        return None
-    try:
-        data = read_yaml_mapping(config)["data"]
-        dataset = SegmentationDataset(data["card"], data["root"], data["val_split"])
-        return [dataset[i]["image"].permute(1, 2, 0).numpy() for i in range(min(number, len(dataset)))]
-    except (ValueError, KeyError, OSError):
-        return None
-
-
-def _load_task(path: Path) -> Any:
-    return import_extra("aucseg.training.stored_task", "train").load_task(path)
-
-
-def _save_for_hub(task: Any, metadata: ExportMetadata, folder: Path) -> None:
+    Raises:
+        ImportError: huggingface_hub is missing.
+    """
     hub = import_extra("aucseg.models.hub", "export")
-    name = task.hparams["model"]
-    if name is None:
-        raise ValueError(
-            "the run's model was given as a module, not by name, so that a reader could not build it again"
-        )
-    model = hub.HubModel(
-        name,
-        class_names=metadata.class_names,
-        palette=metadata.palette,
-        pixel_mean=metadata.pixel_mean,
-        pixel_std=metadata.pixel_std,
-        options=task.hparams["model_options"],
-    )
-    model.model.load_state_dict(task.model.state_dict())
-    model.save_pretrained(folder)
+    settings = {key: value for key, value in asdict(metadata).items() if key != "stride"}
+    copy_of_model = hub.HubModel(name, **settings, options=options)
+    copy_of_model.model.load_state_dict(model.state_dict())
+    copy_of_model.save_pretrained(folder)

@@ -11,35 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aucseg.training.precision import in_model_dtype
+from aucseg.dtypes import in_model_dtype
+from aucseg.losses.baselines.logit_adjustment import log_prior
+from aucseg.losses.class_weights import check_class_counts
 
 Array = npt.NDArray[Any]
-
-
-def log_prior(frequency: Sequence[float] | Tensor) -> Tensor:
-    """Compute the logarithms of the classes' shares.
-
-    Args:
-        frequency: Pixel counts or shares of the K classes, not negative, one at least positive. A class that never
-            occurs gets the share of the rarest one that does, for the logarithm of 0 would make it win everywhere.
-
-    Returns:
-        ``(K,)`` float32, on the CPU.
-
-    Raises:
-        ValueError: Negative, infinite or NaN entries, or zeros alone.
-
-    Example:
-        >>> log_prior([3, 1, 0]).exp()
-        tensor([0.7500, 0.2500, 0.2500])
-    """
-    # A few numbers, once: on the CPU, as not every device has float64.
-    numbers = frequency.cpu() if isinstance(frequency, Tensor) else frequency
-    counts = torch.as_tensor(numbers, dtype=torch.float64, device="cpu")
-    if counts.ndim != 1 or not counts.isfinite().all() or (counts < 0).any() or not counts.any():
-        raise ValueError(f"class frequencies must be K finite numbers >= 0, one at least positive, got {frequency}")
-    shares = counts / counts.sum()
-    return shares.clamp(min=shares[shares > 0].min()).log().float()
 
 
 @dataclass(frozen=True)
@@ -94,7 +70,7 @@ class InferenceOptions:
                 f"batch_size and block_width must be at least 1, got {self.batch_size} and {self.block_width}"
             )
         if self.class_frequency is not None:
-            log_prior(self.class_frequency)
+            check_class_counts(self.class_frequency, "class_frequency")
 
     @property
     def steps(self) -> tuple[int, int]:
@@ -146,7 +122,10 @@ class Predictor:
             device = "cpu" if parameter is None else parameter.device
         self.device = torch.device(device)
         frequency = self.options.class_frequency
-        self._adjustment = None if frequency is None else self.options.tau * log_prior(frequency).to(self.device)
+        self._adjustment = None
+        if frequency is not None:
+            prior = log_prior(check_class_counts(frequency, "class_frequency"))
+            self._adjustment = self.options.tau * prior.float().to(self.device)
 
     def logits(self, image: Tensor | Array) -> Tensor:
         """Compute the logits ``(K, H, W)`` float32 of one image, on the model's device.
@@ -220,8 +199,8 @@ class Predictor:
         """Work off one column of blocks after the other, each from top to bottom, with one band of sums in memory."""
         assert self.options.window is not None
         window = (min(self.options.window[0], height), min(self.options.window[1], width))
-        tops = _offsets(height, window[0], self.options.steps[0])
-        lefts = _offsets(width, window[1], self.options.steps[1])
+        tops = window_offsets(height, window[0], self.options.steps[0])
+        lefts = window_offsets(width, window[1], self.options.steps[1])
         weight = self._window_weight(window)
         block_width = max(self.options.block_width, window[1])
         num_blocks = max(1, width // block_width)
@@ -310,7 +289,7 @@ def _size_of(image: Tensor | Array) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _offsets(length: int, window: int, step: int) -> list[int]:
+def window_offsets(length: int, window: int, step: int) -> list[int]:
     """Cover ``length`` by windows every ``step``; the last one ends at the end."""
     return [*range(0, length - window, step), length - window]
 

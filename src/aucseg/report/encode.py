@@ -90,3 +90,13 @@ def distinct_palette(palette: Sequence[Color]) -> list[Color]:
         taken.add(code)
         distinct.append((code >> 16, code >> 8 & 255, code & 255))
     return distinct
+
+
+def css_color(color: Color) -> str:
+    """A colour as CSS writes it.
+
+    Example:
+        >>> css_color((255, 128, 0))
+        '#ff8000'
+    """
+    return "#" + "".join(f"{part:02x}" for part in color)

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aucseg.report.runs import Comparison, Run, load_comparison
+from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT
 from aucseg.safe_files import read_yaml_mapping
 
 Role = Literal["gain", "loss", "sample"]
-CHECKPOINT = Path("checkpoints", "last.ckpt")
 
 
 @dataclass(frozen=True)
@@ -163,9 +163,9 @@ def collect_examples(
     from torch.nn import functional as F
 
     comparison = load_comparison(run_folders, titles=titles, baseline=baseline)
-    runs = [run for run in comparison.runs if (run.folder / CHECKPOINT).is_file()]
+    runs = [run for run in comparison.runs if (run.folder / LAST_CHECKPOINT).is_file()]
     if not runs:
-        raise ValueError(f"no run has a checkpoint {CHECKPOINT} yet: nothing can be predicted")
+        raise ValueError(f"no run has a checkpoint {LAST_CHECKPOINT} yet: nothing can be predicted")
     datamodule = _datamodule(runs[0], root)
     dataset = datamodule.dataset(datamodule.val_split, datamodule.evaluation_transform)
     index_of = {pair.name: index for index, pair in enumerate(dataset.pairs)}
@@ -214,8 +214,8 @@ def collect_pastes(
     from aucseg.report.runs import read_run
 
     run = read_run(run_folder)
-    if not (run.folder / CHECKPOINT).is_file():
-        raise ValueError(f"{run.folder} has no checkpoint {CHECKPOINT} yet: its bank cannot be shown")
+    if not (run.folder / LAST_CHECKPOINT).is_file():
+        raise ValueError(f"{run.folder} has no checkpoint {LAST_CHECKPOINT} yet: its bank cannot be shown")
     task = _load_task(run, device)
     if task.bank is None:
         return []
@@ -246,13 +246,13 @@ def collect_pastes(
 def _load_task(run: Run, device: str) -> Any:
     from aucseg.training.stored_task import load_task
 
-    return load_task(run.folder / CHECKPOINT, device)
+    return load_task(run.folder / LAST_CHECKPOINT, device)
 
 
 def _datamodule(run: Run, root: str | Path | None) -> Any:
     from aucseg.training.datamodule import SegmentationDataModule
 
-    path = run.folder / "config.yaml"
+    path = run.folder / CONFIG_FILE
     options = read_yaml_mapping(path).get("data") if path.is_file() else None
     if not isinstance(options, dict) or not options:
         raise ValueError(f"{path} does not say on which data the run was trained: give the pictures as Example objects")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aucseg.hints import import_extra
 from aucseg.report.encode import Color
 from aucseg.report.examples import Example
 from aucseg.report.runs import Comparison, load_comparison
@@ -55,11 +56,8 @@ def readme_figure(
         ValueError: no run has a validation, or what `build_report` refuses.
         ImportError: without matplotlib.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('the figure needs matplotlib: pip install "aucseg[report]"') from error
+    canvas = import_extra("matplotlib.backends.backend_agg", "report").FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     comparison = load_comparison(run_folders, titles=titles, baseline=baseline, statistics=statistics)
     if not any(run.per_class_iou for run in comparison.runs):
@@ -71,7 +69,7 @@ def readme_figure(
     if shown:
         strip = sum(10.0 / num_columns * example.truth.shape[0] / example.truth.shape[1] for example in shown) + 0.4
     figure = Figure(figsize=(10.5, 4.6 + strip), facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
+    canvas(figure)
     if shown:
         upper, lower = figure.subfigures(2, 1, height_ratios=[4.6, strip], squeeze=False)[:, 0]
         _draw_strip(lower.subplots(len(shown), num_columns, squeeze=False), comparison, shown)

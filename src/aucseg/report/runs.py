@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aucseg.report.text import percent
+from aucseg.run_files import CONFIG_FILE, CONFUSION_FILE, CURVES_FILE, IMAGES_FILE, METRICS_FILE, RESULT_FILE
 from aucseg.safe_files import read_yaml_mapping
 
 GROUP_NAMES = ("head", "middle", "tail")
@@ -94,21 +95,21 @@ def read_run(folder: str | Path, title: str | None = None) -> Run:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"there is no run folder {folder}")
-    files = ("config.yaml", "metrics.csv", "result.json")
+    files = (CONFIG_FILE, METRICS_FILE, RESULT_FILE)
     if not any((folder / name).is_file() for name in files):
         raise ValueError(f"{folder} is no run folder: it has none of {', '.join(files)}")
-    history = _read_history(folder / "metrics.csv")
-    result = _read_json(folder / "result.json")
+    history = _read_history(folder / METRICS_FILE)
+    result = _read_json(folder / RESULT_FILE)
     try:
         run = _parse_result(result)
-        confusion = _read_json(folder / "confusion.json").get("counts")
+        confusion = _read_json(folder / CONFUSION_FILE).get("counts")
         images = {
             name: {int(class_id): (int(pixels[0]), int(pixels[1])) for class_id, pixels in classes.items()}
-            for name, classes in _read_json(folder / "images.json").items()
+            for name, classes in _read_json(folder / IMAGES_FILE).items()
         }
         roc = {
             name: RocCurve(tuple(map(float, curve["fpr"])), tuple(map(float, curve["tpr"])), finite(curve["auroc"]))
-            for name, curve in _read_json(folder / "curves.json").items()
+            for name, curve in _read_json(folder / CURVES_FILE).items()
         }
         counts = None if confusion is None else np.asarray(confusion, dtype=np.int64)
         num_classes = len(run["class_names"])
@@ -126,7 +127,7 @@ def read_run(folder: str | Path, title: str | None = None) -> Run:
     return Run(
         title=folder.resolve().name if title is None else title,
         folder=folder,
-        max_steps=_read_max_steps(folder / "config.yaml"),
+        max_steps=_read_max_steps(folder / CONFIG_FILE),
         confusion=counts,
         images=images,
         roc=roc,

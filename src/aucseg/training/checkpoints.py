@@ -14,22 +14,16 @@ from types import FrameType
 from typing import Any
 
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loops.evaluation_loop import RestartStage
 
 from aucseg.hints import add_note
 from aucseg.models.checkpoint import load_plain
+from aucseg.run_files import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from aucseg.safe_files import replace_file
 from aucseg.training.metrics_log import MetricsLog
 from aucseg.training.processes import say_once
-
-try:
-    from lightning.fabric.plugins import TorchCheckpointIO
-    from lightning.pytorch import Callback, LightningModule, Trainer
-    from lightning.pytorch.loops.evaluation_loop import RestartStage
-except ImportError as error:  # pragma: no cover - depends on the environment
-    raise ImportError('aucseg.training.checkpoints needs Lightning: pip install "aucseg[train]"') from error
-
-LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
-PREVIOUS_CHECKPOINT = Path("checkpoints", "previous.ckpt")
 
 
 class RunInterrupted(BaseException):

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -35,11 +36,6 @@ from aucseg.loading.transforms import IMAGENET_MEAN, evaluation_transform, train
 from aucseg.randomness import stable_seed
 from aucseg.statistics.class_statistics import ClassStatistics
 from aucseg.training.processes import part_of, say_once
-
-try:
-    from lightning.pytorch import LightningDataModule
-except ImportError as error:  # pragma: no cover - depends on the environment
-    raise ImportError('aucseg.training.datamodule needs Lightning: pip install "aucseg[train]"') from error
 
 # Options of the rare-class sampler that follow from the run.
 _SET_BY_THE_RUN = ("statistics", "seed", "num_replicas", "rank")

@@ -8,15 +8,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from aucseg.run_files import METRICS_FILE
 from aucseg.safe_files import replace_file
-
-try:
-    from lightning.pytorch.loggers import Logger
-    from lightning.pytorch.utilities import rank_zero_only
-except ImportError as error:  # pragma: no cover - depends on the environment
-    raise ImportError('aucseg.training.metrics_log needs Lightning: pip install "aucseg[train]"') from error
 
 
 class MetricsLog(Logger):
@@ -47,7 +44,7 @@ class MetricsLog(Logger):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.path = folder / "metrics.csv"
+        self.path = folder / METRICS_FILE
         self._columns: list[str] = []
         self._num_rows = 0
         self._pending: list[dict[str, Any]] = []

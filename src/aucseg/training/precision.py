@@ -1,4 +1,4 @@
-"""What half and double precision ask of a training: dtypes of inputs and modules, clipping under a gradient scaler."""
+"""What half and double precision ask of a training: modules that keep their digits, clipping with a gradient scaler."""
 
 from __future__ import annotations
 
@@ -6,18 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
-
-def in_model_dtype(images: Tensor, model: nn.Module) -> Tensor:
-    """Normalized images in the dtype of the model's parameters; unchanged if it has none.
-
-    Example:
-        >>> in_model_dtype(torch.zeros(1, 3, 2, 2), nn.Conv2d(3, 5, 1).bfloat16()).dtype
-        torch.bfloat16
-    """
-    dtype = next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), images.dtype)
-    return images.to(dtype)
+from torch import Tensor
 
 
 def keeping_digits(convert: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -1,16 +1,4 @@
-"""What a run leaves in its folder, and who writes it.
-
-======================  ===========================================================================================
-``config.yaml``         the whole configuration, defaults included
-``metrics.csv``         what was logged, step by step
-``checkpoints/``        ``last.ckpt``, and the one before it as ``previous.ckpt``
-``skipped/``            batches of steps that were left out, see `aucseg.training.step_guard`; only if there were any
-``result.json``         the last validation: metrics, IoU of each class, groups, class names and colours
-``confusion.json``      ``{"counts": K x K}``, rows are the truth
-``images.json``         for each validation image the pixels of intersection and union of each class that occurs in it
-``curves.json``         ROC curve of each tail class against all others; only with ``model.pixel_metrics``
-======================  ===========================================================================================
-"""
+"""What a run leaves of its last validation, and whether its folder can take a run."""
 
 from __future__ import annotations
 
@@ -23,24 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from aucseg.run_files import (
+    CONFIG_FILE,
+    CONFUSION_FILE,
+    CURVES_FILE,
+    IMAGES_FILE,
+    LAST_CHECKPOINT,
+    METRICS_FILE,
+    PREVIOUS_CHECKPOINT,
+    RESULT_FILE,
+    SKIPPED_FOLDER,
+)
 from aucseg.safe_files import replace_file
-from aucseg.training.checkpoints import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from aucseg.training.task import SegmentationTask
-
-try:
-    from lightning.pytorch import Callback, LightningModule, Trainer
-    from lightning.pytorch.trainer.states import TrainerFn
-except ImportError as error:  # pragma: no cover - depends on the environment
-    raise ImportError('aucseg.training.result_writer needs Lightning: pip install "aucseg[train]"') from error
-
-CONFIG_FILE = "config.yaml"
-METRICS_FILE = "metrics.csv"
-RESULT_FILE = "result.json"
-CONFUSION_FILE = "confusion.json"
-IMAGES_FILE = "images.json"
-CURVES_FILE = "curves.json"
 
 
 def prepare_run_folder(folder: Path, *, overwrite: bool = False) -> None:
@@ -75,8 +62,8 @@ def _marks_of_a_start(folder: Path) -> list[Path]:
 def _work(folder: Path) -> list[Path]:
     return _existing(
         folder,
-        *(RESULT_FILE, CONFUSION_FILE, IMAGES_FILE, CURVES_FILE),
-        *(str(LAST_CHECKPOINT), str(PREVIOUS_CHECKPOINT), "skipped/step-*.pt", "checkpoints/*.tmp"),
+        *(RESULT_FILE, CONFUSION_FILE, IMAGES_FILE, CURVES_FILE, str(LAST_CHECKPOINT), str(PREVIOUS_CHECKPOINT)),
+        *(f"{LAST_CHECKPOINT.parent}/*.tmp", f"{SKIPPED_FOLDER}/step-*.pt"),
     )
 
 
@@ -155,7 +142,7 @@ def curve_points(false_rate: Tensor, true_rate: Tensor) -> dict[str, Any]:
 
 
 class ResultWriter(Callback):
-    """Writes the last validation of a run into the run's folder, see the table in `aucseg.training.result_writer`.
+    """Writes the last validation of a run into the run's folder, see the table in `aucseg.run_files`.
 
     Args:
         folder: the run's folder.

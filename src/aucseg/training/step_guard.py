@@ -12,16 +12,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from aucseg.run_files import SKIPPED_FOLDER
 from aucseg.safe_files import replace_file
 from aucseg.training.precision import unscales
 from aucseg.training.processes import cpu_state, say_once
-
-try:
-    from lightning.pytorch import Callback, LightningModule, Trainer
-except ImportError as error:  # pragma: no cover - depends on the environment
-    raise ImportError('aucseg.training.step_guard needs Lightning: pip install "aucseg[train]"') from error
 
 # Steps that an accelerator may be ahead of what the host has looked at: the host never waits for the newest.
 _LAG = 2
@@ -201,7 +198,7 @@ class StepGuard(Callback):
         else:
             reason = f"the loss is {loss:.4g}, more than {self._jump_factor:g} times its running mean {mean:.4g}"
         is_culprit = not math.isfinite(own_loss) or own_loss > self._jump_factor * mean
-        folder = Path(trainer.default_root_dir) / "skipped"
+        folder = Path(trainer.default_root_dir) / SKIPPED_FOLDER
         if (is_culprit or trainer.is_global_zero) and self._num_saved < self.max_saved:
             self._num_saved += 1
             self._save(

@@ -16,7 +16,7 @@ import torch
 from aucseg.inference.offset_model import OFFSET_MODEL
 from aucseg.models.build import is_import_path
 from aucseg.models.checkpoint import TRUST_VARIABLE, files_are_trusted, load_plain
-from aucseg.training.checkpoints import LAST_CHECKPOINT
+from aucseg.run_files import LAST_CHECKPOINT
 from aucseg.training.task import SegmentationTask
 
 # Models of this package that a checkpoint may name by import path; they load a checkpoint themselves, with `load_task`.

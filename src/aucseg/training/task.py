@@ -7,10 +7,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics import MeanMetric
 
 from aucseg.datasets import DatasetCard
+from aucseg.dtypes import in_model_dtype
 from aucseg.inference.predictor import Predictor
 from aucseg.loading.evaluation_batches import same_size_parts
 from aucseg.loading.transforms import IMAGENET_MEAN, IMAGENET_STD
@@ -24,7 +28,7 @@ from aucseg.randomness import random_states, set_random_states, stable_seed
 from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.micro_batches import backward_all_but_last, check_micro_batches
 from aucseg.training.optimization import build_optimizer, build_schedule
-from aucseg.training.precision import clip_gradients, in_model_dtype, keeping_digits, unscales
+from aucseg.training.precision import clip_gradients, keeping_digits, unscales
 from aucseg.training.processes import auc_losses, cpu_state, gathered, process_group_of, say_once
 from aucseg.training.task_checks import (
     batch_norm_explained,
@@ -34,13 +38,6 @@ from aucseg.training.task_checks import (
     evaluation_options,
     state_mismatch,
 )
-
-try:
-    from lightning.pytorch import LightningModule
-    from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-    from torchmetrics import MeanMetric
-except ImportError as error:  # pragma: no cover - depends on the environment
-    raise ImportError('aucseg.training.task needs Lightning: pip install "aucseg[train]"') from error
 
 
 class SegmentationTask(LightningModule):

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from aucseg.datasets import DatasetCard
@@ -15,12 +17,6 @@ from aucseg.inference.predictor import InferenceOptions
 from aucseg.memory_bank import TailMemoryBank
 from aucseg.memory_bank.paper import with_paper_settings
 from aucseg.training.processes import say_once
-
-try:
-    from lightning.pytorch import LightningModule
-    from lightning.pytorch.strategies import DDPStrategy
-except ImportError as error:  # pragma: no cover - depends on the environment
-    raise ImportError('aucseg.training.task_checks needs Lightning: pip install "aucseg[train]"') from error
 
 # Names of a state that are worth a place in a sentence.
 _NUM_SHOWN = 3

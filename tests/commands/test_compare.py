@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from aucseg.cli import main
-from tests.compare.conftest import Compare
+from tests.commands.conftest import Compare
 
 Launches = Callable[[], list[str]]
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from aucseg.compare import add_arguments, run, runner
+from aucseg.commands.compare import add_arguments, run
+from aucseg.compare import runner
 
 Compare = Callable[..., int]
 
@@ -36,7 +37,7 @@ def launches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], li
     log.touch()
     monkeypatch.setenv("STAND_IN_LOG", str(log))
     script = Path(__file__).with_name("stand_in.py")
-    monkeypatch.setattr(runner, "_COMMAND", (sys.executable, str(script)))
+    monkeypatch.setattr(runner, "COMMAND", (sys.executable, str(script)))
 
     def since() -> list[str]:
         lines = [line.partition(f"{tmp_path}/")[2] for line in log.read_text().splitlines()]

@@ -1,0 +1,178 @@
+"""``aucseg compare --config base.yaml --methods ce,la,aucseg --seeds 0,1,2``."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aucseg.compare.comparison import Comparison
+
+_EPILOG = """methods: a loss (ce, wce-inverse, focal, cb-focal, ohem, ldam, la, vs, balanced-softmax, blv, seesaw, dice,
+lovasz, ...), 'aucseg' (AUCSegLoss and the bank) or 'auc' (AUCSegLoss alone), with
+  +bank        the tail memory bank, with the base configuration's options
+  +rcs         rare-class sampling
+  +posthoc-la  logit adjustment of the trained model (ce+posthoc-la after ce)
+  +disalign    DisAlign's second stage on the trained model (ce+disalign after ce), a quarter of the steps
+  +offsets     one offset a class for the trained model (ce+offsets after ce), fitted for mean IoU on training images
+               that no method is trained on (--offsets-share)
+or a name of --methods-file: YAML 'NAME: {method: aucseg, model: {loss_options: {surrogate: hinge}}}'.
+
+examples:
+  aucseg compare --config base.yaml --methods ce,la,la+bank,aucseg --seeds 0,1,2,3,4
+  aucseg compare --config base.yaml --methods ce,la,aucseg --seeds 0,1,2 --search auto
+  aucseg compare --config base.yaml --methods ce,aucseg --search auc_weight=0.5,1,2,4 --models smp/fpn,segnext.yaml
+
+Stop it at any time and call it again: finished runs are not repeated, the one that was cut off goes on from its last
+checkpoint. Exit status 1: some runs failed.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    parser.epilog = _EPILOG
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="base configuration, as for fit")
+    parser.add_argument("--methods", required=True, metavar="A,B,...", help="what to compare, see below")
+    parser.add_argument("--seeds", default="0,1,2,3,4", metavar="0,1,...", help="one run each (default: %(default)s)")
+    parser.add_argument("--models", default="", metavar="M,N,...", help="names of models, or YAML files of changes to "
+                        "the base configuration (default: the base's model)")  # fmt: skip
+    parser.add_argument("--methods-file", type=Path, metavar="FILE", help="more methods, defined in YAML")
+    parser.add_argument(
+        "--baseline", metavar="METHOD", help="method to take differences to (default: ce, or the first)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder (default: %(default)s)")
+    parser.add_argument("--root", metavar="DIR", help="folder of the data, instead of the configuration's")
+    parser.add_argument("--steps", type=_positive, metavar="N", help="training steps, instead of the configuration's")
+    parser.add_argument("--offsets-share", type=_share, default=0.1, metavar="S", help="share of the training images "
+                        "kept for +offsets, by all methods if any has it (default: %(default)s)")  # fmt: skip
+    search = parser.add_argument_group("tuning, on training images that are held out and not trained on")
+    search.add_argument("--search", action="append", default=[], metavar="SPEC", help="auto, SETTING=V1,V2,... or "
+                        "METHOD:DOTTED.NAME=V1,V2,...; every method gets as many trials of its main setting; may be "
+                        "repeated")  # fmt: skip
+    search.add_argument("--search-steps", type=_positive, metavar="N", help="steps of a trial (default: of a run)")
+    search.add_argument("--search-metric", default="miou", choices=("miou", "head", "middle", "tail"),
+                        help="what the best trial is best in (default: %(default)s)")  # fmt: skip
+    search.add_argument("--search-share", type=_share, default=0.25, metavar="S",
+                        help="share of the training images to hold out (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--redo", action="store_true", help="repeat runs made with other code, data or configuration")
+    parser.add_argument("--discard-checkpoints", action="store_true",
+                        help="keep the trained models of the first seed alone")  # fmt: skip
+    parser.add_argument("--no-report", action="store_true", help="no HTML report of the first seed at the end")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs: finished, to do or differing (refused)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs what is not finished, and tells the results after every run.
+
+    Returns:
+        0, or 1 if a run failed.
+    """
+    from aucseg.compare.runner import locked
+
+    comparison = _comparison(args)
+    if args.dry_run:
+        return comparison.list_runs()
+    with locked(args.out) as lock, _signals_as_exit():
+        comparison.runner.lock = lock
+        return comparison.execute()
+
+
+def _comparison(args: argparse.Namespace) -> Comparison:
+    """What the options say, checked as far as it can be before the first run."""
+    from aucseg.compare.comparison import Comparison
+    from aucseg.compare.methods import (
+        OFFSETS,
+        at_path,
+        holding_out,
+        load_base,
+        load_definitions,
+        load_models,
+        merged,
+        parse_methods,
+    )
+    from aucseg.compare.runner import Runner
+    from aucseg.compare.search import parse_search
+
+    base = load_base(args.config)
+    if args.root is not None:
+        base = merged(base, at_path("data.root", args.root))
+    if args.steps is not None:
+        base = merged(base, {"trainer": {"max_steps": args.steps, "val_check_interval": args.steps}})
+    base["model"] = {"pixel_metrics": True} | (base.get("model") or {})
+    methods = parse_methods(_listed(args.methods, "--methods"), load_definitions(args.methods_file))
+    if any(method.second_stage == OFFSETS for method in methods):
+        base = holding_out(base, args.offsets_share)
+    names = [method.name for method in methods]
+    baseline = args.baseline or ("ce" if "ce" in names else names[0])
+    if baseline not in names:
+        raise ValueError(f"--baseline {baseline!r} is none of the methods {', '.join(names)}")
+    try:
+        seeds = [int(seed) for seed in _listed(args.seeds, "--seeds")]
+    except ValueError as error:
+        raise ValueError(f"--seeds {args.seeds}: expected whole numbers and commas") from error
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"--seeds {args.seeds}: a seed is listed twice")
+    search = parse_search(args.search, methods)
+    if search is not None:
+        for method in filter(lambda method: method.has_setting, methods):
+            search.grid(method, base)  # a wrong grid is told before hours of runs
+    return Comparison(
+        models=load_models([item for item in args.models.split(",") if item], base),
+        methods=methods,
+        seeds=seeds,
+        baseline=baseline,
+        out=args.out,
+        search=search,
+        search_steps=args.search_steps,
+        search_metric=args.search_metric,
+        search_share=args.search_share,
+        report=not args.no_report,
+        discard_checkpoints=args.discard_checkpoints,
+        runner=Runner(redo=args.redo),
+    )
+
+
+@contextmanager
+def _signals_as_exit() -> Iterator[None]:
+    """Ends the running child before this process ends."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+
+    def leave(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    # A closed terminal, too: the child is in a session of its own, where the system does not end it.
+    numbers = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
+    previous = {number: signal.signal(number, leave) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _listed(text: str, option: str) -> list[str]:
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    if not items:
+        raise ValueError(f"{option} lists nothing")
+    return items
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value

@@ -1,0 +1,89 @@
+"""``aucseg export RUN --to model.onnx``: a trained model for other programs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of ``aucseg export``."""
+    parser.epilog = """examples:
+  aucseg export runs/a --to model.onnx --images photos/
+  aucseg export runs/a/checkpoints/last.ckpt --to model.pt2
+  aucseg export runs/a --to model.safetensors
+  aucseg export runs/a --to my_model/           a folder for the Hugging Face hub
+"""
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or a checkpoint of a run")
+    parser.add_argument(
+        "--to", type=Path, required=True, metavar="PATH", help="*.onnx, *.pt2, *.safetensors, or a folder for the hub"
+    )
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="images, folders or patterns to check the exported file on, the first four (default: validation images "
+        "of the run, where they are found; else random colours)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the file; the exit status is 0, or 1 when the file failed its check."""
+    from aucseg.inference.export import ExportError, ExportMetadata, export_model, save_for_hub, save_weights
+    from aucseg.inference.image_files import find_images, read_image
+    from aucseg.training.stored_task import load_task
+
+    task = load_task(args.run)
+    metadata = ExportMetadata(
+        tuple(task.card.class_names),
+        tuple(task.card.palette),
+        tuple(task.mean.flatten().tolist()),
+        tuple(task.std.flatten().tolist()),
+        getattr(task.model, "stride", 32),
+    )
+    if args.to.suffix == ".safetensors":
+        save_weights(task.model, args.to, metadata.as_strings())
+    elif args.to.suffix == "":
+        name, options = (task.hparams[key] for key in ("model", "model_options"))
+        if name is None:
+            raise ValueError(
+                "the run's model was given as a module, not by name, so that a reader could not build it again"
+            )
+        save_for_hub(task.model, args.to, metadata, name=name, options=options)
+    else:
+        if args.images:
+            images: list[npt.NDArray[np.uint8]] | None = [read_image(path) for path in find_images(args.images)[:4]]
+        else:
+            images = _validation_images(args.run)
+        if images is None:
+            print("no validation images of the run were found; checking on random colours (better: --images)")
+        try:
+            print(export_model(task.model, args.to, metadata, images=images))
+        except ExportError as error:
+            print(f"aucseg export: {error}")
+            return 1
+    print(f"wrote {args.to}")
+    return 0
+
+
+def _validation_images(run: Path, number: int = 4) -> list[npt.NDArray[np.uint8]] | None:
+    """The first images that the run was validated on; None where they are not to be found any more."""
+    from aucseg.datasets import SegmentationDataset
+    from aucseg.run_files import CONFIG_FILE, run_folder_of
+    from aucseg.safe_files import read_yaml_mapping
+
+    config = run_folder_of(run) / CONFIG_FILE
+    if not config.is_file():
+        return None
+    try:
+        data = read_yaml_mapping(config)["data"]
+        dataset = SegmentationDataset(data["card"], data["root"], data["val_split"])
+        return [dataset[i]["image"].permute(1, 2, 0).numpy() for i in range(min(number, len(dataset)))]
+    except (ValueError, KeyError, OSError):
+        return None

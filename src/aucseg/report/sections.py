@@ -1,0 +1,210 @@
+"""What the sections of the page show: numbers and charts of the runs, ready for the template."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from aucseg.report import charts
+from aucseg.report.encode import Color, css_color
+from aucseg.report.runs import GROUP_NAMES, Comparison
+from aucseg.report.text import points, signed_points
+
+_METRIC_TITLES = {
+    "miou": "Overall mIoU",
+    "head": "Head mIoU",
+    "middle": "Middle mIoU",
+    "tail": "Tail mIoU",
+    "auroc": "Pixel AUC",
+    "tail_ap": "Tail AP",
+    "loss": "Validation loss",
+}
+# Curves in this order; the losses first.
+_PANELS = {"train/loss": "Training loss", "val/loss": "Validation loss"} | {
+    f"val/{name}": title for name, title in _METRIC_TITLES.items() if name != "loss"
+}
+_LOWER_IS_BETTER = ("loss",)
+_NUM_MISTAKES = 3
+
+
+def headline(comparison: Comparison) -> str:
+    """The result in one sentence, or "" where nothing can be compared."""
+    baseline, other = comparison.baseline, comparison.challenger
+    if other is None:
+        return ""
+    parts = []
+    for name, words in (("tail", "tail mIoU"), ("miou", "overall"), ("head", "head"), ("middle", "middle")):
+        if name in baseline.metrics and name in other.metrics:
+            before, after = baseline.metrics[name], other.metrics[name]
+            parts.append(f"{words} {points(after)} against {points(before)} ({signed_points(after - before)})")
+    return f"{other.title} compared with {baseline.title}: {', '.join(parts)}." if parts else ""
+
+
+def tiles(comparison: Comparison) -> list[dict[str, Any]]:
+    """Bars of the four main numbers."""
+    tiles = []
+    for name in ("miou", *GROUP_NAMES):
+        values = [run.metrics.get(name) for run in comparison.runs]
+        known = [value for value in values if value is not None]
+        if not known:
+            continue
+        challenger = comparison.challenger
+        gain = None
+        if challenger is not None and name in challenger.metrics and values[0] is not None:
+            gain = challenger.metrics[name] - values[0]
+        num_classes = len((comparison.groups or {}).get(name, ())) if name != "miou" else len(comparison.class_names)
+        tiles.append(
+            {
+                "title": _METRIC_TITLES[name].removesuffix(" mIoU"),
+                "num_classes": num_classes,
+                "gain": gain,
+                "rows": [(run.title, value) for run, value in zip(comparison.runs, values, strict=True)],
+            }
+        )
+    return tiles
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric of all runs.
+
+    Attributes:
+        title: for people.
+        is_share: whether the values are shares, shown in per cent.
+        values: of each run, None where it has none.
+        best: the best of them, None where that says nothing.
+    """
+
+    title: str
+    is_share: bool
+    values: tuple[float | None, ...]
+    best: float | None
+
+    def text(self, value: float | None) -> str:
+        """A value as the table shows it."""
+        if value is None:
+            return "–"
+        return points(value) if self.is_share else f"{value:.3f}"
+
+    def difference(self, value: float | None) -> str:
+        """A value's difference to the first run's, "" where there is none."""
+        before = self.values[0]
+        return signed_points(value - before) if self.is_share and value is not None and before is not None else ""
+
+
+def metric_columns(comparison: Comparison) -> list[Column]:
+    """The columns of the table of results, in their usual order."""
+    names = {name for run in comparison.runs for name in run.metrics}
+    ordered = [name for name in _METRIC_TITLES if name in names] + sorted(names - _METRIC_TITLES.keys())
+    columns = []
+    for name in ordered:
+        values = tuple(run.metrics.get(name) for run in comparison.runs)
+        known = [value for value in values if value is not None]
+        # The losses of different methods are different functions: none is the best.
+        best = max(known) if name not in _LOWER_IS_BETTER and len(known) > 1 else None
+        is_share = name in _METRIC_TITLES and name not in _LOWER_IS_BETTER
+        columns.append(Column(_METRIC_TITLES.get(name, name), is_share, values, best))
+    return columns
+
+
+def class_rows(comparison: Comparison, palette: Sequence[Color]) -> list[dict[str, Any]]:
+    """The rows of the table of classes, the commonest first."""
+    rows = []
+    for rank, class_id in enumerate(comparison.order, start=1):
+        name = comparison.class_names[class_id]
+        ious = [run.per_class_iou.get(name) for run in comparison.runs]
+        before = ious[0]
+        rows.append(
+            {
+                "rank": rank,
+                "name": name,
+                "color": css_color(palette[class_id]),
+                "group": comparison.group_of(class_id),
+                "share": comparison.share(class_id),
+                "share_text": comparison.share_text(class_id),
+                "ious": ious,
+                "gains": [None if i is None or before is None else i - before for i in ious[1:]],
+            }
+        )
+    return rows
+
+
+def confusions(comparison: Comparison) -> list[dict[str, Any]]:
+    """For each tail class and run: the shares of its pixels that went to itself, to the main mistakes, to the rest."""
+    rows = []
+    for class_id in comparison.tail:
+        bars = []
+        for index, run in enumerate(comparison.runs):
+            if run.confusion is None or not run.confusion[class_id].sum():
+                continue
+            shares = run.confusion[class_id] / run.confusion[class_id].sum()
+            mistakes = [i for i in np.argsort(-shares, kind="stable").tolist() if i != class_id and shares[i] > 0]
+            segments = [
+                {"name": "right", "kind": f"right m{index % charts.NUM_STYLES}", "share": float(shares[class_id])}
+            ]
+            for i in mistakes[:_NUM_MISTAKES]:
+                kind = f"wrong {comparison.group_of(i) or 'other'}"
+                segments.append({"name": comparison.class_names[i], "kind": kind, "share": float(shares[i])})
+            rest = sum(float(shares[i]) for i in mistakes[_NUM_MISTAKES:])
+            segments.append({"name": "other classes", "kind": "wrong rest", "share": rest})
+            bars.append({"index": index, "title": run.title, "segments": [s for s in segments if s["share"]]})
+        if bars:
+            counts = next(run.confusion for run in comparison.runs if run.confusion is not None)
+            pixels = int(counts[class_id].sum())
+            rows.append({"name": comparison.class_names[class_id], "pixels": pixels, "bars": bars})
+    return rows
+
+
+def roc_panels(comparison: Comparison) -> list[dict[str, Any]]:
+    """A chart of ROC curves for each class that has any, those of the tail first."""
+    names = [comparison.class_names[class_id] for class_id in comparison.tail]
+    names += sorted({name for run in comparison.runs for name in run.roc} - set(names))
+    rates = [rate for run in comparison.runs for curve in run.roc.values() for rate in curve.fpr if rate > 0]
+    # From the smallest rate on, but at least two decades and at most five.
+    low = 10.0 ** min(max(math.floor(math.log10(min(rates, default=1.0))), -5), -2)
+    panels = []
+    for name in names:
+        curves = [(i, run.title, run.roc[name]) for i, run in enumerate(comparison.runs) if name in run.roc]
+        curves = [curve for curve in curves if len(curve[2].fpr) > 1 and len(curve[2].fpr) == len(curve[2].tpr)]
+        if not curves:
+            continue
+        chart = charts.line_chart(
+            [(i, title, charts.roc_points(curve.fpr, curve.tpr, low)) for i, title, curve in curves],
+            label=f"ROC curves of {name}",
+            x_label="false positive rate (log scale)",
+            y_range=(0.0, 1.0),
+            log_x=True,
+            format_x=charts.rate_text,
+            format_y=lambda value: f"{100 * value:.0f} %",
+        )
+        values = [(i, title, "–" if c.auroc is None else f"{c.auroc:.3f}") for i, title, c in curves]
+        panels.append({"title": name, "chart": chart, "values": values})
+    return panels
+
+
+def curve_panels(comparison: Comparison) -> list[dict[str, Any]]:
+    """A chart by step for each loss and metric that was logged."""
+    panels = []
+    for column, title in _PANELS.items():
+        runs = [(i, run) for i, run in enumerate(comparison.runs) if run.history.get(column)]
+        if not runs:
+            continue
+        is_share = "loss" not in column
+        format_y: Callable[[float], str] = points if is_share else lambda value: f"{value:.3g}"
+        highest = max(value for _, run in runs for _, value in run.history[column])
+        chart = charts.line_chart(
+            [(i, run.title, charts.thin(run.history[column])) for i, run in runs],
+            label=f"{title} by step",
+            x_label="step",
+            # Shares start at 0, so that heights compare; losses use the room they need.
+            y_range=(0.0, min(1.0, 1.1 * highest) or 1.0) if is_share else None,
+            format_y=format_y,
+            format_tick=(lambda value: f"{100 * value:g}") if is_share else None,
+        )
+        values = [(i, run.title, format_y(run.history[column][-1][1])) for i, run in runs]
+        panels.append({"title": title + (", %" if is_share else ""), "chart": chart, "values": values})
+    return panels

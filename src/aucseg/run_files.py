@@ -1,0 +1,51 @@
+"""Names of the files in a run's folder, for what writes them and for what reads them.
+
+======================  ===========================================================================================
+``config.yaml``         the whole configuration, defaults included
+``metrics.csv``         what was logged, step by step
+``checkpoints/``        ``last.ckpt``, and the one before it as ``previous.ckpt``
+``skipped/``            batches of steps that were left out, see `aucseg.training.step_guard`; only if there were any
+``result.json``         the last validation: metrics, IoU of each class, groups, class names and colours
+``confusion.json``      ``{"counts": K x K}``, rows are the truth
+``images.json``         for each validation image the pixels of intersection and union of each class that occurs in it
+``curves.json``         ROC curve of each tail class against all others; only with ``model.pixel_metrics``
+======================  ===========================================================================================
+
+A run of ``aucseg compare`` has these beside them:
+
+======================  ===========================================================================================
+``compare.json``        metrics, cost and fingerprints; a run is finished when it is there
+``started.json``        what a run that has begun is made of, and how long it has run
+``input.yaml``          the configuration it was started with
+``cost.json``           seconds a step, memory, device
+``log.txt``             what the run printed
+======================  ===========================================================================================
+"""
+
+from pathlib import Path
+
+CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.csv"
+LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
+PREVIOUS_CHECKPOINT = Path("checkpoints", "previous.ckpt")
+SKIPPED_FOLDER = "skipped"
+RESULT_FILE = "result.json"
+CONFUSION_FILE = "confusion.json"
+IMAGES_FILE = "images.json"
+CURVES_FILE = "curves.json"
+
+RECORD_FILE = "compare.json"
+STARTED_FILE = "started.json"
+INPUT_FILE = "input.yaml"
+COST_FILE = "cost.json"
+LOG_FILE = "log.txt"
+
+
+def run_folder_of(path: Path) -> Path:
+    """The folder of a run, given that folder or one of the run's checkpoints.
+
+    Example:
+        >>> run_folder_of(Path("runs/a/checkpoints/last.ckpt")).as_posix()
+        'runs/a'
+    """
+    return path if path.is_dir() else path.parent.parent
