@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from aucseg.losses.auc import objective
-from aucseg.losses.auc import operators as pixel_sums
+from aucseg.losses.auc import torch_passes as pixel_sums
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from aucseg.losses.auc import by_sorting as sorted_surrogates
-from aucseg.losses.auc import operators as pixel_sums
-from aucseg.losses.auc.options import AUCOptions
+from aucseg.losses.auc import torch_passes as pixel_sums
+from aucseg.losses.auc.checks import AUCOptions
 from aucseg.losses.auc.pixels import PassOptions
 
 CASES: list[dict[str, Any]] = [

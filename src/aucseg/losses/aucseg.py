@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aucseg.losses.auc.class_sums import BatchSums
+from aucseg.losses.auc.checks import check_inputs, check_option_names
 from aucseg.losses.auc.objective import CrossEntropyOptions, batch_sums, objective
-from aucseg.losses.auc.options import check_inputs, check_option_names
+from aucseg.losses.auc.pair_risk import BatchSums
 from aucseg.losses.pairwise_auc import PairwiseAUCLoss
 
 _MAX_WEIGHT = 1e6  # a weighted loss stays within float32

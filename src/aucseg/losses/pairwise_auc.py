@@ -7,9 +7,9 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from aucseg.losses.auc.class_sums import BatchSums
+from aucseg.losses.auc.checks import AUCOptions, Surrogate, check_inputs, names_nearest_option
 from aucseg.losses.auc.objective import batch_sums, objective
-from aucseg.losses.auc.options import AUCOptions, Surrogate, check_inputs, names_nearest_option
+from aucseg.losses.auc.pair_risk import BatchSums
 
 
 def pairwise_auc_loss(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from aucseg.losses import AUCSegLoss, MicroBatchAUC, PairwiseAUCLoss
-from aucseg.losses.auc.class_sums import BatchSums
+from aucseg.losses.auc.pair_risk import BatchSums
 from aucseg.models import forward_with_auxiliary
 from aucseg.training.processes import auc_losses
 

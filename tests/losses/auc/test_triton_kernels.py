@@ -12,7 +12,7 @@ from torch import Tensor
 
 from aucseg.losses import AUCSegLoss
 from aucseg.losses.auc import objective
-from aucseg.losses.auc import operators as pixel_sums
+from aucseg.losses.auc import torch_passes as pixel_sums
 from aucseg.losses.auc.pixels import PassOptions
 from aucseg.losses.micro_batches import accumulate
 from tests.oracles import auc_loss_oracle, value_and_grad

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aucseg.dtypes import wide_dtype
-from aucseg.losses.auc.class_sums import PairWeights
+from aucseg.losses.auc.pair_risk import PairWeights
 from aucseg.losses.auc.pixels import class_labels, softmax_shortfall, through_softmax
 
 

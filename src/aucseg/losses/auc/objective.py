@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aucseg.losses.auc.by_sorting import sorted_auc
-from aucseg.losses.auc.class_sums import BatchSums, PairWeights, all_reduced, pair_risk, replace_value
-from aucseg.losses.auc.operators import class_counts, kernels_for, pixel_sums
-from aucseg.losses.auc.options import AUCOptions
+from aucseg.losses.auc.checks import AUCOptions
+from aucseg.losses.auc.pair_risk import BatchSums, PairWeights, all_reduced, pair_risk, replace_value
 from aucseg.losses.auc.pixels import PassOptions
+from aucseg.losses.auc.torch_passes import class_counts, kernels_for, pixel_sums
 
 _INTERPOLATION = {3: "linear", 4: "bilinear", 5: "trilinear"}
 

@@ -1,4 +1,4 @@
-"""The two passes of `aucseg.losses.auc.operators` as Triton kernels, for CUDA: each reads the logits once.
+"""The two passes of `aucseg.losses.auc.torch_passes` as Triton kernels, for CUDA: each reads the logits once.
 
 With operations of torch every score, feature and weight is a tensor that travels to the memory and back; here it stays
 in registers. A program takes a block of pixels and walks through their channels. What it sums it writes to a row of its
@@ -105,7 +105,7 @@ def _count_kernel(target, partial, num_pixels, num_classes, ignore_index, BLOCK:
 
 
 def counts(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """See `aucseg.losses.auc.operators.class_counts`; a label neither a class nor ignored is a device's error."""
+    """See `aucseg.losses.auc.torch_passes.class_counts`; a label neither a class nor ignored is a device's error."""
     return _counts(target, num_classes, ignore_index)[:num_classes].to(wide_dtype(target.device))
 
 
@@ -190,7 +190,7 @@ def _weights_kernel(
 ):
     """The weights among ``tables``, and in ``wide`` ``(3, K + 1)``, float64, by channel: 1 / pixels, weight, mass.
 
-    The formulas are those of `aucseg.losses.auc.class_sums.PairWeights.uniform`, and the means of the cross-entropy.
+    The formulas are those of `aucseg.losses.auc.pair_risk.PairWeights.uniform`, and the means of the cross-entropy.
     """
     channel = tl.arange(0, BLOCK)
     inside, stored, size = channel < num_classes, channel <= num_classes, num_classes + 1
@@ -577,7 +577,7 @@ def _tables(
 def sums(
     logits: Tensor, target: Tensor, weight: Tensor, class_weight: Tensor | None, options: PassOptions
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See `aucseg.losses.auc.operators.pixel_sums`."""
+    """See `aucseg.losses.auc.torch_passes.pixel_sums`."""
     total, lse = _Passes(logits, target, options).sums(_tables(logits, weight, class_weight, options))
     num_features = _NUM_FEATURES[options.form]
     # Copies: an operator may not return views of one tensor.
@@ -596,7 +596,7 @@ def gradient(
     class_weight: Tensor | None,
     options: PassOptions,
 ) -> Tensor:
-    """See `aucseg.losses.auc.operators.pixel_gradient`."""
+    """See `aucseg.losses.auc.torch_passes.pixel_gradient`."""
     tables = _tables(logits, weight, class_weight, options, positive, negative)
     one = torch.ones((), dtype=torch.float32, device=logits.device)
     return _Passes(logits, target, options).gradient(tables, lse, one, entropy.to(torch.float32))

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from aucseg.losses.auc.options import check_option_names
+from aucseg.losses.auc.checks import check_option_names
 from aucseg.losses.baselines.base import LongTailLoss
 from aucseg.losses.baselines.disalign import DisAlignLoss, DisAlignModel
 from aucseg.losses.baselines.logit_adjustment import (

@@ -161,7 +161,7 @@ class AUCOptions:
             object.__setattr__(self, name, value)
 
     def passes(self, *, cross_entropy: bool = False, label_smoothing: float = 0.0, auc: bool = True) -> tuple[Any, ...]:
-        """The settings of `aucseg.losses.auc.operators.pixel_sums`: the fields of `PassOptions` in order."""
+        """The settings of `aucseg.losses.auc.torch_passes.pixel_sums`: the fields of `PassOptions` in order."""
         options = PassOptions(
             self.form if auc else "",
             self.margin,
