@@ -334,11 +334,11 @@ def test_misspelt_options() -> None:
     makers: list[Any] = [PairwiseAUCLoss, AUCSegLoss]
     for make in makers:
         name = make.__name__
-        with pytest.raises(TypeError, match=rf"{name} has no option 'marign'; did you mean 'margin'\? It takes "):
+        with pytest.raises(TypeError, match=rf"{name} has no option 'marign'; did you mean margin\?"):
             make(marign=1.0)
-        with pytest.raises(TypeError, match=rf"{name} has no option 'memory'\. It takes .*max_fpr"):
+        with pytest.raises(TypeError, match=rf"{name} has no option 'memory'; known: .*max_fpr"):
             make(memory="ema")
-    with pytest.raises(TypeError, match="AUCSegLoss has no option 'label_smoth'; did you mean 'label_smoothing'"):
+    with pytest.raises(TypeError, match="AUCSegLoss has no option 'label_smoth'; did you mean label_smoothing"):
         AUCSegLoss(label_smoth=0.1)
 
 

@@ -1,12 +1,12 @@
 """Every loss by name: AUCSeg's and its rivals'."""
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
+from aucseg.hints import closest
 from aucseg.losses.auc.checks import check_option_names
 from aucseg.losses.aucseg import AUCSegLoss
 from aucseg.losses.baselines import (
@@ -91,12 +91,10 @@ def build_loss(name: str, class_counts: Tensor | Sequence[float] | None = None, 
         tensor([0.6455, 1.4907, 2.5820])
         >>> build_loss("focl")
         Traceback (most recent call last):
-        ValueError: unknown loss 'focl'; did you mean 'focal'? ...
+        ValueError: unknown loss 'focl'; did you mean focal...
     """
     if name not in LOSSES:
-        close = difflib.get_close_matches(name, LOSSES, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"unknown loss {name!r}; {hint}Known: {', '.join(LOSSES)}")
+        raise ValueError(f"unknown loss {name!r}; {closest(name, LOSSES)}")
     if name != "aucseg":  # which checks its own
         of_the_rule = [partial(class_weights, (), "inverse")] if name.startswith("wce-") else []
         check_option_names(f"loss {name!r}", options, LOSSES[name], *of_the_rule)

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aucseg.losses import SmoothSurrogate, pairwise_auc_loss
-from aucseg.losses.auc.smooth import logistic_surrogate
+from aucseg.losses.auc.surrogates import Logistic
 from tests.oracles import auc_loss_oracle, value_and_grad
 
 
 @pytest.mark.parametrize("margin", [0.5, 1.0, 2.0, 8.0])
 def test_stated_error_holds_for_pixels(margin: float) -> None:
-    surrogate = logistic_surrogate(margin)
+    surrogate = Logistic.expansion(margin)
     assert surrogate.gradient_error <= 1e-6 * margin
     # Sigmoid scores of wide logits reach the corners of the unit square.
     logits = torch.randn(2, 3, 6, 6, dtype=torch.float64).mul(6).requires_grad_()

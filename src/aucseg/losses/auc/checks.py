@@ -1,38 +1,35 @@
-"""Options of the AUC loss, checked once, and the checks of its inputs."""
+"""What users give: options of the losses, logits and labels. Each is checked once, at the edge."""
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any, ParamSpec
+from typing import TYPE_CHECKING, ParamSpec
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from aucseg.losses.auc.pixels import PassOptions
-from aucseg.losses.auc.smooth import SmoothSurrogate, logistic_surrogate
-from aucseg.losses.auc.surrogates import Coefficients, separable_form
+from aucseg.hints import closest
+from aucseg.losses.auc.surrogates import SURROGATES
 
-SURROGATES = ("square", "hinge", "squared_hinge", "exponential", "logistic")
+if TYPE_CHECKING:
+    from aucseg.losses.auc.options import AUCOptions, LossOptions
+
 SCORES = ("sigmoid", "softmax", "identity")
-DEFAULT_IGNORE_INDEX = 255
 STRATEGIES = ("ovo", "ova")
+DEFAULT_IGNORE_INDEX = 255
+# Beyond this the square of a margin leaves float32 where gradients are computed.
+MAX_MARGIN = 1e6
+ONCE = "the AUC loss can be differentiated once; second derivatives (create_graph=True) are not offered"
+
 # Not uint64, half of which int64 does not have.
 _LABEL_DTYPES = (
     torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.int64
 )  # fmt: skip
 
-# Beyond this the square of a margin leaves float32 where gradients are computed.
-MAX_MARGIN = 1e6
-
 _P = ParamSpec("_P")
-
-Surrogate = str | SmoothSurrogate | Callable[[Tensor], Tensor]
 
 
 def check_option_names(owner: str, given: Iterable[str], *takers: Callable[..., object]) -> None:
@@ -51,9 +48,7 @@ def check_option_names(owner: str, given: Iterable[str], *takers: Callable[..., 
     ]
     for name in given:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else "."
-            raise TypeError(f"{owner} has no option {name!r}{hint} It takes {', '.join(known)}")
+            raise TypeError(f"{owner} has no option {name!r}; {closest(name, known)}")
 
 
 def names_nearest_option(init: Callable[_P, None]) -> Callable[_P, None]:
@@ -73,119 +68,65 @@ def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
-@dataclass(frozen=True)
-class AUCOptions:
-    """The options of `aucseg.losses.PairwiseAUCLoss`, and the way of computation that they lead to.
+def check_auc_options(options: AUCOptions) -> None:
+    """Raise a ValueError or TypeError that names an option of the AUC loss which is out of range."""
+    if isinstance(options.surrogate, str):
+        one_of("surrogate", options.surrogate, tuple(SURROGATES))
+    one_of("scores", options.scores, SCORES)
+    one_of("strategy", options.strategy, STRATEGIES)
+    if not 0 < options.margin <= MAX_MARGIN:
+        raise ValueError(f"margin must be a number above 0, at most {MAX_MARGIN:g}, got {options.margin}")
+    if not isinstance(options.ignore_index, int):
+        raise TypeError(f"ignore_index must be an int, got {options.ignore_index!r}")
+    if not -(2**63) <= options.ignore_index < 2**63:
+        raise ValueError(f"ignore_index must fit into 64 bits, got {options.ignore_index}")
+    if options.max_fpr is not None and not 0 < options.max_fpr <= 1:
+        raise ValueError(f"max_fpr must lie in (0, 1], got {options.max_fpr}")
 
-    Attributes:
-        form: The separable form, ``""`` if the loss is computed by sorting.
-        degree: Its degree.
-        coefficients: Its coefficients.
+
+def check_sums_are_enough(options: AUCOptions, what: str) -> None:
+    """Raise a ValueError unless the loss is a function of sums, which are all that can be put together.
+
+    Args:
+        options: The options of the loss.
+        what: What is not offered otherwise, and what to do, for the message.
     """
-
-    surrogate: Surrogate = "square"
-    margin: float = 1.0
-    scores: str = "sigmoid"
-    strategy: str = "ovo"
-    pair_weight: Tensor | None = field(default=None, compare=False)
-    ignore_index: int = DEFAULT_IGNORE_INDEX
-    process_group: dist.ProcessGroup | None = None
-    max_fpr: float | None = None
-    check_finite: bool = False
-    validate_args: bool = True
-    form: str = field(init=False)
-    degree: int = field(init=False, default=0)
-    coefficients: Coefficients = field(init=False)
-
-    def __post_init__(self) -> None:
-        one_of("scores", self.scores, SCORES)
-        one_of("strategy", self.strategy, STRATEGIES)
-        if not 0 < self.margin <= MAX_MARGIN:
-            raise ValueError(f"margin must be a number above 0, at most {MAX_MARGIN:g}, got {self.margin}")
-        if not isinstance(self.ignore_index, int):
-            raise TypeError(f"ignore_index must be an int, got {self.ignore_index!r}")
-        if not -(2**63) <= self.ignore_index < 2**63:
-            raise ValueError(f"ignore_index must fit into 64 bits, got {self.ignore_index}")
-        if self.pair_weight is not None:
-            _check_pair_weight(self.pair_weight, self.strategy)
-        self._choose_form()
-        if self.max_fpr is not None:
-            if not 0 < self.max_fpr <= 1:
-                raise ValueError(f"max_fpr must lie in (0, 1], got {self.max_fpr}")
-            if self.form:
-                raise ValueError(
-                    "max_fpr (partial AUC) is offered for surrogate='hinge' and 'squared_hinge', "
-                    f"not for {self.surrogate!r}"
-                )
-        if not self.form and self.pair_weight is not None and self.pair_weight.requires_grad:
-            raise ValueError(
-                f"pair_weight requires a gradient, which surrogate={self.surrogate!r} with these options does not "
-                "have, as it is computed by sorting: pass its detach()"
-            )
-        if not self.form and self.process_group is not None:
-            raise ValueError(
-                f"surrogate={self.surrogate!r} with margin={self.margin}, scores={self.scores!r} and "
-                f"max_fpr={self.max_fpr} is computed by sorting all scores, which do not travel between processes: "
-                "pass process_group=None, or use a margin of at least 1 with 'sigmoid' or 'softmax' scores, or another "
-                "surrogate"
-            )
-
-    def _choose_form(self) -> None:
-        bounded = self.scores != "identity"
-        smooth = self.surrogate
-        form, degree, coefficients = "", 0, None
-        if isinstance(smooth, str):
-            one_of("surrogate", smooth, SURROGATES)
-            # Scores in [0, 1] differ by at most 1: with a margin of at least 1 a hinge is never at rest.
-            if smooth in ("hinge", "squared_hinge"):
-                if bounded and self.margin >= 1 and self.max_fpr is None:
-                    form = "linear" if smooth == "hinge" else "square"
-            elif smooth == "logistic" and bounded:
-                smooth = logistic_surrogate(self.margin)
-            else:
-                form = smooth
-        elif not isinstance(smooth, SmoothSurrogate):
-            smooth = SmoothSurrogate(smooth)
-        if isinstance(smooth, SmoothSurrogate) or smooth == "logistic":
-            if not bounded:
-                raise ValueError(
-                    "logistic and user-defined surrogates are expanded over scores in [0, 1]; scores='identity' is not "
-                    "offered for them: use 'sigmoid' or 'softmax', or surrogate='square', 'hinge', 'squared_hinge' or "
-                    "'exponential'"
-                )
-            assert isinstance(smooth, SmoothSurrogate)
-            form, degree, coefficients = "chebyshev", smooth.degree, smooth.coefficients
-        if coefficients is None:
-            coefficients = separable_form(form, self.margin, 0, self.scores).coefficients if form else ()
-        for name, value in (("form", form), ("degree", degree), ("coefficients", coefficients)):
-            object.__setattr__(self, name, value)
-
-    def passes(self, *, cross_entropy: bool = False, label_smoothing: float = 0.0, auc: bool = True) -> tuple[Any, ...]:
-        """The settings of `aucseg.losses.auc.torch_passes.pixel_sums`: the fields of `PassOptions` in order."""
-        options = PassOptions(
-            self.form if auc else "",
-            self.margin,
-            self.degree,
-            self.scores,
-            self.ignore_index,
-            cross_entropy,
-            label_smoothing,
+    if options.form is None:
+        raise ValueError(
+            f"surrogate={options.surrogate!r} with margin={options.margin}, scores={options.scores!r} and "
+            f"max_fpr={options.max_fpr} is computed by sorting all scores, {what}, or use a margin of at least 1 with "
+            "'sigmoid' or 'softmax' scores, or another surrogate"
         )
-        return tuple(getattr(options, name) for name in PassOptions.__dataclass_fields__)
 
 
-def _check_pair_weight(pair_weight: Tensor, strategy: str) -> None:
+def check_pair_weight(pair_weight: Tensor | None, options: AUCOptions) -> None:
+    """Raise a ValueError that names what is wrong with the weights of the class pairs."""
+    if pair_weight is None:
+        return
     if not isinstance(pair_weight, Tensor) or pair_weight.dim() != 2 or pair_weight.shape[0] != pair_weight.shape[1]:
         raise ValueError(
             "pair_weight must be a (K, K) tensor: row = class of the positives, column = class of the negatives"
         )
-    if strategy != "ovo":
+    if options.strategy != "ovo":
         raise ValueError("pair_weight weights pairs of classes and is offered for strategy='ovo' only")
     if not bool((torch.isfinite(pair_weight) & (pair_weight >= 0)).all()):
         raise ValueError("pair_weight must be finite and not negative")
+    if options.form is None and pair_weight.requires_grad:
+        raise ValueError(
+            f"pair_weight requires a gradient, which surrogate={options.surrogate!r} with these options does not "
+            "have, as it is computed by sorting: pass its detach()"
+        )
 
 
-def check_inputs(logits: Tensor, target: Tensor, options: AUCOptions, *, upsample: bool = False) -> None:
+def check_class_weight(class_weight: Tensor) -> None:
+    """Raise a ValueError that names what is wrong with the class weights of the cross-entropy."""
+    if class_weight.dim() != 1 or not bool((torch.isfinite(class_weight) & (class_weight >= 0)).all()):
+        raise ValueError("class_weight must be a (K,) tensor of finite numbers, none negative")
+    if class_weight.requires_grad:
+        raise ValueError("class_weight requires a gradient, which the loss does not have: pass its detach()")
+
+
+def check_inputs(logits: Tensor, target: Tensor, options: LossOptions, *, upsample: bool = False) -> None:
     """Raise a TypeError or ValueError that names what is wrong with logits or target.
 
     Values of labels are checked on the CPU only: on an accelerator that would wait for the device.
@@ -219,24 +160,32 @@ def check_inputs(logits: Tensor, target: Tensor, options: AUCOptions, *, upsampl
         raise ValueError(f"logits of shape {shape} hold no value for the target of shape {labels}")
     if logits.device != target.device:
         raise ValueError(f"logits are on {logits.device} but target is on {target.device}")
-    if options.scores == "softmax" and shape[1] == 1:
-        raise ValueError(
-            "scores='softmax' of a single channel is constant: use 'sigmoid' or 'identity' with one logit a pixel"
-        )
-    if options.ignore_index == DEFAULT_IGNORE_INDEX < shape[1]:
-        raise ValueError(
-            f"ignore_index={options.ignore_index} (the default) is one of the {shape[1]} classes: choose another "
-            "ignore label, such as -100"
-        )
-    if options.pair_weight is not None and options.pair_weight.shape[0] != shape[1]:
-        raise ValueError(f"pair_weight is {tuple(options.pair_weight.shape)} but logits have {shape[1]} channels")
+    _check_number_of_channels(shape[1], options)
     if torch.compiler.is_compiling():
         return
     _check_derivatives(logits)
-    if options.validate_args and target.device.type == "cpu" and target.numel():
-        _check_labels(target, max(shape[1], 2), options.ignore_index)
-    if options.check_finite:
+    if options.auc.validate_args and target.device.type == "cpu" and target.numel():
+        _check_labels(target, max(shape[1], 2), options.auc.ignore_index)
+    if options.auc.check_finite:
         _check_finite(logits)
+
+
+def _check_number_of_channels(num_channels: int, options: LossOptions) -> None:
+    if options.auc.scores == "softmax" and num_channels == 1:
+        raise ValueError(
+            "scores='softmax' of a single channel is constant: use 'sigmoid' or 'identity' with one logit a pixel"
+        )
+    if options.auc.ignore_index == DEFAULT_IGNORE_INDEX < num_channels:
+        raise ValueError(
+            f"ignore_index={DEFAULT_IGNORE_INDEX} (the default) is one of the {num_channels} classes: choose another "
+            "ignore label, such as -100"
+        )
+    if options.pair_weight is not None and options.pair_weight.shape[0] != num_channels:
+        raise ValueError(f"pair_weight is {tuple(options.pair_weight.shape)} but logits have {num_channels} channels")
+    if options.class_weight is not None and options.class_weight.numel() != max(num_channels, 2):
+        raise ValueError(
+            f"class_weight has {options.class_weight.numel()} entries but logits have {num_channels} channels"
+        )
 
 
 def _check_derivatives(logits: Tensor) -> None:

@@ -1,14 +1,33 @@
-"""From sums over pixels to the value of the loss: pair weights, means; sums of ranks and micro-batches."""
+r"""The formula: the AUC loss from sums over the pixels. Begin to read here.
+
+Channel c scores the pixels of its own class (positives) against those of every other class a (negatives). With pair
+weights ``w[c, a]`` and a separable surrogate, ``l(f_pos - f_neg) = sum_jk C[j, k] p_j(f_pos) q_k(f_neg)`` (see
+`aucseg.losses.auc.surrogates`), the mean over all pairs of pixels is
+
+    L = sum_c sum_jk C[j, k] P_j[c] Q_k[c],
+    P_j[c] = mean of p_j(f_c) over the pixels of class c,
+    Q_k[c] = sum over the pixels x of other classes of  w[c, y(x)] / n_y(x)  q_k(f_c(x)),
+
+with ``n`` the pixels of each class. `PairWeights` are the ``w``, `pair_risk` is the ``L``. The sums over the pixels
+come from `aucseg.losses.auc.operators.pixel_sums`, which is differentiable, so that autograd of this little arithmetic
+on ``(J, K)`` tables gives the gradient its weights.
+
+With uniform weights ``w[c, a] = channel[c] * label[a]``: every pixel carries one weight for all channels, and the state
+is a few numbers a channel. Weights of the user's own need the negatives label by label.
+
+On a GPU the same arithmetic is done in one launch (``weights_kernel`` and ``risk_kernel`` in
+`aucseg.losses.auc.triton_kernels`): whoever changes it here changes it there, and the tests compare the two.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
-from aucseg.losses.auc.surrogates import Coefficients
+from aucseg.losses.auc.smooth import Coefficients
 
 
 @dataclass
@@ -28,6 +47,21 @@ class PairWeights:
     channel: Tensor
     label: Tensor
     table: Tensor | None = None
+
+    @classmethod
+    def of(cls, counts: Tensor, strategy: str, pair_weight: Tensor | None, binary: bool) -> PairWeights:
+        """The weights of a batch.
+
+        Args:
+            counts: Pixels per class, ``(K,)``.
+            strategy: ``"ovo"`` or ``"ova"``.
+            pair_weight: ``(K, K)``, of the user's own.
+            binary: Whether there are two channels of which only the second is scored.
+        """
+        if pair_weight is not None and not binary:
+            return cls.from_table(counts, pair_weight)
+        scored = torch.arange(2, dtype=counts.dtype, device=counts.device) if binary else None
+        return cls.uniform(counts, strategy, scored)
 
     @classmethod
     def uniform(cls, counts: Tensor, strategy: str, scored: Tensor | None = None) -> PairWeights:
@@ -60,7 +94,7 @@ class PairWeights:
         """Weight of a negative by its label ``(K + 1,)``, 0 if ignored; None if it depends on the channel too."""
         if self.table is not None:
             return None
-        return torch.nn.functional.pad(self.label / self.counts.clamp(min=1), (0, 1))
+        return F.pad(self.label / self.counts.clamp(min=1), (0, 1))
 
     def negative_mass(self) -> Tensor:
         """Total weight of the negatives of each channel, ``(K,)``."""
@@ -68,7 +102,12 @@ class PairWeights:
             return self.table.sum(1)
         return self.channel * (self.label.sum() - self.label)
 
-    def by_weight(self, negative: Tensor) -> Tensor:
+    def per_negative(self) -> Tensor:
+        """Weight of one negative by channel and label, ``(K, K)``, 0 on the diagonal."""
+        table = self.table if self.table is not None else self.channel[:, None] * self.label
+        return (table - torch.diag(table.diagonal())) / self.counts.clamp(min=1)
+
+    def over_labels(self, negative: Tensor) -> Tensor:
         """Sums by channel and label ``(J', K, K)`` as what `pixel_sums` returns with the weights `per_pixel`."""
         if self.table is not None:
             return negative
@@ -96,46 +135,13 @@ def pair_risk(coefficients: Coefficients, weights: PairWeights, positive: Tensor
     return (p * (table @ q)).sum()
 
 
-@dataclass
-class BatchSums:
-    """Everything the loss needs to know of some pixels; adds up over micro-batches.
+def mean_cross_entropy(total: Tensor, counts: Tensor, class_weight: Tensor | None) -> Tensor:
+    """The cross-entropy from its weighted sum over the pixels; 0 where no pixel has a weight.
 
-    Attributes:
-        counts: ``(K,)``.
-        positive: ``(J, K)``.
-        negative: ``(J', K, K)``, by channel and label.
-        entropy: Weighted sum of the cross-entropy, scalar.
+    Args:
+        total: The sum, scalar.
+        counts: Pixels per class, ``(K,)``.
+        class_weight: ``(K,)``.
     """
-
-    counts: Tensor
-    positive: Tensor
-    negative: Tensor
-    entropy: Tensor
-
-    def __add__(self, other: BatchSums) -> BatchSums:
-        return BatchSums(
-            self.counts + other.counts,
-            self.positive + other.positive,
-            self.negative + other.negative,
-            self.entropy + other.entropy,
-        )
-
-    def all_reduced(self, group: dist.ProcessGroup | None) -> BatchSums:
-        """The sums of all ranks of the group."""
-        return BatchSums(*all_reduced([self.counts, self.positive, self.negative, self.entropy], group))
-
-
-def all_reduced(values: list[Tensor], group: dist.ProcessGroup | None) -> list[Tensor]:
-    """The sums over the ranks of the group, without gradient, in one message; the values themselves without a group."""
-    values = [value.detach() for value in values]
-    if group is None:
-        return values
-    flat = torch.cat([value.flatten() for value in values])
-    dist.all_reduce(flat, group=group)
-    parts = torch.split(flat, [value.numel() for value in values])
-    return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
-
-
-def replace_value(local: Tensor, value: Tensor, scale: float = 1.0) -> Tensor:
-    """``value``, with ``scale`` times the gradient of ``local``."""
-    return value + scale * (local - local.detach())
+    weight = (counts if class_weight is None else counts * class_weight.to(counts)).sum()
+    return torch.where(weight > 0, total / torch.where(weight > 0, weight, 1), 0)
