@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+# ``l(t)`` elementwise, with the margin, of every surrogate that the losses offer.
+SURROGATES: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "square": lambda t, margin: 0.5 * (margin - t) ** 2,
+    "hinge": lambda t, margin: (margin - t).clamp(min=0),
+    "squared_hinge": lambda t, margin: 0.5 * (margin - t).clamp(min=0) ** 2,
+    "exponential": lambda t, margin: torch.exp(-margin * t),
+    "logistic": lambda t, margin: torch.nn.functional.softplus(-margin * t),
+}
+
 
 def surrogate_oracle(t: Tensor, name: str, margin: float = 1.0) -> Tensor:
     """``l(t)`` elementwise."""
-    if name == "square":
-        return 0.5 * (margin - t) ** 2
-    if name == "hinge":
-        return (margin - t).clamp(min=0)
-    if name == "squared_hinge":
-        return 0.5 * (margin - t).clamp(min=0) ** 2
-    if name == "exponential":
-        return torch.exp(-margin * t)
-    if name == "logistic":
-        return torch.nn.functional.softplus(-margin * t)
-    raise ValueError(name)
+    return SURROGATES[name](t, margin)
 
 
 def pixel_scores(logits: Tensor, target: Tensor, scores: str) -> tuple[Tensor, Tensor]:

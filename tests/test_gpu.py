@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from aucseg import AUCSegLoss, PairwiseAUCLoss, SegmentationTask
 from aucseg.losses import accumulate, build_loss
-from aucseg.losses.baselines import LOSSES
+from aucseg.losses.build import LOSSES
 from aucseg.training.step_guard import StepGuard
 from tests.oracles import auc_loss_oracle
 from tests.small_runs import make_trainer

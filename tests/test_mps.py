@@ -13,9 +13,11 @@ from aucseg.compare.second_stage import AdjustedModel
 from aucseg.dtypes import wide_sum
 from aucseg.inference.predictor import InferenceOptions, Predictor
 from aucseg.losses import PairwiseAUCLoss, build_loss
-from aucseg.losses.baselines import LOSSES, DisAlignModel, LogitAdjustmentLoss
+from aucseg.losses.baselines import LogitAdjustmentLoss
+from aucseg.losses.build import LOSSES
 from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
 from aucseg.metrics.pixel_metric import PixelMetric
+from aucseg.models import DisAlignModel
 from aucseg.training.result_writer import curve_points, per_image_overlap
 from aucseg.training.task import SegmentationTask
 from tests.pretended_device import MPS, PretendedMPS

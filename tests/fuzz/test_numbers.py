@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aucseg.losses import AUCSegLoss, PairwiseAUCLoss
-from aucseg.losses.baselines import LOSSES, build_loss
+from aucseg.losses.build import LOSSES, build_loss
 from aucseg.memory_bank import TailMemoryBank
 from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
 from tests.fuzz.strategies import JUNK, damaged_tree, fuzzed

@@ -5,9 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aucseg.losses.auc import objective
-from aucseg.losses.auc import operators as pixel_sums
-
 
 @pytest.fixture
 def kernels_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -15,10 +12,9 @@ def kernels_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     if torch.cuda.is_available():
         pytest.skip("the kernels are built for the GPU here, see tests/test_gpu.py")
-    from aucseg.losses.auc import triton_kernels as kernels
+    from aucseg.losses.auc import triton_passes
 
-    for module in (pixel_sums, objective):
-        monkeypatch.setattr(module, "kernels_for", lambda device: kernels)
+    monkeypatch.setattr("aucseg.losses.auc.operators.triton_passes_on", lambda device: triton_passes)
 
 
 @pytest.fixture(params=["torch", "kernels"])

@@ -63,9 +63,9 @@ def test_derivatives_that_the_loss_does_not_have_are_refused(name: str, way: str
 def test_forward_mode_derivatives_of_parts_and_of_a_model_are_refused() -> None:
     logits, target = sample()
     loss_fn, model = AUCSegLoss(), nn.Conv2d(3, 3, 1)
-    sums = loss_fn.batch_sums(logits, target)
+    sums = loss_fn.class_sums(logits, target)
     with pytest.raises(NotImplementedError, match="backward pass alone"):
-        torch.func.grad(lambda x: loss_fn.part_of(sums, x, target))(logits)
+        torch.func.grad(lambda x: loss_fn.given_sums(sums, x, target))(logits)
     parameters: dict[str, Tensor] = dict(model.named_parameters())
     with pytest.raises(NotImplementedError, match="backward pass alone"):
         torch.func.grad(lambda p: loss_fn(torch.func.functional_call(model, p, logits), target))(parameters)
@@ -192,7 +192,7 @@ def test_more_than_three_dimensions_of_smaller_logits_are_refused() -> None:
     logits, target = torch.zeros(1, 3, 2, 2, 2, 2, requires_grad=True), torch.zeros(1, 2, 2, 2, 2).long()
     AUCSegLoss()(logits, target).backward()
     AUCSegLoss()(torch.zeros(1, 3, 2, 2, 2), torch.zeros(1, 4, 4, 4).long())
-    for call in (AUCSegLoss(), AUCSegLoss(surrogate="hinge", margin=0.5), AUCSegLoss().batch_sums):
+    for call in (AUCSegLoss(), AUCSegLoss(surrogate="hinge", margin=0.5), AUCSegLoss().class_sums):
         with pytest.raises(ValueError, match=r"shape \(1, 3, 2, 2, 2, 2\) are smaller .* one to three spatial dim"):
             call(logits, target.repeat_interleave(2, 1))
 

@@ -15,6 +15,7 @@ from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from aucseg.losses import AUCSegLoss, PairwiseAUCLoss, accumulate
+from aucseg.losses.pairwise_auc import auc_losses, process_group_of
 
 Loss = Callable[[Any], PairwiseAUCLoss | AUCSegLoss]
 
@@ -91,3 +92,25 @@ def test_ranks_agree_with_one_process(ranks: int, tmp_path: Path) -> None:
                 assert other == pytest.approx(value, rel=1e-9), (name, micro, rank)
                 for a, b in zip(found, expected, strict=True):
                     assert (a - b).abs().max() <= 1e-9 * b.abs().max(), (name, micro, rank)
+
+
+def test_group_is_set_within_the_context_alone() -> None:
+    group: Any = object()
+    loss = AUCSegLoss()
+    seen = []
+    with process_group_of(loss, group):
+        seen.append(loss.auc.process_group)
+        with process_group_of(loss, None):
+            seen.append(loss.auc.process_group)
+        seen.append(loss.auc.process_group)
+    assert [*seen, loss.auc.process_group] == [group, None, group, None]
+
+
+def test_losses_that_sort_scores_stay_on_their_process() -> None:
+    assert auc_losses(PairwiseAUCLoss("hinge", scores="identity")) == []
+    assert len(auc_losses(AUCSegLoss())) == 1
+    loss = PairwiseAUCLoss("hinge", scores="identity")
+    group: Any = object()
+    with pytest.raises(ValueError, match=r"do not travel between processes: pass process_group=None, or use a margin"):
+        loss.process_group = group
+    assert loss.process_group is None

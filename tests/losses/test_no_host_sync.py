@@ -12,10 +12,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from aucseg.losses.auc import by_sorting as sorted_surrogates
-from aucseg.losses.auc import operators as pixel_sums
-from aucseg.losses.auc.options import AUCOptions
-from aucseg.losses.auc.pixels import PassOptions
+from aucseg.losses.auc import torch_passes
+from aucseg.losses.auc.by_sorting import sorted_risk
+from aucseg.losses.auc.options import AUCOptions, LossOptions
 
 CASES: list[dict[str, Any]] = [
     {},
@@ -32,16 +31,15 @@ CASES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("scale", [1, 4])
 @pytest.mark.parametrize("by_pair", [False, True])
 def test_passes_ask_for_no_value(options: dict[str, Any], cross_entropy: bool, scale: int, by_pair: bool) -> None:
-    auc = AUCOptions(**options)
-    settings = PassOptions(*auc.passes(cross_entropy=cross_entropy, label_smoothing=0.1))
+    passes = LossOptions(AUCOptions(**options), with_cross_entropy=cross_entropy, label_smoothing=0.1).passes()
     with FakeTensorMode():
         logits = torch.empty(2, 5, 8, 8, device="cuda")
         target = torch.empty(2, 8 * scale, 8 * scale, dtype=torch.int64, device="cuda")
         scored = torch.empty(5, dtype=torch.bool, device="cuda")
         weight = None if by_pair else torch.empty(6, dtype=torch.float64, device="cuda")
         class_weight = torch.empty(5, device="cuda")
-        sums = pixel_sums._sums(logits, target, scored, weight, class_weight, settings)
-        gradient = pixel_sums._gradient(*sums, logits, target, scored, weight, class_weight, settings)
+        sums = torch_passes.sums(logits, target, scored, weight, class_weight, passes)
+        gradient = torch_passes.gradient(*sums, logits, target, scored, weight, class_weight, passes)
     assert gradient.shape == logits.shape
     assert gradient.device.type == "cuda"
 
@@ -52,7 +50,7 @@ def test_sorting_asks_for_no_value(scores: str, share: float) -> None:
     with FakeTensorMode():
         logits, target = torch.empty(3, 50, device="cuda"), torch.empty(50, dtype=torch.int64, device="cuda")
         weights = torch.empty(3, 3, dtype=torch.float64, device="cuda")
-        compute = sorted_surrogates.sorted_risk._init_fn
+        compute = sorted_risk._init_fn
         value, gradient = compute(logits, target, weights, scores, 255, 0.5, True, share, False)
     assert value.shape == ()
     assert gradient.shape == logits.shape

@@ -6,8 +6,7 @@ import torch
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
-from aucseg.losses.baselines import DisAlignModel
-from aucseg.models import build_model
+from aucseg.models import DisAlignModel, build_model
 from aucseg.training.optimization import build_optimizer, undecayed
 
 

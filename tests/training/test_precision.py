@@ -19,7 +19,7 @@ from aucseg import AUCSegLoss, SegmentationTask
 from aucseg.cli import main
 from aucseg.commands import fit as lightning_cli
 from aucseg.inference.predictor import InferenceOptions, Predictor
-from aucseg.losses.baselines import LOSSES, build_loss
+from aucseg.losses.build import LOSSES, build_loss
 from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
 from aucseg.models.hub import HubModel
 from aucseg.training.step_guard import StepGuard

@@ -6,8 +6,8 @@ import torch
 import torch.distributed as dist
 from benchmarks.scale import ASSUMED, all_reduce_seconds, auc_bytes, model_rows, recorded_messages
 
-from aucseg import AUCSegLoss, PairwiseAUCLoss
-from aucseg.training.processes import auc_losses, cpu_state, gathered, part_of, process_group_of
+from aucseg import AUCSegLoss
+from aucseg.training.processes import cpu_state, gathered, part_of
 
 
 @pytest.fixture
@@ -27,22 +27,6 @@ def test_bytes_of_a_step_are_those_of_the_formula(group: dist.ProcessGroup, num_
         AUCSegLoss(process_group=group)(logits, target).backward()
     assert sum(sent) == auc_bytes(num_classes)
     assert len(sent) == 2
-
-
-def test_group_is_set_within_the_context_alone(group: dist.ProcessGroup) -> None:
-    loss = AUCSegLoss()
-    seen = []
-    with process_group_of(loss, group):
-        seen.append(loss.auc.options.process_group)
-        with process_group_of(loss, None):
-            seen.append(loss.auc.options.process_group)
-        seen.append(loss.auc.options.process_group)
-    assert [*seen, loss.auc.options.process_group] == [group, None, group, None]
-
-
-def test_losses_that_sort_scores_stay_on_their_process() -> None:
-    assert auc_losses(PairwiseAUCLoss("hinge", scores="identity")) == []
-    assert len(auc_losses(AUCSegLoss())) == 1
 
 
 def test_gathering_keeps_the_order(group: dist.ProcessGroup) -> None:

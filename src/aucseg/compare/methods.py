@@ -36,7 +36,7 @@ class Method:
 
     Attributes:
         name: As given on the command line.
-        loss: Key of `aucseg.losses.baselines.LOSSES`.
+        loss: Key of `aucseg.losses.build.LOSSES`.
         bank: Whether the memory bank pastes.
         rare_class_sampling: Whether images of rare classes are drawn more often.
         second_stage: ``"posthoc-la"``, ``"disalign"``, ``"offsets"`` or None.
@@ -104,7 +104,7 @@ def parse_methods(names: Sequence[str], definitions: Mapping[str, Definition]) -
 
 def parse_method(name: str, definitions: Mapping[str, Definition]) -> Method:
     """One method, see `parse_methods`."""
-    from aucseg.losses.baselines import LOSSES
+    from aucseg.losses.build import LOSSES
 
     head, *suffixes = name.split("+")
     for suffix in suffixes:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from aucseg.inference.offset_model import with_offsets
-from aucseg.losses.baselines import DisAlignModel, post_hoc_logit_adjustment
+from aucseg.losses.baselines import post_hoc_logit_adjustment
+from aucseg.models.disalign import DisAlignModel
 from aucseg.models.segmentation_model import SegmentationModel, WrappedNetwork
 
 
@@ -85,7 +86,7 @@ def disalign_model(num_classes: int, *, checkpoint: str, classifier: str | None 
     Args:
         num_classes: K.
         checkpoint: A run's ``checkpoints/last.ckpt``.
-        classifier: See `aucseg.losses.baselines.DisAlignModel`.
+        classifier: See `aucseg.models.DisAlignModel`.
     """
     model = _trained_model(checkpoint)
     return _wrapped(DisAlignModel(model, num_classes, classifier), model, num_classes)

@@ -2,7 +2,7 @@
 
 from aucseg.losses.auc.smooth import SmoothSurrogate
 from aucseg.losses.aucseg import AUCSegLoss
-from aucseg.losses.baselines import build_loss
+from aucseg.losses.build import build_loss
 from aucseg.losses.micro_batches import MicroBatchAUC, accumulate
 from aucseg.losses.pairwise_auc import PairwiseAUCLoss, pairwise_auc_loss
 

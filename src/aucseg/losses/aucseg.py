@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aucseg.losses.auc.class_sums import BatchSums
-from aucseg.losses.auc.objective import CrossEntropyOptions, batch_sums, objective
-from aucseg.losses.auc.options import check_inputs, check_option_names
+from aucseg.losses.auc.checks import check_class_weight, check_inputs, check_option_names
+from aucseg.losses.auc.class_sums import ClassSums
+from aucseg.losses.auc.objective import auc_and_cross_entropy, class_sums
+from aucseg.losses.auc.options import LossOptions
 from aucseg.losses.pairwise_auc import PairwiseAUCLoss
 
 _MAX_WEIGHT = 1e6  # a weighted loss stays within float32
@@ -89,10 +90,7 @@ class AUCSegLoss(nn.Module):
             class_weight = torch.as_tensor(
                 class_weight, dtype=torch.float32 if not torch.is_tensor(class_weight) else None
             )
-            if class_weight.dim() != 1 or not bool((torch.isfinite(class_weight) & (class_weight >= 0)).all()):
-                raise ValueError("class_weight must be a (K,) tensor of finite numbers, none negative")
-            if class_weight.requires_grad:
-                raise ValueError("class_weight requires a gradient, which the loss does not have: pass its detach()")
+            check_class_weight(class_weight)
         self.auc_weight, self.ce_weight, self.upsample, self.label_smoothing = (
             auc_weight,
             ce_weight,
@@ -106,35 +104,29 @@ class AUCSegLoss(nn.Module):
         """The loss; see the class for shapes and errors."""
         return self._weighted(logits, target, None)
 
-    def batch_sums(self, logits: Tensor, target: Tensor) -> BatchSums:
+    def class_sums(self, logits: Tensor, target: Tensor) -> ClassSums:
         """Sums of a micro-batch, for `aucseg.losses.MicroBatchAUC`."""
-        self._check(logits, target)
-        return batch_sums(logits, target, self.auc.options, self._cross_entropy())
+        return class_sums(logits, target, self._checked(logits, target))
 
-    def part_of(self, totals: BatchSums, logits: Tensor, target: Tensor) -> Tensor:
+    def given_sums(self, whole: ClassSums, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of a whole with the given sums; its gradient is that of this part."""
-        return self._weighted(logits, target, totals)
+        return self._weighted(logits, target, whole)
 
-    def _check(self, logits: Tensor, target: Tensor) -> None:
-        check_inputs(logits, target, self.auc.options, upsample=self.upsample)
-        if self.class_weight is not None and self.class_weight.numel() != max(logits.shape[1], 2):
-            raise ValueError(
-                f"class_weight has {self.class_weight.numel()} entries but logits have {logits.shape[1]} channels"
-            )
-
-    def _cross_entropy(self) -> CrossEntropyOptions | None:
-        return CrossEntropyOptions(self.class_weight, self.label_smoothing) if self.ce_weight > 0 else None
-
-    def _weighted(self, logits: Tensor, target: Tensor, totals: BatchSums | None) -> Tensor:
-        self._check(logits, target)
-        risk, entropy = objective(
-            logits,
-            target,
+    def _checked(self, logits: Tensor, target: Tensor) -> LossOptions:
+        options = LossOptions(
             self.auc.options,
-            self._cross_entropy(),
+            self.auc.pair_weight,
+            self.auc.process_group,
             with_auc=self.auc_weight > 0,
-            totals=totals,
+            with_cross_entropy=self.ce_weight > 0,
+            class_weight=self.class_weight,
+            label_smoothing=self.label_smoothing,
         )
+        check_inputs(logits, target, options, upsample=self.upsample)
+        return options
+
+    def _weighted(self, logits: Tensor, target: Tensor, whole: ClassSums | None) -> Tensor:
+        risk, entropy = auc_and_cross_entropy(logits, target, self._checked(logits, target), whole)
         return self.auc_weight * risk + self.ce_weight * entropy
 
     def extra_repr(self) -> str:

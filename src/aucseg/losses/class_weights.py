@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from aucseg.statistics.class_statistics import ClassStatistics
-
 WeightRule = Literal["inverse", "effective", "median", "enet"]
+
+
+@runtime_checkable
+class PixelCounts(Protocol):
+    """What has counted a training set, as `aucseg.ClassStatistics` has.
+
+    Attributes:
+        pixel_counts: Pixels of each class (K,).
+        labelled_counts: Labelled pixels of the images that hold each class (K,).
+    """
+
+    pixel_counts: Any
+    labelled_counts: Any
 
 
 def check_class_counts(counts: Tensor | Sequence[float], name: str = "class_counts") -> Tensor:
@@ -49,7 +59,7 @@ def _float64(counts: Tensor | Sequence[float]) -> Tensor:
 
 
 def class_weights(
-    counts: ClassStatistics | Tensor | Sequence[float],
+    counts: PixelCounts | Tensor | Sequence[float],
     rule: WeightRule,
     *,
     power: float = 1.0,
@@ -69,9 +79,9 @@ def class_weights(
     Classes that are absent from the counts get the weight of the rarest class.
 
     Args:
-        counts: Pixels (or images) of each class (K,), or the :class:`~aucseg.ClassStatistics` of the training set, of
-            which the pixel counts are taken and, for the ``median`` rule, the labelled pixels of the images with a
-            class.
+        counts: Pixels (or images) of each class (K,), or what has counted them, such as the `aucseg.ClassStatistics` of
+            the training set: of these the pixel counts are taken and, for the ``median`` rule, the labelled pixels of
+            the images with a class.
         rule: One of the names above.
         power: Exponent of the ``inverse`` rule; 0.5 is the common softened form.
         beta: Of the ``effective`` rule, in 0..1. Classes with far more than 1 / (1 - beta) counts weigh the same, so
@@ -92,7 +102,7 @@ def class_weights(
         >>> class_weights([800, 150, 50], "median")
         tensor([0.1875, 1.0000, 3.0000])
     """
-    if hasattr(counts, "pixel_counts") and hasattr(counts, "labelled_counts"):
+    if isinstance(counts, PixelCounts):
         if image_pixels is None:
             image_pixels = torch.as_tensor(counts.labelled_counts)
         counts = torch.as_tensor(counts.pixel_counts)

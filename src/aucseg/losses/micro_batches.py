@@ -16,10 +16,10 @@ from aucseg.losses.pairwise_auc import PairwiseAUCLoss
 class LossFromSums(Protocol):
     """What `MicroBatchAUC` asks of a loss; `PairwiseAUCLoss` and `AUCSegLoss` have it."""
 
-    def batch_sums(self, logits: Any, target: Tensor) -> Any:
+    def class_sums(self, logits: Any, target: Tensor) -> Any:
         """Sums of a micro-batch, without gradient; they add up."""
 
-    def part_of(self, totals: Any, logits: Any, target: Tensor) -> Tensor:
+    def given_sums(self, whole: Any, logits: Any, target: Tensor) -> Tensor:
         """The loss of the whole batch; its gradient is that of this micro-batch."""
 
 
@@ -83,7 +83,7 @@ class MicroBatchAUC:
             self._buffers = [buffer.clone() for buffer in self._model.buffers()]
         self._random.append(_random_state(target.device))
         with torch.no_grad():
-            sums = self._loss.batch_sums(self._model(inputs), target)
+            sums = self._loss.class_sums(self._model(inputs), target)
         # Autocast may keep weights that it cast without gradient; used again, they would give the second pass none.
         torch.clear_autocast_cache()
         self._sums = sums if self._sums is None else self._sums + sums
@@ -105,7 +105,7 @@ class MicroBatchAUC:
                 for buffer, before in zip(self._model.buffers(), self._buffers, strict=True):
                     buffer.copy_(before)
         _set_random_state(self._random[self._done], target.device)
-        return self._loss.part_of(self._sums, self._model(inputs), target)
+        return self._loss.given_sums(self._sums, self._model(inputs), target)
 
     @contextmanager
     def _forgotten_after_an_error(self) -> Iterator[None]:

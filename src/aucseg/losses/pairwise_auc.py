@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from aucseg.losses.auc.class_sums import BatchSums
-from aucseg.losses.auc.objective import batch_sums, objective
-from aucseg.losses.auc.options import AUCOptions, Surrogate, check_inputs, names_nearest_option
+from aucseg.losses.auc.checks import (
+    check_inputs,
+    check_pair_weight,
+    check_sums_are_enough,
+    names_nearest_option,
+)
+from aucseg.losses.auc.class_sums import ClassSums
+from aucseg.losses.auc.objective import auc_and_cross_entropy, class_sums
+from aucseg.losses.auc.options import AUCOptions, LossOptions, SurrogateOption
 
 
 def pairwise_auc_loss(
     logits: Tensor,
     target: Tensor,
-    surrogate: Surrogate = "square",
+    surrogate: SurrogateOption = "square",
     *,
     margin: float = 1.0,
     scores: str = "sigmoid",
@@ -55,20 +63,17 @@ def pairwise_auc_loss(
         >>> round(pairwise_auc_loss(logits, torch.tensor([1, 1, 0])).item(), 4)
         1.9287
     """
-    options = AUCOptions(
-        surrogate,
-        margin,
-        scores,
-        strategy,
-        pair_weight,
-        ignore_index,
-        process_group,
-        max_fpr,
-        check_finite,
-        validate_args,
-    )
+    auc = AUCOptions(surrogate, margin, scores, strategy, ignore_index, max_fpr, check_finite, validate_args)
+    check_pair_weight(pair_weight, auc)
+    _check_process_group(process_group, auc)
+    options = LossOptions(auc, pair_weight, process_group)
     check_inputs(logits, target, options)
-    return objective(logits, target, options)[0]
+    return auc_and_cross_entropy(logits, target, options)[0]
+
+
+def _check_process_group(group: dist.ProcessGroup | None, options: AUCOptions) -> None:
+    if group is not None:
+        check_sums_are_enough(options, "which do not travel between processes: pass process_group=None")
 
 
 class PairwiseAUCLoss(nn.Module):
@@ -145,7 +150,7 @@ class PairwiseAUCLoss(nn.Module):
     @names_nearest_option
     def __init__(
         self,
-        surrogate: Surrogate = "square",
+        surrogate: SurrogateOption = "square",
         *,
         margin: float = 1.0,
         scores: str = "sigmoid",
@@ -159,40 +164,49 @@ class PairwiseAUCLoss(nn.Module):
     ) -> None:
         super().__init__()
         self._options = AUCOptions(
-            surrogate,
-            margin,
-            scores,
-            strategy,
-            pair_weight,
-            ignore_index,
-            process_group,
-            max_fpr,
-            check_finite,
-            validate_args,
+            surrogate, margin, scores, strategy, ignore_index, max_fpr, check_finite, validate_args
         )
+        check_pair_weight(pair_weight, self._options)
         self.register_buffer("pair_weight", pair_weight, persistent=False)
+        self.process_group = process_group
 
     @property
     def options(self) -> AUCOptions:
-        """The options, with the pair weights where the module is."""
-        if self.pair_weight is not None:
-            object.__setattr__(self._options, "pair_weight", self.pair_weight)
+        """The options that do not change."""
         return self._options
+
+    @property
+    def process_group(self) -> dist.ProcessGroup | None:
+        """Ranks whose pixels are taken together; may be set.
+
+        Raises:
+            ValueError: When set: the loss is computed by sorting scores, which do not travel.
+        """
+        return self._process_group
+
+    @process_group.setter
+    def process_group(self, group: dist.ProcessGroup | None) -> None:
+        _check_process_group(group, self._options)
+        self._process_group = group
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
-        check_inputs(logits, target, self.options)
-        return objective(logits, target, self.options)[0]
+        options = self._checked(logits, target)
+        return auc_and_cross_entropy(logits, target, options)[0]
 
-    def batch_sums(self, logits: Tensor, target: Tensor) -> BatchSums:
+    def class_sums(self, logits: Tensor, target: Tensor) -> ClassSums:
         """Sums of a micro-batch, for `aucseg.losses.MicroBatchAUC`."""
-        check_inputs(logits, target, self.options)
-        return batch_sums(logits, target, self.options, None)
+        return class_sums(logits, target, self._checked(logits, target))
 
-    def part_of(self, totals: BatchSums, logits: Tensor, target: Tensor) -> Tensor:
+    def given_sums(self, whole: ClassSums, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of a whole with the given sums; its gradient is that of this part."""
-        check_inputs(logits, target, self.options)
-        return objective(logits, target, self.options, totals=totals)[0]
+        options = self._checked(logits, target)
+        return auc_and_cross_entropy(logits, target, options, whole)[0]
+
+    def _checked(self, logits: Tensor, target: Tensor) -> LossOptions:
+        options = LossOptions(self._options, self.pair_weight, self._process_group)
+        check_inputs(logits, target, options)
+        return options
 
     def extra_repr(self) -> str:
         """The options that were chosen."""
@@ -201,3 +215,31 @@ class PairwiseAUCLoss(nn.Module):
             for name in ("surrogate", "margin", "scores", "strategy", "ignore_index", "max_fpr")
         }
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
+
+
+def auc_losses(loss: nn.Module) -> list[PairwiseAUCLoss]:
+    """The AUC losses in a loss whose sums can be taken over several processes or micro-batches.
+
+    Example:
+        >>> from aucseg.losses import AUCSegLoss
+        >>> len(auc_losses(AUCSegLoss())), auc_losses(AUCSegLoss(surrogate="hinge", margin=0.5))
+        (1, [])
+    """
+    return [part for part in loss.modules() if isinstance(part, PairwiseAUCLoss) and part.options.form is not None]
+
+
+@contextmanager
+def process_group_of(loss: nn.Module, group: dist.ProcessGroup | None) -> Iterator[None]:
+    """Within the context the AUC losses take the pixels of all processes of ``group`` together; None: this one's.
+
+    Losses that are computed by sorting stay on their process.
+    """
+    parts = auc_losses(loss)
+    before = [part.process_group for part in parts]
+    try:
+        for part in parts:
+            part.process_group = group
+        yield
+    finally:
+        for part, old in zip(parts, before, strict=True):
+            part.process_group = old

@@ -4,6 +4,7 @@ from aucseg.models.build import build_model as build_model
 from aucseg.models.build import without_weights as without_weights
 from aucseg.models.checkpoint import load_checkpoint as load_checkpoint
 from aucseg.models.checkpoint import load_encoder_checkpoint as load_encoder_checkpoint
+from aucseg.models.disalign import DisAlignModel as DisAlignModel
 from aucseg.models.segmentation_model import SegmentationModel as SegmentationModel
 from aucseg.models.segmentation_model import WrappedNetwork as WrappedNetwork
 from aucseg.models.segmentation_model import forward_with_auxiliary as forward_with_auxiliary
@@ -11,6 +12,7 @@ from aucseg.models.segmentation_model import split_parameters as split_parameter
 from aucseg.models.segnext import SegNeXt as SegNeXt
 
 __all__ = [
+    "DisAlignModel",
     "SegNeXt",
     "SegmentationModel",
     "WrappedNetwork",

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from aucseg.losses import AUCSegLoss, MicroBatchAUC, PairwiseAUCLoss
-from aucseg.losses.auc.class_sums import BatchSums
+from aucseg.losses.auc.class_sums import ClassSums
+from aucseg.losses.pairwise_auc import auc_losses
 from aucseg.models import forward_with_auxiliary
-from aucseg.training.processes import auc_losses
 
 Outputs = tuple[Tensor, Tensor | None]
 
@@ -21,7 +21,7 @@ Outputs = tuple[Tensor, Tensor | None]
 class _Sums:
     """The sums for the logits and for the auxiliary logits, if there are any."""
 
-    parts: list[BatchSums]
+    parts: list[ClassSums]
 
     def __add__(self, other: _Sums) -> _Sums:
         return _Sums([a + b for a, b in zip(self.parts, other.parts, strict=True)])
@@ -33,14 +33,14 @@ class _LossOfOutputs:
     def __init__(self, loss: PairwiseAUCLoss | AUCSegLoss, auxiliary_weight: float) -> None:
         self._loss, self._weights = loss, (1.0, auxiliary_weight)
 
-    def batch_sums(self, outputs: Outputs, target: Tensor) -> _Sums:
-        return _Sums([self._loss.batch_sums(logits, target) for logits in outputs if logits is not None])
+    def class_sums(self, outputs: Outputs, target: Tensor) -> _Sums:
+        return _Sums([self._loss.class_sums(logits, target) for logits in outputs if logits is not None])
 
-    def part_of(self, totals: _Sums, outputs: Outputs, target: Tensor) -> Tensor:
+    def given_sums(self, whole: _Sums, outputs: Outputs, target: Tensor) -> Tensor:
         given = [(weight, logits) for weight, logits in zip(self._weights, outputs, strict=True) if logits is not None]
         losses = [
-            weight * self._loss.part_of(sums, logits, target)
-            for (weight, logits), sums in zip(given, totals.parts, strict=True)
+            weight * self._loss.given_sums(sums, logits, target)
+            for (weight, logits), sums in zip(given, whole.parts, strict=True)
         ]
         return torch.stack(losses).sum()
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch.distributed as dist
-from torch import Tensor, nn
-
-from aucseg.losses.pairwise_auc import PairwiseAUCLoss
+from torch import Tensor
 
 _T = TypeVar("_T")
 
@@ -28,25 +25,6 @@ def say_once(message: str) -> None:
     """Prints to the standard error, on the first process alone."""
     if process_number() == 0:
         print(f"aucseg: {message}", file=sys.stderr, flush=True)
-
-
-def auc_losses(loss: nn.Module) -> list[PairwiseAUCLoss]:
-    """The AUC losses in a loss whose sums can be taken over several processes."""
-    return [part for part in loss.modules() if isinstance(part, PairwiseAUCLoss) and part.options.form]
-
-
-@contextmanager
-def process_group_of(loss: nn.Module, group: dist.ProcessGroup | None) -> Iterator[None]:
-    """Within the context the AUC losses take the pixels of all processes of ``group`` together; None: this one's."""
-    parts = auc_losses(loss)
-    before = [part.options.process_group for part in parts]
-    try:
-        for part in parts:
-            object.__setattr__(part.options, "process_group", group)
-        yield
-    finally:
-        for part, old in zip(parts, before, strict=True):
-            object.__setattr__(part.options, "process_group", old)
 
 
 def gathered(value: _T) -> list[_T] | None:

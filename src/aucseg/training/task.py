@@ -20,7 +20,7 @@ from aucseg.loading.evaluation_batches import same_size_parts
 from aucseg.loading.transforms import IMAGENET_MEAN, IMAGENET_STD
 from aucseg.losses import AUCSegLoss, build_loss
 from aucseg.losses.baselines import LongTailLoss
-from aucseg.losses.pairwise_auc import PairwiseAUCLoss
+from aucseg.losses.pairwise_auc import PairwiseAUCLoss, auc_losses, process_group_of
 from aucseg.memory_bank.exchange import exchange_samples
 from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
 from aucseg.models import build_model, forward_with_auxiliary, without_weights
@@ -29,7 +29,7 @@ from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.micro_batches import backward_all_but_last, check_micro_batches
 from aucseg.training.optimization import build_optimizer, build_schedule
 from aucseg.training.precision import clip_gradients, keeping_digits, unscales
-from aucseg.training.processes import auc_losses, cpu_state, gathered, process_group_of, say_once
+from aucseg.training.processes import cpu_state, gathered, say_once
 from aucseg.training.task_checks import (
     batch_norm_explained,
     build_bank,

@@ -8,19 +8,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aucseg.losses import SmoothSurrogate, pairwise_auc_loss
-from aucseg.losses.auc.smooth import logistic_surrogate
+from aucseg.losses.auc.surrogates import SURROGATES, Smooth
+from tests.losses.surrogate_cases import SMOOTH
 from tests.oracles import auc_loss_oracle, value_and_grad
 
 
 @pytest.mark.parametrize("margin", [0.5, 1.0, 2.0, 8.0])
-def test_stated_error_holds_for_pixels(margin: float) -> None:
-    surrogate = logistic_surrogate(margin)
+@pytest.mark.parametrize("name", SMOOTH)
+def test_stated_error_holds_for_pixels(name: str, margin: float) -> None:
+    known = SURROGATES[name]
+    assert issubclass(known, Smooth)
+    surrogate = known.expansion(margin)
     assert surrogate.gradient_error <= 1e-6 * margin
     # Sigmoid scores of wide logits reach the corners of the unit square.
     logits = torch.randn(2, 3, 6, 6, dtype=torch.float64).mul(6).requires_grad_()
     target = torch.randint(0, 3, (2, 6, 6))
-    value, (gradient,) = value_and_grad(pairwise_auc_loss(logits, target, "logistic", margin=margin), logits)
-    expected, (slope,) = value_and_grad(auc_loss_oracle(logits, target, "logistic", margin=margin), logits)
+    value, (gradient,) = value_and_grad(pairwise_auc_loss(logits, target, name, margin=margin), logits)
+    expected, (slope,) = value_and_grad(auc_loss_oracle(logits, target, name, margin=margin), logits)
     assert abs(value - expected) <= 2 * surrogate.value_error
     weight = 3 / target.numel()  # no pixel's slope weighs more than about one over its class
     assert (gradient - slope).abs().max() <= 3 * surrogate.gradient_error * weight

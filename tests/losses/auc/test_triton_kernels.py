@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from aucseg.losses import AUCSegLoss
-from aucseg.losses.auc import objective
-from aucseg.losses.auc import operators as pixel_sums
-from aucseg.losses.auc.pixels import PassOptions
+from aucseg.losses.auc import operators, torch_passes
+from aucseg.losses.auc.options import PassOptions
 from aucseg.losses.micro_batches import accumulate
 from tests.oracles import auc_loss_oracle, value_and_grad
 
@@ -31,16 +30,16 @@ def kernels() -> ModuleType:
     pytest.importorskip("triton")
     if torch.cuda.is_available():
         pytest.skip("the kernels are built for the GPU here, see tests/test_gpu.py")
-    from aucseg.losses.auc import triton_kernels as kernels
+    from aucseg.losses.auc import triton_passes
 
-    return kernels
+    return triton_passes
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several programs an image, several pieces a gradient."""
-    monkeypatch.setattr(kernels, "_BLOCK", 64)
-    monkeypatch.setattr(kernels, "_BLOCK_CHANNELS_LAST", 32)
+    monkeypatch.setattr(kernels, "BLOCK", 64)
+    monkeypatch.setattr(kernels, "BLOCK_CHANNELS_LAST", 32)
     monkeypatch.setattr(kernels, "ACCELERATOR_PIECE", 300)
 
 
@@ -63,8 +62,8 @@ def check(
     weight[-1] = 0
     class_weight = torch.rand(num_classes, generator=generator)
     every = torch.ones(num_classes, dtype=torch.bool)
-    *expected, lse = pixel_sums._sums(logits, target, every, weight, class_weight, options)
-    *found, found_lse = kernels.sums(logits, target, weight, class_weight, options)
+    *expected, lse = torch_passes.sums(logits, target, every, weight, class_weight, options)
+    *found, found_lse = kernels.sums(logits, target, every, weight, class_weight, options)
     for value, reference in zip(found, expected, strict=True):
         torch.testing.assert_close(value, reference, rtol=2e-6, atol=1e-6)
     if options.needs_lse:
@@ -72,8 +71,9 @@ def check(
     positive, negative, entropy = (
         torch.randn(value.shape, generator=generator, dtype=torch.float64) for value in expected
     )
-    slope = pixel_sums._gradient(positive, negative, entropy, lse, logits, target, every, weight, class_weight, options)
-    found_slope = kernels.gradient(positive, negative, entropy, lse, logits, target, weight, class_weight, options)
+    inputs = (logits, target, every, weight, class_weight, options)
+    slope = torch_passes.gradient(positive, negative, entropy, lse, *inputs)
+    found_slope = kernels.gradient(positive, negative, entropy, lse, *inputs)
     assert found_slope.dtype == slope.dtype
     assert found_slope.stride() == slope.stride()
     torch.testing.assert_close(found_slope, slope, rtol=rtol, atol=atol)
@@ -110,7 +110,7 @@ def test_half_precision(kernels: ModuleType, size: str) -> None:
 @pytest.mark.parametrize("copied", [False, True])
 def test_layouts(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, copied: bool, size: str) -> None:
     if copied:
-        monkeypatch.setattr(kernels, "_MOST_CHANNELS_LAST", 2)
+        monkeypatch.setattr(kernels, "MOST_CHANNELS_LAST", 2)
     logits, target = sample(size)
     check(kernels, settings(), logits.contiguous(memory_format=torch.channels_last), target)
     if size == "full":
@@ -138,14 +138,14 @@ def test_a_device_without_kernels_is_told_once(kernels: ModuleType, monkeypatch:
 
 
 def test_triton_that_cannot_be_imported_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    pixel_sums._imported_kernels.cache_clear()
-    monkeypatch.delattr("aucseg.losses.auc.triton_kernels")
-    monkeypatch.setitem(sys.modules, "aucseg.losses.auc.triton_kernels", None)
+    operators.import_triton_passes.cache_clear()
+    monkeypatch.delattr("aucseg.losses.auc.triton_passes")
+    monkeypatch.setitem(sys.modules, "aucseg.losses.auc.triton_passes", None)
     with pytest.warns(UserWarning, match="slower operations of torch, without Triton"):
-        assert pixel_sums.kernels_for(torch.device("cuda")) is None
-    assert pixel_sums.kernels_for(torch.device("cuda")) is None  # without a word
-    assert pixel_sums.kernels_for(torch.device("cpu")) is None
-    pixel_sums._imported_kernels.cache_clear()
+        assert operators.triton_passes_on(torch.device("cuda")) is None
+    assert operators.triton_passes_on(torch.device("cuda")) is None  # without a word
+    assert operators.triton_passes_on(torch.device("cpu")) is None
+    operators.import_triton_passes.cache_clear()
 
 
 def test_counts(kernels: ModuleType) -> None:
@@ -167,8 +167,7 @@ def in_place_of_torch(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def take_kernels(monkeypatch: pytest.MonkeyPatch, kernels: ModuleType) -> None:
-    for module in (pixel_sums, objective):
-        monkeypatch.setattr(module, "kernels_for", lambda device: kernels)
+    monkeypatch.setattr(operators, "triton_passes_on", lambda device: kernels)
 
 
 @pytest.mark.usefixtures("in_place_of_torch")

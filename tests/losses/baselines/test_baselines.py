@@ -10,18 +10,17 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from aucseg.losses.aucseg import AUCSegLoss
 from aucseg.losses.baselines import (
-    LOSSES,
     BLVLoss,
     ClassBalancedFocalLoss,
-    DisAlignModel,
     FocalLoss,
     LDAMLoss,
     LogitAdjustmentLoss,
     LongTailLoss,
-    build_loss,
     post_hoc_logit_adjustment,
 )
+from aucseg.losses.build import LOSSES, build_loss
 from tests.losses.baselines.oracles import COUNTS, NUM_CLASSES, ORACLES, Array, cross_entropies, seesaw
 
 NAMES = [name for name in LOSSES if name != "aucseg"]
@@ -242,63 +241,6 @@ def test_class_balanced_focal_without_focus_is_weighted_cross_entropy_up_to_scal
     torch.testing.assert_close(loss(logits, target), expected)
 
 
-def small_model() -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1, stride=2),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Conv2d(8, 4, 1),
-        nn.Upsample(scale_factor=2),
-    )
-
-
-def test_disalign_starts_as_the_model_and_trains_only_its_head() -> None:
-    model = small_model()
-    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    target = torch.randint(NUM_CLASSES, (2, 8, 8), generator=torch.Generator().manual_seed(0))
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    aligned = DisAlignModel(model, NUM_CLASSES).train()
-    torch.testing.assert_close(aligned(images), model(images))
-    loss = build_loss("disalign", COUNTS.tolist(), rho=1.0)
-    optimizer = torch.optim.Adam([p for p in aligned.parameters() if p.requires_grad], lr=0.1)
-    values = []
-    for _ in range(10):
-        optimizer.zero_grad()
-        values.append(loss(aligned(images), target))
-        values[-1].backward()
-        optimizer.step()
-    assert values[-1] < values[0]
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name]), name
-    assert {name for name, p in aligned.named_parameters() if p.grad is not None} == {
-        "scale",
-        "offset",
-        "confidence.weight",
-        "confidence.bias",
-    }
-
-
-def test_disalign_equals_the_formula() -> None:
-    model = small_model().eval()
-    aligned = DisAlignModel(model, NUM_CLASSES, classifier="3")
-    with torch.no_grad():
-        aligned.scale.add_(torch.arange(4.0).view(4, 1, 1))
-        aligned.offset.sub_(torch.arange(4.0).view(4, 1, 1))
-    images = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-    logits, features = model(images), model[:3](images)
-    share = aligned.confidence(features)
-    share = torch.sigmoid(F.interpolate(share, size=(6, 6), mode="bilinear", align_corners=False))
-    changed = torch.stack([(1 + c) * logits[:, c] - c for c in range(4)], dim=1)
-    torch.testing.assert_close(aligned(images), share * changed + (1 - share) * logits)
-
-
-def test_disalign_needs_a_classifier() -> None:
-    with pytest.raises(ValueError, match="no Conv2d with 9 outputs"):
-        DisAlignModel(small_model(), 9)
-    with pytest.raises(ValueError, match="no submodule 'head'"):
-        DisAlignModel(small_model(), 4, classifier="head")
-
-
 def test_options_out_of_range() -> None:
     cases: list[tuple[str, dict[str, Any], str]] = [
         ("focal", {"gamma": -1}, "gamma"),
@@ -386,20 +328,18 @@ def test_bad_input() -> None:
 
 
 def test_aucseg_is_in_the_registry() -> None:
-    aucseg = pytest.importorskip("aucseg.losses.aucseg")
     loss = build_loss("aucseg", COUNTS.tolist(), auc_weight=2.0)
-    assert isinstance(loss, aucseg.AUCSegLoss)
+    assert isinstance(loss, AUCSegLoss)
     logits, target = sample()
     assert loss(logits, target).isfinite()
 
 
 def test_aucseg_weighs_classes_by_a_rule() -> None:
-    aucseg = pytest.importorskip("aucseg.losses.aucseg")
     by_rule = build_loss("aucseg", COUNTS.tolist(), class_weight={"rule": "inverse", "power": 0.15})
     weights = [(sum(COUNTS.tolist()) / len(COUNTS) / count) ** 0.15 for count in COUNTS.tolist()]
     logits, target = sample()
-    torch.testing.assert_close(by_rule(logits, target), aucseg.AUCSegLoss(class_weight=weights)(logits, target))
-    assert by_rule(logits, target) != aucseg.AUCSegLoss()(logits, target)
+    torch.testing.assert_close(by_rule(logits, target), AUCSegLoss(class_weight=weights)(logits, target))
+    assert by_rule(logits, target) != AUCSegLoss()(logits, target)
     for counts, class_weight, message in (
         (None, {"rule": "inverse"}, "made of class_counts"),
         (COUNTS.tolist(), {"power": 0.15}, "names no rule"),

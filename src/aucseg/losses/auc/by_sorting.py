@@ -17,8 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aucseg.dtypes import wide_dtype
-from aucseg.losses.auc.class_sums import PairWeights
+from aucseg.losses.auc.options import AUCOptions
+from aucseg.losses.auc.pair_risk import PairWeights
 from aucseg.losses.auc.pixels import class_labels, softmax_shortfall, through_softmax
+from aucseg.losses.auc.surrogates import SquaredHinge
 
 
 def _channel_risk(
@@ -172,23 +174,18 @@ def _backward(ctx: Any, value: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
 sorted_risk.register_autograd(_backward, setup_context=_setup_context)
 
 
-def sorted_auc(
-    logits: Tensor,
-    target: Tensor,
-    weights: PairWeights,
-    *,
-    scores: str,
-    ignore_index: int,
-    margin: float,
-    squared: bool,
-    share: float,
-    strategy: str,
-) -> Tensor:
+def sorted_auc(logits: Tensor, target: Tensor, weights: PairWeights, options: AUCOptions) -> Tensor:
     """The AUC loss of logits ``(B, K, *spatial)`` or ``(N, K)`` with a (squared) hinge on the hardest negatives."""
     planes = logits.to(torch.promote_types(logits.dtype, torch.float32)).movedim(1, 0).flatten(1)
-    table = weights.table if weights.table is not None else weights.channel[:, None] * weights.label
-    table = (table - torch.diag(table.diagonal())) / weights.counts.clamp(min=1)
     value: Tensor = sorted_risk(
-        planes, target.reshape(-1), table, scores, ignore_index, margin, squared, share, strategy == "ova"
+        planes,
+        target.reshape(-1),
+        weights.per_negative(),
+        options.scores,
+        options.ignore_index,
+        options.margin,
+        options.surrogate == SquaredHinge.name,
+        1.0 if options.max_fpr is None else options.max_fpr,
+        options.strategy == "ova",
     )[0]
     return value

@@ -1,8 +1,10 @@
-"""The AUC loss and the cross-entropy of a batch, from one pair of passes over its pixels."""
+"""The AUC loss and the cross-entropy of a batch by one of three routes: fused on a GPU, from sums, by sorting.
+
+The formula is in `aucseg.losses.auc.pair_risk`; this is the way to it from logits and labels.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,25 +13,131 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aucseg.losses.auc.by_sorting import sorted_auc
-from aucseg.losses.auc.class_sums import BatchSums, PairWeights, all_reduced, pair_risk, replace_value
-from aucseg.losses.auc.operators import class_counts, kernels_for, pixel_sums
-from aucseg.losses.auc.options import AUCOptions
-from aucseg.losses.auc.pixels import PassOptions
+from aucseg.losses.auc.checks import check_sums_are_enough
+from aucseg.losses.auc.class_sums import ClassSums, all_reduced, with_value
+from aucseg.losses.auc.operators import pixel_counts, pixel_sums, triton_passes_for
+from aucseg.losses.auc.options import LossOptions, may_overflow, working_dtype
+from aucseg.losses.auc.pair_risk import PairWeights, mean_cross_entropy, pair_risk
 
 _INTERPOLATION = {3: "linear", 4: "bilinear", 5: "trilinear"}
 
 
-@dataclass(frozen=True)
-class CrossEntropyOptions:
-    """Class weights ``(K,)`` and label smoothing of the cross-entropy."""
+def auc_and_cross_entropy(
+    logits: Tensor, target: Tensor, options: LossOptions, whole: ClassSums | None = None
+) -> tuple[Tensor, Tensor]:
+    """The AUC loss and the cross-entropy, 0 where not asked for.
 
-    class_weight: Tensor | None = None
-    label_smoothing: float = 0.0
+    Args:
+        logits: ``(B, K, *spatial)`` or ``(N, K)``, at the size of the target or smaller.
+        target: ``(B, *spatial)`` or ``(N,)``.
+        options: What to compute.
+        whole: Sums of a larger batch that these pixels are part of: value of the whole, gradient by this part.
+    """
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    binary = logits.shape[1] == 1
+    with torch.autocast(logits.device.type, enabled=False):
+        logits = _prepared(logits, target, options)
+        if whole is None and not binary:
+            fused = _fused(logits, target, options)
+            if fused is not None:
+                return fused
+        if whole is None:
+            counts = pixel_counts(target, logits.shape[1], options.auc.ignore_index)
+            (counts,) = all_reduced([counts], options.process_group)
+        else:
+            counts = whole.counts
+        weights = PairWeights.of(counts, options.auc.strategy, options.pair_weight, binary)
+        if options.by_sorting:
+            risk, entropy = _by_sorting(logits, target, weights, options)
+        else:
+            risk, entropy = _from_sums(logits, target, weights, options, whole)
+        entropy = mean_cross_entropy(entropy, counts, options.class_weight)
+        return _saturated(risk, dtype), entropy.to(dtype)
 
 
-def two_channels(logits: Tensor) -> Tensor:
-    """One logit z a pixel as the equivalent two logits (0, z); of these only the second is scored."""
-    return torch.cat([torch.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits
+def class_sums(logits: Tensor, target: Tensor, options: LossOptions) -> ClassSums:
+    """What the loss needs to know of these pixels, without gradient; of all ranks if there is a process group."""
+    check_sums_are_enough(options.auc, "of which micro-batches have no sums: give it whole batches")
+    with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
+        logits = _prepared(logits, target, options)
+        num_classes = logits.shape[1]
+        every = torch.ones(num_classes, dtype=torch.bool, device=logits.device)
+        positive, negative, entropy, _ = pixel_sums(
+            logits, target, every, None, options.class_weight, *options.passes()
+        )
+        counts = pixel_counts(target, num_classes, options.auc.ignore_index)
+        return ClassSums(counts, positive, negative, entropy).all_reduced(options.process_group)
+
+
+def _fused(logits: Tensor, target: Tensor, options: LossOptions) -> tuple[Tensor, Tensor] | None:
+    """One batch on its own with uniform weights, on a GPU: all of it in a handful of launches."""
+    if options.by_sorting or options.process_group is not None or options.pair_weight is not None:
+        return None
+    if torch.compiler.is_compiling():  # which knows the operators, and joins what is small
+        return None
+    passes = options.passes()
+    backend = triton_passes_for(logits, target, passes)
+    if backend is None:
+        return None
+    found: tuple[Tensor, Tensor] = backend.fused_losses(
+        logits, target, options.class_weight, passes, options.auc.strategy == "ova"
+    )
+    return found
+
+
+def _from_sums(
+    logits: Tensor, target: Tensor, weights: PairWeights, options: LossOptions, whole: ClassSums | None
+) -> tuple[Tensor, Tensor]:
+    """The AUC loss and the weighted sum of the cross-entropy, from sums over the pixels."""
+    group = options.process_group
+    positive, negative, entropy, _ = pixel_sums(
+        logits, target, weights.counts > 0, weights.per_pixel(), options.class_weight, *options.passes()
+    )
+    if whole is not None or group is not None:
+        local = [positive, negative, entropy]
+        if whole is not None:
+            values = [whole.positive, weights.over_labels(whole.negative), whole.entropy]
+        else:
+            values = all_reduced(local, group)
+        # Data-parallel training averages the gradients of the ranks.
+        ranks = 1 if group is None else dist.get_world_size(group)
+        positive, negative, entropy = (
+            with_value(part, value, ranks) for part, value in zip(local, values, strict=True)
+        )
+    if options.form is None:
+        return _zero(weights), entropy
+    return pair_risk(options.form.coefficients, weights, positive, negative), entropy
+
+
+def _by_sorting(logits: Tensor, target: Tensor, weights: PairWeights, options: LossOptions) -> tuple[Tensor, Tensor]:
+    """The AUC loss from sorted scores, and the weighted sum of the cross-entropy."""
+    entropy = _zero(weights)
+    if options.with_cross_entropy:
+        _, entropy = _from_sums(logits, target, weights, options, None)
+    return sorted_auc(logits, target, weights, options.auc), entropy
+
+
+def _zero(weights: PairWeights) -> Tensor:
+    return torch.zeros((), dtype=weights.counts.dtype, device=weights.counts.device)
+
+
+def _prepared(logits: Tensor, target: Tensor, options: LossOptions) -> Tensor:
+    """Logits as the passes take them: two channels or more, upsampled unless that is done band by band."""
+    if logits.shape[1] == 1:  # one logit z is the same as the two logits (0, z), of which only the second is scored
+        logits = torch.cat([torch.zeros_like(logits), logits], 1)
+    if logits.shape[2:] == target.shape[1:]:
+        # The gradient is written pixel by pixel through a flat view, which a transposed image has not.
+        return logits if _is_flat(logits) else logits.contiguous()
+    if not target.numel():  # nothing to interpolate; the sum keeps the gradient, which is 0
+        return logits.new_zeros(*logits.shape[:2], *target.shape[1:]) + logits.sum() * 0
+    if logits.dim() == 4 and not options.by_sorting:
+        return logits
+    dtype = working_dtype(logits, options.form)
+    if may_overflow(logits, options.form):
+        logits = _Widened.apply(logits, dtype)
+    return F.interpolate(
+        logits.to(dtype), size=target.shape[1:], mode=_INTERPOLATION[logits.dim()], align_corners=False
+    )
 
 
 def _is_flat(logits: Tensor) -> bool:
@@ -51,127 +159,7 @@ class _Widened(torch.autograd.Function):
         return gradient.clamp(-limit, limit).to(ctx.dtype), None
 
 
-def _prepare(logits: Tensor, target: Tensor, options: PassOptions, by_bands: bool) -> Tensor:
-    logits = two_channels(logits)
-    if logits.shape[2:] == target.shape[1:]:
-        # The gradient is written pixel by pixel through a flat view, which a transposed image has not.
-        return logits if _is_flat(logits) else logits.contiguous()
-    if not target.numel():  # nothing to interpolate; the sum keeps the gradient, which is 0
-        return logits.new_zeros(*logits.shape[:2], *target.shape[1:]) + logits.sum() * 0
-    if not (by_bands and logits.dim() == 4):
-        dtype = options.dtype(logits)
-        if options.may_overflow(logits):
-            logits = _Widened.apply(logits, dtype)
-        logits = logits.to(dtype)
-        logits = F.interpolate(logits, size=target.shape[1:], mode=_INTERPOLATION[logits.dim()], align_corners=False)
-    return logits
-
-
-def _pair_weights(counts: Tensor, options: AUCOptions, binary: bool) -> PairWeights:
-    if options.pair_weight is not None and not binary:
-        return PairWeights.from_table(counts, options.pair_weight)
-    scored = torch.arange(2, dtype=counts.dtype, device=counts.device) if binary else None
-    return PairWeights.uniform(counts, options.strategy, scored)
-
-
-def batch_sums(logits: Tensor, target: Tensor, auc: AUCOptions, cross_entropy: CrossEntropyOptions | None) -> BatchSums:
-    """What the loss needs to know of these pixels, without gradient; of all ranks if there is a process group."""
-    if not auc.form:
-        raise ValueError(
-            f"surrogate={auc.surrogate!r} with margin={auc.margin} and scores={auc.scores!r} is computed by sorting, "
-            "not from sums: micro-batches are not offered for it"
-        )
-    with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
-        ce = cross_entropy or CrossEntropyOptions()
-        settings = auc.passes(cross_entropy=cross_entropy is not None, label_smoothing=ce.label_smoothing)
-        logits = _prepare(logits, target, PassOptions(*settings), by_bands=True)
-        num_classes = logits.shape[1]
-        every = torch.ones(num_classes, dtype=torch.bool, device=logits.device)
-        positive, negative, entropy, _ = pixel_sums(logits, target, every, None, ce.class_weight, *settings)
-        counts = class_counts(target, num_classes, auc.ignore_index)
-        return BatchSums(counts, positive, negative, entropy).all_reduced(auc.process_group)
-
-
-def objective(
-    logits: Tensor,
-    target: Tensor,
-    auc: AUCOptions,
-    cross_entropy: CrossEntropyOptions | None = None,
-    *,
-    with_auc: bool = True,
-    totals: BatchSums | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The AUC loss and the cross-entropy, 0 where not asked for.
-
-    Args:
-        logits: ``(B, K, *spatial)`` or ``(N, K)``, at the size of the target or smaller.
-        target: ``(B, *spatial)`` or ``(N,)``.
-        auc: Options of the AUC loss.
-        cross_entropy: Options of the cross-entropy; None for none.
-        with_auc: Whether the AUC loss is wanted.
-        totals: Sums of a larger batch that these pixels are part of: value of the whole, gradient by this part.
-    """
-    binary = logits.shape[1] == 1
-    ce = cross_entropy or CrossEntropyOptions()
-    result_dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    with torch.autocast(logits.device.type, enabled=False):
-        by_sorting = with_auc and not auc.form
-        settings = auc.passes(auc=with_auc, cross_entropy=cross_entropy is not None, label_smoothing=ce.label_smoothing)
-        options = PassOptions(*settings)
-        logits = _prepare(logits, target, options, by_bands=not by_sorting)
-        num_classes, group = logits.shape[1], auc.process_group
-        # One batch on its own with uniform weights. (torch.compile knows the operators below, and joins what is small.)
-        is_plain = totals is None and group is None and auc.pair_weight is None
-        if is_plain and not binary and not by_sorting and not torch.compiler.is_compiling():
-            kernels = kernels_for(logits.device)
-            if kernels is not None and kernels.offered(logits, target, options):
-                found: tuple[Tensor, Tensor] = kernels.objective(
-                    logits, target, ce.class_weight, options, auc.strategy == "ova"
-                )
-                return found
-        if totals is None:
-            (counts,) = all_reduced([class_counts(target, num_classes, auc.ignore_index)], group)
-        else:
-            counts = totals.counts
-        weights = _pair_weights(counts, auc, binary)
-        zero = torch.zeros((), dtype=counts.dtype, device=counts.device)
-        risk, entropy = zero, zero
-        if auc.form or cross_entropy is not None or not with_auc:
-            positive, negative, entropy, _ = pixel_sums(
-                logits, target, counts > 0, weights.per_pixel(), ce.class_weight, *settings
-            )
-            if totals is not None:
-                whole = [totals.positive, weights.by_weight(totals.negative), totals.entropy]
-            else:
-                whole = all_reduced([positive, negative, entropy], group)
-            if totals is not None or group is not None:
-                # Data-parallel training averages the gradients of the ranks.
-                ranks = 1 if group is None else dist.get_world_size(group)
-                positive, negative, entropy = (
-                    replace_value(local, value, ranks)
-                    for local, value in zip((positive, negative, entropy), whole, strict=True)
-                )
-            if with_auc and auc.form:
-                risk = pair_risk(auc.coefficients, weights, positive, negative)
-        if by_sorting:
-            risk = sorted_auc(
-                logits,
-                target,
-                weights,
-                scores=auc.scores,
-                ignore_index=auc.ignore_index,
-                margin=auc.margin,
-                squared=auc.surrogate == "squared_hinge",
-                share=1.0 if auc.max_fpr is None else auc.max_fpr,
-                strategy=auc.strategy,
-            )
-        share = counts if ce.class_weight is None else counts * ce.class_weight.to(counts)
-        share_sum = share.sum()
-        entropy = torch.where(share_sum > 0, entropy / torch.where(share_sum > 0, share_sum, 1), 0)
-        return _saturated(risk, result_dtype), entropy.to(result_dtype)
-
-
 def _saturated(value: Tensor, dtype: torch.dtype) -> Tensor:
     """The value in the result's dtype, at most its largest number; the gradient passes."""
     limit = torch.finfo(dtype).max
-    return replace_value(value, value.detach().clamp(max=limit)).to(dtype) if dtype != value.dtype else value
+    return with_value(value, value.detach().clamp(max=limit)).to(dtype) if dtype != value.dtype else value

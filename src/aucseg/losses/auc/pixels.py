@@ -2,73 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from aucseg.dtypes import wide_dtype
-from aucseg.losses.auc.pieces import Buffers, FullResolution, PieceSource, UpsampledBands
-from aucseg.losses.auc.surrogates import Separable, separable_form
+from aucseg.losses.auc.options import PassOptions
+from aucseg.losses.auc.pieces import Buffers
 
-ONCE = "the AUC loss can be differentiated once; second derivatives (create_graph=True) are not offered"
 # Share of scored channels up to which picking them out costs less than scoring them all.
 _PICK_BELOW = 0.5
-
-
-@dataclass(frozen=True)
-class PassOptions:
-    """What the passes compute.
-
-    Attributes:
-        form: Name of the separable form, or ``""`` for no AUC term.
-        margin: Its margin.
-        degree: Its degree.
-        scores: ``"sigmoid"``, ``"softmax"`` or ``"identity"``.
-        ignore_index: The ignore label.
-        cross_entropy: Whether to sum the cross-entropy.
-        label_smoothing: Of the cross-entropy.
-    """
-
-    form: str
-    margin: float
-    degree: int
-    scores: str
-    ignore_index: int
-    cross_entropy: bool = False
-    label_smoothing: float = 0.0
-
-    @property
-    def surrogate(self) -> Separable | None:
-        """The separable surrogate."""
-        return separable_form(self.form, self.margin, self.degree, self.scores) if self.form else None
-
-    @property
-    def needs_lse(self) -> bool:
-        """Whether the gradient needs the log-sum-exp of the logits."""
-        return self.cross_entropy or self.scores == "softmax"
-
-    def dtype(self, logits: Tensor) -> torch.dtype:
-        """Of per-pixel arithmetic: float32, or float64 for identity scores, steep exponentials and float64 logits."""
-        steep = self.form == "exponential" and self.margin > 20
-        if logits.dtype == torch.float64 or (self.form and self.scores == "identity") or steep:
-            return wide_dtype(logits.device)
-        return torch.float32
-
-    def may_overflow(self, logits: Tensor) -> bool:
-        """Whether the gradient may leave the range of the logits' dtype: an exponential of unbounded scores."""
-        return self.form == "exponential" and self.dtype(logits) != logits.dtype
-
-    def source(self, logits: Tensor, target: Tensor, channels: Channels, gradient: Tensor | None = None) -> PieceSource:
-        """The way through the logits: directly, or upsampled where they are smaller than the target."""
-        if logits.shape[2:] == target.shape[1:]:
-            # All channels once, for their scores; those that are picked also before and after.
-            all_channels = channels.picked is None or self.cross_entropy
-            buffered = channels.num_classes if all_channels else 3 * channels.num_scored
-            return FullResolution(logits, buffered, gradient)
-        size = target.shape[1], target.shape[2]
-        return UpsampledBands(logits, size, self.dtype(logits), gradient, saturate=self.may_overflow(logits))
 
 
 def class_labels(target: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor | None]:
@@ -102,6 +45,10 @@ class Channels:
     def pick(self, table: Tensor, dim: int = -1) -> Tensor:
         """Of a table of all channels, those that are scored."""
         return table if self.picked is None else table.index_select(dim, self.picked)
+
+    def pick_weights(self, pixel_weight: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """The weights of negatives by label ``(K + 1,)`` as those by the labels of the scored channels."""
+        return None if pixel_weight is None else F.pad(self.pick(pixel_weight[:-1].to(dtype)), (0, 1))
 
     def pick_logits(self, logits: Tensor, buffers: Buffers) -> Tensor:
         """Of the logits of a piece ``(b, K, p)`` the channels that are scored, in a buffer."""
@@ -203,17 +150,30 @@ class ScoredPiece:
 
 
 class CrossEntropyWeights:
-    """Class weights and label smoothing of the cross-entropy as tables by label, ``(K + 1,)``, 0 for ignored pixels."""
+    """Class weights and label smoothing of the cross-entropy as tables by label, ``(K + 1,)``, 0 for ignored pixels.
+
+    Attributes:
+        by_softmax: Weight of the log-sum-exp of a pixel.
+        by_own: Weight of the logit of its own class.
+        by_channel: Weight of every logit ``(K,)``, for label smoothing.
+    """
 
     def __init__(self, class_weight: Tensor | None, logits: Tensor, dtype: torch.dtype, options: PassOptions) -> None:
         num_classes = logits.shape[1]
         if class_weight is None:
             class_weight = torch.ones(num_classes, device=logits.device)
-        self.weight = class_weight.to(dtype)
-        self.by_own = F.pad((1 - options.label_smoothing) * self.weight, (0, 1))
-        self.by_channel = options.label_smoothing / num_classes * self.weight
+        weight = class_weight.to(dtype)
+        self.by_own = F.pad((1 - options.label_smoothing) * weight, (0, 1))
+        self.by_channel = options.label_smoothing / num_classes * weight
         self.by_softmax = self.by_own + F.pad(self.by_channel.sum().expand(num_classes), (0, 1))
-        self.smooth = options.label_smoothing > 0
+        self._smooth = options.label_smoothing > 0
+
+    def times(self, factor: Tensor) -> CrossEntropyWeights:
+        """Multiply all tables by a scalar."""
+        self.by_own, self.by_channel, self.by_softmax = (
+            factor * table for table in (self.by_own, self.by_channel, self.by_softmax)
+        )
+        return self
 
     def sum(self, piece: Piece, lse: Tensor) -> Tensor:
         """The weighted sum over a piece; ``lse`` is ``(b, 1, p)``."""
@@ -221,10 +181,20 @@ class CrossEntropyWeights:
         labels, lse = piece.labels, lse.squeeze(1)
         own_logits = piece.logits.gather(1, piece.own(labels, piece.num_classes)).squeeze(1)
         total = lookup(self.by_softmax, labels).mul_(lse) - lookup(self.by_own, labels).mul_(own_logits)
-        if self.smooth:
+        if self._smooth:
             others = torch.matmul(self.by_channel, piece.logits)
             total -= others.masked_fill_(labels == piece.num_classes, 0)
         return total.sum(dtype=wide)
+
+    def gradient(self, piece: Piece, lse: Tensor, out: Tensor) -> None:
+        """The gradient of `sum` by the logits of the piece, into ``out``."""
+        labels = piece.labels
+        torch.sub(piece.logits, lse, out=out).exp_().mul_(lookup(self.by_softmax, labels).unsqueeze(1))
+        own = piece.own(labels, piece.num_classes)
+        out.scatter_add_(1, own, lookup(self.by_own, labels).neg_().unsqueeze(1))
+        if self._smooth:
+            valid = (labels < piece.num_classes).to(out.dtype).unsqueeze(1)
+            out.sub_(self.by_channel.unsqueeze(1) * valid)
 
 
 def softmax_shortfall(values: Tensor, own: Tensor, dim: int) -> Tensor:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from aucseg.losses.auc.surrogates import Coefficients
+Coefficients = tuple[tuple[float, ...], ...]
 
 _MAX_DEGREE = 64
 _GRID = 129
@@ -68,8 +66,8 @@ class SmoothSurrogate:
         else:
             raise ValueError(
                 f"surrogate is not smooth enough on [-1, 1]: at degree {_MAX_DEGREE} its slope is off by "
-                f"{self.gradient_error:.1e} (allowed: {tolerance * scale:.1e}); raise `tolerance`, or take "
-                "surrogate='hinge' or 'squared_hinge', which are computed by sorting"
+                f"{self.gradient_error:.1e} (allowed: {tolerance * scale:.1e}); take a smaller margin, raise "
+                "`tolerance`, or take surrogate='hinge' or 'squared_hinge', which are computed by sorting"
             )
         self.coefficients: Coefficients = tuple(tuple(row) for row in coefficients.tolist())
 
@@ -104,9 +102,3 @@ def _chebyshev(scores: Tensor, degree: int) -> tuple[Tensor, Tensor]:
         slope.append(2 * value[-1] + 2 * x * slope[-1] - slope[-2])
         value.append(2 * x * value[-1] - value[-2])
     return torch.stack(value[: degree + 1], 1), 2 * torch.stack(slope[: degree + 1], 1)
-
-
-@lru_cache(maxsize=64)
-def logistic_surrogate(margin: float) -> SmoothSurrogate:
-    """``log(1 + exp(-margin t))``."""
-    return SmoothSurrogate(lambda t: F.softplus(-margin * t, threshold=700))

@@ -1,19 +1,10 @@
 """The losses to compare with: the usual answers to a long tail, under one interface.
 
 Every loss is ``Loss(class_counts, ignore_index=255, **options)`` with ``forward(logits, target)`` as in
-:class:`LongTailLoss`; :func:`build_loss` makes one by name.
+:class:`LongTailLoss`; `aucseg.losses.build_loss` makes one by name.
 """
 
-import difflib
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any
-
-from torch import Tensor, nn
-
-from aucseg.losses.auc.options import check_option_names
 from aucseg.losses.baselines.base import LongTailLoss
-from aucseg.losses.baselines.disalign import DisAlignLoss, DisAlignModel
 from aucseg.losses.baselines.logit_adjustment import (
     BalancedSoftmaxLoss,
     BLVLoss,
@@ -27,21 +18,19 @@ from aucseg.losses.baselines.overlap import DiceLoss, LovaszSoftmaxLoss
 from aucseg.losses.baselines.reweighting import (
     ClassBalancedFocalLoss,
     CrossEntropyLoss,
+    DisAlignLoss,
     FocalLoss,
     OHEMCrossEntropyLoss,
     WeightedCrossEntropyLoss,
 )
-from aucseg.losses.class_weights import class_weights
 
 __all__ = [
-    "LOSSES",
     "BLVLoss",
     "BalancedSoftmaxLoss",
     "ClassBalancedFocalLoss",
     "CrossEntropyLoss",
     "DiceLoss",
     "DisAlignLoss",
-    "DisAlignModel",
     "FocalLoss",
     "LDAMLoss",
     "LogitAdjustmentLoss",
@@ -51,86 +40,5 @@ __all__ = [
     "SeesawLoss",
     "VSLoss",
     "WeightedCrossEntropyLoss",
-    "build_loss",
     "post_hoc_logit_adjustment",
 ]
-
-
-def _aucseg(
-    class_counts: Tensor | Sequence[float] | None,
-    *,
-    class_weight: Mapping[str, Any] | Tensor | Sequence[float] | None = None,
-    **options: Any,
-) -> nn.Module:
-    from aucseg.losses.aucseg import AUCSegLoss
-
-    if isinstance(class_weight, Mapping):
-        if "rule" not in class_weight:
-            raise ValueError(f"class_weight {dict(class_weight)} names no rule, as {{rule: inverse, power: 0.15}} does")
-        if class_counts is None:
-            raise ValueError(f"class_weight {dict(class_weight)} is made of class_counts, which were not given")
-        class_weight = class_weights(class_counts, **class_weight)
-    return AUCSegLoss(class_weight=class_weight, **options)
-
-
-LOSSES: dict[str, Callable[..., nn.Module]] = {
-    "ce": CrossEntropyLoss,
-    "wce-inverse": partial(WeightedCrossEntropyLoss, rule="inverse"),
-    "wce-median": partial(WeightedCrossEntropyLoss, rule="median"),
-    "wce-effective": partial(WeightedCrossEntropyLoss, rule="effective"),
-    "wce-enet": partial(WeightedCrossEntropyLoss, rule="enet"),
-    "focal": FocalLoss,
-    "cb-focal": ClassBalancedFocalLoss,
-    "ohem": OHEMCrossEntropyLoss,
-    "ldam": LDAMLoss,
-    "la": LogitAdjustmentLoss,
-    "vs": VSLoss,
-    "balanced-softmax": BalancedSoftmaxLoss,
-    "blv": BLVLoss,
-    "seesaw": SeesawLoss,
-    "dice": DiceLoss,
-    "lovasz": LovaszSoftmaxLoss,
-    "disalign": DisAlignLoss,
-    "aucseg": _aucseg,
-}
-"""Losses by name. ``disalign`` is the loss of its second stage, which trains a :class:`DisAlignModel`."""
-
-
-def build_loss(name: str, class_counts: Tensor | Sequence[float] | None = None, **options: Any) -> nn.Module:
-    """Make a loss by its name.
-
-    Args:
-        name: A key of ``LOSSES``: ``ce``, ``wce-inverse``, ``wce-median``, ``wce-effective``, ``wce-enet``, ``focal``,
-            ``cb-focal``, ``ohem``, ``ldam``, ``la``, ``vs``, ``balanced-softmax``, ``blv``, ``seesaw``, ``dice``,
-            ``lovasz``, ``disalign`` or ``aucseg``.
-        class_counts: Pixels of each class in the training set (K,); losses that don't need it accept None.
-        **options: Options of the loss, such as ``ignore_index``, ``gamma`` or ``tau``. ``class_weight`` of ``aucseg``
-            may be the arguments of `aucseg.class_weights` instead of numbers: ``{"rule": "inverse", "power": 0.15}``.
-
-    Returns:
-        A module with ``forward(logits (B, K, *spatial), target (B, *spatial))``, a scalar.
-
-    Raises:
-        ValueError: An unknown name, or options out of range.
-        TypeError: An option that the loss doesn't have; the nearest one is named.
-
-    Example:
-        >>> build_loss("la", [900, 100], tau=0.5)
-        LogitAdjustmentLoss()
-        >>> build_loss("aucseg", [800, 150, 50], class_weight={"rule": "inverse", "power": 0.5}).class_weight
-        tensor([0.6455, 1.4907, 2.5820])
-        >>> build_loss("focl")
-        Traceback (most recent call last):
-        ValueError: unknown loss 'focl'; did you mean 'focal'? ...
-    """
-    if name not in LOSSES:
-        close = difflib.get_close_matches(name, LOSSES, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"unknown loss {name!r}; {hint}Known: {', '.join(LOSSES)}")
-    if name != "aucseg":  # which checks its own
-        of_the_rule = [partial(class_weights, (), "inverse")] if name.startswith("wce-") else []
-        check_option_names(f"loss {name!r}", options, LOSSES[name], *of_the_rule)
-    try:
-        return LOSSES[name](class_counts, **options)
-    except TypeError as error:
-        raise TypeError(f"loss {name!r}: {error}") from error

@@ -74,6 +74,28 @@ class WeightedCrossEntropyLoss(CrossEntropyLoss):
         return self.mean(self.cross_entropy(logits, target), weight)
 
 
+class DisAlignLoss(WeightedCrossEntropyLoss):
+    r"""Generalized re-weighted cross-entropy of DisAlign's second stage: weights :math:`w_c \propto (1 / \pi_c)^\rho`.
+
+    It trains the head `aucseg.models.DisAlignModel`. Weighted mean over the valid pixels (Zhang et al., *Distribution
+    Alignment: A Unified Framework for Long-Tail Visual Recognition*, CVPR 2021).
+
+    Args:
+        class_counts: Pixels of each class in the training set (K,).
+        ignore_index: Pixels with this label don't count.
+        rho: How far the aligned distribution is balanced: 0 leaves it, 1 makes all classes weigh the same.
+    """
+
+    def __init__(
+        self,
+        class_counts: Tensor | Sequence[float] | None = None,
+        ignore_index: int = 255,
+        *,
+        rho: float = 0.3,
+    ) -> None:
+        super().__init__(class_counts, ignore_index, rule="inverse", power=rho)
+
+
 class FocalLoss(CrossEntropyLoss):
     r"""Focal loss (Lin et al., *Focal Loss for Dense Object Detection*, ICCV 2017).
 

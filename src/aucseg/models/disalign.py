@@ -1,35 +1,10 @@
-"""DisAlign: a second stage that calibrates the scores of a trained, frozen model."""
+"""The head of DisAlign: a second stage that calibrates the scores of a trained, frozen model."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from aucseg.losses.baselines.reweighting import WeightedCrossEntropyLoss
-
-
-class DisAlignLoss(WeightedCrossEntropyLoss):
-    r"""Generalized re-weighted cross-entropy for the second stage: weights :math:`w_c \propto (1 / \pi_c)^\rho`.
-
-    Weighted mean over the valid pixels (Zhang et al., *Distribution Alignment: A Unified Framework for Long-Tail Visual
-    Recognition*, CVPR 2021).
-
-    Args:
-        class_counts: Pixels of each class in the training set (K,).
-        ignore_index: Pixels with this label don't count.
-        rho: How far the aligned distribution is balanced: 0 leaves it, 1 makes all classes weigh the same.
-    """
-
-    def __init__(
-        self,
-        class_counts: Tensor | Sequence[float] | None = None,
-        ignore_index: int = 255,
-        *,
-        rho: float = 0.3,
-    ) -> None:
-        super().__init__(class_counts, ignore_index, rule="inverse", power=rho)
 
 
 class DisAlignModel(nn.Module):
@@ -39,7 +14,7 @@ class DisAlignModel(nn.Module):
 
     with a scale and an offset for every class and a confidence s(x), a sigmoid of a 1x1 convolution of the features
     that enter the model's classifier (Zhang et al., *Distribution Alignment*, CVPR 2021). It starts as the model it was
-    given. Only these few parameters learn, with :class:`DisAlignLoss`; the model stays in ``eval()``.
+    given. Only these few parameters learn, with `aucseg.losses.baselines.DisAlignLoss`; the model stays in ``eval()``.
 
     Args:
         model: Maps images (B, C, H, W) to logits (B, K, h, w).
@@ -99,5 +74,5 @@ def _find_classifier(model: nn.Module, num_classes: int, name: str | None) -> nn
     convolutions = [m for m in candidates if isinstance(m, nn.Conv2d) and m.out_channels == num_classes]
     if not convolutions:
         where = "any submodule of the model" if name is None else f"submodule {name!r}"
-        raise ValueError(f"{where} is no Conv2d with {num_classes} outputs: name the model's last one as classifier")
+        raise ValueError(f"{where} is not a Conv2d with {num_classes} outputs: name the model's last one as classifier")
     return convolutions[-1]

@@ -1,0 +1,230 @@
+"""What users give: options of the losses, logits and labels. Each is checked once, at the edge."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, ParamSpec
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from aucseg.hints import closest
+from aucseg.losses.auc.surrogates import SURROGATES
+
+if TYPE_CHECKING:
+    from aucseg.losses.auc.options import AUCOptions, LossOptions
+
+SCORES = ("sigmoid", "softmax", "identity")
+STRATEGIES = ("ovo", "ova")
+DEFAULT_IGNORE_INDEX = 255
+# Beyond this the square of a margin leaves float32 where gradients are computed.
+MAX_MARGIN = 1e6
+ONCE = "the AUC loss can be differentiated once; second derivatives (create_graph=True) are not offered"
+
+# Not uint64, half of which int64 does not have.
+_LABEL_DTYPES = (
+    torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.int64
+)  # fmt: skip
+
+_P = ParamSpec("_P")
+
+
+def check_option_names(owner: str, given: Iterable[str], *takers: Callable[..., object]) -> None:
+    """Raise a TypeError that names an option which none of ``takers`` has, and the nearest one that they have.
+
+    Args:
+        owner: Whose options they are, for the message.
+        given: Names of options.
+        *takers: Functions with these options as named parameters.
+    """
+    known = [
+        parameter.name
+        for taker in takers
+        for parameter in inspect.signature(taker).parameters.values()
+        if parameter.kind is not parameter.VAR_KEYWORD and parameter.name != "self"
+    ]
+    for name in given:
+        if name not in known:
+            raise TypeError(f"{owner} has no option {name!r}; {closest(name, known)}")
+
+
+def names_nearest_option(init: Callable[_P, None]) -> Callable[_P, None]:
+    """Make a misspelt option of an ``__init__`` a TypeError that names the nearest one."""
+
+    @functools.wraps(init)
+    def checked(*args: _P.args, **options: _P.kwargs) -> None:
+        check_option_names(type(args[0]).__name__, options, init)
+        init(*args, **options)
+
+    return checked
+
+
+def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Raise a ValueError unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def check_auc_options(options: AUCOptions) -> None:
+    """Raise a ValueError or TypeError that names an option of the AUC loss which is out of range."""
+    if isinstance(options.surrogate, str):
+        one_of("surrogate", options.surrogate, tuple(SURROGATES))
+    one_of("scores", options.scores, SCORES)
+    one_of("strategy", options.strategy, STRATEGIES)
+    if not 0 < options.margin <= MAX_MARGIN:
+        raise ValueError(f"margin must be a number above 0, at most {MAX_MARGIN:g}, got {options.margin}")
+    if not isinstance(options.ignore_index, int):
+        raise TypeError(f"ignore_index must be an int, got {options.ignore_index!r}")
+    if not -(2**63) <= options.ignore_index < 2**63:
+        raise ValueError(f"ignore_index must fit into 64 bits, got {options.ignore_index}")
+    if options.max_fpr is not None and not 0 < options.max_fpr <= 1:
+        raise ValueError(f"max_fpr must lie in (0, 1], got {options.max_fpr}")
+
+
+def check_sums_are_enough(options: AUCOptions, what: str) -> None:
+    """Raise a ValueError unless the loss is a function of sums, which are all that can be put together.
+
+    Args:
+        options: The options of the loss.
+        what: What is not offered otherwise, and what to do, for the message.
+    """
+    if options.form is None:
+        raise ValueError(
+            f"surrogate={options.surrogate!r} with margin={options.margin}, scores={options.scores!r} and "
+            f"max_fpr={options.max_fpr} is computed by sorting all scores, {what}, or use a margin of at least 1 with "
+            "'sigmoid' or 'softmax' scores, or another surrogate"
+        )
+
+
+def check_pair_weight(pair_weight: Tensor | None, options: AUCOptions) -> None:
+    """Raise a ValueError that names what is wrong with the weights of the class pairs."""
+    if pair_weight is None:
+        return
+    if not isinstance(pair_weight, Tensor) or pair_weight.dim() != 2 or pair_weight.shape[0] != pair_weight.shape[1]:
+        raise ValueError(
+            "pair_weight must be a (K, K) tensor: row = class of the positives, column = class of the negatives"
+        )
+    if options.strategy != "ovo":
+        raise ValueError("pair_weight weights pairs of classes and is offered for strategy='ovo' only")
+    if not bool((torch.isfinite(pair_weight) & (pair_weight >= 0)).all()):
+        raise ValueError("pair_weight must be finite and not negative")
+    if options.form is None and pair_weight.requires_grad:
+        raise ValueError(
+            f"pair_weight requires a gradient, which surrogate={options.surrogate!r} with these options does not "
+            "have, as it is computed by sorting: pass its detach()"
+        )
+
+
+def check_class_weight(class_weight: Tensor) -> None:
+    """Raise a ValueError that names what is wrong with the class weights of the cross-entropy."""
+    if class_weight.dim() != 1 or not bool((torch.isfinite(class_weight) & (class_weight >= 0)).all()):
+        raise ValueError("class_weight must be a (K,) tensor of finite numbers, none negative")
+    if class_weight.requires_grad:
+        raise ValueError("class_weight requires a gradient, which the loss does not have: pass its detach()")
+
+
+def check_inputs(logits: Tensor, target: Tensor, options: LossOptions, *, upsample: bool = False) -> None:
+    """Raise a TypeError or ValueError that names what is wrong with logits or target.
+
+    Values of labels are checked on the CPU only: on an accelerator that would wait for the device.
+    """
+    for name, value in (("logits", logits), ("target", target)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if not logits.is_floating_point():
+        raise ValueError(f"logits must be floating point, got {logits.dtype}")
+    if target.dtype not in _LABEL_DTYPES:
+        raise ValueError(
+            f"target must hold integer class labels, got {target.dtype}: pass target.long() if its values are whole"
+        )
+    shape, labels = tuple(logits.shape), tuple(target.shape)
+    if logits.dim() < 2 or shape[1] < 1:
+        raise ValueError(f"logits must be (N, K) or (B, K, *spatial) with K >= 1, got shape {shape}")
+    if not upsample and labels != (shape[0], *shape[2:]):
+        raise ValueError(f"target must have shape {(shape[0], *shape[2:])} for logits of shape {shape}, got {labels}")
+    if target.dim() != logits.dim() - 1 or labels[0] != shape[0]:
+        raise ValueError(f"target of shape {labels} does not fit logits of shape {shape}: expected (B, *spatial)")
+    if shape[2:] != labels[1:] and len(shape) > 5:
+        raise ValueError(
+            f"logits of shape {shape} are smaller than the target of shape {labels}, and upsampling is offered for one "
+            "to three spatial dimensions: bring one of them to the size of the other first"
+        )
+    if any(size > full for size, full in zip(shape[2:], labels[1:], strict=True)):
+        raise ValueError(
+            f"logits of shape {shape} are larger than the target of shape {labels}: resize one of them first"
+        )
+    if target.numel() and not logits.numel():
+        raise ValueError(f"logits of shape {shape} hold no value for the target of shape {labels}")
+    if logits.device != target.device:
+        raise ValueError(f"logits are on {logits.device} but target is on {target.device}")
+    _check_number_of_channels(shape[1], options)
+    if torch.compiler.is_compiling():
+        return
+    _check_derivatives(logits)
+    if options.auc.validate_args and target.device.type == "cpu" and target.numel():
+        _check_labels(target, max(shape[1], 2), options.auc.ignore_index)
+    if options.auc.check_finite:
+        _check_finite(logits)
+
+
+def _check_number_of_channels(num_channels: int, options: LossOptions) -> None:
+    if options.auc.scores == "softmax" and num_channels == 1:
+        raise ValueError(
+            "scores='softmax' of a single channel is constant: use 'sigmoid' or 'identity' with one logit a pixel"
+        )
+    if options.auc.ignore_index == DEFAULT_IGNORE_INDEX < num_channels:
+        raise ValueError(
+            f"ignore_index={DEFAULT_IGNORE_INDEX} (the default) is one of the {num_channels} classes: choose another "
+            "ignore label, such as -100"
+        )
+    if options.pair_weight is not None and options.pair_weight.shape[0] != num_channels:
+        raise ValueError(f"pair_weight is {tuple(options.pair_weight.shape)} but logits have {num_channels} channels")
+    if options.class_weight is not None and options.class_weight.numel() != max(num_channels, 2):
+        raise ValueError(
+            f"class_weight has {options.class_weight.numel()} entries but logits have {num_channels} channels"
+        )
+
+
+def _check_derivatives(logits: Tensor) -> None:
+    """Refuse what would take derivatives that the operators of the loss do not have, which torch takes for zero."""
+    wrapped, in_function_transform = logits, False
+    while torch._C._functorch.is_functorch_wrapped_tensor(wrapped):
+        in_function_transform |= torch._C._functorch.is_gradtrackingtensor(wrapped)
+        wrapped = torch._C._functorch.get_unwrapped(wrapped)
+    tangent = forward_ad.unpack_dual(logits).tangent  # type: ignore[no-untyped-call]
+    if in_function_transform or tangent is not None:
+        raise NotImplementedError(
+            "the AUC loss has a backward pass alone, neither forward-mode derivatives nor the transforms of torch.func "
+            "(grad, vjp, jvp, jacrev, ...): use loss.backward() or torch.autograd.grad(loss, inputs)"
+        )
+
+
+def _check_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
+    if target.dtype == torch.bool:
+        return
+    if target.dtype in (torch.uint16, torch.uint32):  # torch has few operations for these
+        target = target.to(torch.int64)
+    low, high = (int(value) for value in torch.aminmax(target))
+    if low >= 0 and high < num_classes:
+        return
+    target = target.to(torch.int64)  # numbers are compared in the dtype of the tensor, where they may wrap around
+    bad = ((target < 0) | (target >= num_classes)) & (target != ignore_index)
+    if bool(bad.any()):
+        where = tuple(bad.nonzero()[0].tolist())
+        raise ValueError(
+            f"target[{', '.join(map(str, where))}] is {int(target[where])}: labels must lie in "
+            f"0..{num_classes - 1} or be the ignore label {ignore_index}"
+        )
+
+
+def _check_finite(logits: Tensor) -> None:
+    bad = ~torch.isfinite(logits)
+    if bool(bad.any()):
+        where = tuple(bad.nonzero()[0].tolist())
+        raise ValueError(
+            f"logits[{', '.join(map(str, where))}] is {float(logits[where])}: image {where[0]}, class {where[1]} "
+            "(check_finite=True)"
+        )

@@ -1,0 +1,104 @@
+"""Every loss by name: AUCSeg's and its rivals'."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from aucseg.hints import closest
+from aucseg.losses.auc.checks import check_option_names
+from aucseg.losses.aucseg import AUCSegLoss
+from aucseg.losses.baselines import (
+    BalancedSoftmaxLoss,
+    BLVLoss,
+    ClassBalancedFocalLoss,
+    CrossEntropyLoss,
+    DiceLoss,
+    DisAlignLoss,
+    FocalLoss,
+    LDAMLoss,
+    LogitAdjustmentLoss,
+    LovaszSoftmaxLoss,
+    OHEMCrossEntropyLoss,
+    SeesawLoss,
+    VSLoss,
+    WeightedCrossEntropyLoss,
+)
+from aucseg.losses.class_weights import class_weights
+
+
+def _aucseg(
+    class_counts: Tensor | Sequence[float] | None,
+    *,
+    class_weight: Mapping[str, Any] | Tensor | Sequence[float] | None = None,
+    **options: Any,
+) -> nn.Module:
+    if isinstance(class_weight, Mapping):
+        if "rule" not in class_weight:
+            raise ValueError(f"class_weight {dict(class_weight)} names no rule, as {{rule: inverse, power: 0.15}} does")
+        if class_counts is None:
+            raise ValueError(f"class_weight {dict(class_weight)} is made of class_counts, which were not given")
+        class_weight = class_weights(class_counts, **class_weight)
+    return AUCSegLoss(class_weight=class_weight, **options)
+
+
+LOSSES: dict[str, Callable[..., nn.Module]] = {
+    "ce": CrossEntropyLoss,
+    "wce-inverse": partial(WeightedCrossEntropyLoss, rule="inverse"),
+    "wce-median": partial(WeightedCrossEntropyLoss, rule="median"),
+    "wce-effective": partial(WeightedCrossEntropyLoss, rule="effective"),
+    "wce-enet": partial(WeightedCrossEntropyLoss, rule="enet"),
+    "focal": FocalLoss,
+    "cb-focal": ClassBalancedFocalLoss,
+    "ohem": OHEMCrossEntropyLoss,
+    "ldam": LDAMLoss,
+    "la": LogitAdjustmentLoss,
+    "vs": VSLoss,
+    "balanced-softmax": BalancedSoftmaxLoss,
+    "blv": BLVLoss,
+    "seesaw": SeesawLoss,
+    "dice": DiceLoss,
+    "lovasz": LovaszSoftmaxLoss,
+    "disalign": DisAlignLoss,
+    "aucseg": _aucseg,
+}
+"""Losses by name. ``disalign`` is the loss of its second stage, which trains an `aucseg.models.DisAlignModel`."""
+
+
+def build_loss(name: str, class_counts: Tensor | Sequence[float] | None = None, **options: Any) -> nn.Module:
+    """Make a loss by its name.
+
+    Args:
+        name: A key of ``LOSSES``: ``ce``, ``wce-inverse``, ``wce-median``, ``wce-effective``, ``wce-enet``, ``focal``,
+            ``cb-focal``, ``ohem``, ``ldam``, ``la``, ``vs``, ``balanced-softmax``, ``blv``, ``seesaw``, ``dice``,
+            ``lovasz``, ``disalign`` or ``aucseg``.
+        class_counts: Pixels of each class in the training set (K,); losses that don't need it accept None.
+        **options: Options of the loss, such as ``ignore_index``, ``gamma`` or ``tau``. ``class_weight`` of ``aucseg``
+            may be the arguments of `aucseg.class_weights` instead of numbers: ``{"rule": "inverse", "power": 0.15}``.
+
+    Returns:
+        A module with ``forward(logits (B, K, *spatial), target (B, *spatial))``, a scalar.
+
+    Raises:
+        ValueError: An unknown name, or options out of range.
+        TypeError: An option that the loss doesn't have; the nearest one is named.
+
+    Example:
+        >>> build_loss("la", [900, 100], tau=0.5)
+        LogitAdjustmentLoss()
+        >>> build_loss("aucseg", [800, 150, 50], class_weight={"rule": "inverse", "power": 0.5}).class_weight
+        tensor([0.6455, 1.4907, 2.5820])
+        >>> build_loss("focl")
+        Traceback (most recent call last):
+        ValueError: unknown loss 'focl'; did you mean focal...
+    """
+    if name not in LOSSES:
+        raise ValueError(f"unknown loss {name!r}; {closest(name, LOSSES)}")
+    if name != "aucseg":  # which checks its own
+        of_the_rule = [partial(class_weights, (), "inverse")] if name.startswith("wce-") else []
+        check_option_names(f"loss {name!r}", options, LOSSES[name], *of_the_rule)
+    try:
+        return LOSSES[name](class_counts, **options)
+    except TypeError as error:
+        raise TypeError(f"loss {name!r}: {error}") from error
