@@ -381,6 +381,22 @@ class Logistic(Smooth):
         return F.softplus(-margin * t, threshold=700)
 
 
+class Sigmoid(Smooth):
+    """``1 / (1 + exp(margin t))``: a symmetric loss, ``l(t) + l(-t) = 1``.
+
+    Labels of two classes that are wrong at random scale and shift the AUC risk of such a loss but leave its minimum, and no
+    pair counts more than 1 (Charoenphakdee, Lee and Sugiyama, *On Symmetric Losses for Learning from Corrupted Labels*,
+    ICML 2019).
+    """
+
+    name = "sigmoid"
+
+    @staticmethod
+    def loss(t: Tensor, margin: float) -> Tensor:
+        """The formula."""
+        return torch.sigmoid(-margin * t)
+
+
 def choose_form(
     surrogate: str | SmoothSurrogate, margin: float, scores: str, max_fpr: float | None
 ) -> Separable | None:
