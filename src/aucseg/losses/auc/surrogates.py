@@ -384,9 +384,9 @@ class Logistic(Smooth):
 class Sigmoid(Smooth):
     """``1 / (1 + exp(margin t))``: a symmetric loss, ``l(t) + l(-t) = 1``.
 
-    Labels of two classes that are wrong at random scale and shift the AUC risk of such a loss but leave its minimum, and no
-    pair counts more than 1 (Charoenphakdee, Lee and Sugiyama, *On Symmetric Losses for Learning from Corrupted Labels*,
-    ICML 2019).
+    Labels of two classes that are wrong at random scale and shift the AUC risk of such a loss but leave its minimum,
+    and no pair counts more than 1 (Charoenphakdee, Lee and Sugiyama, *On Symmetric Losses for Learning from Corrupted
+    Labels*, ICML 2019).
     """
 
     name = "sigmoid"
