@@ -15,6 +15,7 @@ SURROGATES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "squared_hinge": lambda t, margin: 0.5 * (margin - t).clamp(min=0) ** 2,
     "exponential": lambda t, margin: torch.exp(-margin * t),
     "logistic": lambda t, margin: torch.nn.functional.softplus(-margin * t),
+    "sigmoid": lambda t, margin: 1 / (1 + torch.exp(margin * t)),
 }
 
 

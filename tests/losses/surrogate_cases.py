@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from aucseg.losses.auc.surrogates import SURROGATES, Smooth
+from aucseg.losses.auc.separable import Smooth
+from aucseg.losses.auc.surrogates import SURROGATES
 
 NAMES = list(SURROGATES)
 SMOOTH = [name for name, surrogate in SURROGATES.items() if issubclass(surrogate, Smooth)]

@@ -93,6 +93,7 @@ class PairwiseAUCLoss(nn.Module):
     | `"squared_hinge"` | `max(0, margin - t)^2 / 2`   | otherwise by sorting, O(N log N) a channel          |
     | `"exponential"`   | `exp(-margin t)`             | saturates where `abs(margin f)` > 350 (MPS: 35)     |
     | `"logistic"`      | `log(1 + exp(-margin t))`    | to 1e-6 of its largest slope, see `SmoothSurrogate` |
+    | `"sigmoid"`       | `1 / (1 + exp(margin t))`    | the same; symmetric, for labels with errors         |
 
     Source: Han et al., *AUCSeg: AUC-oriented Pixel-level Long-tail Semantic Segmentation*, NeurIPS 2024.
 

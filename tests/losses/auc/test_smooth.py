@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aucseg.losses import SmoothSurrogate, pairwise_auc_loss
-from aucseg.losses.auc.surrogates import SURROGATES, Smooth
+from aucseg.losses.auc.separable import Smooth
+from aucseg.losses.auc.surrogates import SURROGATES
 from tests.losses.surrogate_cases import SMOOTH
 from tests.oracles import auc_loss_oracle, value_and_grad
 

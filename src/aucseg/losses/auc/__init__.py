@@ -14,5 +14,6 @@ From the logits to the loss::
     pair_risk             the loss from the sums
     by_sorting            the routes without sums: hinges at rest, partial AUC
     class_sums            what ranks and micro-batches exchange
-    surrogates, smooth    l(t) as a short sum of products; smooth ones by expansion
+    surrogates            every l(t), and the choice of its form
+    separable, smooth     l(t) as a short sum of products; smooth ones by expansion
 """

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from aucseg.dtypes import wide_dtype
 from aucseg.losses.auc.checks import DEFAULT_IGNORE_INDEX, check_auc_options
+from aucseg.losses.auc.separable import Separable
 from aucseg.losses.auc.smooth import SmoothSurrogate
-from aucseg.losses.auc.surrogates import Separable, choose_form, separable_form
+from aucseg.losses.auc.surrogates import choose_form, separable_form
 
 SurrogateOption = str | SmoothSurrogate | Callable[[Tensor], Tensor]
 

@@ -2,7 +2,7 @@ r"""The formula: the AUC loss from sums over the pixels. Begin to read here.
 
 Channel c scores the pixels of its own class (positives) against those of every other class a (negatives). With pair
 weights ``w[c, a]`` and a separable surrogate, ``l(f_pos - f_neg) = sum_jk C[j, k] p_j(f_pos) q_k(f_neg)`` (see
-`aucseg.losses.auc.surrogates`), the mean over all pairs of pixels is
+`aucseg.losses.auc.separable`), the mean over all pairs of pixels is
 
     L = sum_c sum_jk C[j, k] P_j[c] Q_k[c],
     P_j[c] = mean of p_j(f_c) over the pixels of class c,

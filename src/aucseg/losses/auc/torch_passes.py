@@ -24,7 +24,7 @@ from aucseg.losses.auc.pixels import (
     class_labels,
     through_softmax,
 )
-from aucseg.losses.auc.surrogates import Separable
+from aucseg.losses.auc.separable import Separable
 
 # Pixels that are added up in float32 before float64 takes over; longer runs cost the seventh digit.
 _FLOAT32_RUN = 1 << 14
