@@ -18,6 +18,26 @@ SMALL_RUN: dict[str, object] = {
 }
 
 
+# A configuration of `aucseg fit`, but for card and root.
+TINY_RUN = {
+    "trainer": {
+        "max_steps": 4,
+        "val_check_interval": 4,
+        "log_every_n_steps": 1,
+        "accelerator": "cpu",
+        "enable_progress_bar": False,
+    },
+    "model": {
+        "model": "smp/fpn",
+        "model_options": {"encoder": "resnet18", "decoder_pyramid_channels": 32, "decoder_segmentation_channels": 32},
+        "loss": "aucseg",
+        "bank": {"capacity": 2, "min_pixels": 4},
+        "warmup_steps": 1,
+    },
+    "data": {"batch_size": 2, "eval_batch_size": 2, "num_workers": 0, "crop_size": [32, 40]},
+}
+
+
 def make_trainer(folder: Path, max_steps: int, accelerator: str = "cpu", **options: Any) -> Trainer:
     return Trainer(
         default_root_dir=folder,

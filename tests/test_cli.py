@@ -13,24 +13,7 @@ import yaml
 from PIL import Image
 
 from aucseg import cli
-
-TINY_RUN = {
-    "trainer": {
-        "max_steps": 4,
-        "val_check_interval": 4,
-        "log_every_n_steps": 1,
-        "accelerator": "cpu",
-        "enable_progress_bar": False,
-    },
-    "model": {
-        "model": "smp/fpn",
-        "model_options": {"encoder": "resnet18", "decoder_pyramid_channels": 32, "decoder_segmentation_channels": 32},
-        "loss": "aucseg",
-        "bank": {"capacity": 2, "min_pixels": 4},
-        "warmup_steps": 1,
-    },
-    "data": {"batch_size": 2, "eval_batch_size": 2, "num_workers": 0, "crop_size": [32, 40]},
-}
+from tests.small_runs import TINY_RUN
 
 
 def aucseg(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -9,7 +9,7 @@ import yaml
 import aucseg
 from tests.conftest import write_tiny_dataset
 from tests.docs_blocks import ROOT, PageRunner, code_blocks
-from tests.test_cli import TINY_RUN
+from tests.small_runs import TINY_RUN
 
 DOCS = ROOT / "docs"
 PAGES = sorted({ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")})

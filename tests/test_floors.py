@@ -2,10 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.source_imports import MODULES, imported_names
+from tests.source_imports import MODULES, PACKAGE, imported_names
 
 # From the ground upwards.
 FLOORS = (
@@ -33,6 +34,7 @@ OPTIONAL = {
     "mmseg": {"integrations"},
     "webdataset": {"datasets"},
 }
+TESTS = Path(__file__).parent
 # Commands whose help takes no heavy import.
 QUICK = ("compare", "demo", "export", "predict", "report")
 
@@ -85,3 +87,13 @@ def test_a_violation_is_found() -> None:
     assert "aucseg.training.stored_task" in imported_names(MODULES["aucseg.report.examples"])  # inside a function
     assert "aucseg.models.hub" in imported_names(MODULES["aucseg.inference.export"])  # by its name
     assert "aucseg.metrics" in imported_names(MODULES["aucseg"])  # for types alone
+
+
+def test_tests_stand_where_the_code_does() -> None:
+    rooms = {path.parent.relative_to(PACKAGE) for path in MODULES.values()} - {Path("configs")}  # which are data
+    assert not [str(room) for room in rooms if not any((TESTS / room).glob("test_*.py"))]
+
+
+def test_no_test_module_imports_another() -> None:
+    files = {path.relative_to(TESTS.parent).as_posix(): imported_names(path) for path in TESTS.rglob("*.py")}
+    assert not [name for name, imported in files.items() if any(".test_" in other for other in imported)]

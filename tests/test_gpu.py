@@ -24,8 +24,8 @@ from aucseg.losses.build import LOSSES
 from aucseg.training.step_guard import StepGuard
 from tests.oracles import auc_loss_oracle
 from tests.small_runs import make_trainer
-from tests.training.test_step_guard import FAULTY_STEP, States, faulty_network, same
-from tests.training.test_task import make_data, make_task
+from tests.training.faults import FAULTY_STEP, States, faulty_network, same
+from tests.training.tiny_tasks import make_data, make_task
 from tests.two_processes import STEPS, arguments
 
 DEVICE = "cuda"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from benchmarks.soak import MAX_BANK_BYTES, summary
 
-from aucseg.commands.fit import _steps_between_logs
+from aucseg.commands.fit import steps_between_logs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,7 +30,7 @@ def test_summary_tells_what_grows() -> None:
 
 
 def test_the_number_of_logged_steps_is_bounded() -> None:
-    assert [_steps_between_logs(steps) for steps in (-1, 10, 100_000, 160_000, 10**9)] == [10, 10, 10, 16, 100_000]
+    assert [steps_between_logs(steps) for steps in (-1, 10, 100_000, 160_000, 10**9)] == [10, 10, 10, 16, 100_000]
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from aucseg.loading.photometric import ColourChange, DrawColourChange, Photometr
 from aucseg.loading.transforms import training_transform
 from aucseg.training.datamodule import SegmentationDataModule
 from tests.small_runs import make_trainer
-from tests.training.test_task import make_task
+from tests.training.tiny_tasks import make_task
 
 
 def images_of(kind: str) -> torch.Tensor:

@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from aucseg.metrics import PixelAveragePrecision
-from tests.metrics.test_pixel_auroc import ROUNDING, sample
+from tests.metrics.samples import ROUNDING, sample
 
 
 def sklearn_average_precision(scores: Tensor, target: Tensor) -> np.ndarray:

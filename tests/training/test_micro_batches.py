@@ -14,7 +14,7 @@ from aucseg import AUCSegLoss, PairwiseAUCLoss, SegmentationTask
 from aucseg.losses import build_loss
 from aucseg.training.step_guard import StepGuard
 from tests.small_runs import make_trainer
-from tests.training.test_task import make_data
+from tests.training.tiny_tasks import make_data
 
 
 class TwoHeads(nn.Module):

@@ -24,8 +24,8 @@ from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
 from aucseg.models.hub import HubModel
 from aucseg.training.step_guard import StepGuard
 from tests.small_runs import make_trainer
-from tests.training.test_step_guard import SKIPPED, Scaled, States, same
-from tests.training.test_task import make_data, make_task
+from tests.training.faults import SKIPPED, Scaled, States, same
+from tests.training.tiny_tasks import make_data, make_task
 from tests.two_processes import arguments
 
 STEPS = 10

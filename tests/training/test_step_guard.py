@@ -1,4 +1,3 @@
-import copy
 import itertools
 import math
 from pathlib import Path
@@ -8,56 +7,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor, nn
 
 from aucseg import AUCSegLoss, SegmentationDataModule, SegmentationTask
 from aucseg.training.step_guard import StepGuard, TrainingStopped
 from tests.small_runs import make_trainer
-from tests.training.test_task import TinyNetwork, make_data, make_task
-
-FAULTY_STEP = 3
-SKIPPED = r"ignore:step \d+ was skipped:UserWarning"
-
-
-class Faulty(nn.Module):
-    """Multiplies what passes in the given steps (calls in training mode)."""
-
-    def __init__(self, inner: nn.Module, factor: float, steps: set[int]) -> None:
-        super().__init__()
-        self.inner, self.factor, self.steps, self.calls = inner, factor, steps, 0
-
-    def forward(self, value: Tensor, *others: Tensor) -> Tensor:
-        if self.training:
-            self.calls += 1
-            if self.calls - 1 in self.steps:
-                value = value * self.factor
-        result: Tensor = self.inner(value, *others)
-        return result
-
-
-class Scaled(Faulty):
-    """A loss that is too large in the given steps."""
-
-    def forward(self, value: Tensor, *others: Tensor) -> Tensor:
-        is_faulty = self.training and self.calls in self.steps
-        self.calls += self.training
-        result: Tensor = self.inner(value, *others)
-        return result * self.factor if is_faulty else result
-
-
-class States(Callback):
-    """Copies of weights, buffers and optimizer before each step."""
-
-    def __init__(self) -> None:
-        self.before: list[dict[str, Any]] = []
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        assert isinstance(pl_module.model, nn.Module)
-        model: dict[str, Tensor] = dict(pl_module.model.named_parameters())
-        model |= {n: b for n, b in pl_module.model.named_buffers() if b.is_floating_point()}
-        self.before.append(copy.deepcopy({"model": model, "optimizer": trainer.optimizers[0].state_dict()["state"]}))
+from tests.training.faults import FAULTY_STEP, SKIPPED, Scaled, States, faulty_network, same
+from tests.training.tiny_tasks import make_data, make_task
 
 
 def train(card: Path, folder: Path, guard: StepGuard, steps: int = 6, **options: Any) -> States:
@@ -65,19 +22,6 @@ def train(card: Path, folder: Path, guard: StepGuard, steps: int = 6, **options:
     trainer = make_trainer(folder, steps, callbacks=[states, guard])
     trainer.fit(make_task(card, **options), make_data(card))
     return states
-
-
-def same(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    return bool(one == other)
-
-
-def faulty_network(factor: float, steps: set[int]) -> Faulty:
-    torch.manual_seed(0)
-    return Faulty(TinyNetwork(), factor, steps)
 
 
 @pytest.mark.filterwarnings(SKIPPED)

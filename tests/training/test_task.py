@@ -4,24 +4,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from torch import Tensor, nn
+from torch import nn
 
-from aucseg import AUCSegLoss, SegmentationDataModule, SegmentationTask, class_weights
+from aucseg import AUCSegLoss, SegmentationTask, class_weights
 from aucseg.memory_bank import TailMemoryBank
 from tests.small_runs import make_trainer
-
-
-class TinyNetwork(nn.Module):
-    """Quarter-resolution logits; the first layer plays the encoder."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU())
-        self.head = nn.Conv2d(8, 4, 3, stride=2, padding=1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.encoder(images))
-        return logits
+from tests.training.tiny_tasks import TinyNetwork, make_data, make_task
 
 
 class StopAt(Callback):
@@ -35,18 +23,6 @@ class StopAt(Callback):
         if trainer.global_step == self.step:
             trainer.save_checkpoint(self.path)
             trainer.should_stop = True
-
-
-def make_task(card: Path, **options: Any) -> SegmentationTask:
-    torch.manual_seed(0)
-    options = {"loss": AUCSegLoss(), "learning_rate": 0.01, "warmup_steps": 2, **options}
-    return SegmentationTask(str(card), TinyNetwork(), **options)
-
-
-def make_data(card: Path) -> SegmentationDataModule:
-    return SegmentationDataModule(
-        str(card), str(card.parent), batch_size=4, eval_batch_size=4, num_workers=0, crop_size=(40, 48)
-    )
 
 
 def test_training_lowers_the_loss_and_learns_the_colours(tiny_card: Path, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ class AUCSegCLI(LightningCLI):
         elif trainer.logger is None:
             trainer.logger = False
         if trainer.log_every_n_steps is None:
-            trainer.log_every_n_steps = _steps_between_logs(trainer.max_steps)
+            trainer.log_every_n_steps = steps_between_logs(trainer.max_steps)
         trainer.default_root_dir = trainer.default_root_dir or str(out)
         trainer.callbacks = [*callbacks, *(trainer.callbacks or [])]
         return super().instantiate_trainer(**kwargs)
@@ -194,7 +194,7 @@ class AUCSegCLI(LightningCLI):
         say_once(", ".join([f"{self.result_writer.folder}: step {self.trainer.global_step}", *found]))
 
 
-def _steps_between_logs(max_steps: int) -> int:
+def steps_between_logs(max_steps: int) -> int:
     """Ten, or more where a long run would log more than 10,000 times: so the logs of a run stay below about 6 MB."""
     return max(10, -(-max_steps // 10_000))
 

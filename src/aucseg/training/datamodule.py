@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -35,6 +33,7 @@ from aucseg.loading.shard_order import ShardStream
 from aucseg.loading.transforms import IMAGENET_MEAN, evaluation_transform, training_transform
 from aucseg.randomness import stable_seed
 from aucseg.statistics.class_statistics import ClassStatistics
+from aucseg.training.loader_checks import check_shared_memory
 from aucseg.training.processes import part_of, say_once
 
 # Options of the rare-class sampler that follow from the run.
@@ -300,7 +299,7 @@ class SegmentationDataModule(LightningDataModule):
             if self.trainer.max_steps == -1:
                 raise ValueError(self._epochs_message(world_size))
             start_batch = self.trainer.global_step * self.trainer.accumulate_grad_batches
-        self._check_shared_memory()
+        check_shared_memory(self.num_workers, self.batch_size * self._crop_bytes)
         if self.shards is not None:
             shards = self._stream(self.shards, None, shuffle=self.shuffle_buffer if self.sampler == "random" else 0)
             self._check_number_of_shards(len(shards.urls), world_size)
@@ -381,21 +380,6 @@ class SegmentationDataModule(LightningDataModule):
         length = len(self.training_dataset(None))
         steps = -(-length // (self.batch_size * world_size))
         return f"{message} (one pass over the {length} images of {self.train_split!r} is {steps} steps)"
-
-    def _check_shared_memory(self) -> None:
-        """Loader processes hand batches over in shared memory; without room for them they die of a bus error."""
-        folder = Path("/dev/shm")
-        if self.num_workers == 0 or not folder.is_dir():
-            return
-        # Each loader process prepares two batches ahead.
-        workers = self.num_workers * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        needed, free = 2 * workers * self.batch_size * self._crop_bytes, shutil.disk_usage(folder).free
-        if free < needed:
-            raise ValueError(
-                f"{folder} has {free / 1e6:.1f} MB left, and {workers} loader processes need up to "
-                f"{needed / 1e6:.1f} MB of it: make it larger (docker run --shm-size=8g; mount -o remount,size=8G "
-                f"{folder}), remove what other programs left there, or lower data.num_workers (0 needs none)"
-            )
 
     def _epoch_order(self, length: int) -> EpochOrder:
         if self.sampler == "random":

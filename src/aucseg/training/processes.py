@@ -27,6 +27,30 @@ def say_once(message: str) -> None:
         print(f"aucseg: {message}", file=sys.stderr, flush=True)
 
 
+def state_of_process(processes: Sequence[dict[str, Any]], rank: int, world_size: int) -> dict[str, Any]:
+    """What a checkpoint holds for one process; says once that there are more or fewer processes than then.
+
+    Args:
+        processes: the state of each process of the run that wrote the checkpoint: ``random_states`` and, but for the
+            first, ``bank``.
+        rank: of this process. Where there was none of that rank, it gets the bank of another and no random states.
+        world_size: number of processes now.
+
+    Example:
+        >>> state_of_process([{"random_states": 0}, {"random_states": 1, "bank": "b"}], 1, 2)
+        {'random_states': 1, 'bank': 'b'}
+    """
+    if len(processes) != world_size:
+        say_once(
+            f"The checkpoint is of {len(processes)} processes, this run has {world_size}: it goes on, but not bit by "
+            "bit as it would have"
+        )
+    state = dict(processes[rank % len(processes)])
+    if rank >= len(processes):
+        del state["random_states"]
+    return state
+
+
 def gathered(value: _T) -> list[_T] | None:
     """The values of all processes on the first one, None on the others; tensors in it should be on the CPU."""
     first = dist.get_rank() == 0

@@ -29,7 +29,7 @@ from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.micro_batches import backward_all_but_last, check_micro_batches
 from aucseg.training.optimization import build_optimizer, build_schedule
 from aucseg.training.precision import clip_gradients, keeping_digits, unscales
-from aucseg.training.processes import cpu_state, gathered, say_once
+from aucseg.training.processes import cpu_state, gathered, say_once, state_of_process
 from aucseg.training.task_checks import (
     batch_norm_explained,
     build_bank,
@@ -144,14 +144,13 @@ class SegmentationTask(LightningModule):
             self.groups = {"tail": list(self.card.tail_classes)}
         # Not Lightning's mean over processes, which rounds down how many images each one has.
         self.mean_loss = MeanMetric(nan_strategy="disable")
-        self.metric = GroupedMeanIoU(num_classes, groups=self.groups, ignore_index=self.card.ignore_index)
+        settings: dict[str, Any] = {"groups": self.groups, "ignore_index": self.card.ignore_index}
+        self.metric = GroupedMeanIoU(num_classes, **settings)
         self.auroc: PixelAUROC | None = None
         self.average_precision: PixelAveragePrecision | None = None
         if pixel_metrics:
             self.auroc = PixelAUROC(num_classes, ignore_index=self.card.ignore_index)
-            self.average_precision = PixelAveragePrecision(
-                num_classes, groups=self.groups, ignore_index=self.card.ignore_index
-            )
+            self.average_precision = PixelAveragePrecision(num_classes, **settings)
         mean = getattr(model, "pixel_mean", IMAGENET_MEAN) if mean is None else mean
         std = getattr(model, "pixel_std", IMAGENET_STD) if std is None else std
         self.hparams.update(mean=list(mean), std=list(std))
@@ -387,16 +386,10 @@ class SegmentationTask(LightningModule):
         # Predicting from a checkpoint must not disturb the caller's random numbers.
         if "processes" not in checkpoint or self._trainer is None or not self.trainer.training:
             return
-        processes, rank = checkpoint["processes"], self.global_rank
-        if len(processes) != self.trainer.world_size:
-            say_once(
-                f"The checkpoint is of {len(processes)} processes, this run has {self.trainer.world_size}: it goes on, "
-                "but not bit by bit as it would have"
-            )
-        if rank < len(processes):
-            self._random_states = processes[rank]["random_states"]
+        own = state_of_process(checkpoint["processes"], self.global_rank, self.trainer.world_size)
+        self._random_states = own.get("random_states")
         key = "bank._extra_state"
-        if self.bank is not None and rank > 0 and key in state:
-            state[key] = processes[rank % len(processes)].get("bank", state[key])
-            if rank >= len(processes):
+        if self.bank is not None and self.global_rank > 0 and key in state:
+            state[key] = own.get("bank", state[key])
+            if self._random_states is None:  # a process that there was not draws on its own
                 state[key] = {**state[key], "generator": self._generator.get_state()}
