@@ -7,10 +7,12 @@ import doctest
 import re
 import shlex
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from aucseg import cli
@@ -114,7 +116,9 @@ class PageRunner:
             self._run_command(command, self._place(block, offset))
 
     def _run_command(self, command: str, place: str) -> None:
-        words = shlex.split(command, comments=True)
+        self._run_words(shlex.split(command, comments=True), place)
+
+    def _run_words(self, words: list[str], place: str) -> None:
         match words:
             case ["aucseg", "fit", *_]:
                 self._run_aucseg([*words[1:], *(SHORT_TRAINING if self.short else [])], place)
@@ -132,8 +136,11 @@ class PageRunner:
                 assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), f"{place}: no {module}"
             case ["git" | "cd" | "export", *_]:
                 pass
+            case [assignment, *rest] if rest and re.fullmatch(r"[A-Z_]+=\S*", assignment):
+                with _environment(*assignment.split("=", 1)):
+                    self._run_words(rest, place)
             case _:
-                raise ValueError(f"{place}: cannot test {command!r}; put it into a ```text block")
+                raise ValueError(f"{place}: cannot test {shlex.join(words)!r}; put it into a ```text block")
 
     def _run_aucseg(self, arguments: list[str], place: str) -> None:
         status = cli.main(arguments)
@@ -145,6 +152,16 @@ class PageRunner:
             match = re.fullmatch(r"(?:aucseg|\.)\[([\w,]+)\]", package)
             for extra in match[1].split(",") if match else []:
                 assert re.search(rf"^{extra} = \[", project, re.MULTILINE), f"{place}: no extra {extra!r}"
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """Sets an environment variable, as it would stand before a command."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(name, value)
+        if name == "PYTHONPATH":
+            patch.syspath_prepend(Path(value).resolve())
+        yield
 
 
 def _commands(text: str) -> Iterator[tuple[int, str]]:

@@ -14,7 +14,7 @@ from tests.small_runs import TINY_RUN
 DOCS = ROOT / "docs"
 PAGES = sorted({ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")})
 # Pages whose commands train and evaluate for more than a few seconds.
-SLOW = {"README.md", "getting-started.md", "inference.md"}
+SLOW = {"README.md", "getting-started.md", "inference.md", "recipes.md"}
 
 # Libraries that pages use warn; our own code is tested elsewhere.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -45,6 +45,51 @@ def test_every_picture_has_a_text() -> None:
     for page in PAGES:
         for text, target in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
             assert len(text) >= 10, f"{page.name}: say what {target} shows"
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link may point to in a page: its headings, as mkdocs and GitHub name them."""
+    text = re.sub(r"^( *)```.*?^\1```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title.lower()).strip()) for title in titles}
+
+
+def broken_links(page: Path) -> list[str]:
+    """Links of a page to files or headings that do not exist; those to other servers are not followed."""
+    text = re.sub(r"^( *)```.*?^\1```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", text)):
+        name, _, anchor = target.partition("#")
+        if "://" in name or name.startswith("mailto:"):
+            continue
+        other = (page.parent / name).resolve() if name else page
+        if not other.exists() or (anchor and anchor not in anchors(other)):
+            broken.append(target)
+    return broken
+
+
+LINKED = sorted(
+    {*PAGES, *ROOT.glob("*.md"), ROOT / "benchmarks" / "README.md", ROOT / "benchmarks" / "evidence" / "README.md"}
+)
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in LINKED])
+def test_links_lead_somewhere(page: Path) -> None:
+    assert broken_links(page) == []
+
+
+def test_broken_links_are_found(tmp_path: Path) -> None:
+    (tmp_path / "b.md").write_text("# Large data, long runs\n\n```text\n# not a heading\n```\n")
+    page = tmp_path / "a.md"
+    links = "[1](b.md) [2](b.md#large-data-long-runs) [3](#a-page) [4](https://example.org/none) `[5](none.md)`"
+    page.write_text(f"# A page\n\n{links}\n[6](c.md), [7](b.md#not-a-heading), ![8](none.png)\n")
+    assert broken_links(page) == ["c.md", "b.md#not-a-heading", "none.png"]
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in DOCS.rglob("*.md"):
+        assert page.relative_to(DOCS).as_posix() in navigation, f"mkdocs.yml does not list {page.name}"
 
 
 def test_every_public_name_is_in_the_reference() -> None:
