@@ -9,7 +9,7 @@ import torch
 
 from aucseg import AUCSegLoss, GroupedMeanIoU, PixelAUROC, PixelAveragePrecision, TailMemoryBank
 from aucseg.losses import build_loss
-from aucseg.losses.baselines import LOSSES
+from aucseg.losses.build import LOSSES
 
 DEVICE = "mps"
 pytestmark = pytest.mark.skipif(not torch.backends.mps.is_available(), reason="needs a Mac with MPS")

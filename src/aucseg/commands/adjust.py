@@ -60,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
         0, or 1 if the gain is not above its spread and nothing was written.
     """
     from aucseg.commands.predict import device_named
+    from aucseg.run_files import LAST_CHECKPOINT
     from aucseg.training.adjustment import evaluation_batches, fit_task_offsets, write_adjusted_checkpoint
-    from aucseg.training.checkpoints import LAST_CHECKPOINT
     from aucseg.training.result_writer import CONFIG_FILE, write_json
     from aucseg.training.stored_task import load_task
 

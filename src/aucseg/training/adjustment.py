@@ -17,8 +17,8 @@ from aucseg.inference import OffsetFit, OffsetFitter
 from aucseg.inference.offset_model import OFFSET_MODEL, add_to_bias
 from aucseg.loading.evaluation_batches import collate_any_size, same_size_parts
 from aucseg.models.checkpoint import load_plain
+from aucseg.run_files import LAST_CHECKPOINT
 from aucseg.safe_files import replace_file
-from aucseg.training.checkpoints import LAST_CHECKPOINT
 from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.stored_task import load_task
 from aucseg.training.task import SegmentationTask
