@@ -60,9 +60,9 @@ def run(args: argparse.Namespace) -> int:
         0, or 1 if the gain is not above its spread and nothing was written.
     """
     from aucseg.commands.predict import device_named
-    from aucseg.run_files import LAST_CHECKPOINT
+    from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT
     from aucseg.training.adjustment import evaluation_batches, fit_task_offsets, write_adjusted_checkpoint
-    from aucseg.training.result_writer import CONFIG_FILE, write_json
+    from aucseg.training.result_writer import write_json
     from aucseg.training.stored_task import load_task
 
     if not args.run.is_dir():
@@ -147,8 +147,9 @@ def _evaluated(run: Path, datamodule: SegmentationDataModule, out: Path, device:
     """Validates a run's model on the validation split; the result files go to ``out``."""
     from lightning.pytorch import Trainer
 
-    from aucseg.training.checkpoints import LAST_CHECKPOINT, checkpoint_step
-    from aucseg.training.result_writer import RESULT_FILE, ResultWriter, write_json
+    from aucseg.run_files import LAST_CHECKPOINT, RESULT_FILE
+    from aucseg.training.checkpoints import checkpoint_step
+    from aucseg.training.result_writer import ResultWriter, write_json
     from aucseg.training.stored_task import load_task
 
     # What Lightning says at every start is noise beside the table.
@@ -175,8 +176,9 @@ def _evaluated(run: Path, datamodule: SegmentationDataModule, out: Path, device:
 
 def _write_cross_fitted(fit: OffsetFit, task: SegmentationTask, out: Path) -> None:
     """Writes the result of a run whose validation images were fitted on: each with the offsets that others gave."""
-    from aucseg.training.checkpoints import LAST_CHECKPOINT, checkpoint_step
-    from aucseg.training.result_writer import RESULT_FILE, write_json
+    from aucseg.run_files import LAST_CHECKPOINT, RESULT_FILE
+    from aucseg.training.checkpoints import checkpoint_step
+    from aucseg.training.result_writer import write_json
 
     card = task.card
     result = {
