@@ -20,6 +20,7 @@ from benchmarks.evidence.records import read_result, rounded
 from filelock import FileLock, Timeout
 
 from aucseg.run_files import RESULT_FILE
+from aucseg.safe_files import replace_file
 
 JOB_FILE = "job.json"
 MEASURED_FILE = "measured.json"
@@ -72,9 +73,7 @@ def train(job: dict[str, Any], folder: Path) -> int:
     if job["offsets"]:
         measured |= with_offsets(config, folder)
     measured["seconds"] = round(time.perf_counter() - start, 1)
-    temporary = folder / "measured.tmp"
-    temporary.write_text(json.dumps(measured) + "\n", encoding="utf-8")
-    temporary.replace(folder / MEASURED_FILE)
+    replace_file(folder / MEASURED_FILE, (json.dumps(measured) + "\n").encode())
     return 0
 
 

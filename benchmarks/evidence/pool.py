@@ -29,6 +29,7 @@ import aucseg
 from aucseg.compare.fingerprints import code_fingerprint, configuration_fingerprint, data_fingerprint, digest
 from aucseg.compare.methods import Configuration, merged
 from aucseg.datasets import SegmentationDataset
+from aucseg.safe_files import replace_file
 from aucseg.statistics.class_statistics import ClassStatistics
 
 # A run takes this much longer than the longest like it, or it is not begun.
@@ -330,6 +331,4 @@ def _steps(result: Mapping[str, Any]) -> int:
 
 
 def _write(path: Path, content: Any) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    replace_file(path, (json.dumps(content, indent=1) + "\n").encode())

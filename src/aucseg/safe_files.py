@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,31 @@ def replace_file(path: Path, data: bytes | memoryview, keep: Path | None = None)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write to that takes its place when nothing was raised, for what writes files by itself.
+
+    What is there afterwards is the old or the new content as a whole; unlike `replace_file` it does not wait for the
+    disk.
+
+    Args:
+        path: the file; its folder is made.
+
+    Example:
+        >>> path = Path(tempfile.mkdtemp(), "new", "a.txt")
+        >>> with replacing(path) as temporary:
+        ...     _ = temporary.write_text("whole")
+        >>> path.read_text(), len(list(path.parent.iterdir()))
+        ('whole', 1)
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A folder, not a file of another name: what is written has the permissions of any new file, and the right suffix.
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
+        temporary = Path(folder, path.name)
+        yield temporary
+        os.replace(temporary, path)
 
 
 MAX_BYTES = 10_000_000

@@ -5,11 +5,8 @@ Each file is run beside the model, and kept only if both agree.
 
 import copy
 import json
-import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aucseg.hints import import_extra
+from aucseg.safe_files import replacing
 
 MAX_LOGIT_ERROR = 1e-4
 MIN_LABEL_AGREEMENT = 0.9999
@@ -140,7 +138,7 @@ def export_model(
     batch, rows, columns = (torch.export.Dim(name, min=1, max=2**16) for name in ("batch", "rows", "columns"))
     dynamic = {"images": {0: batch, 2: stride * rows, 3: stride * columns}}
     program = torch.export.export(exportable, (example,), dynamic_shapes=dynamic)
-    with _kept_if_it_passes(path) as temporary:
+    with replacing(path) as temporary:
         run = write(program, temporary, metadata)
         return _check(reference, run, _batches(images, metadata, in_channels))
 
@@ -246,16 +244,6 @@ def _check(model: nn.Module, run: Callable[[Tensor], Tensor], batches: Iterator[
     return check
 
 
-@contextmanager
-def _kept_if_it_passes(path: Path) -> Iterator[Path]:
-    """A temporary file that becomes ``path`` when nothing was raised."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
-        temporary = Path(folder, path.name)
-        yield temporary
-        os.replace(temporary, path)
-
-
 def save_weights(model: nn.Module, path: str | Path, metadata: dict[str, str] | None = None) -> None:
     """Write a model's weights as safetensors, to be read by :func:`aucseg.models.load_checkpoint` or any other program.
 
@@ -273,7 +261,7 @@ def save_weights(model: nn.Module, path: str | Path, metadata: dict[str, str] | 
         raise ValueError(f"the suffix of {path.name!r} must be .safetensors")
     safetensors = import_extra("safetensors.torch", "export")
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    with _kept_if_it_passes(path) as temporary:
+    with replacing(path) as temporary:
         safetensors.save_file(tensors, temporary, metadata=metadata)
 
 

@@ -6,7 +6,6 @@ The work on files, for any model; :mod:`aucseg.inference.predictor` does the wor
 import csv
 import itertools
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from aucseg.datasets.deep_color import read_deep_color
 from aucseg.datasets.files import bits_per_channel, load_oriented, to_rgb
 from aucseg.datasets.tree import is_hidden, is_system_file
 from aucseg.inference.predictor import Predictor
-from aucseg.safe_files import text_cell
+from aucseg.safe_files import replacing, text_cell
 
 Array = npt.NDArray[Any]
 
@@ -307,7 +306,7 @@ def _score_map(path: Path | None, shape: tuple[int, ...]) -> Iterator[Array | No
     if path is None:
         yield None
         return
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         score_map = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
         yield score_map
         score_map.flush()
@@ -321,28 +320,8 @@ def _label_image(labels: Array, colors: Array) -> Image.Image:
 
 
 def _save(image: Image.Image, path: Path) -> None:
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         image.save(temporary, format="PNG")
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[str]:
-    """A temporary file that becomes ``path`` when all went well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
-    os.close(handle)
-    try:
-        yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 class _Table:
