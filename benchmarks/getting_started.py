@@ -65,9 +65,10 @@ def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     minutes = sum(result["seconds"].values()) / 60
     lines = [
-        f"All steps took {minutes:.1f} minutes with {result['machine']['threads']} CPU thread(s), of which training "
+        f"All steps took {minutes:.1f} minutes on a CPU (threads: {result['machine']['threads']}); the two trainings "
+        + "took "
         + " and ".join(f"{result['seconds'][c] / 60:.1f}" for c in result["seconds"] if c.startswith("aucseg fit"))
-        + ". Mean IoU on the 100 validation images, in %:",
+        + " minutes. Mean IoU on the 100 validation images, in %:",
         "",
         "| run | all classes | head | middle | tail |",
         "|---|---|---|---|---|",

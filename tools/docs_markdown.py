@@ -100,7 +100,7 @@ class DocstringExtension(Extension):  # type: ignore[misc]
 
 
 def on_config(config: Any) -> Any:
-    """Adds the extension to those of ``mkdocs.yml`` (docstrings get it, too), and the version to the header."""
+    """Adds the extension to those of ``mkdocs.yml`` (docstrings get it too), and the version to the site's name."""
     package = (Path(config.config_file_path).parent / "src" / "aucseg" / "__init__.py").read_text(encoding="utf-8")
     version = re.search(r'^__version__ = "([^"]+)"', package, re.MULTILINE)
     config.site_name = f"{config.site_name} {version[1]}" if version else config.site_name

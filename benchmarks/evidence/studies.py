@@ -96,8 +96,8 @@ def _camvid_budget(steps: int, text: str, *methods: str, seeds: int = 1) -> Stud
 STUDIES = {
     "learning_rate": Study(
         "Freedoom-LT, the learning rate",
-        "What the base configuration's learning rate rests on: five rates, 250 steps each, on a quarter of the "
-        "training images that is held out; then 500 steps at each method's best. One seed.",
+        "How the learning rate of the base configuration was chosen: five rates, 250 steps each, judged on a quarter "
+        "of the training images that was held out; then 500 steps at the best rate of each method. One seed.",
         _BY_RATE,
         1,
         (
@@ -108,10 +108,11 @@ STUDIES = {
     "main": Study(
         "Freedoom-LT, all methods",
         "One convolutional model (FPN, EfficientNet-Lite0), 400 steps, five seeds. The main setting of every method "
-        "is tuned with three trials on a quarter of the training images that is held out for it. `aucseg-ratio` has "
-        "the policy of the paper's code, a share of the missing classes, and nothing but the tail protected; "
-        "`aucseg-weighted` has mild class weights in its cross-entropy (inverse frequency, power 0.15: better than "
-        "0.25 in two trials more than the others had), `wce-mild+bank` is the same without the AUC loss.",
+        "was tuned with three trials on a quarter of the training images that was held out. `aucseg-ratio` uses the "
+        "policy of the paper's code: it pastes a share of the missing classes and protects only the tail. "
+        "`aucseg-weighted` has mild class weights in its cross-entropy (inverse frequency with power 0.15, which was "
+        "better than 0.25 in two more trials than the other methods had); `wce-mild+bank` is the same without the "
+        "AUC loss.",
         (
             *("ce", "auc", "aucseg", "aucseg-ratio", "aucseg-weighted"),
             *_RIVALS,
@@ -145,31 +146,31 @@ STUDIES = {
     ),
     "steps_2000": Study(
         "Freedoom-LT, 2,000 steps",
-        "Five times the main study's budget, one seed. Settings as the main study has chosen them.",
+        "Five times the budget of the main study, one seed, with the settings that the main study chose.",
         ("ce", "aucseg"),
         1,
         ("--config", str(_FREEDOOM), "--steps", "2000", *_METHODS),
     ),
     "steps_8000": Study(
         "Freedoom-LT, 8,000 steps",
-        "Twenty times the main study's budget, one seed; cross-entropy still rises from 2,000 to 8,000. Settings as "
-        "the main study has chosen them; `aucseg-1` has AUC weight 1 instead of 2.",
+        "Twenty times the budget of the main study, one seed, with the settings that the main study chose; "
+        "cross-entropy still improves from 2,000 to 8,000 steps. `aucseg-1` has AUC weight 1 instead of 2.",
         ("ce", "aucseg", "wce-inverse-0.25", "aucseg-weighted", "aucseg-1"),
         1,
         ("--config", str(_FREEDOOM), "--steps", "8000", *_METHODS),
     ),
     "second_model": Study(
         "Freedoom-LT, a second model",
-        "SegFormer's decoder instead of the pyramid's, on the same encoder, 400 steps, three seeds. Settings as the "
-        "main study has chosen them.",
+        "The decoder of SegFormer instead of the feature pyramid, on the same encoder; 400 steps, three seeds, with "
+        "the settings that the main study chose.",
         ("ce", "wce-inverse-0.25", "dice-0.002", "auc", "aucseg"),
         3,
         ("--config", str(_CONFIGS / "freedoom_lt_segformer.yaml"), "--steps", "400", *_METHODS),
     ),
     "transformer_rate": Study(
         "Freedoom-LT, the transformer's learning rate",
-        "Four rates, 200 steps each, on a quarter of the training images that is held out; then 400 steps at the "
-        "best. One seed.",
+        "Four rates, 200 steps each, judged on a quarter of the training images that was held out; then 400 steps at "
+        "the best rate. One seed.",
         ("ce",),
         1,
         (
@@ -179,8 +180,8 @@ STUDIES = {
     ),
     "transformer": Study(
         "Freedoom-LT, a transformer",
-        "TinyViT-5M with the weights of MobileSAM and SegFormer's decoder, 400 steps, three seeds. Settings as the "
-        "main study has chosen them, the learning rate that is best for cross-entropy.",
+        "TinyViT-5M with the weights of MobileSAM and the decoder of SegFormer; 400 steps, three seeds, with the "
+        "settings that the main study chose and the learning rate that is best for cross-entropy.",
         ("ce", "wce-inverse-0.25", "dice", "auc", "aucseg"),
         3,
         (*_UNTUNED, *_TRANSFORMER),
@@ -188,8 +189,8 @@ STUDIES = {
     ),
     "camvid": Study(
         "CamVid",
-        "Photographs: 11 classes, test split, input at half size, 600 steps. Not tuned here: settings as the main "
-        "study has chosen them, and its learning rate. Published test mIoU at full size with longer "
+        "Photographs: 11 classes, test split, input at half size, 600 steps. Not tuned on these data: settings and "
+        "learning rate are those that the main study chose. Published test mIoU at full size with longer "
         "training: ENet 51.3, SegNet 60.1, DeepLab-LFOV 61.6, Dilation8 65.3, FC-DenseNet103 66.9.",
         ("ce", "wce-inverse-0.25", "dice", "auc", "aucseg", "auc-weighted"),
         3,
@@ -199,20 +200,30 @@ STUDIES = {
     ),
     "camvid_1200": _camvid_budget(
         1200,
-        "Twice the steps, three seeds; `auc-1` has AUC weight 1. All else as above.",
+        "Twice the steps of [CamVid](camvid.md), everything else as there; three seeds. `auc-1` has AUC weight 1.",
         "ce",
         "auc-1",
         "auc",
         seeds=3,
     ),
-    "camvid_2400": _camvid_budget(2400, "Three seeds, all else as above.", "ce", "auc", seeds=3),
+    "camvid_2400": _camvid_budget(
+        2400,
+        "Four times the steps of [CamVid](camvid.md), everything else as there; three seeds.",
+        "ce",
+        "auc",
+        seeds=3,
+    ),
     "camvid_4800": _camvid_budget(
-        4800, "One seed; `auc-1` has the default AUC weight, 1 instead of 2. All else as above.", "ce", "auc-1"
+        4800,
+        "Eight times the steps of [CamVid](camvid.md), everything else as there; one seed. `auc-1` has the default AUC "
+        "weight, 1 instead of 2.",
+        "ce",
+        "auc-1",
     ),
     "ablation": Study(
         "Freedoom-LT, ablation",
-        "400 steps, three seeds, not tuned: each row changes one setting of AUCSeg (or takes one of its parts alone). "
-        "`ratio-...` are shares of the missing classes instead of a presence target.",
+        "400 steps, three seeds, not tuned: each row changes one setting of AUCSeg, or uses one of its parts alone. "
+        "`ratio-...` pastes that share of the missing classes instead of aiming at a presence target.",
         (
             *("ce", "auc", "ce+bank", "aucseg"),
             *("surrogate-hinge", "surrogate-exponential", "scores-softmax", "aucseg-1", "aucseg-4"),

@@ -19,8 +19,14 @@ BASELINE = "ce"
 
 _INDEX = """# Results
 
-These pages are written by `python -m benchmarks.evidence.tables` from the files in `benchmarks/evidence/results`; every
-number in them comes from there. How the comparisons are made: [A trustworthy comparison](../compare.md).
+Does the tail get better, on which data, and with how much training? These pages show every run that was made, one page
+a study. `python -m benchmarks.evidence.tables` writes them from the files in `benchmarks/evidence/results`; every number
+comes from there.
+[A trustworthy comparison](../compare.md) explains how the runs are made and how to read the tables.
+
+Names of methods: `ce` is cross-entropy, `auc` cross-entropy with the AUC loss, `aucseg` the same with the memory bank; a
+number behind one of them is its AUC weight. The others are [other losses](../rivals.md); `+bank` adds the bank, `+rcs`
+rare-class sampling.
 """
 _COLORS = {"ce": "#0072b2", "aucseg": "#d55e00", "auc": "#d55e00", "aucseg-1": "#cc79a7", "auc-1": "#cc79a7"}
 _LABELS = {
@@ -161,11 +167,11 @@ def _older(results: Path) -> str:
         return ""
     listed = ", ".join(f"`{name}`" for name in names)
     return (
-        "**Made before the training transforms were corrected**, and standing until they are run anew: the studies "
-        f"{listed}. Until then the colour channels of a training image were permuted at random in half of the draws, "
-        "scaled masks lay half a pixel off their images, and the crop's class cap could redraw a crop until a small "
-        "object was gone; for all methods of a study alike. The digest of the code that made a run is in its JSON file "
-        "(`hashes.code`)."
+        "**Made before the training transforms were corrected**, and kept until they are run again: the studies "
+        f"{listed}. At that time the colour channels of a training image were permuted at random in half of the "
+        "draws, scaled masks were half a pixel off their images, and the class cap of the crop could redraw a crop "
+        "until a small object was gone. All methods of a study were affected alike. Each run's JSON file has the "
+        "digest of the code that made it (`hashes.code`)."
     )
 
 
@@ -182,7 +188,7 @@ def _state(name: str, runs: list[dict[str, Any]]) -> str:
     wanted = sum(study.number_of_runs for n, study in STUDIES.items() if name in (n, study.joins))
     steps = sorted({run["steps"] for run in runs})
     state = f"{len(runs)} of {wanted} runs, {' or '.join(map(str, steps))} steps."
-    return state if len(runs) >= wanted else f"{state} **Not complete: the others are to come.**"
+    return state if len(runs) >= wanted else f"{state} **Not complete: the other runs are still to be made.**"
 
 
 def _pairs(pairs: tuple[tuple[str, str], ...], runs: list[dict[str, Any]]) -> str:
@@ -205,7 +211,8 @@ def _pairs(pairs: tuple[tuple[str, str], ...], runs: list[dict[str, Any]]) -> st
     if not rows:
         return ""
     return "\n".join([
-        "## Pairs of methods, seed by seed, not corrected for their number\n",
+        "## Pairs of methods\n",
+        "Differences seed by seed, not corrected for the number of pairs.\n",
         "| difference | mIoU | head | middle | tail |",
         "| --- | ---: | ---: | ---: | ---: |",
         *rows,
@@ -282,10 +289,10 @@ def _budget_table(rows: list[Budget]) -> str:
     return "\n".join([
         "## What more steps change\n",
         "![Tail and overall mIoU against the number of training steps](../images/results-budgets.svg)\n",
-        "Means over the seeds of mean IoU in %; in brackets for cross-entropy the rise since "
-        "the budget before, for the others the difference to cross-entropy. Where there is one seed, a point is within "
-        "what seeds differ by (see the intervals of the studies). The learning rate falls to zero over each budget, so "
-        "that every row is a training of its own.\n",
+        "Mean IoU in %, averaged over the seeds. In brackets: for cross-entropy the gain over the next smaller budget, "
+        "for the other methods the difference to cross-entropy. With a single seed, differences of a point are within the "
+        "spread of seeds (see the intervals of the studies). The learning rate falls to zero over each budget, so "
+        "every row is a separate training.\n",
         "| data | steps | method | seeds | overall | head | middle | tail |",
         "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
         *lines,
