@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from aucseg.datasets.annotations.recognize import PANOPTIC, describe_annotations
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.dataset import SegmentationDataset
 from aucseg.datasets.duplicates import find_duplicates
@@ -192,15 +193,33 @@ def _card_and_root(args: argparse.Namespace, cache: ScanCache | None) -> tuple[D
     if not is_folder:
         if args.write_card is not None:
             raise ValueError(f"--write-card proposes a card for a folder; {args.card} is a card already")
+        _refuse_annotations(Path(args.card))
         return DatasetCard.load(args.card), args.root
     root = Path(args.card)
-    card = propose_card(root, num_workers=args.workers, progress=True, cache=cache)
+    # Panoptic files look like masks of colours.
+    annotations = describe_annotations(root)
+    if annotations is not None and PANOPTIC in annotations:
+        raise ValueError(annotations)
+    try:
+        card = propose_card(root, num_workers=args.workers, progress=True, cache=cache)
+    except ValueError as error:
+        raise ValueError(annotations or error) from error
+    if annotations is not None:
+        print(f"note: {annotations}")
     layout = next(iter(card.splits.values()))[0]
     print(
         f"proposed card: {card.num_classes} classes, {card.mask_encoding} masks, splits {', '.join(card.splits)}, "
         f"images {layout.images}, masks {layout.masks}, ignored ids {list(card.ignore_ids)}"
     )
     return card, root
+
+
+def _refuse_annotations(path: Path) -> None:
+    """Raises ``ValueError`` where a card's place is taken by a file of annotations."""
+    if path.suffix.lower() in (".json", ".xml") and path.is_file():
+        message = describe_annotations(path)
+        if message is not None:
+            raise ValueError(message)
 
 
 def _count(
