@@ -85,7 +85,7 @@ def coco(root: Path, annotations: list[dict[str, Any]], name: str = "annotations
     save_photo(root / "images/a.jpg")
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {
+    content: dict[str, Any] = {
         "images": [{"id": 7, "file_name": "a.jpg", "height": HEIGHT, "width": WIDTH}],
         "categories": [{"id": 3, "name": "road"}, {"id": 9, "name": "cone"}],
         "annotations": [{"id": i, "image_id": 7, "iscrowd": 0, **a} for i, a in enumerate(annotations)],
