@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aucseg.datasets.annotations.recognize import PANOPTIC, describe_annotations
+from aucseg.datasets.bands import band_statistics, read_card_image
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.dataset import SegmentationDataset
 from aucseg.datasets.duplicates import find_duplicates
@@ -245,7 +246,19 @@ def _count(
     check.errors += files.problems(without=split)
     check.errors += find_duplicates(dataset.root, {name: found.pairs for name, found in files.splits.items()})
     check.unused = files.unused
+    if card.bands is not None and not check.errors:
+        print(_describe_bands(dataset))
     return statistics, check
+
+
+def _describe_bands(dataset: SegmentationDataset) -> str:
+    """The settings that normalize the bands, from all pixels of all images."""
+    images = (read_card_image(dataset.image_path(index), dataset.card) for index in range(len(dataset)))
+    mean, std = ([round(value, 4) for value in values] for values in band_statistics(images))
+    return (
+        f"bands {list(dataset.card.bands or ())}: mean {mean}, std {std} of 0..255\n"
+        f"  for the configuration: --model.mean '{mean}' --model.std '{std}' --data.fill '{mean}'"
+    )
 
 
 def _print_check(check: Check, statistics: ClassStatistics, card: DatasetCard) -> None:
