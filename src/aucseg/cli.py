@@ -1,4 +1,4 @@
-"""The command line: ``aucseg demo | fit | validate | predict | stats | compare | report | adjust | export``.
+"""The command line: ``aucseg demo | fit | validate | predict | stats | masks | compare | report | adjust | export``.
 
 This module imports no heavy package, so that ``aucseg --help`` answers at once; every command imports what it needs.
 """
@@ -29,6 +29,7 @@ _COMMANDS = {
     "demo": ("aucseg.commands.demo", "train cross-entropy and AUCSeg on the embedded data and compare them"),
     "predict": ("aucseg.commands.predict", "write label maps and overlays of images, folders or globs"),
     "stats": ("aucseg.commands.stats", "count the classes of a data set, check its labels, suggest settings"),
+    "masks": ("aucseg.commands.masks", "make masks and a card from polygons and other annotations"),
     "compare": ("aucseg.commands.compare", "train several methods with several seeds and tabulate them"),
     "report": ("aucseg.commands.report", "write one HTML page about finished or running runs"),
     "adjust": ("aucseg.commands.adjust", "fit one offset a class to a trained model, for mean IoU or the tail's"),

@@ -55,16 +55,27 @@ def test_package_weights_need_the_package(monkeypatch: pytest.MonkeyPatch) -> No
         build("smp/fpn", encoder_weights="package:efficientnet_lite0")
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"encoder": "resnet18"},
-        {"in_channels": 4},
-    ],
-)
-def test_package_weights_fit_one_encoder(options: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="fits encoder='tu-tf_efficientnet_lite0' with in_channels=3"):
-        build("smp/fpn", encoder_weights="package:efficientnet_lite0", **options)
+def test_package_weights_fit_one_encoder() -> None:
+    with pytest.raises(ValueError, match="fits encoder='tu-tf_efficientnet_lite0'"):
+        build("smp/fpn", encoder_weights="package:efficientnet_lite0", encoder="resnet18")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 6, 8])
+def test_package_weights_are_widened_to_other_channels(channels: int) -> None:
+    model = build("smp/fpn", encoder_weights="package:efficientnet_lite0", in_channels=channels).eval()
+    narrow = build("smp/fpn", encoder_weights="package:efficientnet_lite0").eval()
+    weight, colors = (m.network.encoder.model.conv_stem.weight for m in (model, narrow))
+    assert weight.shape[1] == channels
+    for i in range(channels):
+        torch.testing.assert_close(weight[:, i], colors[:, i % 3] * (3 / channels))
+    assert len(model.pixel_mean) == len(model.pixel_std) == channels
+    if channels % 3 == 0:  # a picture repeated looks the same to the widened layer
+        images = torch.rand(1, 3, 64, 64)
+        with torch.no_grad():
+            expected = narrow.network.encoder(images)[-1]
+            torch.testing.assert_close(
+                model.network.encoder(images.repeat(1, channels // 3, 1, 1))[-1], expected, rtol=1e-3, atol=1e-4
+            )
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
             exif=args.exif,
             value_range=None if args.value_range is None else tuple(args.value_range),
             max_pixels=args.max_pixels,
+            card=task.card,
         )
     print(f"{len(summary.done)} images predicted, in {args.out}")
     if summary.unscaled:

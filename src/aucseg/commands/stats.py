@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from aucseg.datasets.annotations.recognize import PANOPTIC, describe_annotations
+from aucseg.datasets.bands import band_statistics, read_card_image
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.dataset import SegmentationDataset
 from aucseg.datasets.duplicates import find_duplicates
@@ -192,15 +194,33 @@ def _card_and_root(args: argparse.Namespace, cache: ScanCache | None) -> tuple[D
     if not is_folder:
         if args.write_card is not None:
             raise ValueError(f"--write-card proposes a card for a folder; {args.card} is a card already")
+        _refuse_annotations(Path(args.card))
         return DatasetCard.load(args.card), args.root
     root = Path(args.card)
-    card = propose_card(root, num_workers=args.workers, progress=True, cache=cache)
+    # Panoptic files look like masks of colours.
+    annotations = describe_annotations(root)
+    if annotations is not None and PANOPTIC in annotations:
+        raise ValueError(annotations)
+    try:
+        card = propose_card(root, num_workers=args.workers, progress=True, cache=cache)
+    except ValueError as error:
+        raise ValueError(annotations or error) from error
+    if annotations is not None:
+        print(f"note: {annotations}")
     layout = next(iter(card.splits.values()))[0]
     print(
         f"proposed card: {card.num_classes} classes, {card.mask_encoding} masks, splits {', '.join(card.splits)}, "
         f"images {layout.images}, masks {layout.masks}, ignored ids {list(card.ignore_ids)}"
     )
     return card, root
+
+
+def _refuse_annotations(path: Path) -> None:
+    """Raises ``ValueError`` where a card's place is taken by a file of annotations."""
+    if path.suffix.lower() in (".json", ".xml") and path.is_file():
+        message = describe_annotations(path)
+        if message is not None:
+            raise ValueError(message)
 
 
 def _count(
@@ -226,7 +246,19 @@ def _count(
     check.errors += files.problems(without=split)
     check.errors += find_duplicates(dataset.root, {name: found.pairs for name, found in files.splits.items()})
     check.unused = files.unused
+    if card.bands is not None and not check.errors:
+        print(_describe_bands(dataset))
     return statistics, check
+
+
+def _describe_bands(dataset: SegmentationDataset) -> str:
+    """The settings that normalize the bands, from all pixels of all images."""
+    images = (read_card_image(dataset.image_path(index), dataset.card) for index in range(len(dataset)))
+    mean, std = ([round(value, 4) for value in values] for values in band_statistics(images))
+    return (
+        f"bands {list(dataset.card.bands or ())}: mean {mean}, std {std} of 0..255\n"
+        f"  for the configuration: --model.mean '{mean}' --model.std '{std}' --data.fill '{mean}'"
+    )
 
 
 def _print_check(check: Check, statistics: ClassStatistics, card: DatasetCard) -> None:

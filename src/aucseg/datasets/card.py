@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from aucseg.datasets.card_bands import parse_bands, parse_value_range
 from aucseg.datasets.yaml_nodes import YamlValue
 
 CARDS_FOLDER = Path(__file__).parent / "cards"
@@ -18,7 +19,7 @@ MAX_RAW_ID = {"gray": 255, "palette": 255, "gray16": 65535, "rgb": 0xFFFFFF, "ma
 _CLASS_KEYS = ("color", "ids", "mask_colors")
 _CARD_KEYS = (
     "title", "ignore_index", "mask_encoding", "mat_key", "check_palette", "exif", "unmapped", "ignore_ids",
-    "ignore_colors", "groups", "hint", "citation", "licence", "source",
+    "ignore_colors", "groups", "hint", "citation", "licence", "source", "bands", "value_range",
 )  # fmt: skip
 
 
@@ -66,6 +67,8 @@ class DatasetCard:
         check_palette: Whether the palette of a ``palette`` mask must show the card's colours.
         exif: What an orientation tag in an image means: ``error``, ``ignore`` (masks fit the pixels as stored),
             ``apply`` (masks fit the picture as shown).
+        bands: Which bands of the images are read, in this order, the first one is 1; None for images read as RGB.
+        value_range: For each band the values that become 0 and 255; None for bands of 8 bits as they are.
         unmapped: What a raw id outside the map is: ``error`` or ``ignore``.
         groups: ``{"head": [class ids], "middle": [...], "tail": [...]}``, or None where nobody has named all three.
         tail_classes: The tail classes, also where only they are named; else None.
@@ -100,12 +103,19 @@ class DatasetCard:
     citation: str = ""
     licence: str = ""
     source: str = ""
+    bands: tuple[int, ...] | None = None
+    value_range: tuple[tuple[float, float], ...] | None = None
     path: Path | None = field(default=None, compare=False)
 
     @property
     def num_classes(self) -> int:
         """Number of classes K, the ignore label not counted."""
         return len(self.class_names)
+
+    @property
+    def num_channels(self) -> int:
+        """Number of channels C of the images."""
+        return 3 if self.bands is None else len(self.bands)
 
     def ids_of(self, classes: Sequence[int | str], name: str) -> list[int]:
         """Return the train ids of classes that are given by id or by name, in their order.
@@ -207,6 +217,10 @@ class DatasetCard:
         if self.tail_classes is not None:
             groups = self.groups or {"tail": list(self.tail_classes)}
             document["groups"] = {key: [self.class_names[c] for c in ids] for key, ids in groups.items()}
+        if self.bands is not None:
+            document["bands"] = list(self.bands)
+        if self.value_range is not None:
+            document["value_range"] = [list(pair) for pair in self.value_range]
         for key in ("hint", "citation", "licence", "source"):
             if getattr(self, key):
                 document[key] = getattr(self, key)
@@ -265,6 +279,7 @@ def _parse_card(root: YamlValue, path: Path | None) -> DatasetCard:
     taken = {raw: name for name, ids in zip(names, raw_ids, strict=True) for raw in ids}
     ignore_ids = _parse_ignored(card, encoding, taken)
     groups = _parse_groups(card["groups"], names) if "groups" in card else {}
+    bands = parse_bands(card["bands"]) if "bands" in card else None
     return DatasetCard(
         name=name,
         title=text("title", name),
@@ -285,6 +300,8 @@ def _parse_card(root: YamlValue, path: Path | None) -> DatasetCard:
         citation=text("citation"),
         licence=text("licence"),
         source=text("source"),
+        bands=bands,
+        value_range=parse_value_range(card["value_range"], bands) if "value_range" in card else None,
         path=None if path is None else path.resolve(),
     )
 

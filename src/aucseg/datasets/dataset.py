@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from aucseg.datasets.bands import read_card_image
 from aucseg.datasets.card import DatasetCard
-from aucseg.datasets.files import Array, SampleError, read_image, size_message
+from aucseg.datasets.files import Array, SampleError, size_message
 from aucseg.datasets.label_map import LabelMap
 from aucseg.datasets.mask_files import read_raw_mask
 from aucseg.datasets.memory_cache import DecodedSamples
@@ -32,7 +33,7 @@ def decode_sample(
         SampleError: A file that cannot be used, two sizes, an unknown raw id.
     """
     card = label_map.card
-    pixels = read_image(image[0], card.exif, image[1])
+    pixels, holds_data = read_card_image(image[0], card, image[1])
     sample: Sample = {"image": torch.from_numpy(pixels).permute(2, 0, 1), "name": name}
     path = mask[0]
     if path is not None:
@@ -40,16 +41,20 @@ def decode_sample(
         if raw.shape != pixels.shape[:2]:
             raise SampleError(size_message(path, raw.shape, str(image[0]), pixels.shape))
         try:
-            sample["mask"] = torch.from_numpy(label_map(raw))
+            labels = label_map(raw)
         except ValueError as error:
             raise SampleError(f"{path}: {error}") from error
+        if holds_data is not None:
+            labels[~holds_data] = card.ignore_index
+        sample["mask"] = torch.from_numpy(labels)
     return sample
 
 
 class SegmentationDataset(Dataset[Sample]):
     """The images and masks of one split of a data set that a card describes.
 
-    A sample is ``{"image": uint8 (3, H, W), "mask": (H, W) train ids, "name": str}``; the mask is uint8 where K and the
+    A sample is ``{"image": uint8 (3, H, W), "mask": (H, W) train ids, "name": str}``, where the card names ``bands``
+    with these as channels, float32 where it has a ``value_range``; the mask is uint8 where K and the
     ignore label fit, else int64, and missing where the split has no masks. ``name`` is the image's path below the root
     without its ending.
 

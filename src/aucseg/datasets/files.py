@@ -72,6 +72,18 @@ def check_image(path: Path, exif: str = "error", decode: bool = False) -> tuple[
         return (width, height) if exif == "apply" and orientation >= 5 else (height, width)
 
 
+def image_sizes(path: Path, data: bytes | None = None) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Returns (height, width) of the pixels as stored and of the picture as shown, from the header.
+
+    Raises:
+        SampleError: Missing, oversized, or not an image.
+    """
+    with open_image(path, data) as image:
+        orientation = guard(path, lambda: _orientation_in_header(image))
+        width, height = _stored_size(image)
+    return (height, width), (width, height) if orientation >= 5 else (height, width)
+
+
 def load_oriented(image: Image.Image, path: str | Path, exif: str) -> Image.Image:
     """Decodes an open image and turns it as ``exif`` says: ``error``, ``ignore`` or ``apply``.
 
@@ -177,7 +189,7 @@ def _check_depth(image: Image.Image, path: Path) -> None:
         mode = image.mode if image.mode.startswith(("I", "F")) else f"{image.mode} with {bits} bits"
         raise SampleError(
             f"{path}: the image has mode {mode} (more than 8 bits a channel); convert it to 8 bits first, "
-            "with the scaling that suits its sensor"
+            "with the scaling that suits its sensor, or set 'bands' and 'value_range' in the card"
         )
 
 

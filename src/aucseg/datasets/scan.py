@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from aucseg.datasets.bands import check_card_image
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.counting import MaskScan, scan_mask
-from aucseg.datasets.files import SampleError, check_image, size_message
+from aucseg.datasets.files import SampleError, size_message
 from aucseg.datasets.mask_files import RawMask, read_mask
 from aucseg.datasets.scan_cache import ScanCache, Signature, content_digest, pack_scan, unpack_scan
 
@@ -74,7 +75,7 @@ class _Worker:
                     return job, payload, "", digest
             if job.kind == "mask":
                 return job, pack_scan(_scan(read_mask(job.path, self.card))), "", digest
-            return job, repr(check_image(job.path, self.card.exif, self.decode_images)).encode(), "", digest
+            return job, repr(check_card_image(job.path, self.card, self.decode_images)).encode(), "", digest
         except (SampleError, OSError) as error:
             return job, None, str(error), digest
 
@@ -105,7 +106,8 @@ def _run_worker(job: _Job) -> tuple[_Job, bytes | None, str, str]:
 def result_kind(kind: str, card: DatasetCard, decode_images: bool) -> str:
     """Return the name under which results are cached: all that they depend on beside the content of the file."""
     if kind == "image":
-        return f"image 2 {card.exif} {'decoded' if decode_images else 'header'}"
+        bands = "" if card.bands is None else f" {card.bands} {card.value_range}"
+        return f"image 2 {card.exif} {'decoded' if decode_images else 'header'}{bands}"
     palette = (card.raw_ids, card.palette) if card.check_palette else ()
     return f"mask 2 {card.mask_encoding} {card.exif} {card.mat_key if card.mask_encoding == 'mat' else ''} {palette}"
 

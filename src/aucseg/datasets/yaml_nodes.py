@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NoReturn
@@ -92,6 +93,19 @@ class YamlValue:
             self.error(f"{self.what} must be a plain decimal integer, not {text[:50]!r}")
         if not low <= value <= high:
             self.error(f"{self.what} must lie in {low}..{high}, not {text[:50]}")
+        return value
+
+    def number(self) -> float:
+        """Return a finite number, whole or not."""
+        node = self._node
+        tag = node.tag.rpartition(":")[2] if isinstance(node, yaml.ScalarNode) else ""
+        text = self._scalar("float" if tag == "float" else "int", "a number")
+        try:
+            value = float(text.replace("_", ""))
+        except ValueError:
+            self.error(f"{self.what} must be a plain decimal number, not {text[:50]!r}")
+        if not math.isfinite(value):
+            self.error(f"{self.what} must be finite, not {text[:50]}")
         return value
 
     def integers(self, low: int, high: int) -> list[int]:

@@ -8,7 +8,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +18,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from aucseg.datasets.bands import read_card_image
+from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.deep_color import read_deep_color
-from aucseg.datasets.files import bits_per_channel, load_oriented, to_rgb
+from aucseg.datasets.files import SampleError, bits_per_channel, load_oriented, to_rgb
 from aucseg.datasets.tree import is_hidden, is_system_file
+from aucseg.inference.georeference import georeference, write_geotiff
 from aucseg.inference.predictor import Predictor
 from aucseg.safe_files import replacing, text_cell
 
@@ -191,6 +194,7 @@ def predict_paths(
     value_range: tuple[float, float] | None = None,
     max_pixels: int = 2**30,
     progress: bool = True,
+    card: DatasetCard | None = None,
 ) -> PredictionSummary:
     """Predict image files and write the results.
 
@@ -203,7 +207,8 @@ def predict_paths(
         paths: Image files, e.g. from :func:`find_images`.
         out_dir: Folder to write to, made if need be:
 
-            - ``labels/NAME.png``: class ids, with the palette (16-bit grey without one above 256 classes);
+            - ``labels/NAME.png``: class ids, with the palette (16-bit grey without one above 256 classes); of a
+              georeferenced raster ``labels/NAME.tif``, a GeoTIFF in the same place, where rasterio is installed;
             - ``overlays/NAME.png``: the image under the colours of its labels;
             - ``scores/NAME.npy``: class probabilities (softmax), float16 ``(K, H, W)``;
             - ``areas.csv``: image, class_id, class, pixels, share; one line for each class that was predicted;
@@ -221,6 +226,8 @@ def predict_paths(
         value_range: See :func:`read_image`.
         max_pixels: See :func:`read_image`.
         progress: Whether to show a bar.
+        card: The card that the model was trained with, where its images have bands or a range of values of their own;
+            ``value_range`` then stands for the card's. Pixels without data are predicted like others.
 
     Raises:
         ValueError: No paths, an opacity or value range that is none, or names and palette of different lengths.
@@ -244,15 +251,20 @@ def predict_paths(
     with _Table(out_dir / "areas.csv", ["image", "class_id", "class", "pixels", "share"]) as areas:
         for path, name in zip(tqdm(files, unit="image", disable=not progress), output_names(files), strict=True):
             try:
-                image, bits = _read(path, exif, value_range, max_pixels)
+                image, bits = _read_as_trained(path, card, exif, value_range, max_pixels)
                 if value_range is not None and bits <= 8:
                     summary.unscaled.append(path)
                 score_path = out_dir / "scores" / f"{name}.npy" if scores else None
                 labels, pixels = _predict(predictor, image, len(class_names), score_path)
-                _save(_label_image(labels, colors), out_dir / "labels" / f"{name}.png")
+                place = georeference(path, labels.shape)
+                if place is None:
+                    _save(_label_image(labels, colors), out_dir / "labels" / f"{name}.png")
+                else:
+                    with _replacing(out_dir / "labels" / f"{name}.tif") as temporary:
+                        write_geotiff(temporary, labels, colors, place)
                 if overlays:
                     # In 8 bits: floats of a large image would take eight times its memory.
-                    mixed = Image.blend(Image.fromarray(image), Image.fromarray(colors[labels]), opacity)
+                    mixed = Image.blend(Image.fromarray(_shown(image)), Image.fromarray(colors[labels]), opacity)
                     _save(mixed, out_dir / "overlays" / f"{name}.png")
             # Some networks assert that they know the size of the image.
             except (ValueError, RuntimeError, AssertionError, OSError, MemoryError) as error:
@@ -267,6 +279,32 @@ def predict_paths(
             summary.done.append(path)
             summary.pixels += pixels
     return summary
+
+
+def _read_as_trained(
+    path: Path,
+    card: DatasetCard | None,
+    exif: str,
+    value_range: tuple[float, float] | None,
+    max_pixels: int,
+) -> tuple[Array, int]:
+    """The image as the model was trained on it: the card's bands, or RGB."""
+    if card is None or card.bands is None:
+        return _read(path, exif, value_range, max_pixels)
+    if value_range is not None:
+        pairs = ((float(value_range[0]), float(value_range[1])),) * len(card.bands)
+        card = replace(card, value_range=pairs)
+    try:
+        pixels, _ = read_card_image(path, card)
+    except SampleError as error:
+        raise ImageError(str(error)) from error
+    return pixels, 8 if card.value_range is None else 16
+
+
+def _shown(image: Array) -> npt.NDArray[np.uint8]:
+    """Bands as a picture: the first three, or the first alone in grey."""
+    picture = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=2)
+    return np.ascontiguousarray(picture.round().astype(np.uint8) if picture.dtype != np.uint8 else picture)
 
 
 def output_names(paths: Sequence[Path]) -> list[str]:

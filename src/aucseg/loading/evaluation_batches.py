@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import Sampler, default_collate
 
 from aucseg.datasets import SegmentationDataset
-from aucseg.datasets.files import SampleError, check_image
+from aucseg.datasets.bands import check_card_image
+from aucseg.datasets.files import SampleError
 
 _PIXELS = ("image", "mask")
 _READERS = 8
@@ -124,7 +125,7 @@ def largest_image(dataset: SegmentationDataset) -> int:
 
     def pixels(index: int) -> int:
         try:
-            height, width = check_image(dataset.image_path(index), dataset.card.exif)
+            height, width = check_card_image(dataset.image_path(index), dataset.card)
         except SampleError:  # to be reported by whoever reads the image
             return 0
         return height * width

@@ -37,7 +37,9 @@ def build_smp_model(
             pyramid of features, with or without the prefix ``tu-``; plain vision transformers go with ``"dpt"``.
             Default: ``"resnet34"``, or the encoder that belongs to ``encoder_weights``; ``"dpt"`` has its own default.
         encoder_weights: None (random), ``"imagenet"`` (or another name that the encoder knows; downloads), or
-            ``"package:efficientnet_lite0"``: ImageNet weights from an installed package, without the network.
+            ``"package:efficientnet_lite0"``: ImageNet weights from an installed package, without the network. With
+            other ``in_channels`` than 3 the weights of the first layer for red, green, blue are repeated in turn, and
+            scaled so that activations keep their size.
         full_resolution: See :class:`aucseg.models.SegmentationModel`.
         **options: Passed on: ``decoder_pyramid_channels``, ``decoder_segmentation_channels``, ``in_channels``,
             ``upsampling``, ...
@@ -68,11 +70,9 @@ def build_smp_model(
     if encoder is None:
         encoder = PACKAGE_ENCODER if from_package else signature["encoder_name"].default
     encoder = _encoder_name(encoder, smp)
-    if from_package and (encoder != PACKAGE_ENCODER or options.get("in_channels", 3) != 3):
-        raise ValueError(
-            f"encoder_weights={encoder_weights!r} fits encoder={PACKAGE_ENCODER!r} with in_channels=3, "
-            f"not {encoder!r} with in_channels={options.get('in_channels', 3)}"
-        )
+    in_channels = options.get("in_channels", 3)
+    if from_package and encoder != PACKAGE_ENCODER:
+        raise ValueError(f"encoder_weights={encoder_weights!r} fits encoder={PACKAGE_ENCODER!r}, not {encoder!r}")
     if encoder_weights is not None and encoder_weights.startswith("package:") and not from_package:
         raise ValueError(f"unknown encoder_weights {encoder_weights!r}; the one packaged set is {PACKAGE_WEIGHTS!r}")
     _check_options(options, signature, encoder)
@@ -104,8 +104,8 @@ def build_smp_model(
 
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     if from_package:
-        _load_package_weights(network.encoder.model)
-        mean, std = (127.0,) * 3, (128.0,) * 3
+        _load_package_weights(network.encoder.model, in_channels)
+        mean, std = (127.0,) * in_channels, (128.0,) * in_channels
     elif timm_encoder:
         timm = import_extra("timm", "train")
         config = timm.get_pretrained_cfg(encoder.removeprefix("tu-"), allow_unregistered=True)
@@ -163,7 +163,7 @@ def _check_options(options: dict[str, Any], signature: Any, encoder: str) -> Non
             raise ValueError(f"unknown option {name!r}; {closest(name, known)}")
 
 
-def _load_package_weights(encoder: nn.Module) -> None:
+def _load_package_weights(encoder: nn.Module, in_channels: int) -> None:
     """Load the packaged ImageNet weights into the timm encoder ``tf_efficientnet_lite0``.
 
     The package's tensors have other names than timm's, but the same order and shapes. The encoder lacks the classifier,
@@ -179,6 +179,10 @@ def _load_package_weights(encoder: nn.Module) -> None:
     if shapes != [tensor.shape for tensor in full_model.values()]:
         raise ValueError(f"the weights in {path} do not have the shapes of timm's tf_efficientnet_lite0")
     by_name = dict(zip(full_model, tensors.values(), strict=True))
+    first = next(iter(by_name))
+    # Channel i takes the weights of colour i modulo 3; with C channels they count 3 / C.
+    colors = torch.arange(in_channels) % 3
+    by_name[first] = by_name[first][:, colors] * (3 / in_channels)
     missing = set(_without_counters(encoder.state_dict())) - set(by_name)
     if missing:
         raise ValueError(f"the packaged weights lack {sorted(missing)[:3]} of the encoder")

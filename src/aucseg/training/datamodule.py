@@ -173,7 +173,9 @@ class SegmentationDataModule(LightningDataModule):
         self.val_shards = val_shards
         self.shuffle_buffer = shuffle_buffer
         self.cache = cache
-        self._crop_bytes = 4 * crop_size[0] * crop_size[1]  # three channels and a mask
+        # Three channels and a mask; bands with a range are of four bytes each.
+        channel_bytes = self.card.num_channels * (1 if self.card.value_range is None else 4)
+        self._crop_bytes = (channel_bytes + 1) * crop_size[0] * crop_size[1]
         self.training_transform = training_transform(
             crop_size,
             scale=scale,
@@ -182,11 +184,16 @@ class SegmentationDataModule(LightningDataModule):
             flip=flip,
             photometric=photometric,
             ignore_index=self.card.ignore_index,
-            fill=tuple(fill),
+            fill=self._fill(fill),
             rare_classes=self._rare_crop_classes(rare_crop_classes, needed=rare_crop > 0),
             rare_probability=rare_crop,
         )
         self.evaluation_transform = evaluation_transform(base_size=eval_base_size)
+
+    def _fill(self, fill: Sequence[float]) -> tuple[float, ...]:
+        """The padding values; the default, which has colours, is the middle of the range for images without."""
+        has_default = tuple(fill) == tuple(IMAGENET_MEAN) and self.card.num_channels != len(IMAGENET_MEAN)
+        return (127.5,) if has_default else tuple(fill)
 
     def dataset(self, split: str, transform: Callable[[dict[str, Any]], dict[str, Any]] | None) -> SegmentationDataset:
         """The data set of one split of the card."""

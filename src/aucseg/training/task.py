@@ -17,7 +17,6 @@ from aucseg.datasets import DatasetCard
 from aucseg.dtypes import in_model_dtype
 from aucseg.inference.predictor import Predictor
 from aucseg.loading.evaluation_batches import same_size_parts
-from aucseg.loading.transforms import IMAGENET_MEAN, IMAGENET_STD
 from aucseg.losses import AUCSegLoss, build_loss
 from aucseg.losses.baselines import LongTailLoss
 from aucseg.losses.pairwise_auc import PairwiseAUCLoss, auc_losses, process_group_of
@@ -26,6 +25,7 @@ from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
 from aucseg.models import build_model, forward_with_auxiliary, without_weights
 from aucseg.randomness import random_states, set_random_states, stable_seed
 from aucseg.training.datamodule import SegmentationDataModule
+from aucseg.training.image_channels import normalization, with_channels
 from aucseg.training.micro_batches import backward_all_but_last, check_micro_batches
 from aucseg.training.optimization import build_optimizer, build_schedule
 from aucseg.training.precision import clip_gradients, keeping_digits, unscales
@@ -128,8 +128,9 @@ class SegmentationTask(LightningModule):
         num_classes = self.card.num_classes
         if isinstance(model, str):
             # A checkpoint brings the weights, so what loads it must not look for those that the run began with.
-            self.hparams["model_options"] = without_weights(model, model_options or {})
-            model = build_model(model, num_classes, **(model_options or {}))
+            model_options = with_channels(model, model_options or {}, self.card)
+            self.hparams["model_options"] = without_weights(model, model_options)
+            model = build_model(model, num_classes, **model_options)
         self.model = model.to(memory_format=torch.channels_last) if channels_last else model
         self.loss = loss if isinstance(loss, nn.Module) else None
         self._generator = torch.Generator().manual_seed(torch.initial_seed())
@@ -151,9 +152,8 @@ class SegmentationTask(LightningModule):
         if pixel_metrics:
             self.auroc = PixelAUROC(num_classes, ignore_index=self.card.ignore_index)
             self.average_precision = PixelAveragePrecision(num_classes, **settings)
-        mean = getattr(model, "pixel_mean", IMAGENET_MEAN) if mean is None else mean
-        std = getattr(model, "pixel_std", IMAGENET_STD) if std is None else std
-        self.hparams.update(mean=list(mean), std=list(std))
+        mean, std = normalization(model, self.card, mean, std)
+        self.hparams.update(mean=mean, std=std)
         self.evaluation = None if evaluation is None else evaluation_options(evaluation)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)

@@ -1,0 +1,29 @@
+"""Annotations that are no masks yet: polygons, run lengths and panoptic files of annotation tools, painted as masks.
+
+From outside: :func:`recognize` tells which format a folder holds, :func:`read_annotations` reads it,
+:func:`write_masks` paints it. One module for each format returns the same :class:`Annotations`; a new format is one
+more module and one more line in ``recognize``.
+
+    recognize      which format                     shapes         polygons, run lengths, ellipses as COCO run lengths
+    coco, yolo, labelme, cvat, label_studio         images         which image file an annotation means
+    model          what all of them return          painting       the regions of one image as a mask: the overlap rule
+                                                    write          masks, links to the images, card, contact sheet
+"""
+
+from aucseg.datasets.annotations.model import AnnotatedImage, AnnotationError, Annotations, Region
+from aucseg.datasets.annotations.painting import PaintOptions
+from aucseg.datasets.annotations.recognize import describe_annotations, read_annotations, recognize
+from aucseg.datasets.annotations.write import MaskReport, write_masks
+
+__all__ = [
+    "AnnotatedImage",
+    "AnnotationError",
+    "Annotations",
+    "MaskReport",
+    "PaintOptions",
+    "Region",
+    "describe_annotations",
+    "read_annotations",
+    "recognize",
+    "write_masks",
+]
