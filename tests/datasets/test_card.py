@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aucseg.datasets import DatasetCard
-from aucseg.datasets.card import default_color
+from aucseg.datasets.colors import default_color
 from tests.datasets.conftest import MINI
 from tests.datasets.trees import COCO_GAPS, cityscapes_table, coco_table, trees, voc_color
 

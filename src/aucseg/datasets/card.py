@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from aucseg.datasets.card_bands import parse_bands, parse_value_range
+from aucseg.datasets.colors import default_color, pack_color, unpack_color
 from aucseg.datasets.yaml_nodes import YamlValue
 
 CARDS_FOLDER = Path(__file__).parent / "cards"
@@ -225,36 +226,6 @@ class DatasetCard:
             if getattr(self, key):
                 document[key] = getattr(self, key)
         return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
-
-
-def pack_color(color: Sequence[int]) -> int:
-    """Return the raw id ``65536 red + 256 green + blue`` of a colour.
-
-    Example:
-        >>> pack_color((1, 2, 3)), unpack_color(66051)
-        (66051, (1, 2, 3))
-    """
-    return color[0] << 16 | color[1] << 8 | color[2]
-
-
-def unpack_color(raw_id: int) -> tuple[int, int, int]:
-    """Return the colour of a raw id, the inverse of :func:`pack_color`."""
-    return raw_id >> 16, raw_id >> 8 & 255, raw_id & 255
-
-
-def default_color(class_id: int) -> tuple[int, int, int]:
-    """Return the colour of an id in the Pascal VOC colour map: its bits dealt out to the top bits of the channels.
-
-    Example:
-        >>> default_color(1), default_color(15)
-        ((128, 0, 0), (192, 128, 128))
-    """
-    red = green = blue = 0
-    for bit in range(8):
-        red |= (class_id >> 3 * bit & 1) << 7 - bit
-        green |= (class_id >> 3 * bit + 1 & 1) << 7 - bit
-        blue |= (class_id >> 3 * bit + 2 & 1) << 7 - bit
-    return red, green, blue
 
 
 def _parse_card(root: YamlValue, path: Path | None) -> DatasetCard:

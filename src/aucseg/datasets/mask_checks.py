@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from aucseg.datasets.card import unpack_color
+from aucseg.datasets.colors import unpack_color
 from aucseg.datasets.counting import MaskScan, count_ids
 from aucseg.datasets.files import Array
 

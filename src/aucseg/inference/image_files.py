@@ -260,7 +260,7 @@ def predict_paths(
                 if place is None:
                     _save(_label_image(labels, colors), out_dir / "labels" / f"{name}.png")
                 else:
-                    with _replacing(out_dir / "labels" / f"{name}.tif") as temporary:
+                    with replacing(out_dir / "labels" / f"{name}.tif") as temporary:
                         write_geotiff(temporary, labels, colors, place)
                 if overlays:
                     # In 8 bits: floats of a large image would take eight times its memory.

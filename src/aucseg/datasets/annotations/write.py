@@ -18,7 +18,8 @@ from aucseg.datasets.annotations.contact_sheet import SheetEntry, choose, draw_s
 from aucseg.datasets.annotations.images import ImageFiles, size_drawn_on
 from aucseg.datasets.annotations.model import BACKGROUND, IGNORED, AnnotatedImage, AnnotationError, Annotations
 from aucseg.datasets.annotations.painting import Painted, PaintOptions, paint
-from aucseg.datasets.card import DatasetCard, Layout, default_color
+from aucseg.datasets.card import DatasetCard, Layout
+from aucseg.datasets.colors import default_color
 from aucseg.datasets.file_report import shorten
 from aucseg.datasets.files import SampleError
 from aucseg.datasets.naming import split_of_path
