@@ -290,8 +290,8 @@ def _budget_table(rows: list[Budget]) -> str:
         "## What more steps change\n",
         "![Tail and overall mIoU against the number of training steps](../images/results-budgets.svg)\n",
         "Mean IoU in %, averaged over the seeds. In brackets: for cross-entropy the gain over the next smaller budget, "
-        "for the other methods the difference to cross-entropy. With a single seed, differences of a point are within the "
-        "spread of seeds (see the intervals of the studies). The learning rate falls to zero over each budget, so "
+        "for the other methods the difference to cross-entropy. With a single seed, differences of a point are within "
+        "the spread of seeds (see the intervals of the studies). The learning rate falls to zero over each budget, so "
         "every row is a separate training.\n",
         "| data | steps | method | seeds | overall | head | middle | tail |",
         "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |",

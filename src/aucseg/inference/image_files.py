@@ -261,7 +261,7 @@ def predict_paths(
                     _save(_label_image(labels, colors), out_dir / "labels" / f"{name}.png")
                 else:
                     with replacing(out_dir / "labels" / f"{name}.tif") as temporary:
-                        write_geotiff(temporary, labels, colors, place)
+                        write_geotiff(str(temporary), labels, colors, place)
                 if overlays:
                     # In 8 bits: floats of a large image would take eight times its memory.
                     mixed = Image.blend(Image.fromarray(_shown(image)), Image.fromarray(colors[labels]), opacity)
