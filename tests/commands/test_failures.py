@@ -80,9 +80,9 @@ def test_full_disk_is_told_from_full_shared_memory(monkeypatch: Any) -> None:
 def test_too_little_shared_memory_is_said_before_training(tiny_card: Path, monkeypatch: Any) -> None:
     module = SegmentationDataModule(str(tiny_card), str(tiny_card.parent), batch_size=8, num_workers=2)
     needed = 2 * 2 * 8 * 512 * 512 * 4
-    monkeypatch.setattr("aucseg.training.datamodule.shutil.disk_usage", lambda path: Usage(2**26, 0, needed))
+    monkeypatch.setattr("aucseg.training.loader_checks.shutil.disk_usage", lambda path: Usage(2**26, 0, needed))
     module.train_dataloader()
-    monkeypatch.setattr("aucseg.training.datamodule.shutil.disk_usage", lambda path: Usage(2**26, 0, needed - 1))
+    monkeypatch.setattr("aucseg.training.loader_checks.shutil.disk_usage", lambda path: Usage(2**26, 0, needed - 1))
     with pytest.raises(ValueError, match=r"/dev/shm has 33.6 MB left, and 2 loader processes need up to 33.6 MB"):
         module.train_dataloader()
 
