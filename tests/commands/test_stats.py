@@ -67,7 +67,13 @@ def test_a_clean_data_set(
     assert "check: 6 samples, no problem found" in out
     assert "bird" in out
     report = json.loads((tmp_path / "r.json").read_text())
-    assert report["check"] == {"errors": [], "unknown_ids": {}, "advice": [], "unused_files": []}
+    assert report["check"] == {
+        "errors": [],
+        "unknown_ids": {},
+        "advice": [],
+        "unused_files": [],
+        "other_splits": {},
+    }
     assert [row["pixels"] for row in report["classes"]] == [6 * 96 - 1, 6 * 95, 1]
     expected = ClassStatistics.from_dataset(SegmentationDataset(DatasetCard.load(card_path), root))
     assert ClassStatistics.load(tmp_path / "s.json") == expected

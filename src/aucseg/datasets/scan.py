@@ -20,7 +20,7 @@ from aucseg.datasets.mask_files import RawMask, read_mask
 from aucseg.datasets.scan_cache import ScanCache, Signature, content_digest, pack_scan, unpack_scan
 
 if TYPE_CHECKING:
-    from aucseg.datasets.dataset import SegmentationDataset
+    from aucseg.datasets.split import SplitOfFiles
 
 _logger = logging.getLogger(__name__)
 _CHUNK = 32
@@ -111,7 +111,7 @@ def result_kind(kind: str, card: DatasetCard, decode_images: bool) -> str:
 
 
 def scan_samples(
-    dataset: SegmentationDataset,
+    dataset: SplitOfFiles,
     *,
     num_workers: int = 0,
     progress: bool = False,
@@ -180,7 +180,7 @@ def scan_samples(
         cache.commit()
 
 
-def scan_dataset(dataset: SegmentationDataset, *, num_workers: int = 0, progress: bool = False) -> Iterator[MaskScan]:
+def scan_dataset(dataset: SplitOfFiles, *, num_workers: int = 0, progress: bool = False) -> Iterator[MaskScan]:
     """Scan the masks of a data set in train ids; a bad one raises or is left out, as its ``on_error`` says."""
     for sample in scan_samples(dataset, num_workers=num_workers, progress=progress, check_images=False):
         errors = list(sample.errors)
@@ -224,7 +224,7 @@ def _put(sample: SampleScan, kind: str, payload: bytes) -> None:
         sample.image_size = int(height), int(width)
 
 
-def _finish(sample: SampleScan, dataset: SegmentationDataset) -> SampleScan:
+def _finish(sample: SampleScan, dataset: SplitOfFiles) -> SampleScan:
     if sample.raw is not None and sample.image_size not in (None, (sample.raw.height, sample.raw.width)):
         assert sample.image_size is not None
         image = dataset.pairs[sample.index].image
