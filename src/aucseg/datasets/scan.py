@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aucseg.datasets.card import DatasetCard
-from aucseg.datasets.counting import MaskScan, scan_mask
+from aucseg.datasets.counting import MaskScan, scan_image, scan_mask
 from aucseg.datasets.files import SampleError, check_image, size_message
 from aucseg.datasets.mask_files import RawMask, read_mask
-from aucseg.datasets.scan_cache import ScanCache, Signature, content_digest, pack_scan, unpack_scan
+from aucseg.datasets.scan_cache import ScanCache, Signature, digest_of, pack_scan, unpack_scan
 
 if TYPE_CHECKING:
     from aucseg.datasets.split import SplitOfFiles
@@ -35,6 +35,10 @@ class _Job:
     index: int
     kind: str
     path: Path
+
+
+# The packed result, or None; the error; the digest of the content, or "".
+_Result = tuple[bytes | None, str, str]
 
 
 @dataclass
@@ -63,24 +67,29 @@ class _Worker:
         self.cache = None if cache_path is None else ScanCache.open(cache_path)
         self.kinds = {kind: result_kind(kind, card, decode_images) for kind in ("mask", "image")}
 
-    def __call__(self, job: _Job) -> tuple[_Job, bytes | None, str, str]:
-        """Return the job, the packed result (or None), the error, and the digest of the content."""
+    def __call__(self, job: _Job) -> _Result:
+        """Return the packed result (or None), the error, and the digest of the content, if it was taken."""
         digest = ""
         try:
+            if job.kind == "image" and not self.decode_images:
+                # The header is read faster than the digest of the whole file.
+                return repr(check_image(job.path, self.card.exif)).encode(), "", ""
+            data = None
             if self.cache is not None and job.path.is_file():
-                digest = content_digest(job.path)
+                data = job.path.read_bytes()
+                digest = digest_of(data)
                 payload = self.cache.result(digest, self.kinds[job.kind])
                 if payload is not None:
-                    return job, payload, "", digest
+                    return payload, "", digest
             if job.kind == "mask":
-                return job, pack_scan(_scan(read_mask(job.path, self.card))), "", digest
-            return job, repr(check_image(job.path, self.card.exif, self.decode_images)).encode(), "", digest
+                return pack_scan(_scan(read_mask(job.path, self.card, data))), "", digest
+            return repr(check_image(job.path, self.card.exif, decode=True)).encode(), "", digest
         except (SampleError, OSError) as error:
-            return job, None, str(error), digest
+            return None, str(error), digest
 
 
 def _scan(mask: RawMask) -> MaskScan:
-    scan = scan_mask(mask.values)
+    scan = scan_mask(mask.pixels) if isinstance(mask.pixels, np.ndarray) else scan_image(mask.pixels)
     if mask.palette is None:
         return scan
     # Indices beyond the palette have no colour.
@@ -97,7 +106,7 @@ def _start_worker(card: DatasetCard, decode_images: bool, cache_path: Path | Non
     _worker = _Worker(card, decode_images, cache_path)
 
 
-def _run_worker(job: _Job) -> tuple[_Job, bytes | None, str, str]:
+def _run_worker(job: _Job) -> _Result:
     assert _worker is not None
     return _worker(job)
 
@@ -159,15 +168,18 @@ def scan_samples(
     bar = tqdm(total=len(samples), desc="scanning", unit="image", disable=not progress)
     arguments = (dataset.card, decode_images, None if cache is None else cache.path)
     with bar:
-        for job, payload, error, digest in _run(jobs, arguments, num_workers):
+        for job, (payload, error, digest) in zip(jobs, _run(jobs, arguments, num_workers), strict=True):
             sample = samples[job.index]
             if payload is None:
                 sample.errors.append(error)
             else:
                 _put(sample, job.kind, payload)
                 signature = signatures.get((job.kind, job.index))
-                if cache is not None and signature is not None and digest:
-                    cache.add(job.path, signature, digest, kinds[job.kind], payload)
+                if cache is not None and signature is not None:
+                    # What is known from a header alone is known of this file, not of all with its content.
+                    cache.add(
+                        job.path, signature, digest or f"header of {job.path.absolute()}", kinds[job.kind], payload
+                    )
             pending[job.index] -= 1
             while done < len(samples) and pending.get(done, 0) == 0:
                 yield _finish(samples[done], dataset)
@@ -195,9 +207,7 @@ def scan_dataset(dataset: SplitOfFiles, *, num_workers: int = 0, progress: bool 
         _logger.warning("left out: %s", "; ".join(errors))
 
 
-def _run(
-    jobs: list[_Job], arguments: tuple[DatasetCard, bool, Path | None], num_workers: int
-) -> Iterator[tuple[_Job, bytes | None, str, str]]:
+def _run(jobs: list[_Job], arguments: tuple[DatasetCard, bool, Path | None], num_workers: int) -> Iterator[_Result]:
     if num_workers == 0 or len(jobs) < _MIN_POOL_JOBS:
         yield from map(_Worker(*arguments), jobs)
         return
