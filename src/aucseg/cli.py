@@ -1,4 +1,4 @@
-"""The command line: ``aucseg demo | fit | validate | predict | stats | masks | compare | report | adjust | export``.
+"""The command line, ``aucseg COMMAND``: fit, validate, test, predict, stats, masks, compare, report, adjust, export, demo.
 
 This module imports no heavy package, so that ``aucseg --help`` answers at once; every command imports what it needs.
 """
@@ -13,12 +13,14 @@ from importlib import import_module
 
 from aucseg import __version__
 from aucseg.commands.failures import with_notes
+from aucseg.commands.validate import names_run
 
 _EXAMPLES = """examples:
   aucseg demo                                      cross-entropy beside AUCSeg on embedded data, and a report
   aucseg stats my_data/                            class table, head/middle/tail, suggested bank settings
   aucseg fit --config run.yaml --out runs/a        train
-  aucseg validate --config run.yaml --out runs/a   evaluate
+  aucseg validate runs/a                           evaluate again, on any split
+  aucseg test runs/a                               evaluate on the test split
   aucseg predict runs/a photos/ --out predictions  label maps and overlays of images, folders or globs
 
 'aucseg COMMAND --help' tells more about each. Set AUCSEG_TRACEBACK=1 to see where an error comes from.
@@ -27,6 +29,8 @@ _EXAMPLES = """examples:
 # Commands with a module of their own, which has add_arguments(parser) and run(args) -> int: (module, help).
 _COMMANDS = {
     "demo": ("aucseg.commands.demo", "train cross-entropy and AUCSeg on the embedded data and compare them"),
+    "validate": ("aucseg.commands.validate", "evaluate a trained run on its validation split, or on another"),
+    "test": ("aucseg.commands.test", "evaluate a trained run on the test split"),
     "predict": ("aucseg.commands.predict", "write label maps and overlays of images, folders or globs"),
     "stats": ("aucseg.commands.stats", "count the classes of a data set, check its labels, suggest settings"),
     "masks": ("aucseg.commands.masks", "make masks and a card from polygons and other annotations"),
@@ -35,11 +39,9 @@ _COMMANDS = {
     "adjust": ("aucseg.commands.adjust", "fit one offset a class to a trained model, for mean IoU or the tail's"),
     "export": ("aucseg.commands.export", "write a trained model as ONNX, torch.export or safetensors"),
 }
-# Commands whose options Lightning's command line derives from the task, the data module and the trainer.
-_LIGHTNING_COMMANDS = {
-    "fit": "train a model from a YAML configuration",
-    "validate": "evaluate a trained model from a YAML configuration",
-}
+# Its options Lightning's command line derives from the task, the data module and the trainer; with --config those of
+# "validate", too.
+_FIT = ("fit", "train a model from a YAML configuration")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,15 +53,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"aucseg {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (_, text) in _COMMANDS.items():
-        commands.add_parser(name, help=text, add_help=False)
-    for name, text in _LIGHTNING_COMMANDS.items():
+    for name, text in (_FIT, *((name, text) for name, (_, text) in _COMMANDS.items())):
         commands.add_parser(name, help=text, add_help=False)
     return parser
 
 
 def _run(command: str, arguments: list[str]) -> int:
-    if command in _LIGHTNING_COMMANDS:
+    if command == "fit" or (command == "validate" and not names_run(arguments)):
         return int(import_module("aucseg.commands.fit").run(command, arguments))
     module_name, text = _COMMANDS[command]
     module = import_module(module_name)

@@ -67,7 +67,13 @@ def test_a_clean_data_set(
     assert "check: 6 samples, no problem found" in out
     assert "bird" in out
     report = json.loads((tmp_path / "r.json").read_text())
-    assert report["check"] == {"errors": [], "unknown_ids": {}, "advice": [], "unused_files": []}
+    assert report["check"] == {
+        "errors": [],
+        "unknown_ids": {},
+        "advice": [],
+        "unused_files": [],
+        "other_splits": {},
+    }
     assert [row["pixels"] for row in report["classes"]] == [6 * 96 - 1, 6 * 95, 1]
     expected = ClassStatistics.from_dataset(SegmentationDataset(DatasetCard.load(card_path), root))
     assert ClassStatistics.load(tmp_path / "s.json") == expected
@@ -247,3 +253,34 @@ def test_interrupting_is_no_traceback(
     monkeypatch.setattr(stats_command, "_count", interrupt)
     assert run(card_path, "--root", root) == 130
     assert "the next run goes on from there" in capsys.readouterr().err
+
+
+def test_without_a_validation_split_a_part_of_the_images_is_proposed(
+    run: Run, card_path: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(card_path, "--root", root) == 0
+    assert "with 'held_out_share: 0.2' in the card or --data.held_out_share 0.2" in capsys.readouterr().out
+    path = tmp_path / "proposed.yaml"
+    assert run(root, "--write-card", path) == 0
+    assert "runs hold out 0.2 of the training images: held_out_share" in capsys.readouterr().out
+    assert DatasetCard.load(path).held_out_share == 0.2
+    path.write_text(path.read_text().replace("held_out_share: 0.2", "held_out_share: 1.5"))
+    assert run(path, "--root", root) == 2
+    assert "'held_out_share' must lie between 0 and 1, not 1.5" in capsys.readouterr().err
+
+
+def test_images_of_other_splits_are_named(
+    run: Run, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind in ("images", "masks"):
+        (root / kind / "train").mkdir()
+        (root / kind / "val").mkdir()
+        for i in range(6):
+            (root / f"{kind}/{i}.png").rename(root / kind / ("val" if i > 3 else "train") / f"{i}.png")
+    assert run(root, "--json", tmp_path / "r.json", "--write-card", tmp_path / "c.yaml") == 0
+    out = capsys.readouterr().out
+    assert "files: of val, not used here: images/val/4.png, images/val/5.png" in out
+    assert "validation:" not in out
+    found = json.loads((tmp_path / "r.json").read_text())["check"]["other_splits"]
+    assert found == {"val": ["images/val/4.png", "images/val/5.png"]}
+    assert DatasetCard.load(tmp_path / "c.yaml").held_out_share is None

@@ -18,7 +18,7 @@ from aucseg.compare.methods import (
 BASE = {
     "trainer": {"max_steps": 10},
     "model": {"model": "smp/fpn", "loss": "aucseg", "loss_options": {"auc_weight": 4.0}, "bank": {"capacity": 3}},
-    "data": {"card": "tiny"},
+    "data": {"card": "freedoom_lt"},
 }
 
 
@@ -61,7 +61,7 @@ def test_offsets_follow_any_trained_model() -> None:
 
 def test_images_are_kept_for_offsets_and_the_validation_split_stays() -> None:
     config = holding_out(BASE, 0.1)
-    assert config["data"] == {"card": "tiny", "held_out_share": 0.1, "validate_held_out": False}
+    assert config["data"] == {"card": "freedoom_lt", "held_out_share": 0.1, "validate_held_out": False}
     assert holding_out(config, 0.3) == config
     second = second_stage_config(parse_method("ce+offsets", {}), config, Path("last.ckpt"), None)
     assert second["model"]["model"] == "aucseg.compare.second_stage:offsets_model"

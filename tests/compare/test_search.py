@@ -68,8 +68,15 @@ def test_failed_trials_have_no_score() -> None:
 
 
 def test_a_trial_never_sees_the_validation_split() -> None:
-    config = trial_config({"trainer": {"max_steps": 100}, "data": {"card": "x"}}, 0.25, 10)
+    config = trial_config({"trainer": {"max_steps": 100}, "data": {"card": "freedoom_lt"}}, 0.25, 10)
     assert config["data"]["held_out_share"] == 0.25
     assert config["trainer"] == {"max_steps": 10, "val_check_interval": 10}
-    kept = trial_config({"trainer": {"max_steps": 100}, "data": {"card": "x", "validate_held_out": False}}, 0.25, None)
-    assert kept["data"] == {"card": "x", "held_out_share": 0.25, "validate_held_out": True}
+    data = {"card": "freedoom_lt", "validate_held_out": False}
+    kept = trial_config({"trainer": {"max_steps": 100}, "data": data}, 0.25, None)
+    assert kept["data"] == {**data, "held_out_share": 0.25, "validate_held_out": True}
+
+
+def test_a_trial_does_not_choose_by_the_images_that_runs_are_validated_on() -> None:
+    data = {"card": "freedoom_lt", "held_out_share": 0.2}
+    with pytest.raises(ValueError, match="compare without --search"):
+        trial_config({"trainer": {"max_steps": 100}, "data": data}, 0.25, None)

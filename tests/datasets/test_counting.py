@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from PIL import Image
 
-from aucseg.datasets.counting import count_ids, scan_mask, unpack_cells
+from aucseg.datasets.counting import count_ids, scan_image, scan_mask, unpack_cells
 
 # Blocks of equal labels (runs), as in real masks, and noise; both ways of counting are met.
 masks = st.builds(
@@ -68,3 +69,16 @@ def test_one_class_fills_its_quarter(shape: tuple[int, int]) -> None:
     if min(shape) >= 8:
         assert cells[5:, 5:].all()
         assert not cells[:4, :4].any() or shape[0] % 8
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 700), st.integers(1, 700), st.integers(1, 256), st.sampled_from(["L", "P"]))
+def test_an_image_is_scanned_like_its_array(height: int, width: int, num_ids: int, mode: str) -> None:
+    mask = np.random.default_rng(height * width).integers(0, num_ids, (height, width), dtype=np.uint8)
+    image = Image.fromarray(mask)
+    if mode == "P":
+        image.putpalette(list(range(256)) * 3)
+    found, expected = scan_image(image), scan_mask(mask)
+    for name in ("ids", "counts", "cells"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    assert (found.height, found.width) == (height, width)

@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aucseg import SegmentationDataModule
-from aucseg.loading.held_out import stratified_split
+from aucseg import SegmentationDataModule, SegmentationDataset
+from aucseg.loading.held_out import held_out_images, stratified_split
+from aucseg.loading.sequences import sequences_of_names
+from tests.conftest import write_tiny_dataset
 
 
 @settings(max_examples=200, deadline=None)
@@ -69,3 +71,57 @@ def test_images_with_a_class_each_are_split_none_the_less() -> None:
 def test_a_single_image_cannot_be_split() -> None:
     with pytest.raises(ValueError, match="at least 2, not of 1"):
         stratified_split(np.ones((1, 2), bool), 0.5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=2, max_size=20),
+    num_classes=st.integers(1, 5),
+    share=st.floats(0.05, 0.6),
+    seed=st.integers(0, 1000),
+)
+def test_groups_stay_together(sizes: list[int], num_classes: int, share: float, seed: int) -> None:
+    groups = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    image_classes = np.random.default_rng(seed).random((len(groups), num_classes)) < 0.3
+    kept, held_out = stratified_split(image_classes, share, groups.tolist())
+    assert sorted(kept + held_out) == list(range(len(groups)))
+    assert kept
+    assert held_out
+    assert not set(groups[kept]) & set(groups[held_out])
+    alone = [c for c in range(num_classes) if len(set(groups[image_classes[:, c]])) == 1]
+    if len(alone) == 1:  # a class in one sequence alone is learned
+        assert image_classes[kept, alone[0]].any()
+
+
+@pytest.mark.parametrize(
+    ("names", "number"),
+    [
+        ([f"train/s{i:02}/{j:04}" for i in range(6) for j in range(3)], 6),
+        ([f"s{i}_{j:05}_leftImg8bit" for i in range(5) for j in range(4)], 5),
+        ([f"images/Seq{i}V_f{j:04}" for i in range(4) for j in range(5)], 4),
+        ([f"drive{i}_{j:03}/image" for i in range(4) for j in range(5)], 4),
+        ([f"frame_{j:05}" for j in range(50)], None),
+        ([f"{j:05}" for j in range(50)], None),
+        ([f"day/{j}" for j in range(20)] + [f"night/{j}" for j in range(20)], None),  # two parts are no sequences
+        (list("abcdefgh"), None),
+    ],
+)
+def test_names_tell_sequences(names: list[str], number: int | None) -> None:
+    found = sequences_of_names(names)
+    assert (None if found is None else len(set(found))) == number
+
+
+def test_whole_sequences_are_held_out_with_the_rare_class_in_both_parts(tmp_path: Path) -> None:
+    card = write_tiny_dataset(tmp_path, num_train=40)
+    for folder in ("images", "masks"):
+        for i, path in enumerate(sorted((tmp_path / folder / "train").iterdir())):
+            path.rename(path.with_name(f"drive{i // 5}_{i % 5:03}.png"))
+    dataset = SegmentationDataset(str(card), tmp_path)
+    found = held_out_images(dataset, 0.25)
+    assert found.num_sequences == (2, 8)
+    assert "10 of 40 training images, 2 of 8 sequences" in found.describe()
+    drives = [{dataset.pairs[i].image.rpartition("_")[0] for i in part} for part in (found.kept, found.held_out)]
+    assert not drives[0] & drives[1]
+    for part in (found.kept, found.held_out):
+        assert any((dataset.read_mask(i) == 3).any() for i in part)
+    assert held_out_images(dataset, 0.25, by="image").num_sequences is None

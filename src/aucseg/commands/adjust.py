@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import math
 import shutil
-import sys
 import tempfile
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from aucseg.inference import OffsetFit
@@ -62,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from aucseg.commands.predict import device_named
     from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT
     from aucseg.training.adjustment import evaluation_batches, fit_task_offsets, write_adjusted_checkpoint
+    from aucseg.training.evaluation import evaluate_checkpoint
     from aucseg.training.result_writer import write_json
     from aucseg.training.stored_task import load_task
 
@@ -74,7 +71,8 @@ def run(args: argparse.Namespace) -> int:
     datamodule = _datamodule(args.run / CONFIG_FILE, args.root)
     held_out = args.held_out or (args.split is None and datamodule.held_out_share > 0)
     split = None if held_out else (args.split or datamodule.val_split)
-    task = load_task(args.run).to(device_named(args.device))
+    device = device_named(args.device)
+    task = load_task(args.run).to(device)
     objective = _objective(args.objective, args.class_weight, task)
     num_images, batches = evaluation_batches(datamodule, split)
     where = "held-out training images" if split is None else f"images of split {split!r}"
@@ -98,13 +96,14 @@ def run(args: argparse.Namespace) -> int:
         **{key: dict(zip(names, getattr(fit, key), strict=True)) for key in ("offsets", "iou_before", "iou_after")},
     }
     write_json(out / ADJUST_FILE, record, indent=2)
-    if split == datamodule.val_split:
+    # Without a validation split the images fitted on are all there is to judge by.
+    if split == datamodule.val_split or datamodule.val_split not in datamodule.card.splits:
         _write_cross_fitted(fit, task, out)
     else:
         # The files of the model as it was are not for the new run's folder, not even for the time being.
         with tempfile.TemporaryDirectory() as folder:
-            before = _evaluated(args.run, datamodule, Path(folder), args.device)
-        after = _evaluated(out, datamodule, out, args.device)
+            before = evaluate_checkpoint(args.run / LAST_CHECKPOINT, datamodule, Path(folder), device)
+        after = evaluate_checkpoint(out / LAST_CHECKPOINT, datamodule, out, device)
         print(f"\non split {datamodule.val_split!r}, which chose nothing:")
         print("\n".join(_lines({name: (before[name], after[name]) for name in ("miou", *(task.groups or {}))})))
     place = f"in the bias of {layer}" if layer else "behind the model, none of whose biases would do"
@@ -141,37 +140,6 @@ def _objective(name: str, items: Sequence[str], task: SegmentationTask) -> str |
         except ValueError as error:
             raise ValueError(f"--class-weight {item}: {text!r} is no number") from error
     return weights
-
-
-def _evaluated(run: Path, datamodule: SegmentationDataModule, out: Path, device: str | None) -> dict[str, float]:
-    """Validates a run's model on the validation split; the result files go to ``out``."""
-    from lightning.pytorch import Trainer
-
-    from aucseg.run_files import LAST_CHECKPOINT, RESULT_FILE
-    from aucseg.training.checkpoints import checkpoint_step
-    from aucseg.training.result_writer import ResultWriter, write_json
-    from aucseg.training.stored_task import load_task
-
-    # What Lightning says at every start is noise beside the table.
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    trainer = Trainer(
-        accelerator="auto" if device is None else "gpu" if device.startswith("cuda") else device,
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=sys.stderr.isatty(),
-        enable_model_summary=False,
-        callbacks=[ResultWriter(out)],
-        default_root_dir=out,
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".isinstance.treespec, LeafSpec.. is deprecated")
-        warnings.filterwarnings("ignore", message=".*does not have many workers")
-        trainer.validate(load_task(run), datamodule=datamodule, verbose=False)
-    result: dict[str, Any] = json.loads((out / RESULT_FILE).read_text(encoding="utf-8"))
-    # The model is that of the run's last step, though this trainer has made none.
-    write_json(out / RESULT_FILE, result | {"step": checkpoint_step(run / LAST_CHECKPOINT)}, indent=2)
-    return {name: math.nan if value is None else float(value) for name, value in result["metrics"].items()}
 
 
 def _write_cross_fitted(fit: OffsetFit, task: SegmentationTask, out: Path) -> None:

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _validation_images(run: Path, number: int = 4) -> list[npt.NDArray[np.uint8]] | None:
     """The first images that the run was validated on; None where they are not to be found any more."""
-    from aucseg.datasets import SegmentationDataset
+    from aucseg.hints import import_extra
     from aucseg.run_files import CONFIG_FILE, run_folder_of
     from aucseg.safe_files import read_yaml_mapping
 
@@ -82,8 +82,8 @@ def _validation_images(run: Path, number: int = 4) -> list[npt.NDArray[np.uint8]
     if not config.is_file():
         return None
     try:
-        data = read_yaml_mapping(config)["data"]
-        dataset = SegmentationDataset(data["card"], data["root"], data["val_split"])
+        module = import_extra("aucseg.training.datamodule", "train")
+        dataset = module.SegmentationDataModule(**read_yaml_mapping(config)["data"]).validation_dataset(None)
         return [dataset[i]["image"].permute(1, 2, 0).numpy() for i in range(min(number, len(dataset)))]
-    except (ValueError, KeyError, OSError):
+    except (ValueError, TypeError, KeyError, OSError):
         return None

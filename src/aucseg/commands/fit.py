@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -25,7 +25,7 @@ from lightning.pytorch.plugins import CheckpointIO
 from aucseg.commands.failures import explanation, with_notes
 from aucseg.commands.option_errors import option_error
 from aucseg.configs import find_config
-from aucseg.run_files import CONFIG_FILE, RESULT_FILE
+from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT, RESULT_FILE
 from aucseg.safe_files import read_text
 from aucseg.training.checkpoints import (
     AtomicCheckpointIO,
@@ -34,6 +34,7 @@ from aucseg.training.checkpoints import (
     checkpoint_step,
     newest_checkpoint,
 )
+from aucseg.training.data_checks import check_data
 from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.metrics_log import MetricsLog
 from aucseg.training.processes import process_number, say_once
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 # What decides about the course of a training.
 _LEARNING = ("seed_everything", "model", "data", "trainer")
 _HARMLESS = ("data.num_workers", "data.cache", "data.root", "data.eval_batch_size")
+# Models that bring weights that were trained already.
+_TRAINED_MODELS = "aucseg.compare.second_stage:"
 _LEARNING_TRAINER = ("max_steps", "accumulate_grad_batches", "precision", "gradient_clip_val")
 
 
@@ -57,6 +60,11 @@ class RunConfig(SaveConfigCallback):
         config = config.clone()
         config.resume, config.overwrite = "never", False
         super().__init__(parser, config, **options)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leaves the configuration of a run as it was trained, where it is validated into its own folder."""
+        if stage != "validate" or not Path(trainer.default_root_dir, LAST_CHECKPOINT).is_file():
+            super().setup(trainer, pl_module, stage)
 
 
 class AUCSegCLI(LightningCLI):
@@ -94,10 +102,17 @@ class AUCSegCLI(LightningCLI):
         parser.link_arguments("data.card", "model.card")
 
     def before_instantiate_classes(self) -> None:
-        """Says before anything is loaded that the folder cannot be written to."""
+        """Says before the model is built what is wrong with the folder, the data, or the checkpoint to validate."""
         assert self.subcommand is not None
+        config = self.config[self.subcommand]
         if process_number() == 0:
-            check_writable(Path(self.config[self.subcommand].out))
+            check_writable(Path(config.out))
+        data = SegmentationDataModule(**config.data.as_dict())
+        if self.subcommand == "validate":
+            self._checkpoint = _checkpoint_to_validate(config)
+            check_data(data, trains=False)
+        else:
+            check_data(data, validates=config.trainer.limit_val_batches != 0)
 
     def _parse_ckpt_path(self) -> None:
         """The model is what the configuration says, whatever settings a checkpoint holds.
@@ -134,8 +149,13 @@ class AUCSegCLI(LightningCLI):
             if trainer.logger is None:
                 step = None if checkpoint is None else checkpoint_step(checkpoint) + 1
                 trainer.logger = [TensorBoardLogger(out, name="", version="", purge_step=step), MetricsLog(out)]
-        elif trainer.logger is None:
-            trainer.logger = False
+        else:
+            trainer.logger = False if trainer.logger is None else trainer.logger
+            config.ckpt_path = self._checkpoint
+            if self._checkpoint is not None:
+                # The model is that of the checkpoint's step, though this trainer makes none.
+                step = self.result_writer.entries["step"] = checkpoint_step(Path(self._checkpoint))
+                say_once(f"validating {self._checkpoint}, of step {step}")
         if trainer.log_every_n_steps is None:
             trainer.log_every_n_steps = steps_between_logs(trainer.max_steps)
         trainer.default_root_dir = trainer.default_root_dir or str(out)
@@ -192,6 +212,31 @@ class AUCSegCLI(LightningCLI):
         metrics = self.trainer.callback_metrics
         found = [f"{name} {float(metrics[f'val/{name}']):.4f}" for name in ("miou", "tail") if f"val/{name}" in metrics]
         say_once(", ".join([f"{self.result_writer.folder}: step {self.trainer.global_step}", *found]))
+
+
+def _checkpoint_to_validate(config: Any) -> str | None:
+    """The checkpoint that is named, or the last one of the run that the configuration is of, or that is in ``--out``.
+
+    None for a model that is made of a trained one (`aucseg.compare.second_stage`).
+
+    Raises:
+        ValueError: there is none, or two runs may be meant.
+    """
+    if config.ckpt_path is not None:
+        return str(config.ckpt_path)
+    if str(config.model.model).startswith(_TRAINED_MODELS):
+        return None
+    folders = [Path(config.out), *(Path(str(path)).parent for path in config.config or [])]
+    found = {path.resolve(): path for folder in folders if (path := folder / LAST_CHECKPOINT).is_file()}
+    if len(found) == 1:
+        return str(next(iter(found.values())))
+    if found:
+        raise ValueError(f"{' and '.join(map(str, found.values()))} may both be meant: say which with --ckpt_path")
+    raise ValueError(
+        "without a checkpoint random weights would be validated: give the folder of a run (aucseg validate RUN), the "
+        "config.yaml in it (--config RUN/config.yaml), or --ckpt_path FILE; there is no "
+        f"{LAST_CHECKPOINT} in {', '.join(dict.fromkeys(map(str, folders)))}"
+    )
 
 
 def steps_between_logs(max_steps: int) -> int:

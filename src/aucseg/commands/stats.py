@@ -14,15 +14,17 @@ from typing import Any
 from aucseg.datasets.annotations.recognize import PANOPTIC, describe_annotations
 from aucseg.datasets.bands import band_statistics, read_card_image
 from aucseg.datasets.card import DatasetCard
-from aucseg.datasets.dataset import SegmentationDataset
 from aucseg.datasets.duplicates import find_duplicates
 from aucseg.datasets.file_report import report_files
 from aucseg.datasets.mask_checks import Palettes, describe_soft_edges, find_soft_edges
 from aucseg.datasets.mask_files import read_raw_mask
+from aucseg.datasets.naming import split_of_path
 from aucseg.datasets.pairing import Pair
-from aucseg.datasets.propose import propose_card
+from aucseg.datasets.propose import HELD_OUT_SHARE, propose_card
 from aucseg.datasets.scan import scan_samples
 from aucseg.datasets.scan_cache import ScanCache
+from aucseg.datasets.split import SplitOfFiles
+from aucseg.loading.sequences import sequences_of_names
 from aucseg.statistics.class_statistics import ClassStatistics
 from aucseg.statistics.summary import format_report, make_report, write_chart, write_csv
 
@@ -50,12 +52,14 @@ class Check:
         unknown: For each raw id outside the card: its pixels, and the files that hold it.
         advice: What the findings together say.
         unused: Image files that no split names; they are no fault.
+        other_splits: For each other split its images.
     """
 
     errors: list[str] = field(default_factory=list)
     unknown: dict[int, tuple[int, list[str]]] = field(default_factory=dict)
     advice: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
+    other_splits: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def is_clean(self) -> bool:
@@ -123,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def count_and_check(
-    dataset: SegmentationDataset,
+    dataset: SplitOfFiles,
     *,
     num_workers: int = 0,
     progress: bool = False,
@@ -153,13 +157,13 @@ def count_and_check(
     return statistics, check
 
 
-def _advise_on_unknown(dataset: SegmentationDataset, check: Check) -> list[str]:
+def _advise_on_unknown(dataset: SplitOfFiles, check: Check) -> list[str]:
     files = sorted({file for _, files in check.unknown.values() for file in files})[:_NUM_LOOKED_AT]
     edges = find_soft_edges(read_raw_mask(dataset.root / file, dataset.card) for file in files)
     return [] if edges is None else [describe_soft_edges(edges, dataset.card.mask_encoding == "rgb")]
 
 
-def _missing_message(dataset: SegmentationDataset, pair: Pair) -> str:
+def _missing_message(dataset: SplitOfFiles, pair: Pair) -> str:
     if not (dataset.root / pair.image).is_file():
         return f"{dataset.root / pair.image}: the split's list names this image, but there is no such file"
     return f"{dataset.root / pair.image}: its mask {pair.mask} is missing; add it, or move the image away"
@@ -237,21 +241,21 @@ def _count(
         return statistics, Check(errors=["samples left out, see the log"] * stream.num_skipped)
     split = args.split if args.split in card.splits or args.split != "train" else next(iter(card.splits))
     # Missing files are findings of the check like all others: they are listed, and the exit status tells.
-    dataset = SegmentationDataset(card, root, split, on_error="skip", follow_symlinks=args.follow_symlinks)
+    dataset = SplitOfFiles(card, root, split, on_error="skip", follow_symlinks=args.follow_symlinks)
     files = report_files(card, dataset.root, is_proposed=root is not None and root == Path(args.card))
-    print("\n".join(files.lines()), flush=True)
+    print("\n".join([*files.lines([split]), *_describe_validation(card, dataset)]), flush=True)
     statistics, check = count_and_check(
         dataset, num_workers=args.workers, progress=True, decode_images=args.decode_images, cache=cache
     )
     check.errors += files.problems(without=split)
     check.errors += find_duplicates(dataset.root, {name: found.pairs for name, found in files.splits.items()})
-    check.unused = files.unused
+    check.unused, check.other_splits = files.unused, files.others([split])
     if card.bands is not None and not check.errors:
         print(_describe_bands(dataset))
     return statistics, check
 
 
-def _describe_bands(dataset: SegmentationDataset) -> str:
+def _describe_bands(dataset: SplitOfFiles) -> str:
     """The settings that normalize the bands, from all pixels of all images."""
     images = (read_card_image(dataset.image_path(index), dataset.card) for index in range(len(dataset)))
     mean, std = ([round(value, 4) for value in values] for values in band_statistics(images))
@@ -259,6 +263,21 @@ def _describe_bands(dataset: SegmentationDataset) -> str:
         f"bands {list(dataset.card.bands or ())}: mean {mean}, std {std} of 0..255\n"
         f"  for the configuration: --model.mean '{mean}' --model.std '{std}' --data.fill '{mean}'"
     )
+
+
+def _describe_validation(card: DatasetCard, dataset: SplitOfFiles) -> list[str]:
+    """What runs validate on where the card has no split for it."""
+    if any(split_of_path(split) == "val" for split in card.splits):
+        return []
+    sequences = sequences_of_names([pair.name for pair in dataset.pairs])
+    whole = "" if sequences is None else f" (whole sequences, of the {max(sequences) + 1:,} that their names tell)"
+    if card.held_out_share is not None:
+        share = f"{card.held_out_share:g}"
+        return [f"validation: no split for it, so runs hold out {share} of the training images{whole}: held_out_share"]
+    return [
+        "validation: no split for it, and 'aucseg fit' needs one: hold out a part of the training images"
+        f"{whole}, with 'held_out_share: {HELD_OUT_SHARE}' in the card or --data.held_out_share {HELD_OUT_SHARE}"
+    ]
 
 
 def _print_check(check: Check, statistics: ClassStatistics, card: DatasetCard) -> None:
@@ -288,7 +307,13 @@ def _shorten(items: Sequence[str], limit: int = _MAX_SHOWN) -> list[str]:
 
 def _check_as_json(check: Check) -> dict[str, Any]:
     unknown = {str(raw): {"pixels": pixels, "files": files} for raw, (pixels, files) in check.unknown.items()}
-    return {"errors": check.errors, "unknown_ids": unknown, "advice": check.advice, "unused_files": check.unused}
+    return {
+        "errors": check.errors,
+        "unknown_ids": unknown,
+        "advice": check.advice,
+        "unused_files": check.unused,
+        "other_splits": check.other_splits,
+    }
 
 
 def _write(args: argparse.Namespace, statistics: ClassStatistics, report: dict[str, Any]) -> None:

@@ -58,11 +58,13 @@ def code_fingerprint(config: Mapping[str, Any]) -> Fingerprint:
 def data_fingerprint(config: Mapping[str, Any]) -> Fingerprint:
     """Digests of the card, and of the images and masks of the training and the validation split."""
     from aucseg.datasets import DatasetCard, SegmentationDataset
+    from aucseg.loading.held_out import validates_held_out
 
     data = config["data"]
     card = DatasetCard.load(data["card"])
     result = {"card": _digest(card.to_yaml().encode())}
-    for key, default in (("train_split", "train"), ("val_split", "val")):
+    splits = (("train_split", "train"), ("val_split", "val"))
+    for key, default in splits[:1] if validates_held_out(data) else splits:
         split = data.get(key, default)
         options = {"on_error": data.get("on_error", "raise"), "follow_symlinks": data.get("follow_symlinks", True)}
         dataset = SegmentationDataset(card, data.get("root"), split, **options)

@@ -210,11 +210,14 @@ def holding_out(base: Configuration, share: float) -> Configuration:
     Raises:
         ValueError: The base validates on images that it holds out.
     """
+    from aucseg.loading.held_out import validates_held_out
+
     data = base.get("data") or {}
-    if data.get("held_out_share") and data.get("validate_held_out", True):
+    if data.get("card") and validates_held_out(data):
         raise ValueError(
-            "the base configuration validates on the training images that it holds out (data.held_out_share), which "
-            "+offsets would be fitted on: leave that out, or set data.validate_held_out to false"
+            "the base configuration validates on the training images that it holds out (held_out_share, in it or in "
+            "the card), which +offsets would be fitted on: leave that out, or give the data a validation split and set "
+            "data.validate_held_out to false"
         )
     changes = {"held_out_share": data.get("held_out_share") or share, "validate_held_out": False}
     return merged(base, {"data": changes})

@@ -140,7 +140,19 @@ def scores_of(grid: Grid, score: Callable[[Any], float | None]) -> dict[Any, flo
 
 
 def trial_config(config: Configuration, share: float, steps: int | None) -> Configuration:
-    """The configuration of a trial: validates on a share of the training images, never on the validation split."""
+    """The configuration of a trial: validates on a share of the training images, never on the validation split.
+
+    Raises:
+        ValueError: The runs validate on training images themselves, some of which a trial would choose by.
+    """
+    from aucseg.loading.held_out import validates_held_out
+
+    if validates_held_out(config["data"]):
+        raise ValueError(
+            "the base configuration validates on training images that it holds out (held_out_share, in it or in the "
+            "card), and --search would choose settings by some of them: give the data a validation split, or compare "
+            "without --search"
+        )
     changes = at_path("data.held_out_share", share)
     if not config["data"].get("validate_held_out", True):  # offsets would have them, in the runs
         changes["data"]["validate_held_out"] = True

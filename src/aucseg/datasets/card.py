@@ -20,7 +20,7 @@ MAX_RAW_ID = {"gray": 255, "palette": 255, "gray16": 65535, "rgb": 0xFFFFFF, "ma
 _CLASS_KEYS = ("color", "ids", "mask_colors")
 _CARD_KEYS = (
     "title", "ignore_index", "mask_encoding", "mat_key", "check_palette", "exif", "unmapped", "ignore_ids",
-    "ignore_colors", "groups", "hint", "citation", "licence", "source", "bands", "value_range",
+    "ignore_colors", "groups", "held_out_share", "hint", "citation", "licence", "source", "bands", "value_range",
 )  # fmt: skip
 
 
@@ -73,6 +73,8 @@ class DatasetCard:
         unmapped: What a raw id outside the map is: ``error`` or ``ignore``.
         groups: ``{"head": [class ids], "middle": [...], "tail": [...]}``, or None where nobody has named all three.
         tail_classes: The tail classes, also where only they are named; else None.
+        held_out_share: For data without a validation split: the share of the training images, in (0, 1), that runs
+            keep from training and validate on, unless their configuration says otherwise; None for no say in it.
         hint: Advice added to the message about unknown raw ids.
         citation: Whom to cite.
         licence: Terms of the data.
@@ -100,6 +102,7 @@ class DatasetCard:
     unmapped: str = "error"
     groups: dict[str, list[int]] | None = None
     tail_classes: tuple[int, ...] | None = None
+    held_out_share: float | None = None
     hint: str = ""
     citation: str = ""
     licence: str = ""
@@ -222,7 +225,7 @@ class DatasetCard:
             document["bands"] = list(self.bands)
         if self.value_range is not None:
             document["value_range"] = [list(pair) for pair in self.value_range]
-        for key in ("hint", "citation", "licence", "source"):
+        for key in ("held_out_share", "hint", "citation", "licence", "source"):
             if getattr(self, key):
                 document[key] = getattr(self, key)
         return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
@@ -267,6 +270,7 @@ def _parse_card(root: YamlValue, path: Path | None) -> DatasetCard:
         unmapped=card["unmapped"].choice(("error", "ignore")) if "unmapped" in card else "error",
         groups=groups if len(groups) == len(GROUP_NAMES) else None,
         tail_classes=tuple(groups["tail"]) if groups else None,
+        held_out_share=card["held_out_share"].share() if "held_out_share" in card else None,
         hint=text("hint"),
         citation=text("citation"),
         licence=text("licence"),

@@ -76,18 +76,45 @@ def scan_mask(mask: npt.NDArray[Any]) -> MaskScan:
     """
     ids, counts = count_ids(mask)
     height, width = mask.shape
+    rows, columns, _ = _sample_points(height, width)
+    return MaskScan(ids, counts, _cells(ids, mask[rows[:, None], columns], height, width), height, width)
+
+
+def scan_image(image: Image.Image) -> MaskScan:
+    """Return what :func:`scan_mask` returns of a decoded image of mode L or P, whose pixels are ids.
+
+    The pixels stay where Pillow has them: as an array they would have to be copied first.
+    """
+    width, height = image.size
+    histogram = np.array(image.histogram()[:256], dtype=np.int64)
+    ids = np.flatnonzero(histogram)
+    rows, columns, _ = _sample_points(height, width)
+    # Pillow takes the pixel under the middle of each target pixel. The sample points are at multiples of the step,
+    # rounded down; a quarter of their least distance from the next pixel keeps rounding errors from mattering.
+    step = width / max(len(columns), 1), height / max(len(rows), 1)
+    shift = [0.25 / max(len(places), 1) - 0.5 * one for places, one in zip((columns, rows), step, strict=True)]
+    sampled = image.transform(
+        (len(columns), len(rows)),
+        Image.Transform.AFFINE,
+        (step[0], 0, shift[0], 0, step[1], shift[1]),
+        Image.Resampling.NEAREST,
+    )
+    return MaskScan(ids, histogram[ids], _cells(ids, np.asarray(sampled), height, width), height, width)
+
+
+def _cells(ids: npt.NDArray[np.int64], sampled: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[np.uint64]:
+    """The cells in which the ids are seen at the sample points."""
     cells = np.zeros(len(ids), np.uint64)
     if len(ids):
-        rows, columns, cell = _sample_points(height, width)
-        sampled = mask[rows[:, None], columns]
-        is_small = mask.dtype == np.uint8
+        cell = _sample_points(height, width)[2]
+        is_small = sampled.dtype == np.uint8
         # Where the ids are few they count themselves; else their places among those that occur do.
         places = sampled.astype(np.int64) if is_small else np.searchsorted(ids, sampled)
         num_places = 256 if is_small else len(ids)
         seen = np.bincount((places * GRID**2 + cell).reshape(-1), minlength=num_places * GRID**2) > 0
         of_ids = seen.reshape(-1, GRID**2)[ids if is_small else slice(None)]
         cells = np.packbits(of_ids, axis=1, bitorder="little").view("<u8").reshape(-1).astype(np.uint64)
-    return MaskScan(ids, counts, cells, height, width)
+    return cells
 
 
 @lru_cache(maxsize=64)

@@ -43,6 +43,19 @@ def describe_data(data: Mapping[str, Any]) -> list[str]:
     return describe_files(DatasetCard.load(data["card"]), data.get("root"), used)
 
 
+def check_has_masks(dataset: SegmentationDataset) -> None:
+    """Refuses a split without masks, which is for prediction alone.
+
+    Raises:
+        ValueError: An image has no mask.
+    """
+    if any(pair.mask is None for pair in dataset.pairs):
+        raise ValueError(
+            f"split {dataset.split!r} of data set {dataset.card.name!r} has no masks, so nothing can be learned from "
+            "it or measured on it: name 'masks' in the card, or write label maps with 'aucseg predict'"
+        )
+
+
 def describe_absent_classes(dataset: SegmentationDataset, num_workers: int = 0) -> list[str]:
     """Returns which classes are in no mask of a validation split, whose metrics are then NaN.
 

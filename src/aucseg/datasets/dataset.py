@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,12 @@ from torch.utils.data import Dataset
 
 from aucseg.datasets.bands import read_card_image
 from aucseg.datasets.card import DatasetCard
-from aucseg.datasets.files import Array, SampleError, size_message
+from aucseg.datasets.files import SampleError, size_message
 from aucseg.datasets.label_map import LabelMap
 from aucseg.datasets.mask_files import read_raw_mask
 from aucseg.datasets.memory_cache import DecodedSamples
-from aucseg.datasets.pairing import Pair, find_pairs
+from aucseg.datasets.pairing import Pair
+from aucseg.datasets.split import SplitOfFiles
 
 _logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def decode_sample(
     return sample
 
 
-class SegmentationDataset(Dataset[Sample]):
+class SegmentationDataset(SplitOfFiles, Dataset[Sample]):
     """The images and masks of one split of a data set that a card describes.
 
     A sample is ``{"image": uint8 (3, H, W), "mask": (H, W) train ids, "name": str}``, where the card names ``bands``
@@ -96,52 +96,17 @@ class SegmentationDataset(Dataset[Sample]):
         *,
         follow_symlinks: bool = True,
     ) -> None:
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
-        self.card = card if isinstance(card, DatasetCard) else DatasetCard.load(card)
-        folder = self.card.embedded_root() if root is None else Path(root)
-        if folder is None:
-            raise ValueError(
-                f"data set {self.card.name!r} is not embedded in the package: give its root folder. "
-                f"{self.card.source}".rstrip()
-            )
-        self.root = folder
-        self._real_root = os.path.realpath(folder)
-        self._real_folders: dict[str, str] = {}
-        self.split = split
+        super().__init__(card, root, split, on_error, follow_symlinks=follow_symlinks)
         self.transform = transform
-        self.on_error = on_error
-        self.follow_symlinks = follow_symlinks
-        files = find_pairs(self.card, folder, split)
-        self.pairs, self.missing = files.pairs, files.missing
-        self.label_map = LabelMap(self.card, train_ids=files.train_ids)
         self._decoded: DecodedSamples | None = None
         # Shared memory: what a loader's workers skip is counted too.
         self._num_skipped = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-        if self.missing:
-            self._report_missing()
-
-    def _report_missing(self) -> None:
-        missing = self.missing
-        shown = "; ".join(
-            pair.image if pair.mask is None else f"{pair.image} needs {pair.mask}" for pair in missing[:3]
-        )
-        message = (
-            f"{self.root}: {len(missing)} of {len(missing) + len(self.pairs)} samples of split {self.split!r} lack "
-            f"image or mask: {shown}"
-        )
-        if self.on_error == "raise" or not self.pairs:
-            raise ValueError(f"{message}. Add the files, correct the patterns in the card, or pass on_error='skip'")
-        _logger.warning("%s; they are left out", message)
-        self._num_skipped += len(missing)
+        self._num_skipped += len(self.missing)
 
     @property
     def num_skipped(self) -> int:
         """How often a sample was skipped so far, in all worker processes."""
         return int(self._num_skipped)
-
-    def __len__(self) -> int:
-        return len(self.pairs)
 
     def keep_in_memory(self, num_threads: int = 1) -> int:
         """Read all samples now and keep them decoded, 3 to 4 bytes a pixel; whoever reads one later gets a copy.
@@ -187,47 +152,9 @@ class SegmentationDataset(Dataset[Sample]):
                 self._num_skipped += 1
         raise SampleError(f"{self.root}: not one of the {len(self)} samples of split {self.split!r} can be read")
 
-    def read_mask(self, index: int) -> Array:
-        """Return the mask of a sample as an array (H, W) of train ids, without reading the image; errors are raised."""
-        pair = self.pairs[index]
-        path = self.mask_path(index)
-        try:
-            return self.label_map(read_raw_mask(path, self.card))
-        except SampleError:
-            raise
-        except ValueError as error:
-            raise SampleError(f"{self.root / (pair.mask or '')}: {error}") from error
-
-    def mask_path(self, index: int) -> Path:
-        """Return the path of a sample's mask."""
-        mask = self.pairs[index].mask
-        if mask is None:
-            raise SampleError(f"split {self.split!r} of data set {self.card.name!r} has no masks")
-        return self._inside(mask)
-
-    def image_path(self, index: int) -> Path:
-        """Return the path of a sample's image."""
-        return self._inside(self.pairs[index].image)
-
     def _read(self, pair: Pair) -> Sample:
         return self._read_files(pair) if self._decoded is None else self._decoded.sample(pair)
 
     def _read_files(self, pair: Pair) -> Sample:
         mask_path = None if pair.mask is None else self._inside(pair.mask)
         return decode_sample(pair.name, self.label_map, (self._inside(pair.image), None), (mask_path, None))
-
-    def _inside(self, file: str) -> Path:
-        path = self.root / file
-        folder = os.path.dirname(file)
-        if not self.follow_symlinks:
-            # Resolving asks the disk once for every part of a path: folders are resolved once, files where they are
-            # links.
-            if folder not in self._real_folders:
-                self._real_folders[folder] = os.path.realpath(self.root / folder)
-            real = os.path.realpath(path) if path.is_symlink() else self._real_folders[folder]
-            if os.path.commonpath([real, self._real_root]) != self._real_root:
-                raise SampleError(
-                    f"{path}: a symbolic link leads out of the root folder, to {real}; set "
-                    "follow_symlinks=True (data.follow_symlinks) if it is yours, or copy the files"
-                )
-        return path

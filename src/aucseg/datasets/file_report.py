@@ -48,6 +48,17 @@ class FileReport:
         ]
         return [*missing, *(f"{path}: in no pair" for path in self.unpaired), *self.shared]
 
+    def others(self, used: Sequence[str]) -> dict[str, list[str]]:
+        """Returns for each split that is not used now its images, without those that are used.
+
+        Args:
+            used: The splits that are used; none for all.
+        """
+        taken = {pair.image for split in used if split in self.splits for pair in self.splits[split].pairs}
+        others = {split: files.pairs for split, files in self.splits.items() if used and split not in used}
+        found = {split: [pair.image for pair in pairs if pair.image not in taken] for split, pairs in others.items()}
+        return {split: images for split, images in found.items() if images}
+
     def lines(self, used: Sequence[str] = (), limit: int = _MAX_SHOWN) -> list[str]:
         """Returns the numbers of images and what is not used as lines of text, at most ``limit`` names of each kind.
 
@@ -60,6 +71,8 @@ class FileReport:
             for split, files in self.splits.items()
         ]
         lines = [f"files: {', '.join(counts)}"] if counts else []
+        for split, images in self.others(used).items():
+            lines.append(f"files: of {split}, not used here: {shorten(images, limit)}")
         if self.unused:
             lines.append(f"files: {len(self.unused):,} in no split: {shorten(self.unused, limit)}")
         return lines

@@ -47,13 +47,17 @@ class RawMask:
     """A mask as it stands in its file.
 
     Attributes:
-        values: uint8 (grey, palette), uint16 (16 bits, MATLAB) or int32 (colours as ``65536 red + 256 green + blue``)
-            array (H, W).
+        pixels: The values, or a decoded image of mode L or P that holds them.
         palette: uint8 (N, 3), the colours of the indices of a palette file; else None.
     """
 
-    values: Array
+    pixels: Array | Image.Image
     palette: Array | None = None
+
+    @property
+    def values(self) -> Array:
+        """The ids (H, W): uint8 (grey, palette), uint16 (16 bits), int32 (``65536 red + 256 green + blue``)."""
+        return self.pixels if isinstance(self.pixels, np.ndarray) else np.array(self.pixels)
 
 
 def read_raw_mask(path: Path, card: DatasetCard, data: bytes | None = None) -> Array:
@@ -98,6 +102,10 @@ def read_mask(path: Path, card: DatasetCard, data: bytes | None = None) -> RawMa
 
 
 def _read_ids(image: Image.Image, path: Path, card: DatasetCard, scale: int) -> RawMask:
+    if image.mode == "L" and scale == 1 and card.mask_encoding == "gray":
+        return RawMask(image)
+    if image.mode == "P" and not card.check_palette:
+        return RawMask(image, _palette(image))
     values: Array = guard(path, lambda: np.array(image))
     if card.mask_encoding == "gray16":
         return RawMask(_whole_numbers(values, path, "the mask"))
@@ -106,11 +114,15 @@ def _read_ids(image: Image.Image, path: Path, card: DatasetCard, scale: int) -> 
     if values.ndim == 3:
         values = _without_alpha(values[..., 0], values[..., 1], path)
     if card.mask_encoding == "palette":
-        palette = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+        palette = _palette(image)
         if card.check_palette:
             _check_palette(palette, values, path, card)
         return RawMask(values, palette)
     return RawMask(values // scale if scale > 1 else values)
+
+
+def _palette(image: Image.Image) -> Array:
+    return np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
 
 
 def _packed_colors(image: Image.Image, path: Path) -> Array:

@@ -9,15 +9,17 @@ from pathlib import Path
 
 from aucseg.datasets.card import MAX_RAW_ID, DatasetCard
 from aucseg.datasets.colors import default_color, unpack_color
-from aucseg.datasets.dataset import SegmentationDataset
 from aucseg.datasets.files import SampleError
 from aucseg.datasets.mask_checks import Palettes, describe_soft_edges, find_soft_edges
 from aucseg.datasets.mask_files import encoding_of_mode, mode_and_format, read_raw_mask
 from aucseg.datasets.propose_layouts import propose_layouts
 from aucseg.datasets.scan import scan_samples
 from aucseg.datasets.scan_cache import ScanCache
+from aucseg.datasets.split import SplitOfFiles
 from aucseg.datasets.tree import Tree
 
+# Of the training images, to validate on where a folder has no validation split.
+HELD_OUT_SHARE = 0.2
 _MAX_COLORS = 1024
 # Masks that are looked at for soft edges, where there are many ids.
 _MANY_IDS = 8
@@ -40,7 +42,8 @@ def propose_card(
     Images and masks are told by the names of their folders and files, or else by what is in the files (masks are grey
     or palette files), and paired by what their names have in common, across endings, upper and lower case and
     compositions of characters. The classes get names like ``class_7``: give them real ones. Palette masks whose
-    palettes differ from file to file become classes by colour.
+    palettes differ from file to file become classes by colour. Without a validation split a fifth of the training
+    images is held out for that.
 
     Raises:
         ValueError: No such folder; nothing that looks like images with masks; masks that do not hold ids (soft edges,
@@ -58,7 +61,9 @@ def propose_card(
         splits=propose_layouts(Tree(root)),
         raw_ids=((0,),),
     )
-    datasets = [SegmentationDataset(card, root, split, on_error="skip") for split in card.splits]
+    if "val" not in card.splits:
+        card = replace(card, held_out_share=HELD_OUT_SHARE)
+    datasets = [SplitOfFiles(card, root, split, on_error="skip") for split in card.splits]
     card = replace(card, mask_encoding=_find_encoding(datasets))
     found = _find_ids(card, datasets, num_workers, progress, cache)
     if found.palettes.differ:
@@ -95,7 +100,7 @@ def propose_card(
     return card
 
 
-def _find_encoding(datasets: Sequence[SegmentationDataset]) -> str:
+def _find_encoding(datasets: Sequence[SplitOfFiles]) -> str:
     """The encoding of most masks; those with another are findings of the check."""
     example_of: dict[str, Path] = {}
     counts: dict[str, int] = {}
@@ -130,7 +135,7 @@ def _find_encoding(datasets: Sequence[SegmentationDataset]) -> str:
 
 def _find_ids(
     card: DatasetCard,
-    datasets: Sequence[SegmentationDataset],
+    datasets: Sequence[SplitOfFiles],
     num_workers: int,
     progress: bool,
     cache: ScanCache | None,
@@ -159,7 +164,7 @@ def _find_ids(
     return found
 
 
-def _check_edges(card: DatasetCard, datasets: Sequence[SegmentationDataset]) -> None:
+def _check_edges(card: DatasetCard, datasets: Sequence[SplitOfFiles]) -> None:
     paths = [dataset.mask_path(index) for dataset in datasets for index in range(len(dataset))]
     masks = []
     for path in paths[:: max(1, len(paths) // _NUM_LOOKED_AT)]:

@@ -15,13 +15,13 @@ import numpy as np
 
 from aucseg.datasets.bands import check_card_image
 from aucseg.datasets.card import DatasetCard
-from aucseg.datasets.counting import MaskScan, scan_mask
+from aucseg.datasets.counting import MaskScan, scan_image, scan_mask
 from aucseg.datasets.files import SampleError, size_message
 from aucseg.datasets.mask_files import RawMask, read_mask
-from aucseg.datasets.scan_cache import ScanCache, Signature, content_digest, pack_scan, unpack_scan
+from aucseg.datasets.scan_cache import ScanCache, Signature, digest_of, pack_scan, unpack_scan
 
 if TYPE_CHECKING:
-    from aucseg.datasets.dataset import SegmentationDataset
+    from aucseg.datasets.split import SplitOfFiles
 
 _logger = logging.getLogger(__name__)
 _CHUNK = 32
@@ -36,6 +36,10 @@ class _Job:
     index: int
     kind: str
     path: Path
+
+
+# The packed result, or None; the error; the digest of the content, or "".
+_Result = tuple[bytes | None, str, str]
 
 
 @dataclass
@@ -64,24 +68,29 @@ class _Worker:
         self.cache = None if cache_path is None else ScanCache.open(cache_path)
         self.kinds = {kind: result_kind(kind, card, decode_images) for kind in ("mask", "image")}
 
-    def __call__(self, job: _Job) -> tuple[_Job, bytes | None, str, str]:
-        """Return the job, the packed result (or None), the error, and the digest of the content."""
+    def __call__(self, job: _Job) -> _Result:
+        """Return the packed result (or None), the error, and the digest of the content, if it was taken."""
         digest = ""
         try:
+            if job.kind == "image" and not self.decode_images:
+                # The header is read faster than the digest of the whole file.
+                return repr(check_card_image(job.path, self.card, False)).encode(), "", ""
+            data = None
             if self.cache is not None and job.path.is_file():
-                digest = content_digest(job.path)
+                data = job.path.read_bytes()
+                digest = digest_of(data)
                 payload = self.cache.result(digest, self.kinds[job.kind])
                 if payload is not None:
-                    return job, payload, "", digest
+                    return payload, "", digest
             if job.kind == "mask":
-                return job, pack_scan(_scan(read_mask(job.path, self.card))), "", digest
-            return job, repr(check_card_image(job.path, self.card, self.decode_images)).encode(), "", digest
+                return pack_scan(_scan(read_mask(job.path, self.card, data))), "", digest
+            return repr(check_card_image(job.path, self.card, True)).encode(), "", digest
         except (SampleError, OSError) as error:
-            return job, None, str(error), digest
+            return None, str(error), digest
 
 
 def _scan(mask: RawMask) -> MaskScan:
-    scan = scan_mask(mask.values)
+    scan = scan_mask(mask.pixels) if isinstance(mask.pixels, np.ndarray) else scan_image(mask.pixels)
     if mask.palette is None:
         return scan
     # Indices beyond the palette have no colour.
@@ -98,7 +107,7 @@ def _start_worker(card: DatasetCard, decode_images: bool, cache_path: Path | Non
     _worker = _Worker(card, decode_images, cache_path)
 
 
-def _run_worker(job: _Job) -> tuple[_Job, bytes | None, str, str]:
+def _run_worker(job: _Job) -> _Result:
     assert _worker is not None
     return _worker(job)
 
@@ -113,7 +122,7 @@ def result_kind(kind: str, card: DatasetCard, decode_images: bool) -> str:
 
 
 def scan_samples(
-    dataset: SegmentationDataset,
+    dataset: SplitOfFiles,
     *,
     num_workers: int = 0,
     progress: bool = False,
@@ -161,15 +170,18 @@ def scan_samples(
     bar = tqdm(total=len(samples), desc="scanning", unit="image", disable=not progress)
     arguments = (dataset.card, decode_images, None if cache is None else cache.path)
     with bar:
-        for job, payload, error, digest in _run(jobs, arguments, num_workers):
+        for job, (payload, error, digest) in zip(jobs, _run(jobs, arguments, num_workers), strict=True):
             sample = samples[job.index]
             if payload is None:
                 sample.errors.append(error)
             else:
                 _put(sample, job.kind, payload)
                 signature = signatures.get((job.kind, job.index))
-                if cache is not None and signature is not None and digest:
-                    cache.add(job.path, signature, digest, kinds[job.kind], payload)
+                if cache is not None and signature is not None:
+                    # What is known from a header alone is known of this file, not of all with its content.
+                    cache.add(
+                        job.path, signature, digest or f"header of {job.path.absolute()}", kinds[job.kind], payload
+                    )
             pending[job.index] -= 1
             while done < len(samples) and pending.get(done, 0) == 0:
                 yield _finish(samples[done], dataset)
@@ -182,7 +194,7 @@ def scan_samples(
         cache.commit()
 
 
-def scan_dataset(dataset: SegmentationDataset, *, num_workers: int = 0, progress: bool = False) -> Iterator[MaskScan]:
+def scan_dataset(dataset: SplitOfFiles, *, num_workers: int = 0, progress: bool = False) -> Iterator[MaskScan]:
     """Scan the masks of a data set in train ids; a bad one raises or is left out, as its ``on_error`` says."""
     for sample in scan_samples(dataset, num_workers=num_workers, progress=progress, check_images=False):
         errors = list(sample.errors)
@@ -197,9 +209,7 @@ def scan_dataset(dataset: SegmentationDataset, *, num_workers: int = 0, progress
         _logger.warning("left out: %s", "; ".join(errors))
 
 
-def _run(
-    jobs: list[_Job], arguments: tuple[DatasetCard, bool, Path | None], num_workers: int
-) -> Iterator[tuple[_Job, bytes | None, str, str]]:
+def _run(jobs: list[_Job], arguments: tuple[DatasetCard, bool, Path | None], num_workers: int) -> Iterator[_Result]:
     if num_workers == 0 or len(jobs) < _MIN_POOL_JOBS:
         yield from map(_Worker(*arguments), jobs)
         return
@@ -226,7 +236,7 @@ def _put(sample: SampleScan, kind: str, payload: bytes) -> None:
         sample.image_size = int(height), int(width)
 
 
-def _finish(sample: SampleScan, dataset: SegmentationDataset) -> SampleScan:
+def _finish(sample: SampleScan, dataset: SplitOfFiles) -> SampleScan:
     if sample.raw is not None and sample.image_size not in (None, (sample.raw.height, sample.raw.width)):
         assert sample.image_size is not None
         image = dataset.pairs[sample.index].image

@@ -62,6 +62,8 @@ class ScanCache:
             self._connection = self._connect()
         self._num_open = 0
         self._is_writable = True
+        # Asking an empty table for every file takes longer than it should.
+        self._is_new = self._connection.execute("SELECT 1 FROM files LIMIT 1").fetchone() is None
 
     @classmethod
     def open(cls, path: Path) -> ScanCache | None:
@@ -86,6 +88,8 @@ class ScanCache:
 
     def known(self, path: Path, signature: Signature, kind: str) -> bytes | None:
         """Return the result of a file that has not changed since, or None."""
+        if self._is_new:
+            return None
         row = self._connection.execute(
             "SELECT payload FROM files JOIN results USING (digest) WHERE path=? AND size=? AND mtime=? AND ctime=? "
             "AND kind=?",
@@ -114,6 +118,7 @@ class ScanCache:
             self._give_up(error)
             return
         self._num_open += 1
+        self._is_new = False
         if self._num_open >= _BATCH:
             self.commit()
 
@@ -136,8 +141,13 @@ class ScanCache:
         self._connection.close()
 
 
-def content_digest(path: Path) -> str:
+def digest_of(data: bytes) -> str:
     """Return a digest of the bytes of a file."""
+    return hashlib.blake2b(data, digest_size=20).hexdigest()
+
+
+def content_digest(path: Path) -> str:
+    """Return the same digest of a file that is not in memory."""
     with path.open("rb") as file:
         digest = hashlib.blake2b(digest_size=20)
         while block := file.read(1 << 20):

@@ -112,6 +112,13 @@ class YamlValue:
         """Return a list of integers in ``low..high``."""
         return [entry.integer(low, high) for entry in self.sequence()]
 
+    def share(self) -> float:
+        """Return a number between 0 and 1, neither included."""
+        value = float(self._scalar("float", "a number between 0 and 1"))
+        if not 0 < value < 1:
+            self.error(f"{self.what} must lie between 0 and 1, not {value}")
+        return value
+
     def boolean(self) -> bool:
         """Return true or false."""
         return self._scalar("bool", "true or false").lower() in ("true", "yes", "on")

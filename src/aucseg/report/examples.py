@@ -167,7 +167,7 @@ def collect_examples(
     if not runs:
         raise ValueError(f"no run has a checkpoint {LAST_CHECKPOINT} yet: nothing can be predicted")
     datamodule = _datamodule(runs[0], root)
-    dataset = datamodule.dataset(datamodule.val_split, datamodule.evaluation_transform)
+    dataset = datamodule.validation_dataset(datamodule.evaluation_transform)
     index_of = {pair.name: index for index, pair in enumerate(dataset.pairs)}
     roles = choose_names(comparison, list(index_of), num_gain=num_gain, num_loss=num_loss, num_samples=num_samples)
     samples = {name: dataset[index_of[name]] for name in roles}
@@ -221,7 +221,7 @@ def collect_pastes(
         return []
     bank = task.bank.train()
     datamodule = _datamodule(run, root)
-    dataset = datamodule.dataset(datamodule.train_split, datamodule.training_transform)
+    dataset = datamodule.training_dataset(datamodule.training_transform)
     pastes: list[Paste] = []
     # The augmentations draw from the global generator, which belongs to the caller.
     with torch.random.fork_rng(devices=[]):

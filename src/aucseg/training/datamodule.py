@@ -18,7 +18,7 @@ from aucseg.datasets.data_report import describe_absent_classes, describe_files
 from aucseg.datasets.shards import StreamedSegmentationDataset
 from aucseg.hints import check_options
 from aucseg.loading.evaluation_batches import EvaluationBatches, collate_any_size, largest_image
-from aucseg.loading.held_out import held_out_images
+from aucseg.loading.held_out import HeldOut, held_out_images, share_to_hold_out
 from aucseg.loading.photometric import COLOUR_CHANGES, distort_colours
 from aucseg.loading.rare_classes import RareClassSampler
 from aucseg.loading.sample_order import (
@@ -77,7 +77,10 @@ class SegmentationDataModule(LightningDataModule):
         sampler_options: options of the rare-class sampler, such as ``temperature`` and ``by``.
         held_out_share: for choosing settings without looking at the validation split: this share of the training
             images is kept from training and validated on, each class in its share (`aucseg.loading.held_out`), the same
-            images whatever the seed. 0 for an ordinary run.
+            images whatever the seed. 0 for an ordinary run; None for what the card says where it has no validation
+            split, else 0.
+        held_out_by: "sequence" holds out whole sequences where the images' names tell any (frames of a video are nearly
+            copies of each other), "image" takes images one by one.
         validate_held_out: False validates on the validation split all the same: the images held out are kept for
             ``aucseg adjust``.
         statistics: file of the training split's class statistics, as ``aucseg stats`` writes it; None counts the masks
@@ -118,7 +121,8 @@ class SegmentationDataModule(LightningDataModule):
         seed: int = 0,
         sampler: str = "random",
         sampler_options: dict[str, Any] | None = None,
-        held_out_share: float = 0.0,
+        held_out_share: float | None = None,
+        held_out_by: str = "sequence",
         validate_held_out: bool = True,
         statistics: str | None = None,
         rare_crop: float = 0.0,
@@ -138,6 +142,11 @@ class SegmentationDataModule(LightningDataModule):
         if sampler_options and sampler != "rare_class":
             raise ValueError("sampler_options go with sampler 'rare_class'")
         check_options(sampler_options or {}, RareClassSampler, "data.sampler_options", given=_SET_BY_THE_RUN)
+        self.card = DatasetCard.load(card)
+        given = {"held_out_share": held_out_share, "val_split": val_split, "val_shards": val_shards, "shards": shards}
+        held_out_share = share_to_hold_out(self.card, given)
+        if held_out_by not in ("sequence", "image"):
+            raise ValueError(f"held_out_by must be 'sequence' or 'image', not {held_out_by!r}")
         if shards is not None and (sampler == "rare_class" or held_out_share):
             raise ValueError("shards are read in their order: no sampler 'rare_class' and no held_out_share with them")
         if not 0 <= held_out_share < 1:
@@ -152,7 +161,6 @@ class SegmentationDataModule(LightningDataModule):
         ):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
-        self.card = DatasetCard.load(card)
         self.root = root
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -166,7 +174,8 @@ class SegmentationDataModule(LightningDataModule):
         self.sampler = sampler
         self.sampler_options = dict(sampler_options or {})
         self.held_out_share = held_out_share
-        self._split: tuple[list[int], list[int]] | None = None
+        self.held_out_by = held_out_by
+        self._held: HeldOut | None = None
         self.validate_held_out = validate_held_out
         self._statistics = None if statistics is None else self._load_statistics(statistics)
         self.shards = shards
@@ -211,8 +220,9 @@ class SegmentationDataModule(LightningDataModule):
         if self._has_described_data or self._place[0]:
             return
         self._has_described_data = True
-        used = [self.train_split] if stage == "fit" and self.shards is None else []
-        if self.val_shards is None and not (self.held_out_share and stage == "fit"):
+        trains = stage == "fit" and self.shards is None
+        used = [self.train_split] if trains or self.validates_held_out else []
+        if self.val_shards is None and not self.validates_held_out:
             used.append(self.val_split)
         if self.shards is None or self.val_shards is None:
             for line in describe_files(self.card, self.root, used):
@@ -222,6 +232,8 @@ class SegmentationDataModule(LightningDataModule):
                 dataset = self.validation_dataset(None)
             except ValueError:
                 return  # the loader says what is wrong, where there is one
+            if self._held is not None:
+                say_once(self._held.describe())
             for line in describe_absent_classes(dataset, self.num_workers):
                 say_once(line)
 
@@ -229,14 +241,19 @@ class SegmentationDataModule(LightningDataModule):
         """The training images, without those held out."""
         dataset = self.dataset(self.train_split, transform)
         if self.held_out_share:
-            dataset.pairs = [dataset.pairs[index] for index in self._held_out(dataset)[0]]
+            dataset.pairs = [dataset.pairs[index] for index in self._held_out(dataset).kept]
         return dataset
 
     def validation_dataset(self, transform: Callable[[dict[str, Any]], dict[str, Any]] | None) -> SegmentationDataset:
         """The validation split, or the training images that are held out."""
-        if self.held_out_share and self.validate_held_out:
+        if self.validates_held_out:
             return self.held_out_dataset(transform)
         return self.dataset(self.val_split, transform)
+
+    @property
+    def validates_held_out(self) -> bool:
+        """Whether training images that are held out are validated on, instead of a split or shards."""
+        return self.held_out_share > 0 and self.validate_held_out and self.val_shards is None
 
     def held_out_dataset(self, transform: Callable[[dict[str, Any]], dict[str, Any]] | None) -> SegmentationDataset:
         """The training images that are held out.
@@ -247,14 +264,14 @@ class SegmentationDataModule(LightningDataModule):
         if not self.held_out_share:
             raise ValueError("no training images are held out: held_out_share is 0")
         dataset = self.dataset(self.train_split, transform)
-        dataset.pairs = [dataset.pairs[index] for index in self._held_out(dataset)[1]]
+        dataset.pairs = [dataset.pairs[index] for index in self._held_out(dataset).held_out]
         return dataset
 
-    def _held_out(self, dataset: SegmentationDataset) -> tuple[list[int], list[int]]:
-        """Indices of the training split to train on, and of those held out."""
-        if self._split is None:
-            self._split = held_out_images(dataset, self.held_out_share, self.num_workers)
-        return self._split
+    def _held_out(self, dataset: SegmentationDataset) -> HeldOut:
+        """Which images of the training split are held out."""
+        if self._held is None:
+            self._held = held_out_images(dataset, self.held_out_share, self.num_workers, self.held_out_by)
+        return self._held
 
     def _load_statistics(self, path: str) -> ClassStatistics:
         statistics = ClassStatistics.load(Path(path))

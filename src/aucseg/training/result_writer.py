@@ -6,6 +6,7 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -146,13 +147,16 @@ class ResultWriter(Callback):
 
     Args:
         folder: the run's folder.
+        entries: more entries of ``result.json``; those of the same name go first.
 
     Attributes:
         last_step: optimizer step of the last validation, or None.
+        entries: see above.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, entries: Mapping[str, Any] | None = None) -> None:
         self.folder = folder
+        self.entries = dict(entries or {})
         self.last_step: int | None = None
         self._images: dict[str, dict[int, list[int]]] = {}
 
@@ -204,6 +208,7 @@ class ResultWriter(Callback):
             "groups": pl_module.groups,
             "class_names": list(card.class_names),
             "palette": [list(color) for color in card.palette],
+            **self.entries,
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / CONFUSION_FILE, {"counts": pl_module.confusion})

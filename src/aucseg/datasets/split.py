@@ -1,0 +1,127 @@
+"""The files of one split of a data set, for whatever looks at files without making tensors of them.
+
+This module imports neither torch nor anything heavy: counting and checking start at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from aucseg.datasets.card import DatasetCard
+from aucseg.datasets.files import Array, SampleError
+from aucseg.datasets.label_map import LabelMap
+from aucseg.datasets.mask_files import read_raw_mask
+from aucseg.datasets.pairing import find_pairs
+
+_logger = logging.getLogger(__name__)
+
+
+class SplitOfFiles:
+    """Where the images and masks of one split lie.
+
+    Args:
+        card: A card, the name of one that comes with the package, or the path of a card file.
+        root: Folder of the data; None for data embedded in the package.
+        split: A split that the card names.
+        on_error: ``raise``, or ``skip``: pairs that lack a file are logged and left out.
+        follow_symlinks: Whether files may lie outside the root, reached by symbolic links below it.
+
+    Attributes:
+        pairs: Paths of image and mask of each sample, below the root.
+        missing: Pairs of which the image or the mask does not exist; not among the samples.
+        label_map: Raw ids to train ids.
+
+    Raises:
+        ValueError: Unknown card or split, missing root, no image, images without masks.
+
+    Example:
+        >>> split = SplitOfFiles("freedoom_lt", split="val")
+        >>> split.image_path(0).suffix, len(split) == len(split.pairs)
+        ('.jpg', True)
+    """
+
+    def __init__(
+        self,
+        card: DatasetCard | str | Path,
+        root: str | Path | None = None,
+        split: str = "train",
+        on_error: str = "raise",
+        *,
+        follow_symlinks: bool = True,
+    ) -> None:
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
+        self.card = card if isinstance(card, DatasetCard) else DatasetCard.load(card)
+        folder = self.card.embedded_root() if root is None else Path(root)
+        if folder is None:
+            raise ValueError(
+                f"data set {self.card.name!r} is not embedded in the package: give its root folder. "
+                f"{self.card.source}".rstrip()
+            )
+        self.root = folder
+        self._real_root = os.path.realpath(folder)
+        self._real_folders: dict[str, str] = {}
+        self.split = split
+        self.on_error = on_error
+        self.follow_symlinks = follow_symlinks
+        files = find_pairs(self.card, folder, split)
+        self.pairs, self.missing = files.pairs, files.missing
+        self.label_map = LabelMap(self.card, train_ids=files.train_ids)
+        if self.missing:
+            self._report_missing()
+
+    def _report_missing(self) -> None:
+        missing = self.missing
+        shown = "; ".join(
+            pair.image if pair.mask is None else f"{pair.image} needs {pair.mask}" for pair in missing[:3]
+        )
+        message = (
+            f"{self.root}: {len(missing)} of {len(missing) + len(self.pairs)} samples of split {self.split!r} lack "
+            f"image or mask: {shown}"
+        )
+        if self.on_error == "raise" or not self.pairs:
+            raise ValueError(f"{message}. Add the files, correct the patterns in the card, or pass on_error='skip'")
+        _logger.warning("%s; they are left out", message)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def read_mask(self, index: int) -> Array:
+        """Return the mask of a sample as an array (H, W) of train ids, without reading the image; errors are raised."""
+        pair = self.pairs[index]
+        path = self.mask_path(index)
+        try:
+            return self.label_map(read_raw_mask(path, self.card))
+        except SampleError:
+            raise
+        except ValueError as error:
+            raise SampleError(f"{self.root / (pair.mask or '')}: {error}") from error
+
+    def mask_path(self, index: int) -> Path:
+        """Return the path of a sample's mask."""
+        mask = self.pairs[index].mask
+        if mask is None:
+            raise SampleError(f"split {self.split!r} of data set {self.card.name!r} has no masks")
+        return self._inside(mask)
+
+    def image_path(self, index: int) -> Path:
+        """Return the path of a sample's image."""
+        return self._inside(self.pairs[index].image)
+
+    def _inside(self, file: str) -> Path:
+        path = self.root / file
+        folder = os.path.dirname(file)
+        if not self.follow_symlinks:
+            # Resolving asks the disk once for every part of a path: folders are resolved once, files where they are
+            # links.
+            if folder not in self._real_folders:
+                self._real_folders[folder] = os.path.realpath(self.root / folder)
+            real = os.path.realpath(path) if path.is_symlink() else self._real_folders[folder]
+            if os.path.commonpath([real, self._real_root]) != self._real_root:
+                raise SampleError(
+                    f"{path}: a symbolic link leads out of the root folder, to {real}; set "
+                    "follow_symlinks=True (data.follow_symlinks) if it is yours, or copy the files"
+                )
+        return path

@@ -1,0 +1,115 @@
+"""Evaluation of a trained run on any split, apart from its training."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+from aucseg.datasets.data_report import check_has_masks
+from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT
+from aucseg.safe_files import read_yaml_mapping
+from aucseg.training.checkpoints import checkpoint_step
+from aucseg.training.datamodule import SegmentationDataModule
+from aucseg.training.result_writer import ResultWriter
+from aucseg.training.stored_task import load_task
+from aucseg.training.task_checks import check_classes
+
+
+def run_of(path: Path) -> tuple[Path, Path]:
+    """The folder of a run and the checkpoint to evaluate, given the folder or one of its checkpoints.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    if path.is_dir():
+        folder, checkpoint = path, path / LAST_CHECKPOINT
+    else:
+        folder, checkpoint = path.parent.parent, path
+    if not checkpoint.is_file():
+        raise ValueError(f"there is no checkpoint at {checkpoint}: give a run folder of 'aucseg fit', or a .ckpt file")
+    return folder, checkpoint
+
+
+def run_configuration(folder: Path) -> dict[str, Any]:
+    """The configuration of a run.
+
+    Raises:
+        ValueError: it does not say on which data the run was trained.
+    """
+    path = folder / CONFIG_FILE
+    config = read_yaml_mapping(path) if path.is_file() else {}
+    data = config.get("data")
+    if not isinstance(data, dict) or not data.get("card"):
+        raise ValueError(f"{path} does not say on which data the run was trained")
+    return config
+
+
+def evaluate_checkpoint(
+    checkpoint: Path,
+    datamodule: SegmentationDataModule,
+    out: Path,
+    device: torch.device,
+    *,
+    precision: Any = None,
+    notes: Mapping[str, Any] | None = None,
+) -> dict[str, float]:
+    """Validates the model of a checkpoint and writes result files as ``aucseg fit`` does, on one device.
+
+    Args:
+        checkpoint: of a run; no code is imported for it, see `aucseg.training.stored_task.load_task`.
+        datamodule: its validation images are evaluated.
+        out: folder of the files.
+        device: where to.
+        precision: of the trainer, as in a run's configuration; None for float32.
+        notes: more entries of ``result.json``.
+
+    Returns:
+        The metrics by name; NaN for a group without a class in the images.
+
+    Raises:
+        ValueError: the data is of other classes, or has no masks.
+    """
+    task = load_task(checkpoint)
+    check_classes({"hyper_parameters": {"card": task.card.to_yaml()}}, datamodule.card)
+    if task.card.ignore_index != datamodule.card.ignore_index:
+        raise ValueError(
+            f"the card {datamodule.card.name!r} ignores train id {datamodule.card.ignore_index}, that of {checkpoint} "
+            f"{task.card.ignore_index}: set ignore_index in the card as it was"
+        )
+    if datamodule.val_shards is None:
+        check_has_masks(datamodule.validation_dataset(None))
+    # What Lightning says at every start is noise beside the result.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    # The model is that of the checkpoint's step, though this trainer makes none.
+    writer = ResultWriter(out, entries={"step": checkpoint_step(checkpoint), **(notes or {})})
+    trainer = Trainer(
+        accelerator="gpu" if device.type == "cuda" else device.type,
+        devices=[device.index] if device.index is not None else 1,
+        precision=_usable(precision, device),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=sys.stderr.isatty(),
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        callbacks=[writer],
+        default_root_dir=out,
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".isinstance.treespec, LeafSpec.. is deprecated")
+        warnings.filterwarnings("ignore", message=".*does not have many workers")
+        # Which device is used is the user's choice, or that of the command.
+        warnings.filterwarnings("ignore", message="(GPU|MPS) available but not used")
+        trainer.validate(task, datamodule=datamodule, verbose=False)
+    return {name.removeprefix("val/"): float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def _usable(precision: Any, device: torch.device) -> Any:
+    """The precision of a run, unless it is one of GPUs and the evaluation is on the CPU."""
+    return None if device.type == "cpu" and str(precision).startswith(("16", "transformer")) else precision
