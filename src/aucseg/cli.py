@@ -1,4 +1,4 @@
-"""The command line, ``aucseg COMMAND``: fit, validate, test, predict, stats, masks, compare, report, adjust, export, demo.
+"""The command line: ``aucseg COMMAND``.
 
 This module imports no heavy package, so that ``aucseg --help`` answers at once; every command imports what it needs.
 """
