@@ -23,6 +23,7 @@ from aucseg.datasets.files import (
     to_rgb,
 )
 from aucseg.datasets.tree import ending_of
+from aucseg.hints import import_extra
 
 _LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000", "AVIF", "HEIF")
 _LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp", "jp2k")
@@ -269,10 +270,7 @@ def _read_npy(path: Path, encoding: str, data: bytes | None) -> Array:
 
 
 def _read_mat(path: Path, key: str, data: bytes | None) -> Array:
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise ImportError('MATLAB masks need scipy: pip install "aucseg[train]"') from error
+    loadmat = import_extra("scipy.io", "train").loadmat
     if data is None:
         check_exists(path)
     try:

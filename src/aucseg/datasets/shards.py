@@ -8,7 +8,6 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.dataset import Sample, SegmentationDataset, decode_sample
 from aucseg.datasets.files import SampleError
 from aucseg.datasets.label_map import LabelMap
+from aucseg.hints import import_extra
 
 _logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class StreamedSegmentationDataset(IterableDataset[Sample]):
             raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
         if shuffle < 0:
             raise ValueError(f"shuffle is the size of a buffer, at least 0, not {shuffle}")
-        webdataset = _webdataset()
+        webdataset = import_extra("webdataset", "stream")
         patterns = [urls] if isinstance(urls, (str, Path)) else urls
         urls_of_patterns = [url for pattern in patterns for url in webdataset.shardlists.expand_urls(str(pattern))]
         self.urls = [path for url in urls_of_patterns for path in _expand_wildcards(url)]
@@ -102,7 +102,7 @@ class StreamedSegmentationDataset(IterableDataset[Sample]):
             epoch: Decides the order where there is shuffling.
             worker: Number of this loader worker and of all; by default what the loader says.
         """
-        webdataset = _webdataset()
+        webdataset = import_extra("webdataset", "stream")
         shuffle_seed = f"{self.seed} {epoch}"
         urls = list(self.urls)
         if self.shuffle:
@@ -115,7 +115,7 @@ class StreamedSegmentationDataset(IterableDataset[Sample]):
         yield from samples
 
     def _read_shards(self, urls: list[str]) -> Iterator[dict[str, Any]]:
-        webdataset = _webdataset()
+        webdataset = import_extra("webdataset", "stream")
         for url in urls:
             try:
                 # Opened here, not by webdataset's own pipeline, which leaves closing to the garbage collector.
@@ -188,7 +188,7 @@ def write_shards(dataset: SegmentationDataset, folder: str | Path, *, samples_pe
     """
     if samples_per_shard < 1:
         raise ValueError(f"samples_per_shard must be at least 1, not {samples_per_shard}")
-    webdataset = _webdataset()
+    webdataset = import_extra("webdataset", "stream")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     pattern = str(folder / f"{dataset.split}-%06d.tar")
@@ -201,11 +201,3 @@ def write_shards(dataset: SegmentationDataset, folder: str | Path, *, samples_pe
             writer.write(entries)
     num_shards = -(-len(dataset) // samples_per_shard)
     return [Path(pattern % i) for i in range(num_shards)]
-
-
-def _webdataset() -> ModuleType:
-    try:
-        import webdataset
-    except ImportError as error:
-        raise ImportError('shards need webdataset: pip install "aucseg[stream]"') from error
-    return webdataset  # type: ignore[no-any-return]
