@@ -20,12 +20,12 @@ BASELINE = "ce"
 _INDEX = """# Results
 
 Does the tail get better, on which data, and with how much training? These pages show every run that was made, one page
-a study. `python -m benchmarks.evidence.tables` writes them from the files in `benchmarks/evidence/results`; every number
-comes from there.
+a study. `python -m benchmarks.evidence.tables` writes them from the files in `benchmarks/evidence/results`; every
+number comes from there.
 [A trustworthy comparison](../compare.md) explains how the runs are made and how to read the tables.
 
-Names of methods: `ce` is cross-entropy, `auc` cross-entropy with the AUC loss, `aucseg` the same with the memory bank; a
-number behind one of them is its AUC weight. The others are [other losses](../rivals.md); `+bank` adds the bank, `+rcs`
+Names of methods: `ce` is cross-entropy, `auc` cross-entropy with the AUC loss, `aucseg` the same with the memory bank;
+a number behind one of them is its AUC weight. The others are [other losses](../rivals.md); `+bank` adds the bank, `+rcs`
 rare-class sampling.
 """
 _COLORS = {"ce": "#0072b2", "aucseg": "#d55e00", "auc": "#d55e00", "aucseg-1": "#cc79a7", "auc-1": "#cc79a7"}
@@ -290,8 +290,8 @@ def _budget_table(rows: list[Budget]) -> str:
         "## What more steps change\n",
         "![Tail and overall mIoU against the number of training steps](../images/results-budgets.svg)\n",
         "Mean IoU in %, averaged over the seeds. In brackets: for cross-entropy the gain over the next smaller budget, "
-        "for the other methods the difference to cross-entropy. With a single seed, differences of a point are within the "
-        "spread of seeds (see the intervals of the studies). The learning rate falls to zero over each budget, so "
+        "for the other methods the difference to cross-entropy. With a single seed, differences of a point are within "
+        "the spread of seeds (see the intervals of the studies). The learning rate falls to zero over each budget, so "
         "every row is a separate training.\n",
         "| data | steps | method | seeds | overall | head | middle | tail |",
         "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
