@@ -19,14 +19,14 @@ BASELINE = "ce"
 
 _INDEX = """# Results
 
-Does the tail get better, on which data, and with how much training? These pages show every run that was made, one
-page a study. `python -m benchmarks.evidence.tables` writes them from the files in `benchmarks/evidence/results`; every number
-comes from there.
+Does the tail get better, on which data, and with how much training? These pages show every run that was made, one page
+a study. `python -m benchmarks.evidence.tables` writes them from the files in `benchmarks/evidence/results`; every
+number comes from there.
 [A trustworthy comparison](../compare.md) explains how the runs are made and how to read the tables.
 
 Names of methods: `ce` is cross-entropy, `auc` cross-entropy with the AUC loss, `aucseg` the same with the memory bank;
-a number behind one of them is its AUC weight. The others are [other losses](../rivals.md); `+bank` adds the bank, `+rcs`
-rare-class sampling.
+a number behind one of them is its AUC weight. The others are [other losses](../rivals.md); `+bank` adds the bank,
+`+rcs` rare-class sampling.
 """
 _COLORS = {"ce": "#0072b2", "aucseg": "#d55e00", "auc": "#d55e00", "aucseg-1": "#cc79a7", "auc-1": "#cc79a7"}
 _LABELS = {
