@@ -156,7 +156,7 @@ def labelme(root: Path, *more: dict[str, Any]) -> Path:
         {"label": "road", "points": [list(point) for point in BIG], "shape_type": "polygon", "flags": {}},
         *more,
     ]
-    content = {"version": "5.4", "flags": {}, "shapes": shapes, "imagePath": "a.jpg", "imageData": None}
+    content: dict[str, Any] = {"version": "5.4", "flags": {}, "shapes": shapes, "imagePath": "a.jpg", "imageData": None}
     (root / "a.json").write_text(json.dumps({**content, "imageHeight": HEIGHT, "imageWidth": WIDTH}))
     return root
 
