@@ -34,9 +34,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     paths: list[str] = []
     original = read_mask
 
-    def recording_read(path: Path, card: DatasetCard) -> object:
+    def recording_read(path: Path, card: DatasetCard, data: bytes | None = None) -> object:
         paths.append(path.name)
-        return original(path, card)
+        return original(path, card, data)
 
     monkeypatch.setattr(scan_module, "read_mask", recording_read)
     return paths
