@@ -16,11 +16,9 @@ from torch.utils.data import DataLoader
 from aucseg.datasets import DatasetCard, SegmentationDataset
 from aucseg.datasets.data_report import describe_absent_classes, describe_files
 from aucseg.datasets.shards import StreamedSegmentationDataset
-from aucseg.hints import check_options
 from aucseg.loading.evaluation_batches import EvaluationBatches, collate_any_size, largest_image
 from aucseg.loading.held_out import HeldOut, held_out_images, share_to_hold_out
 from aucseg.loading.photometric import COLOUR_CHANGES, distort_colours
-from aucseg.loading.rare_classes import RareClassSampler
 from aucseg.loading.sample_order import (
     EpochOrder,
     SampleStream,
@@ -33,7 +31,13 @@ from aucseg.loading.shard_order import ShardStream
 from aucseg.loading.transforms import IMAGENET_MEAN, evaluation_transform, training_transform
 from aucseg.randomness import stable_seed
 from aucseg.statistics.class_statistics import ClassStatistics
-from aucseg.training.loader_checks import check_shared_memory
+from aucseg.training.loader_checks import (
+    check_at_least,
+    check_held_out,
+    check_number_of_shards,
+    check_sampling,
+    check_shared_memory,
+)
 from aucseg.training.processes import part_of, say_once
 
 # Options of the rare-class sampler that follow from the run.
@@ -133,34 +137,13 @@ class SegmentationDataModule(LightningDataModule):
         cache: str | None = None,
     ) -> None:
         super().__init__()
-        if cache not in ("memory", None):
-            raise ValueError(f"cache must be 'memory' or null, not {cache!r}")
-        if cache is not None and shards is not None:
-            raise ValueError("cache keeps images of files; shards are read as a stream: leave one of the two out")
-        if sampler not in ("random", "sequential", "rare_class"):
-            raise ValueError(f"sampler must be 'random', 'sequential' or 'rare_class', not {sampler!r}")
-        if sampler_options and sampler != "rare_class":
-            raise ValueError("sampler_options go with sampler 'rare_class'")
-        check_options(sampler_options or {}, RareClassSampler, "data.sampler_options", given=_SET_BY_THE_RUN)
+        check_sampling(cache=cache, shards=shards, sampler=sampler, sampler_options=sampler_options or {})
         self.card = DatasetCard.load(card)
         given = {"held_out_share": held_out_share, "val_split": val_split, "val_shards": val_shards, "shards": shards}
         held_out_share = share_to_hold_out(self.card, given)
-        if held_out_by not in ("sequence", "image"):
-            raise ValueError(f"held_out_by must be 'sequence' or 'image', not {held_out_by!r}")
-        if shards is not None and (sampler == "rare_class" or held_out_share):
-            raise ValueError("shards are read in their order: no sampler 'rare_class' and no held_out_share with them")
-        if not 0 <= held_out_share < 1:
-            raise ValueError(f"held_out_share must lie in [0, 1), not {held_out_share}")
-        if held_out_share and statistics is not None:
-            raise ValueError("statistics are those of the whole split: leave them out with held_out_share")
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("num_workers", num_workers, 0),
-            ("shuffle_buffer", shuffle_buffer, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        check_held_out(held_out_share, held_out_by, shards=shards, statistics=statistics)
+        check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size, shuffle_buffer=shuffle_buffer)
+        check_at_least(0, num_workers=num_workers)
         self.root = root
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -326,7 +309,7 @@ class SegmentationDataModule(LightningDataModule):
         check_shared_memory(self.num_workers, self.batch_size * self._crop_bytes)
         if self.shards is not None:
             shards = self._stream(self.shards, None, shuffle=self.shuffle_buffer if self.sampler == "random" else 0)
-            self._check_number_of_shards(len(shards.urls), world_size)
+            check_number_of_shards(len(shards.urls), self.num_workers, world_size)
             shard_stream = ShardStream(
                 shards,
                 self.training_transform,
@@ -388,15 +371,6 @@ class SegmentationDataModule(LightningDataModule):
             self.card, urls, transform=transform, shuffle=shuffle, seed=self.seed, on_error=self.on_error
         )
 
-    def _check_number_of_shards(self, num_shards: int, world_size: int) -> None:
-        needed = max(1, self.num_workers) * world_size
-        if num_shards < needed:
-            raise ValueError(
-                f"too few shards in data.shards: {num_shards} for {needed} loader processes (data.num_workers "
-                f"{self.num_workers}, {world_size} ranks), and each needs one: write more shards, or lower "
-                "data.num_workers"
-            )
-
     def _epochs_message(self, world_size: int) -> str:
         message = "training is counted in iterations: set trainer.max_steps instead of trainer.max_epochs"
         if self.shards is not None:
@@ -414,7 +388,7 @@ class SegmentationDataModule(LightningDataModule):
         if statistics.num_images != length:
             raise ValueError(
                 f"rare-class sampling needs the counts of all {length} training images, but "
-                f"{length - statistics.num_images} cannot be read: mend or remove them ('aucseg stats' names them)"
+                f"{length - statistics.num_images} cannot be read: repair or remove them ('aucseg stats' names them)"
             )
         return rare_class_order(statistics, self.seed, **self.sampler_options)
 

@@ -1,10 +1,81 @@
-"""What loader processes need of the machine, asked before they start."""
+"""What the data module refuses: settings that do not go together, and a machine without room for its loaders."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from aucseg.hints import check_options
+from aucseg.loading.rare_classes import RareClassSampler
+
+# Options of the rare-class sampler that follow from the run.
+_SET_BY_THE_RUN = ("statistics", "seed", "num_replicas", "rank")
+
+
+def check_sampling(*, cache: str | None, shards: Any, sampler: str, sampler_options: Mapping[str, Any]) -> None:
+    """Refuses names that there are not, and options that do not go together.
+
+    Raises:
+        TypeError: an option that the sampler does not have.
+        ValueError: everything else.
+    """
+    if cache not in ("memory", None):
+        raise ValueError(f"cache must be 'memory' or null, not {cache!r}")
+    if cache is not None and shards is not None:
+        raise ValueError("cache keeps images of files; shards are read as a stream: leave one of the two out")
+    if sampler not in ("random", "sequential", "rare_class"):
+        raise ValueError(f"sampler must be 'random', 'sequential' or 'rare_class', not {sampler!r}")
+    if sampler_options and sampler != "rare_class":
+        raise ValueError("sampler_options go with sampler 'rare_class'")
+    check_options(sampler_options, RareClassSampler, "data.sampler_options", given=_SET_BY_THE_RUN)
+    if shards is not None and sampler == "rare_class":
+        raise ValueError("shards are read in their order: no sampler 'rare_class' and no held_out_share with them")
+
+
+def check_held_out(share: float, by: str, *, shards: Any, statistics: str | None) -> None:
+    """Refuses a share outside [0, 1), an unknown unit, and what does not go with images held out.
+
+    Raises:
+        ValueError: as said.
+    """
+    if by not in ("sequence", "image"):
+        raise ValueError(f"held_out_by must be 'sequence' or 'image', not {by!r}")
+    if not 0 <= share < 1:
+        raise ValueError(f"held_out_share must lie in [0, 1), not {share}")
+    if share and shards is not None:
+        raise ValueError("shards are read in their order: no sampler 'rare_class' and no held_out_share with them")
+    if share and statistics is not None:
+        raise ValueError("statistics are those of the whole split: leave them out with held_out_share")
+
+
+def check_at_least(least: int, **values: int) -> None:
+    """Refuses numbers below the least, by their names.
+
+    Example:
+        >>> check_at_least(1, batch_size=0)
+        Traceback (most recent call last):
+        ValueError: batch_size must be at least 1, got 0
+    """
+    for name, value in values.items():
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_number_of_shards(num_shards: int, num_workers: int, world_size: int) -> None:
+    """Refuses fewer shards than there are loader processes.
+
+    Raises:
+        ValueError: with the number that is needed.
+    """
+    needed = max(1, num_workers) * world_size
+    if num_shards < needed:
+        raise ValueError(
+            f"too few shards in data.shards: {num_shards} for {needed} loader processes (data.num_workers "
+            f"{num_workers}, {world_size} ranks), and each needs one: write more shards, or lower data.num_workers"
+        )
 
 
 def check_shared_memory(num_workers: int, batch_bytes: int) -> None:
