@@ -251,7 +251,6 @@ def _parse_card(root: YamlValue, path: Path | None) -> DatasetCard:
         if len(names) > 255:
             card["classes"].error(f"with {len(names)} classes 255 is a train id; set ignore_index, for example -1")
     taken = {raw: name for name, ids in zip(names, raw_ids, strict=True) for raw in ids}
-    ignore_ids = _parse_ignored(card, encoding, taken)
     groups = _parse_groups(card["groups"], names) if "groups" in card else {}
     bands = parse_bands(card["bands"]) if "bands" in card else None
     return DatasetCard(
@@ -261,7 +260,7 @@ def _parse_card(root: YamlValue, path: Path | None) -> DatasetCard:
         palette=tuple(palette),
         splits={key: _parse_split(value) for key, value in card["splits"].mapping().items()},
         raw_ids=tuple(raw_ids),
-        ignore_ids=tuple(ignore_ids),
+        ignore_ids=tuple(_parse_ignored(card, encoding, taken)),
         ignore_index=ignore_index,
         mask_encoding=encoding,
         mat_key=text("mat_key", "S"),

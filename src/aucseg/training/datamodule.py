@@ -40,8 +40,6 @@ from aucseg.training.loader_checks import (
 )
 from aucseg.training.processes import part_of, say_once
 
-# Options of the rare-class sampler that follow from the run.
-_SET_BY_THE_RUN = ("statistics", "seed", "num_replicas", "rank")
 # Of images that are read once, with cache "memory".
 _DECODING_THREADS = 4
 
