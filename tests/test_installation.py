@@ -52,7 +52,7 @@ ATTEMPTS = {
     "aucseg.build_loss('dice')": "train",
     "cli._run('demo', ['--iterations', '1'])": "train",
     "cli._run('fit', [])": "train",
-    "cli._run('validate', [])": "train",
+    "cli._run('validate', ['run'])": "train",
     "cli._run('predict', ['run', 'photo.png'])": "train",
     "cli._run('export', ['run', '--to', 'model.onnx'])": "train",
     "import_module('aucseg.datasets.shards').write_shards(aucseg.SegmentationDataset('freedoom_lt'), 'x')": "stream",

@@ -11,7 +11,7 @@ import pytest
 from aucseg.cli import main
 from aucseg.training.stored_task import load_task
 from tests.datasets.conftest import save_mask
-from tests.datasets.test_bands import save_raster
+from tests.datasets.files import save_raster
 from tests.small_runs import SMALL_RUN
 
 rasterio = pytest.importorskip("rasterio")

@@ -94,3 +94,25 @@ def tiff_of_16_bits(values: Array, byte_order: str = "<", is_compressed: bool = 
         )
         out += struct.pack(f"{byte_order}HHI", tag, kind, count) + packed
     return out + struct.pack(f"{byte_order}I", 0) + bits + data
+
+
+def save_raster(path: Path, values: Array, **options: Any) -> Path:
+    """A GeoTIFF file of values (C, H, W)."""
+    import rasterio
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    transform = rasterio.Affine(10, 0, 500000, 0, -10, 6000000)
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        count=len(values),
+        height=values.shape[1],
+        width=values.shape[2],
+        dtype=values.dtype.name,
+        crs="EPSG:32633",
+        transform=transform,
+        **options,
+    ) as raster:
+        raster.write(values)
+    return path

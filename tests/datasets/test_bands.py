@@ -15,6 +15,7 @@ from aucseg.datasets import DatasetCard, SampleError, SegmentationDataset
 from aucseg.datasets.bands import band_statistics, check_card_image, read_card_image
 from aucseg.datasets.shards import StreamedSegmentationDataset, write_shards
 from tests.datasets.conftest import MINI, save_mask
+from tests.datasets.files import save_raster
 
 rasterio = pytest.importorskip("rasterio")
 Array = npt.NDArray[Any]
@@ -22,26 +23,6 @@ Array = npt.NDArray[Any]
 
 def card_of(text: str) -> DatasetCard:
     return DatasetCard.from_yaml(MINI + text)
-
-
-def save_raster(path: Path, values: Array, **options: Any) -> Path:
-    """Writes (C, H, W)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    transform = rasterio.Affine(10, 0, 500000, 0, -10, 6000000)
-    with rasterio.open(
-        path,
-        "w",
-        driver="GTiff",
-        count=len(values),
-        height=values.shape[1],
-        width=values.shape[2],
-        dtype=values.dtype.name,
-        crs="EPSG:32633",
-        transform=transform,
-        **options,
-    ) as raster:
-        raster.write(values)
-    return path
 
 
 def numbers(dtype: str, bands: int = 5, seed: int = 0) -> Array:

@@ -198,8 +198,7 @@ def trained_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     class Dataset(list[dict[str, Any]]):
         pairs = [SimpleNamespace(name=name) for name in names]  # noqa: RUF012
 
-    def dataset(split: str, transform: Any) -> Dataset:
-        assert (split, transform) in (("val", "evaluation"), ("train", "training"))
+    def dataset(transform: str) -> Dataset:
         items = []
         for i, name in enumerate(names):
             image, mask = scene(i)
@@ -211,8 +210,9 @@ def trained_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     def data_module(**options: Any) -> Any:
         assert options == {"card": "freedoom_lt"}
         return SimpleNamespace(
-            dataset=dataset, val_split="val", train_split="train", evaluation_transform="evaluation",
-            training_transform="training", batch_size=4,
+            validation_dataset=lambda transform: dataset({"evaluation": "val"}[transform]),
+            training_dataset=lambda transform: dataset({"training": "train"}[transform]),
+            evaluation_transform="evaluation", training_transform="training", batch_size=4,
         )  # fmt: skip
 
     def load(path: Path, map_location: str) -> _Task:

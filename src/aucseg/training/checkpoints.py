@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from pickle import UnpicklingError
 from types import FrameType
 from typing import Any
 
@@ -82,7 +83,12 @@ def checkpoint_step(path: Path) -> int:
     problem = checkpoint_problem(path)
     if problem is not None:
         raise ValueError(f"{path} is no readable checkpoint: {problem}")
-    content = torch.load(path, mmap=True, map_location="cpu", weights_only=True)
+    try:
+        content = torch.load(path, mmap=True, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds objects that could run code; a checkpoint of 'aucseg fit' has tensors and plain containers"
+        ) from error
     _check_training(content, path)
     return int(content["global_step"])
 

@@ -264,9 +264,9 @@ def test_options_out_of_range() -> None:
 
 
 def test_registry_errors() -> None:
-    with pytest.raises(ValueError, match="did you mean 'seesaw'"):
+    with pytest.raises(ValueError, match=r"did you mean seesaw\?"):
         build_loss("see-saw")
-    with pytest.raises(ValueError, match="Known: ce, "):
+    with pytest.raises(ValueError, match="known: aucseg, "):
         build_loss("xyzzy")
     with pytest.raises(ValueError, match="LogitAdjustmentLoss needs class_counts"):
         build_loss("la")
@@ -280,7 +280,7 @@ def test_registry_errors() -> None:
         ("aucseg", "auc_wieght", "auc_weight"),
         ("aucseg", "surogate", "surrogate"),  # an option of the AUC loss in it
     ):
-        with pytest.raises(TypeError, match=rf"loss '{name}'.*'{option}'; did you mean '{nearest}'\? It takes "):
+        with pytest.raises(TypeError, match=rf"loss '{name}' has no option '{option}'; did you mean (.*, )?{nearest}\b"):
             build_loss(name, COUNTS.tolist(), **{option: 1})
 
 
