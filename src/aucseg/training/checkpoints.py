@@ -184,7 +184,9 @@ class RunCheckpoint(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes over SIGTERM and SIGINT; a run that ended in a validation begins with it."""
-        self._last_saved, self._has_started = trainer.global_step, True
+        # A checkpoint from before a validation is not yet that of its step.
+        self._last_saved = -1 if self._is_before_validation else trainer.global_step
+        self._has_started = True
         if self._is_before_validation:
             trainer.fit_loop.epoch_loop.val_loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
             self._is_before_validation = False
