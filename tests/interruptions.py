@@ -39,7 +39,8 @@ HOOKS = (
     "on_save_checkpoint",
 )
 WRITES = ("fsync", "replace")
-LEARNED = ("global_step", "state_dict", "optimizer_states", "lr_schedulers", "callbacks", "processes")
+# How far loops and logs have come; all else in a checkpoint is what was learned, or what it was learned with.
+PROGRESS = {"epoch", "loops", "num_metrics_rows", "is_before_validation"}
 
 
 class Strike(Callback):
@@ -168,8 +169,8 @@ def compare(out: Path, reference: Path) -> list[str]:
     states = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (out, reference)]
     if "is_before_validation" in states[0]:
         # Killed in its last validation, which was then measured after the end: how far Lightning's loops have come
-        # is that of before it, and a longer run would begin with it. What was learned is the same.
-        states = [{key: state[key] for key in LEARNED} for state in states]
+        # is that of before it, and a longer run would begin with it. All else is the same.
+        states = [{key: value for key, value in state.items() if key not in PROGRESS} for state in states]
     found = differences(*states)
     for name in ("metrics.csv", "result.json", "confusion.json", "images.json"):
         if (out / name).read_bytes() != (reference / name).read_bytes():

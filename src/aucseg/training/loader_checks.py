@@ -13,6 +13,7 @@ from aucseg.loading.rare_classes import RareClassSampler
 
 # Options of the rare-class sampler that follow from the run.
 _SET_BY_THE_RUN = ("statistics", "seed", "num_replicas", "rank")
+_IN_ORDER = "shards are read in their order: no sampler 'rare_class' and no held_out_share with them"
 
 
 def check_sampling(*, cache: str | None, shards: Any, sampler: str, sampler_options: Mapping[str, Any]) -> None:
@@ -32,7 +33,7 @@ def check_sampling(*, cache: str | None, shards: Any, sampler: str, sampler_opti
         raise ValueError("sampler_options go with sampler 'rare_class'")
     check_options(sampler_options, RareClassSampler, "data.sampler_options", given=_SET_BY_THE_RUN)
     if shards is not None and sampler == "rare_class":
-        raise ValueError("shards are read in their order: no sampler 'rare_class' and no held_out_share with them")
+        raise ValueError(_IN_ORDER)
 
 
 def check_held_out(share: float, by: str, *, shards: Any, statistics: str | None) -> None:
@@ -46,7 +47,7 @@ def check_held_out(share: float, by: str, *, shards: Any, statistics: str | None
     if not 0 <= share < 1:
         raise ValueError(f"held_out_share must lie in [0, 1), not {share}")
     if share and shards is not None:
-        raise ValueError("shards are read in their order: no sampler 'rare_class' and no held_out_share with them")
+        raise ValueError(_IN_ORDER)
     if share and statistics is not None:
         raise ValueError("statistics are those of the whole split: leave them out with held_out_share")
 
