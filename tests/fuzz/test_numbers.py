@@ -263,7 +263,7 @@ def test_bank_from_a_damaged_state(data: st.DataObject) -> None:
                 if isinstance(sample["runs"], list):
                     sample["runs"] = torch.tensor(sample["runs"]).to(torch.int32)
     except (TypeError, KeyError, ValueError, RuntimeError, OverflowError, AttributeError, IndexError):
-        pass  # what was damaged is no longer a list of samples, or its runs are no numbers
+        pass  # what was damaged is no longer a list of samples, or its runs are not numbers
     with suppress(ValueError):
         bank.set_extra_state(damaged)
     empty = torch.zeros(2, 8, 8, dtype=torch.int64)

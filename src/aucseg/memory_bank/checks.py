@@ -97,7 +97,7 @@ def checked_presence(
     tail_classes: Sequence[int],
     num_classes: int,
 ) -> list[float] | None:
-    """Share of images that hold each tail class, from the shares of all classes; ValueError for what is no share."""
+    """Share of images that hold each tail class, from the shares of all classes; ValueError for what is not a share."""
     if presence is None:
         return None
     if presence_target is None:

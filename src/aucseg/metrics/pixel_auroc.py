@@ -98,7 +98,7 @@ class PixelAUROC(ScoreHistogramMetric):
         if self.average == "ovo":
             q = float64_of(self.histogram[:, class_id])
             p = q[class_id].clone()
-            q[class_id] = 0  # the class is no negative of its own: 0 / 0 = NaN
+            q[class_id] = 0  # the class is not a negative of its own: 0 / 0 = NaN
         else:
             p, q = (float64_of(counts) for counts in self.counts_of_class(class_id))
             q = q.unsqueeze(0)

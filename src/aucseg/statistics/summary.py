@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 
 from aucseg.datasets.card import GROUP_NAMES, DatasetCard
+from aucseg.hints import import_extra
 from aucseg.safe_files import text_cell
 from aucseg.statistics.advice import advise_bank, choose_groups
 from aucseg.statistics.class_statistics import ClassStatistics
@@ -163,11 +164,10 @@ def write_csv(report: dict[str, Any], path: Path) -> None:
 
 def write_chart(report: dict[str, Any], path: Path) -> None:
     """Draw pixel share and presence of each class, coloured by group; the ending of the path chooses the format."""
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
-    except ImportError as error:
-        raise ImportError('the chart needs matplotlib: pip install "aucseg[report]"') from error
+    import_extra("matplotlib", "report")
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
     rows = sorted((row for row in report["classes"] if row["pixels"]), key=lambda row: row["pixels"])
     figure = Figure(figsize=(9, 1.2 + 0.22 * max(len(rows), 4)), layout="constrained")
     pixels, images = figure.subplots(1, 2, sharey=True)
