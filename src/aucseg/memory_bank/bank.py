@@ -245,8 +245,8 @@ class TailMemoryBank(nn.Module):
             images: (B, C, H, W), or volumes (B, C, D, H, W), uint8 or floating, any number of channels and any range
                 of values. Channels and dtype must stay the same from batch to batch as long as samples are stored; H
                 and W may change.
-            masks: (B, H, W) or (B, D, H, W), labels 0..K-1 or ``ignore_index``, on the device of the images: bool or any
-                integer dtype but uint64. (uint8 and int16 to int64 save a copy in int64.)
+            masks: (B, H, W) or (B, D, H, W), labels 0..K-1 or ``ignore_index``, on the device of the images: bool or
+                any integer dtype but uint64. (uint8 and int16 to int64 save a copy in int64.)
             plan: what ``bank.plan(masks)`` or ``bank.planner(masks)`` has made of these masks, while on the CPU:
                 nothing then waits for the device, and the pastes are the same.
 
@@ -285,7 +285,7 @@ class TailMemoryBank(nn.Module):
         return self._planner
 
     def plan(self, masks: Tensor) -> BatchPlan:
-        """Takes from a batch's masks what ``bank(images, masks, plan=plan)`` needs to know of them. Draws and stores nothing.
+        """Takes from a batch's masks what ``bank(images, masks, plan=plan)`` needs of them; draws and stores nothing.
 
         Args:
             masks: (B, H, W) or (B, D, H, W), on the CPU; on an accelerator this waits for the device.

@@ -299,8 +299,7 @@ class SegmentationDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Endless-order training loader; on a resumed run it starts at the batch that comes next."""
-        rank, world_size = self._place
-        start_batch = 0
+        (rank, world_size), start_batch = self._place, 0
         if self.trainer is not None:
             if self.trainer.max_steps == -1:
                 raise ValueError(self._epochs_message(world_size))
