@@ -220,7 +220,7 @@ class SegmentationTask(LightningModule):
         """Pastes from the bank, then the loss of the batch."""
         images, masks = batch["image"], batch["mask"]
         if self.bank is not None:
-            images, masks = self.bank(images, masks)
+            images, masks = self.bank(images, masks, plan=batch.get("plan"))
         self.last_input = images, masks
         target = masks.long()
         assert self.loss is not None
