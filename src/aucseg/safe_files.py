@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -67,6 +69,18 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary = Path(folder, path.name)
         yield temporary
         os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any, indent: int | None = None) -> None:
+    """Writes JSON with null for NaN (a class that a split does not hold)."""
+    # Replaced as a whole: a report on a running run never meets half a file.
+    replace_file(path, (json.dumps(_nan_to_none(value), indent=indent) + "\n").encode())
+
+
+def _nan_to_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _nan_to_none(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 MAX_BYTES = 10_000_000

@@ -57,9 +57,9 @@ def run(args: argparse.Namespace) -> int:
     """
     from aucseg.commands.predict import device_named
     from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT
+    from aucseg.safe_files import write_json
     from aucseg.training.adjustment import evaluation_batches, fit_task_offsets, write_adjusted_checkpoint
     from aucseg.training.evaluation import evaluate_checkpoint
-    from aucseg.training.result_writer import write_json
     from aucseg.training.stored_task import load_task
 
     if not args.run.is_dir():
@@ -145,8 +145,8 @@ def _objective(name: str, items: Sequence[str], task: SegmentationTask) -> str |
 def _write_cross_fitted(fit: OffsetFit, task: SegmentationTask, out: Path) -> None:
     """Writes the result of a run whose validation images were fitted on: each with the offsets that others gave."""
     from aucseg.run_files import LAST_CHECKPOINT, RESULT_FILE
+    from aucseg.safe_files import write_json
     from aucseg.training.checkpoints import checkpoint_step
-    from aucseg.training.result_writer import write_json
 
     card = task.card
     result = {
