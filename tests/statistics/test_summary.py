@@ -29,6 +29,17 @@ def test_report_as_text_json_csv_and_chart(tmp_path: Path) -> None:
     assert (tmp_path / "classes.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_printing_statistics_shows_the_table_of_the_report() -> None:
+    statistics = long_tail()
+    table, _, _ = format_report(make_report(statistics)).partition("\n(mean area")
+    printed, _, remark = str(statistics).partition("\n(mean area")
+    assert printed == table
+    assert "groups by share of the labelled pixels" in remark
+    nothing = str(ClassStatistics(2))  # of which a report has nothing to say
+    assert nothing.startswith("0 images, 0 labelled pixels")
+    assert "class 1" in nothing
+
+
 def test_a_configuration_takes_the_suggested_settings() -> None:
     card = DatasetCard.load("freedoom_lt")
     statistics = ClassStatistics(card.num_classes)

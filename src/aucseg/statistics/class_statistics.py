@@ -187,6 +187,11 @@ class ClassStatistics:
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __str__(self) -> str:
+        from aucseg.statistics.summary import format_classes  # which imports this module
+
+        return format_classes(self)
+
     @property
     def num_labelled(self) -> int:
         """Labelled pixels: all but the ignored."""
@@ -272,8 +277,7 @@ class ClassStatistics:
         """Return the batch size at which all classes occur with probability at least ``1 - delta``.
 
         ``B >= log(delta / K) / log(1 - min_c p_c)`` (Han et al., NeurIPS 2024), K and the minimum over the classes that
-        occur at
-        all: a class that never occurs is in no batch.
+        occur at all: a class that never occurs is in no batch.
 
         Raises:
             ValueError: ``delta`` outside (0, 1), or no class occurs.
