@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from aucseg.datasets.dataset import SegmentationDataset
 
 _FORMAT = "aucseg class statistics 1"
+# Shares of the labelled pixels: the head has at least the first, the tail less than the second.
+HEAD_SHARE, TAIL_SHARE = 0.02, 0.005
 _SUMS = ("pixel_counts", "image_counts", "labelled_counts")
 Counts = npt.NDArray[np.int64]
 Shares = npt.NDArray[np.float64]
@@ -256,7 +258,7 @@ class ClassStatistics:
         value[(self.seen_counts < 2) | ~np.isfinite(value)] = np.nan
         return value
 
-    def groups(self, *, head: float = 0.02, tail: float = 0.005) -> dict[str, list[int]]:
+    def groups(self, *, head: float = HEAD_SHARE, tail: float = TAIL_SHARE) -> dict[str, list[int]]:
         """Return ``{"head": [class ids], "middle": [...], "tail": [...]}`` by share of the labelled pixels.
 
         Args:

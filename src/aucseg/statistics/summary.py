@@ -14,7 +14,7 @@ import yaml
 from aucseg.datasets.card import GROUP_NAMES, DatasetCard
 from aucseg.hints import import_extra
 from aucseg.safe_files import text_cell
-from aucseg.statistics.advice import advise_bank, choose_groups
+from aucseg.statistics.advice import advise_bank, bank_options, choose_groups
 from aucseg.statistics.class_statistics import ClassStatistics
 
 # Draws of a simulated batch are bounded, so that a class in one image of 100,000 does not stop the report.
@@ -63,7 +63,9 @@ def make_report(
             "trials": trials,
         },
         "bound": statistics.generalization_bound(),
-        "advice": advise_bank(statistics, groups["tail"], groups["middle"], batch_size=batch_size),
+        "advice": advise_bank(
+            statistics, groups["tail"], groups["middle"], batch_size=batch_size, by_share=groups == statistics.groups()
+        ),
     }
 
 
@@ -147,7 +149,7 @@ def format_report(report: dict[str, Any]) -> str:
     settings = ", ".join(f"{key}={value!r}" for key, value in advice["settings"].items())
     lines += [
         "",
-        "memory bank: use it" if advice["use_bank"] else "memory bank: do not use it",
+        f"memory bank: {advice['answer']}",
         *(f"  - {reason}" for reason in advice["reasons"]),
     ]
     if settings:
@@ -156,16 +158,15 @@ def format_report(report: dict[str, Any]) -> str:
             "in Python:" if advice["use_bank"] else "to compare with a bank all the same, in Python:",
             f"  TailMemoryBank({settings})",
             "in a configuration:",
-            *(f"  {line}" for line in _configuration(advice["settings"]).splitlines()),
+            *(f"  {line}" for line in _configuration(advice["settings"], report["groups"]).splitlines()),
         ]
     return "\n".join(lines)
 
 
-def _configuration(settings: dict[str, Any]) -> str:
+def _configuration(settings: dict[str, Any], groups: dict[str, list[int]]) -> str:
     """The bank's settings for ``aucseg fit``, whose card knows the groups."""
-    bank = {key: value for key, value in settings.items() if key not in ("tail_classes", "num_classes")}
-    bank["protect_classes"] = "middle" if settings["protect_classes"] else []
-    text: str = yaml.safe_dump({"model": {"loss": "aucseg", "bank": bank}}, sort_keys=False)
+    bank = bank_options(settings, groups)
+    text: str = yaml.safe_dump({"model": {"loss": "aucseg", "bank": bank}}, sort_keys=False, default_flow_style=None)
     return text
 
 
