@@ -330,7 +330,8 @@ def run_lightning(command: str, arguments: list[str]) -> AUCSegCLI:
         return AUCSegCLI(
             SegmentationTask,
             SegmentationDataModule,
-            args=[command, *_with_shipped_configs(arguments)],
+            # The help of fit_help is the short one.
+            args=[command, *("--help" if a == "--help.all" else a for a in _with_shipped_configs(arguments))],
             seed_everything_default=0,
             save_config_callback=RunConfig,
             save_config_kwargs={"overwrite": True},
