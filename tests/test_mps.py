@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -231,10 +232,10 @@ def test_metrics_are_those_of_the_cpu(metric: GroupedMeanIoU | PixelAUROC | Pixe
     """Bit by bit: the states are integers, and what is made of them is computed in float64 on the CPU."""
     generator = torch.Generator().manual_seed(0)
     logits, target = torch.randn(2, 5, 8, 8, generator=generator), torch.randint(5, (2, 8, 8), generator=generator)
-    on_cpu = metric.clone()
+    on_cpu = copy.deepcopy(metric)
     on_cpu.update(logits, target)
     with PretendedMPS():
-        moved = metric.clone().to(MPS)
+        moved = copy.deepcopy(metric).to(MPS)
         moved.update(logits.to(MPS), target.to(MPS))
         for name in moved._defaults:  # of a data set of 10^9 pixels
             if name != "num_invalid":
