@@ -241,16 +241,16 @@ def test_metrics_are_those_of_the_cpu(metric: PixelMetric) -> None:
             if name != "num_invalid":
                 getattr(on_cpu, name).mul_(10**8 + 1)
                 getattr(moved, name).mul_(10**8 + 1)
-        result = moved.compute()
+        result = moved.details()
         if isinstance(moved, PixelAUROC) and isinstance(on_cpu, PixelAUROC):
             for rates, expected in zip(moved.roc_curve(1), on_cpu.roc_curve(1), strict=True):
                 assert torch.equal(rates.cpu(), expected)
         assert {value.device for value in result.values()} == {MPS}
-        for key, expected in on_cpu.compute().items():
+        for key, expected in on_cpu.details().items():
             assert torch.equal(result[key].cpu(), expected), key
         moved.update(logits.to(MPS), torch.full_like(target, 77).to(MPS))
         with pytest.raises(ValueError, match="met 128 values"):
-            moved.compute()
+            moved.details()
         moved.reset()
         assert set(moved.metric_state) == set(metric.metric_state)
 

@@ -1,4 +1,4 @@
-"""Files that are written whole and read plainly: replaced in one step, plain YAML, cells that are no formula."""
+"""Files that are written whole and read plainly: replaced in one step, plain YAML, cells that are not formulas."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def read_yaml_mapping(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        ValueError: there is no such file, or it is no YAML, or holds something else than a mapping.
+        ValueError: there is no such file, or it is not YAML, or holds something else than a mapping.
     """
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
@@ -125,7 +125,7 @@ def read_yaml_mapping(path: Path) -> dict[str, Any]:
         text = read_text(path)
         content = yaml.load(text, Loader=_PlainLoader)  # nosec B506
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ValueError(f"{path} is no YAML file: {error}") from error
+        raise ValueError(f"{path} is not a YAML file: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a mapping, not a {type(content).__name__}")
     return content

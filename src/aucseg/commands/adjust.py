@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     from aucseg.training.stored_task import load_task
 
     if not args.run.is_dir():
-        raise ValueError(f"{args.run} is no run folder of 'aucseg fit'")
+        raise ValueError(f"{args.run} is not a run folder of 'aucseg fit'")
     out = args.out or args.run.resolve().with_name(args.run.resolve().name + "-adjusted")
     if out.exists() and any(out.iterdir()) and not (args.overwrite and (out / ADJUST_FILE).is_file()):
         way_out = "give another with --out" if not (out / ADJUST_FILE).is_file() else "--overwrite replaces it"
@@ -138,7 +138,7 @@ def _objective(name: str, items: Sequence[str], task: SegmentationTask) -> str |
         try:
             weights[names.index(class_name)] = float(text)
         except ValueError as error:
-            raise ValueError(f"--class-weight {item}: {text!r} is no number") from error
+            raise ValueError(f"--class-weight {item}: {text!r} is not a number") from error
     return weights
 
 
