@@ -1,4 +1,4 @@
-"""Predictions that any framework has written, label maps and scores, read beside the truth that they are measured by."""
+"""Predictions of any framework, label maps and scores, read beside the truth that they are measured by."""
 
 from __future__ import annotations
 

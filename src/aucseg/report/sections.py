@@ -11,7 +11,8 @@ import numpy as np
 
 from aucseg.report import charts
 from aucseg.report.encode import Color, css_color
-from aucseg.report.runs import GROUP_NAMES, Comparison
+from aucseg.report.groups import GROUP_NAMES
+from aucseg.report.runs import Comparison
 from aucseg.report.text import points, signed_points
 
 _METRIC_TITLES = {
