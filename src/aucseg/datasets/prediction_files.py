@@ -123,6 +123,21 @@ class PredictionFiles:
             raise SampleError(f"{path}: holds scores that are no finite numbers")
         return scores
 
+    def labels_from_any(self, name: str, truth: Array, kind: str | None) -> Array:
+        """The labels of an image, (H, W): those of its label map or, without one, those with the highest scores.
+
+        Args:
+            name: An image with a prediction.
+            truth: (H, W) train ids.
+            kind: What scores are: ``identity`` for numbers in 0..1, else logits.
+
+        Raises:
+            SampleError: As `read_labels` and `read_scores`.
+        """
+        if name in self.labels:
+            return self.read_labels(name, truth)
+        return labels_of_scores(self.read_scores(name, truth), kind)
+
     def _holds_scores(self, file: str) -> bool:
         path = self.folder / file
         if ending_of(file) not in (".npy", ".npz"):
@@ -200,6 +215,18 @@ class PredictionFiles:
         if encoding == "rgb":
             return "colours " + ", ".join(f"#{value:06x}" for value in values)
         return f"values {', '.join(map(str, values))}, read as {'the card’s' if self.ids == 'raw' else 'train'} ids"
+
+
+def labels_of_scores(scores: Array, kind: str | None) -> Array:
+    """The class with the highest score at each pixel, (H, W) int64, from (K, H, W), or (1, H, W) of two classes.
+
+    Example:
+        >>> labels_of_scores(np.array([[[0.2, 0.7]]]), "identity"), labels_of_scores(np.array([[[0.2]], [[3.0]]]), None)
+        (array([[0, 1]]), array([[1]]))
+    """
+    threshold = 0.5 if kind == "identity" else 0.0
+    labels: Array = scores.argmax(axis=0) if len(scores) > 1 else (scores[0] > threshold).astype(np.int64)
+    return labels
 
 
 def _check_size(path: Path, size: tuple[int, ...], truth: tuple[int, ...]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from aucseg.datasets import DatasetCard, SampleError, SegmentationDataset
 from aucseg.datasets.data_report import check_has_masks
-from aucseg.datasets.prediction_files import PredictionFiles
+from aucseg.datasets.prediction_files import PredictionFiles, labels_of_scores
 from aucseg.datasets.prediction_names import shortened
 from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
 from aucseg.metrics.boundary_iou import DILATION_RATIO, boundary_overlap, boundary_width
@@ -181,8 +181,7 @@ class _Sums:
             labels = torch.from_numpy(predictions.read_labels(name, truth).astype(np.int64))
         else:
             assert scores is not None
-            threshold = 0.5 if self.kind == "identity" else 0.0
-            labels = (scores[0] > threshold).long() if len(scores) == 1 else scores.argmax(0)
+            labels = torch.from_numpy(labels_of_scores(scores.numpy(), self.kind))
         self.iou.update(labels[None], target[None])
         width = boundary_width(truth.shape, self.ratio)
         self.boundary += boundary_overlap(labels[None], target[None], card.num_classes, card.ignore_index, width)

@@ -249,6 +249,7 @@ class Comparison:
         num_images: Images that hold each class, or None.
         counts_source: What was counted, in words.
         order: Class ids by falling count, or in the card's order without counts.
+        method: Title of the run that is to be set against the baseline, or None for the best other one.
     """
 
     runs: tuple[Run, ...]
@@ -259,6 +260,7 @@ class Comparison:
     num_images: tuple[int, ...] | None
     counts_source: str
     order: tuple[int, ...]
+    method: str | None = None
 
     @property
     def baseline(self) -> Run:
@@ -267,8 +269,8 @@ class Comparison:
 
     @property
     def challenger(self) -> Run | None:
-        """The best other run by overall mIoU, the last one where none was validated; None with one run."""
-        others = self.runs[1:]
+        """The run asked for, or the best other one by overall mIoU (the last, if none is validated); None with one."""
+        others = [run for run in self.runs[1:] if self.method in (None, run.title)]
         validated = [run for run in others if "miou" in run.metrics]
         if validated:
             return max(validated, key=lambda run: run.metrics["miou"])
@@ -301,6 +303,7 @@ def load_comparison(
     titles: Sequence[str] | None = None,
     baseline: str | None = None,
     statistics: Any = None,
+    method: str | None = None,
 ) -> Comparison:
     """Reads run folders and puts their classes in order of frequency.
 
@@ -310,10 +313,12 @@ def load_comparison(
         baseline: title of the run that the others are compared with, by default the first.
         statistics: pixel counts of the training split, as a `ClassStatistics` or K
             numbers. Without them the truth of the validation split is counted.
+        method: title of the run that is set against the baseline in the headline and the pictures, by default the best
+            other one.
 
     Raises:
-        ValueError: no folder, titles that do not fit, an unknown baseline, runs with different classes, statistics of
-            another number of classes.
+        ValueError: no folder, titles that do not fit, an unknown baseline or method, runs with different classes,
+            statistics of another number of classes.
     """
     if isinstance(run_folders, (str, Path)) or not run_folders:
         raise ValueError("run_folders must be a list of at least one run folder")
@@ -326,6 +331,9 @@ def load_comparison(
         if baseline not in titles:
             raise ValueError(f"no run is called {baseline!r}; there are {', '.join(map(repr, titles))}")
         runs.sort(key=lambda run: run.title != baseline)
+    others = [run.title for run in runs[1:]]
+    if method is not None and method not in others:
+        raise ValueError(f"no run beside the baseline is called {method!r}; there are {', '.join(map(repr, others))}")
     validated = [run for run in runs if run.class_names]
     first = validated[0] if validated else runs[0]
     for run in validated:
@@ -342,7 +350,8 @@ def load_comparison(
     runs = [_with_group_means(run, groups or {}) for run in runs]
     order = sorted(range(num_classes), key=lambda class_id: -counts[class_id] if counts else class_id)
     palette = first.palette if len(first.palette) == num_classes else tuple(map(_spread_color, range(num_classes)))
-    return Comparison(tuple(runs), first.class_names, palette, groups, counts, num_images, source, tuple(order))
+    names = first.class_names
+    return Comparison(tuple(runs), names, palette, groups, counts, num_images, source, tuple(order), method)
 
 
 def _with_group_means(run: Run, groups: Mapping[str, Sequence[int]]) -> Run:
