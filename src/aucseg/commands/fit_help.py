@@ -127,7 +127,9 @@ def told_at_once(arguments: Sequence[str]) -> str | None:
             find_config(text if equals else value)
     words = _words(arguments)
     if len(words) > _MAX_WORDS:
-        raise ValueError(f"{words[-1]!r} is no option: options begin with '--', a configuration is given with --config")
+        raise ValueError(
+            f"{words[-1]!r} is not an option: options begin with '--', a configuration is given with --config"
+        )
     only_shows = any(name in ("--help.all", "--print_config") or name.endswith(".help") for name in names)
     if not words and not only_shows and not any(name in _DATA for name in names):
         raise ValueError("there are no data: give --config FILE, or --data.card CARD with --data.root DIR")
