@@ -22,6 +22,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 
+from aucseg.announce import process_number
 from aucseg.commands.failures import explanation, with_notes
 from aucseg.commands.option_errors import option_error
 from aucseg.configs import find_config
@@ -37,7 +38,7 @@ from aucseg.training.checkpoints import (
 from aucseg.training.data_checks import check_data
 from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.metrics_log import MetricsLog
-from aucseg.training.processes import process_number, say_once
+from aucseg.training.processes import say_once
 from aucseg.training.result_writer import ResultWriter, check_writable, prepare_run_folder
 from aucseg.training.step_guard import StepGuard, TrainingStopped
 from aucseg.training.task import SegmentationTask

@@ -65,10 +65,6 @@ class PredictionFiles:
         self._label_maps: dict[str, LabelMap] = {}
         self.ids = ids or self._ids_seen()
 
-    def path_of(self, name: str) -> Path:
-        """The file that the labels of an image come from."""
-        return self.folder / (self.labels.get(name) or self.scores[name])
-
     def read_labels(self, name: str, truth: Array) -> Array:
         """Reads a label map as train ids.
 
@@ -83,10 +79,11 @@ class PredictionFiles:
             SampleError: A file that cannot be read, of another size, or with pixels of no class.
         """
         path = self.folder / self.labels[name]
-        raw = self._read_raw(path)
+        encoding = self._encoding_of(path)
+        raw = self._read_raw(path, encoding)
         values = raw.values
         _check_size(path, values.shape, truth.shape)
-        label_map = self._label_map(path, raw)
+        label_map = self._label_map(path, raw, encoding)
         labels = label_map(values)
         no_class = (labels == label_map.card.ignore_index) & (truth != self.card.ignore_index)
         if no_class.any():
@@ -145,18 +142,21 @@ class PredictionFiles:
         _, shape, dtype = _array_header(path)
         return dtype.kind == "f" and len(_plain(shape)) == 3
 
-    def _read_raw(self, path: Path) -> RawMask:
+    def _encoding_of(self, path: Path) -> str:
+        """How a label map holds its classes, from its header."""
         if ending_of(path.name) == ".npz":
             raise SampleError(f"{path}: an NPZ file holds scores, floats of three dimensions; write labels as PNG")
         mode, _ = mode_and_format(path)
         encoding = encoding_of_mode(mode)
         if encoding is None:
             raise SampleError(f"{path}: an image of mode {mode} is no label map; save ids as an 8-bit grey PNG")
+        return encoding
+
+    def _read_raw(self, path: Path, encoding: str) -> RawMask:
         return read_mask(path, replace(self.card, mask_encoding=encoding, check_palette=False))
 
-    def _label_map(self, path: Path, raw: RawMask) -> LabelMap:
+    def _label_map(self, path: Path, raw: RawMask, encoding: str) -> LabelMap:
         """What turns the values of a label map into train ids; whatever is no class becomes the ignore label."""
-        encoding = encoding_of_mode(mode_and_format(path)[0]) or "gray"
         if raw.palette is not None:
             self._check_palette(path, raw)
         if encoding not in self._label_maps:
@@ -197,8 +197,10 @@ class PredictionFiles:
         seen: set[int] = set()
         for file in self.labels.values():
             path = self.folder / file
-            if mode_and_format(path)[0] not in ("RGB", "RGBA"):
-                seen |= set(np.unique(self._read_raw(path).values).tolist()) - {card.ignore_index, *card.ignore_ids}
+            encoding = self._encoding_of(path)
+            if encoding != "rgb":
+                values = self._read_raw(path, encoding).values
+                seen |= set(np.unique(values).tolist()) - {card.ignore_index, *card.ignore_ids}
             if not seen <= raw and seen <= train:
                 return "train"
             if not seen <= train and seen <= raw:

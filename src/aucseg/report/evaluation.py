@@ -23,9 +23,9 @@ from aucseg.metrics.found_objects import SIZES, found_objects
 from aucseg.metrics.image_iou import image_scores, per_image_overlap
 from aucseg.metrics.pixel_metric import group_means
 from aucseg.metrics.result_files import write_results
-from aucseg.report.groups import groups_by_share
 from aucseg.run_files import CONFIG_FILE
 from aucseg.safe_files import replace_file
+from aucseg.statistics.groups import groups_by_share
 
 ScoreKind = Literal["softmax", "sigmoid", "identity"]
 # Rounding in 16 bits may lead this far out of 0..1.

@@ -9,10 +9,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from aucseg.datasets.card import GROUP_NAMES
 from aucseg.report import charts, pictures, sections
 from aucseg.report.encode import distinct_palette
 from aucseg.report.examples import Example, Paste
-from aucseg.report.groups import GROUP_NAMES
 from aucseg.report.runs import Comparison, Run, load_comparison
 from aucseg.report.text import points, short_count, signed_points
 

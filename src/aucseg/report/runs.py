@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aucseg.report.groups import group_means, groups_by_share
+from aucseg.report.groups import group_means
 from aucseg.report.text import percent
 from aucseg.run_files import CONFIG_FILE, CONFUSION_FILE, CURVES_FILE, IMAGES_FILE, METRICS_FILE, RESULT_FILE
 from aucseg.safe_files import read_yaml_mapping
+from aucseg.statistics.groups import groups_by_share
 
 
 @dataclass(frozen=True)
