@@ -109,7 +109,7 @@ def _as_map(loss: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _exponential(scores: Tensor, labels: Tensor, *, all_at_once: bool = False) -> Tensor:
-    """Mean of ``exp(negative - positive)`` for each class that is there: over its pairs with each other class, then these."""
+    """Mean of ``exp(negative - positive)``, a class that is there: over its pairs with each other class, then these."""
     num_classes = scores.shape[1]
     counts = torch.bincount(labels, minlength=num_classes).float()
     sums = scores.new_zeros(num_classes, num_classes).index_add(0, labels, scores.exp())

@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     tag = f"_{args.tag}" if args.tag else ""
-    file = args.results / f"{args.data}_{args.loss}{tag}_s{args.seed}_{args.steps}.json"
+    file = args.results / f"{args.data}_{args.loss.replace(':', '-')}{tag}_s{args.seed}_{args.steps}.json"
     if file.exists():
         print(f"{file} is there")
         return

@@ -1,0 +1,99 @@
+"""Writes ``docs/results/screening.md`` from the results: ``python -m benchmarks.method.table``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.method.screen import RESULTS
+
+_PAGE = Path(__file__).parents[2] / "docs" / "results" / "screening.md"
+_GROUPS = ("overall", "head", "middle", "tail")
+_NAMES = {
+    "cityscapes_256": "Cityscapes at 256 x 256, held-out cities",
+    "ccp": "Clothing Co-Parsing, held-out photographs",
+    "freedoom_lt": "Freedoom-LT, held-out maps",
+    "camvid": "CamVid, held-out parts of the training sequences",
+}
+_TEXT = """# The search for a method: every trial
+
+Mean IoU in %, on images of the training split that were held out; [What was tried](../method.md#what-was-tried) says what
+follows. Every number comes from a file in `benchmarks/method/results`; the commands are in `benchmarks/method/README.md`,
+the names of the losses in `benchmarks/method/candidates.py`. "Offsets" is the mean IoU with one offset a class, fitted on
+half of these images and judged on the other half; "AP" the mean over the classes of the average precision, which does not
+depend on where the line between two classes is drawn.
+
+Network: FPN on EfficientNet-lite0, pretrained, batches of 8 crops.
+{runs}
+## The last layer alone
+
+The last layer of a network that was trained with cross-entropy (Cityscapes, 1,500 steps), trained anew by each loss.
+
+{probe}
+## Gradients beside those of a reweighting
+
+Cosine between the gradient of each loss with respect to the logits and that of a pointwise loss whose classes count alike; in
+brackets the nearest of all that have one weight a class. One batch of 12 images, the same network.
+
+{cosines}"""
+
+
+def main() -> None:
+    _PAGE.write_text(page(RESULTS), encoding="utf-8")
+    print(f"wrote {_PAGE}")
+
+
+def page(folder: Path) -> str:
+    """The whole page."""
+    all_runs = [json.loads(file.read_text()) for file in sorted(folder.glob("*_s[0-9]_*.json"))]
+    sections = []
+    for data, title in _NAMES.items():
+        runs = [run for run in all_runs if run["data"] == data]
+        for steps in sorted({run["steps"] for run in runs}):
+            chosen = [run for run in runs if run["steps"] == steps]
+            sections.append(f"\n## {title}, {steps:,} steps\n\n{table(sorted(chosen, key=_order))}")
+    probe = json.loads((folder / "probe_cityscapes_256.json").read_text())
+    named = [{"loss": name, "tag": "", **figures} for name, figures in probe.items()]
+    return _TEXT.format(runs="".join(sections), probe=table(named), cosines=_cosines(folder))
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """A row a run."""
+    head = [
+        "method",
+        *(["seed"] if "seed" in runs[0] else []),
+        *_GROUPS,
+        "offsets: overall",
+        "tail",
+        "AP: overall",
+        "tail",
+    ]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for run in runs:
+        method = f"`{run['loss']}`" + (f", {run['tag'].replace('_', ' ')}" if run["tag"] else "")
+        figures = [
+            *(run["plain"][group] for group in _GROUPS),
+            *(run[key][group] for key in ("offsets", "ap") for group in ("overall", "tail")),
+        ]
+        cells = [method, *([str(run["seed"])] if "seed" in run else []), *(f"{value:.1f}" for value in figures)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _order(run: dict[str, Any]) -> tuple[Any, ...]:
+    return run["bank"] is not None or bool(run["data_options"]), run["loss"], run["tag"], run["seed"]
+
+
+def _cosines(folder: Path) -> str:
+    found = json.loads((folder / "cosines_cityscapes_256_trained.json").read_text())
+    others = list(next(iter(found.values()))["nearest"])
+    lines = ["| loss | " + " | ".join(others) + " |", "|---" * (len(others) + 1) + "|"]
+    for name, values in found.items():
+        cells = [f"{values['classes alike'][other]:.2f} ({values['nearest'][other]:.2f})" for other in others]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
