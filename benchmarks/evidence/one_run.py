@@ -9,9 +9,11 @@ makes room. Exit status 75: another process is at this run.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +82,12 @@ def train(job: dict[str, Any], folder: Path) -> int:
 def with_offsets(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The scores on the held-out images, and those of both splits with the offsets that are best on these images."""
     import torch
-    from benchmarks.evidence.offsets import confusion_of, fit_offsets, grouped_scores
     from benchmarks.evidence.shared_studies import HELD_OUT
+    from torch.nn import functional as F
     from torch.utils.data import DataLoader
 
+    from aucseg.inference.offsets import fit_offsets
+    from aucseg.metrics import GroupedMeanIoU
     from aucseg.training.datamodule import SegmentationDataModule
     from aucseg.training.stored_task import load_task
 
@@ -100,18 +104,24 @@ def with_offsets(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     held_out, validation = batches(HELD_OUT), batches(data.val_split)
     ignore_index = task.card.ignore_index
-    offsets = fit_offsets(held_out, task.card.num_classes, ignore_index)
-    none = torch.zeros_like(offsets)
+    fit = fit_offsets(held_out, task.card.num_classes, ignore_index=ignore_index)
 
-    def scores(split: list[tuple[torch.Tensor, torch.Tensor]], added: torch.Tensor) -> dict[str, float | None]:
-        return rounded(grouped_scores(confusion_of(split, added, ignore_index), task.groups or {}))
+    def scores(split: list[tuple[torch.Tensor, torch.Tensor]], offsets: Sequence[float]) -> dict[str, float | None]:
+        metric = GroupedMeanIoU(task.card.num_classes, groups=task.groups, ignore_index=ignore_index).to(device)
+        added = torch.tensor(offsets, device=device).view(-1, 1, 1)
+        for logits, target in split:
+            full = F.interpolate(logits.float(), target.shape[-2:], mode="bilinear", align_corners=False)
+            metric.update((full + added).argmax(1), target)
+        means = {name: float(value) for name, value in metric.compute().items()}
+        names = ("miou", *(task.groups or ()))
+        return rounded({name: None if math.isnan(means[name]) else means[name] for name in names})
 
     return {
-        "heldout": scores(held_out, none),
+        "heldout": scores(held_out, [0.0] * task.card.num_classes),
         "with_offsets": {
-            "offsets": [round(value, 4) + 0.0 for value in offsets.tolist()],
-            "heldout": scores(held_out, offsets),
-            "metrics": scores(validation, offsets),
+            "offsets": list(fit.offsets),
+            "heldout": scores(held_out, fit.offsets),
+            "metrics": scores(validation, fit.offsets),
         },
     }
 

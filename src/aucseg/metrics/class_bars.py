@@ -8,7 +8,7 @@ from typing import Any
 
 from aucseg.hints import import_extra
 
-_GROUP_COLORS = {"head": "#4477aa", "middle": "#ccbb44", "tail": "#ee6677"}
+GROUP_COLORS = {"head": "#4477aa", "middle": "#ccbb44", "tail": "#ee6677"}
 _OTHER_COLOR = "#888888"
 
 
@@ -42,7 +42,7 @@ def draw_class_bars(
     if axes is None:
         figure, axes = pyplot.subplots(figsize=(7, 1.2 + 0.24 * max(len(values), 4)), layout="constrained")
     group_of = {class_id: group for group, class_ids in groups.items() for class_id in class_ids}
-    colors = [_GROUP_COLORS.get(group_of.get(class_id, ""), _OTHER_COLOR) for class_id in range(len(values))]
+    colors = [GROUP_COLORS.get(group_of.get(class_id, ""), _OTHER_COLOR) for class_id in range(len(values))]
     occurs = [not math.isnan(value) for value in values]
     lengths = [value if known else 0.0 for value, known in zip(values, occurs, strict=True)]
     errors = None if bounds is None else [b if known else 0.0 for b, known in zip(bounds, occurs, strict=True)]
@@ -54,7 +54,7 @@ def draw_class_bars(
     if any(occurs):
         mean = sum(lengths) / sum(occurs)
         axes.axvline(mean, color="0.2", linestyle="--", linewidth=1, label=f"mean {mean:.3f}")
-    for group, color in _GROUP_COLORS.items():
+    for group, color in GROUP_COLORS.items():
         if groups.get(group):
             axes.barh(0, 0, color=color, label=group)  # for the legend alone
     axes.set_yticks(places, names, fontsize=8)

@@ -13,6 +13,7 @@ import yaml
 
 from aucseg.datasets.card import GROUP_NAMES, DatasetCard
 from aucseg.hints import import_extra
+from aucseg.metrics.class_bars import GROUP_COLORS
 from aucseg.safe_files import text_cell
 from aucseg.statistics.advice import advise_bank, bank_options, choose_groups
 from aucseg.statistics.class_statistics import ClassStatistics
@@ -25,7 +26,6 @@ _BOUND_TERMS = {
     "inter": "between images",
     "confidence": "confidence",
 }
-_GROUP_COLORS = {"head": "#4477aa", "middle": "#ccbb44", "tail": "#ee6677"}
 
 
 def make_report(
@@ -191,7 +191,7 @@ def write_chart(report: dict[str, Any], path: Path) -> None:
     rows = sorted((row for row in report["classes"] if row["pixels"]), key=lambda row: row["pixels"])
     figure = Figure(figsize=(9, 1.2 + 0.22 * max(len(rows), 4)), layout="constrained")
     pixels, images = figure.subplots(1, 2, sharey=True)
-    colors = [_GROUP_COLORS[row["group"]] for row in rows]
+    colors = [GROUP_COLORS[row["group"]] for row in rows]
     places = range(len(rows))
     shares = [100 * row["frequency"] for row in rows]
     # Points, since a bar on a logarithmic axis has no natural start.
@@ -209,6 +209,6 @@ def write_chart(report: dict[str, Any], path: Path) -> None:
     figure.suptitle(
         f"{report['title']}: {report['num_images']:,} images, imbalance ratio {report['imbalance_ratio']:,.0f}"
     )
-    handles = [Patch(color=_GROUP_COLORS[group], label=group) for group in GROUP_NAMES if report["groups"][group]]
+    handles = [Patch(color=GROUP_COLORS[group], label=group) for group in GROUP_NAMES if report["groups"][group]]
     figure.legend(handles=handles, fontsize=8, loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=120)
