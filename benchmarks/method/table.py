@@ -18,11 +18,11 @@ _NAMES = {
 }
 _TEXT = """# The search for a method: every trial
 
-Mean IoU in %, on images of the training split that were held out; [What was tried](../method.md#what-was-tried) says what
-follows. Every number comes from a file in `benchmarks/method/results`; the commands are in `benchmarks/method/README.md`,
-the names of the losses in `benchmarks/method/candidates.py`. "Offsets" is the mean IoU with one offset a class, fitted on
-half of these images and judged on the other half; "AP" the mean over the classes of the average precision, which does not
-depend on where the line between two classes is drawn.
+Mean IoU in %, on images of the training split that were held out; [What was tried](../method.md#what-was-tried) says
+what follows. Every number comes from a file in `benchmarks/method/results`; the commands are in
+`benchmarks/method/README.md`, the names of the losses in `benchmarks/method/candidates.py`. "Offsets" is the mean IoU
+with one offset a class, fitted on half of these images and judged on the other half; "AP" the mean over the classes of
+the average precision, which does not depend on where the line between two classes is drawn.
 
 Network: FPN on EfficientNet-lite0, pretrained, batches of 8 crops.
 {runs}
@@ -33,8 +33,8 @@ The last layer of a network that was trained with cross-entropy (Cityscapes, 1,5
 {probe}
 ## Gradients beside those of a reweighting
 
-Cosine between the gradient of each loss with respect to the logits and that of a pointwise loss whose classes count alike; in
-brackets the nearest of all that have one weight a class. One batch of 12 images, the same network.
+Cosine between the gradient of each loss with respect to the logits and that of a pointwise loss whose classes count
+alike; in brackets the nearest of all that have one weight a class. One batch of 12 images, the same network.
 
 {cosines}"""
 
