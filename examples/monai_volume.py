@@ -1,10 +1,11 @@
-"""Volumes: MONAI's U-Net, loss, bank, windows and metrics in three dimensions, on volumes with a rare lesion made here.
+"""Volumes: MONAI's U-Net, loss, bank, windows and metrics in three dimensions, on volumes with rare lesions made here.
 
-python examples/monai_volume.py --steps 300 --presence 0.5
-python examples/monai_volume.py --steps 300 --presence 0
+python examples/monai_volume.py --presence 0.5
+python examples/monai_volume.py --presence 0
 
 One training volume of 24 holds lesions, so that most batches have none. `--presence` is the share of volumes that shall
-hold one after the bank has pasted; 0 trains without a bank.
+hold one after the bank has pasted; with 0 it pastes nothing. `--oversample 12` draws the volumes with lesions twelve
+times as often instead.
 """
 
 import argparse
@@ -18,6 +19,8 @@ from aucseg.inference.predictor import InferenceOptions, Predictor
 parser = argparse.ArgumentParser()
 parser.add_argument("--steps", type=int, default=300)
 parser.add_argument("--presence", type=float, default=0.5)
+parser.add_argument("--oversample", type=int, default=1)
+parser.add_argument("--with_lesions", type=int, default=1, help="training volumes that hold lesions, of 24")
 parser.add_argument("--seed", type=int, default=0)
 args = parser.parse_args()
 torch.manual_seed(args.seed)
@@ -44,21 +47,19 @@ def volume(size: tuple[int, ...], num_lesions: int) -> tuple[torch.Tensor, torch
     return (brightness + 0.4 * torch.randn(size))[None], labels
 
 
-train = [volume((32, 32, 32), 2 if number == 0 else 0) for number in range(24)]
+train = [volume((32, 32, 32), 2 if number < args.with_lesions else 0) for number in range(24)]
 held_out = [volume((40, 48, 44), 2) for _ in range(8)]
 model = UNet(spatial_dims=3, in_channels=1, out_channels=3, channels=(8, 16, 32), strides=(2, 2), num_res_units=1)
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 loss_fn = AUCSegLoss()
-bank = TailMemoryBank(
-    [2], 3, presence_target=args.presence, resize_ratio=1.0, scope="image", placement="uniform", protect_classes=[]
-)
-bank.train(args.presence > 0)
+bank = TailMemoryBank([2], 3, presence_target=args.presence, resize_ratio=1.0, scope="image", placement="uniform")
 
+epoch = train[: args.with_lesions] * args.oversample + train[args.with_lesions :]
 order: list[int] = []
 for step in range(args.steps):
     if len(order) < 2:
-        order = torch.randperm(len(train)).tolist()
-    images, masks = (torch.stack(part) for part in zip(train[order.pop()], train[order.pop()], strict=True))
+        order = torch.randperm(len(epoch)).tolist()
+    images, masks = (torch.stack(part) for part in zip(epoch[order.pop()], epoch[order.pop()], strict=True))
     images, masks = bank(images, masks)
     loss = loss_fn(model(images), masks)
     optimizer.zero_grad()
