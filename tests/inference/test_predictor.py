@@ -237,7 +237,10 @@ def test_training_mode_is_refused() -> None:
     ("options", "message"),
     [
         ({"window": (0, 8)}, "window must be two positive"),
+        ({"window": (8,)}, "or three for volumes"),
         ({"window": (8, 8), "stride": (9, 8)}, "at most the window"),
+        ({"window": (8, 8), "stride": (8, 8, 8)}, "as many numbers as the window"),
+        ({"block_width": 0}, "block_width must be at least 1"),
         ({"stride": (9, 8)}, "stride needs a window"),
         ({"blend": "cubic"}, "blend must be"),
         ({"scales": (0.0,)}, "scales must be positive"),

@@ -45,7 +45,9 @@ def test_region_is_the_mask_without_its_erosion(seed: int, shape: list[int], wid
         np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize(("shape", "width"), [((40, 31), None), ((40, 31), 3), ((12, 14, 9), 1)])
+@pytest.mark.parametrize(
+    ("shape", "width"), [((40, 31), None), ((40, 31), 3), ((12, 14, 9), 1), ((16, 40, 70), None), ((12, 9, 14), 3)]
+)
 def test_overlap_equals_bands_of_each_class(shape: tuple[int, ...], width: int | None) -> None:
     pairs = [labels(seed, shape, 4) for seed in range(3)]
     predicted, target = (torch.stack(part) for part in zip(*pairs, strict=True))

@@ -174,6 +174,20 @@ def test_logits_of() -> None:
             logits_of(output)
 
 
+@pytest.mark.parametrize("full_resolution", [False, True])
+def test_volumes_are_padded_and_cut_back(full_resolution: bool) -> None:
+    network = nn.Conv3d(1, 4, 2, stride=2)
+    model = build_model(network, 4, stride=4, full_resolution=full_resolution)
+    volumes = torch.rand(2, 1, 8, 6, 5)
+    padded = nn.functional.pad(volumes, (0, 3, 0, 2))
+    upsampled = nn.functional.interpolate(network(padded), (8, 8, 8), mode="trilinear", align_corners=False)
+    torch.testing.assert_close(model(volumes), upsampled[..., :6, :5])
+    even = network(padded)[..., :3, :] if not full_resolution else upsampled[..., :6, :]
+    torch.testing.assert_close(model(padded[..., :6, :]), even)
+    with pytest.raises(ValueError, match=r"expected \(B, 4, d, h, w\)"):
+        build_model(nn.Sequential(network, nn.Flatten(3)), 4)(volumes)
+
+
 @pytest.mark.parametrize("images", [torch.rand(3, 8, 8), torch.rand(8, 8)])
 def test_images_need_four_dimensions(images: Tensor) -> None:
     with pytest.raises(ValueError, match=r"images must be \(B, C, H, W\)"):

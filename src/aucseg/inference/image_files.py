@@ -328,14 +328,14 @@ def _predict(
     labels = np.empty(image.shape[:2], dtype=np.uint8 if num_classes <= 256 else np.uint16)
     pixels = np.zeros(num_classes, dtype=np.int64)
     with _score_map(score_path, (num_classes, *image.shape[:2])) as score_map:
-        for rows, columns, logits in predictor.blocks(image):
+        for place, logits in predictor.blocks(image):
             if len(logits) != num_classes:
                 raise TypeError(f"the model has {len(logits)} classes, but there are names for {num_classes}")
             block = logits.argmax(dim=0).cpu().numpy()
-            labels[rows, columns] = block
+            labels[place] = block
             pixels += np.bincount(block.ravel(), minlength=num_classes)
             if score_map is not None:
-                score_map[:, rows, columns] = logits.softmax(dim=0).cpu().numpy()
+                score_map[(slice(None), *place)] = logits.softmax(dim=0).cpu().numpy()
     return labels, pixels
 
 

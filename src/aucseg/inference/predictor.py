@@ -1,4 +1,4 @@
-"""Inference at full size: whole images, sliding windows in constant memory, scales and flips, class priors."""
+"""Inference at full size, of images and volumes: whole, by sliding windows in constant memory, at several scales."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -14,49 +14,58 @@ from torch import Tensor, nn
 from aucseg.dtypes import in_model_dtype
 from aucseg.losses.baselines.logit_adjustment import log_prior
 from aucseg.losses.class_weights import check_class_counts
+from aucseg.models.segmentation_model import resize
 
 Array = npt.NDArray[Any]
+Place = tuple[slice, ...]
+
+# Default widths of the blocks of images and of volumes, by their number of dimensions.
+_BLOCK_WIDTHS = {2: 4096, 3: 512}
 
 
 @dataclass(frozen=True)
 class InferenceOptions:
-    """How to get logits of an image from a model.
+    """How to get logits of an image or a volume from a model.
 
     Attributes:
-        window: ``(height, width)`` of the sliding window in pixels; None for the whole image at once. A smaller image
-            is taken whole.
-        stride: ``(vertical, horizontal)`` step of the window, at most its size. Default: three quarters of it.
+        window: ``(height, width)`` of the sliding window in pixels, of volumes ``(depth, height, width)``; None for the
+            whole image at once. Where the image is smaller it is taken whole.
+        stride: Step of the window in each direction, at most its size. Default: three quarters of it.
         blend: Weight of a window's pixels where windows overlap: ``"average"``, equal; ``"linear"``, falling towards
             the window's border, which hides seams.
         scales: Resize the image (or window) by each factor and average the class probabilities.
-        flip: Average with the mirrored image as well.
+        flip: Average with the image mirrored from left to right as well.
         class_frequency: Pixel counts or shares of the K classes in the training data; ``tau * log(frequency)`` is
             subtracted from the logits (Menon et al., *Long-tail learning via logit adjustment*, ICLR 2021), which
             favours rare classes. Meant for models trained with plain cross-entropy.
         tau: Strength of that adjustment.
         batch_size: Windows that go through the model together.
         block_width: Images wider than this are worked off in columns of at least this width, so that the memory depends
-            neither on the height nor on the width of the image. Windows across the border of two columns are computed
-            twice.
+            neither on the height nor on the width of the image; volumes likewise, in height and width. Windows across
+            the border of two columns are computed twice. Default: 4096, for volumes 512.
 
     Raises:
         ValueError: An option is out of its range.
     """
 
-    window: tuple[int, int] | None = None
-    stride: tuple[int, int] | None = None
+    window: tuple[int, ...] | None = None
+    stride: tuple[int, ...] | None = None
     blend: Literal["average", "linear"] = "linear"
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     class_frequency: tuple[float, ...] | None = None
     tau: float = 1.0
     batch_size: int = 1
-    block_width: int = 4096
+    block_width: int | None = None
 
     def __post_init__(self) -> None:
         if self.window is not None:
-            if len(self.window) != 2 or min(self.window) < 1:
-                raise ValueError(f"window must be two positive numbers of pixels, got {self.window}")
+            if len(self.window) not in (2, 3) or min(self.window) < 1:
+                raise ValueError(
+                    f"window must be two positive numbers of pixels, or three for volumes, got {self.window}"
+                )
+            if len(self.steps) != len(self.window):
+                raise ValueError(f"stride {self.stride} must have as many numbers as the window {self.window}")
             if any(not 1 <= step <= size for step, size in zip(self.steps, self.window, strict=True)):
                 raise ValueError(f"stride {self.stride} must be at least 1 and at most the window {self.window}")
         elif self.stride is not None:
@@ -65,26 +74,25 @@ class InferenceOptions:
             raise ValueError(f"blend must be 'average' or 'linear', got {self.blend!r}")
         if not self.scales or min(self.scales) <= 0:
             raise ValueError(f"scales must be positive, got {self.scales}")
-        if self.batch_size < 1 or self.block_width < 1:
-            raise ValueError(
-                f"batch_size and block_width must be at least 1, got {self.batch_size} and {self.block_width}"
-            )
+        for name in ("batch_size", "block_width"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         if self.class_frequency is not None:
             check_class_counts(self.class_frequency, "class_frequency")
 
     @property
-    def steps(self) -> tuple[int, int]:
+    def steps(self) -> tuple[int, ...]:
         """The stride, or its default for the window."""
         assert self.window is not None
-        return self.stride or (max(1, self.window[0] * 3 // 4), max(1, self.window[1] * 3 // 4))
+        return self.stride or tuple(max(1, side * 3 // 4) for side in self.window)
 
 
 class Predictor:
-    """Logits and labels of images at full size.
+    """Logits and labels of images, or of volumes, at full size.
 
     Args:
-        model: From images ``(B, C, H, W)`` float to logits ``(B, K, h, w)`` at any resolution: a module in evaluation
-            mode, or any callable.
+        model: From images ``(B, C, H, W)`` float to logits ``(B, K, h, w)`` at any resolution, or from volumes
+            ``(B, C, D, H, W)`` to ``(B, K, d, h, w)``: a module in evaluation mode, or any callable.
         options: See :class:`InferenceOptions`.
         pixel_mean: Mean to subtract from each channel, in the units of the images; None when the model normalizes by
             itself.
@@ -98,6 +106,9 @@ class Predictor:
         >>> sliding = Predictor(model, InferenceOptions(window=(32, 32))).labels(image)
         >>> whole.shape, bool((whole == sliding).all())
         (torch.Size([50, 70]), True)
+        >>> predictor = Predictor(nn.Conv3d(1, 2, 3, padding=1).eval(), InferenceOptions(window=(16, 16, 16)))
+        >>> predictor.labels(torch.rand(1, 20, 30, 25)).shape
+        torch.Size([20, 30, 25])
     """
 
     def __init__(
@@ -114,8 +125,7 @@ class Predictor:
         self.model = model
         self.options = options or InferenceOptions()
         self.pixel_mean, self.pixel_std = (
-            None if values is None else torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
-            for values in (pixel_mean, pixel_std)
+            None if values is None else torch.tensor(values, dtype=torch.float32) for values in (pixel_mean, pixel_std)
         )
         if device is None:
             parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
@@ -128,12 +138,13 @@ class Predictor:
             self._adjustment = self.options.tau * prior.float().to(self.device)
 
     def logits(self, image: Tensor | Array) -> Tensor:
-        """Compute the logits ``(K, H, W)`` float32 of one image, on the model's device.
+        """Compute the logits ``(K, H, W)`` or ``(K, D, H, W)`` float32 of one image or volume, on the model's device.
 
         A model with one logit z a pixel has two classes, with the logits (0, z).
 
         Args:
-            image: A tensor ``(C, H, W)`` or an array ``(H, W, C)``, uint8 or float.
+            image: A tensor ``(C, H, W)`` or an array ``(H, W, C)``, uint8 or float; of a volume ``(C, D, H, W)`` or
+                ``(D, H, W, C)``.
 
         Returns:
             Logits; with several scales or a flip, logarithms of mean probabilities. The softmax of either gives
@@ -142,22 +153,22 @@ class Predictor:
         Raises:
             ValueError: The model is in training mode, or shapes do not fit.
         """
-        height, width = _size_of(image)
+        size = _size_of(image)
         out: Tensor | None = None
-        for rows, columns, logits in self.blocks(image):
+        for place, logits in self.blocks(image):
             if out is None:
-                out = logits.new_empty((len(logits), height, width))
-            out[:, rows, columns] = logits
+                out = logits.new_empty((len(logits), *size))
+            out[(slice(None), *place)] = logits
         assert out is not None
         return out
 
     def labels(self, image: Tensor | Array, out: Array | None = None) -> Tensor:
-        """Compute the labels ``(H, W)`` of one image without keeping the logits of more than a band of it.
+        """Compute the labels ``(H, W)`` or ``(D, H, W)`` without keeping the logits of more than a band of them.
 
         Args:
-            image: A tensor ``(C, H, W)`` or an array ``(H, W, C)``, uint8 or float; it may be memory-mapped.
-            out: Array ``(H, W)`` of an integer type to write to; it may be memory-mapped. With a window, the memory
-                then does not depend on the size of the image.
+            image: As in :meth:`logits`; it may be memory-mapped.
+            out: Array ``(H, W)`` or ``(D, H, W)`` of an integer type to write to; it may be memory-mapped. With a
+                window, the memory then does not depend on the size of the image.
 
         Returns:
             Labels, int64 on the CPU; with ``out``, a view of it.
@@ -169,86 +180,98 @@ class Predictor:
         array = np.empty(size, dtype=np.int64) if out is None else out
         if array.shape != size or not np.issubdtype(array.dtype, np.integer):
             raise ValueError(f"out must hold integers of shape {size}, got {array.dtype} {array.shape}")
-        for rows, columns, logits in self.blocks(image):
+        for place, logits in self.blocks(image):
             if len(logits) - 1 > np.iinfo(array.dtype).max:
                 raise ValueError(f"out of type {array.dtype} cannot hold {len(logits)} labels")
-            array[rows, columns] = logits.argmax(dim=0).cpu().numpy()
+            array[place] = logits.argmax(dim=0).cpu().numpy()
         return torch.from_numpy(array)
 
-    def blocks(self, image: Tensor | Array) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Yield ``(rows, columns, logits)`` for parts that cover the image, none twice; logits ``(K, rows, columns)``.
+    def blocks(self, image: Tensor | Array) -> Iterator[tuple[Place, Tensor]]:
+        """Yield ``(place, logits)`` for parts that cover the image, none twice.
 
         Args:
-            image: A tensor ``(C, H, W)`` or an array ``(H, W, C)``, uint8 or float.
+            image: As in :meth:`logits`.
+
+        Yields:
+            ``(rows, columns)``, of volumes ``(planes, rows, columns)``, as slices, and logits ``(K, rows, columns)`` or
+            ``(K, planes, rows, columns)``.
 
         Raises:
             ValueError: As in :meth:`logits`.
         """
-        height, width = _size_of(image)
+        size, window = _size_of(image), self.options.window
         if isinstance(self.model, nn.Module) and self.model.training:
             raise ValueError("the model is in training mode; call model.eval() first")
-        parts = self._whole(image) if self.options.window is None else self._slide(image, height, width)
-        for rows, columns, logits in parts:
-            yield rows, columns, logits if self._adjustment is None else logits - self._adjustment[:, None, None]
+        if window is not None and len(window) != len(size):
+            raise ValueError(
+                f"the window {window} does not fit an image of size {size}: it has two sides for images (C, H, W), "
+                "three for volumes (C, D, H, W)"
+            )
+        parts = self._whole(image) if window is None else self._slide(image, size, window)
+        for place, logits in parts:
+            yield place, logits if self._adjustment is None else logits - _over_channels(self._adjustment, logits)
 
-    def _whole(self, image: Tensor | Array) -> Iterator[tuple[slice, slice, Tensor]]:
-        pixels = self._read(image, slice(None), slice(None))[None]
-        yield slice(0, pixels.shape[-2]), slice(0, pixels.shape[-1]), self._augmented(pixels)[0]
+    def _whole(self, image: Tensor | Array) -> Iterator[tuple[Place, Tensor]]:
+        pixels = self._read(image, (slice(None),) * (image.ndim - 1))[None]
+        yield tuple(slice(0, side) for side in pixels.shape[2:]), self._augmented(pixels)[0]
 
-    def _slide(self, image: Tensor | Array, height: int, width: int) -> Iterator[tuple[slice, slice, Tensor]]:
+    def _slide(
+        self, image: Tensor | Array, size: tuple[int, ...], window: tuple[int, ...]
+    ) -> Iterator[tuple[Place, Tensor]]:
         """Work off one column of blocks after the other, each from top to bottom, with one band of sums in memory."""
-        assert self.options.window is not None
-        window = (min(self.options.window[0], height), min(self.options.window[1], width))
-        tops = window_offsets(height, window[0], self.options.steps[0])
-        lefts = window_offsets(width, window[1], self.options.steps[1])
+        window = tuple(map(min, window, size))
+        tops, *across = map(window_offsets, size, window, self.options.steps)
         weight = self._window_weight(window)
-        block_width = max(self.options.block_width, window[1])
-        num_blocks = max(1, width // block_width)
-        borders = [width * i // num_blocks for i in range(num_blocks + 1)]
-        for left, right in itertools.pairwise(borders):
-            reached = [x for x in lefts if x < right and x + window[1] > left]
+        block_width = self.options.block_width or _BLOCK_WIDTHS[len(size)]
+        borders = [_intervals(side, max(block_width, w)) for side, w in zip(size[1:], window[1:], strict=True)]
+        for block in itertools.product(*borders):
+            axes = list(zip(across, window[1:], block, strict=True))
+            reached = list(
+                itertools.product(*([x for x in xs if x < end and x + w > begin] for xs, w, (begin, end) in axes))
+            )
+            extent = [window[0], *(end - begin for begin, end in block)]
             sums: Tensor | None = None
-            weights = torch.zeros(window[0], right - left, dtype=torch.float32, device=self.device)
+            weights = torch.zeros(extent, dtype=torch.float32, device=self.device)
             for index, top in enumerate(tops):
                 for start in range(0, len(reached), self.options.batch_size):
-                    xs = reached[start : start + self.options.batch_size]
-                    rows = slice(top, top + window[0])
-                    batch = torch.stack([self._read(image, rows, slice(x, x + window[1])) for x in xs])
-                    for x, logits in zip(xs, self._augmented(batch), strict=True):
+                    corners = reached[start : start + self.options.batch_size]
+                    places = [tuple(slice(x, x + w) for x, w in zip((top, *c), window, strict=True)) for c in corners]
+                    batch = torch.stack([self._read(image, place) for place in places])
+                    for corner, logits in zip(corners, self._augmented(batch), strict=True):
                         if sums is None:
-                            sums = logits.new_zeros((len(logits), window[0], right - left))
-                        inside = slice(max(left - x, 0), min(right - x, window[1]))
-                        place = slice(max(x - left, 0), min(x + window[1], right) - left)
-                        sums[:, :, place] += (logits * weight)[:, :, inside]
-                        weights[:, place] += weight[:, inside]
+                            sums = logits.new_zeros((len(logits), *extent))
+                        inside, target = _overlap((0, *corner), window, ((0, window[0]), *block))
+                        sums[(slice(None), *target)] += (logits * weight)[(slice(None), *inside)]
+                        weights[target] += weight[inside]
                 assert sums is not None
-                finished = (tops[index + 1] if index + 1 < len(tops) else height) - top
-                yield slice(top, top + finished), slice(left, right), sums[:, :finished] / weights[:finished]
-                sums = F.pad(sums[:, finished:], (0, 0, 0, finished))
-                weights = F.pad(weights[finished:], (0, 0, 0, finished))
+                finished = (tops[index + 1] if index + 1 < len(tops) else size[0]) - top
+                place = (slice(top, top + finished), *(slice(begin, end) for begin, end in block))
+                yield place, sums[:, :finished] / weights[:finished]
+                below = (0, 0) * len(block) + (0, finished)
+                sums, weights = F.pad(sums[:, finished:], below), F.pad(weights[finished:], below)
 
-    def _window_weight(self, window: tuple[int, int]) -> Tensor:
-        if self.options.blend == "average":
-            return torch.ones(window, dtype=torch.float32, device=self.device)
-        ramps = []
-        for size in window:
-            position = torch.arange(size, device=self.device)
-            ramps.append(torch.minimum(position + 1, size - position).float() / size)
-        return ramps[0][:, None] * ramps[1]
+    def _window_weight(self, window: tuple[int, ...]) -> Tensor:
+        weight = torch.ones(window, dtype=torch.float32, device=self.device)
+        if self.options.blend == "linear":
+            for dim, size in enumerate(window):
+                position = torch.arange(size, device=self.device)
+                ramp = torch.minimum(position + 1, size - position).float() / size
+                weight *= ramp.view(-1, *[1] * (len(window) - 1 - dim))
+        return weight
 
     @torch.no_grad()
     def _augmented(self, images: Tensor) -> Tensor:
-        """Compute logits ``(B, K, H, W)`` at the size of the images ``(B, C, H, W)``."""
-        size = (images.shape[-2], images.shape[-1])
+        """Compute logits ``(B, K, *spatial)`` at the size of the images ``(B, C, *spatial)``."""
+        size = images.shape[2:]
         if self.options.scales == (1.0,) and not self.options.flip:
-            return _resize(self._run(images), size)
+            return resize(self._run(images), size)
         total: Tensor | None = None
         views = 0
         for scale in self.options.scales:
-            scaled = _resize(images, (max(1, round(size[0] * scale)), max(1, round(size[1] * scale))))
+            scaled = resize(images, [max(1, round(side * scale)) for side in size])
             for flipped in (False, True) if self.options.flip else (False,):
                 logits = self._run(scaled.flip(-1) if flipped else scaled)
-                probabilities = _resize(logits.flip(-1) if flipped else logits, size).softmax(dim=1)
+                probabilities = resize(logits.flip(-1) if flipped else logits, size).softmax(dim=1)
                 total = probabilities if total is None else total + probabilities
                 views += 1
         assert total is not None
@@ -258,8 +281,9 @@ class Predictor:
         if isinstance(self.model, nn.Module):
             images = in_model_dtype(images, self.model)
         logits = self.model(images)
-        if logits.ndim != 4 or len(logits) != len(images):
-            raise ValueError(f"the model returned shape {tuple(logits.shape)}; expected ({len(images)}, K, h, w)")
+        if logits.ndim != images.ndim or len(logits) != len(images):
+            sides = "h, w" if images.ndim == 4 else "d, h, w"
+            raise ValueError(f"the model returned shape {tuple(logits.shape)}; expected ({len(images)}, K, {sides})")
         logits = logits.float()
         if logits.shape[1] == 1:  # one logit z a pixel: two classes with the logits (0, z)
             logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
@@ -267,26 +291,31 @@ class Predictor:
             raise ValueError(f"{len(self._adjustment)} class frequencies for a model of {logits.shape[1]} classes")
         return logits
 
-    def _read(self, image: Tensor | Array, rows: slice, columns: slice) -> Tensor:
+    def _read(self, image: Tensor | Array, place: Place) -> Tensor:
         if isinstance(image, Tensor):
-            pixels = image[:, rows, columns]
+            pixels = image[(slice(None), *place)]
         else:
-            pixels = torch.from_numpy(np.array(image[rows, columns])).permute(2, 0, 1)
+            pixels = torch.from_numpy(np.array(image[place])).movedim(-1, 0)
         # Bytes travel as they are, all else in the one dtype that every device has.
         pixels = (pixels if pixels.dtype == torch.uint8 else pixels.float()).to(self.device).float()
         if self.pixel_mean is None or self.pixel_std is None:
             return pixels
         if len(self.pixel_mean) != len(pixels):
             raise ValueError(f"the image has {len(pixels)} channels, pixel_mean has {len(self.pixel_mean)}")
-        return (pixels - self.pixel_mean.to(self.device)) / self.pixel_std.to(self.device)
+        mean, std = (_over_channels(values.to(self.device), pixels) for values in (self.pixel_mean, self.pixel_std))
+        return (pixels - mean) / std
 
 
-def _size_of(image: Tensor | Array) -> tuple[int, int]:
-    if image.ndim != 3 or 0 in image.shape:
-        expected = "(C, H, W)" if isinstance(image, Tensor) else "(H, W, C)"
+def _size_of(image: Tensor | Array) -> tuple[int, ...]:
+    if image.ndim not in (3, 4) or 0 in image.shape:
+        expected = "(C, H, W) or (C, D, H, W)" if isinstance(image, Tensor) else "(H, W, C) or (D, H, W, C)"
         raise ValueError(f"the image must be {expected}, got shape {tuple(image.shape)}")
-    height, width = image.shape[1:] if isinstance(image, Tensor) else image.shape[:2]
-    return int(height), int(width)
+    return tuple(map(int, image.shape[1:] if isinstance(image, Tensor) else image.shape[:-1]))
+
+
+def _over_channels(values: Tensor, like: Tensor) -> Tensor:
+    """Values of channels, (C,), in a shape that goes with ``like`` (C, *spatial)."""
+    return values.view(-1, *[1] * (like.ndim - 1))
 
 
 def window_offsets(length: int, window: int, step: int) -> list[int]:
@@ -294,5 +323,16 @@ def window_offsets(length: int, window: int, step: int) -> list[int]:
     return [*range(0, length - window, step), length - window]
 
 
-def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=False)
+def _intervals(length: int, least: int) -> list[tuple[int, int]]:
+    """Cut ``length`` into intervals of at least ``least``, as far as it has it."""
+    number = max(1, length // least)
+    return list(itertools.pairwise(length * i // number for i in range(number + 1)))
+
+
+def _overlap(
+    corner: tuple[int, ...], window: tuple[int, ...], block: tuple[tuple[int, int], ...]
+) -> tuple[Place, Place]:
+    """Where a window and a block meet: as places in the window and in the block."""
+    axes = list(zip(corner, window, block, strict=True))
+    inside = tuple(slice(max(begin - x, 0), min(end - x, w)) for x, w, (begin, end) in axes)
+    return inside, tuple(slice(max(x - begin, 0), min(x + w, end) - begin) for x, w, (begin, end) in axes)

@@ -14,18 +14,25 @@ def per_image_overlap(predicted: Tensor, target: Tensor, num_classes: int, ignor
     """Intersection, union and true pixels of each class that occurs in the truth or the prediction of one image.
 
     Args:
-        predicted: (H, W) integer labels.
-        target: (H, W) integer labels; pixels of ``ignore_index`` do not count.
+        predicted: (H, W) integer labels; of a volume (D, H, W).
+        target: Integer labels of that shape; pixels of ``ignore_index`` do not count.
         num_classes: K.
         ignore_index: the ignore label.
 
     Returns:
         ``{class id: [pixels of the intersection, pixels of the union, pixels in the truth]}``.
 
+    Raises:
+        ValueError: shapes that differ.
+
     Example:
         >>> per_image_overlap(torch.tensor([[0, 1, 1]]), torch.tensor([[0, 0, 255]]), 3, 255)
         {0: [1, 2, 2], 1: [0, 1, 0]}
     """
+    if predicted.shape != target.shape:
+        raise ValueError(
+            f"predicted labels of shape {tuple(predicted.shape)} and target of shape {tuple(target.shape)} differ"
+        )
     predicted, target = predicted.long(), target.long()
     valid = target != ignore_index
     predicted, target = predicted[valid], target[valid]

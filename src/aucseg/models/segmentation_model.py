@@ -1,6 +1,6 @@
 """The one contract that every model meets: images in, logits at any resolution out."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -10,43 +10,59 @@ IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
-def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
-    """Pad images with zeros at the bottom and the right until both sides are multiples of ``multiple``.
+_MODES = {3: "linear", 4: "bilinear", 5: "trilinear"}
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Interpolate linearly in each direction (``align_corners=False``).
 
     Args:
-        images: ``(B, C, H, W)``, any dtype.
+        x: ``(B, C, *spatial)`` float, with one to three spatial dimensions.
+        size: The spatial size that is wanted.
+
+    Returns:
+        ``(B, C, *size)``; the input itself when it has that size.
+    """
+    return x if x.shape[2:] == tuple(size) else F.interpolate(x, size, mode=_MODES[x.ndim], align_corners=False)
+
+
+def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
+    """Pad images with zeros at the far end of each side until all sides are multiples of ``multiple``.
+
+    Args:
+        images: ``(B, C, H, W)`` or volumes ``(B, C, D, H, W)``, any dtype.
         multiple: The stride of a network, at least 1.
 
     Returns:
-        ``(B, C, H', W')`` with H' and W' the next multiples; the input itself when nothing is missing.
+        ``(B, C, H', W')`` or ``(B, C, D', H', W')`` with the next multiples; the input itself when nothing is missing.
 
     Example:
         >>> import torch
         >>> pad_to_multiple(torch.ones(1, 3, 30, 32), 32).shape
         torch.Size([1, 3, 32, 32])
+        >>> pad_to_multiple(torch.ones(1, 1, 7, 8, 9), 4).shape
+        torch.Size([1, 1, 8, 8, 12])
     """
-    height, width = images.shape[-2:]
-    return (
-        F.pad(images, (0, -width % multiple, 0, -height % multiple))
-        if height % multiple or width % multiple
-        else images
-    )
+    sides = images.shape[2:]
+    if not any(side % multiple for side in sides):
+        return images
+    return F.pad(images, [amount for side in reversed(sides) for amount in (0, -side % multiple)])
 
 
-def crop_logits(logits: Tensor, padded_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
+def crop_logits(logits: Tensor, padded_size: Sequence[int], size: Sequence[int]) -> Tensor:
     """Cut off of the logits what belongs to the padding of the images.
 
     The cut is made at the logits' own resolution where the images' border falls on a border of its cells. Elsewhere the
-    logits are first upsampled (bilinear) to the padded size, because a cut inside a cell would shift every label by a
-    part of a cell.
+    logits are first upsampled (linearly in each direction) to the padded size, because a cut inside a cell would shift
+    every label by a part of a cell.
 
     Args:
-        logits: ``(B, K, h, w)`` float, computed from images of ``padded_size``.
-        padded_size: ``(H', W')`` of the images that the network saw.
-        size: ``(H, W)`` of the images before the padding.
+        logits: ``(B, K, h, w)`` or ``(B, K, d, h, w)`` float, computed from images of ``padded_size``.
+        padded_size: Size ``(H', W')`` or ``(D', H', W')`` of the images that the network saw.
+        size: Size of the images before the padding.
 
     Returns:
-        ``(B, K, h H / H', w W / W')``, or ``(B, K, H, W)`` where these are not whole numbers.
+        ``(B, K, h H / H', w W / W')``, or ``(B, K, H, W)`` where these are not whole numbers; volumes likewise.
 
     Example:
         >>> import torch
@@ -55,15 +71,14 @@ def crop_logits(logits: Tensor, padded_size: tuple[int, int], size: tuple[int, i
         >>> crop_logits(torch.zeros(1, 5, 8, 8), (32, 32), (23, 32)).shape
         torch.Size([1, 5, 23, 32])
     """
-    if padded_size == size:
+    if tuple(padded_size) == tuple(size):
         return logits
-    cells = [(length * cell, padded) for length, cell, padded in zip(size, logits.shape[-2:], padded_size, strict=True)]
+    cells = [(length * cell, padded) for length, cell, padded in zip(size, logits.shape[2:], padded_size, strict=True)]
     if any(product % padded for product, padded in cells):
-        logits = F.interpolate(logits, padded_size, mode="bilinear", align_corners=False)
-        height, width = size
+        logits = resize(logits, padded_size)
     else:
-        height, width = (product // padded for product, padded in cells)
-    return logits[..., :height, :width]
+        size = [product // padded for product, padded in cells]
+    return logits[(slice(None), slice(None), *map(slice, size))]
 
 
 def logits_of(output: Any) -> tuple[Tensor, Tensor | None]:
@@ -100,7 +115,7 @@ class SegmentationModel(nn.Module):
     """Base of the models of this package: the contract around :meth:`compute`, which a subclass defines.
 
     Images whose sides are not multiples of ``stride`` are padded with zeros (the mean, after normalization) at the
-    bottom and the right, and the logits are cut back.
+    bottom and the right, and the logits are cut back. Volumes are taken as well if the network takes them.
 
     Args:
         num_classes: K, the channels that the logits must have.
@@ -114,8 +129,8 @@ class SegmentationModel(nn.Module):
             in the same way, with the same value and a fraction of the memory.
 
     Shape:
-        - images: ``(B, C, H, W)`` float, normalized.
-        - logits: ``(B, K, h, w)`` float.
+        - images: ``(B, C, H, W)``, or volumes ``(B, C, D, H, W)``; float, normalized.
+        - logits: ``(B, K, h, w)`` or ``(B, K, d, h, w)`` float.
     """
 
     def __init__(
@@ -153,14 +168,17 @@ class SegmentationModel(nn.Module):
 
         Raises:
             TypeError: The network's output holds no logits.
-            ValueError: The images or the logits do not have four dimensions, or the logits have not K channels.
+            ValueError: The images have neither four dimensions nor five, the logits have another number of them, or the
+                logits have not K channels.
         """
         return self.forward_with_auxiliary(images)[0]
 
     def forward_with_auxiliary(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Compute the logits and, where the network has an auxiliary head, its logits (else None)."""
-        if images.ndim != 4:
-            raise ValueError(f"images must be (B, C, H, W), got shape {tuple(images.shape)}")
+        if images.ndim not in (4, 5):
+            raise ValueError(
+                f"images must be (B, C, H, W), or volumes (B, C, D, H, W), got shape {tuple(images.shape)}"
+            )
         padded = pad_to_multiple(images, self.stride)
         logits, auxiliary = logits_of(self.compute(padded))
         return self._finish(logits, padded, images), None if auxiliary is None else self._finish(
@@ -168,16 +186,15 @@ class SegmentationModel(nn.Module):
         )
 
     def _finish(self, logits: Tensor, padded: Tensor, images: Tensor) -> Tensor:
-        if logits.ndim != 4 or logits.shape[1] != self.num_classes:
+        if logits.ndim != images.ndim or logits.shape[1] != self.num_classes:
+            sides = "h, w" if images.ndim == 4 else "d, h, w"
             raise ValueError(
-                f"the network returned logits of shape {tuple(logits.shape)}; expected (B, {self.num_classes}, h, w): "
-                f"build it for {self.num_classes} classes"
+                f"the network returned logits of shape {tuple(logits.shape)}; expected (B, {self.num_classes}, "
+                f"{sides}): build it for {self.num_classes} classes"
             )
-        size = (images.shape[-2], images.shape[-1])
-        padded_size = (padded.shape[-2], padded.shape[-1])
-        if self.full_resolution and logits.shape[-2:] != padded_size:
-            logits = F.interpolate(logits, padded_size, mode="bilinear", align_corners=False)
-        return crop_logits(logits, padded_size, size)
+        if self.full_resolution:
+            logits = resize(logits, padded.shape[2:])
+        return crop_logits(logits, padded.shape[2:], images.shape[2:])
 
     def encoder_parameters(self) -> Iterator[nn.Parameter]:
         """Iterate over the parameters of the encoder; over none when the model has no such part."""

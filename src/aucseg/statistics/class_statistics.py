@@ -118,6 +118,8 @@ class ClassStatistics:
     def update(self, mask: Tensor | npt.ArrayLike) -> None:
         """Count one mask (H, W) of train ids, or a batch (B, H, W), as tensor or array.
 
+        Volumes (B, D, H, W) count as images, not as so many slices, by ``update(masks.flatten(1, 2))``.
+
         Raises:
             TypeError: The mask holds no integers.
             ValueError: Another shape, or a label outside 0..K-1 that is not the ignore label.
@@ -128,7 +130,10 @@ class ClassStatistics:
                 f"a mask holds integers (train ids), not {array.dtype}; cast it with .long() or .astype(int)"
             )
         if array.ndim not in (2, 3):
-            raise ValueError(f"a mask has shape (H, W), a batch (B, H, W), not {array.shape}")
+            raise ValueError(
+                f"a mask has shape (H, W), a batch (B, H, W), not {array.shape}; of volumes (B, D, H, W) give "
+                "masks.flatten(1, 2)"
+            )
         for single in array if array.ndim == 3 else array[None]:
             self.add_scan(scan_mask(np.ascontiguousarray(single)))
 

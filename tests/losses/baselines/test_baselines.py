@@ -141,6 +141,10 @@ def test_small_logits_are_upsampled(loss: nn.Module) -> None:
     target = torch.randint(NUM_CLASSES, (2, 7, 5), generator=torch.Generator().manual_seed(0))
     upsampled = F.interpolate(logits, size=(7, 5), mode="bilinear", align_corners=False)
     torch.testing.assert_close(loss(logits, target), loss(upsampled, target))
+    volumes = torch.stack([logits, logits.flip(0)], dim=2)
+    target = torch.randint(NUM_CLASSES, (2, 3, 7, 5), generator=torch.Generator().manual_seed(0))
+    upsampled = F.interpolate(volumes, size=(3, 7, 5), mode="trilinear", align_corners=False)
+    torch.testing.assert_close(loss(volumes, target), loss(upsampled.flatten(2, 3), target.flatten(1, 2)))
 
 
 def test_layouts_give_the_same_value(loss: nn.Module) -> None:
