@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from aucseg.datasets.annotations.recognize import PANOPTIC, describe_annotations
-from aucseg.datasets.bands import band_statistics, read_card_image
+from aucseg.datasets.bands import band_statistics
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.duplicates import find_duplicates
 from aucseg.datasets.file_report import report_files
 from aucseg.datasets.mask_checks import Palettes, describe_soft_edges, find_soft_edges
-from aucseg.datasets.mask_files import read_raw_mask
 from aucseg.datasets.naming import split_of_path
 from aucseg.datasets.pairing import Pair
 from aucseg.datasets.propose import HELD_OUT_SHARE, propose_card
@@ -93,6 +92,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="allow files outside the root, reached by links (default: yes)",
     )
+    parser.add_argument(
+        "--tile",
+        type=int,
+        metavar="PIXELS",
+        help="read larger images and masks by windows of this side, each of their tiles counted as an image, as "
+        "data.tile does in training",
+    )
     parser.add_argument("--shards", nargs="+", metavar="TAR", help="count tar shards instead of a folder")
     parser.add_argument("--merge", nargs="+", type=Path, metavar="JSON", help="add up statistics written by --save")
     parser.add_argument("--cache", type=Path, help="file of results (default: in the user's cache folder)")
@@ -139,6 +145,7 @@ def count_and_check(
     palettes = Palettes()
     statistics = ClassStatistics(card.num_classes, ignore_index=card.ignore_index, class_names=card.class_names)
     check = Check([_missing_message(dataset, pair) for pair in dataset.missing])
+    unknown_in: list[int] = []
     scans = scan_samples(dataset, num_workers=num_workers, progress=progress, decode_images=decode_images, cache=cache)
     for sample in scans:
         unknown: dict[int, int] = {}
@@ -147,20 +154,21 @@ def count_and_check(
             palettes.add(sample.raw, dataset.pairs[sample.index].mask or "")
             for raw, count in unknown.items():
                 pixels, files = check.unknown.get(raw, (0, []))
-                check.unknown[raw] = pixels + count, [*files, dataset.pairs[sample.index].mask or ""]
+                file = dataset.pairs[sample.index].mask or ""
+                # The tiles of a file follow each other.
+                check.unknown[raw] = pixels + count, files if files[-1:] == [file] else [*files, file]
+            if unknown and len(unknown_in) < _NUM_LOOKED_AT:
+                unknown_in.append(sample.index)
             if not sample.errors and not unknown:
                 statistics.add_scan(scan)
         check.errors += sample.errors
+    # Of a file in tiles each says the same.
+    check.errors = list(dict.fromkeys(check.errors))
     check.errors += palettes.describe(raw for ids in card.raw_ids for raw in ids)
     if len(check.unknown) >= _MANY_UNKNOWN:
-        check.advice += _advise_on_unknown(dataset, check)
+        edges = find_soft_edges(dataset.read_raw(index) for index in unknown_in)
+        check.advice += [] if edges is None else [describe_soft_edges(edges, card.mask_encoding == "rgb")]
     return statistics, check
-
-
-def _advise_on_unknown(dataset: SplitOfFiles, check: Check) -> list[str]:
-    files = sorted({file for _, files in check.unknown.values() for file in files})[:_NUM_LOOKED_AT]
-    edges = find_soft_edges(read_raw_mask(dataset.root / file, dataset.card) for file in files)
-    return [] if edges is None else [describe_soft_edges(edges, dataset.card.mask_encoding == "rgb")]
 
 
 def _missing_message(dataset: SplitOfFiles, pair: Pair) -> str:
@@ -206,7 +214,7 @@ def _card_and_root(args: argparse.Namespace, cache: ScanCache | None) -> tuple[D
     if annotations is not None and PANOPTIC in annotations:
         raise ValueError(annotations)
     try:
-        card = propose_card(root, num_workers=args.workers, progress=True, cache=cache)
+        card = propose_card(root, num_workers=args.workers, progress=True, cache=cache, tile=args.tile)
     except ValueError as error:
         raise ValueError(annotations or error) from error
     if annotations is not None:
@@ -241,9 +249,10 @@ def _count(
         return statistics, Check(errors=["samples left out, see the log"] * stream.num_skipped)
     split = args.split if args.split in card.splits or args.split != "train" else next(iter(card.splits))
     # Missing files are findings of the check like all others: they are listed, and the exit status tells.
-    dataset = SplitOfFiles(card, root, split, on_error="skip", follow_symlinks=args.follow_symlinks)
+    dataset = SplitOfFiles(card, root, split, on_error="skip", follow_symlinks=args.follow_symlinks, tile=args.tile)
     files = report_files(card, dataset.root, is_proposed=root is not None and root == Path(args.card))
-    print("\n".join([*files.lines([split]), *_describe_validation(card, dataset)]), flush=True)
+    lines = [*files.lines([split]), *_describe_tiles(dataset), *_describe_validation(card, dataset)]
+    print("\n".join(lines), flush=True)
     statistics, check = count_and_check(
         dataset, num_workers=args.workers, progress=True, decode_images=args.decode_images, cache=cache
     )
@@ -257,12 +266,18 @@ def _count(
 
 def _describe_bands(dataset: SplitOfFiles) -> str:
     """The settings that normalize the bands, from all pixels of all images."""
-    images = (read_card_image(dataset.image_path(index), dataset.card) for index in range(len(dataset)))
+    images = (dataset.read_image(index) for index in range(len(dataset)))
     mean, std = ([round(value, 4) for value in values] for values in band_statistics(images))
     return (
         f"bands {list(dataset.card.bands or ())}: mean {mean}, std {std} of 0..255\n"
         f"  for the configuration: --model.mean '{mean}' --model.std '{std}' --data.fill '{mean}'"
     )
+
+
+def _describe_tiles(dataset: SplitOfFiles) -> list[str]:
+    num_tiles = sum(pair.tile is not None for pair in dataset.pairs)
+    num_images = len({pair.image for pair in dataset.pairs if pair.tile is not None})
+    return [f"tiles: {num_tiles:,} of {_number(num_images, 'large image')}, each counted as one"] if num_tiles else []
 
 
 def _describe_validation(card: DatasetCard, dataset: SplitOfFiles) -> list[str]:
