@@ -16,6 +16,7 @@ from aucseg.datasets.bands import band_statistics
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.duplicates import find_duplicates
 from aucseg.datasets.file_report import report_files
+from aucseg.datasets.hub_folder import unpack_hub_dataset
 from aucseg.datasets.mask_checks import Palettes, describe_soft_edges, find_soft_edges
 from aucseg.datasets.naming import split_of_path
 from aucseg.datasets.pairing import Pair
@@ -30,6 +31,7 @@ from aucseg.statistics.summary import format_report, make_report, write_chart, w
 _EXAMPLES = """examples:
   aucseg stats cityscapes --root data/cityscapes --workers 8
   aucseg stats my_folder --write-card my.yaml        propose a card for a folder of images and masks
+  aucseg stats --hf my_dataset --mask-column label --write-card my.yaml
   aucseg stats my.yaml --root my_folder --json stats.json --csv classes.csv --chart classes.png
   aucseg stats my.yaml --shards 'train-{000..099}.tar' --save part1.json
   aucseg stats my.yaml --merge part1.json part2.json
@@ -71,8 +73,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Check every file of a data set, count its classes, and say what its long tail asks for."
     parser.epilog = _EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("card", help="card that comes with the package, card file (.yaml), or a folder without a card")
+    parser.add_argument(
+        "card", nargs="?", help="card that comes with the package, card file (.yaml), or a folder without a card"
+    )
     parser.add_argument("--root", type=Path, help="folder of the data")
+    parser.add_argument(
+        "--hf",
+        metavar="DATASET",
+        help="data set of the library datasets in the place of a folder: what it has saved to disk, parquet files, or "
+        "a name on the hub",
+    )
+    parser.add_argument("--image-column", default="image", metavar="NAME", help="its column of images (default: image)")
+    parser.add_argument("--mask-column", metavar="NAME", help="its column of masks (default: mask, label, ...)")
     parser.add_argument("--split", default="train", help="split of the card (default: train)")
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one for each core)"
@@ -180,6 +192,10 @@ def _missing_message(dataset: SplitOfFiles, pair: Pair) -> str:
 def _run(args: argparse.Namespace) -> int:
     if args.workers < 0 or args.batch_size < 1:
         raise ValueError("--workers must be at least 0 and --batch-size at least 1")
+    if args.hf is not None:
+        _unpack(args)
+    elif args.card is None:
+        raise ValueError("what is to be counted? Give a card, a folder, or --hf DATASET")
     cache = None if args.no_cache or args.merge or args.shards else ScanCache.open(args.cache or _default_cache())
     try:
         card, root = _card_and_root(args, cache)
@@ -199,6 +215,18 @@ def _run(args: argparse.Namespace) -> int:
         card = replace(card, groups=groups, tail_classes=tuple(groups["tail"]))
         _write_card(args.write_card, card, Path(args.card))
     return 0 if check.is_clean or args.on_error == "skip" else 1
+
+
+def _unpack(args: argparse.Namespace) -> None:
+    """Puts the folder of a data set of the library ``datasets`` in the place of the folder that is not given."""
+    if args.root is not None:
+        raise ValueError("--root and --hf both say where the data is: leave one of them out")
+    folder = unpack_hub_dataset(args.hf, image_column=args.image_column, mask_column=args.mask_column)
+    print(f"{args.hf}: its images and masks are in {folder}")
+    if args.card is None:
+        args.card = str(folder)
+    else:
+        args.root = folder
 
 
 def _card_and_root(args: argparse.Namespace, cache: ScanCache | None) -> tuple[DatasetCard, Path | None]:

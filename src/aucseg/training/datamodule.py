@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from aucseg.datasets import DatasetCard, SegmentationDataset
 from aucseg.datasets.data_report import describe_absent_classes, describe_files
+from aucseg.datasets.hub_folder import root_of
 from aucseg.datasets.shards import StreamedSegmentationDataset
 from aucseg.loading.evaluation_batches import EvaluationBatches, collate_any_size, largest_image
 from aucseg.loading.held_out import HeldOut, held_out_images, share_to_hold_out
@@ -47,7 +48,11 @@ class SegmentationDataModule(LightningDataModule):
 
     Args:
         card: name of a shipped card or path of a card's YAML file.
-        root: folder of the data set; None for data that is embedded in the package.
+        root: folder of the data set; None for data that is embedded in the package, or in ``hf``.
+        hf: a data set of the library ``datasets`` instead of a folder: what it has saved to disk, parquet files, or a
+            name on the hub; see `aucseg.datasets.hub_folder`.
+        image_column: its column of images.
+        mask_column: its column of masks; None for the one that is called so.
         batch_size: training crops in a batch, on each rank.
         eval_batch_size: validation images in a batch; those of one size go through the model together.
         num_workers: loader processes; 0 loads in the main process.
@@ -102,6 +107,9 @@ class SegmentationDataModule(LightningDataModule):
         card: str,
         root: str | None = None,
         *,
+        hf: str | None = None,
+        image_column: str = "image",
+        mask_column: str | None = None,
         batch_size: int = 8,
         eval_batch_size: int = 1,
         num_workers: int = 2,
@@ -141,7 +149,7 @@ class SegmentationDataModule(LightningDataModule):
         check_held_out(held_out_share, held_out_by, shards=shards, statistics=statistics)
         check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size, shuffle_buffer=shuffle_buffer)
         check_at_least(0, num_workers=num_workers)
-        self.root = root
+        self.root = root_of({"root": root, "hf": hf, "image_column": image_column, "mask_column": mask_column})
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
