@@ -96,7 +96,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="skip: bad files are listed and left out, and are not counted as failures",
     )
     parser.add_argument(
-        "--decode-images", action="store_true", help="decode every image to find truncated ones (slower)"
+        "--decode-images",
+        action="store_true",
+        help="decode every image, to find truncated ones and copies in other formats (slower)",
     )
     parser.add_argument(
         "--follow-symlinks",
@@ -285,7 +287,14 @@ def _count(
         dataset, num_workers=args.workers, progress=True, decode_images=args.decode_images, cache=cache
     )
     check.errors += files.problems(without=split)
-    check.errors += find_duplicates(dataset.root, {name: found.pairs for name, found in files.splits.items()})
+    check.errors += find_duplicates(
+        dataset.root,
+        {name: found.pairs for name, found in files.splits.items()},
+        card,
+        decode=args.decode_images,
+        cache=cache,
+        num_threads=args.workers,
+    )
     check.unused, check.other_splits = files.unused, files.others([split])
     if card.bands is not None and not check.errors:
         print(_describe_bands(dataset))

@@ -19,6 +19,9 @@ from aucseg.hints import import_extra
 Array = npt.NDArray[Any]
 _MAX_PIXELS = 2**28
 
+PLAIN_CARD = DatasetCard("", "", ("",), ((0, 0, 0),), {}, ((0,),))
+"""Reads any image as RGB, and grey masks."""
+
 
 def read_card_image(
     path: Path, card: DatasetCard, data: bytes | None = None, window: Window | None = None

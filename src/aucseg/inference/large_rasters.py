@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from aucseg.datasets.bands import open_raster, read_card_image
+from aucseg.datasets.bands import PLAIN_CARD, open_raster, read_card_image
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.files import SampleError
 from aucseg.datasets.windows import Window, cut
@@ -28,7 +28,6 @@ _OVERLAY_SIDE = 4096
 _PART_SIDE = 2048
 # Formats of which each window is decoded from the top of the file.
 _FROM_THE_TOP = ("PNG", "JPEG", "WEBP", "GIF")
-_ANY_CARD = DatasetCard("", "", ("",), ((0, 0, 0),), {}, ((0,),))
 
 
 class LargeRaster:
@@ -47,7 +46,7 @@ class LargeRaster:
     def __init__(self, path: Path, size: tuple[int, int], card: DatasetCard | None, exif: str) -> None:
         self.path = path
         is_stored = exif == "ignore" or (card is not None and card.bands is not None and card.exif == "ignore")
-        self.card = replace(card or _ANY_CARD, exif="ignore" if is_stored else "error")
+        self.card = replace(card or PLAIN_CARD, exif="ignore" if is_stored else "error")
         self.shape = (*size, self.card.num_channels)
 
     def __getitem__(self, place: tuple[slice, slice]) -> Array:
