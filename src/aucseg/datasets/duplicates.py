@@ -110,14 +110,17 @@ def _candidates(pixels: _Pixels, files: Iterable[str], decode: bool) -> list[str
     if len(images) > _MAX_IMAGES and not decode:
         return None
     of_size: dict[tuple[int, int], list[str]] = defaultdict(list)
+    num_pixels = 0
     for image in images:
         size = pixels.size(image)
         # A large raster is compared by its bytes alone.
-        if size is not None and size[0] * size[1] <= _MAX_PIXELS:
-            of_size[size].append(image)
-    num_pixels = sum(height * width * len(same) for (height, width), same in of_size.items() if len(same) > 1)
-    if num_pixels > _MAX_PIXELS and not decode:
-        return None
+        if size is None or size[0] * size[1] > _MAX_PIXELS:
+            continue
+        same = of_size[size]
+        same.append(image)
+        num_pixels += size[0] * size[1] * {1: 0, 2: 2}.get(len(same), 1)
+        if num_pixels > _MAX_PIXELS and not decode:
+            return None
     return [image for same in of_size.values() if len(same) > 1 for image in same]
 
 
