@@ -96,7 +96,7 @@ def test_rows_of_the_contact_sheet_are_as_high_as_their_images(tmp_path: Path) -
     assert len(rows) == 320 + 107
     assert last - first < len(rows) + 40
     # Beside an upright image is the ground, as everywhere.
-    assert (sheet[first + 5 : first + 200, sheet.shape[1] * 44 // 100] == sheet[0, 0]).all()
+    assert (sheet[first + 5 : first + 200, sheet.shape[1] * 47 // 100] == sheet[0, 0]).all()
 
 
 def test_splits_come_from_the_export(tmp_path: Path) -> None:
