@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from aucseg.hints import import_extra
 
 Array = npt.NDArray[Any]
 _MAX_PIXELS = 2**28
+_warnings_lock = threading.Lock()
 
 PLAIN_CARD = DatasetCard("", "", ("",), ((0, 0, 0),), {}, ((0,),))
 """Reads any image as RGB, and grey masks."""
@@ -96,17 +98,18 @@ def open_raster(path: Path, data: bytes | None = None) -> Iterator[Any]:
     rasterio = import_extra("rasterio", "geo")
     if data is None:
         check_exists(path)
-    with warnings.catch_warnings():
-        # Photographs and microscope images lie nowhere on the earth.
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        memory = None if data is None else rasterio.io.MemoryFile(data)
-        try:
+    memory = None if data is None else rasterio.io.MemoryFile(data)
+    try:
+        # Filters of warnings are those of all threads.
+        with _warnings_lock, warnings.catch_warnings():
+            # Photographs and microscope images lie nowhere on the earth.
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
             raster = _guarded(path, lambda: rasterio.open(path) if memory is None else memory.open())
-            with raster:
-                yield raster
-        finally:
-            if memory is not None:
-                memory.close()
+        with raster:
+            yield raster
+    finally:
+        if memory is not None:
+            memory.close()
 
 
 def _guarded(path: Path, action: Any) -> Any:
