@@ -35,10 +35,10 @@ from tests.datasets.files import blocks, save_palette, save_raster
 rasterio = pytest.importorskip("rasterio")
 Array = npt.NDArray[Any]
 HEIGHT, WIDTH = 3000, 2000
-TILED = {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate", "zlevel": 1}
+TILED = {"tiled": True, "blockxsize": 256, "blockysize": 256}
 
 
-@given(height=st.integers(1, 900), width=st.integers(1, 900), side=st.integers(64, 300), seed=st.integers(0, 99))
+@given(height=st.integers(1, 400), width=st.integers(1, 400), side=st.integers(64, 150), seed=st.integers(0, 99))
 @settings(max_examples=25, deadline=None)
 def test_cores_cover_a_raster_once_and_windows_hold_them(height: int, width: int, side: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -67,8 +67,9 @@ def raster_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mask = np.kron(coarse, np.ones((100, 100), int)).astype(np.uint8)
     mask[:9, :9] = 255
     # Each pixel tells its place.
-    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
-    image = np.stack([rows % 251, columns % 241, (rows + columns) % 256]).astype(np.uint8)
+    rows, columns = np.ogrid[:HEIGHT, :WIDTH]
+    image = np.empty((3, HEIGHT, WIDTH), np.uint8)
+    image[0], image[1], image[2] = rows % 251, columns % 241, (rows + columns) % 256
     save_raster(root / "images/large.tif", image, photometric="RGB", **TILED)
     save_raster(root / "masks/large.tif", mask[None], **TILED)
     save_raster(root / "images/small.tif", image[:, :90, :80], photometric="RGB")
@@ -120,7 +121,7 @@ def test_evaluation_shows_every_pixel_once_with_its_surroundings(raster_root: Pa
         sample = dataset[index]
         assert pair.tile is not None
         window, mask = pair.tile.window, sample["mask"].numpy()
-        np.testing.assert_array_equal(sample["image"].numpy(), image[(slice(None), *window.slices)])
+        assert np.array_equal(sample["image"].numpy(), image[(slice(None), *window.slices)])
         assert (mask[pair.tile.outside_core(window)] == 255).all()
         core = ~pair.tile.outside_core(window)
         rebuilt[pair.tile.core.slices] = mask[core].reshape(pair.tile.core.height, -1)
