@@ -1,7 +1,8 @@
-"""The whole way with images of five bands of 16 bits: statistics, training, validation, prediction in its place."""
+"""The whole way with images of five bands of 16 bits, by windows: statistics, training, validation, prediction."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from aucseg.cli import main
+from aucseg.run_files import IMAGES_FILE
 from aucseg.training.stored_task import load_task
 from tests.datasets.conftest import save_mask
 from tests.datasets.files import save_raster
@@ -36,10 +38,10 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "data"
     for split, count in (("train", 4), ("val", 2)):
         for i in range(count):
-            mask = np.zeros((48, 64))
-            mask[24:] = 1
+            mask = np.zeros((96, 128))
+            mask[48:] = 1
             mask[4:12, 4:12] = 2
-            values = rng.integers(0, 10000, (5, 48, 64)).astype(np.uint16)
+            values = rng.integers(0, 10000, (5, 96, 128)).astype(np.uint16)
             save_raster(root / f"images/{split}/{i}.tif", values, nodata=0)
             (root / f"masks/{split}").mkdir(parents=True, exist_ok=True)
             save_mask(mask, root / f"masks/{split}/{i}.png")
@@ -51,8 +53,9 @@ def test_five_bands_of_16_bits_train_and_predict_in_their_place(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     card = str(tmp_path / "card.yaml")
-    assert main(["stats", card, "--root", str(root), "--workers", "0"]) == 0
+    assert main(["stats", card, "--root", str(root), "--workers", "0", "--tile", "64"]) == 0
     told = capsys.readouterr().out
+    assert "tiles: 24 of 4 large images" in told
     found = re.search(r"--model.mean '(\[[^]]+\])' --model.std '(\[[^]]+\])'", told)
     assert found is not None
     images = []
@@ -70,6 +73,7 @@ def test_five_bands_of_16_bits_train_and_predict_in_their_place(
         "data.batch_size": 2,
         "data.num_workers": 0,
         "data.crop_size": "[32,32]",
+        "data.tile": 64,
         "trainer.max_steps": 2,
         "out": run,
     }
@@ -77,6 +81,14 @@ def test_five_bands_of_16_bits_train_and_predict_in_their_place(
     assert main(["fit", *arguments]) == 2
     assert "model.mean has 3 values for images of 5 bands" in capsys.readouterr().err
     assert main(["fit", *arguments, f"--model.mean={found[1]}", f"--model.std={found[2]}"]) == 0
+
+    overlaps = json.loads((run / IMAGES_FILE).read_text())
+    for index in range(2):
+        # Each image once, with the pixels of all its tiles; those without data are ignored.
+        with rasterio.open(root / f"images/val/{index}.tif") as raster:
+            num_labelled = int((raster.read() != 0).any(0).sum())
+        assert sum(entry[2] for entry in overlaps[f"images/val/{index}"].values()) == num_labelled
+    assert len(overlaps) == 2
 
     task = load_task(run)
     assert task.card.bands == (5, 4, 3, 2, 1)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -164,3 +166,14 @@ def test_bytes_are_read_like_files(tmp_path: Path) -> None:
     Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(buffer, "PNG")
     pixels, _ = read_card_image(Path("shard.tar/x.png"), card_of("bands: [3]\n"), buffer.getvalue())
     assert pixels[..., 0].ravel().tolist() == list(range(2, 48, 3))
+
+
+def test_rasters_that_lie_nowhere_are_opened_by_threads_without_a_warning(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{index}.png" for index in range(40)]
+    for path in paths:
+        Image.new("L", (4, 4)).save(path)
+    filters = list(warnings.filters)
+    with ThreadPoolExecutor(8) as threads:
+        sizes = list(threads.map(lambda path: check_card_image(path, card_of("bands: [1]\n")), paths))
+    assert sizes == [(4, 4)] * 40
+    assert warnings.filters == filters

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from aucseg.datasets import DatasetCard, SegmentationDataset
+from aucseg.datasets import DatasetCard, SegmentationDataset, duplicates
 from aucseg.datasets.data_report import describe_absent_classes, describe_files
 from aucseg.datasets.duplicates import find_duplicates
 from aucseg.datasets.file_report import report_files
 from aucseg.datasets.pairing import Pair
+from aucseg.datasets.scan_cache import ScanCache
 from tests.datasets.files import blocks, make, save_image, save_mask
 
 CARD = DatasetCard.from_yaml("""name: t
@@ -126,6 +127,52 @@ def test_the_same_pixels_in_another_format(root: Path) -> None:
     ]
     save_image(root / "images/val/1.png", 77)
     assert find_duplicates(root, found) == []
+
+
+@pytest.mark.parametrize("ending", ["png", "bmp", "tif", "webp"])
+def test_an_image_saved_anew_without_loss_is_found_under_any_name(
+    ending: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010E] = "a photograph"
+    with Image.open(root / "images/train/1.jpg") as image:
+        image.convert("RGB").save(root / f"images/val/other.{ending}", lossless=True, exif=exif)
+        image.convert("RGB").save(root / "images/train/again.png", compress_level=1)
+    found = pairs(root)
+    found["val"].append(Pair(f"images/val/other.{ending}", "masks/val/1.png"))
+    message = (
+        f"the same image in two splits: images/train/1.jpg (train), images/val/other.{ending} (val); keep it in one"
+    )
+    cache = ScanCache(tmp_path / "cache.sqlite")
+    assert find_duplicates(root, found, CARD, cache=cache) == [message]
+    # What is many is decoded where it is asked for.
+    monkeypatch.setattr(duplicates, "_MAX_IMAGES", 6)
+    assert find_duplicates(root, found, CARD) == []
+    monkeypatch.setattr(duplicates, "read_card_image", lambda *_: pytest.fail("decoded again"))
+    assert find_duplicates(root, found, CARD, decode=True, cache=cache) == [message]
+
+
+def test_one_image_in_two_formats_with_masks_of_the_same_ids_is_no_contradiction(root: Path) -> None:
+    with Image.open(root / "images/train/1.jpg") as image, Image.open(root / "masks/train/1.png") as mask:
+        image.save(root / "images/train/again.png")
+        mask.save(root / "masks/train/again.png", compress_level=0)
+        found = {"train": [*pairs(root)["train"], Pair("images/train/again.png", "masks/train/again.png")]}
+        assert find_duplicates(root, found, CARD) == []
+        mask.putpixel((0, 0), 2 - mask.getpixel((0, 0)))  # type: ignore[operator]
+        mask.save(root / "masks/train/again.png")
+    assert "with different masks" in find_duplicates(root, found, CARD)[0]
+
+
+def test_images_of_one_size_with_other_pixels_are_no_copies(root: Path) -> None:
+    for place in ((0, 0), (31, 23)):
+        with Image.open(root / "images/train/1.jpg") as image:
+            pixels = image.convert("RGB")
+        red, green, blue = pixels.getpixel(place)  # type: ignore[misc]
+        pixels.putpixel(place, (red ^ 1, green, blue))
+        pixels.save(root / "images/val/1.png")
+        found = {"train": pairs(root)["train"], "val": [Pair("images/val/1.png", "masks/val/1.png")]}
+        assert find_duplicates(root, found, CARD) == []
 
 
 def test_what_cannot_be_read_is_like_nothing_else(root: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from aucseg.datasets import SampleError, SegmentationDataset
 from aucseg.datasets.shards import StreamedSegmentationDataset, write_shards
@@ -266,3 +267,47 @@ def test_links_out_of_the_root_are_followed_unless_forbidden(tiny_card: Path, tm
     )
     with pytest.raises(SampleError, match="a symbolic link leads out of the root folder"):
         next(iter(module.train_dataloader()))
+
+
+def test_images_in_tiles_are_drawn_by_window_and_by_class(tiny_card: Path) -> None:
+    pytest.importorskip("rasterio")
+    root = tiny_card.parent
+    for split in ("train", "val"):
+        for folder in ("images", "masks"):
+            for path in (root / folder / split).iterdir():
+                with Image.open(path) as file:
+                    large = file.resize((256, 96), Image.Resampling.NEAREST)
+                large.save(path)
+    options: dict[str, Any] = {"batch_size": 3, "num_workers": 0, "crop_size": (64, 64), "tile": 64, "scale": (1, 1)}
+    options |= {"photometric": False, "flip": 0.0, "max_class_share": 1.0}
+    module = SegmentationDataModule(str(tiny_card), str(root), sampler="rare_class", **options)
+    num_tiles = 2 * 6  # of 48 x 42 or 43 pixels
+    dataset = module.training_dataset(None)
+    assert len(dataset) == 8 * num_tiles == module.class_statistics().num_images
+    assert len(module.validation_dataset(None)) == 4 * num_tiles
+
+    first, again = (take(module, 2) for _ in range(2))
+    assert_same(first, again)
+    for batch in first:
+        assert batch["mask"].shape == (3, 64, 64)
+        for name, image, mask in zip(batch["name"], batch["image"], batch["mask"], strict=True):
+            with Image.open(root / f"{name}.png") as file:
+                whole = torch.from_numpy(np.array(file)).permute(2, 0, 1)
+            starts = (whole.unfold(2, 64, 1) == image[:, 0, None, None]).all(-1).all(0)  # (96, 193), of its first row
+            windows = [whole[:, top : top + 64, left : left + 64] for top, left in starts.nonzero().tolist()]
+            assert any(torch.equal(window, image) for window in windows)
+            assert (mask != 255).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cache": "memory"}, "cache keeps whole images"),
+        ({"val_shards": "a.tar"}, "shards are read whole"),
+        ({"base_size": (100, 100)}, "fit whole images"),
+        ({"eval_base_size": (100, 100)}, "fit whole images"),
+    ],
+)
+def test_what_does_not_go_with_tiles_is_refused(tiny_card: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SegmentationDataModule(str(tiny_card), str(tiny_card.parent), tile=64, **options)

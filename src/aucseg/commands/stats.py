@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from aucseg.datasets.annotations.recognize import PANOPTIC, describe_annotations
-from aucseg.datasets.bands import band_statistics, read_card_image
+from aucseg.datasets.bands import band_statistics
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.duplicates import find_duplicates
 from aucseg.datasets.file_report import report_files
+from aucseg.datasets.hub_folder import unpack_hub_dataset
 from aucseg.datasets.mask_checks import Palettes, describe_soft_edges, find_soft_edges
-from aucseg.datasets.mask_files import read_raw_mask
 from aucseg.datasets.naming import split_of_path
 from aucseg.datasets.pairing import Pair
 from aucseg.datasets.propose import HELD_OUT_SHARE, propose_card
@@ -31,6 +31,7 @@ from aucseg.statistics.summary import format_report, make_report, write_chart, w
 _EXAMPLES = """examples:
   aucseg stats cityscapes --root data/cityscapes --workers 8
   aucseg stats my_folder --write-card my.yaml        propose a card for a folder of images and masks
+  aucseg stats --hf my_dataset --mask-column label --write-card my.yaml
   aucseg stats my.yaml --root my_folder --json stats.json --csv classes.csv --chart classes.png
   aucseg stats my.yaml --shards 'train-{000..099}.tar' --save part1.json
   aucseg stats my.yaml --merge part1.json part2.json
@@ -72,8 +73,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Check every file of a data set, count its classes, and say what its long tail asks for."
     parser.epilog = _EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("card", help="card that comes with the package, card file (.yaml), or a folder without a card")
+    parser.add_argument(
+        "card", nargs="?", help="card that comes with the package, card file (.yaml), or a folder without a card"
+    )
     parser.add_argument("--root", type=Path, help="folder of the data")
+    parser.add_argument(
+        "--hf",
+        metavar="DATASET",
+        help="data set of the library datasets in the place of a folder: what it has saved to disk, parquet files, or "
+        "a name on the hub",
+    )
+    parser.add_argument("--image-column", default="image", metavar="NAME", help="its column of images (default: image)")
+    parser.add_argument("--mask-column", metavar="NAME", help="its column of masks (default: mask, label, ...)")
     parser.add_argument("--split", default="train", help="split of the card (default: train)")
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one for each core)"
@@ -85,13 +96,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="skip: bad files are listed and left out, and are not counted as failures",
     )
     parser.add_argument(
-        "--decode-images", action="store_true", help="decode every image to find truncated ones (slower)"
+        "--decode-images",
+        action="store_true",
+        help="decode every image, to find truncated ones and copies in other formats (slower)",
     )
     parser.add_argument(
         "--follow-symlinks",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="allow files outside the root, reached by links (default: yes)",
+    )
+    parser.add_argument(
+        "--tile",
+        type=int,
+        metavar="PIXELS",
+        help="read larger images and masks by windows of this side, each of their tiles counted as an image, as "
+        "data.tile does in training",
     )
     parser.add_argument("--shards", nargs="+", metavar="TAR", help="count tar shards instead of a folder")
     parser.add_argument("--merge", nargs="+", type=Path, metavar="JSON", help="add up statistics written by --save")
@@ -139,6 +159,7 @@ def count_and_check(
     palettes = Palettes()
     statistics = ClassStatistics(card.num_classes, ignore_index=card.ignore_index, class_names=card.class_names)
     check = Check([_missing_message(dataset, pair) for pair in dataset.missing])
+    unknown_in: list[int] = []
     scans = scan_samples(dataset, num_workers=num_workers, progress=progress, decode_images=decode_images, cache=cache)
     for sample in scans:
         unknown: dict[int, int] = {}
@@ -147,20 +168,21 @@ def count_and_check(
             palettes.add(sample.raw, dataset.pairs[sample.index].mask or "")
             for raw, count in unknown.items():
                 pixels, files = check.unknown.get(raw, (0, []))
-                check.unknown[raw] = pixels + count, [*files, dataset.pairs[sample.index].mask or ""]
+                file = dataset.pairs[sample.index].mask or ""
+                # The tiles of a file follow each other.
+                check.unknown[raw] = pixels + count, files if files[-1:] == [file] else [*files, file]
+            if unknown and len(unknown_in) < _NUM_LOOKED_AT:
+                unknown_in.append(sample.index)
             if not sample.errors and not unknown:
                 statistics.add_scan(scan)
         check.errors += sample.errors
+    # Of a file in tiles each says the same.
+    check.errors = list(dict.fromkeys(check.errors))
     check.errors += palettes.describe(raw for ids in card.raw_ids for raw in ids)
     if len(check.unknown) >= _MANY_UNKNOWN:
-        check.advice += _advise_on_unknown(dataset, check)
+        edges = find_soft_edges(dataset.read_raw(index) for index in unknown_in)
+        check.advice += [] if edges is None else [describe_soft_edges(edges, card.mask_encoding == "rgb")]
     return statistics, check
-
-
-def _advise_on_unknown(dataset: SplitOfFiles, check: Check) -> list[str]:
-    files = sorted({file for _, files in check.unknown.values() for file in files})[:_NUM_LOOKED_AT]
-    edges = find_soft_edges(read_raw_mask(dataset.root / file, dataset.card) for file in files)
-    return [] if edges is None else [describe_soft_edges(edges, dataset.card.mask_encoding == "rgb")]
 
 
 def _missing_message(dataset: SplitOfFiles, pair: Pair) -> str:
@@ -172,6 +194,10 @@ def _missing_message(dataset: SplitOfFiles, pair: Pair) -> str:
 def _run(args: argparse.Namespace) -> int:
     if args.workers < 0 or args.batch_size < 1:
         raise ValueError("--workers must be at least 0 and --batch-size at least 1")
+    if args.hf is not None:
+        _unpack(args)
+    elif args.card is None:
+        raise ValueError("what is to be counted? Give a card, a folder, or --hf DATASET")
     cache = None if args.no_cache or args.merge or args.shards else ScanCache.open(args.cache or _default_cache())
     try:
         card, root = _card_and_root(args, cache)
@@ -193,6 +219,18 @@ def _run(args: argparse.Namespace) -> int:
     return 0 if check.is_clean or args.on_error == "skip" else 1
 
 
+def _unpack(args: argparse.Namespace) -> None:
+    """Puts the folder of a data set of the library ``datasets`` in the place of the folder that is not given."""
+    if args.root is not None:
+        raise ValueError("--root and --hf both say where the data is: leave one of them out")
+    folder = unpack_hub_dataset(args.hf, image_column=args.image_column, mask_column=args.mask_column)
+    print(f"{args.hf}: its images and masks are in {folder}")
+    if args.card is None:
+        args.card = str(folder)
+    else:
+        args.root = folder
+
+
 def _card_and_root(args: argparse.Namespace, cache: ScanCache | None) -> tuple[DatasetCard, Path | None]:
     is_folder = Path(args.card).is_dir() and args.card not in DatasetCard.available()
     if not is_folder:
@@ -206,7 +244,7 @@ def _card_and_root(args: argparse.Namespace, cache: ScanCache | None) -> tuple[D
     if annotations is not None and PANOPTIC in annotations:
         raise ValueError(annotations)
     try:
-        card = propose_card(root, num_workers=args.workers, progress=True, cache=cache)
+        card = propose_card(root, num_workers=args.workers, progress=True, cache=cache, tile=args.tile)
     except ValueError as error:
         raise ValueError(annotations or error) from error
     if annotations is not None:
@@ -241,14 +279,22 @@ def _count(
         return statistics, Check(errors=["samples left out, see the log"] * stream.num_skipped)
     split = args.split if args.split in card.splits or args.split != "train" else next(iter(card.splits))
     # Missing files are findings of the check like all others: they are listed, and the exit status tells.
-    dataset = SplitOfFiles(card, root, split, on_error="skip", follow_symlinks=args.follow_symlinks)
+    dataset = SplitOfFiles(card, root, split, on_error="skip", follow_symlinks=args.follow_symlinks, tile=args.tile)
     files = report_files(card, dataset.root, is_proposed=root is not None and root == Path(args.card))
-    print("\n".join([*files.lines([split]), *_describe_validation(card, dataset)]), flush=True)
+    lines = [*files.lines([split]), *_describe_tiles(dataset), *_describe_validation(card, dataset)]
+    print("\n".join(lines), flush=True)
     statistics, check = count_and_check(
         dataset, num_workers=args.workers, progress=True, decode_images=args.decode_images, cache=cache
     )
     check.errors += files.problems(without=split)
-    check.errors += find_duplicates(dataset.root, {name: found.pairs for name, found in files.splits.items()})
+    check.errors += find_duplicates(
+        dataset.root,
+        {name: found.pairs for name, found in files.splits.items()},
+        card,
+        decode=args.decode_images,
+        cache=cache,
+        num_threads=args.workers,
+    )
     check.unused, check.other_splits = files.unused, files.others([split])
     if card.bands is not None and not check.errors:
         print(_describe_bands(dataset))
@@ -257,12 +303,18 @@ def _count(
 
 def _describe_bands(dataset: SplitOfFiles) -> str:
     """The settings that normalize the bands, from all pixels of all images."""
-    images = (read_card_image(dataset.image_path(index), dataset.card) for index in range(len(dataset)))
+    images = (dataset.read_image(index) for index in range(len(dataset)))
     mean, std = ([round(value, 4) for value in values] for values in band_statistics(images))
     return (
         f"bands {list(dataset.card.bands or ())}: mean {mean}, std {std} of 0..255\n"
         f"  for the configuration: --model.mean '{mean}' --model.std '{std}' --data.fill '{mean}'"
     )
+
+
+def _describe_tiles(dataset: SplitOfFiles) -> list[str]:
+    num_tiles = sum(pair.tile is not None for pair in dataset.pairs)
+    num_images = len({pair.image for pair in dataset.pairs if pair.tile is not None})
+    return [f"tiles: {num_tiles:,} of {_number(num_images, 'large image')}, each counted as one"] if num_tiles else []
 
 
 def _describe_validation(card: DatasetCard, dataset: SplitOfFiles) -> list[str]:

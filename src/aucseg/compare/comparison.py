@@ -151,7 +151,10 @@ class Comparison:
         from aucseg.training.datamodule import SegmentationDataModule
 
         data = config["data"]
-        key = (json.dumps([data.get(name) for name in ("card", "root", "train_split")]), data.get("held_out_share", 0))
+        key = (
+            json.dumps([data.get(name) for name in ("card", "root", "hf", "train_split")]),
+            data.get("held_out_share", 0),
+        )
         if key not in self._counts:
             self._counts[key] = SegmentationDataModule(**data).class_counts().tolist()
         return self._counts[key]

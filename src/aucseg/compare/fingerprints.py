@@ -58,6 +58,7 @@ def code_fingerprint(config: Mapping[str, Any]) -> Fingerprint:
 def data_fingerprint(config: Mapping[str, Any]) -> Fingerprint:
     """Digests of the card, and of the images and masks of the training and the validation split."""
     from aucseg.datasets import DatasetCard, SegmentationDataset
+    from aucseg.datasets.hub_folder import root_of
     from aucseg.loading.held_out import validates_held_out
 
     data = config["data"]
@@ -67,7 +68,7 @@ def data_fingerprint(config: Mapping[str, Any]) -> Fingerprint:
     for key, default in splits[:1] if validates_held_out(data) else splits:
         split = data.get(key, default)
         options = {"on_error": data.get("on_error", "raise"), "follow_symlinks": data.get("follow_symlinks", True)}
-        dataset = SegmentationDataset(card, data.get("root"), split, **options)
+        dataset = SegmentationDataset(card, root_of(data), split, **options)
         names = [name for pair in dataset.pairs for name in (pair.image, pair.mask) if name is not None]
         result[f"files of split {split!r}"] = _digest_of_files(dataset.root, names)
     return result
@@ -169,7 +170,9 @@ def _digest_of_files(root: Path, names: list[str]) -> str:
     for index, (name, size) in enumerate(zip(names, sizes, strict=True)):
         total.update(f"{name}\0{size}\0".encode())
         if index % step == 0:
-            total.update((root / name).read_bytes())
+            with (root / name).open("rb") as file:
+                while block := file.read(1 << 20):
+                    total.update(block)
     return total.hexdigest()[:12]
 
 

@@ -83,7 +83,8 @@ class Runner:
 
     def fingerprints(self, run: Run) -> dict[str, Fingerprint]:
         """Of what the run's result would be made now."""
-        keys = ("card", "root", "train_split", "val_split", "on_error", "follow_symlinks")
+        place = ("card", "root", "hf", "image_column", "mask_column")
+        keys = (*place, "train_split", "val_split", "on_error", "follow_symlinks")
         data = {key: run.config["data"].get(key) for key in keys}
         key = json.dumps(data)
         if key not in self._data:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,15 +13,20 @@ import numpy as np
 import numpy.typing as npt
 
 from aucseg.datasets.card import DatasetCard
-from aucseg.datasets.files import SampleError, check_exists, check_image, image_sizes, read_image
+from aucseg.datasets.files import READ_BY_WINDOWS, SampleError, check_exists, check_image, image_sizes, read_image
+from aucseg.datasets.windows import Window, read_rgb_window, read_window
 from aucseg.hints import import_extra
 
 Array = npt.NDArray[Any]
 _MAX_PIXELS = 2**28
+_warnings_lock = threading.Lock()
+
+PLAIN_CARD = DatasetCard("", "", ("",), ((0, 0, 0),), {}, ((0,),))
+"""Reads any image as RGB, and grey masks."""
 
 
 def read_card_image(
-    path: Path, card: DatasetCard, data: bytes | None = None
+    path: Path, card: DatasetCard, data: bytes | None = None, window: Window | None = None
 ) -> tuple[Array, npt.NDArray[np.bool_] | None]:
     """Reads an image as its card says.
 
@@ -28,6 +34,7 @@ def read_card_image(
         path: The image.
         card: Its ``bands``, ``value_range`` and ``exif`` count.
         data: The bytes of the file where it is not on disk (a shard).
+        window: The pixels to read, by rasterio, where the whole does not fit into memory; None for all.
 
     Returns:
         (H, W, C): without ``bands`` uint8 RGB. With them the bands in their order, uint8 as they are in the file, or
@@ -39,11 +46,15 @@ def read_card_image(
         SampleError: The file cannot be read so.
         ImportError: rasterio is missing.
     """
-    if card.bands is None:
+    if card.bands is None and window is None:
         return read_image(path, card.exif, data), None
     with open_raster(path, data) as raster:
-        _check(raster, path, card, data)
-        values: Array = _guarded(path, lambda: raster.read(list(card.bands or ())))
+        if card.bands is None:
+            assert window is not None
+            check_orientation(path, card, data)
+            return _guarded(path, lambda: read_rgb_window(raster, path, window)), None
+        _check(raster, path, card, data, is_whole=window is None)
+        values: Array = _guarded(path, lambda: read_window(raster, card.bands or (), window))
         no_data = [raster.nodatavals[band - 1] for band in card.bands]
     valid: npt.NDArray[np.bool_] = np.asarray(np.isfinite(values).all(0))
     if all(value is not None for value in no_data):
@@ -87,35 +98,38 @@ def open_raster(path: Path, data: bytes | None = None) -> Iterator[Any]:
     rasterio = import_extra("rasterio", "geo")
     if data is None:
         check_exists(path)
-    with warnings.catch_warnings():
-        # Photographs and microscope images lie nowhere on the earth.
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        memory = None if data is None else rasterio.io.MemoryFile(data)
-        try:
+    memory = None if data is None else rasterio.io.MemoryFile(data)
+    try:
+        # Filters of warnings are those of all threads.
+        with _warnings_lock, warnings.catch_warnings():
+            # Photographs and microscope images lie nowhere on the earth.
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
             raster = _guarded(path, lambda: rasterio.open(path) if memory is None else memory.open())
-            with raster:
-                yield raster
-        finally:
-            if memory is not None:
-                memory.close()
+        with raster:
+            yield raster
+    finally:
+        if memory is not None:
+            memory.close()
 
 
 def _guarded(path: Path, action: Any) -> Any:
     rasterio = import_extra("rasterio", "geo")
     try:
         return action()
+    except SampleError:
+        raise
     except (rasterio.errors.RasterioError, ValueError, OSError) as error:
         raise SampleError(f"{path}: not a readable raster: {error}; fetch or export the file again") from error
 
 
-def _check(raster: Any, path: Path, card: DatasetCard, data: bytes | None = None) -> None:
+def _check(raster: Any, path: Path, card: DatasetCard, data: bytes | None = None, is_whole: bool = True) -> None:
     bands = card.bands or ()
     if max(bands) > raster.count:
         raise SampleError(
             f"{path}: the card asks for band {max(bands)}, but the file has {raster.count}; correct 'bands' in the card"
         )
-    if raster.width * raster.height > _MAX_PIXELS:
-        raise SampleError(f"{path}: {raster.width} x {raster.height} pixels do not fit; cut the raster into tiles")
+    if is_whole and raster.width * raster.height > _MAX_PIXELS:
+        raise SampleError(f"{path}: {raster.width} x {raster.height} pixels do not fit; {READ_BY_WINDOWS}")
     kinds = {raster.dtypes[band - 1] for band in bands}
     if any(kind.startswith("complex") for kind in kinds):
         raise SampleError(f"{path}: bands of complex numbers are not read; save amplitudes")
@@ -126,7 +140,12 @@ def _check(raster: Any, path: Path, card: DatasetCard, data: bytes | None = None
         )
     if "palette" in {raster.colorinterp[band - 1].name for band in bands}:
         raise SampleError(f"{path}: a band of palette indices is not a measurement; leave 'bands' out of the card")
-    if _is_turned(path, data) and card.exif != "ignore":
+    check_orientation(path, card, data)
+
+
+def check_orientation(path: Path, card: DatasetCard, data: bytes | None) -> None:
+    """Raises ``SampleError`` for an orientation tag, unless the card says to ignore it: rasters are read as stored."""
+    if card.exif != "ignore" and _is_turned(path, data):
         raise SampleError(
             f"{path}: an orientation tag turns the picture, and rasters are read as stored; set 'exif: ignore' in the "
             "card if its mask was drawn on the pixels as stored, else turn the image and remove the tag"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.file_report import report_files, shorten
+from aucseg.datasets.hub_folder import root_of
 
 if TYPE_CHECKING:
     from aucseg.datasets.dataset import SegmentationDataset
@@ -40,7 +41,7 @@ def describe_data(data: Mapping[str, Any]) -> list[str]:
     if "card" not in data or data.get("shards"):
         return []
     used = [data.get("train_split", "train"), data.get("val_split", "val")]
-    return describe_files(DatasetCard.load(data["card"]), data.get("root"), used)
+    return describe_files(DatasetCard.load(data["card"]), root_of(data), used)
 
 
 def check_has_masks(dataset: SegmentationDataset) -> None:

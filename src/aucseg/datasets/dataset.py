@@ -15,9 +15,11 @@ from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.files import SampleError, size_message
 from aucseg.datasets.label_map import LabelMap
 from aucseg.datasets.mask_files import read_raw_mask
+from aucseg.datasets.mask_windows import read_mask_window
 from aucseg.datasets.memory_cache import DecodedSamples
 from aucseg.datasets.pairing import Pair
 from aucseg.datasets.split import SplitOfFiles
+from aucseg.datasets.windows import Tile, Window
 
 _logger = logging.getLogger(__name__)
 
@@ -25,19 +27,29 @@ Sample = dict[str, Any]
 
 
 def decode_sample(
-    name: str, label_map: LabelMap, image: tuple[Path, bytes | None], mask: tuple[Path | None, bytes | None]
+    name: str,
+    label_map: LabelMap,
+    image: tuple[Path, bytes | None],
+    mask: tuple[Path | None, bytes | None],
+    tile: Tile | None = None,
+    window: Window | None = None,
 ) -> Sample:
     """Return the sample made of an image file and a mask file, each a path and its bytes where it is not on disk.
+
+    With a tile and a window of its image only the window is read.
 
     Raises:
         SampleError: A file that cannot be used, two sizes, an unknown raw id.
     """
     card = label_map.card
-    pixels, holds_data = read_card_image(image[0], card, image[1])
+    pixels, holds_data = read_card_image(image[0], card, image[1], window)
     sample: Sample = {"image": torch.from_numpy(pixels).permute(2, 0, 1), "name": name}
     path = mask[0]
     if path is not None:
-        raw = read_raw_mask(path, card, mask[1])
+        if tile is None or window is None:
+            raw = read_raw_mask(path, card, mask[1])
+        else:
+            raw = read_mask_window(path, card, window, tile.size).values
         if raw.shape != pixels.shape[:2]:
             raise SampleError(size_message(path, raw.shape, str(image[0]), pixels.shape))
         try:
@@ -70,14 +82,20 @@ class SegmentationDataset(SplitOfFiles, Dataset[Sample]):
             takes its place.
         follow_symlinks: Whether files may lie outside the root, reached by symbolic links below it (DVC, git-annex, the
             cache of a hub). False where the folder is a stranger's.
+        tile: Side in pixels of the windows by which larger images are read, by rasterio: each of their tiles is a
+            sample, a window of this side in whose mask the pixels of other tiles are ignored, so that each pixel counts
+            once. None reads images whole.
+        random_windows: Whether a tile is read, for training, as any window that holds it, drawn by torch's generator
+            each time, with the labels of all its pixels.
 
     Attributes:
-        pairs: Paths of image and mask of each sample, below the root.
+        pairs: Paths of image and mask of each sample, below the root, and its tile.
         missing: Pairs of which the image or the mask does not exist; not among the samples.
         label_map: Raw ids to train ids.
 
     Raises:
-        ValueError: Unknown card or split, missing root, no image, images without masks.
+        ValueError: Unknown card or split, missing root, no image, images without masks, a tile below 64.
+        ImportError: Tiles without rasterio.
 
     Example:
         >>> from aucseg.datasets import SegmentationDataset
@@ -95,8 +113,11 @@ class SegmentationDataset(SplitOfFiles, Dataset[Sample]):
         on_error: str = "raise",
         *,
         follow_symlinks: bool = True,
+        tile: int | None = None,
+        random_windows: bool = False,
     ) -> None:
-        super().__init__(card, root, split, on_error, follow_symlinks=follow_symlinks)
+        super().__init__(card, root, split, on_error, follow_symlinks=follow_symlinks, tile=tile)
+        self.random_windows = random_windows
         self.transform = transform
         self._decoded: DecodedSamples | None = None
         # Shared memory: what a loader's workers skip is counted too.
@@ -120,8 +141,10 @@ class SegmentationDataset(SplitOfFiles, Dataset[Sample]):
             Bytes of memory.
 
         Raises:
-            ValueError: The samples do not fit into memory.
+            ValueError: The samples do not fit into memory, or are tiles.
         """
+        if self.tile is not None:
+            raise ValueError("images that are read by windows are not kept in memory: leave out the cache, or tile")
         self._decoded = DecodedSamples(self.pairs, self._read_files, num_threads)
         return self._decoded.nbytes
 
@@ -157,4 +180,15 @@ class SegmentationDataset(SplitOfFiles, Dataset[Sample]):
 
     def _read_files(self, pair: Pair) -> Sample:
         mask_path = None if pair.mask is None else self._inside(pair.mask)
-        return decode_sample(pair.name, self.label_map, (self._inside(pair.image), None), (mask_path, None))
+        files = (self._inside(pair.image), None), (mask_path, None)
+        if pair.tile is None:
+            return decode_sample(pair.name, self.label_map, *files)
+        window = pair.tile.random_window(_draw) if self.random_windows else pair.tile.window
+        sample = decode_sample(pair.name, self.label_map, *files, pair.tile, window)
+        if "mask" in sample and not self.random_windows:
+            sample["mask"][torch.from_numpy(pair.tile.outside_core(window))] = self.card.ignore_index
+        return sample
+
+
+def _draw(low: int, high: int) -> int:
+    return int(torch.randint(low, high + 1, ()))

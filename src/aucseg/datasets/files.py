@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import os
 import struct
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +30,9 @@ _TURN_BACK = {
 
 Array = npt.NDArray[Any]
 _T = TypeVar("_T")
+
+READ_BY_WINDOWS = "read it by windows (data.tile in a run, --tile of 'aucseg stats': 1024, for example)"
+_limit_lock = threading.RLock()
 
 
 class SampleError(ValueError):
@@ -76,9 +81,9 @@ def image_sizes(path: Path, data: bytes | None = None) -> tuple[tuple[int, int],
     """Returns (height, width) of the pixels as stored and of the picture as shown, from the header.
 
     Raises:
-        SampleError: Missing, oversized, or not an image.
+        SampleError: Missing, or not an image.
     """
-    with open_image(path, data) as image:
+    with without_pixel_limit(), open_image(path, data) as image:
         orientation = guard(path, lambda: _orientation_in_header(image))
         width, height = _stored_size(image)
     return (height, width), (width, height) if orientation >= 5 else (height, width)
@@ -153,10 +158,23 @@ def open_image(path: Path, data: bytes | None = None) -> Image.Image:
         return Image.open(path if data is None else io.BytesIO(data))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise SampleError(
-            f"{path}: {error}. If the size is right, raise PIL.Image.MAX_IMAGE_PIXELS, or cut the image into tiles"
+            f"{path}: {error}. If the size is right, {READ_BY_WINDOWS}, or raise PIL.Image.MAX_IMAGE_PIXELS"
         ) from error
     except Exception as error:
         raise SampleError(f"{path}: not a readable image: {error}; {_way_out(path, data)}") from error
+
+
+@contextmanager
+def without_pixel_limit() -> Iterator[None]:
+    """Lets Pillow open images of any size, for whoever does not decode them or has a limit of its own."""
+    # Pillow's limit is global, and warns at one size and fails at another.
+    with _limit_lock:
+        before = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 def _way_out(path: Path, data: bytes | None) -> str:

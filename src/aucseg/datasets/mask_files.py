@@ -21,6 +21,7 @@ from aucseg.datasets.files import (
     load_oriented,
     open_image,
     to_rgb,
+    without_pixel_limit,
 )
 from aucseg.datasets.tree import ending_of
 from aucseg.hints import import_extra
@@ -90,7 +91,7 @@ def read_mask(path: Path, card: DatasetCard, data: bytes | None = None) -> RawMa
             )
         encoding = encoding_of_mode(image.mode)
         if encoding != card.mask_encoding and not (card.mask_encoding == "rgb" and encoding == "palette"):
-            raise SampleError(_encoding_message(path, image.mode, encoding, card.mask_encoding))
+            raise SampleError(encoding_message(path, image.mode, encoding, card.mask_encoding))
         if card.mask_encoding != "gray16" and bits_per_channel(image) > 8:
             raise SampleError(f"{path}: the mask has 16 bits a channel, of which 8 would be lost; {_NO_MASK}")
         # Read before loading, which clears it.
@@ -109,7 +110,7 @@ def _read_ids(image: Image.Image, path: Path, card: DatasetCard, scale: int) -> 
         return RawMask(image, _palette(image))
     values: Array = guard(path, lambda: np.array(image))
     if card.mask_encoding == "gray16":
-        return RawMask(_whole_numbers(values, path, "the mask"))
+        return RawMask(whole_numbers(values, path, "the mask"))
     if image.mode == "1":
         return RawMask(values.astype(np.uint8))
     if values.ndim == 3:
@@ -117,7 +118,7 @@ def _read_ids(image: Image.Image, path: Path, card: DatasetCard, scale: int) -> 
     if card.mask_encoding == "palette":
         palette = _palette(image)
         if card.check_palette:
-            _check_palette(palette, values, path, card)
+            check_palette(palette, values, path, card)
         return RawMask(values, palette)
     return RawMask(values // scale if scale > 1 else values)
 
@@ -129,11 +130,12 @@ def _palette(image: Image.Image) -> Array:
 def _packed_colors(image: Image.Image, path: Path) -> Array:
     if image.mode == "RGBA":
         rgba = np.asarray(image)
-        return _without_alpha(_pack(rgba), rgba[..., 3], path)
-    return _pack(np.asarray(to_rgb(image)))
+        return _without_alpha(pack_colors(rgba), rgba[..., 3], path)
+    return pack_colors(np.asarray(to_rgb(image)))
 
 
-def _pack(colors: Array) -> Array:
+def pack_colors(colors: Array) -> Array:
+    """Returns the ids ``65536 red + 256 green + blue`` of colours (..., 3 or 4)."""
     parts = colors.astype(np.int32)
     packed: Array = parts[..., 0] << 16 | parts[..., 1] << 8 | parts[..., 2]
     return packed
@@ -172,7 +174,7 @@ def mode_and_format(path: Path) -> tuple[str, str | None]:
             return "RGB", "NPY"
         modes = {"b": "1", "u": "L" if dtype.itemsize == 1 else "I;16", "i": "I"}
         return modes.get(dtype.kind, "F"), "NPY"
-    with open_image(path) as image:
+    with without_pixel_limit(), open_image(path) as image:
         return image.mode, lossy_container(image, path, None) or image.format
 
 
@@ -198,7 +200,8 @@ def _chunks(webp: bytes) -> list[bytes]:
     return kinds
 
 
-def _encoding_message(path: Path, mode: str, encoding: str | None, expected: str) -> str:
+def encoding_message(path: Path, mode: str, encoding: str | None, expected: str) -> str:
+    """Returns the message about a mask of another encoding than the card says."""
     if encoding is None:
         fix = _NO_MASK
     elif encoding == "rgb":
@@ -208,7 +211,8 @@ def _encoding_message(path: Path, mode: str, encoding: str | None, expected: str
     return f"{path}: the card says {expected} masks, but this file has mode {mode}: {fix}"
 
 
-def _check_palette(palette: Array, values: Array, path: Path, card: DatasetCard) -> None:
+def check_palette(palette: Array, values: Array, path: Path, card: DatasetCard) -> None:
+    """Raises ``SampleError`` where an index that occurs does not have the card's colour."""
     color_of = {raw: card.palette[c] for c, ids in enumerate(card.raw_ids) for raw in ids}
     for raw in np.unique(values).tolist():
         if raw in color_of and (raw >= len(palette) or tuple(palette[raw].tolist()) != color_of[raw]):
@@ -220,7 +224,8 @@ def _check_palette(palette: Array, values: Array, path: Path, card: DatasetCard)
             )
 
 
-def _whole_numbers(values: Array, path: Path, what: str) -> Array:
+def whole_numbers(values: Array, path: Path, what: str) -> Array:
+    """Returns ids as uint16; ``SampleError`` where they are not whole numbers in 0..65535."""
     if values.size and not np.isfinite(values).all():
         raise SampleError(f"{path}: {what} holds values that are not numbers (NaN); give those pixels an id to ignore")
     low, high = values.min(initial=0), values.max(initial=0)
@@ -251,17 +256,29 @@ def _npy_header(path: Path, data: bytes | None) -> tuple[tuple[int, ...], np.dty
 
 
 def _read_npy(path: Path, encoding: str, data: bytes | None) -> Array:
-    shape, dtype = _npy_header(path, data)
-    values: Array = np.load(path if data is None else io.BytesIO(data), allow_pickle=False)
+    _npy_header(path, data)
+    return npy_ids(np.load(path if data is None else io.BytesIO(data), allow_pickle=False), path, encoding)
+
+
+def npy_memory_map(path: Path) -> Array:
+    """Returns the array of an ``.npy`` file without reading it."""
+    _npy_header(path, None)
+    values: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+    return values
+
+
+def npy_ids(values: Array, path: Path, encoding: str) -> Array:
+    """Returns the ids in the array of an ``.npy`` file."""
+    shape, dtype = values.shape, values.dtype
     if encoding == "rgb" and len(shape) == 3 and shape[-1] == 3 and dtype == np.uint8:
-        return _pack(values)
+        return pack_colors(values)
     squeezed = values.squeeze() if values.ndim == 3 and 1 in (shape[0], shape[-1]) else values
     if squeezed.ndim != 2 or dtype.kind not in "buif" or encoding not in ("gray", "gray16"):
         raise SampleError(
             f"{path}: an array of {dtype} with shape {shape} is not a {encoding} mask; save the ids as whole numbers "
             "in shape (height, width)"
         )
-    whole = _whole_numbers(squeezed, path, "the array")
+    whole = whole_numbers(squeezed, path, "the array")
     if encoding == "gray16":
         return whole
     if whole.max(initial=0) > 255:
@@ -284,4 +301,4 @@ def _read_mat(path: Path, key: str, data: bytes | None) -> Array:
             f"{path}: {key!r} is not a matrix of ids but {values.dtype} of shape {values.shape}; "
             "set mat_key in the card"
         )
-    return _whole_numbers(values, path, repr(key))
+    return whole_numbers(values, path, repr(key))

@@ -11,14 +11,20 @@ from pathlib import Path, PurePosixPath
 
 from aucseg.datasets.card import DatasetCard, Layout
 from aucseg.datasets.tree import IMAGE_ENDINGS, Tree, ending_of
+from aucseg.datasets.windows import Tile
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and its mask (or None), as paths below the root folder with forward slashes."""
+    """An image and its mask (or None), as paths below the root folder with forward slashes.
+
+    Attributes:
+        tile: The part of the image that is meant; None for all of it.
+    """
 
     image: str
     mask: str | None
+    tile: Tile | None = None
 
     @property
     def name(self) -> str:

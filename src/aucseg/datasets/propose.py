@@ -11,7 +11,7 @@ from aucseg.datasets.card import MAX_RAW_ID, DatasetCard
 from aucseg.datasets.colors import default_color, unpack_color
 from aucseg.datasets.files import SampleError
 from aucseg.datasets.mask_checks import Palettes, describe_soft_edges, find_soft_edges
-from aucseg.datasets.mask_files import encoding_of_mode, mode_and_format, read_raw_mask
+from aucseg.datasets.mask_files import encoding_of_mode, mode_and_format
 from aucseg.datasets.propose_layouts import propose_layouts
 from aucseg.datasets.scan import scan_samples
 from aucseg.datasets.scan_cache import ScanCache
@@ -35,7 +35,12 @@ class _Ids:
 
 
 def propose_card(
-    root: str | Path, *, num_workers: int = 0, progress: bool = False, cache: ScanCache | None = None
+    root: str | Path,
+    *,
+    num_workers: int = 0,
+    progress: bool = False,
+    cache: ScanCache | None = None,
+    tile: int | None = None,
 ) -> DatasetCard:
     """Returns a card for a folder of images and masks: layout, splits, mask encoding, and a class for each id found.
 
@@ -43,7 +48,7 @@ def propose_card(
     or palette files), and paired by what their names have in common, across endings, upper and lower case and
     compositions of characters. The classes get names like ``class_7``: give them real ones. Palette masks whose
     palettes differ from file to file become classes by colour. Without a validation split a fifth of the training
-    images is held out for that.
+    images is held out for that. With ``tile`` larger images and masks are read by windows of this side.
 
     Raises:
         ValueError: No such folder; nothing that looks like images with masks; masks that do not hold ids (soft edges,
@@ -63,7 +68,7 @@ def propose_card(
     )
     if "val" not in card.splits:
         card = replace(card, held_out_share=HELD_OUT_SHARE)
-    datasets = [SplitOfFiles(card, root, split, on_error="skip") for split in card.splits]
+    datasets = [SplitOfFiles(card, root, split, on_error="skip", tile=tile) for split in card.splits]
     card = replace(card, mask_encoding=_find_encoding(datasets))
     found = _find_ids(card, datasets, num_workers, progress, cache)
     if found.palettes.differ:
@@ -106,7 +111,9 @@ def _find_encoding(datasets: Sequence[SplitOfFiles]) -> str:
     counts: dict[str, int] = {}
     problem = None
     for dataset in datasets:
-        for index in range(len(dataset)):
+        # Of an image in tiles the mask once.
+        places = {pair.mask: index for index, pair in enumerate(dataset.pairs)}
+        for index in places.values():
             path = dataset.mask_path(index)
             try:
                 mode, _ = mode_and_format(path)
@@ -165,11 +172,11 @@ def _find_ids(
 
 
 def _check_edges(card: DatasetCard, datasets: Sequence[SplitOfFiles]) -> None:
-    paths = [dataset.mask_path(index) for dataset in datasets for index in range(len(dataset))]
+    places = [(dataset, index) for dataset in datasets for index in range(len(dataset))]
     masks = []
-    for path in paths[:: max(1, len(paths) // _NUM_LOOKED_AT)]:
+    for dataset, index in places[:: max(1, len(places) // _NUM_LOOKED_AT)]:
         try:
-            masks.append(read_raw_mask(path, card))
+            masks.append(dataset.read_raw(index))
         except SampleError:  # noqa: PERF203
             continue
     edges = find_soft_edges(masks)

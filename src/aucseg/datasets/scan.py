@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aucseg.announce import Announcement
-from aucseg.datasets.bands import check_card_image
+from aucseg.datasets.bands import check_card_image, read_card_image
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.counting import MaskScan, scan_image, scan_mask
 from aucseg.datasets.files import SampleError, size_message
 from aucseg.datasets.mask_files import RawMask, read_mask
+from aucseg.datasets.mask_windows import read_tile_of_mask
 from aucseg.datasets.scan_cache import ScanCache, Signature, digest_of, pack_scan, unpack_scan
+from aucseg.datasets.windows import Tile
 
 if TYPE_CHECKING:
     from aucseg.datasets.split import SplitOfFiles
@@ -37,6 +39,7 @@ class _Job:
     index: int
     kind: str
     path: Path
+    tile: Tile | None = None
 
 
 # The packed result, or None; the error; the digest of the content, or "".
@@ -73,6 +76,9 @@ class _Worker:
         """Return the packed result (or None), the error, and the digest of the content, if it was taken."""
         digest = ""
         try:
+            if job.tile is not None:
+                # Never the whole file, neither for its digest.
+                return self._of_tile(job, job.tile), "", ""
             if job.kind == "image" and not self.decode_images:
                 # The header is read faster than the digest of the whole file.
                 return repr(check_card_image(job.path, self.card, False)).encode(), "", ""
@@ -88,6 +94,13 @@ class _Worker:
             return repr(check_card_image(job.path, self.card, True)).encode(), "", digest
         except (SampleError, OSError) as error:
             return None, str(error), digest
+
+    def _of_tile(self, job: _Job, tile: Tile) -> bytes:
+        if job.kind == "mask":
+            return pack_scan(_scan(read_tile_of_mask(job.path, self.card, tile)))
+        if self.decode_images:
+            read_card_image(job.path, self.card, window=tile.core)
+        return repr((tile.core.height, tile.core.width)).encode()
 
 
 def _scan(mask: RawMask) -> MaskScan:
@@ -120,6 +133,10 @@ def result_kind(kind: str, card: DatasetCard, decode_images: bool) -> str:
         return f"image 2 {card.exif} {'decoded' if decode_images else 'header'}{bands}"
     palette = (card.raw_ids, card.palette) if card.check_palette else ()
     return f"mask 2 {card.mask_encoding} {card.exif} {card.mat_key if card.mask_encoding == 'mat' else ''} {palette}"
+
+
+def _of_part(kind: str, tile: Tile | None) -> str:
+    return kind if tile is None else f"{kind} {tuple(tile.core)} of {tile.size}"
 
 
 def scan_samples(
@@ -155,13 +172,14 @@ def scan_samples(
                 except SampleError as error:
                     sample.errors.append(str(error))
                     continue
+                tile = dataset.pairs[index].tile
                 if cache is not None:
                     signature = signatures[kind, index] = Signature.of(path)
-                    payload = None if signature is None else cache.known(path, signature, kinds[kind])
+                    payload = None if signature is None else cache.known(path, signature, _of_part(kinds[kind], tile))
                     if payload is not None:
                         _put(sample, kind, payload)
                         continue
-                yield _Job(index, kind, path)
+                yield _Job(index, kind, path, tile)
 
     jobs = list(jobs_to_do())
     pending = {job.index: 0 for job in jobs}
@@ -179,10 +197,9 @@ def scan_samples(
                 _put(sample, job.kind, payload)
                 signature = signatures.get((job.kind, job.index))
                 if cache is not None and signature is not None:
-                    # What is known from a header alone is known of this file, not of all with its content.
-                    cache.add(
-                        job.path, signature, digest or f"header of {job.path.absolute()}", kinds[job.kind], payload
-                    )
+                    # What is known from a part alone is known of this file, not of all with its content.
+                    known = digest or f"part of {job.path.absolute()} {signature}"
+                    cache.add(job.path, signature, known, _of_part(kinds[job.kind], job.tile), payload)
             pending[job.index] -= 1
             while done < len(samples) and pending.get(done, 0) == 0:
                 yield _finish(samples[done], dataset)

@@ -141,7 +141,7 @@ class ScanCache:
         self._connection.close()
 
 
-def digest_of(data: bytes) -> str:
+def digest_of(data: bytes | memoryview) -> str:
     """Return a digest of the bytes of a file."""
     return hashlib.blake2b(data, digest_size=20).hexdigest()
 

@@ -188,6 +188,8 @@ def write_shards(dataset: SegmentationDataset, folder: str | Path, *, samples_pe
     """
     if samples_per_shard < 1:
         raise ValueError(f"samples_per_shard must be at least 1, not {samples_per_shard}")
+    if any(pair.tile is not None for pair in dataset.pairs):
+        raise ValueError("shards hold whole files: make the data set without tile")
     webdataset = import_extra("webdataset", "stream")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,15 +7,23 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
+from aucseg.datasets.bands import check_card_image, read_card_image
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.files import Array, SampleError
 from aucseg.datasets.label_map import LabelMap
-from aucseg.datasets.mask_files import read_raw_mask
-from aucseg.datasets.pairing import find_pairs
+from aucseg.datasets.mask_windows import read_tile_of_mask
+from aucseg.datasets.pairing import Pair, find_pairs
+from aucseg.datasets.windows import tiles_of_files
 
 _logger = logging.getLogger(__name__)
+# Smaller windows show a model nothing.
+MIN_TILE = 64
 
 
 class SplitOfFiles:
@@ -27,14 +35,17 @@ class SplitOfFiles:
         split: A split that the card names.
         on_error: ``raise``, or ``skip``: pairs that lack a file are logged and left out.
         follow_symlinks: Whether files may lie outside the root, reached by symbolic links below it.
+        tile: Side in pixels of the windows by which larger images are read; each of their tiles is a sample. None
+            reads images whole.
 
     Attributes:
-        pairs: Paths of image and mask of each sample, below the root.
+        pairs: Paths of image and mask of each sample, below the root, and its tile.
         missing: Pairs of which the image or the mask does not exist; not among the samples.
         label_map: Raw ids to train ids.
 
     Raises:
-        ValueError: Unknown card or split, missing root, no image, images without masks.
+        ValueError: Unknown card or split, missing root, no image, images without masks, a tile below 64.
+        ImportError: Tiles without rasterio.
 
     Example:
         >>> split = SplitOfFiles("freedoom_lt", split="val")
@@ -50,7 +61,10 @@ class SplitOfFiles:
         on_error: str = "raise",
         *,
         follow_symlinks: bool = True,
+        tile: int | None = None,
     ) -> None:
+        if tile is not None and tile < MIN_TILE:
+            raise ValueError(f"tile is the side of a window in pixels, at least {MIN_TILE}, not {tile}")
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
         self.card = card if isinstance(card, DatasetCard) else DatasetCard.load(card)
@@ -71,6 +85,15 @@ class SplitOfFiles:
         self.label_map = LabelMap(self.card, train_ids=files.train_ids)
         if self.missing:
             self._report_missing()
+        self.tile = tile
+        if tile is not None:
+            self.pairs = self._cut(tile)
+
+    def _cut(self, side: int) -> list[Pair]:
+        """The pairs with one for each tile of a large image."""
+        paths = [self._inside(pair.image) for pair in self.pairs]
+        tiles = tiles_of_files(paths, side)
+        return [replace(pair, tile=one) for pair, found in zip(self.pairs, tiles, strict=True) for one in found]
 
     def _report_missing(self) -> None:
         missing = self.missing
@@ -91,13 +114,28 @@ class SplitOfFiles:
     def read_mask(self, index: int) -> Array:
         """Return the mask of a sample as an array (H, W) of train ids, without reading the image; errors are raised."""
         pair = self.pairs[index]
-        path = self.mask_path(index)
         try:
-            return self.label_map(read_raw_mask(path, self.card))
+            return self.label_map(self.read_raw(index))
         except SampleError:
             raise
         except ValueError as error:
             raise SampleError(f"{self.root / (pair.mask or '')}: {error}") from error
+
+    def read_raw(self, index: int) -> Array:
+        """Return the raw ids (H, W) of a sample's mask, of a tile those of its core."""
+        return read_tile_of_mask(self.mask_path(index), self.card, self.pairs[index].tile).values
+
+    def read_image(self, index: int) -> tuple[Array, npt.NDArray[np.bool_] | None]:
+        """Return what :func:`aucseg.datasets.bands.read_card_image` gives for a sample, of a tile for its core."""
+        tile = self.pairs[index].tile
+        return read_card_image(self.image_path(index), self.card, window=None if tile is None else tile.core)
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Return (height, width) of a sample's image, or of the window that is read of it, without reading it."""
+        tile = self.pairs[index].tile
+        if tile is not None:
+            return tile.window.height, tile.window.width
+        return check_card_image(self.image_path(index), self.card)
 
     def mask_path(self, index: int) -> Path:
         """Return the path of a sample's mask."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,11 @@ def write_geotiff(path: str, labels: npt.NDArray[Any], colors: npt.NDArray[np.ui
     """Writes labels (H, W) as a GeoTIFF, with the colours of the classes (K, 3) where the labels have 8 bits."""
     import rasterio
 
-    profile = {"driver": "GTiff", "count": 1, "dtype": labels.dtype.name, "compress": "deflate"}
-    with rasterio.open(path, "w", height=labels.shape[0], width=labels.shape[1], **profile, **place) as raster:
-        raster.write(labels, 1)
-        if labels.dtype == np.uint8:
-            raster.write_colormap(1, {i: (*color, 255) for i, color in enumerate(colors.tolist())})
+    profile = {"driver": "GTiff", "count": 1, "dtype": labels.dtype.name, "compress": "deflate", "bigtiff": "if_safer"}
+    with warnings.catch_warnings():
+        # A raster that lies nowhere on the earth, but is too large for another format.
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.open(path, "w", height=labels.shape[0], width=labels.shape[1], **profile, **place) as raster:
+            raster.write(labels, 1)
+            if labels.dtype == np.uint8:
+                raster.write_colormap(1, {i: (*color, 255) for i, color in enumerate(colors.tolist())})

@@ -21,9 +21,10 @@ from tqdm import tqdm
 from aucseg.datasets.bands import read_card_image
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.deep_color import read_deep_color
-from aucseg.datasets.files import SampleError, bits_per_channel, load_oriented, to_rgb
+from aucseg.datasets.files import SampleError, bits_per_channel, load_oriented, to_rgb, without_pixel_limit
 from aucseg.datasets.tree import is_hidden, is_system_file
 from aucseg.inference.georeference import georeference, write_geotiff
+from aucseg.inference.large_rasters import LargeRaster, label_array, open_large, small_overlay
 from aucseg.inference.predictor import Predictor
 from aucseg.safe_files import replacing, text_cell
 
@@ -135,7 +136,7 @@ def _read(
     path: str | Path, exif: str, value_range: tuple[float, float] | None, max_pixels: int
 ) -> tuple[npt.NDArray[np.uint8], int]:
     """The pixels of an image, and the bits of a channel in its file."""
-    with _without_pixel_limit():
+    with without_pixel_limit():
         try:
             with Image.open(path) as file:
                 if file.width * file.height > max_pixels:
@@ -150,17 +151,6 @@ def _read(
             raise
         except Exception as error:  # decoders fail in many ways on damaged bytes
             raise ImageError(f"{path}: no readable image: {str(error).removeprefix(f'{path}: ')}") from error
-
-
-@contextmanager
-def _without_pixel_limit() -> Iterator[None]:
-    """Pillow's own limit is global, and warns at one size and fails at another."""
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
 
 
 def _to_8_bits(values: Array, path: str | Path, value_range: tuple[float, float] | None) -> npt.NDArray[np.uint8]:
@@ -208,8 +198,9 @@ def predict_paths(
         out_dir: Folder to write to, made if need be:
 
             - ``labels/NAME.png``: class ids, with the palette (16-bit grey without one above 256 classes); of a
-              georeferenced raster ``labels/NAME.tif``, a GeoTIFF in the same place, where rasterio is installed;
-            - ``overlays/NAME.png``: the image under the colours of its labels;
+              georeferenced raster ``labels/NAME.tif``, a GeoTIFF in the same place, where rasterio is installed, and
+              so of a raster of more than 128 megapixels, which is then read by windows;
+            - ``overlays/NAME.png``: the image under the colours of its labels, of such a raster every n-th pixel;
             - ``scores/NAME.npy``: class probabilities (softmax), float16 ``(K, H, W)``;
             - ``areas.csv``: image, class_id, class, pixels, share; one line for each class that was predicted;
             - ``errors.csv``: image, error; when there are any. (In tables names that a spreadsheet would take for a
@@ -254,18 +245,22 @@ def predict_paths(
                 image, bits = _read_as_trained(path, card, exif, value_range, max_pixels)
                 if value_range is not None and bits <= 8:
                     summary.unscaled.append(path)
+                is_large = isinstance(image, LargeRaster)
+                if is_large and predictor.options.window is None:
+                    raise ImageError(f"{path}: too large to go through a model at once: give a window (--window)")
                 score_path = out_dir / "scores" / f"{name}.npy" if scores else None
-                labels, pixels = _predict(predictor, image, len(class_names), score_path)
-                place = georeference(path, labels.shape)
-                if place is None:
-                    _save(_label_image(labels, colors), out_dir / "labels" / f"{name}.png")
-                else:
-                    with replacing(out_dir / "labels" / f"{name}.tif") as temporary:
-                        write_geotiff(str(temporary), labels, colors, place)
-                if overlays:
-                    # In 8 bits: floats of a large image would take eight times its memory.
-                    mixed = Image.blend(Image.fromarray(_shown(image)), Image.fromarray(colors[labels]), opacity)
-                    _save(mixed, out_dir / "overlays" / f"{name}.png")
+                dtype = np.uint8 if len(class_names) <= 256 else np.uint16
+                with label_array(out_dir if is_large else None, image.shape[:2], dtype) as labels:
+                    pixels = _predict(predictor, image, labels, len(class_names), score_path)
+                    place = georeference(path, labels.shape)
+                    if place is None and not is_large:
+                        _save(_label_image(labels, colors), out_dir / "labels" / f"{name}.png")
+                    else:
+                        with replacing(out_dir / "labels" / f"{name}.tif") as temporary:
+                            write_geotiff(str(temporary), labels, colors, place or {})
+                    if overlays:
+                        mixed = _overlay(image, labels, colors, opacity)
+                        _save(mixed, out_dir / "overlays" / f"{name}.png")
             # Some networks assert that they know the size of the image.
             except (ValueError, RuntimeError, AssertionError, OSError, MemoryError) as error:
                 summary.failures[path] = (str(error) or type(error).__name__).removeprefix(f"{path}: ")
@@ -287,21 +282,32 @@ def _read_as_trained(
     exif: str,
     value_range: tuple[float, float] | None,
     max_pixels: int,
-) -> tuple[Array, int]:
+) -> tuple[Array | LargeRaster, int]:
     """The image as the model was trained on it: the card's bands, or RGB."""
-    if card is None or card.bands is None:
-        return _read(path, exif, value_range, max_pixels)
-    if value_range is not None:
+    has_bands = card is not None and card.bands is not None
+    if card is not None and card.bands is not None and value_range is not None:
         pairs = ((float(value_range[0]), float(value_range[1])),) * len(card.bands)
         card = replace(card, value_range=pairs)
     try:
+        large = open_large(path, card, exif, max_pixels)
+        if large is not None:
+            return large, 8 if large.card.value_range is None else 16
+        if card is None or not has_bands:
+            return _read(path, exif, value_range, max_pixels)
         pixels, _ = read_card_image(path, card)
     except SampleError as error:
         raise ImageError(str(error)) from error
     return pixels, 8 if card.value_range is None else 16
 
 
-def _shown(image: Array) -> npt.NDArray[np.uint8]:
+def _overlay(image: Array | LargeRaster, labels: Array, colors: npt.NDArray[np.uint8], opacity: float) -> Image.Image:
+    if isinstance(image, LargeRaster):
+        return small_overlay(image, labels, colors, opacity)
+    # In 8 bits: floats of a large image would take eight times its memory.
+    return Image.blend(Image.fromarray(as_picture(image)), Image.fromarray(colors[labels]), opacity)
+
+
+def as_picture(image: Array) -> npt.NDArray[np.uint8]:
     """Bands as a picture: the first three, or the first alone in grey."""
     picture = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=2)
     return np.ascontiguousarray(picture.round().astype(np.uint8) if picture.dtype != np.uint8 else picture)
@@ -322,10 +328,9 @@ def output_names(paths: Sequence[Path]) -> list[str]:
 
 
 def _predict(
-    predictor: Predictor, image: Array, num_classes: int, score_path: Path | None
-) -> tuple[Array, npt.NDArray[np.int64]]:
-    """Predict the labels ``(H, W)`` and the number of pixels of each class, and write the scores."""
-    labels = np.empty(image.shape[:2], dtype=np.uint8 if num_classes <= 256 else np.uint16)
+    predictor: Predictor, image: Any, labels: Array, num_classes: int, score_path: Path | None
+) -> npt.NDArray[np.int64]:
+    """Predict the labels ``(H, W)`` and return the number of pixels of each class, and write the scores."""
     pixels = np.zeros(num_classes, dtype=np.int64)
     with _score_map(score_path, (num_classes, *image.shape[:2])) as score_map:
         for place, logits in predictor.blocks(image):
@@ -336,7 +341,7 @@ def _predict(
             pixels += np.bincount(block.ravel(), minlength=num_classes)
             if score_map is not None:
                 score_map[(slice(None), *place)] = logits.softmax(dim=0).cpu().numpy()
-    return labels, pixels
+    return pixels
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils.data import Sampler, default_collate
 
 from aucseg.datasets import SegmentationDataset
-from aucseg.datasets.bands import check_card_image
 from aucseg.datasets.files import SampleError
 
 _PIXELS = ("image", "mask")
@@ -125,7 +124,7 @@ def largest_image(dataset: SegmentationDataset) -> int:
 
     def pixels(index: int) -> int:
         try:
-            height, width = check_card_image(dataset.image_path(index), dataset.card)
+            height, width = dataset.image_size(index)
         except SampleError:  # to be reported by whoever reads the image
             return 0
         return height * width

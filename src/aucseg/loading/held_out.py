@@ -149,4 +149,8 @@ def held_out_images(dataset: SegmentationDataset, share: float, num_workers: int
         if share / _TOLERANCE <= len(held_out) / len(dataset) <= share * _TOLERANCE:
             of = np.asarray(sequences)
             return HeldOut(kept, held_out, (len(np.unique(of[held_out])), len(np.unique(of))))
-    return HeldOut(*stratified_split(image_classes, share))
+    images = None
+    if any(pair.tile is not None for pair in dataset.pairs):
+        # Windows of one raster overlap.
+        images = np.unique([pair.image for pair in dataset.pairs], return_inverse=True)[1].tolist()
+    return HeldOut(*stratified_split(image_classes, share, images))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -134,3 +135,35 @@ def rare_class_order(statistics: ClassStatistics, seed: int, **options: Any) -> 
         return [int(index) for index in sampler]
 
     return order
+
+
+def epoch_order(
+    sampler: str,
+    length: int,
+    seed: int,
+    statistics_of: Callable[[], ClassStatistics],
+    options: Mapping[str, Any],
+) -> EpochOrder:
+    """The order of a sampler: "random", "sequential" or "rare_class".
+
+    Args:
+        sampler: its name.
+        length: number of training images.
+        seed: seed of the draws.
+        statistics_of: counts the training images, for those that need it.
+        options: of the rare-class sampler.
+
+    Raises:
+        ValueError: the counts are not of all images.
+    """
+    if sampler == "random":
+        return random_order(length, seed)
+    if sampler == "sequential":
+        return partial(sequential_order, length)
+    statistics = statistics_of()
+    if statistics.num_images != length:
+        raise ValueError(
+            f"rare-class sampling needs the counts of all {length} training images, but "
+            f"{length - statistics.num_images} cannot be read: repair or remove them ('aucseg stats' names them)"
+        )
+    return rare_class_order(statistics, seed, **options)

@@ -43,6 +43,20 @@ def per_image_overlap(predicted: Tensor, target: Tensor, num_classes: int, ignor
     return {class_id: counts[class_id] for class_id in union.nonzero().flatten().tolist()}
 
 
+def added_overlaps(one: Mapping[int, Sequence[int]], other: Mapping[int, Sequence[int]]) -> dict[int, list[int]]:
+    """What :func:`per_image_overlap` gives of an image in two parts, from that of each.
+
+    Example:
+        >>> added_overlaps({0: [1, 2, 2]}, {0: [3, 3, 3], 1: [0, 1, 0]})
+        {0: [4, 5, 5], 1: [0, 1, 0]}
+    """
+    nothing = (0, 0, 0)
+    return {
+        class_id: [a + b for a, b in zip(one.get(class_id, nothing), other.get(class_id, nothing), strict=True)]
+        for class_id in sorted({*one, *other})
+    }
+
+
 def image_scores(overlap: Mapping[str, Mapping[int, Sequence[int]]]) -> dict[str, float]:
     r"""Mean IoU by image, over all images and over the worst tenth of them.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from aucseg.hints import import_extra
+from aucseg.models.first_layer import is_of_colours, widened
 from aucseg.models.segmentation_model import SegmentationModel, default_encoder
 
 # What trainers put around the weights, and before their names.
@@ -169,6 +170,9 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, strict: bool = True) 
 def load_encoder_checkpoint(model: nn.Module, path: str | Path, *, strict: bool = True) -> LoadReport:
     """Load the weights of the encoder alone, from an ImageNet classifier (``mscan_*.pth``) or from a whole model.
 
+    An encoder for other channels than three takes the weights of red, green and blue in turn, scaled so that
+    activations keep their size.
+
     Args:
         model: A model of :func:`aucseg.models.build_model`, or any with an attribute ``backbone`` or ``encoder``.
         path: See :func:`read_state_dict`. Names of the classifier (``head.*``, ``fc.*``, ``classifier.*``) and of other
@@ -193,6 +197,9 @@ def load_encoder_checkpoint(model: nn.Module, path: str | Path, *, strict: bool 
     best = max(candidates, key=lambda candidate: len(candidate.keys() & expected.keys()))
     heads = ("head.", "fc.", "classifier.")
     best = {key: value for key, value in best.items() if key in expected or not key.startswith(heads)}
+    for key in best.keys() & expected.keys():
+        if is_of_colours(best[key], expected[key]):
+            best[key] = widened(best[key], expected[key].shape[1])
     return _load(encoder, best, path, strict)
 
 

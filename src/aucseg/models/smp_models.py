@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from aucseg.hints import closest, import_extra
+from aucseg.models.first_layer import widened
 from aucseg.models.segmentation_model import IMAGENET_MEAN, IMAGENET_STD, WrappedNetwork
 
 PACKAGE_WEIGHTS = "package:efficientnet_lite0"
@@ -180,9 +181,7 @@ def _load_package_weights(encoder: nn.Module, in_channels: int) -> None:
         raise ValueError(f"the weights in {path} do not have the shapes of timm's tf_efficientnet_lite0")
     by_name = dict(zip(full_model, tensors.values(), strict=True))
     first = next(iter(by_name))
-    # Channel i takes the weights of colour i modulo 3; with C channels they count 3 / C.
-    colors = torch.arange(in_channels) % 3
-    by_name[first] = by_name[first][:, colors] * (3 / in_channels)
+    by_name[first] = widened(by_name[first], in_channels)
     missing = set(_without_counters(encoder.state_dict())) - set(by_name)
     if missing:
         raise ValueError(f"the packaged weights lack {sorted(missing)[:3]} of the encoder")

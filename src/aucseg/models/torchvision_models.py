@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from aucseg.hints import closest, import_extra
+from aucseg.models.first_layer import widen_first_layer
 from aucseg.models.segmentation_model import WrappedNetwork
 
 
@@ -28,6 +29,7 @@ def build_torchvision_model(
     *,
     encoder_weights: str | None = None,
     auxiliary_weight: float = 0.4,
+    in_channels: int = 3,
     full_resolution: bool = False,
     **options: Any,
 ) -> TorchvisionModel:
@@ -38,11 +40,13 @@ def build_torchvision_model(
         num_classes: K.
         encoder_weights: None (random) or ``"imagenet"`` (downloads).
         auxiliary_weight: Weight of the loss on the auxiliary head's logits; 0 leaves the head out. LR-ASPP has none.
+        in_channels: Channels of the images. With others than three, ImageNet weights of the first layer for red, green
+            and blue are repeated in turn, and scaled so that activations keep their size.
         full_resolution: See :class:`aucseg.models.SegmentationModel`.
         **options: Passed on to torchvision.
 
     Raises:
-        ValueError: Unknown name, or unknown weights.
+        ValueError: Unknown name, unknown weights, or no channels.
         ImportError: torchvision is missing.
         OSError: The weights could not be downloaded.
 
@@ -73,6 +77,7 @@ def build_torchvision_model(
         raise OSError(
             f"the ImageNet weights for {name!r} could not be fetched ({error}); use encoder_weights=None"
         ) from error
+    widen_first_layer(network.backbone, in_channels, is_trained=encoder_weights is not None)
     return TorchvisionModel(
         network,
         num_classes,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,18 +14,12 @@ from torch.utils.data import DataLoader
 
 from aucseg.datasets import DatasetCard, SegmentationDataset
 from aucseg.datasets.data_report import describe_absent_classes, describe_files
+from aucseg.datasets.hub_folder import root_of
 from aucseg.datasets.shards import StreamedSegmentationDataset
 from aucseg.loading.evaluation_batches import EvaluationBatches, collate_any_size, largest_image
 from aucseg.loading.held_out import HeldOut, held_out_images, share_to_hold_out
 from aucseg.loading.photometric import COLOUR_CHANGES, distort_colours
-from aucseg.loading.sample_order import (
-    EpochOrder,
-    SampleStream,
-    SeededDataset,
-    random_order,
-    rare_class_order,
-    sequential_order,
-)
+from aucseg.loading.sample_order import SampleStream, SeededDataset, epoch_order
 from aucseg.loading.shard_order import ShardStream
 from aucseg.loading.transforms import IMAGENET_MEAN, evaluation_transform, training_transform
 from aucseg.randomness import stable_seed
@@ -38,6 +31,8 @@ from aucseg.training.loader_checks import (
     check_number_of_shards,
     check_sampling,
     check_shared_memory,
+    check_tile,
+    load_statistics,
 )
 from aucseg.training.processes import part_of, say_once
 
@@ -53,7 +48,11 @@ class SegmentationDataModule(LightningDataModule):
 
     Args:
         card: name of a shipped card or path of a card's YAML file.
-        root: folder of the data set; None for data that is embedded in the package.
+        root: folder of the data set; None for data that is embedded in the package, or in ``hf``.
+        hf: a data set of the library ``datasets`` instead of a folder: what it has saved to disk, parquet files, or a
+            name on the hub; see `aucseg.datasets.hub_folder`.
+        image_column: its column of images.
+        mask_column: its column of masks; None for the one that is called so.
         batch_size: training crops in a batch, on each rank.
         eval_batch_size: validation images in a batch; those of one size go through the model together.
         num_workers: loader processes; 0 loads in the main process.
@@ -74,6 +73,8 @@ class SegmentationDataModule(LightningDataModule):
         on_error: "raise" or "skip" for files that cannot be read.
         follow_symlinks: whether files may lie outside the root, reached by symbolic links below it (DVC, git-annex, the
             cache of a hub); false where the folder is a stranger's. Members of shards are never links.
+        tile: side in pixels of the windows by which larger images are read, see `aucseg.SegmentationDataset`: in
+            training any window around each tile, in validation all tiles. None reads images whole.
         seed: seed of order and augmentation.
         sampler: "random" (every image once an epoch), "sequential" (the same in the order of the files) or "rare_class"
             (`aucseg.loading.rare_classes.RareClassSampler`).
@@ -106,6 +107,9 @@ class SegmentationDataModule(LightningDataModule):
         card: str,
         root: str | None = None,
         *,
+        hf: str | None = None,
+        image_column: str = "image",
+        mask_column: str | None = None,
         batch_size: int = 8,
         eval_batch_size: int = 1,
         num_workers: int = 2,
@@ -121,6 +125,7 @@ class SegmentationDataModule(LightningDataModule):
         val_split: str = "val",
         on_error: str = "raise",
         follow_symlinks: bool = True,
+        tile: int | None = None,
         seed: int = 0,
         sampler: str = "random",
         sampler_options: dict[str, Any] | None = None,
@@ -137,13 +142,14 @@ class SegmentationDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         check_sampling(cache=cache, shards=shards, sampler=sampler, sampler_options=sampler_options or {})
+        check_tile(tile, cache=cache, shards=shards or val_shards, base_size=base_size or eval_base_size)
         self.card = DatasetCard.load(card)
         given = {"held_out_share": held_out_share, "val_split": val_split, "val_shards": val_shards, "shards": shards}
         held_out_share = share_to_hold_out(self.card, given)
         check_held_out(held_out_share, held_out_by, shards=shards, statistics=statistics)
         check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size, shuffle_buffer=shuffle_buffer)
         check_at_least(0, num_workers=num_workers)
-        self.root = root
+        self.root = root_of({"root": root, "hf": hf, "image_column": image_column, "mask_column": mask_column})
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
@@ -151,6 +157,7 @@ class SegmentationDataModule(LightningDataModule):
         self.val_split = val_split
         self.on_error = on_error
         self.follow_symlinks = follow_symlinks
+        self.tile = tile
         self._has_described_data = False
         self.seed = seed
         self.sampler = sampler
@@ -159,7 +166,7 @@ class SegmentationDataModule(LightningDataModule):
         self.held_out_by = held_out_by
         self._held: HeldOut | None = None
         self.validate_held_out = validate_held_out
-        self._statistics = None if statistics is None else self._load_statistics(statistics)
+        self._statistics = None if statistics is None else load_statistics(statistics, self.card)
         self.shards = shards
         self.val_shards = val_shards
         self.shuffle_buffer = shuffle_buffer
@@ -186,7 +193,9 @@ class SegmentationDataModule(LightningDataModule):
         has_default = tuple(fill) == tuple(IMAGENET_MEAN) and self.card.num_channels != len(IMAGENET_MEAN)
         return (127.5,) if has_default else tuple(fill)
 
-    def dataset(self, split: str, transform: Callable[[dict[str, Any]], dict[str, Any]] | None) -> SegmentationDataset:
+    def dataset(
+        self, split: str, transform: Callable[[dict[str, Any]], dict[str, Any]] | None, *, random_windows: bool = False
+    ) -> SegmentationDataset:
         """The data set of one split of the card."""
         return SegmentationDataset(
             self.card,
@@ -195,6 +204,8 @@ class SegmentationDataModule(LightningDataModule):
             transform=transform,
             on_error=self.on_error,
             follow_symlinks=self.follow_symlinks,
+            tile=self.tile,
+            random_windows=random_windows,
         )
 
     def setup(self, stage: str) -> None:
@@ -221,7 +232,7 @@ class SegmentationDataModule(LightningDataModule):
 
     def training_dataset(self, transform: Callable[[dict[str, Any]], dict[str, Any]] | None) -> SegmentationDataset:
         """The training images, without those held out."""
-        dataset = self.dataset(self.train_split, transform)
+        dataset = self.dataset(self.train_split, transform, random_windows=True)
         if self.held_out_share:
             dataset.pairs = [dataset.pairs[index] for index in self._held_out(dataset).kept]
         return dataset
@@ -254,15 +265,6 @@ class SegmentationDataModule(LightningDataModule):
         if self._held is None:
             self._held = held_out_images(dataset, self.held_out_share, self.num_workers, self.held_out_by)
         return self._held
-
-    def _load_statistics(self, path: str) -> ClassStatistics:
-        statistics = ClassStatistics.load(Path(path))
-        if statistics.num_classes != self.card.num_classes:
-            raise ValueError(
-                f"{path} has {statistics.num_classes} classes, the card {self.card.name!r} {self.card.num_classes}: "
-                "count again with 'aucseg stats'"
-            )
-        return statistics
 
     def _rare_crop_classes(self, classes: list[int | str] | None, needed: bool) -> tuple[int, ...]:
         if classes is not None:
@@ -323,7 +325,7 @@ class SegmentationDataModule(LightningDataModule):
         if self.cache == "memory":
             dataset.keep_in_memory(max(_DECODING_THREADS, self.num_workers))
         stream = SampleStream(
-            self._epoch_order(len(dataset)),
+            epoch_order(self.sampler, len(dataset), self.seed, self.class_statistics, self.sampler_options),
             batch_size=self.batch_size,
             seed=self.seed,
             rank=rank,
@@ -376,19 +378,6 @@ class SegmentationDataModule(LightningDataModule):
         length = len(self.training_dataset(None))
         steps = -(-length // (self.batch_size * world_size))
         return f"{message} (one pass over the {length} images of {self.train_split!r} is {steps} steps)"
-
-    def _epoch_order(self, length: int) -> EpochOrder:
-        if self.sampler == "random":
-            return random_order(length, self.seed)
-        if self.sampler == "sequential":
-            return partial(sequential_order, length)
-        statistics = self.class_statistics()
-        if statistics.num_images != length:
-            raise ValueError(
-                f"rare-class sampling needs the counts of all {length} training images, but "
-                f"{length - statistics.num_images} cannot be read: repair or remove them ('aucseg stats' names them)"
-            )
-        return rare_class_order(statistics, self.seed, **self.sampler_options)
 
     def _loader_options(self) -> dict[str, Any]:
         return {

@@ -10,7 +10,7 @@ from torch import nn
 from aucseg.datasets.card import DatasetCard
 from aucseg.models.segmentation_model import IMAGENET_MEAN, IMAGENET_STD
 
-_WITH_IN_CHANNELS = ("smp", "segnext")
+_WITH_IN_CHANNELS = ("smp", "segnext", "torchvision")
 
 
 def with_channels(name: str, options: Mapping[str, Any], card: DatasetCard) -> dict[str, Any]:

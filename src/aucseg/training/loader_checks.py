@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from aucseg.datasets import DatasetCard
 from aucseg.hints import check_options
 from aucseg.loading.rare_classes import RareClassSampler
+from aucseg.statistics.class_statistics import ClassStatistics
 
 # Options of the rare-class sampler that follow from the run.
 _SET_BY_THE_RUN = ("statistics", "seed", "num_replicas", "rank")
@@ -34,6 +36,37 @@ def check_sampling(*, cache: str | None, shards: Any, sampler: str, sampler_opti
     check_options(sampler_options, RareClassSampler, "data.sampler_options", given=_SET_BY_THE_RUN)
     if shards is not None and sampler == "rare_class":
         raise ValueError(_IN_ORDER)
+
+
+def check_tile(tile: int | None, *, cache: str | None, shards: Any, base_size: Any) -> None:
+    """Refuses what does not go with images that are read by windows.
+
+    Raises:
+        ValueError: as said.
+    """
+    if tile is None:
+        return
+    if cache is not None:
+        raise ValueError("cache keeps whole images, and tile reads them by windows: leave one of the two out")
+    if shards is not None:
+        raise ValueError("tile reads windows of files on disk; images in shards are read whole: cut them before")
+    if base_size is not None:
+        raise ValueError("base_size and eval_base_size fit whole images, and tile reads windows: use scale instead")
+
+
+def load_statistics(path: str, card: DatasetCard) -> ClassStatistics:
+    """Reads class statistics of the card's classes.
+
+    Raises:
+        ValueError: they are of other classes, or no statistics.
+    """
+    statistics = ClassStatistics.load(Path(path))
+    if statistics.num_classes != card.num_classes:
+        raise ValueError(
+            f"{path} has {statistics.num_classes} classes, the card {card.name!r} {card.num_classes}: "
+            "count again with 'aucseg stats'"
+        )
+    return statistics
 
 
 def check_held_out(share: float, by: str, *, shards: Any, statistics: str | None) -> None:

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from aucseg.metrics.image_iou import image_scores, per_image_overlap
+from aucseg.metrics.image_iou import added_overlaps, image_scores, per_image_overlap
 from aucseg.metrics.result_files import write_results
 from aucseg.run_files import (
     CONFIG_FILE,
@@ -131,7 +131,8 @@ class ResultWriter(Callback):
         assert isinstance(pl_module, SegmentationTask)
         card = pl_module.card
         for name, predicted, target in zip(batch["name"], outputs["predicted"], batch["mask"], strict=True):
-            self._images[name] = per_image_overlap(predicted, target, card.num_classes, card.ignore_index)
+            overlap = per_image_overlap(predicted, target, card.num_classes, card.ignore_index)
+            self._images[name] = added_overlaps(self._images.get(name, {}), overlap)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gathers the images of all processes and writes the files, on the first process alone."""
@@ -145,7 +146,9 @@ class ResultWriter(Callback):
             torch.distributed.all_gather_object(parts, self._images)
         if not trainer.is_global_zero:
             return
-        images = {name: overlaps for part in parts for name, overlaps in part.items()}
+        images: dict[str, dict[int, list[int]]] = {}
+        for name, overlap in (item for part in parts for item in part.items()):
+            images[name] = added_overlaps(images.get(name, {}), overlap)
         card, metrics = pl_module.card, trainer.callback_metrics
         result = {
             "step": trainer.global_step,

@@ -13,6 +13,7 @@ from PIL import Image
 
 from aucseg.cli import main
 from aucseg.datasets import DatasetCard, SegmentationDataset
+from aucseg.datasets.annotations.contact_sheet import SheetEntry, draw_sheet
 from tests.datasets.annotations.exports import (
     BIG,
     EXPORTS,
@@ -77,6 +78,25 @@ def test_every_format_gives_the_mask_drawn_by_hand(
     with Image.open(out / "contact_sheet.png") as sheet:
         assert len(sheet.convert("RGB").getcolors(1 << 24) or []) > 100
     assert len(SegmentationDataset(out / "card.yaml", out, "train")) == 1
+
+
+def test_rows_of_the_contact_sheet_are_as_high_as_their_images(tmp_path: Path) -> None:
+    entries = []
+    for index, size in enumerate([(60, 40), (40, 60), (60, 20), (60, 20)]):
+        Image.new("RGB", size, (200, 0, 0)).save(tmp_path / f"{index}.png")
+        Image.new("L", size, 1).save(tmp_path / f"{index}-mask.png")
+        entries.append(SheetEntry(tmp_path / f"{index}.png", tmp_path / f"{index}-mask.png", "title " * 40))
+    colors = {0: (0, 0, 0), 1: (0, 0, 200)}
+    sheet = np.asarray(draw_sheet(entries, ["background", "thing"], colors, plain_id=0))
+    is_image = (sheet == (200, 0, 0)).all(-1)
+    assert is_image.sum() == 320 * (213 + 213 + 107 + 107)
+    rows = np.flatnonzero(is_image.any(1))
+    first, last = rows[0], rows[-1]
+    # The first row is as high as the upright image, the flat one below it follows at once.
+    assert len(rows) == 320 + 107
+    assert last - first < len(rows) + 40
+    # Beside an upright image is the ground, as everywhere.
+    assert (sheet[first + 5 : first + 200, sheet.shape[1] * 47 // 100] == sheet[0, 0]).all()
 
 
 def test_splits_come_from_the_export(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,13 @@ from aucseg.datasets.files import Array, SampleError, guard, load_oriented, open
 _TILE = 320
 _COLUMNS = 3
 _LINE = 18
-_MARGIN = 6
+_MARGIN = 12
+_GAP = 4
+_WIDTH = 2 * _TILE + _GAP
+_LEGEND_WIDTH = 240
+# Pixels that a letter takes at most, as a rule.
+_LETTER = 7
+_GROUND = (32, 32, 32)
 _IGNORED = (255, 255, 255)
 
 
@@ -77,28 +85,40 @@ def draw_sheet(
         plain_id: An id that is not coloured: background.
     """
     tiles = [_tile(entry, colors, "ignore" if exif == "error" else exif, plain_id) for entry in entries]
-    height = max((tile.height for tile in tiles), default=0) + _LINE
     columns = max(1, min(_COLUMNS, len(tiles)))
-    width = columns * (2 * _TILE + _MARGIN)
-    per_line = max(1, width // 220)
-    legend = [*zip(names, colors.values(), strict=True), ("ignored", _IGNORED)]
-    rows, lines = -(-len(tiles) // columns), -(-len(legend) // per_line)
-    sheet = Image.new("RGB", (width, rows * (height + _MARGIN) + lines * _LINE + _MARGIN), (32, 32, 32))
+    rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
+    tops = list(accumulate((max(tile.height for tile in row) + _LINE + _MARGIN for row in rows), initial=_MARGIN))
+    width = columns * (_WIDTH + _MARGIN) + _MARGIN
+    per_line = max(1, width // _LEGEND_WIDTH)
+    legend = [
+        (f"{name} (not coloured)" if raw == plain_id else name, color)
+        for name, (raw, color) in zip(names, colors.items(), strict=True)
+    ]
+    legend.append(("ignored", _IGNORED))
+    lines = -(-len(legend) // per_line)
+    sheet = Image.new("RGB", (width, tops[-1] + lines * _LINE + _MARGIN), _GROUND)
     draw = ImageDraw.Draw(sheet)
     for i, (entry, tile) in enumerate(zip(entries, tiles, strict=True)):
-        x, y = i % columns * (2 * _TILE + _MARGIN), i // columns * (height + _MARGIN)
-        draw.text((x + 2, y + 2), _printable(entry.title), fill=(255, 255, 255))
+        x, y = _MARGIN + i % columns * (_WIDTH + _MARGIN), tops[i // columns]
+        draw.text((x, y + 2), printable(entry.title, _WIDTH // _LETTER), fill=(255, 255, 255))
         sheet.paste(tile, (x, y + _LINE))
     for i, (name, color) in enumerate(legend):
-        x, y = i % per_line * 220, rows * (height + _MARGIN) + i // per_line * _LINE
-        draw.rectangle((x + 2, y + 2, x + 14, y + 14), fill=color, outline=(128, 128, 128))
-        draw.text((x + 20, y + 2), _printable(name)[:32], fill=(255, 255, 255))
+        x, y = _MARGIN + i % per_line * _LEGEND_WIDTH, tops[-1] + i // per_line * _LINE
+        draw.rectangle((x, y + 2, x + 12, y + 14), fill=color, outline=(128, 128, 128))
+        draw.text((x + 18, y + 2), printable(name, (_LEGEND_WIDTH - 24) // _LETTER), fill=(255, 255, 255))
     return sheet
 
 
-def _printable(text: str) -> str:
-    """Text in the characters that Pillow's own font has."""
-    return text.encode("latin-1", "replace").decode("latin-1").replace("\n", " ")
+def printable(text: str, length: int) -> str:
+    r"""Returns text in the letters that Pillow's own font has, at most so many of them.
+
+    Example:
+        >>> printable("Stra\u00dfe nach K\u00f6ln", 32), printable("a long name", 8)
+        ('Strasse nach Koln', 'a lon...')
+    """
+    letters = unicodedata.normalize("NFKD", text.replace("\u00df", "ss").replace("\n", " "))
+    plain = "".join(c if c.isascii() else "?" for c in letters if not unicodedata.combining(c))
+    return plain if len(plain) <= length else plain[: length - 3] + "..."
 
 
 def _tile(
@@ -123,9 +143,9 @@ def _tile(
             color = np.array(colors.get(raw, _IGNORED))
             overlay[small == raw] = (0.4 * overlay[small == raw] + 0.6 * color).astype(np.uint8)
     overlay[_edges(small)] = (255, 255, 255)
-    tile = Image.new("RGB", (2 * _TILE, size[1]))
+    tile = Image.new("RGB", (_WIDTH, size[1]), _GROUND)
     tile.paste(picture, (0, 0))
-    tile.paste(Image.fromarray(overlay), (_TILE, 0))
+    tile.paste(Image.fromarray(overlay), (_TILE + _GAP, 0))
     return tile
 
 

@@ -265,7 +265,7 @@ def _collect(done: Sequence[_Done], report: MaskReport, drop_empty: bool) -> lis
     if without:
         what = "are left out" if drop_empty else "are background as a whole (--empty drop leaves them out)"
         report.notes.append(
-            f"{len(without)} images without a region {what}: {shorten([entry.job.file for entry in without], 5)}"
+            f"images without a region {what}: {len(without)}: {shorten([entry.job.file for entry in without], 5)}"
         )
     dropped = {id(entry) for entry in without} if drop_empty else set()
     kept = [entry for entry in good if id(entry) not in dropped]
