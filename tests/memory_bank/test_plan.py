@@ -9,10 +9,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tests.memory_bank.small_banks import TAIL, assert_same, colours, make_bank, random_masks
-from tests.pretended_device import MPS, MPSTensor, PretendedMPS
+from tests.pretended_device import MPS, MPSTensor, NoWaiting
 
-# Operators whose result, or its size, the host has to wait for.
-WAITING = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "_unique2", "unique_consecutive"}
 OPTIONS = [
     {"scope": scope, "placement": placement, "protect_tail": protect, "resize_ratio": ratio, **policy}
     for scope in ("image", "batch")
@@ -23,27 +21,6 @@ OPTIONS = [
         (True, 1.4, {"sample_ratio": 0.5, "protect_classes": [1, 2]}),
     )
 ]
-
-
-class NoWaiting(PretendedMPS):
-    """A device that refuses everything for which the host would wait."""
-
-    def _refuse(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        super()._refuse(func, args, kwargs)
-        name = func.overloadpacket.__name__
-        by_mask = name in ("index", "index_put_") and any(t is not None and t.dtype == torch.bool for t in args[1])
-        unsized = name == "repeat_interleave" and kwargs.get("output_size") is None
-        if name in WAITING or by_mask or unsized:
-            raise AssertionError(f"the host waits for {func}")
-
-
-@pytest.fixture
-def refuse_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("the host waits for a copy")
-
-    for name in ("cpu", "tolist", "numpy", "item"):
-        monkeypatch.setattr(MPSTensor, name, refuse, raising=False)
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -64,7 +41,7 @@ def test_a_plan_changes_nothing_even_after_a_resume(options: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize("options", OPTIONS[:6])
-def test_with_a_plan_nothing_waits_for_the_device(options: dict[str, Any], refuse_reading: None) -> None:
+def test_with_a_plan_nothing_waits_for_the_device(options: dict[str, Any]) -> None:
     generator = torch.Generator().manual_seed(3)
     bank, on_cpu = make_bank(**options), make_bank(**options)
     pasted = 0
@@ -80,7 +57,7 @@ def test_with_a_plan_nothing_waits_for_the_device(options: dict[str, Any], refus
     assert pasted
 
 
-def test_the_pretended_device_notices_a_wait(refuse_reading: None) -> None:
+def test_the_pretended_device_notices_a_wait() -> None:
     masks = random_masks(torch.Generator().manual_seed(3), 3, 30, 40)
     with pytest.raises(AssertionError, match="the host waits"), NoWaiting():
         make_bank()(colours(masks).to(MPS), masks.to(MPS))
