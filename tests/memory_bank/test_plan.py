@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from aucseg.memory_bank.checks import assert_planned
 from tests.memory_bank.small_banks import TAIL, assert_same, colours, make_bank, random_masks
 from tests.pretended_device import MPS, MPSTensor, NoWaiting
 
@@ -86,6 +87,18 @@ def test_a_plan_of_other_masks_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             bank(colours(given), given, plan=plan)
+
+
+def test_a_device_compares_labels_with_those_of_the_plan() -> None:
+    """What CUDA does later; on a CPU the assertion is an error at once."""
+    masks = random_masks(torch.Generator().manual_seed(3), 3, 30, 40)
+    plan = make_bank().plan(masks)
+    assert 0 < len(plan.probes) <= 1024
+    assert_planned(plan, masks)
+    assert_planned(make_bank().plan(torch.zeros_like(masks)), masks)  # nothing was found there
+    for changed in (masks.flip(2), masks.roll(1, 1), masks[[1, 0, 2]], torch.zeros_like(masks)):
+        with pytest.raises(RuntimeError, match="not those of the plan"):
+            assert_planned(plan, changed)
 
 
 @pytest.mark.parametrize("placement", ["canvas", "uniform"])

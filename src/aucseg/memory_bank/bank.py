@@ -82,7 +82,8 @@ class TailMemoryBank(nn.Module):
             get many pastes, the objects between head and tail are otherwise often covered.
         min_pixels: smallest component to store, in pixels. Of a class whose components are all smaller nothing is
             stored; a warning says so once.
-        max_bytes: bound on ``nbytes``. Beyond it the oldest sample of the fullest class goes (most samples, then most
+        max_bytes: bound on ``nbytes``, what is stored; the tensor that holds it is up to half as large again, and
+            there twice while it grows. Beyond it the oldest sample of the fullest class goes (most samples, then most
             bytes); a sample that is larger by itself is not stored.
         ignore_index: label of pixels without a class; never stored, may be pasted over.
         generator: CPU generator of all random choices; by default an own one, seeded from torch's global generator.
@@ -257,8 +258,8 @@ class TailMemoryBank(nn.Module):
         Raises:
             TypeError: a dtype that is none of the above.
             ValueError: shapes or devices that do not match, images unlike the stored ones, a label outside 0..K-1
-                that is not ``ignore_index``, or a plan of other masks or settings (on an accelerator only their shape
-                is compared: plan after the last change to the masks).
+                that is not ``ignore_index``, or a plan of other settings or masks (on CUDA other masks of the same
+                shape are an assertion of the device, which says so later; on other accelerators nobody notices).
         """
         self._last_pastes = []
         if not self.training:
