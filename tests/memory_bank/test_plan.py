@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from aucseg.memory_bank import TailMemoryBank
 from aucseg.memory_bank.checks import assert_planned
 from tests.memory_bank.small_banks import TAIL, assert_same, colours, make_bank, random_masks
 from tests.pretended_device import MPS, MPSTensor, NoWaiting
@@ -117,3 +118,23 @@ def test_volumes_keep_the_colour_of_each_label(placement: str, ratio: float) -> 
     assert pasted
     with pytest.raises(ValueError, match="samples of volumes, it is given images"):
         bank(colours(masks[:, 0]), masks[:, 0])
+
+
+def test_a_compiler_leaves_the_bank_alone() -> None:
+    """One break of the graph: the numbers of NumPy on the host are none of its business."""
+    masks = random_masks(torch.Generator().manual_seed(3), 3, 30, 40)
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Any:
+        graphs.append(graph)
+        return graph
+
+    def step(bank: TailMemoryBank, images: Tensor) -> Tensor:
+        pasted, labels = bank(images + 0, masks)
+        total: Tensor = (pasted.float() * labels.unsqueeze(1)).sum()
+        return total
+
+    bank = pickle.loads(pickle.dumps(make_bank()))
+    found = torch.compile(step, backend=backend)(bank, colours(masks))
+    assert torch.equal(found, step(make_bank(), colours(masks)))
+    assert len(graphs) == 2
