@@ -21,7 +21,6 @@ NUM_CLASSES = 19
 OPTIONS = [
     ("square", "sigmoid", 1.0),
     ("square", "softmax", 1.0),
-    ("exponential", "sigmoid", 1.0),
     ("square", "identity", 1.0),
     ("exponential", "identity", 1.5),
     ("chebyshev", "softmax", 1.0),
@@ -64,8 +63,8 @@ def main() -> None:
             options = PassOptions(form, margin, 7 if form == "chebyshev" else 0, scores, 255, True, 0.1)
             for pixel_weight in (weight, None):
                 if triton_passes.offered(logits, target, options, by_pair=pixel_weight is None):
-                    inputs = (logits, target, every, pixel_weight, None, options)
-                    triton_passes.gradient(*triton_passes.sums(*inputs), *inputs)
+                    sums = triton_passes.sums(logits, target, every, pixel_weight, None, options)
+                    triton_passes.gradient(*sums, logits, target, every, pixel_weight, None, options)
             if triton_passes.can_fuse(logits, options):
                 triton_passes.fused_losses(logits, target, None, options, one_vs_all=form == "exponential")
     print(*sorted(compiled))

@@ -190,7 +190,7 @@ def pair_sums_kernel(
     They are the product of the features, channel by pixel, and the one-hot labels, pixel by label. A program takes a
     run of ``BLOCKS`` blocks of pixels, some channels and some labels.
     """
-    kind: tl.constexpr = partial.dtype.element_ty
+    kind: tl.constexpr = tl.float32
     program = tl.program_id(0).to(tl.int64)
     image, run = (first_run + program) // num_runs, (first_run + program) % num_runs
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
@@ -217,9 +217,9 @@ def pair_sums_kernel(
         score = tl.where(counted & (label[None, :] != channel[:, None]), score, 0.0)
         is_label = (label[:, None] == wanted[None, :]).to(kind)
         # Not TensorFloat-32, which loses digits.
-        sums += tl.dot(score, is_label, input_precision="ieee", out_dtype=kind)
+        sums += tl.dot(score, is_label, input_precision="ieee")
         if FORM == "square":
-            squares += tl.dot(score * score, is_label, input_precision="ieee", out_dtype=kind)
+            squares += tl.dot(score * score, is_label, input_precision="ieee")
     features: tl.constexpr = 2 if FORM == "square" else 1
     out = partial + program * features * num_classes * num_classes + channel[:, None] * num_classes + wanted[None, :]
     inside = (channel < num_classes)[:, None] & (wanted < num_classes)[None, :]

@@ -54,9 +54,10 @@ def offered(logits: Tensor, target: Tensor, options: PassOptions, *, by_pair: bo
         options: What to compute.
         by_pair: Whether negatives are summed by channel and label.
     """
-    forms = _NUM_FEATURES if by_pair else [*_NUM_FEATURES, "chebyshev"]
+    # Triton's matrix products fail for some float64 operands.
+    fits_pairs = options.form in _NUM_FEATURES and working_dtype(logits, options.surrogate) == torch.float32
     return (
-        options.form in forms
+        (fits_pairs if by_pair else options.form in (*_NUM_FEATURES, "chebyshev"))
         and logits.shape[1] <= _MAX_CLASSES
         and (logits.dim() == 2 or len(logits) <= _MAX_IMAGES)
         and _fits_32_bits(logits, target)
