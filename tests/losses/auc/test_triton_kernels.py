@@ -144,9 +144,7 @@ def test_negatives_by_channel_and_label(kernels: ModuleType, options: PassOption
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_dtypes_of_logits(kernels: ModuleType, dtype: torch.dtype) -> None:
-    tolerance: dict[str, Any] = (
-        {"rtol": 1e-2, "atol": 1e-3} if dtype == torch.bfloat16 else {"rtol": 1e-9, "atol": 1e-12}
-    )
+    rtol, atol = (1e-2, 1e-3) if dtype == torch.bfloat16 else (1e-9, 1e-12)
     for size in ("full", "uneven"):
         check(kernels, settings("square", "identity"), *sample(size, dtype), rtol, atol)
 
