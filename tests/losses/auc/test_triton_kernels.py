@@ -199,6 +199,11 @@ def test_a_device_without_kernels_is_told_once(kernels: ModuleType, monkeypatch:
     with pytest.warns(UserWarning, match="Triton does not work on cpu .Failed to find C compiler"):
         assert not kernels.works_on(device)
     assert not kernels.works_on(device)  # without a word
+    assert kernels.works_on(device, by_pair=True)  # another kernel
+    monkeypatch.setattr(kernels._Passes, "pair_sums", no_compiler)
+    kernels.works_on.cache_clear()
+    with pytest.warns(UserWarning, match="the AUC loss with pair weights and micro-batches falls back"):
+        assert not kernels.works_on(device, by_pair=True)
     kernels.works_on.cache_clear()
 
 

@@ -95,7 +95,9 @@ def triton_passes_for(
 ) -> ModuleType | None:
     """`aucseg.losses.auc.triton_passes` if they have these options on the device of the logits."""
     passes = triton_passes_on(logits.device)
-    return passes if passes is not None and passes.offered(logits, target, options, by_pair=by_pair) else None
+    if passes is None or not passes.offered(logits, target, options, by_pair=by_pair):
+        return None
+    return passes if not by_pair or passes.works_on(logits.device, by_pair=True) else None
 
 
 def _backend(logits: Tensor, target: Tensor, pixel_weight: Tensor | None, options: PassOptions) -> Backend:

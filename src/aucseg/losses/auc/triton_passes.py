@@ -29,12 +29,10 @@ from aucseg.losses.auc.triton_kernels import (
     sums_kernel,
     weights_kernel,
 )
+from aucseg.losses.auc.triton_limits import can_fuse as can_fuse  # with `offered` part of what a backend has
+from aucseg.losses.auc.triton_limits import num_features
+from aucseg.losses.auc.triton_limits import offered as offered
 
-# Features of a positive and of a negative; of Chebyshev polynomials as many as their degree.
-_NUM_FEATURES = {"": 0, "linear": 1, "square": 2, "exponential": 1}
-_MAX_CLASSES = 4095  # what is computed by class takes one program
-_MAX_IMAGES = 65535  # of CUDA, in the second direction of a grid
-_MAX_INT32 = 2**31 - 2**14  # the last program looks at places beyond the last pixel
 # Pixels of a program. Fewer where the channels of a pixel lie together: then they are in the cache for the next one.
 BLOCK, BLOCK_CHANNELS_LAST = 1024, 256
 # Sums by channel and label: pixels of a block, blocks of a program (not more, or float32 would lose digits), channels
@@ -45,65 +43,39 @@ PAIR_BLOCK, PAIR_BLOCKS, PAIR_CHANNELS, PAIR_LABELS = 64, 64, 16, 64
 MOST_CHANNELS_LAST = 32
 
 
-def offered(logits: Tensor, target: Tensor, options: PassOptions, *, by_pair: bool = False) -> bool:
-    """Whether there are kernels for these logits, labels and options.
+@lru_cache(maxsize=64)
+def works_on(device: torch.device, *, by_pair: bool = False) -> bool:
+    """Whether kernels can be built for a device; says why not, once.
 
     Args:
-        logits: As for `sums`.
-        target: As for `sums`.
-        options: What to compute.
-        by_pair: Whether negatives are summed by channel and label.
+        device: The device.
+        by_pair: Asks for the kernel that sums by channel and label, which has to be able to do more.
     """
-    # Triton's matrix products fail for some float64 operands.
-    fits_pairs = options.form in _NUM_FEATURES and working_dtype(logits, options.surrogate) == torch.float32
-    return (
-        (fits_pairs if by_pair else options.form in (*_NUM_FEATURES, "chebyshev"))
-        and logits.shape[1] <= _MAX_CLASSES
-        and (logits.dim() == 2 or len(logits) <= _MAX_IMAGES)
-        and _fits_32_bits(logits, target)
-    )
-
-
-def can_fuse(logits: Tensor, options: PassOptions) -> bool:
-    """Whether `fused_losses` has these options, which are `offered`."""
-    return options.form in _NUM_FEATURES and working_dtype(logits, options.surrogate) == torch.float32
-
-
-def _fits_32_bits(logits: Tensor, target: Tensor) -> bool:
-    """Whether the places of pixels do, with which the kernels count."""
-    sizes, full_sizes = logits.shape[2:], target.shape[1:]
-    if logits.dim() == 2 or sizes == full_sizes:
-        return target.numel() < _MAX_INT32 * max(len(logits) if logits.dim() > 2 else 1, 1)
-    last = sum((size - 1) * logits.stride(dim) for dim, size in enumerate(sizes, 2))
-    steps = max(2 * size * full_size for size, full_size in zip(sizes, full_sizes, strict=True))
-    return max(last, steps, full_sizes.numel()) < _MAX_INT32
-
-
-@lru_cache(maxsize=64)
-def works_on(device: torch.device) -> bool:
-    """Whether kernels can be built for a device; says why not, once."""
     try:
-        _try_out(device)
+        _try_out(device, by_pair)
     except Exception as error:  # no compiler, an old device, a driver that does not fit: Triton has no error for these
         if "out of memory" in str(error):  # says nothing about Triton
             raise
+        what = "with pair weights and micro-batches " if by_pair else ""
         warnings.warn(
-            f"the AUC loss falls back to slower operations of torch: Triton does not work on {device} ({error})",
+            f"the AUC loss {what}falls back to slower operations of torch: Triton does not work on {device} ({error})",
             stacklevel=2,
         )
         return False
     return True
 
 
-def _try_out(device: torch.device) -> None:
-    """Every kernel once."""
+def _try_out(device: torch.device, by_pair: bool) -> None:
+    """Every kernel once; or the one that sums by channel and label."""
     options = PassOptions("square", 1.0, 0, "sigmoid", 255, cross_entropy=True)
     logits = torch.zeros(1, 2, 2, 2, dtype=torch.float32, device=device)
     target = torch.zeros(1, 4, 4, dtype=torch.int64, device=device)
-    risk, entropy, tables, lse = _losses(logits, target, None, options, one_vs_all=False)
     passes = _Passes(logits, target, options)
+    if by_pair:
+        passes.pair_sums(torch.zeros(target.shape, dtype=torch.float32, device=device))
+        return
+    risk, entropy, tables, lse = _losses(logits, target, None, options, one_vs_all=False)
     passes.gradient(tables, lse, risk, entropy)
-    passes.pair_sums(lse)
 
 
 def counts(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
@@ -161,7 +133,7 @@ class _Passes:
         block = BLOCK_CHANNELS_LAST if planes.stride(1) == 1 and self.num_classes > 1 else BLOCK
         self._num_blocks = triton.cdiv(self._num_pixels, block)
         self._dtype = working_dtype(logits, options.surrogate)
-        self.num_features = _num_features(options)
+        self.num_features = num_features(options)
         self.num_rows = 2 * self.num_features + 1
         self._constants: dict[str, Any] = {
             "FORM": options.form,
@@ -273,10 +245,6 @@ class _Passes:
             min(torch.finfo(planes.dtype).max, torch.finfo(torch.float32).max),
             **self._constants, PAIRS=by_pairs is not None, CLAMP=may_overflow(planes, self._options.surrogate),
         )  # fmt: skip
-
-
-def _num_features(options: PassOptions) -> int:
-    return options.degree if options.form == "chebyshev" else _NUM_FEATURES[options.form]
 
 
 def _tables(
