@@ -49,7 +49,7 @@ def losses_of(step: Any, model: nn.Module, bank: TailMemoryBank, device: str) ->
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        values.append(float(loss))
+        values.append(float(loss.detach()))
     return values
 
 

@@ -109,16 +109,24 @@ def test_sums_and_gradient(kernels: ModuleType, form: str, scores: str, cross_en
     check(kernels, settings(form, scores, cross_entropy), *sample(size))
 
 
-@pytest.mark.parametrize("size", ["full", "uneven"])
+# The interpreter takes a second a case: the other halves are in the slow tier.
+FULL_AND_UNEVEN = ["full", pytest.param("uneven", marks=pytest.mark.slow)]
+
+
+def slow(options: PassOptions) -> Any:
+    return pytest.param(options, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("size", FULL_AND_UNEVEN)
 @pytest.mark.parametrize(
     "options",
     [
         settings("chebyshev"),
-        settings("chebyshev", "softmax", cross_entropy=False),
+        slow(settings("chebyshev", "softmax", cross_entropy=False)),
         settings("square", "identity"),
-        settings("linear", "identity", cross_entropy=False),
-        settings("exponential", "identity"),
-        settings("exponential", margin=30.0),
+        slow(settings("linear", "identity", cross_entropy=False)),
+        slow(settings("exponential", "identity")),
+        slow(settings("exponential", margin=30.0)),
     ],
     ids=lambda options: f"{options.form}-{options.scores}-{options.margin:g}",
 )
@@ -126,15 +134,15 @@ def test_polynomials_and_arithmetic_in_float64(kernels: ModuleType, options: Pas
     check(kernels, options, *sample(size), atol=1e-4 if options.form == "chebyshev" else 3e-6)
 
 
-@pytest.mark.parametrize("size", ["full", "uneven"])
+@pytest.mark.parametrize("size", FULL_AND_UNEVEN)
 @pytest.mark.parametrize(
     "options",
     [
         settings(),
         settings("square", "softmax", cross_entropy=False),
-        settings("linear", "softmax"),
-        settings("exponential", "sigmoid"),
-        settings(""),
+        slow(settings("linear", "softmax")),
+        slow(settings("exponential", "sigmoid")),
+        slow(settings("")),
     ],
     ids=lambda options: f"{options.form}-{options.scores}",
 )
@@ -142,6 +150,7 @@ def test_negatives_by_channel_and_label(kernels: ModuleType, options: PassOption
     check(kernels, options, *sample(size), by_pair=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_dtypes_of_logits(kernels: ModuleType, dtype: torch.dtype) -> None:
     rtol, atol = (1e-2, 1e-3) if dtype == torch.bfloat16 else (1e-9, 1e-12)
