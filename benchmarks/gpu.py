@@ -4,10 +4,13 @@ With ``--device cpu --small`` a rehearsal of the same code on any machine: the f
 
 - *loss*: forward and backward on float32 and bfloat16 logits, the losses of ``benchmarks.loss``; peak memory beyond
   logits and their gradient.
-- *bank*: a call of the memory bank that stores and pastes, images and masks on the GPU.
+- *paths*: the other ways of the loss beside the square with uniform weights: weights of class pairs, smooth surrogates,
+  identity scores, the sums of a micro-batch, what needs a sort.
+- *bank*: a call of the memory bank that stores and pastes, images and masks on the GPU, without and with a plan.
 - *step*: a whole training step (batch in uint8 on the GPU, forward, loss, backward, AdamW) under bfloat16 autocast,
-  with cross-entropy, with the AUC loss, and with both and the bank.
+  with cross-entropy, with the AUC loss, with both and the bank, and that with a plan and compiled.
 - *metrics*: update and compute beside torchmetrics'.
+- *labels*: what validation makes of low-resolution logits of 150 classes: their labels at full size, and the metrics.
 
 The ways of a case take turns; each is timed with the device's clock between synchronizations. Prints medians over the
 turns and ratios to the first way of the case (medians of the ratios turn by turn). Writes
@@ -26,15 +29,17 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from benchmarks.loss import LABELS, WAYS, forward_backward
+from benchmarks.loss import IGNORE, LABELS, WAYS, forward_backward
 from benchmarks.memory_bank import CASES, batch, full_bank
 from benchmarks.metrics import make_batch, score_metrics
 from torch import Tensor
 from torch.nn import functional as F
 
-from aucseg.losses import build_loss
+from aucseg.losses import AUCSegLoss, build_loss
 from aucseg.memory_bank import TailMemoryBank
+from aucseg.metrics import GroupedMeanIoU
 from aucseg.models import build_model
+from aucseg.upsampling import predicted_labels
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 Row = dict[str, Any]
@@ -160,14 +165,45 @@ def loss(setting: Setting) -> list[Row]:
     return cases
 
 
+PATHS: dict[str, dict[str, Any]] = {
+    "square": {},
+    "square, label smoothing": {"label_smoothing": 0.1},
+    "pair weights": {"pair_weight": 1 + torch.rand(19, 19, generator=torch.Generator().manual_seed(0))},
+    "exponential": {"surrogate": "exponential"},
+    "logistic": {"surrogate": "logistic"},
+    "sigmoid, margin 5": {"surrogate": "sigmoid", "margin": 5.0},
+    "identity scores": {"scores": "identity"},
+    "hinge by sorting": {"surrogate": "hinge", "margin": 0.5},
+    "partial AUC": {"surrogate": "hinge", "max_fpr": 0.1},
+}
+
+
+def paths(setting: Setting) -> list[Row]:
+    size = 64 if setting.small else 512
+    generator = torch.Generator().manual_seed(0)
+    target = LABELS["realistic"](19, 2, size, generator).to(setting.device)
+    logits = torch.randn(2, 19, size, size, generator=generator).to(setting.device).requires_grad_()
+    made = {name: AUCSegLoss(ignore_index=IGNORE, **chosen).to(setting.device) for name, chosen in PATHS.items()}
+    ways: dict[str, Callable[[], Any]] = {
+        name: partial(forward_backward, loss_fn, logits, target) for name, loss_fn in made.items()
+    }
+    ways["sums of a micro-batch"] = partial(made["square"].class_sums, logits, target)
+    return [show(f"2 x 19 x {size} x {size}", in_turns(ways, setting))]
+
+
 def bank(setting: Setting) -> list[Row]:
     cases = []
     for case in setting.cases((CASES[0], CASES[5], CASES[6])):
         generator = torch.Generator().manual_seed(0)
         filled = full_bank(case, generator)
         tail = [case.tail_classes[: case.tail_per_image]] * case.batch_size
-        images, masks = (tensor.to(setting.device) for tensor in batch(case, case.batch_size, tail, generator))
-        cases.append(show(case.name, in_turns({"bank": partial(filled, images, masks)}, setting)))
+        on_host = batch(case, case.batch_size, tail, generator)
+        images, masks = (tensor.to(setting.device) for tensor in on_host)
+        ways = {
+            "bank": partial(filled, images, masks),
+            "bank with a plan": partial(filled, images, masks, plan=filled.plan(on_host[1])),
+        }
+        cases.append(show(case.name, in_turns(ways, setting)))
     return cases
 
 
@@ -200,17 +236,28 @@ def training_steps(
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (model.pixel_mean, model.pixel_std))
     images = torch.randint(256, (batch_size, 3, size, size), generator=generator, dtype=torch.uint8).to(device)
     masks = LABELS["realistic"](num_classes, batch_size, size, generator)
-    masks = masks.where(masks >= 0, 255).to(torch.uint8).to(device)
+    masks = masks.where(masks >= 0, 255).to(torch.uint8)
     tail = range(num_classes // 2, num_classes)
     memory = TailMemoryBank(tail, num_classes, scope="image", sample_ratio=0.2)
     auc = build_loss("aucseg")
+    plan = memory.plan(masks)  # a loader's worker makes it
+    masks = masks.to(device)
 
-    def one(loss_fn: Callable[[Tensor, Tensor], Tensor], with_bank: bool) -> None:
-        seen, labels = memory(images, masks) if with_bank else (images, masks)
+    def value_of(loss_fn: Callable[[Tensor, Tensor], Tensor], with_bank: bool, with_plan: bool) -> Tensor:
+        seen, labels = memory(images, masks, plan=plan if with_plan else None) if with_bank else (images, masks)
         with torch.autocast(device.type, torch.bfloat16):
             normalized = ((seen.float() - mean) / std).contiguous(memory_format=torch.channels_last)
-            value = loss_fn(model(normalized), labels.long())
-        torch.autograd.backward(value)
+            return loss_fn(model(normalized), labels.long())
+
+    compiled = torch.compile(value_of)
+
+    def one(
+        loss_fn: Callable[[Tensor, Tensor], Tensor],
+        with_bank: bool,
+        with_plan: bool = False,
+        forward: Callable[..., Tensor] = value_of,
+    ) -> None:
+        torch.autograd.backward(forward(loss_fn, with_bank, with_plan))
         optimizer.step()
         optimizer.zero_grad()
 
@@ -218,6 +265,9 @@ def training_steps(
         "interpolate + cross-entropy": partial(one, cross_entropy, False),
         "AUC loss": partial(one, auc, False),
         "AUC loss and bank": partial(one, auc, True),
+        "AUC loss and bank with a plan": partial(one, auc, True, True),
+        # On a CPU a compiler of C++ would be needed.
+        **({"the same, compiled": partial(one, auc, True, True, compiled)} if device.type == "cuda" else {}),
     }
 
 
@@ -233,7 +283,32 @@ def metrics(setting: Setting) -> list[Row]:
     return cases
 
 
-TABLES = {table.__name__: table for table in (loss, bank, step, metrics)}
+def labels(setting: Setting) -> list[Row]:
+    batch_size, size = (1, 64) if setting.small else (16, 512)
+    generator = torch.Generator().manual_seed(0)
+    target = LABELS["realistic"](150, batch_size, size, generator)
+    target = target.where(target >= 0, 255).to(setting.device)
+    logits = torch.randn(batch_size, 150, size // 4, size // 4, generator=generator).to(setting.device)
+    logits = logits.contiguous(memory_format=torch.channels_last).requires_grad_()
+    auc, found = build_loss("aucseg"), predicted_labels(logits.detach(), (size, size))
+    made = {name: factory().to(setting.device) for name, factory in score_metrics(150).items() if "torch" not in name}
+    iou = GroupedMeanIoU(150).to(setting.device)
+
+    def at_once() -> Tensor:
+        full = F.interpolate(logits.detach(), size=(size, size), mode="bilinear", align_corners=False)
+        return full.argmax(1)
+
+    ways: dict[str, Callable[[], Any]] = {
+        "AUC loss": partial(forward_backward, auc, logits, target),
+        "interpolate and argmax": at_once,
+        "predicted_labels": partial(predicted_labels, logits.detach(), (size, size)),
+        "GroupedMeanIoU of labels": partial(iou.update, found, target),
+        **{name: partial(metric.update, logits.detach(), target) for name, metric in made.items()},
+    }
+    return [show(f"{batch_size} x 150 x {size // 4} x {size // 4} -> {size}", in_turns(ways, setting))]
+
+
+TABLES = {table.__name__: table for table in (loss, paths, bank, step, metrics, labels)}
 
 
 def main() -> None:

@@ -2,7 +2,9 @@
 
 Scenes are random smooth regions of non-tail classes with elliptic objects of tail classes on top. A call stores and
 pastes; the bank is full before the clock starts. Prints medians in milliseconds of wall time, and of the CPU time of
-the calling thread, which a busy machine distorts less; writes them to ``benchmarks/results/memory_bank.json``.
+the calling thread, which a busy machine distorts less: of a plain call; of a plan, which a loader's worker makes where
+there is a GPU; of a call with a plan; and of such a call without the copies of pixels, which a GPU does. Writes them to
+``benchmarks/results/memory_bank.json``.
 """
 
 import argparse
@@ -11,14 +13,19 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from aucseg import TailMemoryBank
+from aucseg.memory_bank import bank as bank_module
+from aucseg.memory_bank import store as store_module
 
 RESULTS = Path(__file__).parent / "results" / "memory_bank.json"
 
@@ -92,6 +99,27 @@ def full_bank(case: Case, generator: torch.Generator) -> TailMemoryBank:
     return bank
 
 
+@contextmanager
+def copies_timed() -> Iterator[list[float]]:
+    """Within the context: CPU seconds of each function that moves pixels about and does nothing else."""
+    taken: list[float] = []
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = time.thread_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                taken.append(time.thread_time() - start)
+
+        return call
+
+    with ExitStack() as stack:
+        for owner, name in ((bank_module, "paste_pixels"), (store_module, "cut_pixels"), (Tensor, "clone")):
+            stack.enter_context(mock.patch.object(owner, name, timed(getattr(owner, name))))
+        yield taken
+
+
 def measure(case: Case, repeats: int) -> dict[str, Any]:
     """Median time of a call, and what it did."""
     generator = torch.Generator().manual_seed(0)
@@ -103,8 +131,20 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
         batch(case, case.batch_size, tail[case.batch_size * i : case.batch_size * (i + 1)], generator) for i in range(4)
     ]
     times, cpu_times, pixels, pastes = [], [], [], []
+    plan_times, planned_times, host_times = [], [], []
     for repeat in range(repeats + 3):
         images, masks = batches[repeat % len(batches)]
+        plan_start = time.thread_time()
+        plan = bank.plan(masks)
+        plan_time = time.thread_time() - plan_start
+        with copies_timed() as copying:
+            planned_start = time.thread_time()
+            bank(images, masks, plan=plan)
+            planned_time = time.thread_time() - planned_start
+        if repeat >= 3:
+            plan_times.append(1e3 * plan_time)
+            planned_times.append(1e3 * planned_time)
+            host_times.append(1e3 * (planned_time - sum(copying)))
         start, cpu_start = time.perf_counter(), time.thread_time()
         bank(images, masks)
         elapsed, cpu_elapsed = time.perf_counter() - start, time.thread_time() - cpu_start
@@ -119,6 +159,9 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
         "median_ms": round(statistics.median(times), 2),
         "fastest_ms": round(min(times), 2),
         "cpu_median_ms": round(statistics.median(cpu_times), 2),
+        "plan_cpu_ms": round(statistics.median(plan_times), 2),
+        "planned_cpu_ms": round(statistics.median(planned_times), 2),
+        "host_cpu_ms": round(statistics.median(host_times), 2),
         "pastes": statistics.mean(pastes),
         "pasted_pixels": round(statistics.mean(pixels)),
         "bank_bytes": nbytes,
@@ -139,7 +182,7 @@ def main() -> None:
         "results": [],
     }
     print(f"torch {report['torch']}, Python {report['python']}, {report['cores']} cores, load {os.getloadavg()}")
-    header = ("threads", "ms", "fastest", "cpu ms", "pastes", "pixels", "bank MB", "x smaller")
+    header = ("threads", "ms", "fastest", "cpu ms", "plan", "planned", "host", "pastes", "pixels", "bank MB", "x less")
     print(f"{'case':54}" + "".join(f"{title:>10}" for title in header))
     for case in CASES:
         for threads in arguments.threads:
@@ -147,7 +190,8 @@ def main() -> None:
             row = {"threads": threads, **measure(case, arguments.repeats)}
             report["results"].append(row)
             bank_mb = row["bank_bytes"] / 1e6
-            keys = ("threads", "median_ms", "fastest_ms", "cpu_median_ms", "pastes", "pasted_pixels")
+            times = ("median_ms", "fastest_ms", "cpu_median_ms", "plan_cpu_ms", "planned_cpu_ms", "host_cpu_ms")
+            keys = ("threads", *times, "pastes", "pasted_pixels")
             values = [*(row[key] for key in keys), round(bank_mb, 2), row["whole_float_images_over_bank"]]
             print(f"{case.name:54}" + "".join(f"{value:>10}" for value in values), flush=True)
     RESULTS.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Time and state of the metrics beside torchmetrics': ``python -m benchmarks.metrics [--repeats N]``.
 
-One update and one compute on random logits and labels with one thread. Prints medians and writes them to
-``benchmarks/results/metrics.json``.
+One update and one compute on random logits and labels with one thread, and the labels that validation takes from
+low-resolution logits. Prints medians and writes them to ``benchmarks/results/metrics.json``.
 """
 
 import argparse
@@ -16,11 +16,14 @@ from typing import Any
 
 import torch
 import torchmetrics
+from benchmarks.peak_memory import peak_bytes
 from torch import Tensor
+from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAUROC, MulticlassJaccardIndex
 
 from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
+from aucseg.upsampling import predicted_labels
 
 RESULTS = Path(__file__).parent / "results" / "metrics.json"
 THRESHOLDS = 200
@@ -83,6 +86,21 @@ def measure(factories: Factories, preds: Tensor, target: Tensor, repeats: int) -
     return rows
 
 
+def labels_at_full_size(repeats: int) -> dict[str, dict[str, float]]:
+    """Median seconds and peak memory of labels from 16 x 150 x 128 x 128 logits at 512 x 512: at once, and by bands."""
+    logits = torch.randn(16, 150, 128, 128, generator=torch.Generator().manual_seed(0))
+    logits, size = logits.contiguous(memory_format=torch.channels_last), (512, 512)
+    ways: dict[str, Callable[[], Tensor]] = {
+        "interpolate and argmax": lambda: F.interpolate(logits, size, mode="bilinear").argmax(1),
+        "predicted_labels": lambda: predicted_labels(logits, size),
+    }
+    times = [{name: seconds(way) for name, way in ways.items()} for _ in range(repeats)]
+    return {
+        name: {"seconds": statistics.median(row[name] for row in times), "peak_mib": peak_bytes(way) / 2**20}
+        for name, way in ways.items()
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
@@ -109,6 +127,10 @@ def main() -> None:
             bound = f", error bound {row['error_bound']:.1e}" if "error_bound" in row else ""
             times = f"update {row['update_s'] * 1e3:9.2f} ms, compute {row['compute_s'] * 1e3:8.2f} ms"
             print(f"  {name:52s} {times}, state {row['state_mb']:7.2f} MB{bound}")
+    report["labels"] = labels_at_full_size(repeats)
+    print("\nlabels of 16 x 150 x 128 x 128 logits at 512 x 512")
+    for name, row in report["labels"].items():
+        print(f"  {name:52s} {row['seconds']:6.2f} s, {row['peak_mib']:8.1f} MiB")
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
 import torchgen  # type: ignore[import-untyped]
 import yaml
@@ -42,6 +43,10 @@ MISSING_COMBINATIONS: dict[str, set[torch.dtype]] = {
     "index_add": {torch.int64},
     "scatter_reduce": {torch.int64},
 }
+
+
+# Operators whose result, or its size, the host has to wait for.
+WAITING = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "_unique2", "unique_consecutive"}
 
 
 class MPSTensor(torch.Tensor):
@@ -161,6 +166,33 @@ class PretendedMPS(TorchDispatchMode):
         strangers = [tensor for tensor in tensors if not isinstance(tensor, MPSTensor) and tensor.ndim]
         if strangers and any(isinstance(tensor, MPSTensor) for tensor in tensors):
             raise RuntimeError(f"Expected all tensors to be on the same device, but found mps:0 and cpu ({func})")
+
+
+class NoWaiting(PretendedMPS):
+    """A device that refuses everything for which the host would wait."""
+
+    def __enter__(self) -> NoWaiting:
+        super().__enter__()
+        self._patches = pytest.MonkeyPatch()
+        for name in ("cpu", "tolist", "numpy", "item"):
+            self._patches.setattr(MPSTensor, name, _refuse_reading, raising=False)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._patches.undo()
+        super().__exit__(*error)
+
+    def _refuse(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        super()._refuse(func, args, kwargs)
+        name = func.overloadpacket.__name__
+        by_mask = name in ("index", "index_put_") and any(t is not None and t.dtype == torch.bool for t in args[1])
+        unsized = name == "repeat_interleave" and kwargs.get("output_size") is None
+        if name in WAITING or by_mask or unsized:
+            raise AssertionError(f"the host waits for {func}")
+
+
+def _refuse_reading(*_: Any, **__: Any) -> None:
+    raise AssertionError("the host waits for a copy")
 
 
 def _unwrap(value: Any) -> Any:

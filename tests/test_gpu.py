@@ -44,6 +44,9 @@ OPTIONS: list[dict[str, Any]] = [
     {"surrogate": "hinge", "max_fpr": 0.2},
     {"strategy": "ova"},
     {"pair_weight": torch.arange(1.0, 26.0).view(5, 5)},
+    {"pair_weight": torch.arange(1.0, 26.0).view(5, 5), "surrogate": "exponential", "scores": "softmax"},
+    {"surrogate": "exponential", "margin": 30.0},
+    {"surrogate": "sigmoid", "margin": 5.0, "scores": "softmax"},
 ]
 
 

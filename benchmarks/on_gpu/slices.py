@@ -19,7 +19,8 @@ from benchmarks.on_gpu.wheels import PINNED, SITE
 
 _TESTS = {
     "cuda": (
-        *("tests/test_gpu.py", "tests/memory_bank", "tests/metrics", "tests/loading/test_photometric_on_device.py"),
+        *("tests/test_gpu.py", "tests/test_gpu_training.py", "tests/memory_bank", "tests/metrics"),
+        *("tests/loading/test_photometric_on_device.py", "tests/inference/test_predictor.py"),
         "tests/benchmarks/test_offsets.py",
     ),
     # A rehearsal: no GPU, few tests.
@@ -30,10 +31,11 @@ _TESTS_FIRST = (
     "tests/test_gpu.py::test_value_and_gradient_equal_those_of_the_cpu",
     "tests/test_gpu.py::test_many_pixels_keep_their_digits",
     "tests/memory_bank",
+    "tests/test_gpu_training.py",
     "tests/test_gpu.py::test_fit_stops_goes_on_and_predicts",
     "tests/metrics",
 )
-_BENCHMARKS = ("loss", "step", "bank", "metrics")
+_BENCHMARKS = ("loss", "paths", "step", "bank", "metrics", "labels")
 _LINES_OF_A_FAILURE = 4
 
 

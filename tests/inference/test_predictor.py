@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from aucseg.datasets import SegmentationDataset
 from aucseg.inference.predictor import InferenceOptions, Predictor, window_offsets
 from aucseg.models import build_model
+from tests.pretended_device import MPS, MPSTensor, NoWaiting
 
 
 def pointwise(num_classes: int = 5) -> nn.Module:
@@ -290,3 +291,31 @@ def test_one_logit_is_two_classes(options: dict[str, Any]) -> None:
     labels = Predictor(one, InferenceOptions(**options)).labels(image)
     assert torch.equal(labels, Predictor(two, InferenceOptions(**options)).labels(image))
     assert 0 < labels.float().mean() < 1
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"scales": (0.5, 1.0), "flip": True}, {"class_frequency": (0.9, 0.1)}], ids=str
+)
+def test_windows_follow_each_other_without_waiting_for_the_device(options: dict[str, Any]) -> None:
+    """The host only sends; whoever takes the logits waits for them."""
+    image = random_image(40, 50)
+    window: dict[str, Any] = {"window": (16, 16), "batch_size": 2, **options}
+    normalized: dict[str, Any] = {"pixel_mean": (100.0, 110.0, 120.0), "pixel_std": (50.0, 60.0, 70.0)}
+
+    def two_classes(images: Tensor) -> Tensor:
+        return images[:, :2, ::2, ::2]
+
+    expected = Predictor(two_classes, InferenceOptions(**window), **normalized).logits(image)
+    with NoWaiting():
+        found = Predictor(two_classes, InferenceOptions(**window), **normalized, device=MPS).logits(image)
+    assert isinstance(found, MPSTensor)
+    torch.testing.assert_close(found.held, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_windows_on_a_gpu_give_what_they_give_on_a_cpu() -> None:
+    image, options = random_image(200, 300), InferenceOptions(window=(64, 64), batch_size=2)
+    expected = Predictor(pointwise(), options).labels(image)
+    for picture in (image, image.permute(1, 2, 0).numpy()):
+        assert (Predictor(pointwise().cuda(), options).labels(picture) == expected).float().mean() > 0.999

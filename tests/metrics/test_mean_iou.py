@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
@@ -16,7 +15,6 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from aucseg.metrics import GroupedMeanIoU
-from aucseg.metrics import pixel_metric as pixel_metric_module
 
 NUM_CLASSES = 7
 GROUPS = {"head": [0, 1], "middle": [2, 3], "tail": [4, 5, 6]}
@@ -170,39 +168,6 @@ def test_one_logit_is_two_classes(size: tuple[int, int]) -> None:
     assert torch.equal(one.confusion, two.confusion)
     with pytest.raises(ValueError, match="one logit a pixel goes with num_classes=2"):
         GroupedMeanIoU(3).update(logit, target)
-
-
-@pytest.mark.parametrize(
-    ("small", "large"),
-    [
-        ((5, 7), (5, 7)),
-        ((5, 7), (20, 28)),
-        ((5, 7), (23, 30)),
-        ((5, 7), (23, 7)),
-        ((6,), (17,)),
-        ((2, 3, 4), (5, 6, 9)),
-        ((1, 1), (4, 3)),
-    ],
-)
-@pytest.mark.parametrize("band_elements", [1, 400, 10**6])
-def test_bands_equal_whole_upsampling(
-    small: tuple[int, ...], large: tuple[int, ...], band_elements: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pixel_metric_module, "BAND_ELEMENTS", band_elements)
-    logits, target = torch.randn(2, 4, *small), torch.randint(4, (2, *large))
-    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(small)]
-    expected = F.interpolate(logits, size=large, mode=mode, align_corners=False)
-    rows: list[list[Tensor]] = [[], []]
-    labels: list[list[Tensor]] = [[], []]
-    image, seen = 0, 0
-    for band, band_target in pixel_metric_module.upsampled_bands(logits, target):
-        rows[image].append(band)
-        labels[image].append(band_target)
-        seen += band.shape[2]
-        if seen == large[0]:
-            image, seen = image + 1, 0
-    torch.testing.assert_close(torch.cat([torch.cat(r, dim=2) for r in rows]), expected, atol=2e-6, rtol=1e-5)
-    assert torch.equal(torch.cat([torch.cat(r, dim=1) for r in labels]), target)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from aucseg.metrics.pixel_metric import check_logits, upsampled_bands
+from aucseg.metrics.pixel_metric import bands_at, check_logits
 
 Integers = npt.NDArray[np.integer[Any]]
 Floats = npt.NDArray[np.floating[Any]]
@@ -173,7 +173,7 @@ class ScoreCollector:
             cluster = self._clusters.setdefault(name, len(self._clusters))
             if cluster == len(self._counts):
                 self._counts.append(np.zeros((3, self.num_classes), dtype=np.int64))
-            for band, labels in upsampled_bands(logits[index : index + 1], target[index : index + 1]):
+            for band, labels in bands_at(logits[index : index + 1], target[index : index + 1]):
                 self._add(band[0].flatten(1), labels.flatten(), cluster)
         self._make_room()
 

@@ -297,13 +297,19 @@ class Predictor:
         else:
             pixels = torch.from_numpy(np.array(image[place])).movedim(-1, 0)
         # Bytes travel as they are, all else in the one dtype that every device has.
-        pixels = (pixels if pixels.dtype == torch.uint8 else pixels.float()).to(self.device).float()
+        pixels = self._sent(pixels if pixels.dtype == torch.uint8 else pixels.float()).float()
         if self.pixel_mean is None or self.pixel_std is None:
             return pixels
         if len(self.pixel_mean) != len(pixels):
             raise ValueError(f"the image has {len(pixels)} channels, pixel_mean has {len(self.pixel_mean)}")
-        mean, std = (_over_channels(values.to(self.device), pixels) for values in (self.pixel_mean, self.pixel_std))
+        mean, std = (_over_channels(self._sent(values), pixels) for values in (self.pixel_mean, self.pixel_std))
         return (pixels - mean) / std
+
+    def _sent(self, values: Tensor) -> Tensor:
+        """Values on the model's device. The host does not wait: it reads the next window while this one is computed."""
+        if self.device.type == "cuda" and values.device.type == "cpu":  # from other memory the host waits for the copy
+            values = values.contiguous().pin_memory()
+        return values.to(self.device, non_blocking=True)
 
 
 def _size_of(image: Tensor | Array) -> tuple[int, ...]:

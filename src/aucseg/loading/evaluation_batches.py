@@ -69,6 +69,12 @@ def same_size_parts(batch: dict[str, Any]) -> Iterator[tuple[list[int], Tensor, 
         yield positions, torch.stack([images[i] for i in positions]), torch.stack([masks[i] for i in positions])
 
 
+def single_images(batch: dict[str, Any]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """The images of a batch one by one, as `same_size_parts` yields them."""
+    for position, (image, mask) in enumerate(zip(batch["image"], batch["mask"], strict=True)):
+        yield [position], image[None], mask[None]
+
+
 class EvaluationBatches(Sampler[list[int]]):
     """Batches in order, dealt to the processes in turn, each image once; before them a rehearsal, where one is wanted.
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from aucseg.memory_bank.checks import (
     check_batch,
@@ -32,9 +32,10 @@ from aucseg.memory_bank.pixels import dense_format, paste_pixels
 from aucseg.memory_bank.plan import BankPlanner, BatchPlan
 from aucseg.memory_bank.policy import PresenceCounts, draw_share_of_missing, draw_to_presence, in_any
 from aucseg.memory_bank.store import NeverStored, SampleStore
+from aucseg.memory_bank.uncompiled import UncompiledModule
 
 
-class TailMemoryBank(nn.Module):
+class TailMemoryBank(UncompiledModule):
     r"""Stores pixels of tail classes and pastes them into images that lack these classes.
 
     In training mode each call does, in this order:
@@ -82,8 +83,8 @@ class TailMemoryBank(nn.Module):
             get many pastes, the objects between head and tail are otherwise often covered.
         min_pixels: smallest component to store, in pixels. Of a class whose components are all smaller nothing is
             stored; a warning says so once.
-        max_bytes: bound on ``nbytes``. Beyond it the oldest sample of the fullest class goes (most samples, then most
-            bytes); a sample that is larger by itself is not stored.
+        max_bytes: bound on ``nbytes``, not on the room around it. Beyond it the oldest sample of the fullest class
+            goes (most samples, then most bytes); a sample that is larger by itself is not stored.
         ignore_index: label of pixels without a class; never stored, may be pasted over.
         generator: CPU generator of all random choices; by default an own one, seeded from torch's global generator.
             Its state is saved and loaded with the bank.
@@ -200,7 +201,7 @@ class TailMemoryBank(nn.Module):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all stored pixels and their places."""
+        """Bytes of all stored pixels and their places; with room, the memory is up to half as large again."""
         return self._store.nbytes
 
     @property
@@ -257,8 +258,8 @@ class TailMemoryBank(nn.Module):
         Raises:
             TypeError: a dtype that is none of the above.
             ValueError: shapes or devices that do not match, images unlike the stored ones, a label outside 0..K-1
-                that is not ``ignore_index``, or a plan of other masks or settings (on an accelerator only their shape
-                is compared: plan after the last change to the masks).
+                that is not ``ignore_index``, or a plan of other settings or masks (on CUDA other masks of the same
+                shape are an assertion of the device, which says so later; on other accelerators nobody notices).
         """
         self._last_pastes = []
         if not self.training:
@@ -395,4 +396,4 @@ class TailMemoryBank(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         generator = torch.Generator()
         generator.set_state(state["_generator"])
-        super().__setstate__({**state, "_generator": generator})  # type: ignore[no-untyped-call]
+        super().__setstate__({**state, "_generator": generator})

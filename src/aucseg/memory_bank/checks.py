@@ -11,11 +11,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from aucseg.memory_bank.pixels import send
+
 if TYPE_CHECKING:
     from aucseg.memory_bank.plan import BankPlanner, BatchPlan
 
 # Masks of these dtypes are worked on as they are, those of others as int64.
 MASK_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
+_OTHER_MASKS = "the masks are not those of the plan: plan after the last change to the masks, such as a crop or a flip"
 _OTHER_MASK_DTYPES = (torch.bool, torch.int8, torch.uint16, torch.uint32)
 
 
@@ -162,9 +165,17 @@ def check_plan(plan: BatchPlan, planner: BankPlanner, masks: Tensor) -> None:
         flat = workable(masks).flatten().numpy()
         tail, protected = planner.look_up(flat[np.stack([plan.spared_begin, plan.spared_end - 1])])
         if (tail != plan.spared_tail).any() or (protected != plan.spared_protected).any():
-            raise ValueError(
-                "the masks are not those of the plan: plan after the last change to the masks, such as a crop or a flip"
-            )
+            raise ValueError(_OTHER_MASKS)
+    elif masks.device.type == "cuda":
+        assert_planned(plan, masks)
+
+
+def assert_planned(plan: BatchPlan, masks: Tensor) -> None:
+    """Has the device compare some labels with those that were planned; an error of the device where they differ."""
+    if len(plan.probes):
+        places, labels = send([plan.probes, plan.probed], masks.device)
+        same = (workable(masks).flatten().index_select(0, places) == labels).all()
+        torch._assert_async(same, _OTHER_MASKS)
 
 
 def check_labels(

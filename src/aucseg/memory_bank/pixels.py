@@ -75,7 +75,7 @@ def cut_pixels(images: Tensor, begin: Ints, length: Ints, out: Tensor) -> None:
         length: (R,) pixels of each run.
         out: (P, C) takes them, one run after the other.
     """
-    (table,) = _send([np.stack([_memory_offset(images, begin), before(length), length])], images.device)
+    (table,) = send([np.stack([_memory_offset(images, begin), before(length), length])], images.device)
     run, column = _expand(table[2], table[1], len(out))
     offsets = _with_channels(images, table[0].index_select(0, run), column)
     torch.index_select(_flat(images), 0, offsets, out=out.view(-1))
@@ -101,13 +101,13 @@ def paste_pixels(images: Tensor, masks: Tensor, stored: Tensor, pieces: Pieces) 
     ]
     resizing = pieces.resizing
     if resizing is None:
-        (table,) = _send([np.stack(columns)], images.device)
+        (table,) = send([np.stack(columns)], images.device)
     else:
         runs = np.stack([resizing.key, resizing.first, resizing.length])
-        table, runs_table = _send(
+        table, runs_table = send(
             [np.stack([*columns, resizing.column, resizing.width, *resizing.row]), runs], images.device
         )
-        (shares,) = _send([np.stack([resizing.scale, *resizing.row_weight])], images.device)
+        (shares,) = send([np.stack([resizing.scale, *resizing.row_weight])], images.device)
     piece, column = _expand(table[4], table[5], num_pixels)
     begin, offset, label, source = table[:4].index_select(1, piece)
     if resizing is None:
@@ -156,7 +156,7 @@ def _interpolate(stored: Tensor, runs: Tensor, places: Tensor, shares: Tensor, c
     return pixels.to(stored.dtype)
 
 
-def _send(arrays: list[npt.NDArray[Any]], device: torch.device) -> list[Tensor]:
+def send(arrays: list[npt.NDArray[Any]], device: torch.device) -> list[Tensor]:
     """Arrays of one dtype as tensors on a device, by one transfer that the host does not wait for."""
     if device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]

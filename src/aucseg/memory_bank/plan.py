@@ -20,6 +20,8 @@ from aucseg.memory_bank.components import (
     sum_by,
 )
 
+_MOST_PROBES = 1024
+
 
 class BatchPlan:
     """Where a batch's masks hold tail classes and protected pixels; made by a `BankPlanner`, used by one call.
@@ -40,6 +42,8 @@ class BatchPlan:
         spared_end: (S,).
         spared_tail: (S,) position of the class among the tail classes, -1 for others.
         spared_protected: (S,) whether the class is protected.
+        probes: (P,) some of the places where they begin, at most 1024; what a device compares with its masks.
+        probed: (P,) their labels.
     """
 
     def __init__(self, planner: BankPlanner, masks: Tensor) -> None:
@@ -55,6 +59,8 @@ class BatchPlan:
         spared = np.flatnonzero((tail >= 0) | protected)
         self.spared_begin, self.spared_end = start[spared], start[spared] + length[spared]
         self.spared_tail, self.spared_protected = tail[spared], protected[spared]
+        probed = spared[:: max(1, -(-len(spared) // _MOST_PROBES))]
+        self.probes, self.probed = start[probed], label[probed].astype(np.int64)
 
         kept = np.flatnonzero(tail >= 0)
         start, length, tail = start[kept], length[kept], tail[kept]

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from aucseg.dtypes import float64_of, int64_labels
-from aucseg.metrics.pixel_metric import PixelMetric, check_groups, check_logits, group_means, upsampled_bands
+from aucseg.metrics.pixel_metric import PixelMetric, bands_at, check_groups, check_logits, group_means
+from aucseg.upsampling import labels_of
 
 # Beside IoU, under these names, with "per_class_" before them for each class and a group's name for its mean.
 _SCORES = ("precision", "recall", "f1")
@@ -94,9 +95,8 @@ class GroupedMeanIoU(PixelMetric):
         if preds.is_floating_point():
             logits, target = check_logits(preds, target, self.num_classes)
             self.check_values(logits, target)
-            for band, band_target in upsampled_bands(logits, target):
-                predicted = (band[:, 0] > 0).long() if band.shape[1] == 1 else band.argmax(dim=1)
-                self._count(predicted, band_target)
+            for band, band_target in bands_at(logits, target):
+                self._count(labels_of(band), band_target)
         else:
             preds, target = int64_labels(preds, "preds"), int64_labels(target)
             if preds.shape != target.shape:

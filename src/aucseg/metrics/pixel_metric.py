@@ -1,21 +1,18 @@
-"""What all pixel metrics share: checks of logits and labels, and upsampling one band of rows at a time."""
+"""What all pixel metrics share: checks of logits and labels, states that are sums, one band of rows at a time."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
 from aucseg.dtypes import int64_labels
 from aucseg.metrics.class_bars import draw_class_bars
+from aucseg.upsampling import upsampled_bands
 
-# Elements of one upsampled band: small enough to stay near the cache, large enough that the Python loop costs nothing.
-BAND_ELEMENTS = 2**19
-
-_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+_MAX_DIMENSIONS = 3  # of upsampling
 
 
 class PixelMetric(Metric):
@@ -228,18 +225,15 @@ def check_logits(logits: Tensor, target: Tensor, num_classes: int) -> tuple[Tens
             f"logits of spatial size {tuple(small)} cannot be upsampled to the target's {tuple(large)}: they must not "
             "be larger than the target (or empty) in any dimension"
         )
-    if small != large and len(large) not in _MODES:
+    if small != large and len(large) > _MAX_DIMENSIONS:
         raise ValueError(
             f"upsampling is defined for 1 to 3 spatial dimensions, not {len(large)}: upsample the logits first"
         )
     return logits, target
 
 
-def upsampled_bands(logits: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def bands_at(logits: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield float32 logits at the target's size and the target, a band of rows of one image at a time.
-
-    Bilinear (linear, trilinear) interpolation with ``align_corners=False``. Peak memory: one band, never the whole
-    upsampled tensor.
 
     Args:
         logits: (B, K, *spatial), at most the target's size.
@@ -248,28 +242,5 @@ def upsampled_bands(logits: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Te
     Yields:
         Logits (1, K, rows, ...) float32 and target (1, rows, ...).
     """
-    num_classes, (height, *rest) = logits.shape[1], target.shape[1:]
-    if target.numel() == 0:
-        return
-    rows = max(1, BAND_ELEMENTS // (num_classes * (target[0, 0].numel())))
-    for image_logits, image_target in zip(logits[:, None], target[:, None], strict=True):
-        for start in range(0, height, rows):
-            stop = min(start + rows, height)
-            band = _resize_rows(image_logits, start, stop, height).float()
-            if list(band.shape[3:]) != rest:
-                size = [stop - start, *rest]
-                band = F.interpolate(band, size=size, mode=_MODES[len(size)], align_corners=False)
-            yield band, image_target[:, start:stop]
-
-
-def _resize_rows(logits: Tensor, start: int, stop: int, height: int) -> Tensor:
-    """Output rows ``start..stop - 1`` of ``logits`` interpolated along dimension 2 to ``height`` rows."""
-    source_height = logits.shape[2]
-    if source_height == height:
-        return logits[:, :, start:stop]
-    position = torch.arange(start, stop, device=logits.device, dtype=torch.float32)
-    position = ((position + 0.5) * (source_height / height) - 0.5).clamp(min=0)
-    upper = position.long().clamp(max=source_height - 1)
-    lower = (upper + 1).clamp(max=source_height - 1)
-    weight = (position - upper).view(-1, *[1] * (logits.ndim - 3))
-    return torch.lerp(logits.index_select(2, upper).float(), logits.index_select(2, lower).float(), weight)
+    for image, rows, band in upsampled_bands(logits, target.shape[1:]):
+        yield band, target[image : image + 1, rows]

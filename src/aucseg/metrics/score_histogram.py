@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from aucseg.metrics.pixel_metric import PixelMetric, check_logits, upsampled_bands
+from aucseg.metrics.pixel_metric import PixelMetric, bands_at, check_logits
 
 Scores = Literal["softmax", "sigmoid", "identity"]
 Average = Literal["ovo", "ovr"]
@@ -90,7 +90,7 @@ class ScoreHistogramMetric(PixelMetric):
         self.check_values(logits, target)
         if logits.shape[1] == 1:
             logits = self._two_channels(logits)
-        for band, band_target in upsampled_bands(logits, target):
+        for band, band_target in bands_at(logits, target):
             self._count(band.flatten(2)[0], band_target.flatten())
 
     def counts_of_class(self, class_id: int) -> tuple[Tensor, Tensor]:

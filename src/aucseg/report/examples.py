@@ -201,17 +201,15 @@ def _validation_images(run: Run, root: str | Path | None) -> Any:
 
 def _predicted_labels(run: Run, device: str) -> Callable[[str, dict[str, Any]], NDArray[Any] | None]:
     import torch
-    from torch.nn import functional as F
+
+    from aucseg.upsampling import predicted_labels
 
     task = _load_task(run, device)
 
     def labels_of(name: str, sample: dict[str, Any]) -> NDArray[Any] | None:
         with torch.inference_mode():
             logits = task(sample["image"][None].to(device))
-            size = sample["mask"].shape[-2:]
-            full = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
-            # One logit a pixel is that of the second of two classes.
-            labels = (full[:, 0] > 0).long() if full.shape[1] == 1 else full.argmax(1)
+            labels = predicted_labels(logits, sample["mask"].shape[-2:])
         predicted: NDArray[Any] = labels[0].cpu().numpy()
         return predicted
 

@@ -10,13 +10,12 @@ import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from aucseg.datasets import DatasetCard
 from aucseg.dtypes import in_model_dtype
 from aucseg.inference.predictor import Predictor
-from aucseg.loading.evaluation_batches import same_size_parts
+from aucseg.loading.evaluation_batches import same_size_parts, single_images
 from aucseg.losses import AUCSegLoss, build_loss
 from aucseg.losses.baselines import LongTailLoss
 from aucseg.losses.pairwise_auc import PairwiseAUCLoss, auc_losses, process_group_of
@@ -38,6 +37,7 @@ from aucseg.training.task_checks import (
     evaluation_options,
     state_mismatch,
 )
+from aucseg.upsampling import predicted_labels
 
 
 class SegmentationTask(LightningModule):
@@ -269,6 +269,8 @@ class SegmentationTask(LightningModule):
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Any]:
         """Adds the batch to the metrics and each image's loss to their mean; images of one size go through together.
 
+        With ``evaluation`` one image after the other, as their logits are as large as they.
+
         Args:
             batch: ``image`` (B, C, H, W) and ``mask`` (B, H, W), or lists of B tensors where sizes differ.
             batch_index: not used.
@@ -277,14 +279,13 @@ class SegmentationTask(LightningModule):
             ``{"predicted": the predicted labels of each image, B tensors (H, W)}``.
         """
         predicted: list[Tensor] = [torch.empty(0)] * len(batch["mask"])
-        for positions, images, masks in same_size_parts(batch):
+        for positions, images, masks in (same_size_parts if self.evaluation is None else single_images)(batch):
             logits, target = self.evaluation_logits(images), masks.long()
             assert self.loss is not None
             with process_group_of(self.loss, None):  # processes may have unequal numbers of validation batches
                 for i in range(len(target)):
                     self.mean_loss.update(self.loss(logits[i : i + 1], target[i : i + 1]))
-            full = F.interpolate(logits.float(), target.shape[-2:], mode="bilinear", align_corners=False)
-            labels = (full[:, 0] > 0).long() if full.shape[1] == 1 else full.argmax(1)
+            labels = predicted_labels(logits, target.shape[-2:])
             self.metric.update(labels, target)
             if self.auroc is not None and self.average_precision is not None:
                 self.auroc.update(logits, target)

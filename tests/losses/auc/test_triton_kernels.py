@@ -41,6 +41,9 @@ def small_blocks(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "BLOCK", 64)
     monkeypatch.setattr(kernels, "BLOCK_CHANNELS_LAST", 32)
     monkeypatch.setattr(kernels, "ACCELERATOR_PIECE", 300)
+    monkeypatch.setattr(kernels, "PAIR_BLOCK", 16)
+    monkeypatch.setattr(kernels, "PAIR_BLOCKS", 3)
+    monkeypatch.setattr(kernels, "PAIR_LABELS", 16)
 
 
 def sample(size: str = "full", dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -53,19 +56,31 @@ def sample(size: str = "full", dtype: torch.dtype = torch.float32) -> tuple[Tens
 
 
 def check(
-    kernels: ModuleType, options: PassOptions, logits: Tensor, target: Tensor, rtol: float = 1e-4, atol: float = 3e-6
+    kernels: ModuleType,
+    options: PassOptions,
+    logits: Tensor,
+    target: Tensor,
+    rtol: float = 1e-4,
+    atol: float = 3e-6,
+    by_pair: bool = False,
 ) -> None:
-    """Sums and gradient against those of torch's operations."""
+    """Sums and gradient against those of torch's operations.
+
+    Those of Chebyshev polynomials, whose terms cancel, are off by a little more in float32 in both.
+    """
     generator = torch.Generator().manual_seed(1)
     num_classes = logits.shape[1]
-    weight = torch.rand(num_classes + 1, generator=generator, dtype=torch.float64)
-    weight[-1] = 0
+    assert kernels.offered(logits, target, options, by_pair=by_pair)
+    by_label = torch.rand(num_classes + 1, generator=generator, dtype=torch.float64)
+    by_label[-1] = 0
+    weight = None if by_pair else by_label
+    sums_atol = 1e-4 if options.form == "chebyshev" else 1e-6
     class_weight = torch.rand(num_classes, generator=generator)
     every = torch.ones(num_classes, dtype=torch.bool)
     *expected, lse = torch_passes.sums(logits, target, every, weight, class_weight, options)
     *found, found_lse = kernels.sums(logits, target, every, weight, class_weight, options)
     for value, reference in zip(found, expected, strict=True):
-        torch.testing.assert_close(value, reference, rtol=2e-6, atol=1e-6)
+        torch.testing.assert_close(value, reference, rtol=2e-6, atol=sums_atol)
     if options.needs_lse:
         torch.testing.assert_close(found_lse[target != 255], lse[target != 255])
     positive, negative, entropy = (
@@ -79,8 +94,11 @@ def check(
     torch.testing.assert_close(found_slope, slope, rtol=rtol, atol=atol)
 
 
-def settings(form: str = "square", scores: str = "sigmoid", cross_entropy: bool = True) -> PassOptions:
-    return PassOptions(form, 1.5, 0, scores, 255, cross_entropy, 0.1 if cross_entropy else 0.0)
+def settings(
+    form: str = "square", scores: str = "sigmoid", cross_entropy: bool = True, margin: float = 1.5
+) -> PassOptions:
+    degree = 7 if form == "chebyshev" else 0
+    return PassOptions(form, margin, degree, scores, 255, cross_entropy, 0.1 if cross_entropy else 0.0)
 
 
 @pytest.mark.parametrize("size", ["full", "uneven"])
@@ -89,6 +107,62 @@ def settings(form: str = "square", scores: str = "sigmoid", cross_entropy: bool 
 @pytest.mark.parametrize("form", ["square", "linear", "exponential"])
 def test_sums_and_gradient(kernels: ModuleType, form: str, scores: str, cross_entropy: bool, size: str) -> None:
     check(kernels, settings(form, scores, cross_entropy), *sample(size))
+
+
+# The interpreter takes a second a case: the other halves are in the slow tier.
+FULL_AND_UNEVEN = ["full", pytest.param("uneven", marks=pytest.mark.slow)]
+
+
+def slow(options: PassOptions) -> Any:
+    return pytest.param(options, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("size", FULL_AND_UNEVEN)
+@pytest.mark.parametrize(
+    "options",
+    [
+        settings("chebyshev"),
+        slow(settings("chebyshev", "softmax", cross_entropy=False)),
+        settings("square", "identity"),
+        slow(settings("linear", "identity", cross_entropy=False)),
+        slow(settings("exponential", "identity")),
+        slow(settings("exponential", margin=30.0)),
+    ],
+    ids=lambda options: f"{options.form}-{options.scores}-{options.margin:g}",
+)
+def test_polynomials_and_arithmetic_in_float64(kernels: ModuleType, options: PassOptions, size: str) -> None:
+    check(kernels, options, *sample(size), atol=1e-4 if options.form == "chebyshev" else 3e-6)
+
+
+@pytest.mark.parametrize("size", FULL_AND_UNEVEN)
+@pytest.mark.parametrize(
+    "options",
+    [
+        settings(),
+        settings("square", "softmax", cross_entropy=False),
+        slow(settings("linear", "softmax")),
+        slow(settings("exponential", "sigmoid")),
+        slow(settings("")),
+    ],
+    ids=lambda options: f"{options.form}-{options.scores}",
+)
+def test_negatives_by_channel_and_label(kernels: ModuleType, options: PassOptions, size: str) -> None:
+    check(kernels, options, *sample(size), by_pair=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes_of_logits(kernels: ModuleType, dtype: torch.dtype) -> None:
+    rtol, atol = (1e-2, 1e-3) if dtype == torch.bfloat16 else (1e-9, 1e-12)
+    for size in ("full", "uneven"):
+        check(kernels, settings("square", "identity"), *sample(size, dtype), rtol, atol)
+
+
+def test_more_classes_than_a_program_takes(kernels: ModuleType) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, target = torch.randn(2, 20, 6, 5, generator=generator), torch.randint(20, (2, 6, 5), generator=generator)
+    check(kernels, settings("square", "softmax"), logits, target, by_pair=True)
+    check(kernels, settings(), logits.contiguous(memory_format=torch.channels_last), target, by_pair=True)
 
 
 @pytest.mark.parametrize("size", ["eightfold", "same-height"])
@@ -134,6 +208,11 @@ def test_a_device_without_kernels_is_told_once(kernels: ModuleType, monkeypatch:
     with pytest.warns(UserWarning, match="Triton does not work on cpu .Failed to find C compiler"):
         assert not kernels.works_on(device)
     assert not kernels.works_on(device)  # without a word
+    assert kernels.works_on(device, by_pair=True)  # another kernel
+    monkeypatch.setattr(kernels._Passes, "pair_sums", no_compiler)
+    kernels.works_on.cache_clear()
+    with pytest.warns(UserWarning, match="the AUC loss with pair weights and micro-batches falls back"):
+        assert not kernels.works_on(device, by_pair=True)
     kernels.works_on.cache_clear()
 
 
@@ -191,6 +270,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"surrogate": "exponential", "strategy": "ova", "auc_weight": 3.0, "ce_weight": 0.5},
     {"pair_weight": torch.arange(1.0, 26.0).view(5, 5)},
     {"surrogate": "logistic"},
+    {"scores": "identity", "label_smoothing": 0.1},
 ]
 
 
@@ -278,9 +358,9 @@ def test_the_default_dtype_does_not_matter() -> None:
 
 
 def test_what_does_not_fit_is_left_to_torch(kernels: ModuleType) -> None:
-    def offered(*shapes: tuple[int, ...]) -> bool:
+    def offered(*shapes: tuple[int, ...], form: str = "square", by_pair: bool = False) -> bool:
         logits, target = (torch.empty(shape, device="meta") for shape in shapes)
-        return bool(kernels.offered(logits, target, settings()))
+        return bool(kernels.offered(logits, target, settings(form), by_pair=by_pair))
 
     assert offered((70000, 5), (70000,))
     assert offered((2, 5, 8, 8), (2, 32, 32))
@@ -288,6 +368,18 @@ def test_what_does_not_fit_is_left_to_torch(kernels: ModuleType) -> None:
     assert not offered((2**31, 2), (2**31,))
     assert not offered((1, 2, 1, 20000), (1, 1, 70000))  # twice the product of the widths
     assert not offered((1, 5000, 8, 8), (1, 8, 8))
+    assert offered((2, 5, 8, 8), (2, 8, 8), form="chebyshev")
+    assert not offered((2, 5, 8, 8), (2, 8, 8), form="chebyshev", by_pair=True)
+
+
+def test_other_accelerators_are_told_once_what_is_slower() -> None:
+    operators.say_without_kernels.cache_clear()
+    for kind in ("xpu", "mps"):
+        with pytest.warns(UserWarning, match=f"the AUC loss runs as operations of torch on {kind}"):
+            assert operators.triton_passes_on(torch.device(kind)) is None
+        assert operators.triton_passes_on(torch.device(kind)) is None  # without a word
+    assert operators.triton_passes_on(torch.device("cpu")) is None
+    operators.say_without_kernels.cache_clear()
 
 
 @pytest.mark.usefixtures("in_place_of_torch")

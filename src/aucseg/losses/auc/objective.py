@@ -77,7 +77,7 @@ def _fused(logits: Tensor, target: Tensor, options: LossOptions) -> tuple[Tensor
         return None
     passes = options.passes()
     backend = triton_passes_for(logits, target, passes)
-    if backend is None:
+    if backend is None or not backend.can_fuse(logits, passes):
         return None
     found: tuple[Tensor, Tensor] = backend.fused_losses(
         logits, target, options.class_weight, passes, options.auc.strategy == "ova"

@@ -58,9 +58,24 @@ class Backend(Protocol):
 
 
 def triton_passes_on(device: torch.device) -> ModuleType | None:
-    """`aucseg.losses.auc.triton_passes` if they work there."""
-    passes = import_triton_passes() if device.type == "cuda" else None
+    """`aucseg.losses.auc.triton_passes` if they work there; says once what is slower on an accelerator without them."""
+    if device.type in ("cpu", "meta"):
+        return None
+    if device.type != "cuda":  # which ROCm is called as well
+        say_without_kernels(device.type)
+        return None
+    passes = import_triton_passes()
     return passes if passes is not None and passes.works_on(device) else None
+
+
+@lru_cache(maxsize=8)
+def say_without_kernels(kind: str) -> None:
+    """Warns, once for each kind of device."""
+    warnings.warn(
+        f"the AUC loss runs as operations of torch on {kind}, to the same value: its kernels, which take a fraction of "
+        "the time, are for CUDA",
+        stacklevel=2,
+    )
 
 
 @lru_cache(maxsize=1)
@@ -75,16 +90,18 @@ def import_triton_passes() -> ModuleType | None:
     return triton_passes
 
 
-def triton_passes_for(logits: Tensor, target: Tensor, options: PassOptions) -> ModuleType | None:
+def triton_passes_for(
+    logits: Tensor, target: Tensor, options: PassOptions, *, by_pair: bool = False
+) -> ModuleType | None:
     """`aucseg.losses.auc.triton_passes` if they have these options on the device of the logits."""
     passes = triton_passes_on(logits.device)
-    return passes if passes is not None and passes.offered(logits, target, options) else None
+    if passes is None or not passes.offered(logits, target, options, by_pair=by_pair):
+        return None
+    return passes if not by_pair or passes.works_on(logits.device, by_pair=True) else None
 
 
 def _backend(logits: Tensor, target: Tensor, pixel_weight: Tensor | None, options: PassOptions) -> Backend:
-    if pixel_weight is None:  # labels are kept apart
-        return torch_passes
-    return triton_passes_for(logits, target, options) or torch_passes
+    return triton_passes_for(logits, target, options, by_pair=pixel_weight is None) or torch_passes
 
 
 @torch.library.custom_op(

@@ -11,14 +11,16 @@ full size, a piece at a time, and folded back, first rows, then columns.
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _label(target, image, pixels, num_pixels, num_classes, ignore_index):
-    """Labels of a block of pixels, ``num_classes`` for those that do not count."""
-    inside = pixels < num_pixels
-    label = tl.load(target + image.to(tl.int64) * num_pixels + pixels, mask=inside, other=0).to(tl.int64)
-    valid = inside & (label != ignore_index) & (label >= 0) & (label < num_classes)
-    return tl.where(valid, label, num_classes).to(tl.int32)
+from aucseg.losses.auc.triton_features import (
+    label_of,
+    logit,
+    negative_feature,
+    neighbours,
+    places,
+    scores,
+    slope_by_score,
+    store_features,
+)
 
 
 @triton.jit
@@ -26,7 +28,7 @@ def count_kernel(target, partial, num_pixels, num_classes, ignore_index, BLOCK: 
     """A row of ``partial`` ``(programs, K + 1)``: pixels of each class, and labels that are none."""
     block = tl.program_id(0).to(tl.int64)
     pixels = block * BLOCK + tl.arange(0, BLOCK)
-    label = _label(target, block * 0, pixels, num_pixels, num_classes, ignore_index)
+    label = label_of(target, block * 0, pixels, num_pixels, num_classes, ignore_index)
     row = partial + block * (num_classes + 1)
     for channel in range(num_classes):
         tl.store(row + channel, tl.sum((label == channel).to(tl.int32), 0))
@@ -35,61 +37,10 @@ def count_kernel(target, partial, num_pixels, num_classes, ignore_index, BLOCK: 
     tl.store(row + num_classes, tl.sum(bad.to(tl.int32), 0))
 
 
-@triton.jit
-def _neighbours(position, size, full):
-    """Source places of upsampled positions (bilinear, align_corners=False), and the share of the second; exact."""
-    numerator = tl.maximum((2 * position + 1) * size - full, 0)
-    low = numerator // (2 * full)
-    share = (numerator - low * (2 * full)).to(tl.float32) / (2 * full)
-    return low, tl.minimum(low + 1, size - 1), share
-
-
-@triton.jit
-def _places(pixels, height, width, full_height, full_width, stride_y, stride_x, UPSAMPLE: tl.constexpr):
-    """Offsets of each pixel's four neighbours within a channel, and two shares; of the pixel itself at full size."""
-    if UPSAMPLE:
-        top, bottom, down = _neighbours(pixels // full_width, height, full_height)
-        left, right, across = _neighbours(pixels % full_width, width, full_width)
-        top, bottom, left, right = top * stride_y, bottom * stride_y, left * stride_x, right * stride_x
-        return top + left, top + right, bottom + left, bottom + right, down, across
-    else:
-        place, share = pixels.to(tl.int64) * stride_x, pixels.to(tl.float32)
-        return place, place, place, place, share, share
-
-
-@triton.jit
-def _logit(channel, valid, a, b, c, d, down, across, UPSAMPLE: tl.constexpr):
-    """Logits of one channel, see `_places`; 0 where a pixel does not count, whatever is there."""
-    value = tl.load(channel + a, mask=valid, other=0.0).to(tl.float32)
-    if UPSAMPLE:
-        value += across * (tl.load(channel + b, mask=valid, other=0.0).to(tl.float32) - value)
-        below = tl.load(channel + c, mask=valid, other=0.0).to(tl.float32)
-        below += across * (tl.load(channel + d, mask=valid, other=0.0).to(tl.float32) - below)
-        value += down * (below - value)
-    return value
-
-
-@triton.jit
-def _scores(x, lse, lack, SCORES: tl.constexpr):
-    """Scores ``f`` and what they lack of 1, both to full precision; with softmax that is ``lack`` of the own channel.
-
-    There it is the sum of the other channels: 1 - f has lost its digits where f is close to 1.
-    """
-    if SCORES == "sigmoid":
-        small = tl.exp(-tl.abs(x))
-        large = 1.0 / (1.0 + small)
-        small *= large
-        score = tl.where(x >= 0, large, small)
-        shortfall = tl.where(x >= 0, small, large)
-        # Comparisons with NaN are false: without this it would be lost.
-        return tl.where(x == x, score, x), tl.where(x == x, shortfall, x)
-    else:
-        return tl.exp(x - lse), lack
-
-
-# Rows of the tables by class, ``(4 + 2 J, K + 1)``, float32; the last column is that of ignored pixels: weight of a
-# negative by its label; of the cross-entropy the weights of the log-sum-exp, of the own logit, of every logit (label
-# smoothing); then the gradient by the sums of the J features of positives, and of those of negatives.
+# Rows of the tables by class, ``(4 + 2 J, K + 1)``, in the dtype of the arithmetic; the last column is that of ignored
+# pixels: weight of a negative by its label; of the cross-entropy the weights of the log-sum-exp, of the own logit, of
+# every logit (label smoothing); then the gradient by the sums of the J features of positives, and by those of
+# negatives.
 _WEIGHT, _BY_SOFTMAX, _BY_OWN, _BY_CHANNEL, BY_SUMS = (tl.constexpr(row) for row in range(5))
 
 
@@ -166,55 +117,35 @@ def risk_kernel(
 
 
 @triton.jit
-def _store_features(
-    row, x, lse, lack, label, channel, weight, margin, num_classes, FORM: tl.constexpr, SCORES: tl.constexpr
-):
-    """Sums the features of one channel over the block: of its positives, then of its weighted negatives."""
-    own = label == channel
-    score, shortfall = _scores(x, lse, lack, SCORES)
-    if FORM == "exponential":
-        positive = tl.exp(margin * (shortfall - 1.0))
-        score = tl.exp(margin * score)
-    else:
-        positive = shortfall + (margin - 1.0)
-    positive = tl.where(own, positive, 0.0)
-    score = tl.where(own, 0.0, score)
-    tl.store(row + channel, tl.sum(positive, 0))
-    if FORM == "square":
-        tl.store(row + num_classes + channel, tl.sum(positive * positive, 0))
-        tl.store(row + 2 * num_classes + channel, tl.sum(score * weight, 0))
-        tl.store(row + 3 * num_classes + channel, tl.sum(score * score * weight, 0))
-    else:
-        tl.store(row + num_classes + channel, tl.sum(score * weight, 0))
-
-
-@triton.jit
 def sums_kernel(
     logits, target, tables, lse_map, partial,
     num_pixels, num_classes, ignore_index, margin, height, width, full_height, full_width,
     stride_b, stride_c, stride_y, stride_x,
-    FORM: tl.constexpr, SCORES: tl.constexpr, CROSS_ENTROPY: tl.constexpr, SMOOTH: tl.constexpr,
-    UPSAMPLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    FORM: tl.constexpr, DEGREE: tl.constexpr, SCORES: tl.constexpr, CROSS_ENTROPY: tl.constexpr,
+    SMOOTH: tl.constexpr, UPSAMPLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A row of ``partial`` ``(programs, ROWS, K)``: features of positives, features of negatives, cross-entropy."""
+    kind: tl.constexpr = tables.dtype.element_ty
     block, image = tl.program_id(0), tl.program_id(1)
     pixels = block * BLOCK + tl.arange(0, BLOCK)
-    label = _label(target, image, pixels, num_pixels, num_classes, ignore_index)
+    label = label_of(target, image, pixels, num_pixels, num_classes, ignore_index)
     valid = label < num_classes
-    a, b, c, d, down, across = _places(pixels, height, width, full_height, full_width, stride_y, stride_x, UPSAMPLE)
+    a, b, c, d, down, across = places(
+        pixels, height, width, full_height, full_width, stride_y, stride_x, UPSAMPLE, kind
+    )
     first = logits + image.to(tl.int64) * stride_b
     row = partial + (image.to(tl.int64) * tl.num_programs(0) + block) * (ROWS * num_classes)
-    weight = tl.zeros([BLOCK], tl.float32)
+    weight = tl.zeros([BLOCK], kind)
     if FORM != "":
         weight = tl.load(tables + _WEIGHT * (num_classes + 1) + label)
-    highest = tl.full([BLOCK], -3.0e38, tl.float32)
-    total = tl.zeros([BLOCK], tl.float32)
-    others = tl.zeros([BLOCK], tl.float32)
-    own_logit = tl.zeros([BLOCK], tl.float32)
-    smooth = tl.zeros([BLOCK], tl.float32)
+    highest = tl.full([BLOCK], -3.0e38, kind)
+    total = tl.zeros([BLOCK], kind)
+    others = tl.zeros([BLOCK], kind)
+    own_logit = tl.zeros([BLOCK], kind)
+    smooth = tl.zeros([BLOCK], kind)
     channel_logits = first
     for channel in range(num_classes):
-        x = _logit(channel_logits, valid, a, b, c, d, down, across, UPSAMPLE)
+        x = logit(channel_logits, valid, a, b, c, d, down, across, UPSAMPLE, kind)
         if CROSS_ENTROPY or SCORES == "softmax":
             before = highest
             highest = tl.maximum(highest, x)
@@ -224,66 +155,99 @@ def sums_kernel(
             own_logit = tl.where(label == channel, x, own_logit)
             if SMOOTH:
                 smooth += tl.load(tables + _BY_CHANNEL * (num_classes + 1) + channel) * x
-        if FORM != "" and SCORES == "sigmoid":
-            _store_features(row, x, x, x, label, channel, weight, margin, num_classes, FORM, SCORES)
+        if FORM != "" and SCORES != "softmax":
+            store_features(row, x, x, x, label, channel, weight, margin, num_classes, FORM, DEGREE, SCORES)
         channel_logits += stride_c
-    entropy = 0.0
+    entropy = tl.zeros([BLOCK], kind)
     if CROSS_ENTROPY or SCORES == "softmax":
         lse = highest + tl.log(total)
         tl.store(lse_map + image.to(tl.int64) * num_pixels + pixels, lse, mask=pixels < num_pixels)
         if CROSS_ENTROPY:
             softmax_share = tl.load(tables + _BY_SOFTMAX * (num_classes + 1) + label)
             own_share = tl.load(tables + _BY_OWN * (num_classes + 1) + label)
-            entropy = tl.sum(tl.where(valid, softmax_share * lse - own_share * own_logit - smooth, 0.0), 0)
+            entropy = tl.where(valid, softmax_share * lse - own_share * own_logit - smooth, 0.0)
         if FORM != "" and SCORES == "softmax":
             channel_logits = first
             for channel in range(num_classes):
-                x = _logit(channel_logits, valid, a, b, c, d, down, across, UPSAMPLE)
-                _store_features(row, x, lse, others / total, label, channel, weight, margin, num_classes, FORM, SCORES)
+                x = logit(channel_logits, valid, a, b, c, d, down, across, UPSAMPLE, kind)
+                store_features(
+                    row, x, lse, others / total, label, channel, weight, margin, num_classes, FORM, DEGREE, SCORES
+                )
                 channel_logits += stride_c
-    tl.store(row + (ROWS - 1) * num_classes, entropy)
+    tl.store(row + (ROWS - 1) * num_classes, tl.sum(entropy, 0))
 
 
 @triton.jit
-def _slope(
-    x, lse, lack, label, channel, weight, margin, by_sums, size, scale, FORM: tl.constexpr, SCORES: tl.constexpr
-):
-    """Scores, what they lack of 1, and the slope of the loss by them."""
-    score, shortfall = _scores(x, lse, lack, SCORES)
-    own = label == channel
-    p = scale * tl.load(by_sums + channel)
-    if FORM == "exponential":
-        q = scale * tl.load(by_sums + size + channel)
-        positive = -margin * p * tl.exp(margin * (shortfall - 1.0))
-        negative = margin * q * tl.exp(margin * score)
-    elif FORM == "square":
-        p2 = scale * tl.load(by_sums + size + channel)
-        q = scale * tl.load(by_sums + 2 * size + channel)
-        q2 = scale * tl.load(by_sums + 3 * size + channel)
-        positive = -(p + 2.0 * p2 * (shortfall + (margin - 1.0)))
-        negative = q + 2.0 * q2 * score
-    else:
-        positive, negative = -p, scale * tl.load(by_sums + size + channel)
-    return score, shortfall, tl.where(own, positive, negative * weight)
+def pair_sums_kernel(
+    logits, target, lse_map, partial,
+    num_pixels, num_classes, ignore_index, first_run, num_runs, margin, height, width, full_height, full_width,
+    stride_b, stride_c, stride_y, stride_x,
+    FORM: tl.constexpr, SCORES: tl.constexpr, UPSAMPLE: tl.constexpr,
+    BLOCKS: tl.constexpr, BLOCK: tl.constexpr, CHANNELS: tl.constexpr, LABELS: tl.constexpr,
+):  # fmt: skip
+    """A row of ``partial`` ``(programs, J, K, K)``: features of negatives by channel and label.
+
+    They are the product of the features, channel by pixel, and the one-hot labels, pixel by label. A program takes a
+    run of ``BLOCKS`` blocks of pixels, some channels and some labels.
+    """
+    kind: tl.constexpr = tl.float32
+    program = tl.program_id(0).to(tl.int64)
+    image, run = (first_run + program) // num_runs, (first_run + program) % num_runs
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    wanted = tl.program_id(2) * LABELS + tl.arange(0, LABELS)
+    channels = logits + image * stride_b + (channel.to(tl.int64) * stride_c)[:, None]
+    sums = tl.zeros([CHANNELS, LABELS], kind)
+    squares = tl.zeros([CHANNELS, LABELS], kind)
+    for block in range(BLOCKS):
+        pixels = (run * BLOCKS + block).to(tl.int32) * BLOCK + tl.arange(0, BLOCK)
+        label = label_of(target, image, pixels, num_pixels, num_classes, ignore_index)
+        a, b, c, d, down, across = places(
+            pixels, height, width, full_height, full_width, stride_y, stride_x, UPSAMPLE, kind
+        )
+        counted = (channel < num_classes)[:, None] & (label < num_classes)[None, :]
+        x = logit(
+            channels, counted, a[None, :], b[None, :], c[None, :], d[None, :], down[None, :], across[None, :],
+            UPSAMPLE, kind,
+        )  # fmt: skip
+        lse = tl.zeros([BLOCK], kind)
+        if SCORES == "softmax":
+            lse = tl.load(lse_map + image * num_pixels + pixels, mask=label < num_classes, other=0.0)
+        score, _ = scores(x, lse[None, :], x, SCORES)
+        score = negative_feature(score, margin, FORM)
+        score = tl.where(counted & (label[None, :] != channel[:, None]), score, 0.0)
+        is_label = (label[:, None] == wanted[None, :]).to(kind)
+        # Not TensorFloat-32, which loses digits.
+        sums += tl.dot(score, is_label, input_precision="ieee")
+        if FORM == "square":
+            squares += tl.dot(score * score, is_label, input_precision="ieee")
+    features: tl.constexpr = 2 if FORM == "square" else 1
+    out = partial + program * features * num_classes * num_classes + channel[:, None] * num_classes + wanted[None, :]
+    inside = (channel < num_classes)[:, None] & (wanted < num_classes)[None, :]
+    tl.store(out, sums, mask=inside)
+    if FORM == "square":
+        tl.store(out + num_classes * num_classes, squares, mask=inside)
 
 
 @triton.jit
 def gradient_kernel(
-    logits, target, tables, risk_gradient, entropy_gradient, lse_map, gradient,
+    logits, target, tables, by_pairs, risk_gradient, entropy_gradient, lse_map, gradient,
     num_pixels, num_classes, first_channel, last_channel, ignore_index, margin,
     height, width, full_height, full_width,
     stride_b, stride_c, stride_y, stride_x, out_b, out_c, out_x, limit,
-    FORM: tl.constexpr, SCORES: tl.constexpr, CROSS_ENTROPY: tl.constexpr, SMOOTH: tl.constexpr,
-    UPSAMPLE: tl.constexpr, CLAMP: tl.constexpr, BLOCK: tl.constexpr,
+    FORM: tl.constexpr, DEGREE: tl.constexpr, SCORES: tl.constexpr, CROSS_ENTROPY: tl.constexpr,
+    SMOOTH: tl.constexpr, UPSAMPLE: tl.constexpr, PAIRS: tl.constexpr, CLAMP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The gradient of channels ``first_channel..last_channel - 1`` at the target's size."""
+    kind: tl.constexpr = tables.dtype.element_ty
     block, image = tl.program_id(0), tl.program_id(1)
     pixels = block * BLOCK + tl.arange(0, BLOCK)
-    label = _label(target, image, pixels, num_pixels, num_classes, ignore_index)
+    label = label_of(target, image, pixels, num_pixels, num_classes, ignore_index)
     valid = label < num_classes
-    a, b, c, d, down, across = _places(pixels, height, width, full_height, full_width, stride_y, stride_x, UPSAMPLE)
+    a, b, c, d, down, across = places(
+        pixels, height, width, full_height, full_width, stride_y, stride_x, UPSAMPLE, kind
+    )
     first = logits + image.to(tl.int64) * stride_b
-    lse = tl.zeros([BLOCK], tl.float32)
+    lse = tl.zeros([BLOCK], kind)
     weight = lse
     if CROSS_ENTROPY or SCORES == "softmax":
         lse = tl.load(lse_map + image.to(tl.int64) * num_pixels + pixels, mask=valid, other=0.0)
@@ -295,18 +259,21 @@ def gradient_kernel(
         own_share = entropy_scale * tl.load(tables + _BY_OWN * (num_classes + 1) + label)
     scale = tl.load(risk_gradient)
     by_sums, size = tables + BY_SUMS * (num_classes + 1), num_classes + 1
-    mean = tl.zeros([BLOCK], tl.float32)
+    mean = tl.zeros([BLOCK], kind)
     lack, pivot = mean, mean
     if FORM != "" and SCORES == "softmax":
         # What the own score lacks of 1, and the mean of the slopes, from which the one of the largest score is
         # subtracted: see `aucseg.losses.auc.pixels.through_softmax`. The own channel, whose slope needs the lack, is
         # last.
-        highest = tl.full([BLOCK], -3.0e38, tl.float32)
+        highest = tl.full([BLOCK], -3.0e38, kind)
         own_logit = mean
         channel_logits = first
         for channel in range(num_classes):
-            x = _logit(channel_logits, valid, a, b, c, d, down, across, UPSAMPLE)
-            score, _, slope = _slope(x, lse, lack, label, channel, weight, margin, by_sums, size, scale, FORM, SCORES)
+            x = logit(channel_logits, valid, a, b, c, d, down, across, UPSAMPLE, kind)
+            score, _, slope = slope_by_score(
+                x, lse, lack, label, channel, weight, margin, by_sums, by_pairs, size, scale,
+                FORM, DEGREE, SCORES, PAIRS,
+            )  # fmt: skip
             own = label == channel
             own_logit = tl.where(own, x, own_logit)
             higher = (x > highest) & (label != channel)
@@ -316,22 +283,27 @@ def gradient_kernel(
             mean += tl.where(own, 0.0, score * (slope - pivot))
             lack += tl.where(own, 0.0, score)
             channel_logits += stride_c
-        score, _, slope = _slope(own_logit, lse, lack, label, label, weight, margin, by_sums, size, scale, FORM, SCORES)
+        score, _, slope = slope_by_score(
+            own_logit, lse, lack, label, label, weight, margin, by_sums, by_pairs, size, scale,
+            FORM, DEGREE, SCORES, PAIRS,
+        )  # fmt: skip
         higher = own_logit >= highest
         mean += tl.where(higher, lack * (pivot - slope), score * (slope - pivot))
         pivot = tl.where(higher, slope, pivot)
     channel_logits = first + (image * 0 + first_channel).to(tl.int64) * stride_c
     out = gradient + image.to(tl.int64) * out_b + pixels.to(tl.int64) * out_x
     for channel in range(first_channel, last_channel):
-        x = _logit(channel_logits, valid, a, b, c, d, down, across, UPSAMPLE)
-        value = tl.zeros([BLOCK], tl.float32)
+        x = logit(channel_logits, valid, a, b, c, d, down, across, UPSAMPLE, kind)
+        value = tl.zeros([BLOCK], kind)
         if FORM != "":
-            score, shortfall, slope = _slope(
-                x, lse, lack, label, channel, weight, margin, by_sums, size, scale, FORM, SCORES
-            )
-            value = (slope - pivot - mean) * score
+            score, shortfall, value = slope_by_score(
+                x, lse, lack, label, channel, weight, margin, by_sums, by_pairs, size, scale,
+                FORM, DEGREE, SCORES, PAIRS,
+            )  # fmt: skip
             if SCORES == "sigmoid":
-                value *= shortfall
+                value *= score * shortfall
+            elif SCORES == "softmax":
+                value = (value - pivot - mean) * score
         if CROSS_ENTROPY:
             value += tl.exp(x - lse) * softmax_share - tl.where(label == channel, own_share, 0.0)
             if SMOOTH:
@@ -340,6 +312,8 @@ def gradient_kernel(
         if CLAMP:
             clamped = tl.minimum(tl.maximum(value, -limit), limit)
             value = tl.where(value == value, clamped, value)  # minimum and maximum drop a NaN
+        if gradient.dtype.element_ty != tl.float64:
+            value = value.to(tl.float32)  # there is no direct way from float64 to half precision
         tl.store(out, value.to(gradient.dtype.element_ty), mask=pixels < num_pixels)
         channel_logits += stride_c
         out += out_c
@@ -355,10 +329,10 @@ def fold_kernel(full, folded, num_elements, size, full_size, num_inner, num_taps
     source = full + (element // num_inner // size) * full_size * num_inner + inner
     # Every position that has `place` among its two neighbours lies in a window of `num_taps`.
     start = tl.maximum(((2 * place - 1) * full_size - size) // (2 * size), 0)
-    total = tl.zeros([BLOCK], tl.float32)
+    total = tl.zeros([BLOCK], full.dtype.element_ty)
     for tap in range(num_taps):
         position = start + tap
-        low, high, share = _neighbours(position, size, full_size)
+        low, high, share = neighbours(position, size, full_size, full.dtype.element_ty)
         weight = tl.where(low == place, 1.0 - share, 0.0) + tl.where(high == place, share, 0.0)
         used = inside & (position < full_size) & (weight > 0)
         total += weight * tl.load(source + position.to(tl.int64) * num_inner, mask=used, other=0.0)

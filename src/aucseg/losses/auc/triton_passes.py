@@ -1,7 +1,8 @@
 """The passes over the pixels as Triton kernels, for CUDA: most options, one launch a pass.
 
 `fused_losses` does all of an ordinary loss with a handful of launches; `counts`, `sums` and `gradient`, with the
-interface of `aucseg.losses.auc.torch_passes`, are its parts for losses of several batches or processes.
+interface of `aucseg.losses.auc.torch_passes`, are its parts for all else: losses of several batches or processes,
+weights of class pairs, Chebyshev polynomials, arithmetic in float64.
 """
 
 import warnings
@@ -23,67 +24,58 @@ from aucseg.losses.auc.triton_kernels import (
     count_kernel,
     fold_kernel,
     gradient_kernel,
+    pair_sums_kernel,
     risk_kernel,
     sums_kernel,
     weights_kernel,
 )
+from aucseg.losses.auc.triton_limits import can_fuse as can_fuse  # with `offered` part of what a backend has
+from aucseg.losses.auc.triton_limits import num_features
+from aucseg.losses.auc.triton_limits import offered as offered
 
-# Features of a positive and of a negative; the other forms are left to operations of torch.
-_NUM_FEATURES = {"": 0, "linear": 1, "square": 2, "exponential": 1}
-_MAX_CLASSES = 4095  # what is computed by class takes one program
-_MAX_IMAGES = 65535  # of CUDA, in the second direction of a grid
-_MAX_INT32 = 2**31
 # Pixels of a program. Fewer where the channels of a pixel lie together: then they are in the cache for the next one.
 BLOCK, BLOCK_CHANNELS_LAST = 1024, 256
+# Sums by channel and label: pixels of a block, blocks of a program (not more, or float32 would lose digits), channels
+# and at most so many labels.
+PAIR_BLOCK, PAIR_BLOCKS, PAIR_CHANNELS, PAIR_LABELS = 64, 64, 16, 64
 # More channels than that are copied plane by plane first: a cache does not hold them until their turn comes. With 150
 # of them at full size the walk took 5.5 times as long as cross-entropy on an H100.
 MOST_CHANNELS_LAST = 32
 
 
-def offered(logits: Tensor, target: Tensor, options: PassOptions) -> bool:
-    """Whether there are kernels for these logits, labels and options."""
-    return (
-        options.form in _NUM_FEATURES
-        and working_dtype(logits, options.surrogate) == torch.float32
-        and logits.shape[1] <= _MAX_CLASSES
-        and (logits.dim() == 2 or len(logits) <= _MAX_IMAGES)
-        and _fits_32_bits(logits, target)
-    )
-
-
-def _fits_32_bits(logits: Tensor, target: Tensor) -> bool:
-    """Whether the places of pixels do, with which the kernels count."""
-    sizes, full_sizes = logits.shape[2:], target.shape[1:]
-    if logits.dim() == 2 or sizes == full_sizes:
-        return target.numel() < _MAX_INT32 * max(len(logits) if logits.dim() > 2 else 1, 1)
-    last = sum((size - 1) * logits.stride(dim) for dim, size in enumerate(sizes, 2))
-    steps = max(2 * size * full_size for size, full_size in zip(sizes, full_sizes, strict=True))
-    return max(last, steps, full_sizes.numel()) < _MAX_INT32
-
-
 @lru_cache(maxsize=64)
-def works_on(device: torch.device) -> bool:
-    """Whether kernels can be built for a device; says why not, once."""
+def works_on(device: torch.device, *, by_pair: bool = False) -> bool:
+    """Whether kernels can be built for a device; says why not, once.
+
+    Args:
+        device: The device.
+        by_pair: Asks for the kernel that sums by channel and label, which has to be able to do more.
+    """
     try:
-        _try_out(device)
+        _try_out(device, by_pair)
     except Exception as error:  # no compiler, an old device, a driver that does not fit: Triton has no error for these
         if "out of memory" in str(error):  # says nothing about Triton
             raise
+        what = "with pair weights and micro-batches " if by_pair else ""
         warnings.warn(
-            f"the AUC loss falls back to slower operations of torch: Triton does not work on {device} ({error})",
+            f"the AUC loss {what}falls back to slower operations of torch: Triton does not work on {device} ({error})",
             stacklevel=2,
         )
         return False
     return True
 
 
-def _try_out(device: torch.device) -> None:
-    """Every kernel once."""
+def _try_out(device: torch.device, by_pair: bool) -> None:
+    """Every kernel once; or the one that sums by channel and label."""
     options = PassOptions("square", 1.0, 0, "sigmoid", 255, cross_entropy=True)
     logits = torch.zeros(1, 2, 2, 2, dtype=torch.float32, device=device)
     target = torch.zeros(1, 4, 4, dtype=torch.int64, device=device)
+    passes = _Passes(logits, target, options)
+    if by_pair:
+        passes.pair_sums(torch.zeros(target.shape, dtype=torch.float32, device=device))
+        return
     risk, entropy, tables, lse = _losses(logits, target, None, options, one_vs_all=False)
-    _Passes(logits, target, options).gradient(tables, lse, risk, entropy)
+    passes.gradient(tables, lse, risk, entropy)
 
 
 def counts(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
@@ -109,10 +101,10 @@ def _plain(target: Tensor) -> Tensor:
 
 
 def _fold(full: Tensor, dim: int, size: int) -> Tensor:
-    """The gradient of upsampling ``full`` along a dimension, float32, contiguous."""
+    """The gradient of upsampling ``full`` along a dimension, contiguous."""
     shape = list(full.shape)
     full_size, shape[dim] = shape[dim], size
-    folded = torch.empty(shape, dtype=torch.float32, device=full.device)
+    folded = torch.empty(shape, dtype=full.dtype, device=full.device)
     num_inner = full.stride(dim)
     num_taps = 2 * triton.cdiv(full_size, size) + 3
     grid = (triton.cdiv(folded.numel(), BLOCK),)
@@ -140,9 +132,12 @@ class _Passes:
         self._planes, self._target = planes, _plain(target)
         block = BLOCK_CHANNELS_LAST if planes.stride(1) == 1 and self.num_classes > 1 else BLOCK
         self._num_blocks = triton.cdiv(self._num_pixels, block)
-        self.num_rows = 2 * _NUM_FEATURES[options.form] + 1
+        self._dtype = working_dtype(logits, options.surrogate)
+        self.num_features = num_features(options)
+        self.num_rows = 2 * self.num_features + 1
         self._constants: dict[str, Any] = {
             "FORM": options.form,
+            "DEGREE": options.degree,
             "SCORES": options.scores,
             "CROSS_ENTROPY": options.cross_entropy,
             "SMOOTH": options.label_smoothing > 0,
@@ -159,10 +154,10 @@ class _Passes:
         """Sums of features and of the cross-entropy, ``(2 J + 1, K)``, wide, and the log-sum-exp where it is needed."""
         device, options = self._logits.device, self._options
         shape = self._target.shape if options.needs_lse else (0,)
-        lse = torch.empty(shape, dtype=torch.float32, device=device)
+        lse = torch.empty(shape, dtype=self._dtype, device=device)
         # Of the last row only the first column is written, and used.
         num_programs = self._num_blocks * self._num_images
-        partial = torch.empty(num_programs, self.num_rows, self.num_classes, dtype=torch.float32, device=device)
+        partial = torch.empty(num_programs, self.num_rows, self.num_classes, dtype=self._dtype, device=device)
         if partial.numel():
             with torch.cuda.device_of(self._planes):
                 sums_kernel[self._num_blocks, self._num_images](
@@ -173,14 +168,46 @@ class _Passes:
                 )  # fmt: skip
         return partial.sum(0, dtype=wide_dtype(device)), lse
 
-    def gradient(self, tables: Tensor, lse: Tensor, by_risk: Tensor, by_entropy: Tensor) -> Tensor:
-        """The gradient by the logits, given those by the two losses (scalars)."""
+    def pair_sums(self, lse: Tensor) -> Tensor:
+        """Sums of the features of negatives by channel and label, ``(J, K, K)``, wide."""
+        device, options, num_classes = self._logits.device, self._options, self.num_classes
+        total = torch.zeros(self.num_features, num_classes, num_classes, dtype=wide_dtype(device), device=device)
+        num_runs = triton.cdiv(self._num_pixels, PAIR_BLOCK * PAIR_BLOCKS)
+        labels = min(max(16, triton.next_power_of_2(num_classes)), PAIR_LABELS)
+        tiles = triton.cdiv(num_classes, PAIR_CHANNELS), triton.cdiv(num_classes, labels)
+        most = max(1, ACCELERATOR_PIECE // max(total.numel(), 1))
+        for first in range(0, num_runs * self._num_images if total.numel() else 0, most):
+            programs = min(most, num_runs * self._num_images - first)
+            partial = torch.empty(programs, *total.shape, dtype=self._dtype, device=device)
+            with torch.cuda.device_of(self._planes):
+                pair_sums_kernel[(programs, *tiles)](
+                    self._planes, self._target, lse, partial,
+                    self._num_pixels, num_classes, options.ignore_index, first, num_runs, options.margin,
+                    *self._size, *self._full_size, *self._strides,
+                    FORM=options.form, SCORES=options.scores, UPSAMPLE=self._upsample,
+                    BLOCKS=PAIR_BLOCKS, BLOCK=PAIR_BLOCK, CHANNELS=PAIR_CHANNELS, LABELS=labels,
+                )  # fmt: skip
+            total += partial.sum(0, dtype=total.dtype)
+        return total
+
+    def gradient(
+        self, tables: Tensor, lse: Tensor, by_risk: Tensor, by_entropy: Tensor, by_pairs: Tensor | None = None
+    ) -> Tensor:
+        """The gradient by the logits, given those by the two losses (scalars).
+
+        Args:
+            tables: As made by `_tables`.
+            lse: The log-sum-exp, where it is needed.
+            by_risk: Scalar.
+            by_entropy: Scalar.
+            by_pairs: Slopes by the sums of negatives, where these are by channel and label, ``(J, K + 1, K + 1)``.
+        """
         if not self._target.numel():
             return torch.zeros_like(self._logits)
         with torch.cuda.device_of(self._planes):
-            return self._gradient(tables, lse, by_risk, by_entropy)
+            return self._gradient(tables, lse, by_risk, by_entropy, by_pairs)
 
-    def _gradient(self, *inputs: Tensor) -> Tensor:
+    def _gradient(self, *inputs: Tensor | None) -> Tensor:
         logits = self._logits
         if not self._upsample:
             planes = torch.empty_like(self._planes)
@@ -197,7 +224,7 @@ class _Passes:
             for first in range(0, self.num_classes, channels):
                 last = min(first + channels, self.num_classes)
                 shape = (len(logits[part]), last - first, *self._full_size)
-                full = torch.empty(shape, dtype=torch.float32, device=logits.device)
+                full = torch.empty(shape, dtype=self._dtype, device=logits.device)
                 self._fill(full.flatten(2), part, first, last, *inputs)
                 folded = _fold(_fold(full, 2, self._size[0]), 3, self._size[1])
                 if may_overflow(logits, self._options.surrogate):
@@ -206,39 +233,47 @@ class _Passes:
                 result[part, first:last] = folded
         return result
 
-    def _fill(self, planes: Tensor, images: slice, first: int, last: int, *inputs: Tensor) -> None:
-        tables, lse, by_risk, by_entropy = inputs
+    def _fill(self, planes: Tensor, images: slice, first: int, last: int, *inputs: Any) -> None:
+        tables, lse, by_risk, by_entropy, by_pairs = inputs
         gradient_kernel[self._num_blocks, len(planes)](
             self._planes[images], self._target[images] if self._upsample else self._target,
-            tables, by_risk, by_entropy, lse[images] if self._upsample else lse, planes,
+            tables, tables if by_pairs is None else by_pairs, by_risk, by_entropy,
+            lse[images] if self._upsample else lse, planes,
             self._num_pixels, self.num_classes, first, last, self._options.ignore_index, self._options.margin,
             *self._size, *self._full_size, *self._strides,
-            planes.stride(0), planes.stride(1), planes.stride(-1), torch.finfo(planes.dtype).max,
-            **self._constants, CLAMP=may_overflow(planes, self._options.surrogate),
+            planes.stride(0), planes.stride(1), planes.stride(-1),
+            min(torch.finfo(planes.dtype).max, torch.finfo(torch.float32).max),
+            **self._constants, PAIRS=by_pairs is not None, CLAMP=may_overflow(planes, self._options.surrogate),
         )  # fmt: skip
 
 
 def _tables(
-    logits: Tensor, weight: Tensor, class_weight: Tensor | None, options: PassOptions, *by_sums: Tensor
+    logits: Tensor, weight: Tensor | None, class_weight: Tensor | None, options: PassOptions, *by_sums: Tensor
 ) -> Tensor:
-    ce = CrossEntropyWeights(class_weight, logits, torch.float32, options)
-    rows = torch.stack([weight.to(torch.float32), ce.by_softmax, ce.by_own, F.pad(ce.by_channel, (0, 1))])
-    return torch.cat([rows, *(F.pad(table.to(torch.float32), (0, 1)) for table in by_sums)])
+    """The tables of the kernels in the dtype of the arithmetic; ``weight`` None: 0."""
+    dtype = working_dtype(logits, options.surrogate)
+    ce = CrossEntropyWeights(class_weight, logits, dtype, options)
+    weight = torch.zeros_like(ce.by_own) if weight is None else weight.to(dtype)
+    rows = torch.stack([weight, ce.by_softmax, ce.by_own, F.pad(ce.by_channel, (0, 1))])
+    return torch.cat([rows, *(F.pad(table.to(dtype), (0, 1)) for table in by_sums)])
 
 
 def sums(
     logits: Tensor,
     target: Tensor,
     scored: Tensor,
-    pixel_weight: Tensor,
+    pixel_weight: Tensor | None,
     class_weight: Tensor | None,
     options: PassOptions,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `aucseg.losses.auc.operators.pixel_sums`; every channel is scored."""
-    total, lse = _Passes(logits, target, options).sums(_tables(logits, pixel_weight, class_weight, options))
-    num_features = _NUM_FEATURES[options.form]
+    passes = _Passes(logits, target, options)
+    total, lse = passes.sums(_tables(logits, pixel_weight, class_weight, options))
     # Copies: an operator may not return views of one tensor.
+    num_features = passes.num_features
     positive, negative = total[:num_features].clone(), total[num_features : 2 * num_features].clone()
+    if pixel_weight is None:
+        negative = passes.pair_sums(lse)
     return positive, negative, total[-1, 0].clone(), lse
 
 
@@ -250,14 +285,19 @@ def gradient(
     logits: Tensor,
     target: Tensor,
     scored: Tensor,
-    pixel_weight: Tensor,
+    pixel_weight: Tensor | None,
     class_weight: Tensor | None,
     options: PassOptions,
 ) -> Tensor:
     """See `aucseg.losses.auc.operators.pixel_gradient`."""
-    tables = _tables(logits, pixel_weight, class_weight, options, positive, negative)
-    one = torch.ones((), dtype=torch.float32, device=logits.device)
-    return _Passes(logits, target, options).gradient(tables, lse, one, entropy.to(torch.float32))
+    by_pairs = None
+    by_sums = [positive, negative]
+    dtype = working_dtype(logits, options.surrogate)
+    if pixel_weight is None:
+        by_sums, by_pairs = [positive], F.pad(negative.to(dtype), (0, 1, 0, 1))
+    tables = _tables(logits, pixel_weight, class_weight, options, *by_sums)
+    one = torch.ones((), dtype=dtype, device=logits.device)
+    return _Passes(logits, target, options).gradient(tables, lse, one, entropy.to(dtype), by_pairs)
 
 
 def _losses(
