@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from aucseg import __version__
+from aucseg.announce import Announcement
 from aucseg.commands.failures import with_notes
 from aucseg.commands.fit_help import told_at_once
 from aucseg.commands.option_parser import OptionParser
@@ -68,7 +70,9 @@ def _run(command: str, arguments: list[str]) -> int:
         if text is not None:
             print(text)
             return 0
-        return int(import_module("aucseg.commands.fit").run(command, arguments))
+        with Announcement("loading PyTorch and Lightning"):
+            module = import_module("aucseg.commands.fit")
+        return int(module.run(command, arguments))
     module_name, text = _COMMANDS[command]
     module = import_module(module_name)
     parser = OptionParser(
@@ -100,7 +104,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(command, arguments[1:])
     except KeyboardInterrupt as interrupt:
-        print(f"aucseg: {with_notes('interrupted', interrupt)}", file=sys.stderr)
+        again = shlex.join(["aucseg", *arguments])
+        how = {"fit": "starts again", "demo": "goes on", "compare": "goes on"}.get(command)
+        text = "interrupted" if how is None else f"interrupted; '{again}' {how}"
+        # A training notes what goes on from its last checkpoint.
+        text = with_notes("interrupted", interrupt) if getattr(interrupt, "__notes__", []) else text
+        print(f"aucseg {command}: {text}", file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, ImportError) as error:
         if os.environ.get("AUCSEG_TRACEBACK"):

@@ -8,6 +8,7 @@
 ``result.json``         the last validation: metrics, IoU of each class, groups, class names and colours
 ``confusion.json``      ``{"counts": K x K}``, rows are the truth
 ``images.json``         for each validation image the pixels of intersection and union of each class that occurs in it
+``validation.png``      some validation images with truth and prediction, drawn at the end of a training
 ``curves.json``         ROC curve of each tail class against all others; only with ``model.pixel_metrics``
 ======================  ===========================================================================================
 
@@ -33,6 +34,7 @@ RESULT_FILE = "result.json"
 CONFUSION_FILE = "confusion.json"
 IMAGES_FILE = "images.json"
 CURVES_FILE = "curves.json"
+VALIDATION_PICTURE = "validation.png"
 
 RECORD_FILE = "compare.json"
 STARTED_FILE = "started.json"

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aucseg.announce import loading
+
 if TYPE_CHECKING:
     from aucseg.inference import OffsetFit
     from aucseg.training.datamodule import SegmentationDataModule
@@ -55,12 +57,13 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0, or 1 if the gain is not above its spread and nothing was written.
     """
-    from aucseg.commands.predict import device_named
-    from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT
-    from aucseg.training.adjustment import evaluation_batches, fit_task_offsets, write_adjusted_checkpoint
-    from aucseg.training.evaluation import evaluate_checkpoint
-    from aucseg.training.result_writer import write_json
-    from aucseg.training.stored_task import load_task
+    with loading():
+        from aucseg.commands.predict import device_named
+        from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT
+        from aucseg.training.adjustment import evaluation_batches, fit_task_offsets, write_adjusted_checkpoint
+        from aucseg.training.evaluation import evaluate_checkpoint
+        from aucseg.training.result_writer import write_json
+        from aucseg.training.stored_task import load_task
 
     if not args.run.is_dir():
         raise ValueError(f"{args.run} is no run folder of 'aucseg fit'")

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aucseg.announce import loading
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -35,9 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the file; the exit status is 0, or 1 when the file failed its check."""
-    from aucseg.inference.export import ExportError, ExportMetadata, export_model, save_for_hub, save_weights
-    from aucseg.inference.image_files import find_images, read_image
-    from aucseg.training.stored_task import load_task
+    with loading():
+        from aucseg.inference.export import ExportError, ExportMetadata, export_model, save_for_hub, save_weights
+        from aucseg.inference.image_files import find_images, read_image
+        from aucseg.training.stored_task import load_task
 
     task = load_task(args.run)
     metadata = ExportMetadata(

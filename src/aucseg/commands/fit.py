@@ -7,7 +7,6 @@ import aucseg.training  # isort: skip  # noqa: F401  # before Lightning, to name
 import json
 import logging
 import os
-import sys
 import warnings
 from argparse import ArgumentError
 from pathlib import Path
@@ -15,22 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, TQDMProgressBar
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 
-from aucseg.commands.failures import explanation, with_notes
+from aucseg.announce import Announcement
+from aucseg.commands.end_of_fit import show_end
+from aucseg.commands.endings import status_of
 from aucseg.commands.option_errors import option_error
+from aucseg.commands.progress import RunProgress
 from aucseg.configs import find_config
 from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT, RESULT_FILE
-from aucseg.safe_files import read_text
+from aucseg.safe_files import missing_folders, read_text, remove_empty_folders
 from aucseg.training.checkpoints import (
     AtomicCheckpointIO,
     RunCheckpoint,
-    RunInterrupted,
     checkpoint_step,
     newest_checkpoint,
 )
@@ -39,7 +39,7 @@ from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.metrics_log import MetricsLog
 from aucseg.training.processes import process_number, say_once
 from aucseg.training.result_writer import ResultWriter, check_writable, prepare_run_folder
-from aucseg.training.step_guard import StepGuard, TrainingStopped
+from aucseg.training.step_guard import StepGuard
 from aucseg.training.task import SegmentationTask
 
 if TYPE_CHECKING:
@@ -68,7 +68,15 @@ class RunConfig(SaveConfigCallback):
 
 
 class AUCSegCLI(LightningCLI):
-    """LightningCLI that keeps everything about a run in the folder ``--out``."""
+    """LightningCLI that keeps everything about a run in the folder ``--out``; a failed start leaves no new folder."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._new_folders: list[Path] = []
+        try:
+            super().__init__(*args, **options)
+        except BaseException:
+            remove_empty_folders(self._new_folders)
+            raise
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Has the parser raise what is wrong, instead of printing all options and ending the process."""
@@ -106,6 +114,7 @@ class AUCSegCLI(LightningCLI):
         assert self.subcommand is not None
         config = self.config[self.subcommand]
         if process_number() == 0:
+            self._new_folders = missing_folders(Path(config.out))
             check_writable(Path(config.out))
         data = SegmentationDataModule(**config.data.as_dict())
         if self.subcommand == "validate":
@@ -113,6 +122,11 @@ class AUCSegCLI(LightningCLI):
             check_data(data, trains=False)
         else:
             check_data(data, validates=config.trainer.limit_val_batches != 0)
+
+    def instantiate_classes(self) -> None:
+        """Says that the model is built, where its weights take a while."""
+        with Announcement("building the model and loading its weights"):
+            super().instantiate_classes()
 
     def _parse_ckpt_path(self) -> None:
         """The model is what the configuration says, whatever settings a checkpoint holds.
@@ -129,8 +143,10 @@ class AUCSegCLI(LightningCLI):
         out, trainer = Path(config.out), config.trainer
         self.result_writer = ResultWriter(out)
         callbacks: list[Callback] = [self.result_writer]
-        if trainer.enable_progress_bar is not False:
-            callbacks.append(TQDMProgressBar(leave=True))
+        if trainer.enable_progress_bar is not False and not any(
+            isinstance(callback, ProgressBar) for callback in trainer.callbacks or []
+        ):
+            callbacks.append(RunProgress())
         trainer.plugins = list(trainer.plugins) if isinstance(trainer.plugins, (list, tuple)) else [trainer.plugins]
         trainer.plugins = [plugin for plugin in trainer.plugins if plugin is not None]
         if not any(isinstance(plugin, CheckpointIO) for plugin in trainer.plugins):
@@ -282,34 +298,13 @@ def run(command: str, arguments: list[str]) -> int:
     Returns:
         Exit status: 0 done, 3 stopped by a failure that is named, 128 + n stopped by signal n with a checkpoint.
     """
-    try:
-        run_lightning(command, arguments)
-    except MisconfigurationException as error:
-        raise ValueError(str(error)) from error
-    except RunInterrupted as interruption:
-        _say(command, f"{interruption}; '--resume auto' goes on from the last checkpoint")
-        return 128 + interruption.signal
-    except TrainingStopped as stop:
-        _say(command, f"error: {stop}")
-        return 3
-    except SystemExit as end:
-        # Lightning turns Ctrl-C into this, outside of the training itself.
-        if not isinstance(end.__context__, KeyboardInterrupt):
-            raise
-        raise end.__context__ from None
-    except Exception as error:
-        text = explanation(error)
-        if text is None or os.environ.get("AUCSEG_TRACEBACK"):
-            raise
-        _say(command, f"error: {with_notes(text, error)}")
-        return 3
-    return 0
 
+    def train() -> None:
+        cli = run_lightning(command, arguments)
+        if command == "fit" and cli.trainer.is_global_zero and cli.trainer.progress_bar_callback is not None:
+            show_end(cli.result_writer.folder, cli.model, cli.datamodule)
 
-def _say(command: str, message: str) -> None:
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    place = f" (process {process_number()} of {world_size})" if world_size > 1 else ""
-    print(f"aucseg {command}{place}: {message}", file=sys.stderr, flush=True)
+    return status_of(command, train)
 
 
 def run_lightning(command: str, arguments: list[str]) -> AUCSegCLI:

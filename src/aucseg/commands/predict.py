@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aucseg.announce import loading
+
 if TYPE_CHECKING:
     import torch
 
@@ -51,12 +53,13 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0, or 1 if some images have no prediction.
     """
-    import torch
+    with loading():
+        import torch
 
-    from aucseg.inference.image_files import find_images, predict_paths
-    from aucseg.inference.predictor import InferenceOptions, Predictor
-    from aucseg.statistics.class_statistics import ClassStatistics
-    from aucseg.training.stored_task import load_task
+        from aucseg.inference.image_files import find_images, predict_paths
+        from aucseg.inference.predictor import InferenceOptions, Predictor
+        from aucseg.statistics.class_statistics import ClassStatistics
+        from aucseg.training.stored_task import load_task
 
     counts = None
     if args.class_counts is not None:

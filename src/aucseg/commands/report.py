@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aucseg.announce import loading
+
 if TYPE_CHECKING:
     from aucseg.report.examples import Example, Paste
 
@@ -45,11 +47,12 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.num_images < 0:
         raise ValueError(f"--num-images must not be negative, got {args.num_images}")
-    from aucseg.report.examples import collect_examples, collect_pastes
-    from aucseg.report.figures import readme_figure
-    from aucseg.report.page import build_report, run_summary
-    from aucseg.report.runs import load_comparison
-    from aucseg.run_files import LAST_CHECKPOINT
+    with loading():
+        from aucseg.report.examples import collect_examples, collect_pastes
+        from aucseg.report.figures import readme_figure
+        from aucseg.report.page import build_report, run_summary
+        from aucseg.report.runs import load_comparison
+        from aucseg.run_files import LAST_CHECKPOINT
 
     statistics: Any = None
     if args.statistics is not None:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from aucseg.announce import loading
+
 _EXAMPLES = """examples:
   aucseg {command} runs/a                            result files in runs/a/evaluation-{name}
   aucseg {command} runs/a --split night --out night_results
@@ -60,10 +62,13 @@ def add_options(parser: argparse.ArgumentParser, command: str, split: str | None
 
 def run(args: argparse.Namespace) -> int:
     """Evaluates the run and tells the metrics; the exit status is 0."""
-    from aucseg.commands.predict import device_named
-    from aucseg.run_files import RESULT_FILE
-    from aucseg.training.datamodule import SegmentationDataModule
-    from aucseg.training.evaluation import evaluate_checkpoint, run_configuration, run_of
+    with loading():
+        from aucseg.commands.predict import device_named
+        from aucseg.run_files import RESULT_FILE
+        from aucseg.safe_files import no_empty_folders
+        from aucseg.training.datamodule import SegmentationDataModule
+        from aucseg.training.evaluation import evaluate_checkpoint, run_configuration, run_of
+        from aucseg.training.result_writer import check_writable
 
     if args.run.suffix in (".yaml", ".yml"):
         raise ValueError(f"{args.run} is a configuration: give the folder of the run, or --config {args.run}")
@@ -92,7 +97,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"the run was trained on split {split!r}, where it looks better than it is")
     precision = (config.get("trainer") or {}).get("precision")
     notes = {"run": str(args.run), "checkpoint": checkpoint.name, "split": split}
-    metrics = evaluate_checkpoint(checkpoint, datamodule, out, device, precision=precision, notes=notes)
+    with no_empty_folders(out):
+        check_writable(out)
+        metrics = evaluate_checkpoint(checkpoint, datamodule, out, device, precision=precision, notes=notes)
     what = "held-out training images" if is_held_out else f"split {split!r}"
     told = ", ".join(f"{name} {metrics[name]:.4f}" for name in _TOLD if name in metrics)
     print(f"{args.run}, {what}: {told}")
@@ -107,9 +114,7 @@ def _file_name(split: str) -> str:
 def _check_out(out: Path, run: Path) -> None:
     """Refuses the folder of a run, whose own results would be replaced."""
     from aucseg.run_files import LAST_CHECKPOINT, METRICS_FILE
-    from aucseg.training.result_writer import check_writable
 
     if any((out / name).exists() for name in (LAST_CHECKPOINT, METRICS_FILE)):
         whose = "this run, with the results of its training" if out.resolve() == run.resolve() else "another run"
         raise ValueError(f"{out} is the folder of {whose}: give another with --out")
-    check_writable(out)

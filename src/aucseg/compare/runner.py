@@ -35,7 +35,7 @@ from aucseg.run_files import (
     RESULT_FILE,
     STARTED_FILE,
 )
-from aucseg.safe_files import replace_file
+from aucseg.safe_files import missing_folders, remove_empty_folders, replace_file
 
 # A run that is asked to end saves a checkpoint after its step.
 _SECONDS_TO_END = 60
@@ -225,8 +225,10 @@ def locked(folder: Path) -> Iterator[IO[str] | None]:
     except ImportError:  # Windows
         yield None
         return
+    new = missing_folders(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+", encoding="utf-8") as lock:
+    file = folder / ".lock"
+    with file.open("a+", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -238,7 +240,12 @@ def locked(folder: Path) -> Iterator[IO[str] | None]:
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
-        yield lock
+        try:
+            yield lock
+        finally:
+            if list(folder.iterdir()) == [file]:  # nothing was begun
+                file.unlink()
+                remove_empty_folders(new)
 
 
 def write_started(folder: Path, hashes: dict[str, str], seconds: float) -> None:

@@ -26,6 +26,7 @@ from aucseg.run_files import (
     PREVIOUS_CHECKPOINT,
     RESULT_FILE,
     SKIPPED_FOLDER,
+    VALIDATION_PICTURE,
 )
 from aucseg.safe_files import replace_file
 from aucseg.training.task import SegmentationTask
@@ -63,7 +64,8 @@ def _marks_of_a_start(folder: Path) -> list[Path]:
 def _work(folder: Path) -> list[Path]:
     return _existing(
         folder,
-        *(RESULT_FILE, CONFUSION_FILE, IMAGES_FILE, CURVES_FILE, str(LAST_CHECKPOINT), str(PREVIOUS_CHECKPOINT)),
+        *(RESULT_FILE, CONFUSION_FILE, IMAGES_FILE, CURVES_FILE, VALIDATION_PICTURE),
+        *(str(LAST_CHECKPOINT), str(PREVIOUS_CHECKPOINT)),
         *(f"{LAST_CHECKPOINT.parent}/*.tmp", f"{SKIPPED_FOLDER}/step-*.pt"),
     )
 
