@@ -41,7 +41,7 @@ def check_options(options: Iterable[str], function: Callable[..., Any], name: st
         options: Names of the options.
         function: What is called with them.
         name: What to call the place where the options are set.
-        given: Parameters that are set elsewhere, and so are no options.
+        given: Parameters that are set elsewhere, and so are not options.
 
     Raises:
         TypeError: There is no such option; the message holds the nearest ones.

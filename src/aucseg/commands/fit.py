@@ -362,5 +362,5 @@ def _readable_config(name: str) -> str:
     try:
         yaml.compose(read_text(Path(path)))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
     return str(path)
