@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -158,3 +159,34 @@ for call in calls:
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
     assert result.returncode == 0, result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_predictions_of_another_framework_beside_the_run(finished_run: Path, tiny_card: Path, tmp_path: Path) -> None:
+    """What `predict` writes is measured like the run's own validation, and a stranger's label maps beside it."""
+    root = tiny_card.parent
+    done = aucseg("predict", finished_run, root / "images" / "val", "--out", tmp_path / "ours", "--scores")
+    assert done.returncode == 0, done.stderr
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    for path in (root / "masks" / "val").glob("*.png"):
+        mask = np.roll(np.asarray(Image.open(path)), 3, axis=1)
+        Image.fromarray(np.where(mask == 255, 0, mask).astype(np.uint8)).save(theirs / path.name)
+    done = aucseg("evaluate", theirs, tmp_path / "ours", "--card", tiny_card, "--root", root)
+    assert done.returncode == 0, done.stderr
+    assert "mean IoU in points, 95 % interval over 4 images:" in done.stdout
+    ours = json.loads((tmp_path / "ours-evaluation" / "result.json").read_text())
+    run = json.loads((finished_run / "result.json").read_text())
+    assert ours["per_class_iou"] == pytest.approx(run["per_class_iou"], abs=1e-6)
+    for name in run["metrics"].keys() & ours["metrics"].keys():
+        assert ours["metrics"][name] == pytest.approx(run["metrics"][name], abs=1e-6), name
+    assert ours["metrics"]["auroc"] > 0
+    page = tmp_path / "r.html"
+    done = aucseg("report", tmp_path / "theirs-evaluation", finished_run, "--titles", "theirs", "ours", "--out", page)
+    assert done.returncode == 0, done.stderr
+    html = page.read_text()
+    assert "ours compared with theirs: tail mIoU" in html
+    for title in ("theirs", "ours"):
+        assert f"Labels that {title} predicts for images/val/frame_00" in html
+    done = aucseg("report", tmp_path / "theirs-evaluation", tmp_path / "ours-evaluation", "--out", page)
+    assert done.returncode == 0, done.stderr
+    assert "Labels that ours-evaluation predicts for images/val/frame_00" in page.read_text()

@@ -51,7 +51,7 @@ ATTEMPTS = {
     "aucseg.build_model('hf/nvidia/mit-b0', 3)": "hf",
     "aucseg.build_loss('dice')": "train",
     "cli._run('demo', ['--iterations', '1'])": "train",
-    "cli._run('fit', [])": "train",
+    "cli._run('fit', ['--data.card', 'freedoom_lt'])": "train",
     "cli._run('validate', ['run'])": "train",
     "cli._run('predict', ['run', 'photo.png'])": "train",
     "cli._run('export', ['run', '--to', 'model.onnx'])": "train",

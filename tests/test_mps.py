@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,6 @@ from aucseg.losses.baselines import LogitAdjustmentLoss
 from aucseg.losses.build import LOSSES
 from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
 from aucseg.metrics.image_iou import per_image_overlap
-from aucseg.metrics.pixel_metric import PixelMetric
 from aucseg.metrics.result_files import curve_points
 from aucseg.models import DisAlignModel
 from aucseg.training.task import SegmentationTask
@@ -219,7 +219,7 @@ def test_models_of_a_second_stage() -> None:
         assert aligned.scale.grad.isfinite().all()
 
 
-METRICS: list[PixelMetric] = [
+METRICS: list[GroupedMeanIoU | PixelAUROC | PixelAveragePrecision] = [
     GroupedMeanIoU(5, {"tail": [3, 4]}),
     PixelAUROC(5, bins=64),
     PixelAUROC(5, average="ovr", scores="sigmoid", bins=64),
@@ -228,14 +228,14 @@ METRICS: list[PixelMetric] = [
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: type(metric).__name__)
-def test_metrics_are_those_of_the_cpu(metric: PixelMetric) -> None:
+def test_metrics_are_those_of_the_cpu(metric: GroupedMeanIoU | PixelAUROC | PixelAveragePrecision) -> None:
     """Bit by bit: the states are integers, and what is made of them is computed in float64 on the CPU."""
     generator = torch.Generator().manual_seed(0)
     logits, target = torch.randn(2, 5, 8, 8, generator=generator), torch.randint(5, (2, 8, 8), generator=generator)
-    on_cpu = metric.clone()
+    on_cpu = copy.deepcopy(metric)
     on_cpu.update(logits, target)
     with PretendedMPS():
-        moved = metric.clone().to(MPS)
+        moved = copy.deepcopy(metric).to(MPS)
         moved.update(logits.to(MPS), target.to(MPS))
         for name in moved._defaults:  # of a data set of 10^9 pixels
             if name != "num_invalid":

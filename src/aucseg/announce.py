@@ -56,14 +56,14 @@ class Announcement:
         self.stop()
 
 
-def loading() -> Announcement:
-    """Announces the imports that most commands begin with."""
-    return Announcement("loading PyTorch")
-
-
 def process_number() -> int:
     """Rank of this process, also before there is a process group: as torchrun, SLURM or Lightning's launcher set it."""
     for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
         if name in os.environ:
             return int(os.environ[name])
     return 0
+
+
+def loading() -> Announcement:
+    """Announces the imports that most commands begin with."""
+    return Announcement("loading PyTorch")

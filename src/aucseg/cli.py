@@ -26,6 +26,7 @@ _EXAMPLES = """examples:
   aucseg fit --config run.yaml --out runs/a        train
   aucseg validate runs/a                           evaluate again, on any split
   aucseg test runs/a                               evaluate on the test split
+  aucseg evaluate theirs/ --card my.yaml --root d  measure predictions of any framework
   aucseg predict runs/a photos/ --out predictions  label maps and overlays of images, folders or globs
 
 'aucseg COMMAND --help' tells more about each. Set AUCSEG_TRACEBACK=1 to see where an error comes from.
@@ -36,6 +37,7 @@ _COMMANDS = {
     "demo": ("aucseg.commands.demo", "train cross-entropy and AUCSeg on the embedded data and compare them"),
     "validate": ("aucseg.commands.validate", "evaluate a trained run on its validation split, or on another"),
     "test": ("aucseg.commands.test", "evaluate a trained run on the test split"),
+    "evaluate": ("aucseg.commands.evaluate", "measure label maps or scores that any framework has written"),
     "predict": ("aucseg.commands.predict", "write label maps and overlays of images, folders or globs"),
     "stats": ("aucseg.commands.stats", "count the classes of a data set, check its labels, suggest settings"),
     "masks": ("aucseg.commands.masks", "make masks and a card from polygons and other annotations"),

@@ -45,7 +45,7 @@ def test_short_soak(tmp_path: Path) -> None:
     # Between the second fifth and the last, validations have come and gone; their loaders and files stay the same.
     for name, values in result["summary"].items():
         if name.endswith("_files"):
-            assert values["growth"] <= 0, (name, values)
+            assert values["growth"] <= 2, (name, values)  # a batch on its way holds two: images and masks
         if name.endswith("_own_mb"):
             assert values["growth"] < 25, (name, values)
     assert path.with_suffix(".png").is_file()

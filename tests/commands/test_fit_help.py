@@ -73,8 +73,8 @@ def test_help_all_lists_all(options: dict[str, Any], capsys: Any) -> None:
     [
         ([], "there are no data: give --config FILE"),
         (["--out", "a"], "there are no data"),
-        (["run.yaml"], "'run.yaml' is no option"),
-        (["--data.card", "x", "run.yaml"], "'run.yaml' is no option"),
+        (["run.yaml"], "'run.yaml' is not an option"),
+        (["--data.card", "x", "run.yaml"], "'run.yaml' is not an option"),
         (["--learning_rte=3"], "no option --learning_rte; did you mean --model.learning_rate?"),
         (["--bank", "null"], "no option --bank; did you mean --model.bank?"),
         (["--config", "no.yaml"], "there is no file 'no.yaml'"),

@@ -84,7 +84,7 @@ def test_16_bit_colour_and_grey_png_are_read(tmp_path: Path) -> None:
 
 BAD = {
     "too few bands": ("bands: [6]\n", "uint8", "asks for band 6, but the file has 5"),
-    "no range": ("bands: [1]\n", "uint16", "uint16; say in the card"),
+    "not a range": ("bands: [1]\n", "uint16", "uint16; say in the card"),
     "complex": ("bands: [1]\nvalue_range: [0, 1]\n", "complex64", "complex"),
 }
 
@@ -127,7 +127,7 @@ def test_damaged_missing_turned_and_palette_files_are_refused(tmp_path: Path) ->
         ("bands: []\n", "empty"),
         ("bands: [0]\n", "1..65535"),
         ("value_range: [0, 1]\n", "goes with 'bands'"),
-        ("bands: [1]\nvalue_range: [1, 1]\n", "no range"),
+        ("bands: [1]\nvalue_range: [1, 1]\n", "not a range"),
         ("bands: [1]\nvalue_range: [.nan, 1]\n", "plain decimal"),
         ("bands: [1]\nvalue_range: [0, 1.0e+999]\n", "finite"),
         ("bands: [1, 2, 3]\nvalue_range: [[0, 1], [0, 1]]\n", "2 pairs for 3 bands"),

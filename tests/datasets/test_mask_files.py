@@ -58,7 +58,7 @@ def test_arrays_that_hold_no_ids(tmp_path: Path) -> None:
     path = tmp_path / "m.npy"
     for values, message in (
         (np.full((2, 2), 0.5), "not all whole numbers"),
-        (np.full((2, 2), np.nan), "no numbers"),
+        (np.full((2, 2), np.nan), "not numbers"),
         (np.full((2, 2), -1), "ids from -1 to 0"),
         (np.full((2, 2), 300), "set mask_encoding: gray16"),
         (np.zeros((2, 2, 5)), r"with shape \(2, 2, 5\) is not a gray mask"),

@@ -246,7 +246,7 @@ def test_values_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     values = np.zeros((20, 30), np.float32)
     values[3, 4] = np.nan
     Image.fromarray(values).save(tmp_path / "a.tif")
-    with pytest.raises(ImageError, match="no numbers"):
+    with pytest.raises(ImageError, match="not numbers"):
         read_image(tmp_path / "a.tif", value_range=(0, 1))
 
 

@@ -12,7 +12,7 @@ import pytest
 from aucseg.report import Example, build_report
 from aucseg.report.page import render
 from aucseg.report.runs import load_comparison
-from aucseg.report.sections import headline
+from aucseg.report.sections import differences, headline
 from tests.report.synthetic import CLASS_NAMES, GROUPS, HOSTILE, class_counts, example, examples, pastes, write_run
 
 SECTIONS = ("results", "classes", "gains", "images", "confusion", "roc", "curves", "bank")
@@ -248,6 +248,88 @@ def test_predictions_of_an_unknown_run_are_refused(tmp_path: Path) -> None:
 def test_headline_says_losses_too(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / "a", strength=1.0), write_run(tmp_path / "b", groups=GROUPS)]
     assert "(−" in headline(load_comparison(runs))
+
+
+def test_the_headline_compares_the_method_that_was_asked_for(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / name, strength=s) for name, s in (("ce", 0.0), ("best", 1.0), ("mine", 0.5))]
+    assert headline(load_comparison(folders)).startswith("best, the best of the 2 others overall, compared with ce: ")
+    assert headline(load_comparison(folders, method="mine")).startswith("mine compared with ce: tail mIoU ")
+    assert headline(load_comparison(folders[:2])).startswith("best compared with ce: ")
+    for wrong in ("ce", "none"):
+        with pytest.raises(
+            ValueError, match=f"no run beside the baseline is called '{wrong}'; there are 'best', 'mine'"
+        ):
+            load_comparison(folders, method=wrong)
+
+
+def test_ties_are_not_bold(tmp_path: Path) -> None:
+    values = {"a": {"miou": 0.5, "tail": 0.3}, "b": {"miou": 0.50001, "tail": 0.2}, "c": {"miou": 0.4, "tail": 0.1}}
+    folders = [_result_alone(tmp_path / name, metrics=metrics) for name, metrics in values.items()]
+    page = Page(build_report(folders, tmp_path / "r.html").read_text())
+    assert [cell["data-value"] for cell in page.all("td", **{"class": "best"})] == ["0.3"]
+
+
+def test_what_was_measured_once_is_a_bar(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / name, parts=("result", "metrics"), step=step) for name, step in (("a", 200), ("b", 200))
+    ]
+    page = Page(build_report(runs, tmp_path / "r.html").read_text())
+    labels = [svg["aria-label"] for svg in page.all("svg") if (svg["class"] or "") == "chart"]
+    assert labels == [
+        "Training loss by step",
+        *(
+            f"{name}, measured once"
+            for name in ("Validation loss", "Overall mIoU", "Tail mIoU", "Middle mIoU", "Head mIoU")
+        ),
+    ]
+    assert len([1 for rect in page.all("rect") if (rect["class"] or "").startswith("column")]) == 5 * 2
+
+
+def test_a_class_without_a_mark_says_why_and_few_classes_do_not_grow_the_chart(tmp_path: Path) -> None:
+    names = ("road", "crack")
+    run = write_run(tmp_path / "a", class_names=names, groups={"head": [0], "middle": [], "tail": [1]})
+    page = Page(build_report([run], tmp_path / "r.html").read_text())
+    assert page.text.count("not in the validation images") == 1
+    (chart,) = page.all("svg", **{"class": "chart wide"})
+    width, height = map(float, (chart["viewbox"] or "").split()[2:])
+    assert chart["style"] == f"--w:{width:g}px"  # as wide as drawn, however wide the page is
+    assert width < 250
+    assert height < 450
+
+
+def test_differences_have_intervals_over_the_images(tmp_path: Path) -> None:
+    names = tuple(f"{i:03}" for i in range(30))
+    groups = {"head": [0], "middle": [1, 2], "tail": [3, 4]}
+    class_names = CLASS_NAMES[:6]
+    runs = [
+        write_run(tmp_path / name, strength=s, seed=seed, image_names=names, class_names=class_names, groups=groups)
+        for seed, (name, s) in enumerate((("ce", 0.0), ("ours", 1.0)))
+    ]
+    page = Page(build_report(runs, tmp_path / "r.html").read_text())
+    found = differences(load_comparison(runs))
+    assert [row["title"] for row in found] == ["ours"]
+    overall, tail, _, _ = found[0]["cells"]
+    assert tail.low < tail.value < tail.high
+    low, high = (f"{'+' if end > 0 else '−'}{100 * abs(end):.1f}" for end in (overall.low, overall.high))
+    assert f"{low} to {high}" in page.text
+    assert "the images that both have (30) are drawn again" in page.text
+    assert "what another seed of the training would change" in page.text
+    # Without a common image there is nothing to draw.
+    other = write_run(tmp_path / "other", image_names=("x", "y"), class_names=class_names, groups=groups)
+    assert differences(load_comparison([runs[0], other])) == []
+
+
+def test_numbers_of_each_class(tmp_path: Path) -> None:
+    numbers = {"candle": {"precision": 0.25, "boundary_iou": 0.125, "objects": [[1, 4], [0, 0], [2, 2]]}}
+    ours = write_run(tmp_path / "ours")
+    evaluated = {"per_class": numbers, "predictions": "out", "split": "test", "step": None}
+    theirs = _result_alone(tmp_path / "theirs", **evaluated)
+    page = Page(build_report([ours, theirs], tmp_path / "r.html").read_text())
+    table = page.text[page.text.index("Precision, recall and more of each class") :]
+    assert "Class Method Group IoU Precision Recall Boundary IoU Small objects Medium objects Large objects" in table
+    row = table[table.index("candle theirs") :].split()[:14]
+    assert row[2:] == ["tail", row[3], "25.0", "–", "12.5", "1", "of", "4", "–", "2", "of", "2"]
+    assert "predictions for 0 images, split test" in page.text
 
 
 def test_page_is_deterministic(tmp_path: Path) -> None:

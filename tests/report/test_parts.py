@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -17,7 +18,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from aucseg.report import Example, Paste, collect_examples, collect_pastes, readme_figure
-from aucseg.report.charts import line_chart, nice_ticks, roc_points, thin
+from aucseg.report.charts import (
+    NUM_STYLES,
+    bar_chart,
+    beside_each_other,
+    line_chart,
+    marker,
+    nice_ticks,
+    roc_points,
+    thin,
+)
 from aucseg.report.encode import labels_uri, outline_uri, photo_uri
 from aucseg.report.examples import choose_names, rank_by_gain
 from aucseg.report.runs import load_comparison, read_run
@@ -65,6 +75,27 @@ def test_outline_surrounds_the_region() -> None:
     assert alpha[12, 12]
     assert not alpha[0, 0]
     assert alpha.sum() == 10 * 11 - 4 * 5  # a ring three pixels wide: two bright, one dark
+
+
+def test_seven_runs_have_seven_marks_and_none_hides_another() -> None:
+    shapes = {str(marker(style, 0.0, 0.0)).replace(f"m{style}", "m") for style in range(NUM_STYLES)}
+    assert len(shapes) == NUM_STYLES == 7
+    svg = str(line_chart([(i, "abc"[i], [(0.0, 0.5), (9.0, 0.5)]) for i in range(3)], label="x", x_label="step"))
+    assert svg.count('class="line m0"') == 1
+    assert svg.count(" over") == 2  # dashed over an equal line
+    heights = [10.0, 10.0, 50.0, 12.0, 90.0, 52.0]
+    shifts = beside_each_other(heights, 5.0, 60.0)
+    places = [complex(x, y) for x, y in zip(shifts, heights, strict=True)]
+    assert min(abs(a - b) for i, a in enumerate(places) for b in places[:i]) >= 9
+    assert shifts[4] == 0
+
+
+@pytest.mark.parametrize("values", [(0.25, 0.5), (-0.5, 0.25), (0.0, 0.0)])
+def test_bars_begin_at_zero(values: tuple[float, float]) -> None:
+    svg = str(bar_chart([(i, f"run {i}", value) for i, value in enumerate(values)], label="x"))
+    assert "nan" not in svg
+    heights = [float(height) for height in re.findall(r'height="([\d.]+)" class="column', svg)]
+    assert heights[0] * abs(values[1]) == pytest.approx(heights[1] * abs(values[0]), rel=0.01)
 
 
 def test_ticks_are_round_and_inside() -> None:

@@ -86,7 +86,7 @@ def test_last_and_previous_are_kept_and_the_damaged_one_is_left_out(tmp_path: Pa
 def test_damaged_and_missing_checkpoints_are_not_loaded(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(ValueError, match="no readable checkpoint: it is cut off"):
+    with pytest.raises(ValueError, match="not a readable checkpoint: it is cut off"):
         AtomicCheckpointIO().load_checkpoint(path)
     with pytest.raises(ValueError, match="there is no such file"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "none.ckpt")

@@ -20,7 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 
-from aucseg.announce import Announcement
+from aucseg.announce import Announcement, process_number
 from aucseg.commands.end_of_fit import show_end
 from aucseg.commands.endings import status_of
 from aucseg.commands.option_errors import option_error
@@ -37,7 +37,7 @@ from aucseg.training.checkpoints import (
 from aucseg.training.data_checks import check_data
 from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.metrics_log import MetricsLog
-from aucseg.training.processes import process_number, say_once
+from aucseg.training.processes import say_once
 from aucseg.training.result_writer import ResultWriter, check_writable, prepare_run_folder
 from aucseg.training.step_guard import StepGuard
 from aucseg.training.task import SegmentationTask

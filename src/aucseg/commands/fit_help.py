@@ -81,8 +81,6 @@ _DATA = ("--config", "-c", "--data", "--data.card")
 # All options without a dot; what belongs to a class is '--model.', '--data.', '--trainer.', '--guard.', and so on.
 _PLAIN = (*(name for name in NAMES if "." not in name), "-c", "--print_config", "--ckpt_path", "--weights_only",
           "--trainer", "--model", "--data", "--guard", "--optimizer", "--lr_scheduler")  # fmt: skip
-# Arguments that are neither options nor their values.
-_MAX_WORDS = 0
 
 
 def help_text() -> str:
@@ -126,10 +124,12 @@ def told_at_once(arguments: Sequence[str]) -> str | None:
         if name in ("--config", "-c") and (text if equals else value):
             find_config(text if equals else value)
     words = _words(arguments)
-    if len(words) > _MAX_WORDS:
-        raise ValueError(f"{words[-1]!r} is no option: options begin with '--', a configuration is given with --config")
+    if words:
+        raise ValueError(
+            f"{words[-1]!r} is not an option: options begin with '--', a configuration is given with --config"
+        )
     only_shows = any(name in ("--help.all", "--print_config") or name.endswith(".help") for name in names)
-    if not words and not only_shows and not any(name in _DATA for name in names):
+    if not only_shows and not any(name in _DATA for name in names):
         raise ValueError("there are no data: give --config FILE, or --data.card CARD with --data.root DIR")
     return None
 

@@ -16,6 +16,7 @@ _EXAMPLES = """examples:
   aucseg report runs/ce runs/aucseg                         the first run is the baseline
   aucseg report runs/* --baseline ce --out docs/report.html
   aucseg report runs/a --no-images                          from the logs alone, while it trains
+  aucseg report theirs-evaluation runs/a                    beside predictions that 'aucseg evaluate' measured
   aucseg report runs/ce runs/aucseg --figure result.png     and a picture for a README
 """
 
@@ -23,12 +24,15 @@ _EXAMPLES = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     parser.epilog = _EXAMPLES
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished or running run")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished or running run, or "
+                        "of 'aucseg evaluate'")  # fmt: skip
     parser.add_argument(
         "--out", type=Path, default=Path("report.html"), help="HTML file to write (default: %(default)s)"
     )
     parser.add_argument("--titles", nargs="+", metavar="NAME", help="a name for each run (default: folder names)")
     parser.add_argument("--baseline", metavar="NAME", help="run that the others are compared with (default: the first)")
+    parser.add_argument("--method", metavar="NAME", help="run that headline and pictures set against the baseline "
+                        "(default: the best other one)")  # fmt: skip
     parser.add_argument("--statistics", type=Path, metavar="FILE", help="class counts of the training split, as "
                         "'aucseg stats' saves them (default: count the validation split)")  # fmt: skip
     parser.add_argument("--figure", type=Path, metavar="FILE", help="also draw the main result as .png, .svg or .pdf")
@@ -48,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if args.num_images < 0:
         raise ValueError(f"--num-images must not be negative, got {args.num_images}")
     with loading():
-        from aucseg.report.examples import collect_examples, collect_pastes
+        from aucseg.report.examples import can_be_shown, collect_examples, collect_pastes
         from aucseg.report.figures import readme_figure
         from aucseg.report.page import build_report, run_summary
         from aucseg.report.runs import load_comparison
@@ -60,18 +64,18 @@ def run(args: argparse.Namespace) -> int:
 
         statistics = ClassStatistics.load(args.statistics)
     # Read the runs before anything slow: wrong folders or titles are told at once.
-    comparison = load_comparison(args.runs, titles=args.titles, baseline=args.baseline, statistics=statistics)
+    options: dict[str, Any] = {"titles": args.titles, "baseline": args.baseline, "method": args.method}
+    comparison = load_comparison(args.runs, statistics=statistics, **options)
     samples: list[Example] = []
     pastes: list[Paste] = []
     status = 0
     with_checkpoint = [one for one in comparison.runs if (one.folder / LAST_CHECKPOINT).is_file()]
-    if not args.no_images and with_checkpoint:
+    if not args.no_images and any(can_be_shown(one) for one in comparison.runs):
         print("predicting example images ...", file=sys.stderr)
         try:
             samples = collect_examples(
                 args.runs,
-                titles=args.titles,
-                baseline=args.baseline,
+                **options,
                 num_gain=(args.num_images + 1) // 2,
                 num_loss=(args.num_images + 1) // 2,
                 num_samples=args.num_images,
@@ -83,11 +87,11 @@ def run(args: argparse.Namespace) -> int:
         except (ValueError, OSError, ImportError) as error:
             print(f"aucseg report: pictures are left out: {error}", file=sys.stderr)
             status = 1
-    options: dict[str, Any] = {"titles": args.titles, "baseline": args.baseline, "statistics": statistics}
-    out = build_report(args.runs, args.out, samples=samples, pastes=pastes, **options)
+    out = build_report(args.runs, args.out, samples=samples, pastes=pastes, statistics=statistics, **options)
     for one in comparison.runs:
         print(run_summary(one))
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
     if args.figure is not None:
-        print(readme_figure(args.runs, args.figure, samples=samples, **options))
+        given = {"titles": args.titles, "baseline": args.baseline, "statistics": statistics}
+        print(readme_figure(args.runs, args.figure, samples=samples, **given))
     return status

@@ -253,7 +253,10 @@ class Comparison:
             name = f"report-{_slug(model)}-seed{seed}.html"
             folders = [str(self.out / _slug(model) / title / f"seed{seed}") for title in titles]
             command = [sys.executable, "-m", "aucseg.cli", "report", *folders, "--out", str(self.out / name)]
-            command += ["--titles", *titles, "--baseline", self.baseline if self.baseline in titles else titles[0]]
+            baseline = self.baseline if self.baseline in titles else titles[0]
+            command += ["--titles", *titles, "--baseline", baseline]
+            # Methods are listed with the one in question at the end.
+            command += [option for title in titles[-1:] if title != baseline for option in ("--method", title)]
             if (root := self.models[model]["data"].get("root")) is not None:
                 command += ["--root", str(root)]
             # Our own command, a list of arguments without a shell.

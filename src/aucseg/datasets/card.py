@@ -12,6 +12,7 @@ import yaml
 from aucseg.datasets.card_bands import parse_bands, parse_value_range
 from aucseg.datasets.colors import default_color, pack_color, unpack_color
 from aucseg.datasets.yaml_nodes import YamlValue
+from aucseg.hints import closest
 
 CARDS_FOLDER = Path(__file__).parent / "cards"
 GROUP_NAMES = ("head", "middle", "tail")
@@ -139,8 +140,6 @@ class DatasetCard:
         for entry in classes:
             if isinstance(entry, str):
                 if entry not in self.class_names:
-                    from aucseg.hints import closest
-
                     near = closest(entry, self.class_names)
                     raise ValueError(f"{name} holds {entry!r}, which is not a class of the card {self.name!r}; {near}")
                 entry = self.class_names.index(entry)
@@ -396,7 +395,6 @@ def _parse_split(split: YamlValue) -> tuple[Layout, ...]:
 def _parse_stems(stems: YamlValue) -> tuple[str, str]:
     ends = [end.string() for end in stems.sequence()]
     if len(ends) != 2 or ends[0] > ends[1]:
-        stems.error(
-            f"stems {ends} is not a range: give the first and the last file name without ending, in their order"
-        )
+        way_out = "give the first and the last file name without ending, in their order"
+        stems.error(f"stems {ends} is not a range: {way_out}")
     return ends[0], ends[1]

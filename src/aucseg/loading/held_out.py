@@ -121,8 +121,9 @@ def stratified_split(
                 missing -= int(in_group[group])
                 num_left -= 1
         is_dealt |= in_group > 0
-    if not is_held.any():  # every group has a class to itself: the one whose classes are the least rare
-        is_held[np.where(counts > 0, sizes, length + 1).min(1).argmax()] = True
+    if not is_held.any():  # the group whose classes are the least rare: in the most groups, then of the most images
+        rarity = spread.astype(np.int64) * (length + 1) + sizes
+        is_held[np.where(counts > 0, rarity, np.iinfo(np.int64).max).min(1).argmax()] = True
     held = np.isin(members_of, order[is_held])
     return np.flatnonzero(~held).tolist(), np.flatnonzero(held).tolist()
 

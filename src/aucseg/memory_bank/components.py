@@ -16,6 +16,11 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 
+def before(counts: Ints) -> Ints:
+    """Elements of the segments before each one, from the elements of each (N,)."""
+    return np.cumsum(counts) - counts
+
+
 def expand(counts: Ints) -> tuple[Ints, Ints]:
     """Lists the elements of segments: for each one its segment and its position inside the segment.
 
@@ -31,7 +36,7 @@ def expand(counts: Ints) -> tuple[Ints, Ints]:
         ([0, 0, 2, 2, 2], [0, 1, 0, 1, 2])
     """
     segment = np.repeat(np.arange(len(counts)), counts)
-    return segment, np.arange(len(segment)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return segment, np.arange(len(segment)) - np.repeat(before(counts), counts)
 
 
 def horizontal_runs(masks: Tensor) -> tuple[Ints, Ints, npt.NDArray[Any]]:

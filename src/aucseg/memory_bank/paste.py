@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from aucseg.memory_bank.components import Bools, Ints, expand, sum_by
+from aucseg.memory_bank.components import Bools, Ints, before, expand, sum_by
 from aucseg.memory_bank.intervals import gaps, overlaps, settle, subtract, union
 from aucseg.memory_bank.pixels import Floats, Pieces, Resizing
 from aucseg.memory_bank.plan import BatchPlan
@@ -226,14 +226,14 @@ def _runs(pastes: list[Paste], canvas: Ints) -> tuple[_Runs, Ints]:
         start = above
     place[0] = start
     pixels_of = np.array([paste.sample.num_pixels for paste in pastes])
-    shift = np.array([paste.sample.first for paste in pastes]) - (np.cumsum(pixels_of) - pixels_of)
-    return _Runs(owner, place, length, np.cumsum(length) - length + shift[owner]), component
+    shift = np.array([paste.sample.first for paste in pastes]) - before(pixels_of)
+    return _Runs(owner, place, length, before(length) + shift[owner]), component
 
 
 def _draw_runs(runs: _Runs, draw: Ints, pixels_of: Ints) -> tuple[Ints, Ints]:
     """A random pixel of each paste: its run, and its place in it."""
     reach = np.cumsum(runs.length)
-    pixel = np.cumsum(pixels_of) - pixels_of + _pick(draw, pixels_of)
+    pixel = before(pixels_of) + _pick(draw, pixels_of)
     run = np.searchsorted(reach, pixel, side="right")
     return run, pixel - (reach[run] - runs.length[run])
 
@@ -305,8 +305,7 @@ def _resizing(tries: list[_Placed]) -> Resizing:
     first_paste = np.cumsum([0, *(len(done.sizes) for done in tries)])
     owner = np.concatenate([done.owner + number for done, number in zip(tries, first_paste, strict=False)])
     runs_owner = np.concatenate([done.runs.owner + number for done, number in zip(tries, first_paste, strict=False)])
-    area = canvas.prod(0)
-    canvas_begin = np.cumsum(area) - area
+    canvas_begin = before(canvas.prod(0))
     scale = canvas.astype(np.float32) / resized.astype(np.float32)
     place = np.concatenate([done.place for done in tries], axis=1)
 

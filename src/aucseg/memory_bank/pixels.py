@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from aucseg.memory_bank.components import Ints
+from aucseg.memory_bank.components import Ints, before
 
 Floats = npt.NDArray[np.float32]
 
@@ -75,7 +75,7 @@ def cut_pixels(images: Tensor, begin: Ints, length: Ints, out: Tensor) -> None:
         length: (R,) pixels of each run.
         out: (P, C) takes them, one run after the other.
     """
-    (table,) = _send([np.stack([_memory_offset(images, begin), _before(length), length])], images.device)
+    (table,) = _send([np.stack([_memory_offset(images, begin), before(length), length])], images.device)
     run, column = _expand(table[2], table[1], len(out))
     offsets = _with_channels(images, table[0].index_select(0, run), column)
     torch.index_select(_flat(images), 0, offsets, out=out.view(-1))
@@ -97,7 +97,7 @@ def paste_pixels(images: Tensor, masks: Tensor, stored: Tensor, pieces: Pieces) 
         pieces.label,
         pieces.source,
         pieces.length,
-        _before(pieces.length),
+        before(pieces.length),
     ]
     resizing = pieces.resizing
     if resizing is None:
@@ -171,10 +171,6 @@ def _expand(counts: Tensor, before: Tensor, total: int) -> tuple[Tensor, Tensor]
     """For each element of segments its segment and its position inside it; ``total`` saves a wait for the device."""
     segment = torch.repeat_interleave(counts, output_size=total)
     return segment, torch.arange(total, device=counts.device) - before.index_select(0, segment)
-
-
-def _before(length: Ints) -> Ints:
-    return np.cumsum(length) - length
 
 
 def _flat(images: Tensor) -> Tensor:

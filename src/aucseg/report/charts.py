@@ -60,17 +60,25 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
+# One shape a style; the first is a circle.
+_CORNERS: tuple[list[tuple[float, float]], ...] = (
+    [],
+    [(0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)],
+    [(-0.95, -0.95), (0.95, -0.95), (0.95, 0.95), (-0.95, 0.95)],
+    [(0, -1.25), (1.2, 0.95), (-1.2, 0.95)],
+    [(0, 1.25), (1.2, -0.95), (-1.2, -0.95)],
+    [(r * math.sin(i * math.pi / 5), -r * math.cos(i * math.pi / 5)) for i in range(10) for r in ((1.5, 0.65)[i % 2],)],
+    [(-0.45, -1.2), (0.45, -1.2), (0.45, -0.45), (1.2, -0.45), (1.2, 0.45), (0.45, 0.45),
+     (0.45, 1.2), (-0.45, 1.2), (-0.45, 0.45), (-1.2, 0.45), (-1.2, -0.45), (-0.45, -0.45)],
+)  # fmt: skip
+
+
 def marker(style: int, x: float, y: float, size: float = 5.0) -> Markup:
     """The mark of a run: shapes differ as well as colours."""
     css = f"mark m{style % NUM_STYLES}"
-    shape = style % 4
-    if shape == 0:
+    corners = _CORNERS[style % NUM_STYLES]
+    if not corners:
         return tag("circle", cx=x, cy=y, r=size, class_=css)
-    corners = {
-        1: [(0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)],
-        2: [(-0.95, -0.95), (0.95, -0.95), (0.95, 0.95), (-0.95, 0.95)],
-        3: [(0, -1.25), (1.2, 0.95), (-1.2, 0.95)],
-    }[shape]
     path = " ".join(f"{x + size * dx:.1f},{y + size * dy:.1f}" for dx, dy in corners)
     return tag("polygon", points=path, class_=css)
 
@@ -78,6 +86,32 @@ def marker(style: int, x: float, y: float, size: float = 5.0) -> Markup:
 def legend_mark(style: int) -> Markup:
     """A run's mark for legends outside of a chart."""
     return tag("svg", marker(style, 7, 7), viewBox="0 0 14 14", width=14, height=14, class_="key", aria_hidden="true")
+
+
+def beside_each_other(heights: Sequence[float], size: float, room: float) -> list[float]:
+    """Horizontal shifts of marks in one column, so that none hides behind another: 0 where they lie apart.
+
+    Args:
+        heights: of the marks, in pixels.
+        size: radius of a mark.
+        room: width that the marks may take.
+
+    Example:
+        >>> beside_each_other([10.0, 80.0, 11.0], size=5.0, room=40.0)
+        [-6.0, 0.0, 6.0]
+    """
+    shifts = [0.0] * len(heights)
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    start = 0
+    for end in range(1, len(order) + 1):
+        if end < len(order) and heights[order[end]] - heights[order[end - 1]] < 1.8 * size:
+            continue
+        together = sorted(order[start:end])
+        step = min(2.4 * size, room / max(len(together), 1))
+        for place, i in enumerate(together):
+            shifts[i] = step * (place - (len(together) - 1) / 2)
+        start = end
+    return shifts
 
 
 @dataclass(frozen=True)
@@ -100,7 +134,7 @@ class _Scale:
 def class_chart(comparison: Comparison) -> Markup:
     """IoU of each class by frequency rank, one mark a run, above the classes' shares of the pixels."""
     num_classes = len(comparison.order)
-    pitch = min(max(1010 / num_classes, 13.0), 44.0)
+    pitch = min(max(974 / num_classes, 13.0), 72.0)  # up to 75 classes fit into the page
     has_counts = comparison.counts is not None and sum(comparison.counts) > 0
     left, top, plot, bars = 52.0, 26.0, 280.0, 64.0 if has_counts else 0.0
     names_top = top + plot + (bars + 22 if has_counts else 10)
@@ -124,7 +158,12 @@ def class_chart(comparison: Comparison) -> Markup:
         if len(known) > 1:
             children.append(tag("line", x1=x, x2=x, y1=y(min(known)), y2=y(max(known)), class_="stem"))
         size = min(5.0, pitch / 3.2)
-        children += [marker(i, x, y(iou), size) for i, iou in enumerate(ious) if iou is not None]
+        shown_ious = [(i, y(iou)) for i, iou in enumerate(ious) if iou is not None]
+        shifts = beside_each_other([height for _, height in shown_ious], size, 0.9 * pitch)
+        children += [marker(i, x + dx, at, size) for (i, at), dx in zip(shown_ious, shifts, strict=True)]
+        if not known:
+            spot = f"translate({x + 4:.1f} {y(0) - 8:.1f}) rotate(-90)"
+            children.append(tag("text", "not in the validation images", transform=spot, class_="tick why"))
         shown = name if len(name) <= 18 else name[:17] + "…"
         names_class = f"name {comparison.group_of(class_id)}"
         spot = f"translate({x + 3.5:.1f} {names_top:.1f}) rotate(-90)"
@@ -247,11 +286,18 @@ def line_chart(
         at = width - 1 if anchor == "end" else x(value)
         children.append(tag("text", format_x(value), x=at, y=height - bottom + 17, class_=f"tick {anchor}"))
     children.append(tag("text", x_label, x=(left + width - right) / 2, y=height - 3, class_="axis mid"))
+    drawn: set[str] = set()
     for style, _, line in series:
         path = " ".join(f"{x(px):.1f},{y(py):.1f}" for px, py in line)
-        children.append(tag("polyline", points=path, class_=f"line m{style % NUM_STYLES}"))
-        if len(line) <= 12:
-            children += [marker(style, x(px), y(py), 3.0) for px, py in line]
+        # A line over an equal one is dashed, so that both are seen.
+        over = " over" if path in drawn else ""
+        drawn.add(path)
+        children.append(tag("polyline", points=path, class_=f"line m{style % NUM_STYLES}{over}"))
+    marked = [(style, x(px), y(py)) for style, _, line in series if len(line) <= 12 for px, py in line]
+    for column in sorted({px for _, px, _ in marked}):
+        marks = [(style, at) for style, px, at in marked if px == column]
+        shifts = beside_each_other([at for _, at in marks], 3.0, 24.0)
+        children += [marker(style, column + dx, at, 3.0) for (style, at), dx in zip(marks, shifts, strict=True)]
     strips = min(24, len(set(xs)))
     step = (width - left - right) / strips
     for i in range(strips):
@@ -260,6 +306,35 @@ def line_chart(
         children.append(
             tag("rect", x=left + step * i, y=top, width=step, height=height - bottom - top, class_="hit", data_tip=tip)
         )
+    return _svg(width, height, label, children, "chart")
+
+
+def bar_chart(
+    bars: Sequence[tuple[int, str, float]],
+    *,
+    label: str,
+    y_range: tuple[float, float] | None = None,
+    format_y: Callable[[float], str] = lambda value: f"{value:.3g}",
+    format_tick: Callable[[float], str] | None = None,
+) -> Markup:
+    """One value a run, for what was measured once: (number of the run, its title, the value)."""
+    width, height, left, right, top, bottom = 340.0, 210.0, 44.0, 12.0, 18.0, 14.0
+    values = [value for *_, value in bars]
+    # The length of a bar stands for its value, so that bars begin at 0.
+    low, high = y_range or (min(0.0, *values), max(0.0, *values))
+    y = _Scale(low, high if high > low else low + 1, height - bottom, top)
+    children = []
+    for tick in nice_ticks(low, high if high > low else low + 1, 5):
+        children.append(tag("line", x1=left, x2=width - right, y1=y(tick), y2=y(tick), class_="grid"))
+        children.append(tag("text", (format_tick or format_y)(tick), x=left - 6, y=y(tick) + 4, class_="tick end"))
+    step = (width - left - right) / len(bars)
+    for place, (style, title, value) in enumerate(bars):
+        x, thick = left + step * (place + 0.5), min(0.6 * step, 56.0)
+        from_y, to_y = sorted((y(0.0), y(value)))
+        css = f"column m{style % NUM_STYLES}"
+        children.append(tag("rect", x=x - thick / 2, y=from_y, width=thick, height=max(to_y - from_y, 1.0), class_=css,
+                            data_tip=f"{title}: {format_y(value)}"))  # fmt: skip
+        children.append(marker(style, x, from_y - 8, 3.5))
     return _svg(width, height, label, children, "chart")
 
 

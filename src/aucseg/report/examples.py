@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -135,18 +135,21 @@ def collect_examples(
     *,
     titles: Sequence[str] | None = None,
     baseline: str | None = None,
+    method: str | None = None,
     num_gain: int = 3,
     num_loss: int = 3,
     num_samples: int = 6,
     root: str | Path | None = None,
     device: str = "cpu",
 ) -> list[Example]:
-    """Predicts some validation images with the last checkpoint of each run.
+    """Predicts some validation images with the last checkpoint of each run, or reads what was predicted elsewhere.
 
     Args:
-        run_folders: the run folders; those without a checkpoint are left out of the predictions.
+        run_folders: the run folders, and those of ``aucseg evaluate``; what has neither a checkpoint nor predictions in
+            files is left out.
         titles: a name for each, by default the folder names.
         baseline: title of the run that the others are compared with, by default the first.
+        method: title of the run that is set against it, by default the best other one.
         num_gain: images with the largest gain of the best other run over the baseline.
         num_loss: images with its largest loss.
         num_samples: images spread evenly over the split.
@@ -157,33 +160,78 @@ def collect_examples(
         Gains (largest first), losses (largest first), samples.
 
     Raises:
-        ValueError: no run has a checkpoint and a configuration, or the data is not to be found.
+        ValueError: no run has a checkpoint and a configuration, or the data or predictions are not to be found.
     """
-    import torch
-    from torch.nn import functional as F
-
-    comparison = load_comparison(run_folders, titles=titles, baseline=baseline)
-    runs = [run for run in comparison.runs if (run.folder / LAST_CHECKPOINT).is_file()]
+    comparison = load_comparison(run_folders, titles=titles, baseline=baseline, method=method)
+    runs = [run for run in comparison.runs if can_be_shown(run)]
     if not runs:
         raise ValueError(f"no run has a checkpoint {LAST_CHECKPOINT} yet: nothing can be predicted")
-    datamodule = _datamodule(runs[0], root)
-    dataset = datamodule.validation_dataset(datamodule.evaluation_transform)
+    # A run that was trained says more of its data than an evaluation does, such as which images it held out.
+    dataset = _validation_images(min(runs, key=lambda run: bool(run.predictions)), root)
     index_of = {pair.name: index for index, pair in enumerate(dataset.pairs)}
     roles = choose_names(comparison, list(index_of), num_gain=num_gain, num_loss=num_loss, num_samples=num_samples)
     samples = {name: dataset[index_of[name]] for name in roles}
     predictions: dict[str, dict[str, NDArray[Any]]] = {name: {} for name in roles}
     for run in runs:
-        task = _load_task(run, device)
+        labels_of = _read_labels(run, dataset) if run.predictions else _predicted_labels(run, device)
         for name, sample in samples.items():
-            with torch.inference_mode():
-                logits = task(sample["image"][None].to(device))
-                size = sample["mask"].shape[-2:]
-                labels = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False).argmax(1)
-            predictions[name][run.title] = labels[0].cpu().numpy()
+            labels = labels_of(name, sample)
+            if labels is not None:
+                predictions[name][run.title] = labels
     return [
         Example(name, _to_array(samples[name]["image"]), samples[name]["mask"].numpy(), predictions[name], role)
         for name, role in roles.items()
     ]
+
+
+def can_be_shown(run: Run) -> bool:
+    """Whether there are pictures of a run: it has a checkpoint, or its predictions are in files."""
+    return bool(run.predictions) or (run.folder / LAST_CHECKPOINT).is_file()
+
+
+def _validation_images(run: Run, root: str | Path | None) -> Any:
+    if not run.predictions:
+        datamodule = _datamodule(run, root)
+        return datamodule.validation_dataset(datamodule.evaluation_transform)
+    from aucseg.datasets import SegmentationDataset
+
+    data = _configuration(run, "data")
+    return SegmentationDataset(data["card"], root or data.get("root"), data["val_split"])
+
+
+def _predicted_labels(run: Run, device: str) -> Callable[[str, dict[str, Any]], NDArray[Any] | None]:
+    import torch
+    from torch.nn import functional as F
+
+    task = _load_task(run, device)
+
+    def labels_of(name: str, sample: dict[str, Any]) -> NDArray[Any] | None:
+        with torch.inference_mode():
+            logits = task(sample["image"][None].to(device))
+            size = sample["mask"].shape[-2:]
+            full = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
+            # One logit a pixel is that of the second of two classes.
+            labels = (full[:, 0] > 0).long() if full.shape[1] == 1 else full.argmax(1)
+        predicted: NDArray[Any] = labels[0].cpu().numpy()
+        return predicted
+
+    return labels_of
+
+
+def _read_labels(run: Run, dataset: Any) -> Callable[[str, dict[str, Any]], NDArray[Any] | None]:
+    from aucseg.datasets.prediction_files import PredictionFiles
+
+    options = _configuration(run, "predictions")
+    names = [pair.name for pair in dataset.pairs]
+    files = PredictionFiles(Path(options["folder"]), dataset.card, names, options["ids"])
+
+    def labels_of(name: str, sample: dict[str, Any]) -> NDArray[Any] | None:
+        # Images that were left out of the evaluation are left out here.
+        if name not in run.images or (name not in files.labels and name not in files.scores):
+            return None
+        return files.labels_from_any(name, sample["mask"].numpy(), options["scores"])
+
+    return labels_of
 
 
 def collect_pastes(
@@ -252,15 +300,20 @@ def _load_task(run: Run, device: str) -> Any:
 def _datamodule(run: Run, root: str | Path | None) -> Any:
     from aucseg.training.datamodule import SegmentationDataModule
 
-    path = run.folder / CONFIG_FILE
-    options = read_yaml_mapping(path).get("data") if path.is_file() else None
-    if not isinstance(options, dict) or not options:
-        raise ValueError(f"{path} does not say on which data the run was trained: give the pictures as Example objects")
+    options = _configuration(run, "data")
     # A configuration of LightningCLI may name the class beside its arguments.
     options = dict(options.get("init_args", options))
     if root is not None:
         options["root"] = str(root)
     return SegmentationDataModule(**options)
+
+
+def _configuration(run: Run, section: str) -> dict[str, Any]:
+    path = run.folder / CONFIG_FILE
+    options = read_yaml_mapping(path).get(section) if path.is_file() else None
+    if not isinstance(options, dict) or not options:
+        raise ValueError(f"{path} does not say on which data the run was trained: give the pictures as Example objects")
+    return options
 
 
 def _to_array(image: Any) -> NDArray[np.uint8]:

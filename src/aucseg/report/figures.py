@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # Okabe-Ito, as in the page's style sheet.
 OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d")
-_MARKERS = ("o", "D", "s", "^")
+_MARKERS = ("o", "D", "s", "^", "v", "*", "P")
 _BANDS = {"head": "#f2f0ea", "middle": "#e9eef3", "tail": "#fbeee3"}
 _INK, _SOFT = "#1b1d21", "#5d626b"
 _LABEL_STRENGTH = 0.65

@@ -9,10 +9,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from aucseg.datasets.card import GROUP_NAMES
 from aucseg.report import charts, pictures, sections
 from aucseg.report.encode import distinct_palette
 from aucseg.report.examples import Example, Paste
-from aucseg.report.runs import GROUP_NAMES, Comparison, Run, load_comparison
+from aucseg.report.runs import Comparison, Run, load_comparison
 from aucseg.report.text import points, short_count, signed_points
 
 _FOLDER = Path(__file__).parent
@@ -30,6 +31,7 @@ def build_report(
     pastes: Sequence[Paste] | None = None,
     statistics: Any = None,
     title: str | None = None,
+    method: str | None = None,
 ) -> Path:
     """Writes one self-contained HTML page about finished or running runs.
 
@@ -45,6 +47,7 @@ def build_report(
         statistics: pixel counts of the training split, as `ClassStatistics` or K numbers; by default the truth of the
             validation split is counted.
         title: heading of the page, by default made of the titles.
+        method: title of the run that headline and pictures set against the baseline, by default the best other one.
 
     Returns:
         The path of the file.
@@ -62,7 +65,7 @@ def build_report(
         >>> build_report([run], run / "report.html").name
         'report.html'
     """
-    comparison = load_comparison(run_folders, titles=titles, baseline=baseline, statistics=statistics)
+    comparison = load_comparison(run_folders, titles=titles, baseline=baseline, statistics=statistics, method=method)
     html = render(comparison, samples=samples or (), pastes=pastes or (), title=title)
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -92,6 +95,8 @@ def render(
         "c": comparison,
         "headline": sections.headline(comparison),
         "tiles": sections.tiles(comparison),
+        "differences": sections.differences(comparison),
+        "class_details": sections.class_details(comparison),
         "metric_columns": sections.metric_columns(comparison),
         "class_rows": sections.class_rows(comparison, palette),
         "confusions": sections.confusions(comparison),
@@ -131,11 +136,15 @@ def _left_out(context: Mapping[str, Any]) -> list[tuple[str, str]]:
         "metric_columns": ("Results", "no run has been validated yet."),
         "class_chart": ("IoU by class frequency", "no run has result.json yet; it is written with each validation."),
         "sliders": ("Largest gains and losses", slider_reason),
-        "statics": ("Validation images", "no predictions were given; they need a checkpoint of each run."),
+        "statics": (
+            "Validation images",
+            "no predictions were given; they need a checkpoint of each run, or predictions in files.",
+        ),
         "confusions": ("What the tail is mistaken for", confusion_reason),
         "roc_panels": (
             "ROC curves of the tail",
-            "no run has curves.json; a validation with model.pixel_metrics: true writes it.",
+            "no run has curves.json; a validation with model.pixel_metrics: true writes it, and 'aucseg evaluate' "
+            "where there are scores.",
         ),
         "curve_panels": ("Loss and learning curves", "no run has logged anything to metrics.csv yet."),
         "pastes": (

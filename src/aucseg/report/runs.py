@@ -6,20 +6,18 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from aucseg.report.groups import group_means
 from aucseg.report.text import percent
 from aucseg.run_files import CONFIG_FILE, CONFUSION_FILE, CURVES_FILE, IMAGES_FILE, METRICS_FILE, RESULT_FILE
 from aucseg.safe_files import read_yaml_mapping
-
-GROUP_NAMES = ("head", "middle", "tail")
-# Where a card names no groups: head has at least this share of the pixels, tail less than that.
-HEAD_SHARE, TAIL_SHARE = 0.02, 0.005
+from aucseg.statistics.groups import groups_by_share
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,10 @@ class Run:
         images: For each validation image ``{class id: (intersection, union)}`` in pixels.
         roc: ROC curves by class name.
         history: Logged values by column, each a list of (step, value) with rising steps.
+        per_class: More numbers of each class, by class name and name of the number; those that are known.
+        objects: By class name the objects (found, all) of the truth that are small, medium and large.
+        predictions: Folder of predictions that were evaluated, "" for a run that was trained.
+        split: What was evaluated, or "".
     """
 
     title: str
@@ -66,6 +68,10 @@ class Run:
     images: dict[str, dict[int, tuple[int, int]]] = field(default_factory=dict)
     roc: dict[str, RocCurve] = field(default_factory=dict)
     history: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    per_class: dict[str, dict[str, float]] = field(default_factory=dict)
+    objects: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    predictions: str = ""
+    split: str = ""
 
     @property
     def is_finished(self) -> bool:
@@ -75,6 +81,9 @@ class Run:
     @property
     def status(self) -> str:
         """How far the run is, in words."""
+        if self.step is None and self.per_class_iou:
+            split = f", split {self.split}" if self.split else ""
+            return f"predictions for {len(self.images):,} images{split}"
         if self.step is None:
             return "nothing logged yet"
         if self.is_finished or self.max_steps is None:
@@ -117,6 +126,8 @@ def read_run(folder: str | Path, title: str | None = None) -> Run:
             raise ValueError(f"the confusion counts have shape {counts.shape}, the run has {num_classes} classes")
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise ValueError(f"a JSON file in {folder} does not hold what a run writes: {error!r}") from error
+    if counts is not None:
+        run["per_class"] = _with_precision(run["per_class"], run["class_names"], counts)
     if not run["metrics"]:
         # A validation of a running run may be logged before its result file is there.
         run["metrics"] = {
@@ -146,6 +157,31 @@ def _parse_result(result: Mapping[str, Any]) -> dict[str, Any]:
         "palette": tuple((int(r), int(g), int(b)) for r, g, b in result.get("palette") or ()),
         "groups": None if groups is None else {str(name): [int(i) for i in ids] for name, ids in groups.items()},
         "card": str(result.get("card") or ""),
+        "per_class": {
+            str(name): {str(k): v for k, value in numbers.items() if (v := finite(value)) is not None}
+            for name, numbers in (result.get("per_class") or {}).items()
+        },
+        "objects": {
+            str(name): [(int(found), int(total)) for found, total in numbers["objects"]]
+            for name, numbers in (result.get("per_class") or {}).items()
+            if "objects" in numbers
+        },
+        "predictions": str(result.get("predictions") or ""),
+        "split": str(result.get("split") or ""),
+    }
+
+
+def _with_precision(
+    per_class: Mapping[str, Mapping[str, float]], class_names: Sequence[str], confusion: NDArray[np.int64]
+) -> dict[str, dict[str, float]]:
+    """The numbers of each class, with precision and recall from the confusion of any run."""
+    hits, predicted, true = confusion.diagonal(), confusion.sum(0), confusion.sum(1)
+    return {
+        name: {"precision": hits[c] / max(predicted[c], 1), "recall": hits[c] / max(true[c], 1)}
+        | dict(per_class.get(name, {}))
+        if predicted[c] + true[c]
+        else dict(per_class.get(name, {}))
+        for c, name in enumerate(class_names)
     }
 
 
@@ -214,6 +250,7 @@ class Comparison:
         num_images: Images that hold each class, or None.
         counts_source: What was counted, in words.
         order: Class ids by falling count, or in the card's order without counts.
+        method: Title of the run that is to be set against the baseline, or None for the best other one.
     """
 
     runs: tuple[Run, ...]
@@ -224,6 +261,7 @@ class Comparison:
     num_images: tuple[int, ...] | None
     counts_source: str
     order: tuple[int, ...]
+    method: str | None = None
 
     @property
     def baseline(self) -> Run:
@@ -232,8 +270,8 @@ class Comparison:
 
     @property
     def challenger(self) -> Run | None:
-        """The best other run by overall mIoU, the last one where none was validated; None with one run."""
-        others = self.runs[1:]
+        """The run asked for, or the best other one by overall mIoU (the last, if none is validated); None with one."""
+        others = [run for run in self.runs[1:] if self.method in (None, run.title)]
         validated = [run for run in others if "miou" in run.metrics]
         if validated:
             return max(validated, key=lambda run: run.metrics["miou"])
@@ -266,6 +304,7 @@ def load_comparison(
     titles: Sequence[str] | None = None,
     baseline: str | None = None,
     statistics: Any = None,
+    method: str | None = None,
 ) -> Comparison:
     """Reads run folders and puts their classes in order of frequency.
 
@@ -275,10 +314,12 @@ def load_comparison(
         baseline: title of the run that the others are compared with, by default the first.
         statistics: pixel counts of the training split, as a `ClassStatistics` or K
             numbers. Without them the truth of the validation split is counted.
+        method: title of the run that is set against the baseline in the headline and the pictures, by default the best
+            other one.
 
     Raises:
-        ValueError: no folder, titles that do not fit, an unknown baseline, runs with different classes, statistics of
-            another number of classes.
+        ValueError: no folder, titles that do not fit, an unknown baseline or method, runs with different classes,
+            statistics of another number of classes.
     """
     if isinstance(run_folders, (str, Path)) or not run_folders:
         raise ValueError("run_folders must be a list of at least one run folder")
@@ -291,6 +332,9 @@ def load_comparison(
         if baseline not in titles:
             raise ValueError(f"no run is called {baseline!r}; there are {', '.join(map(repr, titles))}")
         runs.sort(key=lambda run: run.title != baseline)
+    others = [run.title for run in runs[1:]]
+    if method is not None and method not in others:
+        raise ValueError(f"no run beside the baseline is called {method!r}; there are {', '.join(map(repr, others))}")
     validated = [run for run in runs if run.class_names]
     first = validated[0] if validated else runs[0]
     for run in validated:
@@ -302,14 +346,24 @@ def load_comparison(
     num_classes = len(first.class_names)
     counts, num_images, source = _class_counts(statistics, runs, num_classes)
     groups = first.groups
-    total = sum(counts) if counts is not None else 0.0
-    if groups is None and counts is not None and total:
-        shares = [count / total for count in counts]
-        names = ["head" if s >= HEAD_SHARE else "tail" if s < TAIL_SHARE else "middle" for s in shares]
-        groups = {name: [i for i, group in enumerate(names) if group == name] for name in GROUP_NAMES}
+    if groups is None and counts is not None and any(counts):
+        groups = groups_by_share(counts)
+    runs = [_with_group_means(run, groups or {}) for run in runs]
     order = sorted(range(num_classes), key=lambda class_id: -counts[class_id] if counts else class_id)
     palette = first.palette if len(first.palette) == num_classes else tuple(map(_spread_color, range(num_classes)))
-    return Comparison(tuple(runs), first.class_names, palette, groups, counts, num_images, source, tuple(order))
+    names = first.class_names
+    return Comparison(tuple(runs), names, palette, groups, counts, num_images, source, tuple(order), method)
+
+
+def _with_group_means(run: Run, groups: Mapping[str, Sequence[int]]) -> Run:
+    """The run with means that others have and it lacks, such as those of groups that its own card does not name."""
+    means = group_means([run.per_class_iou.get(name) for name in run.class_names], groups) if run.class_names else {}
+    for score in ("precision", "recall"):
+        if run.per_class and "tail" in groups:
+            values = [run.per_class.get(name, {}).get(score) for name in run.class_names]
+            of_groups = group_means(values, {"tail": groups["tail"]})
+            means |= {f"{name}_{score}": value for name, value in of_groups.items()}
+    return replace(run, metrics=means | run.metrics)
 
 
 def _default_titles(folders: Sequence[Path]) -> list[str]:

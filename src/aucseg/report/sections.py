@@ -4,28 +4,51 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from aucseg.report import charts
+from aucseg.report.bootstrap import paired_bootstrap
 from aucseg.report.encode import Color, css_color
-from aucseg.report.runs import GROUP_NAMES, Comparison
+from aucseg.report.runs import Comparison
 from aucseg.report.text import points, signed_points
 
 _METRIC_TITLES = {
+    # The tail stands where a phone still shows it.
     "miou": "Overall mIoU",
-    "head": "Head mIoU",
-    "middle": "Middle mIoU",
     "tail": "Tail mIoU",
+    "middle": "Middle mIoU",
+    "head": "Head mIoU",
+    "image_miou": "By image",
+    "image_worst": "Worst tenth of images",
+    "boundary_iou": "Boundary IoU",
+    "tail_boundary_iou": "Tail boundary IoU",
+    "precision": "Precision",
+    "tail_precision": "Tail precision",
+    "recall": "Recall",
+    "tail_recall": "Tail recall",
+    "f1": "F1",
     "auroc": "Pixel AUC",
     "tail_ap": "Tail AP",
+    "tail_found": "Tail objects found",
+    "found_small": "Small objects found",
+    "found_medium": "Medium objects found",
+    "found_large": "Large objects found",
     "loss": "Validation loss",
 }
 # Curves in this order; the losses first.
 _PANELS = {"train/loss": "Training loss", "val/loss": "Validation loss"} | {
-    f"val/{name}": title for name, title in _METRIC_TITLES.items() if name != "loss"
+    f"val/{name}": _METRIC_TITLES[name] for name in ("miou", "tail", "middle", "head", "auroc", "tail_ap")
+}
+_MAIN = ("miou", "tail", "middle", "head")
+_OF_CLASS = {
+    "precision": "Precision",
+    "recall": "Recall",
+    "boundary_iou": "Boundary IoU",
+    "average_precision": "AP",
+    "auroc": "AUC",
 }
 _LOWER_IS_BETTER = ("loss",)
 _NUM_MISTAKES = 3
@@ -41,13 +64,16 @@ def headline(comparison: Comparison) -> str:
         if name in baseline.metrics and name in other.metrics:
             before, after = baseline.metrics[name], other.metrics[name]
             parts.append(f"{words} {points(after)} against {points(before)} ({signed_points(after - before)})")
-    return f"{other.title} compared with {baseline.title}: {', '.join(parts)}." if parts else ""
+    num_others = len(comparison.runs) - 1
+    is_chosen = comparison.method is None and num_others > 1
+    who = f"{other.title}, the best of the {num_others} others overall," if is_chosen else other.title
+    return f"{who} compared with {baseline.title}: {', '.join(parts)}." if parts else ""
 
 
 def tiles(comparison: Comparison) -> list[dict[str, Any]]:
     """Bars of the four main numbers."""
     tiles = []
-    for name in ("miou", *GROUP_NAMES):
+    for name in _MAIN:
         values = [run.metrics.get(name) for run in comparison.runs]
         known = [value for value in values if value is not None]
         if not known:
@@ -104,11 +130,52 @@ def metric_columns(comparison: Comparison) -> list[Column]:
     for name in ordered:
         values = tuple(run.metrics.get(name) for run in comparison.runs)
         known = [value for value in values if value is not None]
-        # The losses of different methods are different functions: none is the best.
-        best = max(known) if name not in _LOWER_IS_BETTER and len(known) > 1 else None
         is_share = name in _METRIC_TITLES and name not in _LOWER_IS_BETTER
-        columns.append(Column(_METRIC_TITLES.get(name, name), is_share, values, best))
+        column = Column(_METRIC_TITLES.get(name, name), is_share, values, None)
+        # The losses of different methods are different functions: none is the best. Nor is one of several equals.
+        if name not in _LOWER_IS_BETTER and len(known) > 1:
+            best = max(known)
+            is_alone = [column.text(value) for value in known].count(column.text(best)) == 1
+            column = replace(column, best=best if is_alone else None)
+        columns.append(column)
     return columns
+
+
+def differences(comparison: Comparison) -> list[dict[str, Any]]:
+    """The differences to the baseline with their 95 % intervals over the images, a row for each other run."""
+    rows = []
+    for index, run in enumerate(comparison.runs[1:], start=1):
+        groups = comparison.groups or {}
+        found = paired_bootstrap(comparison.baseline.images, run.images, len(comparison.class_names), groups)
+        if found is not None and found.differences:
+            cells = [found.differences.get(name) for name in _MAIN]
+            rows.append({"index": index, "title": run.title, "cells": cells, "drawn": found})
+    return rows
+
+
+def class_details(comparison: Comparison) -> dict[str, Any]:
+    """What is known of each class beside its IoU, a row for each class and run; empty where nothing is."""
+    keys = [key for key in _OF_CLASS if any(key in n for run in comparison.runs for n in run.per_class.values())]
+    has_objects = any(run.objects for run in comparison.runs)
+    rows = []
+    for class_id in comparison.order:
+        name = comparison.class_names[class_id]
+        for index, run in enumerate(comparison.runs):
+            numbers, objects = run.per_class.get(name, {}), run.objects.get(name, [])
+            if numbers or objects:
+                values = [run.per_class_iou.get(name), *(numbers.get(key) for key in keys)]
+                rows.append(
+                    {
+                        "name": name,
+                        "group": comparison.group_of(class_id),
+                        "index": index,
+                        "title": run.title,
+                        "values": values,
+                        "objects": [(found / total if total else None, found, total) for found, total in objects],
+                    }
+                )
+    sizes = ["Small objects", "Medium objects", "Large objects"] if has_objects else []
+    return {"columns": ["IoU", *(_OF_CLASS[key] for key in keys)], "sizes": sizes, "rows": rows} if rows else {}
 
 
 def class_rows(comparison: Comparison, palette: Sequence[Color]) -> list[dict[str, Any]]:
@@ -196,15 +263,18 @@ def curve_panels(comparison: Comparison) -> list[dict[str, Any]]:
         is_share = "loss" not in column
         format_y: Callable[[float], str] = points if is_share else lambda value: f"{value:.3g}"
         highest = max(value for _, run in runs for _, value in run.history[column])
-        chart = charts.line_chart(
-            [(i, run.title, charts.thin(run.history[column])) for i, run in runs],
-            label=f"{title} by step",
-            x_label="step",
+        options: dict[str, Any] = {
             # Shares start at 0, so that heights compare; losses use the room they need.
-            y_range=(0.0, min(1.0, 1.1 * highest) or 1.0) if is_share else None,
-            format_y=format_y,
-            format_tick=(lambda value: f"{100 * value:g}") if is_share else None,
-        )
+            "y_range": (0.0, min(1.0, 1.1 * highest) or 1.0) if is_share else None,
+            "format_y": format_y,
+            "format_tick": (lambda value: f"{100 * value:g}") if is_share else None,
+        }
+        if all(len(run.history[column]) == 1 for _, run in runs):
+            bars = [(i, run.title, run.history[column][0][1]) for i, run in runs]
+            chart = charts.bar_chart(bars, label=f"{title}, measured once", **options)
+        else:
+            lines = [(i, run.title, charts.thin(run.history[column])) for i, run in runs]
+            chart = charts.line_chart(lines, label=f"{title} by step", x_label="step", **options)
         values = [(i, run.title, format_y(run.history[column][-1][1])) for i, run in runs]
         panels.append({"title": title + (", %" if is_share else ""), "chart": chart, "values": values})
     return panels

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from aucseg.datasets.card import DatasetCard
-from aucseg.statistics.class_statistics import TAIL_SHARE, ClassStatistics
+from aucseg.statistics.class_statistics import ClassStatistics
+from aucseg.statistics.groups import TAIL_SHARE
 
 USE, LEAVE_OUT, NOT_CLEAR = "use it", "do not use it", "not clear"
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from aucseg.datasets.counting import GRID, MaskScan, scan_mask, unpack_cells
 from aucseg.statistics.bound import bound_terms
+from aucseg.statistics.groups import HEAD_SHARE, TAIL_SHARE, groups_by_share
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from aucseg.datasets.dataset import SegmentationDataset
 
 _FORMAT = "aucseg class statistics 1"
-# Shares of the labelled pixels: the head has at least the first, the tail less than the second.
-HEAD_SHARE, TAIL_SHARE = 0.02, 0.005
 _SUMS = ("pixel_counts", "image_counts", "labelled_counts")
 Counts = npt.NDArray[np.int64]
 Shares = npt.NDArray[np.float64]
@@ -267,13 +266,7 @@ class ClassStatistics:
         """
         if not 0 <= tail <= head <= 1:
             raise ValueError(f"groups needs 0 <= tail <= head <= 1, not tail={tail}, head={head}")
-        share = self.frequency
-        is_head, is_tail = share >= head, share < tail
-        return {
-            "head": np.flatnonzero(is_head & ~is_tail).tolist(),
-            "middle": np.flatnonzero(~is_head & ~is_tail).tolist(),
-            "tail": np.flatnonzero(is_tail).tolist(),
-        }
+        return groups_by_share(self.pixel_counts.tolist(), head=head, tail=tail)
 
     def min_batch_size(self, delta: float = 0.01) -> int:
         """Return the batch size at which all classes occur with probability at least ``1 - delta``.

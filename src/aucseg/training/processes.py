@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch import Tensor
 
-from aucseg.announce import process_number as process_number
+from aucseg.announce import process_number
 
 _T = TypeVar("_T")
 

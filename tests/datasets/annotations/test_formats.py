@@ -178,7 +178,7 @@ BAD_COCO: dict[str, tuple[dict[str, Any], str]] = {
     "short text": ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": "34"}}, "add up to"),
     "other size": ({"segmentation": {"size": [5, 5], "counts": [25]}}, "size"),
     "nothing": ({}, "neither"),
-    "box alone": ({"bbox": [1, 2, 3, 4]}, "no outline"),
+    "box alone": ({"bbox": [1, 2, 3, 4]}, "not an outline"),
     "unknown category": ({"category_id": 77, "segmentation": [flat(SMALL)]}, "category_id 77"),
     "unknown image": ({"image_id": 99, "segmentation": [flat(SMALL)]}, "image_id"),
 }

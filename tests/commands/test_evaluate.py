@@ -1,0 +1,86 @@
+"""``aucseg evaluate`` through the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from aucseg.cli import main
+from tests.report.predicted_folders import probabilities, write_cases, write_nnunet
+
+
+@pytest.fixture(scope="module")
+def card(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cases(tmp_path_factory.mktemp("cases"))
+
+
+def test_two_folders_are_told_and_compared(card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [
+        write_nnunet(tmp_path / name, probabilities(card, signal)) for name, signal in (("theirs", 2.0), ("ours", 4.0))
+    ]
+    options = ["--card", str(card), "--root", str(card.parent)]
+    assert main(["evaluate", *map(str, folders), *options]) == 0
+    out = capsys.readouterr().out
+    results = [json.loads((tmp_path / f"{f.name}-evaluation" / "result.json").read_text()) for f in folders]
+    for folder, result in zip(folders, results, strict=True):
+        assert f"{folder}, split 'val', 6 images" in out
+        assert f"  overall                                {100 * result['metrics']['miou']:6.1f}" in out
+        assert f"  of the tail                            {100 * result['metrics']['tail_boundary_iou']:6.1f}" in out
+    assert "what the tail is mistaken for:\n  gem: " in out
+    gain = 100 * (results[1]["metrics"]["tail"] - results[0]["metrics"]["tail"])
+    assert f"  tail       {gain:+6.1f}   [" in out
+    assert "interval over 6 images:" in out
+    # And as before, in files.
+    assert main(["evaluate", str(folders[0]), *options, "--out", str(tmp_path / "e")]) == 0
+    for name in ("result.json", "confusion.json", "images.json", "curves.json", "config.yaml"):
+        assert (tmp_path / "e" / name).read_bytes() == (tmp_path / "theirs-evaluation" / name).read_bytes()
+    page = tmp_path / "r.html"
+    assert main(["report", *(f"{f}-evaluation" for f in folders), "--out", str(page)]) == 0
+    assert "Labels that ours-evaluation predicts for imagesTs/case_000_0000" in page.read_text()
+    # Pictures need the predictions, numbers do not.
+    shutil.rmtree(folders[0])
+    capsys.readouterr()
+    assert main(["report", *(f"{f}-evaluation" for f in folders), "--out", str(page)]) == 1
+    assert "pictures are left out: there is no folder of predictions" in capsys.readouterr().err
+
+
+def test_a_part_is_evaluated_when_asked_for(card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_nnunet(tmp_path / "p", probabilities(card, 2.0))
+    (folder / "case_003.png").rename(folder / "case_999.png")
+    (folder / "case_003.npz").unlink()
+    options = [str(folder), "--card", str(card), "--root", str(card.parent)]
+    assert main(["evaluate", *options]) == 2
+    error = capsys.readouterr().err
+    problems = "no prediction for imagesTs/case_003_0000; of none of the images: case_999.png"
+    assert f"1 of 6 images cannot be evaluated: {problems}" in error
+    assert not (tmp_path / "p-evaluation").exists()
+    assert main(["evaluate", *options, "--partial"]) == 1
+    captured = capsys.readouterr()
+    assert problems in captured.err
+    assert "split 'val', 5 images" in captured.out
+    assert main(["report", str(tmp_path / "p-evaluation"), "--out", str(tmp_path / "r.html")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["{p}", "{p}"], "the same folder of predictions is given twice"),
+        (["{p}", "{q}", "--out", "e"], "--out is for one folder"),
+        (["{p}", "--out", "{run}"], "is the folder of a run"),
+        (["{p}", "--boundary-ratio", "2"], "--boundary-ratio must lie between 0 and 1, got 2"),
+        (["{p}", "--split", "test"], "has no split 'test'; it has val"),
+        (["{q}"], "there is no folder of predictions"),
+    ],
+)
+def test_wrong_options(
+    card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    write_nnunet(tmp_path / "p", {})
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.csv").touch()
+    given = [option.format(**{name: tmp_path / name for name in ("p", "q", "run")}) for option in options]
+    assert main(["evaluate", *given, "--card", str(card), "--root", str(card.parent)]) == 2
+    assert message in capsys.readouterr().err
