@@ -24,6 +24,7 @@ from lightning.pytorch.plugins import CheckpointIO
 
 from aucseg.commands.failures import explanation, with_notes
 from aucseg.commands.option_errors import option_error
+from aucseg.commands.plan import with_plan
 from aucseg.configs import find_config
 from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT, RESULT_FILE
 from aucseg.safe_files import read_text
@@ -283,7 +284,7 @@ def run(command: str, arguments: list[str]) -> int:
         Exit status: 0 done, 3 stopped by a failure that is named, 128 + n stopped by signal n with a checkpoint.
     """
     try:
-        run_lightning(command, arguments)
+        run_lightning(command, with_plan(arguments) if command == "fit" else arguments)
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
     except RunInterrupted as interruption:
