@@ -23,7 +23,7 @@ from aucseg.hints import closest
 _EXAMPLES = """examples:
   aucseg demo                                      cross-entropy beside AUCSeg on embedded data, and a report
   aucseg stats my_data/                            class table, head/middle/tail, suggested bank settings
-  aucseg fit --config run.yaml --out runs/a        train
+  aucseg fit my_data/ --out runs/a                 plan and train; or --config run.yaml
   aucseg validate runs/a                           evaluate again, on any split
   aucseg test runs/a                               evaluate on the test split
   aucseg evaluate theirs/ --card my.yaml --root d  measure predictions of any framework
@@ -48,7 +48,7 @@ _COMMANDS = {
 }
 # Its options Lightning's command line derives from the task, the data module and the trainer; with --config those of
 # "validate", too.
-_FIT = ("fit", "train a model from a YAML configuration")
+_FIT = ("fit", "train a model on a folder of images and masks, or from a YAML configuration")
 
 
 def _parser() -> OptionParser:

@@ -2,6 +2,8 @@
 
 ======================  ===========================================================================================
 ``config.yaml``         the whole configuration, defaults included
+``plan.yaml``           the plan it began with, a reason beside each setting; only of ``aucseg fit FOLDER``
+``card.yaml``           the card that was proposed for the folder; only of ``aucseg fit FOLDER``
 ``metrics.csv``         what was logged, step by step
 ``checkpoints/``        ``last.ckpt``, and the one before it as ``previous.ckpt``
 ``skipped/``            batches of steps that were left out, see `aucseg.training.step_guard`; only if there were any
@@ -26,6 +28,8 @@ A run of ``aucseg compare`` has these beside them:
 from pathlib import Path
 
 CONFIG_FILE = "config.yaml"
+PLAN_FILE = "plan.yaml"
+CARD_FILE = "card.yaml"
 METRICS_FILE = "metrics.csv"
 LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
 PREVIOUS_CHECKPOINT = Path("checkpoints", "previous.ckpt")

@@ -24,6 +24,7 @@ from aucseg.announce import Announcement, process_number
 from aucseg.commands.end_of_fit import show_end
 from aucseg.commands.endings import status_of
 from aucseg.commands.option_errors import option_error
+from aucseg.commands.plan import with_plan
 from aucseg.commands.progress import RunProgress
 from aucseg.configs import find_config
 from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT, RESULT_FILE
@@ -300,7 +301,7 @@ def run(command: str, arguments: list[str]) -> int:
     """
 
     def train() -> None:
-        cli = run_lightning(command, arguments)
+        cli = run_lightning(command, with_plan(arguments) if command == "fit" else arguments)
         if command == "fit" and cli.trainer.is_global_zero and cli.trainer.progress_bar_callback is not None:
             show_end(cli.result_writer.folder, cli.model, cli.datamodule)
 
