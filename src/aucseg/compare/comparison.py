@@ -134,7 +134,7 @@ class Comparison:
                     choice = self.chosen.get((model, method.name))
                     if first is not None and choice is not None:
                         config = merged(config, at_path(choice["setting"], choice["value"]))
-                    folder = self.out / _slug(model) / method.name / f"seed{seed}"
+                    folder = self.out / _slug(model) / method.folder / f"seed{seed}"
                     title = f"{model}, {method.name}, seed {seed}"
                     done[method.name] = self._run(title, folder, method, config, first)
                     yield model, method, done[method.name]
@@ -180,7 +180,7 @@ class Comparison:
 
     def _tune_method(self, search: Search, model: str, method: Method, first: Run | None) -> bool:
         grid = search.grid(method, self.models[model])
-        folder = self.out / "search" / _slug(model) / method.name
+        folder = self.out / "search" / _slug(model) / method.folder
         if first is None:
             plain = trial_config(self._config(model, method, self.seeds[0]), self.search_share, self.search_steps)
         else:

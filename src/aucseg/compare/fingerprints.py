@@ -13,6 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from aucseg.hints import search_current_folder
+
 Fingerprint = dict[str, Any]
 
 _PACKAGE = Path(__file__).parents[1]
@@ -144,16 +146,19 @@ def _modules_outside(config: Any) -> dict[str, Path]:
     """Files of the modules that a configuration names, the libraries' left out."""
     names: set[str] = set()
     if isinstance(config, dict):
-        model = config.get("model")
-        if isinstance(model, str) and ":" in model:
-            names.add(model.partition(":")[0])
+        paths = [config.get("model"), config.get("loss")]
+        names |= {path.partition(":")[0] for path in paths if isinstance(path, str) and ":" in path}
         if isinstance(config.get("class_path"), str):
             names.add(config["class_path"].rpartition(".")[0])
     found: dict[str, Path] = {}
+    search_current_folder()
     for name in names:
         if name.partition(".")[0] in ("aucseg", "", *_LIBRARIES):
             continue
-        spec = find_spec(name)
+        try:
+            spec = find_spec(name)
+        except ModuleNotFoundError:  # of the package that it should be in; the run says so
+            continue
         if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
             found[name] = Path(spec.origin)
     parts = config.values() if isinstance(config, dict) else config if isinstance(config, list) else ()

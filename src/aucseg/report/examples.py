@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aucseg.report.runs import Comparison, Run, load_comparison
-from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT
+from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT, checkpoint_in
 from aucseg.safe_files import read_yaml_mapping
 
 Role = Literal["gain", "loss", "sample"]
@@ -163,7 +163,7 @@ def collect_examples(
     from torch.nn import functional as F
 
     comparison = load_comparison(run_folders, titles=titles, baseline=baseline)
-    runs = [run for run in comparison.runs if (run.folder / LAST_CHECKPOINT).is_file()]
+    runs = [run for run in comparison.runs if checkpoint_in(run.folder).is_file()]
     if not runs:
         raise ValueError(f"no run has a checkpoint {LAST_CHECKPOINT} yet: nothing can be predicted")
     datamodule = _datamodule(runs[0], root)
@@ -214,7 +214,7 @@ def collect_pastes(
     from aucseg.report.runs import read_run
 
     run = read_run(run_folder)
-    if not (run.folder / LAST_CHECKPOINT).is_file():
+    if not checkpoint_in(run.folder).is_file():
         raise ValueError(f"{run.folder} has no checkpoint {LAST_CHECKPOINT} yet: its bank cannot be shown")
     task = _load_task(run, device)
     if task.bank is None:
@@ -246,7 +246,7 @@ def collect_pastes(
 def _load_task(run: Run, device: str) -> Any:
     from aucseg.training.stored_task import load_task
 
-    return load_task(run.folder / LAST_CHECKPOINT, device)
+    return load_task(run.folder, device)
 
 
 def _datamodule(run: Run, root: str | Path | None) -> Any:

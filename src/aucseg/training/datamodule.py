@@ -302,7 +302,9 @@ class SegmentationDataModule(LightningDataModule):
         start_batch = 0
         if self.trainer is not None:
             if self.trainer.max_steps == -1:
-                raise ValueError(self._epochs_message(world_size))
+                raise ValueError(
+                    "give trainer.max_steps: batches come without end ('aucseg fit' takes trainer.max_epochs as well)"
+                )
             start_batch = self.trainer.global_step * self.trainer.accumulate_grad_batches
         check_shared_memory(self.num_workers, self.batch_size * self._crop_bytes)
         if self.shards is not None:
@@ -368,14 +370,6 @@ class SegmentationDataModule(LightningDataModule):
         return StreamedSegmentationDataset(
             self.card, urls, transform=transform, shuffle=shuffle, seed=self.seed, on_error=self.on_error
         )
-
-    def _epochs_message(self, world_size: int) -> str:
-        message = "training is counted in iterations: set trainer.max_steps instead of trainer.max_epochs"
-        if self.shards is not None:
-            return message
-        length = len(self.training_dataset(None))
-        steps = -(-length // (self.batch_size * world_size))
-        return f"{message} (one pass over the {length} images of {self.train_split!r} is {steps} steps)"
 
     def _epoch_order(self, length: int) -> EpochOrder:
         if self.sampler == "random":

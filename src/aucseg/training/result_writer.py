@@ -17,6 +17,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from aucseg.run_files import (
+    BEST_CHECKPOINT,
+    BEST_FOLDER,
     CONFIG_FILE,
     CONFUSION_FILE,
     CURVES_FILE,
@@ -64,6 +66,7 @@ def _work(folder: Path) -> list[Path]:
     return _existing(
         folder,
         *(RESULT_FILE, CONFUSION_FILE, IMAGES_FILE, CURVES_FILE, str(LAST_CHECKPOINT), str(PREVIOUS_CHECKPOINT)),
+        *(str(BEST_CHECKPOINT), f"{BEST_FOLDER}/*.json", f"{BEST_FOLDER}/{CONFIG_FILE}"),
         *(f"{LAST_CHECKPOINT.parent}/*.tmp", f"{SKIPPED_FOLDER}/step-*.pt"),
     )
 
