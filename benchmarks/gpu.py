@@ -154,7 +154,7 @@ def loss(setting: Setting) -> list[Row]:
         )
         ways = {name: partial(forward_backward, way, logits, target) for name, way in WAYS[case.ways].items()}
         rows = in_turns(ways, setting)
-        for row in rows.values():  # the gradient is no extra
+        for row in rows.values():  # the gradient is not an extra
             row["peak_bytes"] = max(0, row["peak_bytes"] - logits.nbytes)
         cases.append(show(str(case), rows))
     return cases

@@ -1,4 +1,4 @@
-"""Hugging Face Trainer: SegFormer with the loss on its small logits, the bank in the collator, IoU without logits.
+"""Hugging Face Trainer: SegFormer with the loss on its small logits, the bank, IoU without logits.
 
 python examples/hf_trainer.py --steps 500 --images 400
 """
@@ -10,10 +10,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import SegformerConfig, SegformerForSemanticSegmentation, Trainer, TrainingArguments
+from transformers import SegformerConfig, SegformerForSemanticSegmentation, TrainingArguments
 
 from aucseg import AUCSegLoss, GroupedMeanIoU, SegmentationDataset, TailMemoryBank
-from datasets import Array2D, Array3D, Dataset, Features, Value
+from aucseg.integrations.hf import AUCSegTrainer
+from datasets import Array2D, Array3D, Dataset, Features
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--steps", type=int, default=500)
@@ -23,7 +24,7 @@ torch.manual_seed(0)
 
 SIZE = (96, 128)
 card = SegmentationDataset("freedoom_lt").card
-features = Features({"image": Array3D((3, *SIZE), "uint8"), "mask": Array2D(SIZE, "uint8"), "train": Value("bool")})
+features = Features({"image": Array3D((3, *SIZE), "uint8"), "mask": Array2D(SIZE, "uint8")})
 
 
 def local_dataset(split: str, num_images: int) -> Dataset:
@@ -33,28 +34,17 @@ def local_dataset(split: str, num_images: int) -> Dataset:
     columns = {
         "image": [sample["image"][:, : SIZE[0], : SIZE[1]].numpy() for sample in samples],
         "mask": [sample["mask"][: SIZE[0], : SIZE[1]].numpy() for sample in samples],
-        "train": [split == "train"] * num_images,
     }
     return Dataset.from_dict(columns, features=features).with_format("torch")
 
 
-# One bank in the main process; with dataloader_num_workers each worker would hold its own.
 bank = TailMemoryBank(card.tail_classes, card.num_classes, sample_ratio=0.2, resize_ratio=1.0, scope="image")
-loss_fn = AUCSegLoss(auc_weight=4.0)
 
 
 def collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Stacks, pastes when training, normalizes."""
+    """Stacks and normalizes."""
     images, masks = (torch.stack([sample[key] for sample in samples]) for key in ("image", "mask"))
-    if samples[0]["train"]:
-        images, masks = bank(images.to(torch.uint8), masks.to(torch.uint8))
     return {"pixel_values": (images.float() - 127.0) / 128.0, "labels": masks.long()}
-
-
-def compute_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-    """SegFormer's logits have a quarter of the image's size; the loss upsamples them band by band."""
-    loss: Tensor = loss_fn(outputs.logits, labels)
-    return loss
 
 
 def predicted_labels(logits: Any, labels: Tensor) -> Tensor:
@@ -67,7 +57,7 @@ def compute_metrics(prediction: Any) -> dict[str, float]:
     """Mean IoU, overall and of head, middle and tail."""
     metric = GroupedMeanIoU(card.num_classes, groups=card.groups)
     metric.update(torch.as_tensor(prediction.predictions), torch.as_tensor(prediction.label_ids))
-    return {name: float(value) for name, value in metric.compute().items() if value.ndim == 0}
+    return {name: float(value) for name, value in metric.compute().items()}
 
 
 config = SegformerConfig(
@@ -86,16 +76,17 @@ with tempfile.TemporaryDirectory() as folder:
         logging_steps=1,
         save_strategy="no",
         report_to="none",
-        remove_unused_columns=False,  # "train" is for the collator
+        remove_unused_columns=False,  # the collator names them as the model does
         disable_tqdm=True,
     )
-    trainer = Trainer(
+    trainer = AUCSegTrainer(
         SegformerForSemanticSegmentation(config),
         arguments,
+        loss=AUCSegLoss(auc_weight=4.0),
+        bank=bank,
         data_collator=collate,
         train_dataset=local_dataset("train", args.images),
         eval_dataset=local_dataset("val", max(1, args.images // 4)),
-        compute_loss_func=compute_loss,
         compute_metrics=compute_metrics,
         preprocess_logits_for_metrics=predicted_labels,
     )

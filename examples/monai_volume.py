@@ -2,7 +2,7 @@
 
 python examples/monai_volume.py --steps 100
 
-The bank pastes images, not volumes.
+The bank takes volumes too; here there is nothing to paste.
 """
 
 import argparse

@@ -43,4 +43,4 @@ with torch.no_grad():
     for index in range(len(val) if args.images is None else args.images):
         sample = val[index]
         metric.update(model((sample["image"][None] - mean) / std), sample["mask"][None])
-print({name: round(float(value), 3) for name, value in metric.compute().items() if value.ndim == 0})
+print({name: round(float(value), 3) for name, value in metric.compute().items()})

@@ -117,24 +117,44 @@ def test_wrong_input_is_an_error_without_a_traceback(capsys: pytest.CaptureFixtu
     assert "--iterations must be at least 1" in capsys.readouterr().err
 
 
-def test_unknown_command_lists_the_known(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_command_is_one_line_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
         cli.main(["tarin"])
     assert error.value.code == 2
-    assert "'fit'" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("aucseg: error: there is no command 'tarin'; known: adjust, compare, demo")
+    with pytest.raises(SystemExit):
+        cli.main(["predcit"])
+    assert "did you mean predict?" in capsys.readouterr().err
 
 
-def test_help_and_version_do_not_import_torch() -> None:
+def test_help_and_wrong_options_of_every_command_are_told_without_torch(tmp_path: Path) -> None:
     code = """
-import sys
-from aucseg.cli import main
-try:
-    main(["--help"])
-except SystemExit:
-    pass
-assert "torch" not in sys.modules
+import contextlib, io, sys
+from aucseg import cli
+commands = ["fit", *cli._COMMANDS]
+calls = [["--help"], ["--version"], ["--nosuch"], ["nosuch"], ["fit"], ["fit", "a.yaml"], ["fit", "--config", "nosuch"]]
+calls += [[command, option] for command in commands for option in ("--help", "--nosuch")]
+calls += [["validate", "--config", "nosuch.yaml"], ["validate", "--config", "run.yaml", "--help"]]
+for call in calls:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = cli.main(call)
+        except SystemExit as end:
+            status = end.code
+    if "--help" in call or "--version" in call:
+        assert (status, err.getvalue()) == (0, ""), (call, err.getvalue())
+        assert len(out.getvalue().splitlines()) <= 80, call
+    else:
+        assert (status, out.getvalue()) == (2, ""), (call, status)
+        assert len(err.getvalue().splitlines()) == 1, err.getvalue()
+        assert "--nosuch" not in call or "there is no option --nosuch; " in err.getvalue(), err.getvalue()
+    heavy = {"torch", "lightning", "jsonargparse", "matplotlib", "scipy"} & set(sys.modules)
+    assert not heavy, (call, heavy)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
     assert result.returncode == 0, result.stderr
-    assert "aucseg fit --config" in result.stdout
+    assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ from tests.source_imports import MODULES, PACKAGE, imported_names
 
 # From the ground upwards.
 FLOORS = (
-    {"hints", "safe_files", "randomness", "run_files", "dtypes"},
+    {"hints", "safe_files", "randomness", "run_files", "dtypes", "announce"},
     {"losses", "memory_bank", "metrics"},
     {"datasets"},
     {"statistics", "models"},

@@ -16,9 +16,10 @@ from aucseg.losses import PairwiseAUCLoss, build_loss
 from aucseg.losses.baselines import LogitAdjustmentLoss
 from aucseg.losses.build import LOSSES
 from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
+from aucseg.metrics.image_iou import per_image_overlap
 from aucseg.metrics.pixel_metric import PixelMetric
+from aucseg.metrics.result_files import curve_points
 from aucseg.models import DisAlignModel
-from aucseg.training.result_writer import curve_points, per_image_overlap
 from aucseg.training.task import SegmentationTask
 from tests.pretended_device import MPS, PretendedMPS
 
@@ -96,7 +97,7 @@ def whole_run(
         predicted = task.validation_step({"image": images, "mask": masks}, 0)["predicted"]
         task.on_validation_epoch_end()
     overlap = per_image_overlap(predicted[0], masks[0], task.card.num_classes, task.card.ignore_index)
-    logged["overlap"] = sum(intersection / union for intersection, union in overlap.values()) / 100
+    logged["overlap"] = sum(intersection / union for intersection, union, _ in overlap.values()) / 100
     logged["curve"] = curve_points(*task.roc_curves["d"])["auroc"]
     predictor = Predictor(task.model, InferenceOptions(window=(16, 16), flip=True, class_frequency=tuple(COUNTS)))
     logged["labels"] = float(predictor.labels(batch()[0][0]).float().mean())
@@ -240,16 +241,16 @@ def test_metrics_are_those_of_the_cpu(metric: PixelMetric) -> None:
             if name != "num_invalid":
                 getattr(on_cpu, name).mul_(10**8 + 1)
                 getattr(moved, name).mul_(10**8 + 1)
-        result = moved.compute()
+        result = moved.details()
         if isinstance(moved, PixelAUROC) and isinstance(on_cpu, PixelAUROC):
             for rates, expected in zip(moved.roc_curve(1), on_cpu.roc_curve(1), strict=True):
                 assert torch.equal(rates.cpu(), expected)
         assert {value.device for value in result.values()} == {MPS}
-        for key, expected in on_cpu.compute().items():
+        for key, expected in on_cpu.details().items():
             assert torch.equal(result[key].cpu(), expected), key
         moved.update(logits.to(MPS), torch.full_like(target, 77).to(MPS))
         with pytest.raises(ValueError, match="met 128 values"):
-            moved.compute()
+            moved.details()
         moved.reset()
         assert set(moved.metric_state) == set(metric.metric_state)
 

@@ -13,7 +13,10 @@ from importlib import import_module
 
 from aucseg import __version__
 from aucseg.commands.failures import with_notes
+from aucseg.commands.fit_help import told_at_once
+from aucseg.commands.option_parser import OptionParser
 from aucseg.commands.validate import names_run
+from aucseg.hints import closest
 
 _EXAMPLES = """examples:
   aucseg demo                                      cross-entropy beside AUCSeg on embedded data, and a report
@@ -44,8 +47,8 @@ _COMMANDS = {
 _FIT = ("fit", "train a model from a YAML configuration")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> OptionParser:
+    parser = OptionParser(
         prog="aucseg",
         description="AUC-oriented long-tail semantic segmentation.",
         epilog=_EXAMPLES,
@@ -59,11 +62,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(command: str, arguments: list[str]) -> int:
-    if command == "fit" or (command == "validate" and not names_run(arguments)):
+    asks_for_help = not {"-h", "--help"}.isdisjoint(arguments)
+    if command == "fit" or (command == "validate" and not names_run(arguments) and not asks_for_help):
+        text = told_at_once(arguments)
+        if text is not None:
+            print(text)
+            return 0
         return int(import_module("aucseg.commands.fit").run(command, arguments))
     module_name, text = _COMMANDS[command]
     module = import_module(module_name)
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog=f"aucseg {command}",
         description=text[0].upper() + text[1:] + ".",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -84,7 +92,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     # The commands parse their own options, so only the first word is parsed here.
-    command = _parser().parse_args(arguments[:1]).command
+    parser = _parser()
+    commands = ("fit", *_COMMANDS)
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
+        parser.error(f"there is no command {arguments[0]!r}; {closest(arguments[0], commands)}")
+    command = parser.parse_args(arguments[:1]).command
     try:
         return _run(command, arguments[1:])
     except KeyboardInterrupt as interrupt:

@@ -19,11 +19,21 @@ def closest(name: str, known: Iterable[str]) -> str:
         'known: fpn, unet'
     """
     names = sorted(known)
-    spelling = {known_name.lower(): known_name for known_name in names}
-    matches = difflib.get_close_matches(name.lower(), spelling, n=3)
-    if matches:
-        return f"did you mean {', '.join(spelling[match] for match in matches)}?"
+    near = nearest_names(name, names)
+    if near:
+        return f"did you mean {', '.join(near)}?"
     return f"known: {', '.join(names[:40])}{', ...' if len(names) > 40 else ''}"
+
+
+def nearest_names(name: str, known: Iterable[str]) -> list[str]:
+    """The known names that a misspelt one may mean, at most three, the nearest first.
+
+    Example:
+        >>> nearest_names("overwrit", ["out", "overwrite"]), nearest_names("x", ["out"])
+        (['overwrite'], [])
+    """
+    spelling = {known_name.lower(): known_name for known_name in sorted(known)}
+    return [spelling[match] for match in difflib.get_close_matches(name.lower(), spelling, n=3)]
 
 
 def check_options(options: Iterable[str], function: Callable[..., Any], name: str, given: Iterable[str] = ()) -> None:
@@ -33,7 +43,7 @@ def check_options(options: Iterable[str], function: Callable[..., Any], name: st
         options: Names of the options.
         function: What is called with them.
         name: What to call the place where the options are set.
-        given: Parameters that are set elsewhere, and so are no options.
+        given: Parameters that are set elsewhere, and so are not options.
 
     Raises:
         TypeError: There is no such option; the message holds the nearest ones.

@@ -8,7 +8,7 @@
 ``skipped/``            batches of steps that were left out, see `aucseg.training.step_guard`; only if there were any
 ``result.json``         the last validation: metrics, IoU of each class, groups, class names and colours
 ``confusion.json``      ``{"counts": K x K}``, rows are the truth
-``images.json``         for each validation image the pixels of intersection and union of each class that occurs in it
+``images.json``         for each validation image the pixels of intersection, union and truth of each class in it
 ``curves.json``         ROC curve of each tail class against all others; only with ``model.pixel_metrics``
 ======================  ===========================================================================================
 

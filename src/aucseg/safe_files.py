@@ -1,7 +1,9 @@
-"""Files that are written whole and read plainly: replaced in one step, plain YAML, cells that are no formula."""
+"""Files that are written whole and read plainly: replaced in one step, plain YAML, cells that are not formulas."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -69,6 +71,18 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
 
 
+def write_json(path: Path, value: Any, indent: int | None = None) -> None:
+    """Writes JSON with null for NaN (a class that a split does not hold)."""
+    # Replaced as a whole: a report on a running run never meets half a file.
+    replace_file(path, (json.dumps(_nan_to_none(value), indent=indent) + "\n").encode())
+
+
+def _nan_to_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _nan_to_none(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 MAX_BYTES = 10_000_000
 
 
@@ -103,7 +117,7 @@ def read_yaml_mapping(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        ValueError: there is no such file, or it is no YAML, or holds something else than a mapping.
+        ValueError: there is no such file, or it is not YAML, or holds something else than a mapping.
     """
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
@@ -111,7 +125,7 @@ def read_yaml_mapping(path: Path) -> dict[str, Any]:
         text = read_text(path)
         content = yaml.load(text, Loader=_PlainLoader)  # nosec B506
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ValueError(f"{path} is no YAML file: {error}") from error
+        raise ValueError(f"{path} is not a YAML file: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a mapping, not a {type(content).__name__}")
     return content

@@ -38,7 +38,7 @@ def test_confusion_and_iou_are_those_of_the_metric() -> None:
     confusion = confusion_of(some_batches(), offsets)
     assert torch.equal(confusion, metric.confusion)
     iou = intersection_over_union(confusion)
-    expected = metric.compute()
+    expected = metric.details()
     torch.testing.assert_close(iou.float(), expected["per_class"], equal_nan=True)
     found = grouped_scores(confusion, groups)
     assert found == {name: pytest.approx(float(expected[name])) for name in ("miou", "head", "tail")} | {"none": None}

@@ -156,7 +156,7 @@ def test_wrong_calls_are_told(card: Path, tmp_path: Path, capsys: pytest.Capture
         (["--split", "tset"], "tset"),
         (["--objective", "tial"], "expected one of miou, head, middle, tail"),
         (["--class-weight", "gme=2"], "classes are ground, box, crate, gem"),
-        (["--class-weight", "gem=x"], "'x' is no number"),
+        (["--class-weight", "gem=x"], "'x' is not a number"),
         (["--folds", "1"], "at least 2"),
         (["--out", str(tmp_path / "taken")], "is not empty"),
         (["--device", "nowhere"], "--device nowhere"),
@@ -164,7 +164,7 @@ def test_wrong_calls_are_told(card: Path, tmp_path: Path, capsys: pytest.Capture
         assert main(["adjust", str(run), *options]) == 2
         assert message in capsys.readouterr().err
     assert main(["adjust", str(tmp_path / "nothing")]) == 2
-    assert "is no run folder" in capsys.readouterr().err
+    assert "is not a run folder" in capsys.readouterr().err
 
 
 def test_an_adjusted_run_is_replaced_on_request_only(card: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tests.two_processes import arguments
         (("--trainer.callbacks", '[{"class_path": "no.such"}]'), "'no.such' cannot be used: No module named 'no'"),
         (("--data.bach_size", "3"), "there is no option --data.bach_size; did you mean data.batch_size"),
         (("--data.bach_size=3",), "there is no option --data.bach_size; did you mean data.batch_size"),
-        (("run.yaml",), "'run.yaml' is no option: options begin with '--'"),
+        (("run.yaml",), "'run.yaml' is not an option: options begin with '--'"),
     ],
 )
 def test_a_wrong_option_is_one_sentence(tmp_path: Path, capsys: Any, option: tuple[str, ...], sentence: str) -> None:
@@ -36,7 +36,7 @@ def test_a_wrong_option_is_one_sentence(tmp_path: Path, capsys: Any, option: tup
         ),
         ("data:\n  batch_size: three\n", "--data.batch_size must be int, got 'three'"),
         ("data:\n  root: .\n", "--data.card is missing: give it (str)"),
-        ("data: [3\n", "wrong.yaml is no YAML file: while parsing a flow sequence"),
+        ("data: [3\n", "wrong.yaml is not a YAML file: while parsing a flow sequence"),
     ],
 )
 @pytest.mark.parametrize("separator", [" ", "="])

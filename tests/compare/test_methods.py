@@ -97,7 +97,7 @@ def test_wrong_names_are_told(names: list[str], message: str) -> None:
         ("a+b: {method: ce}", "may hold letters"),
         ("a: {method: ce, loss: {}}", "unknown section 'loss'"),
         ("[1]", "must hold a mapping"),
-        ("a: {b: ", "is no YAML"),
+        ("a: {b: ", "is not a YAML file"),
     ],
 )
 def test_wrong_methods_files_are_told(tmp_path: Path, text: str, message: str) -> None:

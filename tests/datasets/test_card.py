@@ -159,7 +159,7 @@ BAD = [
     ("masks/{stem}.png", "~/{stem}.png", 9, "must stay below the root folder"),
     ("images/*.png", "C:/images/*.png", 9, "must stay below the root folder"),
     ('images: "images/*.png"', 'list: a.txt, images: "images/*.png"', 9, "images must hold {stem}"),
-    ('.png"}', '.png", stems: ["2", "1"]}', 9, "stems ['2', '1'] is no range"),
+    ('.png"}', '.png", stems: ["2", "1"]}', 9, "stems ['2', '1'] is not a range"),
     ('.png"}', '.png", stems: ["1"]}', 9, "give the first and the last file name"),
     (
         'images: "images/*.png"',
@@ -172,7 +172,7 @@ BAD = [
         "splits:",
         "groups: {tail: [road, tram]}\nsplits:",
         8,
-        "group 'tail' names 'tram', which is no class of this card",
+        "group 'tail' names 'tram', which is not a class of this card",
     ),
     ("splits:", "groups: {head: [road]}\nsplits:", 8, "'groups' needs head, middle and tail, or tail alone"),
     (

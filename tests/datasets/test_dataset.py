@@ -350,7 +350,7 @@ def test_matlab_masks_that_are_none(tmp_path: Path) -> None:
     for fields, message in (
         ({"T": np.zeros((2, 2))}, "holds no matrix 'S'; set mat_key"),
         ({"S": np.zeros((2, 2)) + 0.5}, "are not all whole numbers"),
-        ({"S": np.zeros((2, 2, 3))}, "is no matrix of ids"),
+        ({"S": np.zeros((2, 2, 3))}, "is not a matrix of ids"),
     ):
         savemat(tmp_path / tree.mask, fields)
         with pytest.raises(SampleError, match=message):

@@ -103,7 +103,7 @@ def test_copies_in_two_splits_and_with_different_masks(root: Path) -> None:
         "masks/train/1.png; keep the right one",
         "the same image in two splits: images/train/2.jpg (train), images/val/1.jpg (val); keep it in one",
     ]
-    # The same image with the same mask is no contradiction.
+    # The same image with the same mask is not a contradiction.
     (root / "masks/train/1.png").write_bytes((root / "masks/train/0.png").read_bytes())
     assert len(find_duplicates(root, pairs(root))) == 1
 

@@ -158,7 +158,7 @@ def test_what_cannot_be_proposed(tmp_path: Path) -> None:
     noise = RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)
     for folder in ("images", "masks"):
         Image.fromarray(noise).save(tmp_path / f"soft/{folder}/1.png")
-    with pytest.raises(ValueError, match="more than 1024 different values in the masks: these are no ids"):
+    with pytest.raises(ValueError, match="more than 1024 different values in the masks: these are not ids"):
         propose_card(tmp_path / "soft")
 
 
@@ -271,7 +271,7 @@ def test_masks_with_soft_edges_are_refused(how: str, tmp_path: Path) -> None:
             (mask.convert("RGB") if "colours" in how else mask).save(buffer, format="JPEG", quality=85)
             mask = Image.open(buffer)
         mask.save(tmp_path / f"masks/{i}.png")
-    with pytest.raises(ValueError, match=r"fill areas .*: the masks were resized with interpolation|these are no ids"):
+    with pytest.raises(ValueError, match=r"fill areas .*: the masks were resized with interpolation|these are not ids"):
         propose_card(tmp_path)
 
 

@@ -263,7 +263,7 @@ def test_bank_from_a_damaged_state(data: st.DataObject) -> None:
                 if isinstance(sample["runs"], list):
                     sample["runs"] = torch.tensor(sample["runs"]).to(torch.int32)
     except (TypeError, KeyError, ValueError, RuntimeError, OverflowError, AttributeError, IndexError):
-        pass  # what was damaged is no longer a list of samples, or its runs are no numbers
+        pass  # what was damaged is no longer a list of samples, or its runs are not numbers
     with suppress(ValueError):
         bank.set_extra_state(damaged)
     empty = torch.zeros(2, 8, 8, dtype=torch.int64)
@@ -282,13 +282,21 @@ def test_mean_iou(batch: tuple[Tensor, Tensor, int], as_labels: bool) -> None:
     metric = GroupedMeanIoU(num_classes, groups={"tail": [num_classes - 1]}, ignore_index=ignore_index)
     predicted = logits.float().argmax(1) if logits.numel() else target.long().clamp(0, num_classes - 1)
     metric.update(predicted if as_labels else logits, target)
-    result = metric.compute()
+    result = metric.details()
     truth, guess = target.flatten().numpy().astype(int), predicted.flatten().numpy()
     truth, guess = truth[target.flatten().numpy() != ignore_index], guess[target.flatten().numpy() != ignore_index]
     for class_id in range(num_classes):
-        union = np.sum((truth == class_id) | (guess == class_id))
-        expected = np.sum((truth == class_id) & (guess == class_id)) / union if union else math.nan
-        np.testing.assert_allclose(result["per_class"][class_id].item(), expected, rtol=1e-6)
+        true, predicted = truth == class_id, guess == class_id
+        hits = np.sum(true & predicted)
+        totals = {
+            "": np.sum(true | predicted),
+            "_precision": np.sum(predicted),
+            "_recall": np.sum(true),
+            "_f1": (np.sum(predicted) + np.sum(true)) / 2,
+        }
+        for score, total in totals.items():
+            expected = hits / max(total, 1) if totals[""] else math.nan
+            np.testing.assert_allclose(result[f"per_class{score}"][class_id].item(), expected, rtol=1e-6)
 
 
 @fuzzed(30, batches(min_classes=2), st.sampled_from(["softmax", "sigmoid"]), st.sampled_from([2, 64, 4096]))
@@ -304,7 +312,7 @@ def test_auroc_and_average_precision(batch: tuple[Tensor, Tensor, int], scores: 
     values = (flat.softmax(1) if scores == "softmax" else flat.sigmoid())[labels != ignore_index].numpy()
     truth = labels[labels != ignore_index].numpy()
     for metric, oracle in ((auroc, roc_auc_score), (precision, average_precision_score)):
-        result = metric.compute()
+        result = metric.details()
         for class_id in range(num_classes):
             value, bound = (result[name][class_id].item() for name in ("per_class", "per_class_error_bound"))
             positives = (truth == class_id).sum()
@@ -328,7 +336,7 @@ def test_strange_inputs_of_metrics(kind: Any, data: st.DataObject) -> None:
     try:
         metric = kind(**options)
         metric.update(logits, target)
-        result = metric.compute()
+        result = metric.details()
     except (ValueError, TypeError):
         return
     except RuntimeError as error:  # so many classes or bins that the sums do not fit into memory

@@ -93,7 +93,7 @@ def test_the_bomb_goes_off_where_nothing_is_done_against_it(write: Any, marker: 
 def test_weights_run_no_code(write: Any, load: Callable[[Path], Any], marker: Path, tmp_path: Path) -> None:
     path = tmp_path / "bomb.pth"
     write({"state_dict": {"weight": torch.ones(1, 2), "bias": Bomb(marker)}, "hyper_parameters": {}}, path)
-    with pytest.raises(ValueError, match=r"bomb\.pth (holds other objects|is no readable checkpoint)"):
+    with pytest.raises(ValueError, match=r"bomb\.pth (holds other objects|is not a readable checkpoint)"):
         load(path)
     assert not marker.exists()
 
@@ -187,7 +187,7 @@ def test_a_checkpoint_does_not_choose_what_is_imported(
     with pytest.raises(ValueError, match="It is not imported, because that runs code"):
         HubModel.from_pretrained(tmp_path / "hub")
     assert not marker.exists()
-    # The same file does harm where the user vouches for it: the test above is no empty one.
+    # The same file does harm where the user vouches for it: the test above is not an empty one.
     monkeypatch.setenv("AUCSEG_TRUST_FILES", "1")
     with pytest.raises((ValueError, ImportError)):
         load_task(run)

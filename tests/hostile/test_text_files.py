@@ -23,7 +23,7 @@ def laughs(levels: int = 40) -> str:
 def test_yaml_that_unfolds_is_refused_at_once(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     (run / "config.yaml").write_text(laughs())
-    with pytest.raises(ValueError, match=r"config\.yaml is no YAML file: merge keys"):
+    with pytest.raises(ValueError, match=r"config\.yaml is not a YAML file: merge keys"):
         read_run(run)
     with pytest.raises(ValueError, match=r"unknown key|must be"):
         DatasetCard.from_yaml(laughs())
@@ -93,5 +93,5 @@ def test_deep_json_is_refused(depth: int, tmp_path: Path) -> None:
         ClassStatistics.load(tmp_path / "stats.json")
     run = write_run(tmp_path / "run")
     (run / "result.json").write_text(deep)
-    with pytest.raises(ValueError, match="is no JSON file"):
+    with pytest.raises(ValueError, match="is not a JSON file"):
         read_run(run)

@@ -86,7 +86,7 @@ def test_iou_before_is_that_of_the_metric(shifted_images: list[Batch]) -> None:
         metric.update(small, target)
         fitter.update(small, target)
     fit = fitter.fit()
-    np.testing.assert_allclose(fit.iou_before, metric.compute()["per_class"].numpy(), rtol=1e-6)
+    np.testing.assert_allclose(fit.iou_before, metric.details()["per_class"].numpy(), rtol=1e-6)
     assert math.isnan(fit.iou_before[4])
 
 

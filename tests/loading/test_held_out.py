@@ -102,7 +102,7 @@ def test_groups_stay_together(sizes: list[int], num_classes: int, share: float, 
         ([f"drive{i}_{j:03}/image" for i in range(4) for j in range(5)], 4),
         ([f"frame_{j:05}" for j in range(50)], None),
         ([f"{j:05}" for j in range(50)], None),
-        ([f"day/{j}" for j in range(20)] + [f"night/{j}" for j in range(20)], None),  # two parts are no sequences
+        ([f"day/{j}" for j in range(20)] + [f"night/{j}" for j in range(20)], None),  # two parts are not sequences
         (list("abcdefgh"), None),
     ],
 )

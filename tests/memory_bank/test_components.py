@@ -1,3 +1,5 @@
+import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,11 +31,11 @@ def flood_fill(mask: Tensor) -> Tensor:
 def components_per_pixel(masks: Tensor) -> Tensor:
     """``connected_components`` on the pixels (B, H, W): flat index of the first pixel of each one's component."""
     start, length, label = horizontal_runs(masks)
-    root = connected_components(start, length, label, masks.shape[1], masks.shape[2])
+    root = connected_components(start, length, label, masks.shape[1:])
     run, column = expand(length)
-    painted = torch.full((masks.numel(),), -1)
+    painted = np.full(masks.numel(), -1)
     painted[start[run] + column] = start[root[run]] % masks[0].numel()
-    return painted.view(masks.shape)
+    return torch.from_numpy(painted).view(masks.shape)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 12), st.integers(1, 12), st.integers(1, 4))
@@ -43,6 +45,21 @@ def test_equals_flood_fill(seed: int, num_images: int, height: int, width: int, 
     masks = torch.randint(num_labels, (num_images, height, width), generator=generator, dtype=torch.uint8)
     expected = torch.stack([flood_fill(mask) for mask in masks])
     assert torch.equal(components_per_pixel(masks), expected)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 2), st.tuples(*[st.integers(1, 7)] * 3), st.integers(1, 4))
+@settings(deadline=None, max_examples=40)
+def test_volumes_equal_scipy(seed: int, num_volumes: int, size: tuple[int, int, int], num_labels: int) -> None:
+    ndimage = pytest.importorskip("scipy.ndimage")
+    generator = torch.Generator().manual_seed(seed)
+    volumes = torch.randint(num_labels, (num_volumes, *size), generator=generator, dtype=torch.uint8)
+    found = components_per_pixel(volumes)
+    for volume, components in zip(volumes.numpy(), found.numpy(), strict=True):
+        for class_id in range(num_labels):
+            expected, _ = ndimage.label(volume == class_id, structure=np.ones((3, 3, 3)))
+            inside = expected > 0
+            pairs = np.unique(np.stack([expected[inside], components[inside]]), axis=1)
+            assert len(pairs[0]) == len(set(pairs[0])) == len(set(pairs[1]))  # one to one
 
 
 def test_comb_and_spiral_are_single_components() -> None:
@@ -65,10 +82,10 @@ def test_a_subset_of_the_runs_will_do() -> None:
     masks = torch.tensor([[[1, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 1]]])
     start, length, label = horizontal_runs(masks)
     keep = label == 1
-    root = connected_components(start[keep], length[keep], label[keep], 3, 4)
+    root = connected_components(start[keep], length[keep], label[keep], (3, 4))
     assert root.tolist() == [0, 0, 0, 3]
 
 
 def test_no_runs() -> None:
-    empty = torch.empty(0, dtype=torch.int64)
-    assert connected_components(empty, empty, empty, 4, 5).tolist() == []
+    empty = np.zeros(0, dtype=np.int64)
+    assert connected_components(empty, empty, empty, (4, 5)).tolist() == []

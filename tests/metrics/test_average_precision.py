@@ -26,7 +26,7 @@ def test_within_the_bounds_of_sklearn(num_classes: int, spread: float, signal: f
     metric = PixelAveragePrecision(num_classes, groups)
     for part in range(0, 5000, 1250):
         metric.update(logits[part : part + 1250], target[part : part + 1250])
-    result = metric.compute()
+    result = metric.details()
     expected = sklearn_average_precision(logits.softmax(1), target)
     bound = result["per_class_error_bound"].numpy()
     assert (np.abs(result["per_class"].numpy() - expected) <= bound + ROUNDING).all()
@@ -45,7 +45,7 @@ def test_bound_holds_for_any_bins_scale_and_ties(seed: int, bins: int, spread: f
         scores = (scores * 8).round() / 8
     metric = PixelAveragePrecision(3, scores="identity", bins=bins)
     metric.update(scores, target)
-    result = metric.compute()
+    result = metric.details()
     error = np.abs(result["per_class"].numpy() - sklearn_average_precision(scores, target))
     assert (error <= result["per_class_error_bound"].numpy() + ROUNDING).all()
 
@@ -54,7 +54,7 @@ def test_many_bins_are_nearly_exact() -> None:
     logits, target = sample(4, 300)
     metric = PixelAveragePrecision(4, bins=200_000)
     metric.update(logits, target)
-    result = metric.compute()
+    result = metric.details()
     np.testing.assert_allclose(result["per_class"], sklearn_average_precision(logits.softmax(1), target), atol=2e-3)
 
 
@@ -63,10 +63,10 @@ def test_absent_classes_and_ignored_pixels() -> None:
     target = torch.where(target == 3, 255, target)
     metric = PixelAveragePrecision(5, {"head": [0, 4], "tail": [3]})
     metric.update(logits, target)
-    result = metric.compute()
+    result = metric.details()
     kept = PixelAveragePrecision(5, {"head": [0, 4], "tail": [3]})
     kept.update(logits[target != 255], target[target != 255])
-    torch.testing.assert_close(result, kept.compute(), equal_nan=True)
+    torch.testing.assert_close(result, kept.details(), equal_nan=True)
     assert result["per_class"].isnan().tolist() == [False, False, False, True, False]
     assert result["tail"].isnan()
     torch.testing.assert_close(result["head"], result["per_class"][[0, 4]].mean())
@@ -75,7 +75,7 @@ def test_absent_classes_and_ignored_pixels() -> None:
 def test_only_positives_is_one() -> None:
     metric = PixelAveragePrecision(2)
     metric.update(torch.randn(5, 2), torch.zeros(5, dtype=torch.long))
-    result = metric.compute()
+    result = metric.details()
     assert result["per_class"][0] == 1
     assert result["per_class"][1].isnan()
 

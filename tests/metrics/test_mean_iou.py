@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassJaccardIndex
@@ -48,35 +48,57 @@ def test_equals_jaccard_index_over_batches() -> None:
         predicted, target = random_labels(seed)
         metric.update(predicted, target)
         reference.update(predicted, target)
-    result, expected = metric.compute(), reference.compute()
+    result, expected = metric.details(), reference.compute()
     torch.testing.assert_close(result["per_class"], expected)
     torch.testing.assert_close(result["miou"], expected.mean())
     for name, class_ids in GROUPS.items():
         torch.testing.assert_close(result[name], expected[class_ids].mean())
-    assert set(result) == {"miou", "per_class", *GROUPS}
+    assert list(metric.compute()) == ["miou", *GROUPS, "precision", "recall", "f1"]
+    torch.testing.assert_close(metric.compute(), {name: result[name] for name in metric.compute()})
 
 
 def test_absent_classes_are_nan_and_left_out() -> None:
     predicted, target = random_labels(0, num_classes=4)
     metric = GroupedMeanIoU(NUM_CLASSES, GROUPS)
     metric.update(predicted, target)
-    result = metric.compute()
+    result = metric.details()
     expected = naive_iou(predicted, target, NUM_CLASSES)
     np.testing.assert_allclose(result["per_class"].numpy(), expected, rtol=1e-6)
     assert math.isnan(result["tail"])
     np.testing.assert_allclose(result["miou"].item(), np.nanmean(expected), rtol=1e-6)
 
 
+def test_precision_recall_and_f1_equal_sklearn() -> None:
+    """Over classes of which one is never predicted, one never true and one in neither."""
+    predicted, target = random_labels(5)
+    predicted[predicted == 1] = 0
+    target[target == 2] = 0
+    predicted[predicted == 6], target[target == 6] = 3, 3
+    metric = GroupedMeanIoU(NUM_CLASSES, GROUPS)
+    metric.update(predicted, target)
+    result = metric.details()
+    valid = (target != 255).flatten()
+    occurs = [0, 1, 2, 3, 4, 5]
+    *scores, _ = precision_recall_fscore_support(
+        target.flatten()[valid], predicted.flatten()[valid], labels=occurs, zero_division=0
+    )
+    for name, expected in zip(("precision", "recall", "f1"), scores, strict=True):
+        np.testing.assert_allclose(result[f"per_class_{name}"][:6].numpy(), expected, rtol=1e-6)
+        assert result[f"per_class_{name}"][6].isnan()
+        np.testing.assert_allclose(metric.compute()[name].item(), expected.mean(), rtol=1e-6)
+        np.testing.assert_allclose(result[f"tail_{name}"].item(), expected[4:].mean(), rtol=1e-6)
+
+
 def test_class_only_in_prediction_counts_as_zero() -> None:
     metric = GroupedMeanIoU(3)
     metric.update(torch.tensor([0, 2]), torch.tensor([0, 0]))
-    np.testing.assert_array_equal(metric.compute()["per_class"].numpy(), [0.5, np.nan, 0.0])
+    np.testing.assert_array_equal(metric.details()["per_class"].numpy(), [0.5, np.nan, 0.0])
 
 
 def test_nothing_valid_is_nan() -> None:
     metric = GroupedMeanIoU(3, {"tail": [2], "empty": []})
     metric.update(torch.zeros(4, dtype=torch.uint8), torch.full((4,), 255, dtype=torch.uint8))
-    assert all(value.isnan().all() for value in metric.compute().values())
+    assert all(value.isnan().all() for value in metric.details().values())
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int16, torch.int32, torch.int64])
@@ -85,7 +107,7 @@ def test_integer_types(dtype: torch.dtype) -> None:
     metric = GroupedMeanIoU(NUM_CLASSES)
     metric.update(predicted.to(dtype), target.to(dtype))
     np.testing.assert_allclose(
-        metric.compute()["per_class"].numpy(), naive_iou(predicted, target, NUM_CLASSES), rtol=1e-6
+        metric.details()["per_class"].numpy(), naive_iou(predicted, target, NUM_CLASSES), rtol=1e-6
     )
 
 
@@ -93,7 +115,7 @@ def test_ignore_index_inside_the_classes() -> None:
     target = torch.tensor([0, 0, 1, 2])
     metric = GroupedMeanIoU(3, ignore_index=0)
     metric.update(torch.tensor([1, 2, 1, 1]), target)
-    np.testing.assert_array_equal(metric.compute()["per_class"].numpy(), [np.nan, 0.5, 0.0])
+    np.testing.assert_array_equal(metric.details()["per_class"].numpy(), [np.nan, 0.5, 0.0])
 
 
 @pytest.mark.parametrize("ignored", [0, 2])
@@ -103,7 +125,7 @@ def test_an_ignored_class_is_left_out_of_all_means(ignored: int) -> None:
     others = [c for c in range(NUM_CLASSES) if c != ignored]
     metric = GroupedMeanIoU(NUM_CLASSES, {"with": [ignored, others[0]], "rest": others[1:]}, ignore_index=ignored)
     metric.update(predicted, target)
-    result = metric.compute()
+    result = metric.details()
     masked = torch.where(target == ignored, 255, target)
     expected = naive_iou(predicted, masked, NUM_CLASSES)
     expected[ignored] = np.nan
@@ -199,7 +221,7 @@ def test_flat_logits() -> None:
     metric = GroupedMeanIoU(NUM_CLASSES)
     metric.update(logits, target)
     np.testing.assert_allclose(
-        metric.compute()["per_class"].numpy(), naive_iou(logits.argmax(1), target, NUM_CLASSES), rtol=1e-6
+        metric.details()["per_class"].numpy(), naive_iou(logits.argmax(1), target, NUM_CLASSES), rtol=1e-6
     )
 
 
@@ -238,6 +260,10 @@ def test_clone_pickle_reset_forward_and_collection() -> None:
         ({"num_classes": 3, "groups": {"tail": [3]}}, "class id 3 of group 'tail' is outside 0..2"),
         ({"num_classes": 3, "groups": {"head": [0], "tail": [0]}}, "class id 0 is listed twice"),
         ({"num_classes": 3, "groups": {"miou": [0]}}, "cannot be called 'miou'"),
+        ({"num_classes": 3, "groups": {"recall": [0]}}, "cannot be called 'recall'"),
+        ({"num_classes": 3, "groups": {"tail": [0], "tail_f1": [1]}}, "cannot be called 'tail_f1'"),
+        ({"num_classes": 3, "class_names": ["road", "car"]}, "class_names must hold 3 names"),
+        ({"num_classes": 3, "class_names": "cat"}, "class_names must hold 3 names"),
     ],
 )
 def test_bad_options(arguments: dict[str, object], message: str) -> None:

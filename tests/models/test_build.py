@@ -146,7 +146,7 @@ def test_folder_without_a_model(tmp_path: Path) -> None:
 
 def test_folder_with_a_model_of_another_task(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match="'bert', which is no semantic segmentation model"):
+    with pytest.raises(ValueError, match="'bert', which is not a semantic segmentation model"):
         build_model(f"hf/{tmp_path}", 5)
 
 

@@ -52,13 +52,13 @@ def test_result_of_a_run_that_has_gone_on_since_is_not_finished(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("result.json", '{"step": 1, ', "result.json is no JSON file"),
+        ("result.json", '{"step": 1, ', "result.json is not a JSON file"),
         ("result.json", "[1]", "must hold a JSON object, not a list"),
         ("confusion.json", '{"counts": [[1, 2], [3]]}', "does not hold what a run writes"),
         ("confusion.json", '{"counts": [[1]]}', "21 classes"),
         ("curves.json", '{"candle": {"fpr": [0]}}', "does not hold what a run writes"),
         ("images.json", '{"a": {"wall": [1, 2]}}', "does not hold what a run writes"),
-        ("config.yaml", "a: [", "config.yaml is no YAML file"),
+        ("config.yaml", "a: [", "config.yaml is not a YAML file"),
         ("config.yaml", "- a", "must hold a mapping"),
     ],
 )

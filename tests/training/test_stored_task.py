@@ -35,5 +35,5 @@ def test_a_model_without_a_name_is_told(tiny_card: Path, tmp_path: Path) -> None
     with pytest.raises(ValueError, match="given as a module, not by name"):
         load_task(path)
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match="is no checkpoint of 'aucseg fit'"):
+    with pytest.raises(ValueError, match="is not a checkpoint of 'aucseg fit'"):
         load_task(tmp_path / "other.ckpt")

@@ -125,7 +125,7 @@ def test_the_bank_protects_a_group_of_the_card(tiny_card: Path) -> None:
     task = make_task(tiny_card, bank={"protect_classes": "middle"})
     assert task.bank is not None
     assert task.bank.protect_classes == (1, 2)
-    with pytest.raises(ValueError, match=r"'centre', which is no group of the card .*head, middle, tail"):
+    with pytest.raises(ValueError, match=r"'centre', which is not a group of the card .*head, middle, tail"):
         make_task(tiny_card, bank={"protect_classes": "centre"})
 
 

@@ -105,14 +105,14 @@ def test_files_that_are_no_checkpoints(tiny_card: Path, tmp_path: Path, capsys: 
     torch.save({"state_dict": {"weight": torch.zeros(2)}}, weights)
     key = "resume" if command == "fit" else "ckpt_path"
     assert "holds no training" in fail(capsys, command, tiny_card, tmp_path / "out", **{key: weights})
-    assert "is no readable checkpoint" in fail(capsys, command, tiny_card, tmp_path / "out", **{key: tiny_card})
+    assert "is not a readable checkpoint" in fail(capsys, command, tiny_card, tmp_path / "out", **{key: tiny_card})
 
 
 def test_an_image_is_no_model(tiny_card: Path, tmp_path: Path, capsys: Any) -> None:
     image = str(tiny_card.parent / "images" / "val" / "frame_00.png")
     assert cli.main(["predict", image, image, "--out", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{image} is no readable checkpoint: torch.save did not write this file" in line
+    assert f"{image} is not a readable checkpoint: torch.save did not write this file" in line
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_an_image_is_no_model(tiny_card: Path, tmp_path: Path, capsys: Any) -> N
         ({"tail_classes": ["jem"]}, r"model\.bank\.tail_classes holds 'jem', .* card 'tiny'; did you mean gem\?"),
         ({"tail_classes": [4]}, r"model\.bank\.tail_classes holds 4: the classes of the card 'tiny' are 0\.\.3"),
         ({"protect_classes": ["boxx"]}, r"model\.bank\.protect_classes holds 'boxx'"),
-        ({"protect_classes": "midle"}, r"which is no group of the card 'tiny' \(groups: head, middle, tail\)"),
+        ({"protect_classes": "midle"}, r"which is not a group of the card 'tiny' \(groups: head, middle, tail\)"),
     ],
 )
 def test_options_of_the_bank_are_named(tiny_card: Path, bank: dict[str, Any], message: str) -> None:

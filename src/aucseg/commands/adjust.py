@@ -58,13 +58,13 @@ def run(args: argparse.Namespace) -> int:
     """
     from aucseg.commands.predict import device_named
     from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT, best_of, checkpoint_in
+    from aucseg.safe_files import write_json
     from aucseg.training.adjustment import evaluation_batches, fit_task_offsets, write_adjusted_checkpoint
     from aucseg.training.evaluation import evaluate_checkpoint
-    from aucseg.training.result_writer import write_json
     from aucseg.training.stored_task import load_task
 
     if not args.run.is_dir():
-        raise ValueError(f"{args.run} is no run folder of 'aucseg fit'")
+        raise ValueError(f"{args.run} is not a run folder of 'aucseg fit'")
     out = args.out or args.run.resolve().with_name(args.run.resolve().name + "-adjusted")
     if out.exists() and any(out.iterdir()) and not (args.overwrite and (out / ADJUST_FILE).is_file()):
         way_out = "give another with --out" if not (out / ADJUST_FILE).is_file() else "--overwrite replaces it"
@@ -141,15 +141,15 @@ def _objective(name: str, items: Sequence[str], task: SegmentationTask) -> str |
         try:
             weights[names.index(class_name)] = float(text)
         except ValueError as error:
-            raise ValueError(f"--class-weight {item}: {text!r} is no number") from error
+            raise ValueError(f"--class-weight {item}: {text!r} is not a number") from error
     return weights
 
 
 def _write_cross_fitted(fit: OffsetFit, task: SegmentationTask, out: Path) -> None:
     """Writes the result of a run whose validation images were fitted on: each with the offsets that others gave."""
     from aucseg.run_files import LAST_CHECKPOINT, RESULT_FILE
+    from aucseg.safe_files import write_json
     from aucseg.training.checkpoints import checkpoint_step
-    from aucseg.training.result_writer import write_json
 
     card = task.card
     result = {

@@ -345,7 +345,8 @@ def run_lightning(command: str, arguments: list[str]) -> AUCSegCLI:
         return AUCSegCLI(
             SegmentationTask,
             SegmentationDataModule,
-            args=[command, *_with_shipped_configs(arguments)],
+            # The help of fit_help is the short one.
+            args=[command, *("--help" if a == "--help.all" else a for a in _with_shipped_configs(arguments))],
             seed_everything_default=0,
             save_config_callback=RunConfig,
             save_config_kwargs={"overwrite": True},
@@ -380,5 +381,5 @@ def _readable_config(name: str) -> str:
     try:
         yaml.compose(read_text(Path(path)))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
     return str(path)

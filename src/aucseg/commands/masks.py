@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--boxes",
         choices=("error", "fill", "ignore"),
         default="error",
-        help="boxes are no outlines: refuse (default), fill, or ignore their pixels",
+        help="boxes are not outlines: refuse (default), fill, or ignore their pixels",
     )
     add("--ignore", nargs="+", default=[], metavar="LABEL", help="labels whose pixels are ignored")
     add("--drop", nargs="+", default=[], metavar="LABEL", help="labels whose regions are left out")

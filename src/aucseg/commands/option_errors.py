@@ -44,7 +44,7 @@ def option_error(message: str, known: Iterable[str]) -> str:
 def _unknown(words: list[str], known: Iterable[str]) -> str:
     option = next((word.partition("=")[0] for word in words if word.startswith("-")), None)
     if option is None:
-        return f"{words[0]!r} is no option: options begin with '--', and a configuration is given with --config"
+        return f"{words[0]!r} is not an option: options begin with '--', and a configuration is given with --config"
     return f"there is no option {option}; {closest(option.lstrip('-'), known)}"
 
 

@@ -38,7 +38,7 @@ _EXAMPLES = """examples:
 exit status: 0 all is well, 1 the check found problems, 2 the command could not run
 """
 _MAX_SHOWN = 20
-# So many unknown ids are no forgotten classes: soft edges are looked for, in a few of the files.
+# So many unknown ids are not forgotten classes: soft edges are looked for, in a few of the files.
 _MANY_UNKNOWN = 6
 _NUM_LOOKED_AT = 16
 
@@ -51,7 +51,7 @@ class Check:
         errors: For each sample that cannot be used, its messages.
         unknown: For each raw id outside the card: its pixels, and the files that hold it.
         advice: What the findings together say.
-        unused: Image files that no split names; they are no fault.
+        unused: Image files that no split names; they are not a fault.
         other_splits: For each other split its images.
     """
 
@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--on-error",
         choices=("raise", "skip"),
         default="raise",
-        help="skip: bad files are listed and left out, and are no failure",
+        help="skip: bad files are listed and left out, and are not counted as failures",
     )
     parser.add_argument(
         "--decode-images", action="store_true", help="decode every image to find truncated ones (slower)"

@@ -16,7 +16,7 @@ _MORE = """  aucseg validate --config runs/a/config.yaml      with the options o
                                                    takes the run's last checkpoint, or --ckpt_path FILE
 """
 # Of the metrics that a validation has, those that are told, in this order.
-_TOLD = ("miou", "head", "middle", "tail", "auroc", "tail_ap", "loss")
+_TOLD = ("miou", "head", "middle", "tail", "precision", "recall", "f1", "auroc", "tail_ap", "loss")
 
 
 def names_run(arguments: Sequence[str]) -> bool:

@@ -138,5 +138,5 @@ def summarize(values: Mapping[str, Mapping[int, float]], baseline: str, *, rank:
 def _is_above(values: Mapping[int, float], others: Sequence[Mapping[int, float]]) -> bool:
     differences = [paired_difference(values, other) for other in others]
     corrected = holm([difference.p for difference in differences])
-    # NaN, a difference that cannot be tested, is no proof.
+    # NaN, a difference that cannot be tested, is not a proof.
     return all(d.mean > 0 and p < LEVEL for d, p in zip(differences, corrected, strict=True))

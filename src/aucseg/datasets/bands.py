@@ -125,7 +125,7 @@ def _check(raster: Any, path: Path, card: DatasetCard, data: bytes | None = None
             "(value_range: [LOW, HIGH], or a pair for each band)"
         )
     if "palette" in {raster.colorinterp[band - 1].name for band in bands}:
-        raise SampleError(f"{path}: a band of palette indices is no measurement; leave 'bands' out of the card")
+        raise SampleError(f"{path}: a band of palette indices is not a measurement; leave 'bands' out of the card")
     if _is_turned(path, data) and card.exif != "ignore":
         raise SampleError(
             f"{path}: an orientation tag turns the picture, and rasters are read as stored; set 'exif: ignore' in the "

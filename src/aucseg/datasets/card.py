@@ -142,7 +142,7 @@ class DatasetCard:
                     from aucseg.hints import closest
 
                     near = closest(entry, self.class_names)
-                    raise ValueError(f"{name} holds {entry!r}, which is no class of the card {self.name!r}; {near}")
+                    raise ValueError(f"{name} holds {entry!r}, which is not a class of the card {self.name!r}; {near}")
                 entry = self.class_names.index(entry)
             if isinstance(entry, bool) or not isinstance(entry, int) or not 0 <= entry < self.num_classes:
                 raise ValueError(
@@ -352,7 +352,7 @@ def _parse_groups(groups: YamlValue, names: Sequence[str]) -> dict[str, list[int
         for member in members:
             name = member.string()
             if name not in names:
-                member.error(f"group {group!r} names {name!r}, which is no class of this card")
+                member.error(f"group {group!r} names {name!r}, which is not a class of this card")
             if name in group_of:
                 member.error(f"class {name!r} is in group {group_of[name]!r} and in {group!r}; it can be in one only")
             group_of[name] = group
@@ -396,5 +396,7 @@ def _parse_split(split: YamlValue) -> tuple[Layout, ...]:
 def _parse_stems(stems: YamlValue) -> tuple[str, str]:
     ends = [end.string() for end in stems.sequence()]
     if len(ends) != 2 or ends[0] > ends[1]:
-        stems.error(f"stems {ends} is no range: give the first and the last file name without ending, in their order")
+        stems.error(
+            f"stems {ends} is not a range: give the first and the last file name without ending, in their order"
+        )
     return ends[0], ends[1]

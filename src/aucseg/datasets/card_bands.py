@@ -23,7 +23,7 @@ def parse_value_range(value_range: YamlValue, bands: tuple[int, ...] | None) -> 
     for pair in pairs:
         ends = [end.number() for end in pair.sequence()]
         if len(ends) != 2 or not ends[0] < ends[1]:
-            pair.error(f"{ends} is no range: give the values that become 0 and 255, the lower one first")
+            pair.error(f"{ends} is not a range: give the values that become 0 and 255, the lower one first")
         ranges.append((ends[0], ends[1]))
     if len(ranges) not in (1, len(bands)):
         value_range.error(f"'value_range' holds {len(ranges)} pairs for {len(bands)} bands; give one, or one for each")

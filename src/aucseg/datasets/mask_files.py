@@ -215,14 +215,14 @@ def _check_palette(palette: Array, values: Array, path: Path, card: DatasetCard)
             found = tuple(palette[raw].tolist()) if raw < len(palette) else None
             raise SampleError(
                 f"{path}: index {raw} of the palette is {found}, not {color_of[raw]} as in the card: a program that "
-                "re-saved the mask has reordered the palette, so its indices are no class ids any more; fetch the "
+                "re-saved the mask has reordered the palette, so its indices are not class ids any more; fetch the "
                 "file again, or use mask_encoding: rgb"
             )
 
 
 def _whole_numbers(values: Array, path: Path, what: str) -> Array:
     if values.size and not np.isfinite(values).all():
-        raise SampleError(f"{path}: {what} holds values that are no numbers (NaN); give those pixels an id to ignore")
+        raise SampleError(f"{path}: {what} holds values that are not numbers (NaN); give those pixels an id to ignore")
     low, high = values.min(initial=0), values.max(initial=0)
     if low < 0 or high > 65535:
         raise SampleError(f"{path}: {what} holds ids from {low} to {high}; 16-bit masks hold 0..65535")
@@ -281,6 +281,7 @@ def _read_mat(path: Path, key: str, data: bytes | None) -> Array:
         raise SampleError(f"{path}: not a readable MATLAB file: {error}; fetch the file again") from error
     if values.ndim != 2 or not np.issubdtype(values.dtype, np.number):
         raise SampleError(
-            f"{path}: {key!r} is no matrix of ids but {values.dtype} of shape {values.shape}; set mat_key in the card"
+            f"{path}: {key!r} is not a matrix of ids but {values.dtype} of shape {values.shape}; "
+            "set mat_key in the card"
         )
     return _whole_numbers(values, path, repr(key))

@@ -154,7 +154,7 @@ def _find_ids(
             if len(found.ids) > _MAX_COLORS:
                 raise ValueError(
                     f"{dataset.mask_path(sample.index)}: more than {_MAX_COLORS} different values in the masks: "
-                    "these are no ids; soft edges or lossy compression mix the colours of classes, so make the "
+                    "these are not ids; soft edges or lossy compression mix the colours of classes, so make the "
                     "masks again without them"
                 )
     if not found.ids:

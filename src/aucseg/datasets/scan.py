@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from aucseg.announce import Announcement
 from aucseg.datasets.bands import check_card_image
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.counting import MaskScan, scan_image, scan_mask
@@ -169,7 +170,7 @@ def scan_samples(
     done = 0
     bar = tqdm(total=len(samples), desc="scanning", unit="image", disable=not progress)
     arguments = (dataset.card, decode_images, None if cache is None else cache.path)
-    with bar:
+    with bar, Announcement(f"reading {len(jobs):,} files", enabled=not progress):
         for job, (payload, error, digest) in zip(jobs, _run(jobs, arguments, num_workers), strict=True):
             sample = samples[job.index]
             if payload is None:

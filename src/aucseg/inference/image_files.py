@@ -165,7 +165,7 @@ def _without_pixel_limit() -> Iterator[None]:
 
 def _to_8_bits(values: Array, path: str | Path, value_range: tuple[float, float] | None) -> npt.NDArray[np.uint8]:
     if not np.isfinite(values).all():
-        raise ImageError(f"{path}: holds values that are no numbers (NaN, infinity); fill these pixels first")
+        raise ImageError(f"{path}: holds values that are not numbers (NaN, infinity); fill these pixels first")
     low, high = (values.min(), values.max()) if values.size else (0, 0)
     if value_range is None:
         # Data of 12 or 14 bits in a file of 16 would become an almost black image.

@@ -198,7 +198,7 @@ class OffsetFitter:
     def _search(self, scores: CandidateScores, weight: Floats, shrinkage: float) -> Integers:
         num_images = (scores.num_true > 0).sum(axis=0)
         penalty = shrinkage * self._step**2 / np.maximum(num_images, 1) / np.count_nonzero(weight)
-        # What one image alone shows is no evidence.
+        # What one image alone shows proves nothing.
         movable = num_images >= 2
         objective = Objective(np.where(movable, weight, 0), np.where(movable, penalty, 0))
         return OffsetSearch(scores, objective, self._step, self._limit, movable).run()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from aucseg.datasets.naming import affixes
 
-# Fewer are no division that a part could be taken of.
+# Fewer are not a division that a part could be taken of.
 _MIN_SEQUENCES = 4
 _LAST_NUMBER = re.compile(r"[_.\- ]*[a-zA-Z]?\d+$")
 

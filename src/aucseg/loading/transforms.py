@@ -12,16 +12,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as tvf
 
 from aucseg.loading.crops import ClassAwareCrop
 from aucseg.loading.photometric import DrawColourChange, PhotometricDistortion
-
-try:
-    from torchvision import tv_tensors
-    from torchvision.transforms import v2
-    from torchvision.transforms.v2 import functional as tvf
-except ImportError as error:  # pragma: no cover - depends on the environment
-    raise ImportError('aucseg.loading.transforms needs torchvision: pip install "aucseg[train]"') from error
 
 Sample = dict[str, Any]
 

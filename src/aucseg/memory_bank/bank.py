@@ -5,16 +5,17 @@ Source of the idea: Han et al., "AUCSeg: AUC-oriented Pixel-level Long-tail Sema
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from aucseg.memory_bank.checks import (
-    MASK_DTYPES,
     check_batch,
-    check_labels,
+    check_plan,
     check_policy,
     check_samples,
     check_settings,
@@ -22,12 +23,14 @@ from aucseg.memory_bank.checks import (
     checked_classes,
     checked_presence,
     checked_tail_classes,
+    workable,
 )
-from aucseg.memory_bank.components import connected_components, horizontal_runs, keep_where, number_components
-from aucseg.memory_bank.labels import LabelTables
+from aucseg.memory_bank.components import Bools
 from aucseg.memory_bank.paper import paper_settings
-from aucseg.memory_bank.paste import Paste, paste_samples
-from aucseg.memory_bank.policy import PresenceCounts, draw_share_of_missing, draw_to_presence, in_any, present_after
+from aucseg.memory_bank.paste import Paste, is_present, place_samples
+from aucseg.memory_bank.pixels import dense_format, paste_pixels
+from aucseg.memory_bank.plan import BankPlanner, BatchPlan
+from aucseg.memory_bank.policy import PresenceCounts, draw_share_of_missing, draw_to_presence, in_any
 from aucseg.memory_bank.store import NeverStored, SampleStore
 
 
@@ -57,9 +60,8 @@ class TailMemoryBank(nn.Module):
     Less is reached before a first sample is stored, and where images have no free pixel within reach of the sample:
     ``presence_reached`` tells.
 
-    All work is done on the tensors' device. Stored samples follow the device of the images. Counts of stored and
-    pasted pixels depend on the data, so that on an accelerator a call waits for the device a few times; random
-    choices are made on the host.
+    Places and random choices are worked out on the host, and stored pixels stay on the images' device. A call that has
+    to read its masks from an accelerator waits for it; with a ``plan`` nothing waits. Volumes work like images.
 
     Args:
         tail_classes: class ids (train ids, 0..num_classes-1) to store and paste.
@@ -140,6 +142,7 @@ class TailMemoryBank(nn.Module):
         )
         check_policy(sample_ratio, presence_target)
         self.num_classes = num_classes
+        self.capacity, self.max_bytes = capacity, max_bytes
         self.sample_ratio = 0.05 if sample_ratio is None and presence_target is None else sample_ratio
         self.resize_ratio = resize_ratio
         self.scope = scope
@@ -154,9 +157,10 @@ class TailMemoryBank(nn.Module):
         if generator is None:
             generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         self._generator = generator
-        protected = [*self.protect_classes, *(self.tail_classes if protect_tail else ())]
-        self._labels = LabelTables(self.tail_classes, protected, num_classes)
-        self._store = SampleStore(len(self.tail_classes), capacity, max_bytes)
+        protected = {*self.protect_classes, *(self.tail_classes if protect_tail else ())}
+        self._planner = BankPlanner(
+            self.tail_classes, tuple(sorted(protected)), num_classes, ignore_index, min_pixels, max_components
+        )
         self.clear()
 
     @classmethod
@@ -193,16 +197,6 @@ class TailMemoryBank(nn.Module):
         self._counts = PresenceCounts(num_tail)
         self._never_stored = NeverStored(self.tail_classes, self.min_pixels, self.max_bytes)
         self._last_pastes: list[tuple[int, int, int]] = []
-
-    @property
-    def capacity(self) -> int:
-        """Samples per class."""
-        return self._store.capacity
-
-    @property
-    def max_bytes(self) -> int | None:
-        """Bound on ``nbytes``."""
-        return self._store.max_bytes
 
     @property
     def nbytes(self) -> int:
@@ -244,14 +238,17 @@ class TailMemoryBank(nn.Module):
         )
 
     @torch.no_grad()
-    def forward(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, masks: Tensor, plan: BatchPlan | None = None) -> tuple[Tensor, Tensor]:
         """Stores from a batch, then pastes into a copy of it.
 
         Args:
-            images: (B, C, H, W), uint8 or floating, any number of channels and any range of values. Channels and
-                dtype must stay the same from batch to batch as long as samples are stored; H and W may change.
-            masks: (B, H, W), labels 0..K-1 or ``ignore_index``, on the device of the images: bool or any integer dtype
-                but uint64. (uint8 and int16 to int64 save a copy in int64.)
+            images: (B, C, H, W), or volumes (B, C, D, H, W), uint8 or floating, any number of channels and any range
+                of values. Channels and dtype must stay the same from batch to batch as long as samples are stored; H
+                and W may change.
+            masks: (B, H, W) or (B, D, H, W), labels 0..K-1 or ``ignore_index``, on the device of the images: bool or
+                any integer dtype but uint64. (uint8 and int16 to int64 save a copy in int64.)
+            plan: what ``bank.plan(masks)`` or ``bank.planner(masks)`` has made of these masks, while on the CPU:
+                nothing then waits for the device, and the pastes are the same.
 
         Returns:
             ``(images, masks)``: in training mode new tensors of the same shapes, dtypes and memory format; in
@@ -259,94 +256,94 @@ class TailMemoryBank(nn.Module):
 
         Raises:
             TypeError: a dtype that is none of the above.
-            ValueError: shapes or devices that do not match, images unlike the stored ones, or (checked on the CPU
-                alone, since it would make an accelerator wait) a label outside 0..K-1 that is not ``ignore_index``.
+            ValueError: shapes or devices that do not match, images unlike the stored ones, a label outside 0..K-1
+                that is not ``ignore_index``, or a plan of other masks or settings (on an accelerator only their shape
+                is compared: plan after the last change to the masks).
         """
         self._last_pastes = []
         if not self.training:
             return images, masks
         check_batch(images, masks, self.tail_classes)
         self._store.check_format(images)
-        self._store.move(images.device)
-        self._labels.move(images.device)
-        channels_last = not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
-        images = images.clone(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         mask_dtype = masks.dtype
-        # For some dtypes torch has few operations.
-        masks = masks.to(mask_dtype if mask_dtype in MASK_DTYPES else torch.int64)
-        masks = masks.clone(memory_format=torch.contiguous_format)
-        if masks.numel():
-            present = self._store_batch(images, masks)
-            pastes = self._choose(present)
-            if pastes:
-                counts = paste_samples(
-                    images,
-                    masks,
-                    pastes,
-                    resize_ratio=self.resize_ratio,
-                    placement=self.placement,
-                    is_protected=self._labels.is_protected,
-                    is_spared=self._labels.is_spared,
-                    first_wins=self.protect_tail,
-                    generator=self._generator,
-                )
-                self._last_pastes = [(p.image, p.class_id, n) for p, n in zip(pastes, counts, strict=True) if n]
-            held = present_after(present, self.tail_classes, self._last_pastes, None if self.protect_tail else masks)
-            self._counts.reach(held if self.scope == "image" else [in_any(held)])
+        if plan is not None:
+            check_plan(plan, self.planner, masks)
+        elif masks.numel():
+            plan = self.planner(masks)
+        images = images.clone(memory_format=dense_format(images))
+        masks = workable(masks).clone(memory_format=torch.contiguous_format)
+        if plan is not None and masks.numel():
+            self._counts.see(plan.present)
+            self._never_stored.update(plan.present, self._store.add(plan, images, self._generator))
+            held = self._paste(images, masks, plan, self._choose(plan.present))
+            self._counts.reach(held if self.scope == "image" else in_any(held))
         return images, masks.to(mask_dtype)
 
-    def _store_batch(self, images: Tensor, masks: Tensor) -> list[list[bool]]:
-        """Stores what the batch holds of each tail class; returns (B, T) which tail classes each image holds."""
-        num_images, height, width = masks.shape
-        num_tail = len(self.tail_classes)
-        start, length, label = horizontal_runs(masks)
-        if masks.device.type == "cpu":
-            check_labels(label, start, masks.shape, self.num_classes, self.ignore_index)
-        tail = self._labels.tail_position(label)
-        start, length, tail = keep_where(tail >= 0, start, length, tail)
-        group = start // (height * width) * num_tail + tail  # one group per image and class
+    @property
+    def planner(self) -> BankPlanner:
+        """Makes the plans of this bank; it can be pickled and given to the processes of a loader."""
+        return self._planner
 
-        present = torch.zeros(num_images * num_tail, dtype=torch.bool, device=masks.device)
-        present[group] = True
-        present_list: list[list[bool]] = present.view(num_images, num_tail).tolist()
-        self._counts.see(present_list)
+    def plan(self, masks: Tensor) -> BatchPlan:
+        """Takes from a batch's masks what ``bank(images, masks, plan=plan)`` needs of them; draws and stores nothing.
 
-        root = connected_components(start, length, tail, height, width)
-        component = number_components(root, length, group, self.min_pixels, self.max_components)
-        start, length, group, component = keep_where(component >= 0, start, length, group, component)
-        order = group.sort(stable=True).indices
-        start, length, group, component = start[order], length[order], group[order], component[order]
-        stored = self._store.add(images, start, length, group, component, self._generator)
-        self._never_stored.update(present_list, stored)
-        return present_list
+        Args:
+            masks: (B, H, W) or (B, D, H, W), on the CPU; on an accelerator this waits for the device.
+        """
+        return self._planner(masks)
 
-    def _choose(self, present: list[list[bool]]) -> list[Paste]:
+    def _paste(self, images: Tensor, masks: Tensor, plan: BatchPlan, pastes: list[Paste]) -> Bools:
+        """Pastes into images and masks, in place; returns (B, T) which tail classes each image holds then."""
+        if not pastes:
+            return plan.present
+        placed = place_samples(
+            pastes,
+            plan,
+            resize_ratio=self.resize_ratio,
+            placement=self.placement,
+            first_wins=self.protect_tail,
+            generator=self._generator,
+        )
+        if len(placed.pieces.begin):
+            paste_pixels(images, masks, self._store.pixels, placed.pieces)
+        self._last_pastes = [(p.image, p.class_id, n) for p, n in zip(pastes, placed.counts, strict=True) if n]
+        return is_present(plan, pastes, placed)
+
+    def _choose(self, present: Bools) -> list[Paste]:
         """Draws classes, images and samples."""
-        units = present if self.scope == "image" else [in_any(present)]
+        has_sample = np.array([len(samples) > 0 for samples in self._store.samples])
         pastes = []
-        for number, row in enumerate(units):
-            for position in self._draw_classes(row, len(present)):
-                samples = self._store.samples[position]
-                image = number if self.scope == "image" else self._randint(len(present))
-                pastes.append(Paste(image, self.tail_classes[position], samples[self._randint(len(samples))]))
+        for number, row in enumerate(present if self.scope == "image" else in_any(present)):
+            drawn = self._draw_classes(~row, has_sample, len(present))
+            ranges = [len(self._store.samples[position]) for position in drawn]
+            if self.scope == "image":
+                images, indices = [number] * len(drawn), self._draw(ranges)
+            else:
+                draws = self._draw([high for count in ranges for high in (len(present), count)])
+                images, indices = draws[::2], draws[1::2]
+            for position, image, index in zip(drawn, images, indices, strict=True):
+                pastes.append(Paste(image, self.tail_classes[position], self._store.samples[position][index]))
         return pastes
 
-    def _draw_classes(self, row: list[bool], batch_size: int) -> list[int]:
-        """Draws among the tail classes that ``row`` lacks and that have something stored."""
-        missing = [position for position, held in enumerate(row) if not held]
-        stored = [position for position in missing if self._store.samples[position]]
+    def _draw_classes(self, missing: Bools, has_sample: Bools, batch_size: int) -> list[int]:
+        """Draws among the tail classes that a unit lacks and that have something stored."""
+        stored = np.flatnonzero(missing & has_sample).tolist()
         if not stored:
             return []
         if self.presence_target is None:
             assert self.sample_ratio is not None
-            return draw_share_of_missing(stored, len(missing), self.sample_ratio, self._generator)
+            return draw_share_of_missing(stored, int(missing.sum()), self.sample_ratio, self._generator)
         shares = list(self.presence.values())
         if self.scope == "batch":
             shares = [1 - (1 - share) ** batch_size for share in shares]
         return draw_to_presence(stored, shares, self.presence_target, self._generator)
 
-    def _randint(self, high: int) -> int:
-        return int(torch.randint(high, (), generator=self._generator))
+    def _draw(self, ranges: list[int]) -> list[int]:
+        """An integer below each of the ranges; equal ones that follow each other are drawn at once, which is faster."""
+        drawn: list[int] = []
+        for high, same in itertools.groupby(ranges):
+            drawn += torch.randint(high, (len(list(same)),), generator=self._generator, device="cpu").tolist()
+        return drawn
 
     def add_samples(self, samples: Sequence[Sequence[Mapping[str, Any]]]) -> None:
         """Stores samples of a bank with the same tail classes, such as that of another process.
@@ -388,7 +385,8 @@ class TailMemoryBank(nn.Module):
         self._counts.images = state["images_seen"]
         self._counts.images_with = list(state["images_with"])
         self._store.extend(state["samples"])
-        self._never_stored.update([], {position for position, own in enumerate(self._store.samples) if own})
+        nothing = np.zeros((0, len(self.tail_classes)), dtype=bool)
+        self._never_stored.update(nothing, {position for position, own in enumerate(self._store.samples) if own})
 
     def __getstate__(self) -> dict[str, Any]:
         # A generator cannot be copied or pickled in every supported version of torch; its state can.

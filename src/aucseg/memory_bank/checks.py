@@ -1,11 +1,18 @@
 """Checks of what users give to the memory bank: each message names the value and the way out."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from aucseg.memory_bank.plan import BankPlanner, BatchPlan
 
 # Masks of these dtypes are worked on as they are, those of others as int64.
 MASK_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -97,7 +104,7 @@ def checked_presence(
     tail_classes: Sequence[int],
     num_classes: int,
 ) -> list[float] | None:
-    """Share of images that hold each tail class, from the shares of all classes; ValueError for what is no share."""
+    """Share of images that hold each tail class, from the shares of all classes; ValueError for what is not a share."""
     if presence is None:
         return None
     if presence_target is None:
@@ -111,44 +118,74 @@ def checked_presence(
     return [shares[class_id] for class_id in tail_classes]
 
 
-def check_batch(images: Tensor, masks: Tensor, tail_classes: Sequence[int]) -> None:
-    """TypeError or ValueError for images or masks that the bank cannot take."""
-    if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise TypeError(f"images must be uint8 or floating, got {images.dtype}")
+def check_masks(masks: Tensor, tail_classes: Sequence[int]) -> None:
+    """TypeError or ValueError for masks that the bank cannot take."""
     if masks.dtype not in (*MASK_DTYPES, *_OTHER_MASK_DTYPES):
         raise TypeError(
             f"masks must hold integer labels (bool, uint8 to uint32, int8 to int64), got {masks.dtype}: "
             "convert them with masks.long()"
         )
-    if images.ndim != 4 or masks.ndim != 3 or images.shape[0] != masks.shape[0] or images.shape[2:] != masks.shape[1:]:
-        raise ValueError(
-            "images must be (B, C, H, W) and masks (B, H, W) with the same B, H and W, "
-            f"got {tuple(images.shape)} and {tuple(masks.shape)}"
-        )
-    if images.device != masks.device:
-        raise ValueError(f"images and masks must be on one device, got {images.device} and {masks.device}")
+    if masks.ndim not in (3, 4):
+        raise ValueError(f"masks must be (B, H, W) or, of volumes, (B, D, H, W), got {tuple(masks.shape)}")
     if masks[0:1].numel() >= 2**31:
         raise ValueError(f"an image may have up to 2**31 - 1 pixels, got {tuple(masks.shape[1:])}")
     if tail_classes[-1] > (1 if masks.dtype == torch.bool else torch.iinfo(masks.dtype).max):
         raise ValueError(f"tail class {tail_classes[-1]} does not fit into masks of {masks.dtype}: use int64")
 
 
-def check_labels(label: Tensor, start: Tensor, shape: Sequence[int], num_classes: int, ignore_index: int) -> None:
+def check_batch(images: Tensor, masks: Tensor, tail_classes: Sequence[int]) -> None:
+    """TypeError or ValueError for images or masks that the bank cannot take."""
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise TypeError(f"images must be uint8 or floating, got {images.dtype}")
+    check_masks(masks, tail_classes)
+    if images.ndim != masks.ndim + 1 or (images.shape[0], *images.shape[2:]) != tuple(masks.shape):
+        raise ValueError(
+            "images must be (B, C, H, W) and masks (B, H, W) with the same B, H and W, or volumes (B, C, D, H, W) and "
+            f"(B, D, H, W), got {tuple(images.shape)} and {tuple(masks.shape)}"
+        )
+    if images.device != masks.device:
+        raise ValueError(f"images and masks must be on one device, got {images.device} and {masks.device}")
+
+
+def workable(masks: Tensor) -> Tensor:
+    """The masks in a dtype for which torch has all operations."""
+    return masks if masks.dtype in MASK_DTYPES else masks.to(torch.int64)
+
+
+def check_plan(plan: BatchPlan, planner: BankPlanner, masks: Tensor) -> None:
+    """ValueError for a plan that is not of these masks, as far as can be told without waiting for a device."""
+    if plan.planner != planner:
+        raise ValueError("the plan was made with the settings of another bank: make it with this one's plan or planner")
+    if plan.shape != tuple(masks.shape):
+        raise ValueError(f"the plan is of masks {plan.shape}, the masks are {tuple(masks.shape)}: plan each batch")
+    if masks.device.type == "cpu" and len(plan.spared_begin):
+        flat = workable(masks).flatten().numpy()
+        tail, protected = planner.look_up(flat[np.stack([plan.spared_begin, plan.spared_end - 1])])
+        if (tail != plan.spared_tail).any() or (protected != plan.spared_protected).any():
+            raise ValueError(
+                "the masks are not those of the plan: plan after the last change to the masks, such as a crop or a flip"
+            )
+
+
+def check_labels(
+    label: npt.NDArray[Any], start: npt.NDArray[Any], shape: Sequence[int], num_classes: int, ignore_index: int
+) -> None:
     """ValueError for the first label that is neither a class nor ignored.
 
     Args:
         label: (R,) labels of runs.
         start: (R,) where each run begins in the flattened batch.
-        shape: (B, H, W) of the batch.
+        shape: (B, H, W) or (B, D, H, W) of the batch.
         num_classes: number of classes.
         ignore_index: label of pixels without a class.
     """
-    bad = ((label < 0) | (label.long() >= num_classes)) & (label.long() != ignore_index)
+    label = label.astype(np.int64)
+    bad = ((label < 0) | (label >= num_classes)) & (label != ignore_index)
     if bad.any():
-        place = int(start[bad][0])
-        image, row, column = place // (shape[1] * shape[2]), place // shape[2] % shape[1], place % shape[2]
+        names = ("image", "row", "column") if len(shape) == 3 else ("image", "slice", "row", "column")
+        where = zip(names, np.unravel_index(start[bad][0], shape), strict=True)
         raise ValueError(
-            f"label {int(label[bad][0])} at image {image}, row {row}, column {column} is neither a class "
+            f"label {label[bad][0]} at {', '.join(f'{name} {index}' for name, index in where)} is neither a class "
             f"0..{num_classes - 1} nor ignore_index {ignore_index}"
         )
 
@@ -179,17 +216,18 @@ def check_samples(samples: Any, tail_classes: Sequence[int]) -> None:
     for class_id, of_class in zip(tail_classes, samples, strict=True):
         if not isinstance(of_class, list) or not all(map(_is_sample, of_class)):
             raise ValueError(f"the saved bank is damaged: a sample of class {class_id} is not whole")
-        formats |= {(sample["values"].dtype, sample["values"].shape[1]) for sample in of_class}
+        formats |= {(s["values"].dtype, s["values"].shape[1], "depth" in s) for s in of_class}
     if len(formats) > 1:
         raise ValueError(f"the saved bank is damaged: its samples have several formats, {formats}")
 
 
 def _is_sample(sample: Any) -> bool:
     """Whether the runs lie within the canvas, apart from each other and in order, with as many pixels as values."""
-    if not isinstance(sample, Mapping) or sample.keys() != {"runs", "values", "height", "width"}:
+    if not isinstance(sample, Mapping) or sample.keys() - {"depth"} != {"runs", "values", "height", "width"}:
         return False
-    runs, values, height, width = (sample[name] for name in ("runs", "values", "height", "width"))
-    if type(height) is not int or type(width) is not int or min(height, width) < 1 or height * width >= 2**31:
+    runs, values, width = sample["runs"], sample["values"], sample["width"]
+    sides = [sample[name] for name in ("depth", "height", "width") if name in sample]
+    if any(type(side) is not int or side < 1 for side in sides) or math.prod(sides) >= 2**31:
         return False
     if (
         not isinstance(runs, Tensor)
@@ -205,6 +243,6 @@ def _is_sample(sample: Any) -> bool:
         return False
     start, length, component = runs.long()
     end = start + length
-    ordered = (start[1:] >= end[:-1]).all() & (start[0] >= 0) & (end[-1] <= height * width)
+    ordered = (start[1:] >= end[:-1]).all() & (start[0] >= 0) & (end[-1] <= math.prod(sides))
     inside = (length > 0).all() & (start % width + length <= width).all() & (component >= 0).all()
     return bool(ordered & inside) and int(length.sum()) == len(values)

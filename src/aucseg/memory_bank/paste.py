@@ -1,17 +1,22 @@
-"""How samples of the memory bank are resized, placed and pasted: all pastes of a batch at once.
+"""How samples of the memory bank are resized and placed: all pastes of a batch at once, on the host.
 
-Resizing and placing act on the samples' runs; colours are looked up only for pixels that are in fact pasted, and no box
-around the pixels is ever filled.
+Everything acts on horizontal runs and on intervals of the flattened batch, never on single pixels: which pixels of a
+paste are free, and which of two pastes has a pixel, is known before any pixel is touched.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
+
+import itertools
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from aucseg.memory_bank.components import expand, keep_where
-from aucseg.memory_bank.samples import Sample, scatter_pixels
+from aucseg.memory_bank.components import Bools, Ints, expand, sum_by
+from aucseg.memory_bank.intervals import gaps, overlaps, settle, subtract, union
+from aucseg.memory_bank.pixels import Floats, Pieces, Resizing
+from aucseg.memory_bank.plan import BatchPlan
+from aucseg.memory_bank.samples import Sample
 
 _NUM_TRIES = 5
 """Places tried for a paste of which nothing would be left."""
@@ -26,242 +31,322 @@ class Paste(NamedTuple):
 
 
 class _Runs(NamedTuple):
-    """Runs of all pastes, sorted by paste and reading order; each (R,) int64."""
+    """Runs of all pastes, sorted by paste and reading order."""
 
-    owner: Tensor  # paste
-    y: Tensor  # row and first column in the canvas
-    x: Tensor
-    length: Tensor
-    first: Tensor  # of its pixels, in the values of all pastes one after the other
+    owner: Ints  # (R,) paste
+    place: Ints  # (axes, R) row and first column in the canvas; of volumes plane, row and column
+    length: Ints  # (R,)
+    first: Ints  # (R,) place of its first pixel among the stored ones
 
 
-def paste_samples(
-    images: Tensor,
-    masks: Tensor,
+class _Placed(NamedTuple):
+    """Pastes at their places: what is left of each."""
+
+    sizes: Ints  # (N,) pixels of each paste after resizing
+    counts: Ints  # (N,) pixels of it that are free and its own
+    image: Ints  # (N,)
+    label: Ints  # (N,)
+    canvas: Ints  # (axes, N) size of the canvas, and of the resized canvas
+    resized: Ints
+    runs: _Runs
+    owner: Ints  # (S,) paste of each piece
+    begin: Ints  # (S,) in the flattened batch
+    end: Ints
+    place: Ints  # (axes, S) of the piece's first pixel in the resized canvas
+    source: Ints  # (S,) place of that pixel among the stored ones, if the size has not changed
+
+
+class Placement(NamedTuple):
+    """Where everything goes.
+
+    Attributes:
+        counts: pixels pasted by each paste.
+        pieces: what to write.
+    """
+
+    counts: list[int]
+    pieces: Pieces
+
+
+def place_samples(
     pastes: list[Paste],
+    plan: BatchPlan,
     *,
     resize_ratio: float,
     placement: Literal["canvas", "uniform"],
-    is_protected: Callable[[Tensor], Tensor],
-    is_spared: Callable[[Tensor], Tensor],
     first_wins: bool,
     generator: torch.Generator,
-) -> list[int]:
-    """Pastes into images and masks, in place.
+) -> Placement:
+    """Works out where samples go.
 
     A paste of which nothing is left, since it lies wholly over what is protected or under other pastes, is tried again
-    at a place where a random pixel of it meets a random free pixel of the image, as far as the image's edges allow.
+    at a place where a random pixel of it meets a random free pixel of the image, as far as the image's edges allow;
+    such a further try covers neither a tail class nor what was pasted before.
 
     Args:
-        images: (B, C, H, W), dense in memory, contiguous or channels-last.
-        masks: (B, H, W), contiguous.
         pastes: at least one, in the order of pasting.
+        plan: of the masks.
         resize_ratio: scale; less where the result would not fit into the image.
         placement: ``"canvas"`` or ``"uniform"``, as in ``TailMemoryBank``.
-        is_protected: tells which labels (P,) must not be pasted over.
-        is_spared: the same for further tries, which must not take back what was pasted before.
         first_wins: whether the first of several pastes that meet in a pixel has it; else the last.
         generator: CPU generator of the places.
-
-    Returns:
-        Pixels pasted by each.
     """
 
-    def paste(part: list[Paste], protected: Callable[[Tensor], Tensor], aim: Tensor | None = None) -> list[list[int]]:
-        return _paste_once(images, masks, part, resize_ratio, placement, protected, first_wins, generator, aim).tolist()
+    def place(part: list[Paste], taken: tuple[Ints, Ints], aim: Ints | None = None) -> _Placed:
+        return _place(part, plan.shape[1:], taken, resize_ratio, placement, first_wins, generator, aim)
 
-    sizes, counts = paste(pastes, is_protected)
+    tries = [place(pastes, plan.protected())]
+    counts = tries[0].counts.copy()
     for _ in range(_NUM_TRIES - 1):
-        lost = [number for number, size in enumerate(sizes) if size and not counts[number]]
-        places = {image: _free_places(masks[image], is_spared) for image in {pastes[number].image for number in lost}}
-        lost = [number for number in lost if len(places[pastes[number].image])]
+        lost = np.flatnonzero((tries[0].sizes > 0) & (counts == 0)).tolist()
         if not lost:
             break
-        aims = [places[pastes[number].image] for number in lost]
-        aim = torch.stack([free[int(torch.randint(len(free), (), generator=generator))] for free in aims])
-        for number, count in zip(lost, paste([pastes[number] for number in lost], is_spared, aim)[1], strict=True):
-            counts[number] = count
-    return counts
+        taken = union(
+            np.concatenate([plan.spared_begin, *(done.begin for done in tries)]),
+            np.concatenate([plan.spared_end, *(done.end for done in tries)]),
+        )
+        pixels = plan.pixels_per_image
+        free = {
+            image: gaps(*taken, low=image * pixels, high=(image + 1) * pixels)
+            for image in {pastes[number].image for number in lost}
+        }
+        lost = [number for number in lost if len(free[pastes[number].image][0])]
+        if not lost:
+            break
+        aim = np.array([_draw_free(*free[pastes[number].image], generator) for number in lost])
+        tries.append(place([pastes[number] for number in lost], taken, aim % pixels))
+        counts[lost] = tries[-1].counts
+    return Placement(counts.tolist(), _pieces(tries))
 
 
-def _free_places(mask: Tensor, is_spared: Callable[[Tensor], Tensor]) -> Tensor:
-    """Pixels (P,) int64 of a mask (H, W) that may be pasted over."""
-    return (~is_spared(mask.flatten())).nonzero().squeeze(1)
+def covered_pixels(pieces: Pieces, plan: BatchPlan) -> Ints:
+    """Pixels of each tail class in each image that pieces cover, (B, T)."""
+    run, size = overlaps(pieces.begin, pieces.begin + pieces.length, plan.spared_begin, plan.spared_end)
+    return _by_image_and_class(plan, run, size)
 
 
-def _paste_once(
-    images: Tensor,
-    masks: Tensor,
+def tail_pixels(plan: BatchPlan) -> Ints:
+    """Pixels of each tail class in each image, (B, T)."""
+    return _by_image_and_class(plan, np.arange(len(plan.spared_begin)), plan.spared_end - plan.spared_begin)
+
+
+def _by_image_and_class(plan: BatchPlan, run: Ints, size: Ints) -> Ints:
+    num_tail = plan.present.shape[1]
+    is_tail = plan.spared_tail[run] >= 0
+    run, size = run[is_tail], size[is_tail]
+    index = plan.spared_begin[run] // plan.pixels_per_image * num_tail + plan.spared_tail[run]
+    return sum_by(index, size, plan.present.size).reshape(plan.present.shape)
+
+
+def _draw_free(begin: Ints, length: Ints, generator: torch.Generator) -> int:
+    """A random pixel of the gaps."""
+    reach = np.cumsum(length)
+    drawn = int(torch.randint(int(reach[-1]), (), generator=generator, device="cpu"))
+    gap = int(np.searchsorted(reach, drawn, side="right"))
+    return int(begin[gap] + drawn - (reach[gap] - length[gap]))
+
+
+def _place(
     pastes: list[Paste],
+    size: tuple[int, ...],
+    taken: tuple[Ints, Ints],
     resize_ratio: float,
     placement: Literal["canvas", "uniform"],
-    is_protected: Callable[[Tensor], Tensor],
     first_wins: bool,
     generator: torch.Generator,
-    aim: Tensor | None,
-) -> Tensor:
-    """Pastes each sample once: (2, number of pastes) int64, pixels of each after resizing and pixels pasted by it.
+    aim: Ints | None,
+) -> _Placed:
+    """Places each sample once, outside the intervals that are taken.
 
-    The places are random. With ``aim`` (number of pastes,), a pixel of the flattened (H, W) for each, a random pixel of
+    The places are random. With ``aim`` (number of pastes,), a pixel of the flattened image for each, a random pixel of
     the sample lies there, or as near as the edges allow.
     """
-    _, height, width = masks.shape
-    samples = [paste.sample for paste in pastes]
-    num_runs = [sample.runs.shape[1] for sample in samples]
-    num_pixels = [len(sample.values) for sample in samples]
-    table = [
-        [paste.image, paste.class_id, paste.sample.height, paste.sample.width, r, p]
-        for paste, r, p in zip(pastes, num_runs, num_pixels, strict=True)
-    ]
-    image, class_id, canvas_h, canvas_w, runs_of, pixels_of = torch.tensor(table).to(masks.device).unbind(1)
-    draw_y, draw_x, draw_pixel = torch.randint(2**31, (3, len(pastes)), generator=generator).to(masks.device)
-    values = torch.cat([sample.values for sample in samples])
-    start, length, component = torch.cat([sample.runs for sample in samples], dim=1).long()
-    owner, _ = expand(runs_of, sum(num_runs))
-    y = start // canvas_w[owner]
-    runs = _Runs(owner, y, start - y * canvas_w[owner], length, length.cumsum(0) - length)
-
+    num_pastes = len(pastes)
+    sides = np.array(size)[:, None]
+    image = np.array([paste.image for paste in pastes])
+    canvas = np.array([paste.sample.size for paste in pastes]).T
+    draws: Ints = torch.randint(2**31, (len(size) + 1, num_pastes), generator=generator, device="cpu").numpy()
+    runs, component = _runs(pastes, canvas)
     if placement == "uniform":
-        pixel = pixels_of.cumsum(0) - pixels_of + _pick(draw_pixel, pixels_of)
-        chosen = component[torch.searchsorted(runs.first, pixel, right=True) - 1]
-        runs = _Runs(*keep_where(component == chosen.index_select(0, owner), *runs))
-        runs, canvas_h, canvas_w = _crop(runs, len(pastes))
+        pixels_of = np.array([paste.sample.num_pixels for paste in pastes])
+        chosen = component[_draw_runs(runs, draws[-1], pixels_of)[0]]
+        kept = component == chosen[runs.owner]
+        runs = _Runs(runs.owner[kept], runs.place[:, kept], runs.length[kept], runs.first[kept])
+        runs, canvas = _crop(runs)
 
-    # Places are float32 whatever the default dtype: half precision cannot tell neighbouring pixels apart.
-    fit = torch.minimum(height / canvas_h.float(), width / canvas_w.float()).clamp(max=resize_ratio)
-    new_h = (canvas_h * fit).round().long().clamp(1, height)
-    new_w = (canvas_w * fit).round().long().clamp(1, width)
+    fit = np.minimum(sides.astype(np.float32) / canvas.astype(np.float32), np.float32(resize_ratio)).min(0)
+    resized = np.clip(np.rint(canvas.astype(np.float32) * fit).astype(np.int64), 1, sides)
     if aim is None:
-        top = _pick(draw_y, height - new_h + 1)
-        left = _pick(draw_x, width - new_w + 1)
+        offset = _pick(draws[:-1], sides - resized + 1)
     else:
-        y, x = _draw_pixels(runs, draw_y)
-        # In integers: the output pixel at whose centre the canvas pixel's centre lies.
-        row = torch.div((2 * y + 1) * new_h, 2 * canvas_h, rounding_mode="floor")
-        col = torch.div((2 * x + 1) * new_w, 2 * canvas_w, rounding_mode="floor")
-        top = torch.minimum(aim // width - row, height - new_h).clamp(min=0)
-        left = torch.minimum(aim % width - col, width - new_w).clamp(min=0)
+        run, pixel = _draw_runs(runs, draws[0], sum_by(runs.owner, runs.length, num_pastes))
+        place = runs.place[:, run]
+        place[-1] += pixel
+        # In integers: the resized pixel at whose centre the canvas pixel's centre lies.
+        place = (2 * place + 1) * resized // (2 * canvas)
+        offset = np.clip(np.array(np.unravel_index(aim, size)) - place, 0, sides - resized)
 
-    owner, y, x, length, _ = runs
-    row_0, row_1 = _nearest(y, canvas_h[owner], new_h[owner]), _nearest(y + 1, canvas_h[owner], new_h[owner])
-    col_0, col_1 = _nearest(x, canvas_w[owner], new_w[owner]), _nearest(x + length, canvas_w[owner], new_w[owner])
-    source, position = expand(row_1 - row_0)
-    owner, row, col = owner[source], row_0[source] + position, col_0[source]  # of each output run
-    begin = (image[owner] * height + top[owner] + row) * width + left[owner] + col
-    run, column = expand((col_1 - col_0)[source])
-    target = begin.index_select(0, run) + column
-    pasted_by = owner.index_select(0, run)
-    sizes = torch.zeros_like(image).scatter_add_(0, pasted_by, torch.ones_like(run))
-    wins = ~is_protected(masks.view(-1).index_select(0, target))
-    if len(pastes) > 1:
-        wins &= pasted_by == _reduce_by_target(target, pasted_by, masks.numel(), "amin" if first_wins else "amax")
-    run, column, target, pasted_by = keep_where(wins, run, column, target, pasted_by)
-    if resize_ratio == 1 and all(sample.height <= height and sample.width <= width for sample in samples):
-        pixels = values.index_select(0, runs.first[source].index_select(0, run) + column)
-    else:
-        pixels = _interpolate(
-            values,
-            runs,
-            canvas_h,
-            canvas_w,
-            new_h,
-            new_w,
-            owner=pasted_by,
-            row=row.index_select(0, run),
-            col=col.index_select(0, run) + column,
-        )
-    scatter_pixels(images, begin, run, column, pixels)
-    masks.view(-1).scatter_(0, target, class_id.to(masks.dtype).index_select(0, pasted_by))
-    return torch.stack([sizes, torch.zeros_like(image).scatter_add_(0, pasted_by, torch.ones_like(run))])
+    source, place, length = _resize(runs, canvas, resized)
+    owner = runs.owner[source]
+    whole = np.ravel_multi_index(tuple(place + offset[:, owner]), size)
+    begin = image[owner] * int(np.prod(size)) + whole
+    sizes = sum_by(owner, length, num_pastes)
+    piece, left, right = subtract(begin, begin + length, *taken)
+    won, left, right = settle(owner[piece], left, right, first_wins)
+    piece = piece[won]
+    shift = left - begin[piece]
+    place, owner = place[:, piece], owner[piece]
+    place[-1] += shift
+    return _Placed(
+        sizes,
+        sum_by(owner, right - left, num_pastes),
+        image,
+        np.array([paste.class_id for paste in pastes]),
+        canvas,
+        resized,
+        runs,
+        owner,
+        left,
+        right,
+        place,
+        runs.first[source[piece]] + shift,
+    )
 
 
-def _draw_pixels(runs: _Runs, draw: Tensor) -> tuple[Tensor, Tensor]:
-    """A random pixel of each paste: its row and column in the canvas."""
-    pixels_of = torch.zeros_like(draw).scatter_add_(0, runs.owner, runs.length)
-    first = runs.length.cumsum(0) - runs.length
-    pixel = pixels_of.cumsum(0) - pixels_of + _pick(draw, pixels_of)
-    run = torch.searchsorted(first, pixel, right=True) - 1
-    return runs.y[run], runs.x[run] + pixel - first[run]
+def _runs(pastes: list[Paste], canvas: Ints) -> tuple[_Runs, Ints]:
+    """The runs of all pastes, and the number of each one's component."""
+    start, length, component = np.concatenate([paste.sample.runs for paste in pastes], axis=1).astype(np.int64)
+    num_runs = np.array([paste.sample.runs.shape[1] for paste in pastes])
+    owner = np.repeat(np.arange(len(pastes)), num_runs)
+    place = np.empty((len(canvas), len(start)), dtype=np.int64)
+    for axis in range(len(canvas) - 1, 0, -1):
+        side = canvas[axis, owner]
+        above = start // side
+        place[axis] = start - above * side
+        start = above
+    place[0] = start
+    pixels_of = np.array([paste.sample.num_pixels for paste in pastes])
+    shift = np.array([paste.sample.first for paste in pastes]) - (np.cumsum(pixels_of) - pixels_of)
+    return _Runs(owner, place, length, np.cumsum(length) - length + shift[owner]), component
 
 
-def _pick(draw: Tensor, count: Tensor) -> Tensor:
-    """Index 0..count-1 from a uniform draw of 31 bits; in integers, so that it is the same on every device."""
+def _draw_runs(runs: _Runs, draw: Ints, pixels_of: Ints) -> tuple[Ints, Ints]:
+    """A random pixel of each paste: its run, and its place in it."""
+    reach = np.cumsum(runs.length)
+    pixel = np.cumsum(pixels_of) - pixels_of + _pick(draw, pixels_of)
+    run = np.searchsorted(reach, pixel, side="right")
+    return run, pixel - (reach[run] - runs.length[run])
+
+
+def _pick(draw: Ints, count: Ints) -> Ints:
+    """Index 0..count-1 from a uniform draw of 31 bits, in integers."""
     return (draw * count) >> 31
 
 
-def _crop(runs: _Runs, num_pastes: int) -> tuple[_Runs, Tensor, Tensor]:
-    """Makes the box around each paste's runs its canvas: shifted runs, heights, widths."""
-    # In int32, as Apple's MPS has no minima by index in int64.
-    highest = torch.full((num_pastes,), torch.iinfo(torch.int32).max, dtype=torch.int32, device=runs.y.device)
-    lowest = torch.zeros_like(highest)
-    top = highest.scatter_reduce(0, runs.owner, runs.y.int(), "amin").long()
-    left = highest.scatter_reduce(0, runs.owner, runs.x.int(), "amin").long()
-    bottom = lowest.scatter_reduce(0, runs.owner, (runs.y + 1).int(), "amax").long()
-    right = lowest.scatter_reduce(0, runs.owner, (runs.x + runs.length).int(), "amax").long()
-    return runs._replace(y=runs.y - top[runs.owner], x=runs.x - left[runs.owner]), bottom - top, right - left
+def _crop(runs: _Runs) -> tuple[_Runs, Ints]:
+    """Makes the box around each paste's runs its canvas."""
+    first = np.flatnonzero(np.diff(runs.owner, prepend=-1))
+    low = np.minimum.reduceat(runs.place, first, axis=1)
+    past = runs.place + 1
+    past[-1] = runs.place[-1] + runs.length
+    high = np.maximum.reduceat(past, first, axis=1)
+    return runs._replace(place=runs.place - low[:, runs.owner]), high - low
 
 
-def _nearest(edge: Tensor, size: Tensor, new_size: Tensor) -> Tensor:
-    """First output row (or column) whose nearest canvas row floor((i + 1/2) size / new_size) is at least ``edge``.
+def _resize(runs: _Runs, canvas: Ints, resized: Ints) -> tuple[Ints, Ints, Ints]:
+    """Runs of the resized canvases.
 
-    A canvas row becomes the output rows from its own edge to the next one's: none, one or several. Integers keep it
+    Returns:
+        ``(source, place, length)``: the run (S,) each comes from, its place (axes, S) in the resized canvas, and its
+        length (S,).
+    """
+    if (canvas == resized).all():
+        source = np.arange(len(runs.owner))
+        return source, runs.place.copy(), runs.length
+    size, new = canvas[:, runs.owner], resized[:, runs.owner]
+    low = _nearest(runs.place, size, new)
+    past = runs.place + 1
+    past[-1] = runs.place[-1] + runs.length
+    counts = _nearest(past, size, new) - low
+    source, position = expand(counts[:-1].prod(0) * (counts[-1] > 0))
+    place = low[:, source]
+    for axis in range(len(canvas) - 2, -1, -1):
+        count = counts[axis, source]
+        place[axis] += position % count
+        position //= count
+    return source, place, counts[-1, source]
+
+
+def _nearest(edge: Ints, size: Ints, new_size: Ints) -> Ints:
+    """First resized row (or column) whose nearest canvas row floor((i + 1/2) size / new_size) is at least ``edge``.
+
+    A canvas row becomes the resized rows from its own edge to the next one's: none, one or several. Integers keep it
     exact.
     """
-    return -torch.div(size - 2 * edge * new_size, 2 * size, rounding_mode="floor")
+    return -((size - 2 * edge * new_size) // (2 * size))
 
 
-def _reduce_by_target(target: Tensor, owner: Tensor, size: int, reduce: Literal["amin", "amax"]) -> Tensor:
-    """For each pixel the first or last of the pastes that hit its target."""
-    # The map over all pixels stays uninitialized but for the targets, the only places that are read.
-    by_pixel = owner.new_empty(size, dtype=torch.int32)
-    by_pixel.scatter_reduce_(0, target, owner.int(), reduce, include_self=False)
-    return by_pixel.index_select(0, target)
+def _pieces(tries: list[_Placed]) -> Pieces:
+    """What all tries paste, together."""
+    begin = np.concatenate([done.begin for done in tries])
+    length = np.concatenate([done.end for done in tries]) - begin
+    label = np.concatenate([done.label[done.owner] for done in tries])
+    source = np.concatenate([done.source for done in tries])
+    if all((done.canvas == done.resized).all() for done in tries):
+        return Pieces(begin, length, label, source, None)
+    return Pieces(begin, length, label, np.zeros_like(source), _resizing(tries))
 
 
-def _interpolate(
-    values: Tensor,
-    runs: _Runs,
-    canvas_h: Tensor,
-    canvas_w: Tensor,
-    new_h: Tensor,
-    new_w: Tensor,
-    *,
-    owner: Tensor,
-    row: Tensor,
-    col: Tensor,
-) -> Tensor:
-    """Bilinear colours, half-pixel centres, of output pixels (row, col) of each paste: (P, C), dtype of ``values``.
+def _resizing(tries: list[_Placed]) -> Resizing:
+    """What interpolation needs to know; pastes are numbered through all tries."""
+    canvas, resized = (
+        np.concatenate(parts, axis=1) for parts in zip(*((t.canvas, t.resized) for t in tries), strict=True)
+    )
+    first_paste = np.cumsum([0, *(len(done.sizes) for done in tries)])
+    owner = np.concatenate([done.owner + number for done, number in zip(tries, first_paste, strict=False)])
+    runs_owner = np.concatenate([done.runs.owner + number for done, number in zip(tries, first_paste, strict=False)])
+    area = canvas.prod(0)
+    canvas_begin = np.cumsum(area) - area
+    scale = canvas.astype(np.float32) / resized.astype(np.float32)
+    place = np.concatenate([done.place for done in tries], axis=1)
 
-    The weights are those of the neighbours inside the runs, normalized: what is outside the object has no share. The
-    nearest canvas pixel lies inside (``_nearest``), so that the weights never sum to zero.
-    """
-    area = int((canvas_h * canvas_w).max())
-    key = runs.owner * area + runs.y * canvas_w[runs.owner] + runs.x  # sorted
-    height, width = canvas_h.index_select(0, owner), canvas_w.index_select(0, owner)
-    row_weights = _neighbours(row, height, new_h.index_select(0, owner))
-    col_weights = _neighbours(col, width, new_w.index_select(0, owner))
-    dtype = torch.promote_types(values.dtype, torch.float32)
-    total = torch.zeros((len(row), values.shape[1]), dtype=dtype, device=values.device)
-    weight_sum = torch.zeros((len(row), 1), dtype=dtype, device=values.device)
-    for y, weight_y in row_weights:
-        for x, weight_x in col_weights:
-            place = owner * area + y * width + x
-            run = (torch.searchsorted(key, place, right=True) - 1).clamp(min=0)
-            column = place - key.index_select(0, run)
-            inside = (column >= 0) & (column < runs.length.index_select(0, run))
-            weight = (weight_y * weight_x * inside).to(dtype).unsqueeze(1)
-            index = torch.where(inside, runs.first.index_select(0, run) + column, 0)
-            total += weight * values.index_select(0, index)
-            weight_sum += weight
-    pixels = total / weight_sum
-    if not values.is_floating_point():
-        pixels = pixels.round()
-    return pixels.to(values.dtype)
+    row = [canvas_begin[owner]]
+    weight: list[Floats] = [np.ones(len(owner), dtype=np.float32)]
+    stride = np.cumprod(canvas[::-1], axis=0)[::-1]  # of the axis before
+    for axis in range(len(canvas) - 1):
+        neighbours = _neighbours(place[axis], canvas[axis, owner], scale[axis, owner])
+        pairs = list(itertools.product(zip(row, weight, strict=True), neighbours))
+        row = [begin + index * stride[axis + 1, owner] for (begin, _), (index, _) in pairs]
+        weight = [share * by_axis for (_, share), (_, by_axis) in pairs]
+
+    runs_place = np.concatenate([done.runs.place for done in tries], axis=1)
+    key = canvas_begin[runs_owner] + runs_place[-1]
+    for axis in range(len(canvas) - 1):
+        key += runs_place[axis] * stride[axis + 1, runs_owner]
+    return Resizing(
+        key,
+        np.concatenate([done.runs.first for done in tries]),
+        np.concatenate([done.runs.length for done in tries]),
+        np.stack(row),
+        np.stack(weight),
+        place[-1],
+        canvas[-1, owner],
+        scale[-1, owner],
+    )
 
 
-def _neighbours(index: Tensor, size: Tensor, new_size: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """The two canvas rows (or columns) around each output index, with their weights."""
-    position = ((index.float() + 0.5) * (size.float() / new_size) - 0.5).clamp(min=0)
-    low = position.floor().long()
-    fraction = position - low
-    return [(low, 1 - fraction), (torch.minimum(low + 1, size - 1), fraction)]
+def _neighbours(index: Ints, size: Ints, scale: Floats) -> list[tuple[Ints, Floats]]:
+    """The two canvas rows (or planes) around each resized one, with their weights."""
+    position = np.maximum((index.astype(np.float32) + np.float32(0.5)) * scale - np.float32(0.5), np.float32(0))
+    low = np.floor(position).astype(np.int64)
+    fraction = position - low.astype(np.float32)
+    return [(low, 1 - fraction), (np.minimum(low + 1, size - 1), fraction)]
+
+
+def is_present(plan: BatchPlan, pastes: list[Paste], placement: Placement) -> Bools:
+    """Which tail classes each image holds after pasting, (B, T)."""
+    position = {class_id: number for number, class_id in enumerate(plan.planner.tail_classes)}
+    held = tail_pixels(plan) > covered_pixels(placement.pieces, plan)
+    for paste, count in zip(pastes, placement.counts, strict=True):
+        held[paste.image, position[paste.class_id]] |= count > 0
+    return held

@@ -7,8 +7,10 @@ their position among the tail classes here.
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
-from torch import Tensor
+
+from aucseg.memory_bank.components import Bools
 
 
 class PresenceCounts:
@@ -34,58 +36,20 @@ class PresenceCounts:
         """Share of the units that held each class after pasting; 0 before the first one."""
         return [count / max(self._units, 1) for count in self._units_reached]
 
-    def see(self, present: Sequence[Sequence[bool]]) -> None:
+    def see(self, present: Bools) -> None:
         """Counts images before pasting: (B, num_tail) whether each holds each class."""
         self.images += len(present)
-        self.images_with = _sums(self.images_with, present)
+        self.images_with = (self.images_with + present.sum(0)).tolist()
 
-    def reach(self, held: Sequence[Sequence[bool]]) -> None:
+    def reach(self, held: Bools) -> None:
         """Counts units after pasting: (units, num_tail) whether each holds each class."""
         self._units += len(held)
-        self._units_reached = _sums(self._units_reached, held)
+        self._units_reached = (self._units_reached + held.sum(0)).tolist()
 
 
-def _sums(counts: Sequence[int], rows: Sequence[Sequence[bool]]) -> list[int]:
-    return [count + sum(column) for count, column in zip(counts, zip(*rows, strict=True), strict=True)]
-
-
-def in_any(rows: Sequence[Sequence[bool]]) -> list[bool]:
-    """Which classes any of the images holds.
-
-    Example:
-        >>> in_any([[True, False, False], [False, False, True]])
-        [True, False, True]
-    """
-    return [any(column) for column in zip(*rows, strict=True)]
-
-
-def present_after(
-    present: Sequence[Sequence[bool]],
-    tail_classes: Sequence[int],
-    pastes: Sequence[tuple[int, int, int]],
-    masks: Tensor | None,
-) -> list[list[bool]]:
-    """Which tail classes each image holds after pasting, (B, num_tail).
-
-    Args:
-        present: (B, num_tail) the same before.
-        tail_classes: ids of the tail classes.
-        pastes: (image, class id, pixels) of each paste.
-        masks: (B, H, W) after pasting where a paste may have covered all there was of another tail class, else None.
-
-    Example:
-        >>> present_after([[True, False], [False, False]], [3, 4], [(1, 4, 9)], None)
-        [[True, False], [False, True]]
-    """
-    if pastes and masks is not None:
-        counted: list[list[bool]] = torch.stack(
-            [(masks == class_id).flatten(1).any(1) for class_id in tail_classes], dim=1
-        ).tolist()
-        return counted
-    held = [list(row) for row in present]
-    for image, class_id, _ in pastes:
-        held[image][tail_classes.index(class_id)] = True
-    return held
+def in_any(rows: Bools) -> Bools:
+    """Which classes any of the images holds, (1, num_tail)."""
+    return np.logical_or.reduce(rows, axis=0, keepdims=True)
 
 
 def draw_share_of_missing(
@@ -105,7 +69,7 @@ def draw_share_of_missing(
     """
     # The small number keeps 0.07 * 100 = 7.000000000000001 from becoming 8.
     wanted = math.ceil(num_missing * sample_ratio - 1e-9)
-    drawn: list[int] = torch.randperm(len(stored), generator=generator)[:wanted].tolist()
+    drawn: list[int] = torch.randperm(len(stored), generator=generator, device="cpu")[:wanted].tolist()
     return [stored[index] for index in drawn]
 
 
@@ -126,7 +90,7 @@ def draw_to_presence(
         >>> draw_to_presence([0, 1], shares=[0.6, 0.9], target=0.5, generator=torch.Generator())
         []
     """
-    uniform: list[float] = torch.rand(len(stored), generator=generator, dtype=torch.float64).tolist()
+    uniform: list[float] = torch.rand(len(stored), generator=generator, dtype=torch.float64, device="cpu").tolist()
     return [
         position
         for position, draw in zip(stored, uniform, strict=True)

@@ -4,11 +4,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from aucseg.memory_bank.components import keep_where
-from aucseg.memory_bank.samples import Sample, cut_samples, sample_nbytes
+from aucseg.memory_bank.components import Bools
+from aucseg.memory_bank.pixels import cut_pixels
+from aucseg.memory_bank.plan import BatchPlan
+from aucseg.memory_bank.samples import Sample, sample_nbytes, size_of
 
 # Images that hold a class of which nothing could be stored, before it is said.
 _NUM_IN_VAIN = 20
@@ -16,6 +19,10 @@ _NUM_IN_VAIN = 20
 
 class SampleStore:
     """Up to ``capacity`` samples of each tail class, together within ``max_bytes``.
+
+    The pixels of all samples lie in one tensor on the images' device, so that a step copies them in and out by one
+    operation each. Where a sample has gone its place stays empty until the tensor is full; then what is left moves to
+    a new one, half as large again as needed.
 
     Classes go by their position among the tail classes here, 0..num_tail-1.
 
@@ -32,74 +39,100 @@ class SampleStore:
         self.capacity = capacity
         self.max_bytes = max_bytes
         self.samples: list[list[Sample]] = [[] for _ in range(num_tail)]
+        self.pixels = torch.empty(0, 0, dtype=torch.uint8)
+        self._used = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes of all stored pixels and their places."""
-        return sum(sample.nbytes for samples in self.samples for sample in samples)
+        return sum(self._nbytes_of(sample) for samples in self.samples for sample in samples)
 
-    def add(
-        self,
-        images: Tensor,
-        start: Tensor,
-        length: Tensor,
-        group: Tensor,
-        component: Tensor,
-        generator: torch.Generator,
-    ) -> set[int]:
+    @property
+    def _pixel_bytes(self) -> int:
+        return self.pixels.shape[1] * self.pixels.element_size()
+
+    def _nbytes_of(self, sample: Sample) -> int:
+        return sample_nbytes(sample.runs.shape[1], sample.num_pixels, self._pixel_bytes)
+
+    def add(self, plan: BatchPlan, images: Tensor, generator: torch.Generator) -> set[int]:
         """Stores a copy of each group's pixels; in a full class a random sample makes way.
 
         Args:
-            images: (B, C, H, W).
-            start: (R,) int64, where each run begins in the flattened (B, H, W); sorted by group, then by place.
-            length: (R,) int64, pixels of each run.
-            group: (R,) int64, image times number of tail classes plus position of the class.
-            component: (R,) int64, number of each run's component within its group.
+            plan: of the masks of these images.
+            images: (B, C, H, W) or (B, C, D, H, W), dense in memory, contiguous or channels-last.
             generator: CPU generator of the choices.
 
         Returns:
             The classes of which something was stored; a sample above ``max_bytes`` by itself is not.
         """
+        self._adopt_format(images)
         num_tail = len(self.samples)
-        groups, index, num_runs = torch.unique_consecutive(group, return_inverse=True, return_counts=True)
-        num_pixels = torch.zeros_like(groups).scatter_add_(0, index, length)
-        table: list[list[int]] = torch.stack([groups, num_runs, num_pixels], dim=1).tolist()
-
         # Slots are chosen before any pixel is copied: what a later image of the same batch replaces need not be
         # copied. An integer stands for a sample that is still to be cut.
         slots: list[list[Sample | int]] = [list(samples) for samples in self.samples]
-        added = set()
-        for number, (group_id, r, p) in enumerate(table):
-            if self.max_bytes is not None and sample_nbytes(r, p, images) > self.max_bytes:
+        wanted = []
+        num_full = 0
+        counts = [len(stored) for stored in slots]
+        for number, position in enumerate((plan.groups % num_tail).tolist()):
+            nbytes = sample_nbytes(int(plan.num_runs[number]), int(plan.num_pixels[number]), self._pixel_bytes)
+            if self.max_bytes is not None and nbytes > self.max_bytes:
                 continue
-            stored = slots[group_id % num_tail]
+            wanted.append((number, position))
+            num_full += counts[position] == self.capacity
+            counts[position] = min(counts[position] + 1, self.capacity)
+        leaving = iter(torch.randint(self.capacity, (num_full,), generator=generator, device="cpu").tolist())
+        for number, position in wanted:
+            stored = slots[position]
             if len(stored) == self.capacity:
-                del stored[int(torch.randint(self.capacity, (), generator=generator))]
+                del stored[next(leaving)]
             stored.append(number)
-            added.add(group_id % num_tail)
 
         new = sorted(entry for stored in slots for entry in stored if isinstance(entry, int))
-        if len(new) < len(table):
-            chosen = torch.zeros(len(table), dtype=torch.bool)
-            chosen[new] = True
-            start, length, component = keep_where(chosen.to(index.device)[index], start, length, component)
-        run_counts = [table[number][1] for number in new]
-        pixel_counts = [table[number][2] for number in new]
-        cut = dict(zip(new, cut_samples(images, start, length, component, run_counts, pixel_counts), strict=True))
-        self.samples = [[cut[e] if isinstance(e, int) else e for e in stored] for stored in slots]
+        pixels, used = self.pixels, self._used
+        num_pixels = int(plan.num_pixels[new].sum())
+        if used + num_pixels > len(pixels):
+            pixels, used, slots = self._moved(slots, num_pixels)
+        samples = dict(zip(new, _cut(plan, images, new, pixels, used), strict=True))
+        self.pixels, self._used = pixels, used + num_pixels
+        self.samples = [[samples[entry] if isinstance(entry, int) else entry for entry in stored] for stored in slots]
         self._evict()
-        return added
+        return {position for _, position in wanted}
+
+    def _moved(self, slots: list[list[Sample | int]], room: int) -> tuple[Tensor, int, list[list[Sample | int]]]:
+        """A new tensor that holds the pixels of these samples, with room for more: itself, what is used, the slots."""
+        kept = [entry for stored in slots for entry in stored if isinstance(entry, Sample)]
+        used = sum(sample.num_pixels for sample in kept)
+        pixels = self.pixels.new_empty(((used + room) * 3 // 2, self.pixels.shape[1]))
+        if kept:
+            torch.cat([self.pixels[s.first : s.first + s.num_pixels] for s in kept], out=pixels[:used])
+        first = iter(np.cumsum([0, *(sample.num_pixels for sample in kept)]).tolist())
+        moved: list[list[Sample | int]] = [
+            [entry if isinstance(entry, int) else entry._replace(first=next(first)) for entry in stored]
+            for stored in slots
+        ]
+        return pixels, used, moved
 
     def state(self) -> list[list[dict[str, Any]]]:
         """The samples as plain containers of tensors."""
-        return [[sample._asdict() for sample in samples] for samples in self.samples]
+        return [[sample.state(self.pixels) for sample in samples] for samples in self.samples]
 
     def extend(self, state: Sequence[Sequence[Mapping[str, Any]]]) -> None:
         """Adds the samples of a ``state()``, checked before; beyond the bounds the oldest go."""
-        self.samples = [
-            [*own, *(Sample(**sample) for sample in new)][-self.capacity :]
-            for own, new in zip(self.samples, state, strict=True)
-        ]
+        values = [sample["values"] for new in state for sample in new]
+        if not values:
+            return
+        if not any(self.samples):
+            self.pixels, self._used = values[0].new_empty(0, values[0].shape[1]), 0
+        room = sum(map(len, values))
+        pixels, used, slots = self._moved([list(own) for own in self.samples], room)
+        torch.cat([part.to(pixels.device) for part in values], out=pixels[used : used + room])
+        for stored, new in zip(slots, state, strict=True):
+            for sample in new:
+                runs, num_pixels = sample["runs"].cpu().numpy().copy(), len(sample["values"])
+                stored.append(Sample(runs, size_of(sample), used, num_pixels))
+                used += num_pixels
+        self.pixels, self._used = pixels, used
+        self.samples = [[e for e in stored if isinstance(e, Sample)][-self.capacity :] for stored in slots]
         self._evict()
 
     def _evict(self) -> None:
@@ -110,30 +143,56 @@ class SampleStore:
         while excess > 0:
             most = max(len(samples) for samples in self.samples)
             candidates = [samples for samples in self.samples if len(samples) == most]
-            fullest = max(candidates, key=lambda samples: sum(sample.nbytes for sample in samples))
-            excess -= fullest.pop(0).nbytes
-
-    def move(self, device: torch.device) -> None:
-        """Brings all samples to a device."""
-        # Each sample is asked: what another process has given may still lie on the CPU.
-        if any(sample.values.device != device for samples in self.samples for sample in samples):
-            self.samples = [
-                [s._replace(runs=s.runs.to(device), values=s.values.to(device)) for s in samples]
-                for samples in self.samples
-            ]
+            fullest = max(candidates, key=lambda samples: sum(map(self._nbytes_of, samples)))
+            excess -= self._nbytes_of(fullest.pop(0))
 
     def check_format(self, images: Tensor) -> None:
-        """Refuses images (B, C, H, W) unlike those that the samples are from.
+        """Refuses images (B, C, H, W) or volumes (B, C, D, H, W) unlike those that the samples are from.
 
         Raises:
-            ValueError: another dtype, or another number of channels.
+            ValueError: another dtype, another number of channels, or volumes beside images.
         """
-        stored = next((samples[0].values for samples in self.samples if samples), None)
-        if stored is not None and (stored.dtype != images.dtype or stored.shape[1] != images.shape[1]):
+        stored = next((samples[0] for samples in self.samples if samples), None)
+        if stored is None:
+            return
+        if (self.pixels.dtype, self.pixels.shape[1]) != (images.dtype, images.shape[1]):
             raise ValueError(
-                f"the bank holds {stored.dtype} pixels of {stored.shape[1]} channels, the images are {images.dtype} "
-                f"with {images.shape[1]} channels: feed it at one place of the pipeline, or call clear() first"
+                f"the bank holds {self.pixels.dtype} pixels of {self.pixels.shape[1]} channels, the images are "
+                f"{images.dtype} with {images.shape[1]} channels: feed it at one place of the pipeline, or call "
+                "clear() first"
             )
+        if len(stored.size) != images.ndim - 2:
+            kinds = ("images", "volumes") if len(stored.size) == 2 else ("volumes", "images")
+            raise ValueError(f"the bank holds samples of {kinds[0]}, it is given {kinds[1]}: take one bank for each")
+
+    def _adopt_format(self, images: Tensor) -> None:
+        """Brings what is stored to the images' device; an empty store takes their format."""
+        if not any(self.samples):
+            if (self.pixels.dtype, self.pixels.shape[1]) != (images.dtype, images.shape[1]):
+                self.pixels = images.new_empty(0, images.shape[1])
+            self._used = 0
+        if self.pixels.device != images.device:
+            self.pixels = self.pixels.to(images.device)
+
+
+def _cut(plan: BatchPlan, images: Tensor, groups: list[int], pixels: Tensor, first: int) -> list[Sample]:
+    """Copies the pixels of some groups to where ``pixels`` is free."""
+    if not groups:
+        return []
+    chosen = np.zeros(len(plan.groups), dtype=bool)
+    chosen[groups] = True
+    kept: Bools = np.repeat(chosen, plan.num_runs)
+    start, length, component = plan.start[kept], plan.length[kept], plan.component[kept]
+    cut_pixels(images, start, length, pixels[first : first + int(length.sum())])
+    runs = np.stack([start % plan.pixels_per_image, length, component]).astype(np.int32)
+    samples = []
+    last = 0
+    for num_runs, num_pixels in zip(plan.num_runs[groups].tolist(), plan.num_pixels[groups].tolist(), strict=True):
+        # A copy, since a view would keep the runs of all samples of the batch alive.
+        samples.append(Sample(runs[:, last : last + num_runs].copy(), plan.shape[1:], first, num_pixels))
+        last += num_runs
+        first += num_pixels
+    return samples
 
 
 class NeverStored:
@@ -152,7 +211,7 @@ class NeverStored:
         # For each class of which nothing was stored, and nothing was said: how many images held it.
         self._in_vain = dict.fromkeys(range(len(tail_classes)), 0)
 
-    def update(self, present: Sequence[Sequence[bool]], stored: set[int]) -> None:
+    def update(self, present: Bools, stored: set[int]) -> None:
         """Counts a batch.
 
         Args:
@@ -161,8 +220,11 @@ class NeverStored:
         """
         for position in stored:
             self._in_vain.pop(position, None)
+        if not self._in_vain:
+            return
+        num_images = present.sum(0).tolist()
         for position in self._in_vain:
-            self._in_vain[position] += sum(row[position] for row in present)
+            self._in_vain[position] += num_images[position]
         never = [position for position, count in self._in_vain.items() if count >= _NUM_IN_VAIN]
         if not never:
             return

@@ -32,6 +32,7 @@ class PixelAveragePrecision(ScoreHistogramMetric):
         scores: How logits become scores: ``"softmax"``, ``"sigmoid"``, or ``"identity"`` for scores in 0..1.
         bins: Number of bins, 4,096 by default.
         ignore_index: Pixels with this label in the target don't count.
+        class_names: Names of the classes for :meth:`plot`; None for their numbers.
         **kwargs: Options of ``torchmetrics.Metric``.
 
     Example:
@@ -40,9 +41,13 @@ class PixelAveragePrecision(ScoreHistogramMetric):
         >>> metric = PixelAveragePrecision(num_classes=3, groups={"tail": [1]})
         >>> logits = torch.tensor([[3.0, 0.0, 0.0], [0.0, 1.0, 0.0], [4.0, 0.0, 0.0], [0.0, 0.0, 9.0]])
         >>> metric.update(logits, torch.tensor([0, 1, 1, 255]))
-        >>> {name: round(value.item(), 1) for name, value in metric.compute().items() if value.ndim == 0}
+        >>> round(metric.compute().item(), 1)
+        0.7
+        >>> {name: round(value.item(), 1) for name, value in metric.details().items() if value.ndim == 0}
         {'map': 0.7, 'tail': 0.8, 'error_bound': 0.0}
     """
+
+    score_name = "average precision"
 
     def __init__(
         self,
@@ -51,36 +56,51 @@ class PixelAveragePrecision(ScoreHistogramMetric):
         scores: Scores = "softmax",
         bins: int | None = None,
         ignore_index: int = 255,
+        class_names: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_classes, "ovr", scores, bins, ignore_index, **kwargs)
+        super().__init__(num_classes, "ovr", scores, bins, ignore_index, class_names, **kwargs)
         reserved = ("map", "per_class", "error_bound", "per_class_error_bound")
         self.groups = check_groups(groups, num_classes, reserved)
 
-    def compute(self) -> dict[str, Tensor]:
-        """Return the average precision and how far it can be off.
+    def compute(self) -> Tensor:
+        """Return the mean average precision.
 
         Returns:
-            ``map``: mean over the classes that occur, and ``error_bound``, the largest distance of the true value from
-            it; one mean per group, under its name; ``per_class`` and ``per_class_error_bound``, (K,). All float32 in
-            0..1, NaN for a class or group that does not occur.
+            Mean over the classes that occur: float32 scalar in 0..1, NaN where there is none.
 
         Raises:
             ValueError: Updates on an accelerator met labels out of range, non-finite logits or scores outside 0..1.
         """
-        self.raise_if_invalid()
-        negatives, positives = float64_of(self.histogram).flip(-1)
-        positives_above, negatives_above = (c.cumsum(-1) - c for c in (positives, negatives))
-        best = positives * (positives_above + positives) / (positives_above + positives + negatives_above).clamp(min=1)
-        negatives_up_to = negatives_above + negatives
-        worst = positives - negatives_up_to * torch.log1p(positives / (positives_above + negatives_up_to + 0.5))
-        upper, lower = (sums.sum(-1) / positives.sum(-1) for sums in (best, worst))
-        per_class, bound = (upper + lower) / 2, (upper - lower) / 2
-        result = {
-            "map": per_class.nanmean(),
-            **group_means(per_class, self.groups),
-            "error_bound": bound.nanmean(),
-            "per_class": per_class,
-            "per_class_error_bound": bound,
-        }
-        return self.results(result)
+        return self.details()["map"]
+
+    def details(self) -> dict[str, Tensor]:
+        """Return the average precision, that of every class and group, and how far they can be off.
+
+        Returns:
+            ``map``: what ``compute`` returns, and ``error_bound``, the largest distance of the true value from it; one
+            mean per group, under its name; ``per_class`` and ``per_class_error_bound``, (K,). All float32 in 0..1, NaN
+            for a class or group that does not occur.
+
+        Raises:
+            ValueError: As ``compute``.
+        """
+        with self.over_processes():
+            self.raise_if_invalid()
+            negatives, positives = float64_of(self.histogram).flip(-1)
+            positives_above, negatives_above = (c.cumsum(-1) - c for c in (positives, negatives))
+            best = (
+                positives * (positives_above + positives) / (positives_above + positives + negatives_above).clamp(min=1)
+            )
+            negatives_up_to = negatives_above + negatives
+            worst = positives - negatives_up_to * torch.log1p(positives / (positives_above + negatives_up_to + 0.5))
+            upper, lower = (sums.sum(-1) / positives.sum(-1) for sums in (best, worst))
+            per_class, bound = (upper + lower) / 2, (upper - lower) / 2
+            result = {
+                "map": per_class.nanmean(),
+                **group_means(per_class, self.groups),
+                "error_bound": bound.nanmean(),
+                "per_class": per_class,
+                "per_class_error_bound": bound,
+            }
+            return self.results(result)

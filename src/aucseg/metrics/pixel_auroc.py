@@ -1,5 +1,6 @@
 """Pixel-level AUC over a data set, in constant memory and with an error bound."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ class PixelAUROC(ScoreHistogramMetric):
         scores: How logits become scores: ``"softmax"``, ``"sigmoid"``, or ``"identity"`` for scores in 0..1.
         bins: Number of bins; None for as many as fit in 180 MB, 4,096 at most (K = 150, ovo: 1,000).
         ignore_index: Pixels with this label in the target don't count.
+        class_names: Names of the classes for :meth:`plot`; None for their numbers.
         **kwargs: Options of ``torchmetrics.Metric``.
 
     Example:
@@ -40,10 +42,13 @@ class PixelAUROC(ScoreHistogramMetric):
         >>> metric = PixelAUROC(num_classes=2)
         >>> logits = torch.tensor([[0.0, -2.0], [0.0, 1.0], [0.0, -1.0], [0.0, 2.0], [0.0, 0.0]])
         >>> metric.update(logits, torch.tensor([0, 0, 1, 1, 255]))
-        >>> result = metric.compute()
-        >>> result["auroc"].item(), result["error_bound"].item(), result["per_class"].tolist()
-        (0.75, 0.0, [0.75, 0.75])
+        >>> metric.compute().item()
+        0.75
+        >>> {name: value.tolist() for name, value in metric.details().items()}
+        {'auroc': 0.75, 'error_bound': 0.0, 'per_class': [0.75, 0.75], 'per_class_error_bound': [0.0, 0.0]}
     """
+
+    score_name = "pixel AUC"
 
     def __init__(
         self,
@@ -52,32 +57,45 @@ class PixelAUROC(ScoreHistogramMetric):
         scores: Scores = "softmax",
         bins: int | None = None,
         ignore_index: int = 255,
+        class_names: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_classes, average, scores, bins, ignore_index, **kwargs)
+        super().__init__(num_classes, average, scores, bins, ignore_index, class_names, **kwargs)
 
-    def compute(self) -> dict[str, Tensor]:
-        """Return the AUC and how far it can be off.
+    def compute(self) -> Tensor:
+        """Return the AUC.
 
         Returns:
-            ``auroc``: mean over the pairs (ovo) or classes (ovr) that occur, and ``error_bound``, the largest distance
-            of the true value from it; ``per_class`` and ``per_class_error_bound`` likewise, (K,). All float32 in 0..1,
-            NaN where a class, or every other class, does not occur.
+            Mean over the pairs (ovo) or classes (ovr) that occur: float32 scalar in 0..1, NaN where there is none.
 
         Raises:
             ValueError: Updates on an accelerator met labels out of range, non-finite logits or scores outside 0..1.
         """
-        self.raise_if_invalid()
-        pairs = [self._auc_of_class(class_id) for class_id in range(self.num_classes)]
-        per_class, per_class_bound = (torch.stack(values).nanmean(dim=1) for values in zip(*pairs, strict=True))
-        return self.results(
-            {
-                "auroc": per_class.nanmean(),
-                "error_bound": per_class_bound.nanmean(),
-                "per_class": per_class,
-                "per_class_error_bound": per_class_bound,
-            }
-        )
+        return self.details()["auroc"]
+
+    def details(self) -> dict[str, Tensor]:
+        """Return the AUC, that of every class, and how far they can be off.
+
+        Returns:
+            ``auroc``: what ``compute`` returns, and ``error_bound``, the largest distance of the true value from it;
+            ``per_class`` and ``per_class_error_bound`` likewise, (K,). All float32 in 0..1, NaN where a class, or every
+            other class, does not occur.
+
+        Raises:
+            ValueError: As ``compute``.
+        """
+        with self.over_processes():
+            self.raise_if_invalid()
+            pairs = [self._auc_of_class(class_id) for class_id in range(self.num_classes)]
+            per_class, per_class_bound = (torch.stack(values).nanmean(dim=1) for values in zip(*pairs, strict=True))
+            return self.results(
+                {
+                    "auroc": per_class.nanmean(),
+                    "error_bound": per_class_bound.nanmean(),
+                    "per_class": per_class,
+                    "per_class_error_bound": per_class_bound,
+                }
+            )
 
     def roc_curve(self, class_id: int) -> tuple[Tensor, Tensor]:
         """Return the ROC curve of a class against all others: false and true positive rates.
@@ -98,7 +116,7 @@ class PixelAUROC(ScoreHistogramMetric):
         if self.average == "ovo":
             q = float64_of(self.histogram[:, class_id])
             p = q[class_id].clone()
-            q[class_id] = 0  # the class is no negative of its own: 0 / 0 = NaN
+            q[class_id] = 0  # the class is not a negative of its own: 0 / 0 = NaN
         else:
             p, q = (float64_of(counts) for counts in self.counts_of_class(class_id))
             q = q.unsqueeze(0)

@@ -1,6 +1,7 @@
 """What all pixel metrics share: checks of logits and labels, and upsampling one band of rows at a time."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from aucseg.dtypes import int64_labels
+from aucseg.metrics.class_bars import draw_class_bars
 
 # Elements of one upsampled band: small enough to stay near the cache, large enough that the Python loop costs nothing.
 BAND_ELEMENTS = 2**19
@@ -19,6 +21,9 @@ _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 class PixelMetric(Metric):
     """A metric over labelled pixels whose states are sums.
 
+    ``compute`` returns what a loop logs, scalars alone, as :class:`torchmetrics.MetricTracker`, Lightning's ``log`` and
+    ``log_dict`` ask for; :meth:`details` returns everything, values of classes included; :meth:`plot` draws those.
+
     ``torchmetrics.MetricCollection`` shares the states of metrics whose states have the same names and, after the first
     batch, the same values: names of states tell all settings that the states depend on, see :meth:`add_sums`.
 
@@ -28,16 +33,23 @@ class PixelMetric(Metric):
     Args:
         num_classes: Number of classes K, at least 2.
         ignore_index: Pixels with this label in the target don't count.
+        class_names: Names of the classes for :meth:`plot`; None for their numbers.
         **kwargs: Options of ``torchmetrics.Metric``.
     """
 
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+    # What the values of the classes are called on the axis of a plot.
+    score_name = ""
 
     num_invalid: Tensor
 
-    def __init__(self, num_classes: int, ignore_index: int = 255, **kwargs: Any) -> None:
+    def __init__(
+        self, num_classes: int, ignore_index: int = 255, class_names: Sequence[str] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
             raise ValueError(
@@ -46,9 +58,47 @@ class PixelMetric(Metric):
             )
         if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
             raise TypeError(f"ignore_index must be an integer, not {ignore_index!r}")
+        if class_names is not None and (isinstance(class_names, str) or len(class_names) != num_classes):
+            raise ValueError(f"class_names must hold {num_classes} names, one a class, got {class_names!r}")
         self.num_classes = num_classes
         self.ignore_index = ignore_index
+        self.class_names = None if class_names is None else tuple(class_names)
         self.add_state("num_invalid", torch.tensor(0), dist_reduce_fx="sum")
+
+    def details(self) -> dict[str, Tensor]:
+        """Return what ``compute`` returns and more, ``per_class`` (K,) at least, over all processes."""
+        raise NotImplementedError
+
+    def over_processes(self) -> AbstractContextManager[None]:
+        """Within the context the states are those of all processes, as they are within ``compute``."""
+        outside = not self._is_synced
+        context: AbstractContextManager[None] = self.sync_context(should_sync=outside, should_unsync=outside)
+        return context
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Draw a bar for each class, with its error bound; or given values.
+
+        Args:
+            val: Results of ``compute`` or ``forward``, one or a list, to draw instead, as torchmetrics' own metrics do.
+            ax: Axes of matplotlib to draw into; None for a new figure.
+
+        Returns:
+            Figure (None if axes were given) and axes.
+
+        Raises:
+            ImportError: matplotlib is missing.
+        """
+        if val is not None:
+            return self._plot(val, ax)
+        details = self.details()
+        return draw_class_bars(
+            details["per_class"].tolist(),
+            self.class_names or tuple(map(str, range(self.num_classes))),
+            getattr(self, "groups", {}),
+            self.score_name,
+            bounds=details["per_class_error_bound"].tolist() if "per_class_error_bound" in details else None,
+            axes=ax,
+        )
 
     def add_sums(self, name: str, *settings: str, shape: tuple[int, ...]) -> str:
         """Add a state of int64 sums, zero at first, and return its name, which tells the settings.

@@ -1,6 +1,7 @@
 """Histograms of the scores of every channel, by label: the constant-memory state behind AUC and average precision."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -33,6 +34,7 @@ class ScoreHistogramMetric(PixelMetric):
         scores: How logits become scores: ``"softmax"``, ``"sigmoid"``, or ``"identity"`` for scores in 0..1.
         bins: Number of bins; None for as many as fit in 180 MB, 4,096 at most (K = 150, ovo: 1,000).
         ignore_index: Pixels with this label in the target don't count.
+        class_names: Names of the classes for :meth:`plot`; None for their numbers.
         **kwargs: Options of ``torchmetrics.Metric``.
     """
 
@@ -43,9 +45,10 @@ class ScoreHistogramMetric(PixelMetric):
         scores: Scores = "softmax",
         bins: int | None = None,
         ignore_index: int = 255,
+        class_names: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_classes, ignore_index, **kwargs)
+        super().__init__(num_classes, ignore_index, class_names, **kwargs)
         if average not in ("ovo", "ovr"):
             raise ValueError(f"average must be 'ovo' or 'ovr', not {average!r}")
         if scores not in ("softmax", "sigmoid", "identity"):

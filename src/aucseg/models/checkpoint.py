@@ -68,7 +68,7 @@ def load_plain(path: str | Path, map_location: str | torch.device = "cpu") -> An
     with open(path, "rb") as file:
         start = file.read(2)
     if start != b"PK" and start[:1] != pickle.PROTO:  # an archive, or a bare pickle as old versions wrote it
-        raise ValueError(f"{path} is no readable checkpoint: torch.save did not write this file")
+        raise ValueError(f"{path} is not a readable checkpoint: torch.save did not write this file")
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -77,7 +77,7 @@ def load_plain(path: str | Path, map_location: str | torch.device = "cpu") -> An
             f"from the file; save its state dict alone, where you trust it. ({str(error).splitlines()[0]})"
         ) from error
     except Exception as error:  # damaged bytes fail in many ways: RuntimeError, EOFError, UnicodeDecodeError, ...
-        raise ValueError(f"{path} is no readable checkpoint: {error}") from error
+        raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -92,8 +92,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: The file is no checkpoint, is damaged, holds other objects than tensors and plain values, or holds
-            no tensors.
+        ValueError: The file is not a checkpoint, is damaged, holds other objects than tensors and plain values, or
+            holds no tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -123,7 +123,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is no readable safetensors file: {error}") from error
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
     return tensors
 
 

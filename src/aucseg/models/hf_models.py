@@ -54,7 +54,7 @@ def build_hf_model(
         entries = _entries(transformers.AutoConfig.for_model(name), num_classes, options)
         network = auto_model.from_config(transformers.AutoConfig.for_model(name, **entries))
     elif "/" not in name and not Path(name).is_dir():
-        raise ValueError(f"{name!r} is no model type, folder or hub name; model types: {closest(name, model_types)}")
+        raise ValueError(f"{name!r} is not a model type, folder or hub name; model types: {closest(name, model_types)}")
     else:
         from_file = Path(name).is_file()
         network = _from_file_or_hub(name, num_classes, pretrained and not from_file, options, model_types)
@@ -95,7 +95,7 @@ def _from_file_or_hub(
         ) from error
     if config.model_type not in model_types:
         raise ValueError(
-            f"{name!r} is of type {config.model_type!r}, which is no semantic segmentation model; "
+            f"{name!r} is of type {config.model_type!r}, which is not a semantic segmentation model; "
             f"{closest(config.model_type, model_types)}"
         )
     config = transformers.AutoConfig.from_pretrained(name, **_entries(config, num_classes, options))

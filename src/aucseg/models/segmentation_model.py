@@ -46,7 +46,7 @@ def crop_logits(logits: Tensor, padded_size: tuple[int, int], size: tuple[int, i
         size: ``(H, W)`` of the images before the padding.
 
     Returns:
-        ``(B, K, h H / H', w W / W')``, or ``(B, K, H, W)`` where these are no whole numbers.
+        ``(B, K, h H / H', w W / W')``, or ``(B, K, H, W)`` where these are not whole numbers.
 
     Example:
         >>> import torch
@@ -99,7 +99,7 @@ def logits_of(output: Any) -> tuple[Tensor, Tensor | None]:
 class SegmentationModel(nn.Module):
     """Base of the models of this package: the contract around :meth:`compute`, which a subclass defines.
 
-    Images whose sides are no multiples of ``stride`` are padded with zeros (the mean, after normalization) at the
+    Images whose sides are not multiples of ``stride`` are padded with zeros (the mean, after normalization) at the
     bottom and the right, and the logits are cut back.
 
     Args:

@@ -105,7 +105,7 @@ def read_run(folder: str | Path, title: str | None = None) -> Run:
         raise ValueError(f"there is no run folder {folder}")
     files = (CONFIG_FILE, METRICS_FILE, RESULT_FILE)
     if not any((folder / name).is_file() for name in files):
-        raise ValueError(f"{folder} is no run folder: it has none of {', '.join(files)}")
+        raise ValueError(f"{folder} is not a run folder: it has none of {', '.join(files)}")
     history = _read_history(run_folder_of(folder) / METRICS_FILE)
     result = _read_json(folder / RESULT_FILE)
     try:
@@ -170,7 +170,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON file ({error}); if its run is writing it just now, try again") from error
+        raise ValueError(
+            f"{path} is not a JSON file ({error}); if its run is writing it just now, try again"
+        ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, not a {type(content).__name__}")
     return content

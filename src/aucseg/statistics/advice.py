@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from aucseg.datasets.card import DatasetCard
-from aucseg.statistics.class_statistics import ClassStatistics, Shares
+from aucseg.statistics.class_statistics import TAIL_SHARE, ClassStatistics
+
+USE, LEAVE_OUT, NOT_CLEAR = "use it", "do not use it", "not clear"
 
 _CAPACITY = 5
-# Without middle classes to compare with.
-_PRESENCE_TARGET = 0.1
 # Pastes into an image on average, at most: the embedded data gain from 3 (see docs/bank.md), and more hide the scene.
 _MAX_PASTES = 3.0
 _PASTED_AREA = 0.25
-# A class is missing from few batches when it is in one with this probability.
-_IN_BATCH = 0.9
+# Where a tail class is in more of the batches than this, on average, a bank has nothing to bring back: it helps at 0.25
+# (Freedoom-LT) and at about 0.3 (photographs of defects), does harm at 0.64 (Cityscapes at 256 x 256) and changes
+# nothing at 1 (CamVid).
+_OFTEN = 0.55
+# Smaller batches are judged as this one: whatever their size, as many images show a class as often.
+_MIN_BATCH = 8
+# The bank is to bring a class into this share of the batches.
+_IN_BATCH = 0.5
+# Presence rises at most by this factor: it is how often a sample is shown in an epoch, its own image included. Up to
+# five it helped, up to seventeen it taught the stored samples by heart.
+_MAX_FACTOR = 5.0
+# Of fewer different images pastes are copies.
+_MIN_IMAGES = 8
+# Agreement of places (0 anywhere, 1 always the same) above which pastes show things where they cannot be.
+_FIXED, _MOVABLE = 0.55, 0.45
+_NUM_RESAMPLES = 200
+# A draw of images is held in memory in parts.
+_RESAMPLES_AT_ONCE = 20
 
 
 def choose_groups(statistics: ClassStatistics, card: DatasetCard | None = None) -> tuple[dict[str, list[int]], str]:
@@ -37,62 +55,145 @@ def choose_groups(statistics: ClassStatistics, card: DatasetCard | None = None) 
     return by_share, "by share of the labelled pixels: head from 2 %, tail below 0.5 %"
 
 
-def advise_bank(statistics: ClassStatistics, tail: list[int], middle: list[int], *, batch_size: int) -> dict[str, Any]:
-    """Return suggested settings of the memory bank, each with its reason.
+def advise_bank(
+    statistics: ClassStatistics, tail: Sequence[int], middle: Sequence[int], *, batch_size: int, by_share: bool = False
+) -> dict[str, Any]:
+    """Return whether to use the memory bank, suggested settings of it, and the reasons.
 
-    The bank is to make the tail as common as a typical middle class and no commoner, and to leave the middle's pixels
-    alone. So it has nothing to do where every tail class is that common already, or in nearly every batch.
+    The bank is for classes that most batches lack. What counts is the share of batches of ``batch_size`` images that
+    hold a tail class, ``1 - (1 - p)^batch_size`` for a class in a share p of the images, on average over the tail. (A
+    batch below 8 is judged as one of 8: so many images show a class as often, in however many steps.) The answer is
+    clear where it is the same for all of 200 data sets of as many images drawn with replacement from these (the
+    bootstrap: Efron, Annals of Statistics 1979); so two halves of one data set do not get opposite answers.
+
+    The bank then brings a class into half of the batches, but raises its presence at most five times: this is how often
+    a stored sample is shown in an epoch, which is what keeps a model from learning the samples by heart.
+
+    Args:
+        statistics: The counts.
+        tail: Ids of the tail classes.
+        middle: Ids of the middle classes.
+        batch_size: Images in a batch.
+        by_share: Whether the tail is what has a small share of the pixels, so that another draw of images may have
+            another tail.
 
     Returns:
-        ``use_bank`` (bool), ``settings`` (keyword arguments of ``TailMemoryBank``), ``reasons`` (texts).
+        ``answer`` (`USE`, `LEAVE_OUT` or `NOT_CLEAR`), ``use_bank`` (bool: the first of them), ``settings`` (keyword
+        arguments of ``TailMemoryBank``, to try it in any case), ``reasons`` (texts).
     """
     tail = [class_id for class_id in tail if statistics.pixel_counts[class_id] > 0]
     middle = [class_id for class_id in middle if statistics.pixel_counts[class_id] > 0]
     if not tail:
-        return {"use_bank": False, "settings": {}, "reasons": ["no tail class occurs: there is nothing to bring back"]}
-    presence = statistics.presence[tail]
-    in_batch = 1 - (1 - presence) ** batch_size
-    typical = float(np.median(statistics.presence[middle])) if middle else _PRESENCE_TARGET
-    target = _presence_target(presence, typical)
-    num_rare = int((presence < target).sum())
-    places = statistics.fixedness[tail]
-    use_bank = num_rare > 0
+        drawn = _resampled(statistics, tail, max(batch_size, _MIN_BATCH), by_share) if by_share else ()
+        answer = NOT_CLEAR if any(share < _OFTEN for share in drawn) else LEAVE_OUT
+        reasons = ["no tail class occurs: there is nothing to bring back"]
+        return {"answer": answer, "use_bank": False, "settings": {}, "reasons": reasons}
+    settings, about_settings = _settings(statistics, tail, middle, batch_size)
+    answer, reasons = _answer(statistics, tail, batch_size, by_share)
+    if not settings:
+        # A draw decides whether a class has one image more: the answer is never the opposite of `USE`.
+        answer = LEAVE_OUT if answer == LEAVE_OUT else NOT_CLEAR
+    reasons += about_settings
+    return {"answer": answer, "use_bank": answer == USE, "settings": settings, "reasons": reasons}
+
+
+def bank_options(settings: Mapping[str, Any], groups: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """Return the settings as ``model.bank`` of a configuration, whose card knows number and groups of the classes."""
+    options = {key: value for key, value in settings.items() if key != "num_classes"}
+    if set(options["tail_classes"]) == set(groups["tail"]):
+        del options["tail_classes"]
+    options["protect_classes"] = "middle" if options["protect_classes"] else []
+    return options
+
+
+def _answer(statistics: ClassStatistics, tail: list[int], batch_size: int, by_share: bool) -> tuple[str, list[str]]:
+    batch_size = max(batch_size, _MIN_BATCH)
+    in_batch = 1 - (1 - statistics.presence[tail]) ** batch_size
+    drawn = list(_resampled(statistics, tail, batch_size, by_share))
+    low, high = min(drawn), max(drawn)
     reasons = [
-        f"tail_classes: the {len(tail)} tail classes that occur",
-        f"at batch size {batch_size} a tail class is in the batch with probability {in_batch.mean():.2g} on "
-        f"average, and {int((in_batch >= _IN_BATCH).sum())} of {len(tail)} with at least {_IN_BATCH:g}",
-        f"presence_target {target:g}: "
-        + (f"a typical middle class is in {100 * typical:.2g} % of the images" if middle else "no middle classes here")
-        + ("" if target >= typical - 0.005 else f", but that would be more than {_MAX_PASTES:g} pastes an image")
-        + f"; {num_rare} of the {len(tail)} are in fewer images and are pasted, the others are left alone",
+        f"at batch size {batch_size} a tail class is in {_percent(in_batch.mean())} of the batches on average (between "
+        f"{_percent(low)} and {_percent(high)} in {_NUM_RESAMPLES} data sets drawn from this one): a bank helps where "
+        f"it is below {_percent(_OFTEN)}, and has nothing to bring back above"
     ]
-    if not num_rare:
-        reasons.append("so a bank would do nothing: train without one")
-    elif (in_batch >= _IN_BATCH).all():
-        use_bank = False
+    known = statistics.image_counts[tail] >= _MIN_IMAGES
+    places = statistics.fixedness[tail][known]
+    place = float(np.nanmedian(places)) if np.isfinite(places).any() else 0.0
+    if place > _MOVABLE:
         reasons.append(
-            f"every tail class is in at least {100 * _IN_BATCH:g} % of the batches already: the bank has nothing to "
-            "bring back, and changed nothing where it was measured (CamVid)"
+            f"the tail classes keep to their places (median agreement of places {place:.2f} of 1; from {_FIXED:g} a "
+            "bank is left out): pasting them elsewhere shows things where they cannot be, and cost accuracy where it "
+            "was measured"
         )
-    if np.isfinite(places).any() and np.nanmedian(places) > 0.5:
-        use_bank = False
-        reasons.append(
-            f"the tail classes keep to their places (median agreement of places {np.nanmedian(places):.2f} of 1): "
-            "pasting them elsewhere shows things where they cannot be, and cost accuracy where it was measured"
+    if low > _OFTEN or place > _FIXED:
+        return LEAVE_OUT, reasons
+    if high < _OFTEN and place <= _MOVABLE:
+        return USE, reasons
+    reasons.append("another draw of images might tell otherwise: train without a bank, or try both ('aucseg compare')")
+    return NOT_CLEAR, reasons
+
+
+def _resampled(statistics: ClassStatistics, tail: list[int], batch_size: int, by_share: bool) -> Iterator[float]:
+    """The mean share of batches that hold a tail class, in data sets drawn with replacement; 1 without a tail class."""
+    holds = statistics.image_classes.astype(np.float32)
+    rng = np.random.default_rng(0)
+    length = len(holds)
+    for _ in range(0, _NUM_RESAMPLES, _RESAMPLES_AT_ONCE):
+        times = rng.multinomial(length, np.full(length, 1 / length), size=_RESAMPLES_AT_ONCE).astype(np.float32)
+        for counts in (times @ holds).round():
+            is_tail = np.zeros(statistics.num_classes, bool)
+            if by_share:
+                # Not the pixels of each image are known, but their mean; they are taken to vary by as much.
+                pixels = rng.standard_gamma(counts) * statistics.mean_pixels_where_present
+                is_tail = pixels < TAIL_SHARE * pixels.sum()
+            else:
+                is_tail[tail] = True
+            presence: npt.NDArray[np.float64] = counts[is_tail & (counts > 0)] / length
+            yield float((1 - (1 - presence) ** batch_size).mean()) if len(presence) else 1.0
+
+
+def _settings(
+    statistics: ClassStatistics, tail: list[int], middle: list[int], batch_size: int
+) -> tuple[dict[str, Any], list[str]]:
+    """Settings of the bank, none where there is nothing to paste, and what there is to say about them."""
+    wanted = 1 - (1 - _IN_BATCH) ** (1 / batch_size)
+    target, pasted = _best_target(statistics, tail, wanted)
+    if not pasted:
+        return {}, [
+            f"no tail class is both in less than {_percent(wanted)} of the images and in {_MIN_IMAGES} different ones "
+            "or more: there is nothing to paste, or pastes would be copies of a few samples"
+        ]
+    presence = statistics.presence[pasted]
+    factor = float((target / presence).max())
+    reasons = [
+        f"presence_target {target:g}: "
+        + (
+            f"a class is then in {_percent(_IN_BATCH)} of the batches"
+            if target >= wanted - 0.001
+            else "as far as the bounds below let it rise"
         )
+        + f"; a sample is shown up to {factor:.1f} times an epoch (at most {_MAX_FACTOR:g})",
+        f"tail_classes: {len(pasted)} of the {len(tail)} that occur"
+        + (
+            ""
+            if len(pasted) == len(tail)
+            else "; the others are in as many images already, or in so few that their samples would be shown too often"
+        ),
+    ]
     if middle:
         reasons.append("protect_classes: the middle classes, which pastes would otherwise cover")
-    num_pasted = max(1.0, float(np.clip(target - presence, 0, None).sum()))
-    area = float(statistics.mean_pixels_where_present[tail].mean()) / statistics.max_image_pixels
-    resize_ratio = min(1.0, max(0.1, round(math.sqrt(_PASTED_AREA / (num_pasted * area)), 1)))
-    bank_bytes = len(tail) * _CAPACITY * float(statistics.mean_pixels_where_present[tail].mean()) * 4
+    area = float(statistics.mean_pixels_where_present[pasted].mean())
+    num_pasted = max(1.0, float((target - presence).sum()))
+    share = area / statistics.max_image_pixels
+    resize_ratio = min(1.0, max(0.1, round(math.sqrt(_PASTED_AREA / (num_pasted * share)), 1)))
     reasons += [
-        f"resize_ratio {resize_ratio:g}: a tail class covers {100 * area:.2g} % of the image where it occurs; about "
+        f"resize_ratio {resize_ratio:g}: such a class covers {100 * share:.2g} % of the image where it occurs; about "
         f"{num_pasted:.2g} pasted into an image are to stay below {100 * _PASTED_AREA:g} % of it",
-        f"capacity {_CAPACITY}: the paper's value; the bank then holds about {bank_bytes / 1e6:.2g} MB (uint8 images)",
+        f"capacity {_CAPACITY}: the paper's value; the bank then holds about "
+        f"{len(pasted) * _CAPACITY * area * 4 / 1e6:.2g} MB (uint8 images)",
     ]
     settings = {
-        "tail_classes": tail,
+        "tail_classes": pasted,
         "num_classes": statistics.num_classes,
         "capacity": _CAPACITY,
         "presence_target": target,
@@ -100,12 +201,24 @@ def advise_bank(statistics: ClassStatistics, tail: list[int], middle: list[int],
         "scope": "image",
         "protect_classes": middle,
     }
-    return {"use_bank": use_bank, "settings": settings, "reasons": reasons}
+    return settings, reasons
 
 
-def _presence_target(presence: Shares, typical: float) -> float:
-    """The presence of a typical middle class in whole percent, or what takes fewer pastes."""
-    percent = max(1, round(100 * typical))
-    while percent > 1 and np.clip(percent / 100 - presence, 0, None).sum() > _MAX_PASTES:
-        percent -= 1
-    return percent / 100
+def _best_target(statistics: ClassStatistics, tail: list[int], wanted: float) -> tuple[float, list[int]]:
+    """The target that brings most pastes within the bounds, in thousandths, and the classes that it is for."""
+    enough = [c for c in tail if statistics.image_counts[c] >= _MIN_IMAGES]
+    best: tuple[float, float, list[int]] = (0.0, 0.0, [])
+    for limit in {min(wanted, _MAX_FACTOR * float(statistics.presence[c])) for c in enough}:
+        target = math.floor(1000 * limit + 1e-9) / 1000
+        pasted = [c for c in enough if target / _MAX_FACTOR <= statistics.presence[c] < target]
+        gain = float((target - statistics.presence[pasted]).sum())
+        while gain > _MAX_PASTES:
+            target = round(target - 0.001, 3)
+            pasted = [c for c in pasted if statistics.presence[c] < target]
+            gain = float((target - statistics.presence[pasted]).sum())
+        best = max(best, (gain, target, pasted))
+    return best[1:]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 0.995 else "100 %"

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from aucseg.datasets.dataset import SegmentationDataset
 
 _FORMAT = "aucseg class statistics 1"
+# Shares of the labelled pixels: the head has at least the first, the tail less than the second.
+HEAD_SHARE, TAIL_SHARE = 0.02, 0.005
 _SUMS = ("pixel_counts", "image_counts", "labelled_counts")
 Counts = npt.NDArray[np.int64]
 Shares = npt.NDArray[np.float64]
@@ -187,6 +189,11 @@ class ClassStatistics:
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __str__(self) -> str:
+        from aucseg.statistics.summary import format_classes  # which imports this module
+
+        return format_classes(self)
+
     @property
     def num_labelled(self) -> int:
         """Labelled pixels: all but the ignored."""
@@ -251,7 +258,7 @@ class ClassStatistics:
         value[(self.seen_counts < 2) | ~np.isfinite(value)] = np.nan
         return value
 
-    def groups(self, *, head: float = 0.02, tail: float = 0.005) -> dict[str, list[int]]:
+    def groups(self, *, head: float = HEAD_SHARE, tail: float = TAIL_SHARE) -> dict[str, list[int]]:
         """Return ``{"head": [class ids], "middle": [...], "tail": [...]}`` by share of the labelled pixels.
 
         Args:
@@ -272,8 +279,7 @@ class ClassStatistics:
         """Return the batch size at which all classes occur with probability at least ``1 - delta``.
 
         ``B >= log(delta / K) / log(1 - min_c p_c)`` (Han et al., NeurIPS 2024), K and the minimum over the classes that
-        occur at
-        all: a class that never occurs is in no batch.
+        occur at all: a class that never occurs is in no batch.
 
         Raises:
             ValueError: ``delta`` outside (0, 1), or no class occurs.

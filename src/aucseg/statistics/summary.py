@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import numpy as np
 import yaml
 
 from aucseg.datasets.card import GROUP_NAMES, DatasetCard
+from aucseg.hints import import_extra
 from aucseg.safe_files import text_cell
-from aucseg.statistics.advice import advise_bank, choose_groups
+from aucseg.statistics.advice import advise_bank, bank_options, choose_groups
 from aucseg.statistics.class_statistics import ClassStatistics
 
 # Draws of a simulated batch are bounded, so that a class in one image of 100,000 does not stop the report.
@@ -38,24 +40,7 @@ def make_report(
         delta: The batch size asked for shows every class with probability ``1 - delta``.
     """
     groups, rule = choose_groups(statistics, card)
-    group_of = {class_id: group for group, ids in groups.items() for class_id in ids}
-    names = statistics.class_names or tuple(f"class {i}" for i in range(statistics.num_classes))
-    fixedness = statistics.fixedness
-    classes = [
-        {
-            "id": class_id,
-            "name": names[class_id],
-            "group": group_of[class_id],
-            "pixels": int(statistics.pixel_counts[class_id]),
-            "images": int(statistics.image_counts[class_id]),
-            "frequency": float(statistics.frequency[class_id]),
-            "presence": float(statistics.presence[class_id]),
-            "mean_area": float(statistics.mean_pixels_where_present[class_id]),
-            "max_area": int(statistics.max_pixels[class_id]),
-            "fixedness": None if math.isnan(fixedness[class_id]) else float(fixedness[class_id]),
-        }
-        for class_id in range(statistics.num_classes)
-    ]
+    classes = _class_rows(statistics, groups)
     min_batch = statistics.min_batch_size(delta)
     trials = max(1, min(1000, _MAX_DRAWS // min_batch))
     return {
@@ -78,25 +63,62 @@ def make_report(
             "trials": trials,
         },
         "bound": statistics.generalization_bound(),
-        "advice": advise_bank(statistics, groups["tail"], groups["middle"], batch_size=batch_size),
+        "advice": advise_bank(
+            statistics, groups["tail"], groups["middle"], batch_size=batch_size, by_share=groups == statistics.groups()
+        ),
     }
 
 
-def format_report(report: dict[str, Any]) -> str:
-    """Return the report as text for a terminal."""
+def _class_rows(statistics: ClassStatistics, groups: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
+    """What is known of each class, in the order of the ids."""
+    group_of = {class_id: group for group, ids in groups.items() for class_id in ids}
+    names = statistics.class_names or tuple(f"class {i}" for i in range(statistics.num_classes))
+    fixedness = statistics.fixedness
+    return [
+        {
+            "id": class_id,
+            "name": names[class_id],
+            "group": group_of[class_id],
+            "pixels": int(statistics.pixel_counts[class_id]),
+            "images": int(statistics.image_counts[class_id]),
+            "frequency": float(statistics.frequency[class_id]),
+            "presence": float(statistics.presence[class_id]),
+            "mean_area": float(statistics.mean_pixels_where_present[class_id]),
+            "max_area": int(statistics.max_pixels[class_id]),
+            "fixedness": None if math.isnan(fixedness[class_id]) else float(fixedness[class_id]),
+        }
+        for class_id in range(statistics.num_classes)
+    ]
+
+
+def format_classes(statistics: ClassStatistics) -> str:
+    """Return the table of the classes as text, with groups by share of the pixels; what ``print(statistics)`` shows."""
+    groups, rule = choose_groups(statistics)
+    counts = {name: getattr(statistics, name) for name in ("num_images", "num_labelled", "num_ignored")}
+    lines = _table({**counts, "classes": _class_rows(statistics, groups)})
+    return "\n".join([*lines, f"(mean area: pixels in the images that hold the class; groups {rule})"])
+
+
+def _table(report: dict[str, Any]) -> list[str]:
+    """The lines of the table, the commonest class first, with what was counted above it."""
     name_width = max(5, *(len(row["name"]) for row in report["classes"]))
-    lines = [
+    return [
         f"{report['num_images']:,} images, {report['num_labelled']:,} labelled pixels, {report['num_ignored']:,} "
         "ignored",
         "",
         f"{'id':>3}  {'class':<{name_width}}  {'group':<6}  {'pixels %':>9}  {'images %':>8}  {'mean area':>10}  "
         f"{'largest':>10}",
+        *(
+            f"{row['id']:>3}  {row['name']:<{name_width}}  {row['group']:<6}  {100 * row['frequency']:>9.4f}  "
+            f"{100 * row['presence']:>8.2f}  {row['mean_area']:>10,.0f}  {row['max_area']:>10,}"
+            for row in sorted(report["classes"], key=lambda row: -row["pixels"])
+        ),
     ]
-    lines += [
-        f"{row['id']:>3}  {row['name']:<{name_width}}  {row['group']:<6}  {100 * row['frequency']:>9.4f}  "
-        f"{100 * row['presence']:>8.2f}  {row['mean_area']:>10,.0f}  {row['max_area']:>10,}"
-        for row in sorted(report["classes"], key=lambda row: -row["pixels"])
-    ]
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """Return the report as text for a terminal."""
+    lines = _table(report)
     shares = ", ".join(
         f"{group} {len(report['groups'][group])} ({100 * report['group_shares'][group]:.2f} % of the pixels)"
         for group in GROUP_NAMES
@@ -127,7 +149,7 @@ def format_report(report: dict[str, Any]) -> str:
     settings = ", ".join(f"{key}={value!r}" for key, value in advice["settings"].items())
     lines += [
         "",
-        "memory bank: use it" if advice["use_bank"] else "memory bank: do not use it",
+        f"memory bank: {advice['answer']}",
         *(f"  - {reason}" for reason in advice["reasons"]),
     ]
     if settings:
@@ -136,16 +158,15 @@ def format_report(report: dict[str, Any]) -> str:
             "in Python:" if advice["use_bank"] else "to compare with a bank all the same, in Python:",
             f"  TailMemoryBank({settings})",
             "in a configuration:",
-            *(f"  {line}" for line in _configuration(advice["settings"]).splitlines()),
+            *(f"  {line}" for line in _configuration(advice["settings"], report["groups"]).splitlines()),
         ]
     return "\n".join(lines)
 
 
-def _configuration(settings: dict[str, Any]) -> str:
+def _configuration(settings: dict[str, Any], groups: dict[str, list[int]]) -> str:
     """The bank's settings for ``aucseg fit``, whose card knows the groups."""
-    bank = {key: value for key, value in settings.items() if key not in ("tail_classes", "num_classes")}
-    bank["protect_classes"] = "middle" if settings["protect_classes"] else []
-    text: str = yaml.safe_dump({"model": {"loss": "aucseg", "bank": bank}}, sort_keys=False)
+    bank = bank_options(settings, groups)
+    text: str = yaml.safe_dump({"model": {"loss": "aucseg", "bank": bank}}, sort_keys=False, default_flow_style=None)
     return text
 
 
@@ -163,11 +184,10 @@ def write_csv(report: dict[str, Any], path: Path) -> None:
 
 def write_chart(report: dict[str, Any], path: Path) -> None:
     """Draw pixel share and presence of each class, coloured by group; the ending of the path chooses the format."""
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
-    except ImportError as error:
-        raise ImportError('the chart needs matplotlib: pip install "aucseg[report]"') from error
+    import_extra("matplotlib", "report")
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
     rows = sorted((row for row in report["classes"] if row["pixels"]), key=lambda row: row["pixels"])
     figure = Figure(figsize=(9, 1.2 + 0.22 * max(len(rows), 4)), layout="constrained")
     pixels, images = figure.subplots(1, 2, sharey=True)

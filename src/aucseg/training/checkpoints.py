@@ -78,11 +78,11 @@ def checkpoint_step(path: Path) -> int:
     """Optimizer steps that a checkpoint has behind it, read without loading its tensors.
 
     Raises:
-        ValueError: the file is no checkpoint of a training.
+        ValueError: the file is not a checkpoint of a training.
     """
     problem = checkpoint_problem(path)
     if problem is not None:
-        raise ValueError(f"{path} is no readable checkpoint: {problem}")
+        raise ValueError(f"{path} is not a readable checkpoint: {problem}")
     try:
         content = torch.load(path, mmap=True, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
@@ -142,7 +142,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         problem = checkpoint_problem(path)
         if problem is not None:
-            raise ValueError(f"{path} is no readable checkpoint: {problem}")
+            raise ValueError(f"{path} is not a readable checkpoint: {problem}")
         checkpoint: dict[str, Any] = load_plain(path)
         _check_training(checkpoint, path)
         return checkpoint

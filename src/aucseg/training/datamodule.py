@@ -31,6 +31,7 @@ from aucseg.loading.shard_order import ShardStream
 from aucseg.loading.transforms import IMAGENET_MEAN, evaluation_transform, training_transform
 from aucseg.randomness import stable_seed
 from aucseg.statistics.class_statistics import ClassStatistics
+from aucseg.training.bank_plans import planned_by_workers
 from aucseg.training.loader_checks import (
     check_at_least,
     check_held_out,
@@ -298,8 +299,7 @@ class SegmentationDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Endless-order training loader; on a resumed run it starts at the batch that comes next."""
-        rank, world_size = self._place
-        start_batch = 0
+        (rank, world_size), start_batch = self._place, 0
         if self.trainer is not None:
             if self.trainer.max_steps == -1:
                 raise ValueError(
@@ -307,6 +307,7 @@ class SegmentationDataModule(LightningDataModule):
                 )
             start_batch = self.trainer.global_step * self.trainer.accumulate_grad_batches
         check_shared_memory(self.num_workers, self.batch_size * self._crop_bytes)
+        options = self._loader_options() | planned_by_workers(self.trainer)
         if self.shards is not None:
             shards = self._stream(self.shards, None, shuffle=self.shuffle_buffer if self.sampler == "random" else 0)
             check_number_of_shards(len(shards.urls), self.num_workers, world_size)
@@ -319,20 +320,19 @@ class SegmentationDataModule(LightningDataModule):
                 world_size=world_size,
                 start_batch=start_batch,
             )
-            return DataLoader(shard_stream, batch_size=self.batch_size, **self._loader_options())
+            return DataLoader(shard_stream, batch_size=self.batch_size, **options)
         dataset = self.training_dataset(self.training_transform)
         if self.cache == "memory":
             dataset.keep_in_memory(max(_DECODING_THREADS, self.num_workers))
-        order = self._epoch_order(len(dataset))
         stream = SampleStream(
-            order,
+            self._epoch_order(len(dataset)),
             batch_size=self.batch_size,
             seed=self.seed,
             rank=rank,
             world_size=world_size,
             start_batch=start_batch,
         )
-        return DataLoader(SeededDataset(dataset), batch_sampler=stream, **self._loader_options())
+        return DataLoader(SeededDataset(dataset), batch_sampler=stream, **options)
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Validation loader, in order; processes take whole batches in turn, each image once.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -10,15 +9,9 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch import Tensor
 
+from aucseg.announce import process_number as process_number
+
 _T = TypeVar("_T")
-
-
-def process_number() -> int:
-    """Rank of this process, also before there is a process group: as torchrun, SLURM or Lightning's launcher set it."""
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if name in os.environ:
-            return int(os.environ[name])
-    return 0
 
 
 def say_once(message: str) -> None:

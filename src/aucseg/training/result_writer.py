@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -14,8 +12,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
 
+from aucseg.metrics.image_iou import image_scores, per_image_overlap
+from aucseg.metrics.result_files import write_results
 from aucseg.run_files import (
     BEST_CHECKPOINT,
     BEST_FOLDER,
@@ -29,7 +28,6 @@ from aucseg.run_files import (
     RESULT_FILE,
     SKIPPED_FOLDER,
 )
-from aucseg.safe_files import replace_file
 from aucseg.training.task import SegmentationTask
 
 
@@ -94,57 +92,6 @@ def check_writable(folder: Path) -> None:
         ) from error
 
 
-def per_image_overlap(predicted: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> dict[int, list[int]]:
-    """Intersection and union of each class that occurs in the truth or the prediction of one image.
-
-    Args:
-        predicted: (H, W) integer labels.
-        target: (H, W) integer labels; pixels of ``ignore_index`` do not count.
-        num_classes: K.
-        ignore_index: the ignore label.
-
-    Returns:
-        ``{class id: [pixels of the intersection, pixels of the union]}``.
-
-    Example:
-        >>> per_image_overlap(torch.tensor([[0, 1, 1]]), torch.tensor([[0, 0, 255]]), 3, 255)
-        {0: [1, 2], 1: [0, 1]}
-    """
-    predicted, target = predicted.long(), target.long()
-    valid = target != ignore_index
-    predicted, target = predicted[valid], target[valid]
-    intersection = torch.bincount(target[target == predicted], minlength=num_classes)
-    union = torch.bincount(target, minlength=num_classes) + torch.bincount(predicted, minlength=num_classes)
-    union -= intersection
-    return {int(c): [int(intersection[c]), int(union[c])] for c in union.nonzero().flatten()}
-
-
-def curve_points(false_rate: Tensor, true_rate: Tensor) -> dict[str, Any]:
-    """A ROC curve for ``curves.json``, with no more points than a plot on a linear or logarithmic axis shows.
-
-    Args:
-        false_rate: (N,), rising from 0 to 1.
-        true_rate: (N,), rising from 0 to 1.
-
-    Returns:
-        ``{"fpr": list, "tpr": list, "auroc": area under all N points}``; NaN in, NaN out.
-
-    Example:
-        >>> curve_points(torch.tensor([0.0, 0.0, 0.5, 1.0]), torch.tensor([0.0, 0.5, 1.0, 1.0]))
-        {'fpr': [0.0, 0.0, 0.5, 1.0], 'tpr': [0.0, 0.5, 1.0, 1.0], 'auroc': 0.875}
-    """
-    false_rate, true_rate = false_rate.cpu().double(), true_rate.cpu().double()
-    cells = torch.stack([(false_rate.clamp(min=1e-6).log10() * 100).round(), (true_rate * 200).round()], 1)
-    first = torch.ones(len(cells), dtype=torch.bool)
-    first[1:-1] = (cells[1:-1] != cells[:-2]).any(1)
-    area = float(torch.trapezoid(true_rate, false_rate))
-    return {
-        "fpr": [round(value, 7) for value in false_rate[first].tolist()],
-        "tpr": [round(value, 5) for value in true_rate[first].tolist()],
-        "auroc": area,
-    }
-
-
 class ResultWriter(Callback):
     """Writes the last validation of a run into the run's folder, see the table in `aucseg.run_files`.
 
@@ -206,30 +153,13 @@ class ResultWriter(Callback):
         result = {
             "step": trainer.global_step,
             "card": card.name,
-            "metrics": {key.removeprefix("val/"): float(metrics[key]) for key in metrics if key.startswith("val/")},
+            "metrics": {key.removeprefix("val/"): float(metrics[key]) for key in metrics if key.startswith("val/")}
+            | image_scores(images),
             "per_class_iou": dict(zip(card.class_names, pl_module.per_class_iou, strict=True)),
             "groups": pl_module.groups,
             "class_names": list(card.class_names),
             "palette": [list(color) for color in card.palette],
             **self.entries,
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / CONFUSION_FILE, {"counts": pl_module.confusion})
-        write_json(self.folder / IMAGES_FILE, dict(sorted(images.items())))
-        if pl_module.auroc is not None:
-            curves = {name: curve_points(*rates) for name, rates in pl_module.roc_curves.items()}
-            write_json(self.folder / CURVES_FILE, {n: c for n, c in curves.items() if not math.isnan(c["auroc"])})
-        # The result comes last: a folder that has it has the others of the same validation.
-        write_json(self.folder / RESULT_FILE, result, indent=2)
-
-
-def write_json(path: Path, value: Any, indent: int | None = None) -> None:
-    """Writes JSON with null for NaN (a class that a split does not hold)."""
-    # Replaced as a whole: a report on a running run never meets half a file.
-    replace_file(path, (json.dumps(_nan_to_none(value), indent=indent) + "\n").encode())
-
-
-def _nan_to_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _nan_to_none(item) for key, item in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
+        roc_curves = None if pl_module.auroc is None else pl_module.roc_curves
+        write_results(self.folder, result, confusion=pl_module.confusion, images=images, roc_curves=roc_curves)

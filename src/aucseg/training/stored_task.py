@@ -47,7 +47,9 @@ def load_task(run: str | Path, map_location: str | torch.device = "cpu") -> Segm
     content = load_plain(checkpoint, map_location)
     settings = content.get("hyper_parameters") if isinstance(content, Mapping) else None
     if not isinstance(settings, Mapping) or not isinstance(content.get("state_dict"), Mapping):
-        raise ValueError(f"{checkpoint} is no checkpoint of 'aucseg fit': it holds no settings and weights of a task")
+        raise ValueError(
+            f"{checkpoint} is not a checkpoint of 'aucseg fit': it holds no settings and weights of a task"
+        )
     model: Any = settings
     check_model_name(model.get("model"), checkpoint)
     while model.get("model") == OFFSET_MODEL:  # which builds another by its name
@@ -56,7 +58,7 @@ def load_task(run: str | Path, map_location: str | torch.device = "cpu") -> Segm
         check_model_name(model.get("model"), checkpoint)
     card = settings.get("card")
     if not isinstance(card, str) or "\n" not in card:
-        raise ValueError(f"{checkpoint} is no checkpoint of 'aucseg fit': it holds no data set card")
+        raise ValueError(f"{checkpoint} is not a checkpoint of 'aucseg fit': it holds no data set card")
     known = inspect.signature(SegmentationTask).parameters
     try:
         task = SegmentationTask(**{name: value for name, value in settings.items() if name in known})

@@ -220,7 +220,7 @@ class SegmentationTask(LightningModule):
         """Pastes from the bank, then the loss of the batch."""
         images, masks = batch["image"], batch["mask"]
         if self.bank is not None:
-            images, masks = self.bank(images, masks)
+            images, masks = self.bank(images, masks, plan=batch.get("plan"))
         self.last_input = images, masks
         target = masks.long()
         assert self.loss is not None
@@ -294,14 +294,15 @@ class SegmentationTask(LightningModule):
         return {"predicted": predicted}
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the loss, and overall, head, middle and tail mean IoU, in [0, 1]."""
+        """Logs the loss, overall, head, middle and tail mean IoU, and mean precision, recall and F1, in [0, 1]."""
         result = {"loss": self.mean_loss.compute(), **self.metric.compute()}
-        self.per_class_iou: list[float] = result.pop("per_class").tolist()
+        self.per_class_iou: list[float] = self.metric.details()["per_class"].tolist()
         with self.metric.sync_context():
             self.confusion: list[list[int]] = self.metric.confusion.tolist()
         # All processes have the same values; the maximum of equal ones is exact, and Lightning is content.
         options: dict[str, Any] = {"sync_dist": True, "reduce_fx": "max"}
-        self.log_dict({f"val/{name}": value for name, value in result.items()}, prog_bar=True, **options)
+        for name, value in result.items():
+            self.log(f"val/{name}", value, prog_bar=name in ("loss", "miou", *(self.groups or ())), **options)
         self.metric.reset()
         self.mean_loss.reset()
         if self.auroc is not None and self.average_precision is not None:
@@ -309,9 +310,9 @@ class SegmentationTask(LightningModule):
 
     def _log_pixel_metrics(self, auroc: PixelAUROC, average_precision: PixelAveragePrecision) -> None:
         tail = (self.groups or {}).get("tail", [])
-        self.log("val/auroc", auroc.compute()["auroc"], sync_dist=True, reduce_fx="max")
+        self.log("val/auroc", auroc.compute(), sync_dist=True, reduce_fx="max")
         if tail:
-            self.log("val/tail_ap", average_precision.compute()["tail"], sync_dist=True, reduce_fx="max")
+            self.log("val/tail_ap", average_precision.details()["tail"], sync_dist=True, reduce_fx="max")
         # One class against all others: false and true positive rates.
         with auroc.sync_context():
             self.roc_curves = {self.card.class_names[c]: auroc.roc_curve(c) for c in tail}

@@ -51,7 +51,7 @@ def build_bank(options: Mapping[str, Any], card: DatasetCard, generator: torch.G
         if protected not in (card.groups or {}):
             known = ", ".join(card.groups or {}) or "none"
             raise ValueError(
-                f"model.bank.protect_classes is {protected!r}, which is no group of the card {card.name!r} "
+                f"model.bank.protect_classes is {protected!r}, which is not a group of the card {card.name!r} "
                 f"(groups: {known}): name one of these or list class ids or names"
             )
         options["protect_classes"] = (card.groups or {})[protected]

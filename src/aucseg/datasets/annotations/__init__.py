@@ -1,4 +1,4 @@
-"""Annotations that are no masks yet: polygons, run lengths and panoptic files of annotation tools, painted as masks.
+"""Annotations that are not masks yet: polygons, run lengths and panoptic files of annotation tools, painted as masks.
 
 From outside: :func:`recognize` tells which format a folder holds, :func:`read_annotations` reads it,
 :func:`write_masks` paints it. One module for each format returns the same :class:`Annotations`; a new format is one

@@ -26,7 +26,7 @@ def read_coco(paths: list[Path], root: Path, segments: Path | None = None) -> An
         segments: Folder of the panoptic PNG files; by default beside the JSON file, with its name.
 
     Raises:
-        ValueError: A file is no COCO JSON, or two files name one image.
+        ValueError: A file is not a COCO JSON, or two files name one image.
     """
     found = Annotations("COCO JSON", root)
     source_of: dict[tuple[str | None, str], Path] = {}
@@ -190,5 +190,5 @@ def _segment_ids(path: Path, ids: frozenset[Any]) -> npt.NDArray[np.int64]:
     pixels: npt.NDArray[np.int64] = rgb @ np.array([1, 256, 65536])
     unknown = np.setdiff1d(np.unique(pixels), [0, *ids])
     if unknown.size:
-        raise AnnotationError(f"the file holds the id {unknown[0]}, which is no segment of the annotation")
+        raise AnnotationError(f"the file holds the id {unknown[0]}, which is not a segment of the annotation")
     return pixels

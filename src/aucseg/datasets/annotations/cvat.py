@@ -49,7 +49,7 @@ def _image(entry: Any, path: Path) -> AnnotatedImage:
     try:
         image.size = int(entry.get("height")), int(entry.get("width"))
     except (TypeError, ValueError):
-        image.problems.append(f"{where}: its height and width are no numbers")
+        image.problems.append(f"{where}: its height and width are not numbers")
     for number, child in enumerate(entry):
         label = child.get("label")
         if label is None:

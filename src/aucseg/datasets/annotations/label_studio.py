@@ -160,7 +160,7 @@ def decode_brush(data: Any, length: int) -> npt.NDArray[np.uint8]:
         AnnotationError: Other data, or another length.
     """
     if not isinstance(data, list) or not all(isinstance(byte, int) and 0 <= byte < 256 for byte in data):
-        raise AnnotationError("its run lengths are no list of bytes")
+        raise AnnotationError("its run lengths are not a list of bytes")
     bits = "".join(f"{byte:08b}" for byte in data)
     place = 0
 

@@ -62,7 +62,7 @@ def _shape(entry: dict[str, Any], kind: str) -> shapes.Shape:
     try:
         points = np.array(entry.get("points"), np.float64).reshape(-1, 2)
     except (ValueError, TypeError):
-        return shapes.refuse("its points are no pairs of numbers")
+        return shapes.refuse("its points are not pairs of numbers")
     if len(points) == 2 and np.isfinite(points).all():
         (left, top), (right, bottom) = points.min(0).tolist(), points.max(0).tolist()
         if kind == "rectangle":

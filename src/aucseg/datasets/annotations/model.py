@@ -74,7 +74,7 @@ class Annotations:
         problems: Entries that belong to no image that is known.
         void: Whether pixels without a region mean "not labelled" in this format (panoptic files), not background.
         root: The folder in which the images are looked for.
-        not_images: Folders below the root whose files are no images (panoptic files).
+        not_images: Folders below the root whose files are not images (panoptic files).
         notes: What the user should know.
     """
 
@@ -112,7 +112,7 @@ def take(entry: Any, key: str, kind: type | tuple[type, ...], where: str) -> Any
         ValueError: It is missing, or of another type.
     """
     value = entry.get(key) if isinstance(entry, dict) else None
-    # True is no number here.
+    # True is not a number here.
     if not isinstance(value, kind) or isinstance(value, bool):
         names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
         raise ValueError(f"{where}: {key!r} must be {names}, got {type(value).__name__}")

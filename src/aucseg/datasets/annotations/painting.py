@@ -22,7 +22,7 @@ class PaintOptions:
             comes later in the file. Layers that an annotator set (CVAT) go first; regions to ignore compete like all.
         unlabelled: What pixels without a region are: ``background``, a class of its own, or ``ignore``; None for
             ``background``, but ``ignore`` in panoptic files, whose pixels without a segment are not labelled.
-        boxes: What becomes of boxes, which are no outlines: ``error``, ``fill``, or ``ignore`` their pixels.
+        boxes: What becomes of boxes, which are not outlines: ``error``, ``fill``, or ``ignore`` their pixels.
         ignored: Labels whose regions are ignored.
         dropped: Labels whose regions are left out, as if they were not there.
     """
@@ -94,7 +94,7 @@ def paint(
             continue
         if region.is_box and options.boxes == "error":
             painted.problems.append(
-                f"{region.where}: a box is no outline of {region.label!r}; fill boxes (--boxes fill), ignore their "
+                f"{region.where}: a box is not an outline of {region.label!r}; fill boxes (--boxes fill), ignore their "
                 "pixels (--boxes ignore), or leave the label out (--drop)"
             )
             continue

@@ -1,7 +1,7 @@
 """Outlines and run lengths as masks, checked before pycocotools sees them.
 
 pycocotools rasterizes, counts and decodes in C. It takes what it is given: run lengths that are too short leave memory
-as it was, coordinates that are no numbers or far away cost time and memory without end. So both are checked here.
+as it was, coordinates that are not numbers or far away cost time and memory without end. So both are checked here.
 """
 
 from __future__ import annotations
@@ -87,14 +87,14 @@ def _corners(outline: Any, scale: float | None, height: int, width: int) -> npt.
     except (ValueError, TypeError) as error:
         raise AnnotationError("its outline holds something else than numbers") from error
     if points.ndim == 1 and len(points) % 2 == 1:
-        raise AnnotationError(f"its outline holds {len(points)} numbers, which are no pairs of x and y")
+        raise AnnotationError(f"its outline holds {len(points)} numbers, which are not pairs of x and y")
     if points.ndim > 2 or (points.ndim == 2 and points.shape[1] != 2):
-        raise AnnotationError("its outline is no list of points (x, y)")
+        raise AnnotationError("its outline is not a list of points (x, y)")
     points = points.reshape(-1, 2)
     if len(points) < 3:
         raise AnnotationError(f"an outline needs three points or more, this one has {len(points)}")
     if not np.isfinite(points).all():
-        raise AnnotationError("its outline holds values that are no numbers (NaN)")
+        raise AnnotationError("its outline holds values that are not numbers (NaN)")
     if scale is not None:
         points = points * (np.array([width, height]) / scale)
     low, high = points.min(0), points.max(0)
@@ -138,7 +138,7 @@ def _from_run_lengths(counts: Any, size: Any, height: int, width: int) -> Rle:
         raise AnnotationError(f"its run lengths are of an image of size {size} (height, width), not {[height, width]}")
     lengths = _decompressed(counts) if isinstance(counts, str | bytes) else counts
     if not isinstance(lengths, list) or not all(isinstance(n, int) and n >= 0 for n in lengths):
-        raise AnnotationError("its run lengths are no list of whole numbers")
+        raise AnnotationError("its run lengths are not a list of whole numbers")
     if sum(lengths) != height * width:
         raise AnnotationError(
             f"its run lengths add up to {sum(lengths)} pixels, the image has {height} x {width} = {height * width}"

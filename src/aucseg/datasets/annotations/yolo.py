@@ -165,7 +165,7 @@ def _read(path: Path, image_name: str, split: str | None, names: dict[int, str])
             x, y, width, height = values[:4]
             shape = shapes.box(x - width / 2, y - height / 2, width, height, scale=1.0)
         elif max(map(abs, values), default=0.0) > 2:
-            shape = shapes.refuse("its coordinates are no fractions of the width and height (0..1)")
+            shape = shapes.refuse("its coordinates are not fractions of the width and height (0..1)")
         else:
             shape = shapes.polygons([values], scale=1.0)
         image.regions.append(Region(str(label), shape, where, is_box=len(values) in (4, 5)))

@@ -1,22 +1,12 @@
 """Losses of overlap, from segmentation_models_pytorch: Dice and Lovász-softmax."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
+from aucseg.hints import import_extra
 from aucseg.losses.baselines.base import LongTailLoss
 from aucseg.losses.baselines.reweighting import CrossEntropyLoss
-
-
-def _smp_losses() -> Any:
-    try:
-        from segmentation_models_pytorch import losses
-    except ImportError as error:
-        raise ImportError(
-            'Dice and Lovász losses need segmentation_models_pytorch: pip install "aucseg[train]"'
-        ) from error
-    return losses
 
 
 class DiceLoss(LongTailLoss):
@@ -51,7 +41,9 @@ class DiceLoss(LongTailLoss):
                 raise ValueError(f"{name} must be at least 0, not {value}")
         self.ce_weight = ce_weight
         self.cross_entropy = CrossEntropyLoss(ignore_index=ignore_index)
-        self.dice = _smp_losses().DiceLoss("multiclass", smooth=smooth, ignore_index=ignore_index)
+        self.dice = import_extra("segmentation_models_pytorch.losses", "train").DiceLoss(
+            "multiclass", smooth=smooth, ignore_index=ignore_index
+        )
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """See :meth:`LongTailLoss.loss`."""
@@ -79,7 +71,9 @@ class LovaszSoftmaxLoss(LongTailLoss):
 
     def __init__(self, class_counts: Tensor | Sequence[float] | None = None, ignore_index: int = 255) -> None:
         super().__init__(class_counts, ignore_index)
-        self.lovasz = _smp_losses().LovaszLoss("multiclass", ignore_index=ignore_index)
+        self.lovasz = import_extra("segmentation_models_pytorch.losses", "train").LovaszLoss(
+            "multiclass", ignore_index=ignore_index
+        )
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """See :meth:`LongTailLoss.loss`."""

@@ -1,0 +1,69 @@
+"""A line about what takes a while, so that nobody waits before an empty screen."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from types import TracebackType
+
+# Seconds after which what goes on is told: what is over sooner needs no line.
+PATIENCE = 0.5
+
+
+class Announcement:
+    """Says on the standard error what is going on if it takes longer than a moment; the first process alone does.
+
+    Args:
+        what: such as "reading 1,340 masks".
+        patience: seconds to wait first, by default `PATIENCE`.
+        enabled: False says nothing.
+
+    Example:
+        >>> with Announcement("building the model", patience=60):
+        ...     pass
+    """
+
+    def __init__(self, what: str, patience: float | None = None, enabled: bool = True) -> None:
+        self._what = what
+        self._patience = PATIENCE if patience is None else patience
+        self._timer: threading.Timer | None = None
+        self._enabled = enabled and process_number() == 0
+
+    def start(self) -> None:
+        """What is announced begins."""
+        if self._enabled:
+            self._timer = threading.Timer(self._patience, self._say)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def stop(self) -> None:
+        """It is over."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _say(self) -> None:
+        print(f"aucseg: {self._what} ...", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Announcement:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def loading() -> Announcement:
+    """Announces the imports that most commands begin with."""
+    return Announcement("loading PyTorch")
+
+
+def process_number() -> int:
+    """Rank of this process, also before there is a process group: as torchrun, SLURM or Lightning's launcher set it."""
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return 0

@@ -1,0 +1,156 @@
+"""What ``aucseg fit`` says before anything heavy is imported: its help, and what its command line lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aucseg.commands.option_parser import unknown_option
+from aucseg.configs import find_config
+from aucseg.hints import nearest_names
+
+_EXAMPLES = """  aucseg fit --config run.yaml --out runs/a                    a configuration, and where the run is kept
+  aucseg fit --config run.yaml --data.root DIR --resume auto   on data elsewhere; goes on where it was stopped
+  aucseg fit --data.card my.yaml --data.root DIR --trainer.max_steps 2000     without a configuration"""
+
+# (title, [(option with its value, help)]): what people use. '(default: X)' is compared with the parser by the tests.
+GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
+    (
+        "data",
+        (
+            ("--config FILE", "YAML configuration: a file, or the name of one that comes with aucseg"),
+            ("--data.card CARD", "card of the data set, as 'aucseg stats FOLDER --write-card CARD' writes it"),
+            ("--data.root DIR", "folder of the data"),
+            ("--data.crop_size [H,W]", "size of the training crops (default: [512, 512])"),
+            ("--data.batch_size N", "crops in a batch (default: 8)"),
+            ("--data.eval_batch_size N", "validation images in a batch (default: 1)"),
+            ("--data.num_workers N", "loader processes (default: 2)"),
+            ("--data.held_out_share S", "validate on this share of the training images, without a validation split"),
+            ("--data.sampler NAME", "random, sequential or rare_class (default: random)"),
+            ("--data.cache memory", "keep the training images in memory"),
+            ("--data.on_error skip", "leave out files that cannot be read (default: raise)"),
+        ),
+    ),
+    (
+        "model and loss",
+        (
+            ("--model.model NAME", "smp/fpn, segnext/tiny, hf/NAME, torchvision/NAME, ... (default: smp/fpn)"),
+            ("--model.model_options YAML", "such as '{encoder: resnet34, encoder_weights: imagenet}'"),
+            ("--model.loss NAME", "aucseg, ce, la, focal, dice, ... (default: aucseg)"),
+            ("--model.loss_options YAML", "such as '{auc_weight: 2.0}'"),
+            ("--model.bank YAML", "tail memory bank, as 'aucseg stats' suggests; null for none (default: null)"),
+            ("--model.evaluation YAML", "sliding window of the validation, such as '{window: [512, 512]}'"),
+            ("--model.pixel_metrics true", "AUROC and average precision, too, and curves for the report"),
+        ),
+    ),
+    (
+        "optimization",
+        (
+            ("--trainer.max_steps N", "optimizer steps, which the schedule needs to know"),
+            ("--model.learning_rate R", "at the end of the warm-up (default: 6e-05)"),
+            ("--model.head_rate_factor F", "of the layers that are not pretrained (default: 10.0)"),
+            ("--model.weight_decay W", "of AdamW (default: 0.01)"),
+            ("--model.warmup_steps N", "steps of linear warm-up (default: 1500)"),
+            ("--model.micro_batches N", "go through the model in parts, to save memory (default: 1)"),
+            ("--trainer.gradient_clip_val G", "largest gradient norm"),
+        ),
+    ),
+    (
+        "machine",
+        (
+            ("--trainer.accelerator NAME", "cpu, gpu, mps, ... (default: auto)"),
+            ("--trainer.devices N", "how many, or which (default: auto)"),
+            ("--trainer.precision P", "32-true, bf16-mixed, 16-mixed, ..."),
+        ),
+    ),
+    (
+        "run",
+        (
+            ("--out DIR", "folder of the run (default: runs/default)"),
+            ("--overwrite true", "replace the run that is in it (default: false)"),
+            ("--resume auto", "go on with the run in --out, or start it; or a checkpoint (default: never)"),
+            ("--seed_everything N", "seed (default: 0)"),
+            ("--trainer.val_check_interval N", "steps between validations (default: 1000)"),
+            ("--checkpoint_every N", "steps between checkpoints (default: 500)"),
+            ("--trainer.enable_progress_bar false", "nothing on the screen but what must be said"),
+        ),
+    ),
+)
+
+NAMES = tuple(option.split()[0] for _, options in GROUPS for option, _ in options)
+_DATA = ("--config", "-c", "--data", "--data.card")
+# All options without a dot; what belongs to a class is '--model.', '--data.', '--trainer.', '--guard.', and so on.
+_PLAIN = (*(name for name in NAMES if "." not in name), "-c", "--print_config", "--ckpt_path", "--weights_only",
+          "--trainer", "--model", "--data", "--guard", "--optimizer", "--lr_scheduler")  # fmt: skip
+# Arguments that are neither options nor their values.
+_MAX_WORDS = 0
+
+
+def help_text() -> str:
+    """The help: examples, and what people use in groups."""
+    lines = ["usage: aucseg fit --config FILE [--out DIR] [OPTION VALUE ...]", "", "Train a model.", "", "examples:"]
+    lines += _EXAMPLES.splitlines()
+    for title, options in GROUPS:
+        lines += ["", f"{title}:", *(f"  {option:<36}  {text}" for option, text in options)]
+    lines += [
+        "",
+        "Options stand in a configuration without dashes, a level for each dot; those of the command line win.",
+        "'aucseg fit --help.all' lists all options, '--print_config' prints the configuration that the options make.",
+    ]
+    return "\n".join(lines)
+
+
+def told_at_once(arguments: Sequence[str]) -> str | None:
+    """The text that ``--help`` asks for; None where the command is to run.
+
+    Args:
+        arguments: what follows ``aucseg fit``, or ``aucseg validate`` with a configuration.
+
+    Raises:
+        ValueError: an option or configuration that there is not, or no data; the message says what is near, or missing.
+
+    Example:
+        >>> told_at_once(["--data.card", "camvid", "--batch_size", "4"])
+        Traceback (most recent call last):
+        ...
+        ValueError: there is no option --batch_size; did you mean --data.batch_size?
+    """
+    names = [argument.partition("=")[0] for argument in arguments]
+    if "--help" in names or "-h" in names:
+        return help_text()
+    # Options with a dot may be those of a class of the user's: the parser, which is slow to build, knows them.
+    unknown = unknown_option([argument for argument in arguments if "." not in argument.partition("=")[0]], _PLAIN)
+    if unknown is not None:
+        raise ValueError(f"there is no option {unknown}; {_nearest(unknown)}")
+    for option, value in zip(arguments, (*arguments[1:], ""), strict=False):
+        name, equals, text = option.partition("=")
+        if name in ("--config", "-c") and (text if equals else value):
+            find_config(text if equals else value)
+    words = _words(arguments)
+    if len(words) > _MAX_WORDS:
+        raise ValueError(f"{words[-1]!r} is no option: options begin with '--', a configuration is given with --config")
+    only_shows = any(name in ("--help.all", "--print_config") or name.endswith(".help") for name in names)
+    if not words and not only_shows and not any(name in _DATA for name in names):
+        raise ValueError("there are no data: give --config FILE, or --data.card CARD with --data.root DIR")
+    return None
+
+
+def _words(arguments: Sequence[str]) -> list[str]:
+    """What is neither an option nor the value of one."""
+    words = []
+    is_value = False
+    for argument in arguments:
+        is_option = argument.startswith("-") and not argument[1:2].isdigit()
+        if not is_option and not is_value:
+            words.append(argument)
+        is_value = is_option and "=" not in argument
+    return words
+
+
+def _nearest(option: str) -> str:
+    """The nearest of the options that people use, also where the name of their group is left out."""
+    whole = {name.rpartition(".")[2].lstrip("-"): name for name in NAMES}
+    name = option.lstrip("-")
+    near = [name] if name in whole else nearest_names(name, whole)
+    if near:
+        return f"did you mean {', '.join(whole[name] for name in near)}?"
+    return "'aucseg fit --help' lists those that people use, '--help.all' all"

@@ -1,0 +1,64 @@
+"""The parser of the commands: a wrong option is one line with the nearest name, not a page of usage."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+from aucseg.hints import closest
+
+
+class OptionParser(argparse.ArgumentParser):
+    """Like argparse's, with one line about what is wrong; an unknown option is told before a missing one.
+
+    Example:
+        >>> parser = OptionParser(prog="aucseg demo")
+        >>> _ = parser.add_argument("--iterations", type=int)
+        >>> parser.parse_args(["--iteration", "5"]).iterations
+        5
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses what is known, after a look at the names of all options."""
+        if args is not None and not {"-h", "--help"} & set(args):
+            options = [name for action in self._actions for name in action.option_strings]
+            unknown = unknown_option(args, options)
+            if unknown is not None:
+                long = [option for option in options if option.startswith("--")]
+                self.error(f"there is no option {unknown}; {closest(unknown, long)}")
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with exit status 2."""
+        self.exit(2, f"{self.prog}: error: {message} (all options: {self.prog} --help)\n")
+
+
+def unknown_option(arguments: Sequence[str], known: Iterable[str]) -> str | None:
+    """The first option that is none of the known ones and no beginning of one; None if all are known.
+
+    Example:
+        >>> unknown_option(["-1.5", "--out=a", "--iter", "--", "--no"], ["--out", "--iterations"]) is None
+        True
+        >>> unknown_option(["--output=a"], ["--out", "--iterations"])
+        '--output'
+    """
+    names = tuple(known)
+    for argument in arguments:
+        if argument == "--":
+            return None
+        name = argument.partition("=")[0]
+        if not name.startswith("-") or name == "-" or " " in name or _is_number(name):
+            continue
+        is_short = not name.startswith("--")
+        if not (name[:2] in names if is_short else any(option.startswith(name) for option in names)):
+            return name
+    return None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

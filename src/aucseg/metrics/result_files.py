@@ -1,0 +1,64 @@
+"""The files that an evaluation leaves in a folder, whoever evaluates: a run's last validation, or other predictions."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aucseg.run_files import CONFUSION_FILE, CURVES_FILE, IMAGES_FILE, RESULT_FILE
+from aucseg.safe_files import write_json
+
+
+def curve_points(false_rate: Tensor, true_rate: Tensor) -> dict[str, Any]:
+    """A ROC curve for ``curves.json``, with no more points than a plot on a linear or logarithmic axis shows.
+
+    Args:
+        false_rate: (N,), rising from 0 to 1.
+        true_rate: (N,), rising from 0 to 1.
+
+    Returns:
+        ``{"fpr": list, "tpr": list, "auroc": area under all N points}``; NaN in, NaN out.
+
+    Example:
+        >>> curve_points(torch.tensor([0.0, 0.0, 0.5, 1.0]), torch.tensor([0.0, 0.5, 1.0, 1.0]))
+        {'fpr': [0.0, 0.0, 0.5, 1.0], 'tpr': [0.0, 0.5, 1.0, 1.0], 'auroc': 0.875}
+    """
+    false_rate, true_rate = false_rate.cpu().double(), true_rate.cpu().double()
+    cells = torch.stack([(false_rate.clamp(min=1e-6).log10() * 100).round(), (true_rate * 200).round()], 1)
+    first = torch.ones(len(cells), dtype=torch.bool)
+    first[1:-1] = (cells[1:-1] != cells[:-2]).any(1)
+    area = float(torch.trapezoid(true_rate, false_rate))
+    return {
+        "fpr": [round(value, 7) for value in false_rate[first].tolist()],
+        "tpr": [round(value, 5) for value in true_rate[first].tolist()],
+        "auroc": area,
+    }
+
+
+def write_results(
+    folder: Path,
+    result: Mapping[str, Any],
+    *,
+    confusion: Sequence[Sequence[int]],
+    images: Mapping[str, Mapping[int, Sequence[int]]],
+    roc_curves: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+) -> None:
+    """Writes ``result.json``, ``confusion.json``, ``images.json`` and ``curves.json``, see `aucseg.run_files`.
+
+    Args:
+        folder: where to; it is made.
+        result: the entries of ``result.json``.
+        confusion: pixels by true class (row) and predicted class.
+        images: for each image what `per_image_overlap` returns.
+        roc_curves: false and true positive rates by class name; None for a prediction without scores.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / CONFUSION_FILE, {"counts": confusion})
+    write_json(folder / IMAGES_FILE, dict(sorted(images.items())))
+    if roc_curves is not None:
+        curves = {name: curve_points(*rates) for name, rates in roc_curves.items()}
+        write_json(folder / CURVES_FILE, {n: c for n, c in curves.items() if c["auroc"] == c["auroc"]})  # not NaN
+    # The result comes last: a folder that has it has the others of the same evaluation.
+    write_json(folder / RESULT_FILE, result, indent=2)
