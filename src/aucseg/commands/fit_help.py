@@ -45,7 +45,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     (
         "optimization",
         (
-            ("--trainer.max_steps N", "optimizer steps, which the schedule needs to know"),
+            ("--trainer.max_steps N", "optimizer steps; or --trainer.max_epochs N, passes over the training images"),
             ("--model.learning_rate R", "at the end of the warm-up (default: 6e-05)"),
             ("--model.head_rate_factor F", "of the layers that are not pretrained (default: 10.0)"),
             ("--model.weight_decay W", "of AdamW (default: 0.01)"),
@@ -69,8 +69,10 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("--overwrite true", "replace the run that is in it (default: false)"),
             ("--resume auto", "go on with the run in --out, or start it; or a checkpoint (default: never)"),
             ("--seed_everything N", "seed (default: 0)"),
-            ("--trainer.val_check_interval N", "steps between validations (default: 1000)"),
+            ("--trainer.val_check_interval N", "steps between validations; 1000, or an epoch with max_epochs"),
+            ("--keep_best METRIC", "such as val/tail: keep its best checkpoint beside the last, for RUN --best"),
             ("--checkpoint_every N", "steps between checkpoints (default: 500)"),
+            ("--trainer.logger NAME", "WandbLogger, MLFlowLogger, ... beside TensorBoard; false for none"),
             ("--trainer.enable_progress_bar false", "nothing on the screen but what must be said"),
         ),
     ),
