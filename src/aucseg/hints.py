@@ -166,6 +166,10 @@ def build_by_path(spec: Any, name: str, within: str | None = None, *positional: 
         raise TypeError(f"{title}: {error}") from error
 
 
+class Entries(list[Any]):
+    """Entries of a configuration that are built where they are needed, and not by what reads the configuration."""
+
+
 def is_class_path_entry(value: Any) -> bool:
     """Whether a value of a configuration is ``{class_path, init_args}``."""
     return (

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
+from jsonargparse.typing import register_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, TQDMProgressBar
@@ -25,7 +26,7 @@ from aucseg.commands.changed_settings import LEARNING, changed_settings
 from aucseg.commands.failures import explanation, with_notes
 from aucseg.commands.option_errors import option_error
 from aucseg.configs import find_config
-from aucseg.hints import search_current_folder
+from aucseg.hints import Entries, search_current_folder
 from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT, RESULT_FILE
 from aucseg.safe_files import read_text
 from aucseg.training.best_checkpoint import BestCheckpoint
@@ -328,6 +329,7 @@ def _say(command: str, message: str) -> None:
 
 def run_lightning(command: str, arguments: list[str]) -> AUCSegCLI:
     """Like `run`, but returns the command line object with its trainer, model and data module."""
+    register_type(Entries, list, _entries)
     search_current_folder()  # for the callbacks, losses and loggers that the configuration names by class path
     # What Lightning says at every start (devices found, seed, tips) is noise above the progress bar.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
@@ -340,6 +342,8 @@ def run_lightning(command: str, arguments: list[str]) -> AUCSegCLI:
         warnings.filterwarnings("ignore", category=DeprecationWarning, message=deprecated)
         # The logs of an earlier run were removed on request, see prepare_run_folder.
         warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+        # Those of model.freeze, or what the user's own model does.
+        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
         # Two loader processes suit small machines; whether more help is the user's to try.
         warnings.filterwarnings("ignore", message=".*does not have many workers")
         return AUCSegCLI(
@@ -358,8 +362,17 @@ def run_lightning(command: str, arguments: list[str]) -> AUCSegCLI:
                 "sync_batchnorm": True,
                 "log_every_n_steps": None,
             },
+            auto_configure_optimizers=False,  # model.optimizer and model.schedule keep the rates of encoder and head
             parser_kwargs={"prog": "aucseg", "parser_mode": "yaml"},
         )
+
+
+def _entries(value: Any) -> Entries:
+    """What the parser makes of a list in a configuration, or of its text on the command line."""
+    value = yaml.safe_load(value) if isinstance(value, str) else value
+    if not isinstance(value, list):
+        raise ValueError(f"expected a list, got {value!r}")
+    return Entries(value)
 
 
 def _with_shipped_configs(arguments: list[str]) -> list[str]:

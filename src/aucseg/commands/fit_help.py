@@ -50,6 +50,8 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("--model.head_rate_factor F", "of the layers that are not pretrained (default: 10.0)"),
             ("--model.weight_decay W", "of AdamW (default: 0.01)"),
             ("--model.warmup_steps N", "steps of linear warm-up (default: 1500)"),
+            ("--model.optimizer YAML", "such as '{class_path: SGD, init_args: {momentum: 0.9}}' (default: AdamW)"),
+            ("--model.schedule YAML", "such as '{class_path: StepLR, init_args: {step_size: 1000}}', without warm-up"),
             ("--model.micro_batches N", "go through the model in parts, to save memory (default: 1)"),
             ("--trainer.gradient_clip_val G", "largest gradient norm"),
         ),
@@ -82,7 +84,7 @@ NAMES = tuple(option.split()[0] for _, options in GROUPS for option, _ in option
 _DATA = ("--config", "-c", "--data", "--data.card")
 # All options without a dot; what belongs to a class is '--model.', '--data.', '--trainer.', '--guard.', and so on.
 _PLAIN = (*(name for name in NAMES if "." not in name), "-c", "--print_config", "--ckpt_path", "--weights_only",
-          "--trainer", "--model", "--data", "--guard", "--optimizer", "--lr_scheduler")  # fmt: skip
+          "--trainer", "--model", "--data", "--guard")  # fmt: skip
 # Arguments that are neither options nor their values.
 _MAX_WORDS = 0
 

@@ -26,7 +26,15 @@ _NOT_TRAINING = (
     *("datasets/duplicates.py", "datasets/mask_checks.py", "datasets/propose"),
 )
 _TRAINING_AFTER_ALL = ("commands/fit.py", "compare/second_stage.py")
-_LIBRARIES = ("torch", "torchvision", "lightning", "segmentation-models-pytorch", "timm", "transformers")
+_LIBRARIES = (
+    "torch",
+    "torchvision",
+    "lightning",
+    "segmentation-models-pytorch",
+    "timm",
+    "transformers",
+    "albumentations",
+)
 # Up to this size every byte of a data set is hashed, above it every file's size and the bytes of some files.
 _MAX_HASHED_BYTES = 2_000_000_000
 # Where files lie, how many processes read them and whether they stay in memory does not change a result; the card's
@@ -146,10 +154,11 @@ def _modules_outside(config: Any) -> dict[str, Path]:
     """Files of the modules that a configuration names, the libraries' left out."""
     names: set[str] = set()
     if isinstance(config, dict):
-        paths = [config.get("model"), config.get("loss")]
-        names |= {path.partition(":")[0] for path in paths if isinstance(path, str) and ":" in path}
-        if isinstance(config.get("class_path"), str):
-            names.add(config["class_path"].rpartition(".")[0])
+        paths = [config.get(key) for key in ("class_path", "optimizer", "schedule")]
+        paths += config.get("augmentation") or []
+        # The names of models and losses have dots, too.
+        paths += [path for key in ("model", "loss") if ":" in (path := str(config.get(key)))]
+        names |= {path.rpartition(":" if ":" in path else ".")[0] for path in paths if isinstance(path, str)}
     found: dict[str, Path] = {}
     search_current_folder()
     for name in names:
