@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from argparse import ArgumentError
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +24,11 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.plugins import CheckpointIO
 
 from aucseg.commands.changed_settings import LEARNING, changed_settings
+from aucseg.commands.config_arguments import entries, with_shipped_configs
 from aucseg.commands.failures import explanation, with_notes
 from aucseg.commands.option_errors import option_error
-from aucseg.configs import find_config
 from aucseg.hints import Entries, search_current_folder
 from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT, RESULT_FILE
-from aucseg.safe_files import read_text
 from aucseg.training.best_checkpoint import BestCheckpoint
 from aucseg.training.checkpoints import (
     AtomicCheckpointIO,
@@ -43,6 +43,7 @@ from aucseg.training.epochs import EpochCount
 from aucseg.training.processes import process_number, say_once
 from aucseg.training.result_writer import ResultWriter, check_writable, prepare_run_folder
 from aucseg.training.run_end import early_stop, nothing_to_train
+from aucseg.training.run_lock import RUN_LOCK, lock_if_free
 from aucseg.training.run_loggers import run_loggers
 from aucseg.training.step_guard import StepGuard, TrainingStopped
 from aucseg.training.task import SegmentationTask
@@ -71,7 +72,17 @@ class RunConfig(SaveConfigCallback):
 
 
 class AUCSegCLI(LightningCLI):
-    """LightningCLI that keeps everything about a run in the folder ``--out``."""
+    """LightningCLI that keeps everything about a run in the folder ``--out``.
+
+    Args:
+        locks: keeps other processes out of that folder as long as it is open.
+        *args: of LightningCLI.
+        **kwargs: of LightningCLI.
+    """
+
+    def __init__(self, *args: Any, locks: ExitStack, **kwargs: Any) -> None:
+        self._locks = locks
+        super().__init__(*args, **kwargs)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Has the parser raise what is wrong, instead of printing all options and ending the process."""
@@ -116,6 +127,8 @@ class AUCSegCLI(LightningCLI):
         config = self.config[self.subcommand]
         if process_number() == 0 and not _is_rehearsal(config.trainer):
             check_writable(Path(config.out))
+            if not self._locks.enter_context(lock_if_free(Path(config.out, RUN_LOCK))):
+                raise ValueError(f"another process is at work in {config.out}: wait for it, or give another --out")
         data = SegmentationDataModule(**config.data.as_dict())
         if self.subcommand == "validate":
             self._checkpoint = _checkpoint_to_validate(config)
@@ -329,12 +342,12 @@ def _say(command: str, message: str) -> None:
 
 def run_lightning(command: str, arguments: list[str]) -> AUCSegCLI:
     """Like `run`, but returns the command line object with its trainer, model and data module."""
-    register_type(Entries, list, _entries)
+    register_type(Entries, list, entries)
     search_current_folder()  # for the callbacks, losses and loggers that the configuration names by class path
     # What Lightning says at every start (devices found, seed, tips) is noise above the progress bar.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), ExitStack() as locks:
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
         warnings.filterwarnings("ignore", message=".isinstance.treespec, LeafSpec.. is deprecated")
         # Lightning's command line still uses what the newest jsonargparse deprecates.
@@ -350,7 +363,8 @@ def run_lightning(command: str, arguments: list[str]) -> AUCSegCLI:
             SegmentationTask,
             SegmentationDataModule,
             # The help of fit_help is the short one.
-            args=[command, *("--help" if a == "--help.all" else a for a in _with_shipped_configs(arguments))],
+            locks=locks,
+            args=[command, *("--help" if a == "--help.all" else a for a in with_shipped_configs(arguments))],
             seed_everything_default=0,
             save_config_callback=RunConfig,
             save_config_kwargs={"overwrite": True},
@@ -365,34 +379,3 @@ def run_lightning(command: str, arguments: list[str]) -> AUCSegCLI:
             auto_configure_optimizers=False,  # model.optimizer and model.schedule keep the rates of encoder and head
             parser_kwargs={"prog": "aucseg", "parser_mode": "yaml"},
         )
-
-
-def _entries(value: Any) -> Entries:
-    """What the parser makes of a list in a configuration, or of its text on the command line."""
-    value = yaml.safe_load(value) if isinstance(value, str) else value
-    if not isinstance(value, list):
-        raise ValueError(f"expected a list, got {value!r}")
-    return Entries(value)
-
-
-def _with_shipped_configs(arguments: list[str]) -> list[str]:
-    """Replaces the value of each ``--config`` that names a configuration of the package by its path."""
-    out: list[str] = []
-    for argument in arguments:
-        option, equals, value = argument.partition("=")
-        if option in ("--config", "-c") and equals:
-            argument = f"{option}={_readable_config(value)}"
-        elif out and out[-1] in ("--config", "-c"):
-            argument = _readable_config(argument)
-        out.append(argument)
-    return out
-
-
-def _readable_config(name: str) -> str:
-    """The path of a configuration, which the parser does not name when it cannot read it."""
-    path = find_config(name)
-    try:
-        yaml.compose(read_text(Path(path)))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
-    return str(path)
