@@ -32,7 +32,7 @@ def test_code_is_what_a_training_run_can_import() -> None:
     unimportant = {name for name in reached - code_fingerprint({}).keys() if not name.endswith("__init__.py")}
     # Messages, advice, the checks of data before a run, and the measurement of what a run costs.
     assert unimportant == {
-        *("commands/failures.py", "commands/option_errors.py", "compare/cost.py"),
+        *("commands/failures.py", "commands/option_errors.py", "commands/changed_settings.py", "compare/cost.py"),
         *("statistics/advice.py", "statistics/bound.py", "statistics/summary.py"),
         *("datasets/mask_checks.py", "datasets/propose.py", "datasets/propose_layouts.py"),
     }

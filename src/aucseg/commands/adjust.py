@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="run folder of 'aucseg fit'")
+    add("--best", action="store_true", help="the best checkpoint of RUN (fit --keep_best) instead of the last")
     images = parser.add_mutually_exclusive_group()
     images.add_argument("--split", metavar="NAME", help="split of the card to fit on")
     images.add_argument("--held-out", action="store_true", help="fit on the training images that the run held out")
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     """
     with loading():
         from aucseg.commands.predict import device_named
-        from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT
+        from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT, best_of, checkpoint_in
         from aucseg.safe_files import write_json
         from aucseg.training.adjustment import evaluation_batches, fit_task_offsets, write_adjusted_checkpoint
         from aucseg.training.evaluation import evaluate_checkpoint
@@ -71,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     if out.exists() and any(out.iterdir()) and not (args.overwrite and (out / ADJUST_FILE).is_file()):
         way_out = "give another with --out" if not (out / ADJUST_FILE).is_file() else "--overwrite replaces it"
         raise ValueError(f"{out} is not empty: {way_out}")
+    if args.best:
+        args.run = best_of(args.run)
     datamodule = _datamodule(args.run / CONFIG_FILE, args.root)
     held_out = args.held_out or (args.split is None and datamodule.held_out_share > 0)
     split = None if held_out else (args.split or datamodule.val_split)
@@ -90,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(args.run / CONFIG_FILE, out / CONFIG_FILE)
-    layer = write_adjusted_checkpoint(args.run / LAST_CHECKPOINT, fit.offsets, out)
+    layer = write_adjusted_checkpoint(checkpoint_in(args.run), fit.offsets, out)
     names = task.card.class_names
     record = fit.as_dict() | {
         "run": str(args.run),
@@ -105,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         # The files of the model as it was are not for the new run's folder, not even for the time being.
         with tempfile.TemporaryDirectory() as folder:
-            before = evaluate_checkpoint(args.run / LAST_CHECKPOINT, datamodule, Path(folder), device)
+            before = evaluate_checkpoint(checkpoint_in(args.run), datamodule, Path(folder), device)
         after = evaluate_checkpoint(out / LAST_CHECKPOINT, datamodule, out, device)
         print(f"\non split {datamodule.val_split!r}, which chose nothing:")
         print("\n".join(_lines({name: (before[name], after[name]) for name in ("miou", *(task.groups or {}))})))

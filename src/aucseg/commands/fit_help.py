@@ -57,11 +57,13 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     (
         "optimization",
         (
-            ("--trainer.max_steps N", "optimizer steps, which the schedule needs to know"),
+            ("--trainer.max_steps N", "optimizer steps; or --trainer.max_epochs N, passes over the training images"),
             ("--model.learning_rate R", "at the end of the warm-up (default: 6e-05)"),
             ("--model.head_rate_factor F", "of the layers that are not pretrained (default: 10.0)"),
             ("--model.weight_decay W", "of AdamW (default: 0.01)"),
             ("--model.warmup_steps N", "steps of linear warm-up (default: 1500)"),
+            ("--model.optimizer YAML", "such as '{class_path: SGD, init_args: {momentum: 0.9}}' (default: AdamW)"),
+            ("--model.schedule YAML", "such as '{class_path: StepLR, init_args: {step_size: 1000}}', without warm-up"),
             ("--model.micro_batches N", "go through the model in parts, to save memory (default: 1)"),
             ("--trainer.gradient_clip_val G", "largest gradient norm"),
         ),
@@ -81,8 +83,10 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("--overwrite true", "replace the run that is in it (default: false)"),
             ("--resume auto", "go on with the run in --out, or start it; or a checkpoint (default: never)"),
             ("--seed_everything N", "seed (default: 0)"),
-            ("--trainer.val_check_interval N", "steps between validations (default: 1000)"),
+            ("--trainer.val_check_interval N", "steps between validations; 1000, or an epoch with max_epochs"),
+            ("--keep_best METRIC", "such as val/tail: keep its best checkpoint beside the last, for RUN --best"),
             ("--checkpoint_every N", "steps between checkpoints (default: 500)"),
+            ("--trainer.logger NAME", "WandbLogger, MLFlowLogger, ... beside TensorBoard; false for none"),
             ("--trainer.enable_progress_bar false", "nothing on the screen but what must be said"),
         ),
     ),
@@ -92,7 +96,7 @@ NAMES = tuple(option.split()[0] for _, options in GROUPS for option, _ in option
 _DATA = ("--config", "-c", "--data", "--data.card")
 # All options without a dot; what belongs to a class is '--model.', '--data.', '--trainer.', '--guard.', and so on.
 _PLAIN = (*(name for name in NAMES if "." not in name), "-c", "--print_config", "--ckpt_path", "--weights_only",
-          *PLAN_OPTIONS, "--trainer", "--model", "--data", "--guard", "--optimizer", "--lr_scheduler")  # fmt: skip
+          *PLAN_OPTIONS, "--trainer", "--model", "--data", "--guard")  # fmt: skip
 # Arguments that are neither options nor their values: the folder or card to plan for.
 _MAX_WORDS = 1
 

@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="run folder of 'aucseg fit', or a checkpoint")
+    add("--best", action="store_true", help="the best checkpoint of RUN (fit --keep_best) instead of the last")
     add("inputs", nargs="+", metavar="INPUT", help="images, folders or patterns")
     add("--out", type=Path, default=Path("predictions"), help="folder to write to (default: %(default)s)")
     add("--window", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="sliding window (default: the whole image)")
@@ -58,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
         from aucseg.inference.image_files import find_images, predict_paths
         from aucseg.inference.predictor import InferenceOptions, Predictor
+        from aucseg.run_files import best_of
         from aucseg.statistics.class_statistics import ClassStatistics
         from aucseg.training.stored_task import load_task
 
@@ -75,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
     )
     paths = find_images(args.inputs, exclude=args.out)
-    task = load_task(args.run).to(device_named(args.device))
+    task = load_task(best_of(args.run) if args.best else args.run).to(device_named(args.device))
     if counts is not None and len(counts) != task.card.num_classes:
         raise ValueError(
             f"{args.class_counts} counts {len(counts)} classes, the model of {args.run} has {task.card.num_classes}"

@@ -50,6 +50,7 @@ def add_options(parser: argparse.ArgumentParser, command: str, split: str | None
     parser.epilog = _EXAMPLES.format(command=command, name=split or "val", more=more)
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="run folder of 'aucseg fit', or one of its checkpoints")
+    add("--best", action="store_true", help="the best checkpoint of RUN (fit --keep_best) instead of the last")
     add("--split", default=split, metavar="NAME", help=f"split of the card (default: {split or 'as in training'})")
     add("--held-out", action="store_true", help="the training images that the run held out, instead of a split")
     add("--out", type=Path, metavar="DIR", help="folder of the result files (default: evaluation-SPLIT in the run's)")
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluates the run and tells the metrics; the exit status is 0."""
     with loading():
         from aucseg.commands.predict import device_named
-        from aucseg.run_files import RESULT_FILE
+        from aucseg.run_files import RESULT_FILE, best_of
         from aucseg.safe_files import no_empty_folders
         from aucseg.training.datamodule import SegmentationDataModule
         from aucseg.training.evaluation import evaluate_checkpoint, run_configuration, run_of
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.run.suffix in (".yaml", ".yml"):
         raise ValueError(f"{args.run} is a configuration: give the folder of the run, or --config {args.run}")
-    folder, checkpoint = run_of(args.run)
+    folder, checkpoint = run_of(best_of(args.run) if args.best else args.run)
     device = device_named(args.device)
     config = run_configuration(folder)
     changes = {

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from aucseg.datasets import DatasetCard, SegmentationDataset
 from aucseg.datasets.data_report import describe_absent_classes, describe_files
 from aucseg.datasets.shards import StreamedSegmentationDataset
+from aucseg.hints import Entries
 from aucseg.loading.evaluation_batches import EvaluationBatches, collate_any_size, largest_image
 from aucseg.loading.held_out import HeldOut, held_out_images, share_to_hold_out
 from aucseg.loading.photometric import COLOUR_CHANGES, distort_colours
@@ -68,6 +69,8 @@ class SegmentationDataModule(LightningDataModule):
         photometric: whether to distort the colours of training images. "device" draws the same changes in the loader
             and makes them on the device the batch is trained on, where they cost little; outside a trainer call
             `aucseg.loading.photometric.distort_colours` with the batch's ``"colour_changes"``.
+        augmentation: transforms of torchvision v2 or albumentations, or functions of a sample, for the crops, see
+            `aucseg.loading.own_augmentation.OwnAugmentation`: import paths, or mappings with class_path and init_args.
         fill: padding value of images smaller than the crop.
         train_split: name of the card's split to train on.
         val_split: name of the card's split to validate on.
@@ -116,6 +119,7 @@ class SegmentationDataModule(LightningDataModule):
         max_class_share: float = 0.75,
         flip: float = 0.5,
         photometric: bool | Literal["device"] = True,
+        augmentation: Entries | Sequence[Any] | None = None,
         fill: Sequence[float] = IMAGENET_MEAN,
         train_split: str = "train",
         val_split: str = "val",
@@ -178,6 +182,7 @@ class SegmentationDataModule(LightningDataModule):
             fill=self._fill(fill),
             rare_classes=self._rare_crop_classes(rare_crop_classes, needed=rare_crop > 0),
             rare_probability=rare_crop,
+            augmentation=augmentation or (),
         )
         self.evaluation_transform = evaluation_transform(base_size=eval_base_size)
 
@@ -302,7 +307,9 @@ class SegmentationDataModule(LightningDataModule):
         (rank, world_size), start_batch = self._place, 0
         if self.trainer is not None:
             if self.trainer.max_steps == -1:
-                raise ValueError(self._epochs_message(world_size))
+                raise ValueError(
+                    "give trainer.max_steps: batches come without end ('aucseg fit' takes trainer.max_epochs as well)"
+                )
             start_batch = self.trainer.global_step * self.trainer.accumulate_grad_batches
         check_shared_memory(self.num_workers, self.batch_size * self._crop_bytes)
         options = self._loader_options() | planned_by_workers(self.trainer)
@@ -368,14 +375,6 @@ class SegmentationDataModule(LightningDataModule):
         return StreamedSegmentationDataset(
             self.card, urls, transform=transform, shuffle=shuffle, seed=self.seed, on_error=self.on_error
         )
-
-    def _epochs_message(self, world_size: int) -> str:
-        message = "training is counted in iterations: set trainer.max_steps instead of trainer.max_epochs"
-        if self.shards is not None:
-            return message
-        length = len(self.training_dataset(None))
-        steps = -(-length // (self.batch_size * world_size))
-        return f"{message} (one pass over the {length} images of {self.train_split!r} is {steps} steps)"
 
     def _epoch_order(self, length: int) -> EpochOrder:
         if self.sampler == "random":

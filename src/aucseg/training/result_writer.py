@@ -16,6 +16,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from aucseg.metrics.image_iou import image_scores, per_image_overlap
 from aucseg.metrics.result_files import write_results
 from aucseg.run_files import (
+    BEST_CHECKPOINT,
+    BEST_FOLDER,
     CARD_FILE,
     CONFIG_FILE,
     CONFUSION_FILE,
@@ -75,6 +77,7 @@ def _work(folder: Path) -> list[Path]:
         folder,
         *(RESULT_FILE, CONFUSION_FILE, IMAGES_FILE, CURVES_FILE, VALIDATION_PICTURE),
         *(str(LAST_CHECKPOINT), str(PREVIOUS_CHECKPOINT)),
+        *(str(BEST_CHECKPOINT), f"{BEST_FOLDER}/*.json", f"{BEST_FOLDER}/{CONFIG_FILE}"),
         *(f"{LAST_CHECKPOINT.parent}/*.tmp", f"{SKIPPED_FOLDER}/step-*.pt"),
     )
 
