@@ -213,7 +213,7 @@ def with_plan(arguments: Sequence[str]) -> list[str]:
         ValueError: The data cannot be used, the folder of the run is taken, or there is nothing to plan with.
     """
     from aucseg.training.checkpoints import newest_checkpoint
-    from aucseg.training.processes import process_number
+    from aucseg.announce import process_number
     from aucseg.training.result_writer import check_is_free
 
     request, rest = split_request(arguments)
