@@ -82,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
     objective = _objective(args.objective, args.class_weight, task)
     num_images, batches = evaluation_batches(datamodule, split)
     where = "held-out training images" if split is None else f"images of split {split!r}"
+    if split == datamodule.val_split and datamodule.fold is not None:
+        where = f"images of {datamodule.validation_name}"
     print(f"fitting one offset a class on {num_images} {where} ...", flush=True)
     fit = fit_task_offsets(task, batches, objective=objective, num_folds=args.folds)
     print(_table(fit, task, f"{num_images} {where}"))
@@ -103,14 +105,15 @@ def run(args: argparse.Namespace) -> int:
     }
     write_json(out / ADJUST_FILE, record, indent=2)
     # Without a validation split the images fitted on are all there is to judge by.
-    if split == datamodule.val_split or datamodule.val_split not in datamodule.card.splits:
+    has_others = datamodule.fold is not None or datamodule.val_split in datamodule.card.splits
+    if split == datamodule.val_split or not has_others:
         _write_cross_fitted(fit, task, out)
     else:
         # The files of the model as it was are not for the new run's folder, not even for the time being.
         with tempfile.TemporaryDirectory() as folder:
             before = evaluate_checkpoint(checkpoint_in(args.run), datamodule, Path(folder), device)
         after = evaluate_checkpoint(out / LAST_CHECKPOINT, datamodule, out, device)
-        print(f"\non split {datamodule.val_split!r}, which chose nothing:")
+        print(f"\non {datamodule.validation_name}, which chose nothing:")
         print("\n".join(_lines({name: (before[name], after[name]) for name in ("miou", *(task.groups or {}))})))
     place = f"in the bias of {layer}" if layer else "behind the model, none of whose biases would do"
     print(f"wrote {out}: the offsets are {place}")

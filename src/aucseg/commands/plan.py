@@ -212,8 +212,8 @@ def with_plan(arguments: Sequence[str]) -> list[str]:
     Raises:
         ValueError: The data cannot be used, the folder of the run is taken, or there is nothing to plan with.
     """
-    from aucseg.training.checkpoints import newest_checkpoint
     from aucseg.announce import process_number
+    from aucseg.training.checkpoints import newest_checkpoint
     from aucseg.training.result_writer import check_is_free
 
     request, rest = split_request(arguments)

@@ -86,12 +86,14 @@ def run(args: argparse.Namespace) -> int:
     if args.held_out:
         options |= {"validate_held_out": True, "val_shards": None}
     elif args.split is not None:
-        options |= {"val_split": args.split, "val_shards": None, "validate_held_out": False}
+        options |= {"val_split": args.split, "val_shards": None, "validate_held_out": False, "fold": None}
     datamodule = SegmentationDataModule(**options)
     is_held_out = datamodule.validates_held_out
     if args.held_out and not is_held_out:
         raise ValueError(f"{folder} was trained without data.held_out_share: no training images are held out")
     split = "held-out" if is_held_out else datamodule.val_split
+    if datamodule.fold is not None and not is_held_out:
+        split = f"fold{datamodule.fold[0]}"
     out = args.out or folder / f"evaluation-{_file_name(split)}"
     _check_out(out, folder)
     if split == datamodule.train_split:
@@ -101,9 +103,8 @@ def run(args: argparse.Namespace) -> int:
     with no_empty_folders(out):
         check_writable(out)
         metrics = evaluate_checkpoint(checkpoint, datamodule, out, device, precision=precision, notes=notes)
-    what = "held-out training images" if is_held_out else f"split {split!r}"
     told = ", ".join(f"{name} {metrics[name]:.4f}" for name in _TOLD if name in metrics)
-    print(f"{args.run}, {what}: {told}")
+    print(f"{args.run}, {datamodule.validation_name}: {told}")
     print(f"wrote {out / RESULT_FILE}; a report of it: aucseg report {out}")
     return 0
 

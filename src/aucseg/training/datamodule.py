@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,11 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from aucseg.datasets import DatasetCard, SegmentationDataset
-from aucseg.datasets.data_report import describe_absent_classes, describe_files
 from aucseg.datasets.shards import StreamedSegmentationDataset
 from aucseg.hints import Entries
 from aucseg.loading.evaluation_batches import EvaluationBatches, collate_any_size, largest_image
-from aucseg.loading.held_out import HeldOut, held_out_images, share_to_hold_out
+from aucseg.loading.held_out import share_to_hold_out
 from aucseg.loading.photometric import COLOUR_CHANGES, distort_colours
 from aucseg.loading.sample_order import (
     EpochOrder,
@@ -29,16 +27,19 @@ from aucseg.loading.sample_order import (
     sequential_order,
 )
 from aucseg.loading.shard_order import ShardStream
+from aucseg.loading.training_parts import TrainingParts
 from aucseg.loading.transforms import IMAGENET_MEAN, evaluation_transform, training_transform
 from aucseg.randomness import stable_seed
 from aucseg.statistics.class_statistics import ClassStatistics
 from aucseg.training.bank_plans import planned_by_workers
+from aucseg.training.data_description import describe_run
 from aucseg.training.loader_checks import (
     check_at_least,
     check_held_out,
     check_number_of_shards,
     check_sampling,
     check_shared_memory,
+    load_statistics,
 )
 from aucseg.training.processes import part_of, say_once
 
@@ -89,6 +90,8 @@ class SegmentationDataModule(LightningDataModule):
             copies of each other), "image" takes images one by one.
         validate_held_out: False validates on the validation split all the same: the images held out are kept for
             ``aucseg adjust``.
+        fold: ``[i, k]`` deals the training images out to k folds (`aucseg.loading.folds`), validates on fold i, counted
+            from 0, and trains on the others.
         statistics: file of the training split's class statistics, as ``aucseg stats`` writes it; None counts the masks
             when something needs the counts (each process its part).
         rare_crop: how often a training crop is one around a pixel of a rare class, in [0, 1].
@@ -131,6 +134,7 @@ class SegmentationDataModule(LightningDataModule):
         held_out_share: float | None = None,
         held_out_by: str = "sequence",
         validate_held_out: bool = True,
+        fold: tuple[int, int] | None = None,
         statistics: str | None = None,
         rare_crop: float = 0.0,
         rare_crop_classes: list[int | str] | None = None,
@@ -143,8 +147,8 @@ class SegmentationDataModule(LightningDataModule):
         check_sampling(cache=cache, shards=shards, sampler=sampler, sampler_options=sampler_options or {})
         self.card = DatasetCard.load(card)
         given = {"held_out_share": held_out_share, "val_split": val_split, "val_shards": val_shards, "shards": shards}
-        held_out_share = share_to_hold_out(self.card, given)
-        check_held_out(held_out_share, held_out_by, shards=shards, statistics=statistics)
+        held_out_share = share_to_hold_out(self.card, {**given, "fold": fold})
+        check_held_out(held_out_share, held_out_by, fold=fold, shards=shards, statistics=statistics)
         check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size, shuffle_buffer=shuffle_buffer)
         check_at_least(0, num_workers=num_workers)
         self.root = root
@@ -160,10 +164,10 @@ class SegmentationDataModule(LightningDataModule):
         self.sampler = sampler
         self.sampler_options = dict(sampler_options or {})
         self.held_out_share = held_out_share
-        self.held_out_by = held_out_by
-        self._held: HeldOut | None = None
+        self.fold = fold
+        self.parts = TrainingParts(held_out_share, fold, held_out_by, num_workers)
         self.validate_held_out = validate_held_out
-        self._statistics = None if statistics is None else self._load_statistics(statistics)
+        self._statistics = None if statistics is None else load_statistics(statistics, self.card)
         self.shards = shards
         self.val_shards = val_shards
         self.shuffle_buffer = shuffle_buffer
@@ -207,40 +211,39 @@ class SegmentationDataModule(LightningDataModule):
         if self._has_described_data or self._place[0]:
             return
         self._has_described_data = True
-        trains = stage == "fit" and self.shards is None
-        used = [self.train_split] if trains or self.validates_held_out else []
-        if self.val_shards is None and not self.validates_held_out:
-            used.append(self.val_split)
-        if self.shards is None or self.val_shards is None:
-            for line in describe_files(self.card, self.root, used):
-                say_once(line)
-        if self.val_shards is None:
-            try:
-                dataset = self.validation_dataset(None)
-            except ValueError:
-                return  # the loader says what is wrong, where there is one
-            if self._held is not None:
-                say_once(self._held.describe())
-            for line in describe_absent_classes(dataset, self.num_workers):
-                say_once(line)
+        for line in describe_run(self, trains=stage == "fit"):
+            say_once(line)
 
     def training_dataset(self, transform: Callable[[dict[str, Any]], dict[str, Any]] | None) -> SegmentationDataset:
-        """The training images, without those held out."""
-        dataset = self.dataset(self.train_split, transform)
-        if self.held_out_share:
-            dataset.pairs = [dataset.pairs[index] for index in self._held_out(dataset).kept]
-        return dataset
+        """The training images, without those held out and those of the fold."""
+        return self.parts.trained_on(self.dataset(self.train_split, transform))
 
     def validation_dataset(self, transform: Callable[[dict[str, Any]], dict[str, Any]] | None) -> SegmentationDataset:
-        """The validation split, or the training images that are held out."""
+        """The validation split, or the training images that are held out or in the fold."""
         if self.validates_held_out:
             return self.held_out_dataset(transform)
-        return self.dataset(self.val_split, transform)
+        if not self.validates_training_images:
+            return self.dataset(self.val_split, transform)
+        return self.parts.in_fold(self.dataset(self.train_split, transform))
 
     @property
     def validates_held_out(self) -> bool:
         """Whether training images that are held out are validated on, instead of a split or shards."""
         return self.held_out_share > 0 and self.validate_held_out and self.val_shards is None
+
+    @property
+    def validates_training_images(self) -> bool:
+        """Whether a part of the training split is validated on, instead of another split or shards."""
+        return self.validates_held_out or (self.fold is not None and self.val_shards is None)
+
+    @property
+    def validation_name(self) -> str:
+        """What is validated on, in words."""
+        if self.validates_held_out:
+            return "held-out training images"
+        if self.fold is not None and self.validates_training_images:
+            return f"fold {self.fold[0]} of {self.fold[1]}"
+        return f"split {self.val_split!r}"
 
     def held_out_dataset(self, transform: Callable[[dict[str, Any]], dict[str, Any]] | None) -> SegmentationDataset:
         """The training images that are held out.
@@ -248,26 +251,7 @@ class SegmentationDataModule(LightningDataModule):
         Raises:
             ValueError: none are.
         """
-        if not self.held_out_share:
-            raise ValueError("no training images are held out: held_out_share is 0")
-        dataset = self.dataset(self.train_split, transform)
-        dataset.pairs = [dataset.pairs[index] for index in self._held_out(dataset).held_out]
-        return dataset
-
-    def _held_out(self, dataset: SegmentationDataset) -> HeldOut:
-        """Which images of the training split are held out."""
-        if self._held is None:
-            self._held = held_out_images(dataset, self.held_out_share, self.num_workers, self.held_out_by)
-        return self._held
-
-    def _load_statistics(self, path: str) -> ClassStatistics:
-        statistics = ClassStatistics.load(Path(path))
-        if statistics.num_classes != self.card.num_classes:
-            raise ValueError(
-                f"{path} has {statistics.num_classes} classes, the card {self.card.name!r} {self.card.num_classes}: "
-                "count again with 'aucseg stats'"
-            )
-        return statistics
+        return self.parts.held_out(self.dataset(self.train_split, transform))
 
     def _rare_crop_classes(self, classes: list[int | str] | None, needed: bool) -> tuple[int, ...]:
         if classes is not None:

@@ -74,7 +74,7 @@ class _Sample(SegmentationDataModule):
 
     def validation_dataset(self, transform: Any) -> SegmentationDataset:
         """Some of the images to validate on."""
-        dataset = self.dataset(self.train_split if self.validates_held_out else self.val_split, transform)
+        dataset = self.dataset(self.train_split if self.validates_training_images else self.val_split, transform)
         dataset.pairs = _spread(dataset.pairs, _VALIDATION_IMAGES)
         return dataset
 
