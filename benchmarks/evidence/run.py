@@ -3,7 +3,8 @@
 A piece ends after N minutes, or with Ctrl-C. The next call goes on: finished runs are not repeated, the run that was
 cut off goes on from its checkpoint. After every piece what is finished is written to
 ``benchmarks/evidence/results/STUDY.json``, and read from there by the next piece, also on another machine (where a run
-that was cut off begins anew). Several processes at once share the runs of a study. What follows ``--`` goes to ``aucseg compare``, such as ``--dry-run``.
+that was cut off begins anew). Several processes at once share the runs of a study. What follows ``--`` goes to
+``aucseg compare``, such as ``--dry-run``.
 
 The studies of `benchmarks.evidence.shared_studies` are for a GPU: ``--processes N`` runs at a time share it, a run that
 would not end in time is not begun, and the code is that of one commit (``--code``), whose hash stands in the JSON.
@@ -170,13 +171,18 @@ def joined(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
         before: From `collect`, or from here.
         now: From `collect`.
     """
-    if _origins(now) and not _origins(before) <= _origins(now):
+    # Trials are validated on other images than runs, so that their data are others.
+    for part in ("runs", "trials"):
+        if now[part] and not _digests(before[part], "data") <= _digests(now[part], "data"):
+            return dict(now)
+    codes = [_digests([*result["runs"], *result["trials"]], "code") for result in (before, now)]
+    if codes[1] and not codes[0] <= codes[1]:
         return dict(now)
     return {"study": now["study"], **{part: unique(part, [*before[part], *now[part]]) for part in KEYS}}
 
 
-def _origins(result: Mapping[str, Any]) -> set[tuple[str, str]]:
-    return {(r["hashes"]["code"], r["hashes"]["data"]) for r in (*result["runs"], *result["trials"])}
+def _digests(records: Sequence[Mapping[str, Any]], part: str) -> set[str]:
+    return {record["hashes"][part] for record in records}
 
 
 def restore(result: Mapping[str, Any], methods: Sequence[str], out: Path) -> None:

@@ -211,8 +211,58 @@ def test_search_tunes_every_method_alike_and_away_from_validation(
         assert config["data"].get("held_out_share", 0) == 0
         assert (config["seed_everything"], config["data"]["seed"]) == (seed, seed)
     assert "auc_weight = 2" in capsys.readouterr().out
+    # Trials are validated on other images than runs; neither is taken for the other.
+    assert compare(*options, "--search-steps", "2", "--dry-run") == 0
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == {"finished"}
     assert compare(*options, "--search-steps", "2") == 0
     assert launches() == []
+
+
+def test_folds_of_the_training_images(
+    compare: Compare, launches: Launches, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each fold is validated on once; its settings are chosen on images of the others alone."""
+    options = ("--methods", "ce,ce+posthoc-la", "--folds", "2", "--search", "tau=1,2")
+    assert compare(*options) == 0
+    started = launches()
+    out = tmp_path / "out" / "smp-fpn"
+    for number in range(2):
+        for method in ("ce", "ce+posthoc-la"):
+            run = yaml.safe_load((out / method / f"fold{number}" / "input.yaml").read_text())
+            assert (run["data"]["fold"], run["data"]["seed"], run["seed_everything"]) == ([number, 2], number, number)
+            trials = list((tmp_path / "out" / "search" / "smp-fpn" / method / f"fold{number}").glob("*/input.yaml"))
+            assert len(trials) == 2
+            for trial in trials:
+                data = yaml.safe_load(trial.read_text())["data"]
+                assert (data["fold"], data["held_out_share"]) == ([number, 2], 0.25)
+    assert len(started) == len(set(started)) == 4 + 8
+    counts = [
+        yaml.safe_load((out / "ce+posthoc-la" / f"fold{number}" / "input.yaml").read_text())["model"]["model_options"]
+        for number in range(2)
+    ]
+    assert len({tuple(count["class_counts"]) for count in counts}) == 2  # those of other images
+    chosen = json.loads((tmp_path / "out" / "search.json").read_text())
+    assert [(choice["fold"], choice["method"]) for choice in chosen] == [
+        (fold, method) for fold in (0, 1) for method in ("ce", "ce+posthoc-la")
+    ]
+    assert [row["fold"] for row in _rows(tmp_path / "out") if row["method"] == "ce"] == ["0", "1"]
+    assert "Folds share training images" in (tmp_path / "out" / "table.md").read_text()
+    printed = capsys.readouterr().out
+    assert "smp/fpn, ce, fold 1 ..." in printed
+    assert printed.startswith("files: train 8 images, val 4 images (not used here)")
+    # The choices are read again, whether trials come first or not.
+    assert compare(*options, "--dry-run") == 0
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == {"finished"}
+
+
+def test_folds_that_there_cannot_be_are_told(compare: Compare, base_config: Path) -> None:
+    with pytest.raises(ValueError, match="leave out --seeds"):
+        compare("--methods", "ce", "--folds", "3", "--seeds", "0,1")
+    with pytest.raises(ValueError, match="9 folds of 8 images"):
+        compare("--methods", "ce", "--folds", "9")
+    _change(base_config, "data", held_out_share=0.2)
+    with pytest.raises(ValueError, match=r"leave out data\.held_out_share"):
+        compare("--methods", "ce", "--folds", "3")
 
 
 def test_offsets_are_fitted_on_images_that_no_method_is_trained_on(
@@ -341,6 +391,26 @@ def test_all_kinds_of_methods_with_search_and_report(real_config: Path, tmp_path
     assert float(by_key["ce+disalign", "0"]["peak_memory"]) > 1e7
     assert (out / "report-tiny_network-Net-seed0.html").stat().st_size > 10_000
     assert "report-tiny_network-Net-seed0.html" in (out / "table.md").read_text()
+
+
+@pytest.mark.slow
+def test_folds_end_to_end(real_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    command = ["compare", "--config", str(real_config), "--out", str(out), "--methods", "ce", "--folds", "2"]
+    assert main(command) == 0
+    assert [row["fold"] for row in _rows(out)] == ["0", "1"]
+    runs = [out / "tiny_network-Net" / "ce" / f"fold{number}" for number in (0, 1)]
+    validated = [set(json.loads((run / "images.json").read_text())["images"]) for run in runs]
+    assert [len(names) for names in validated] == [4, 4]
+    assert not validated[0] & validated[1]
+    assert (out / "report-tiny_network-Net-fold0.html").stat().st_size > 10_000
+    capsys.readouterr()
+    assert main(["validate", str(runs[1]), "--root", str(real_config.parent)]) == 0
+    assert "fold 1 of 2: miou" in capsys.readouterr().out
+    again, first = (json.loads((runs[1] / name / "result.json").read_text()) for name in ("evaluation-fold1", "."))
+    assert again["metrics"]["miou"] == pytest.approx(first["metrics"]["miou"])
+    assert main(["validate", str(runs[1]), "--split", "val"]) == 0
+    assert "split 'val': miou" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""One comparison: methods x seeds x models on one card and one budget, resumable, in tables with intervals."""
+"""One comparison: methods x seeds or folds x models on one card and budget, resumable, in tables with intervals."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import csv
 import io
 import json
 import math
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,9 +14,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aucseg.compare.methods import OFFSETS, POSTHOC, Configuration, Method, at_path, merged, second_stage_config
+from aucseg.compare.pages import write_page
 from aucseg.compare.runner import Run, RunIsBusy, Runner, trusting, write_atomically
 from aucseg.compare.search import Search, scores_of, trial_config, trial_folder
-from aucseg.compare.tables import METRICS, csv_text, latex_text, make_tables, markdown_text, terminal_text
+from aucseg.compare.tables import METRICS, csv_text, latex_text, make_tables, markdown_text, terminal_text, unit_of
 from aucseg.datasets.data_report import describe_data
 from aucseg.run_files import RECORD_FILE
 from aucseg.training.run_lock import lock_if_free
@@ -37,25 +35,27 @@ class Comparison:
     Attributes:
         models: The base configuration of each model, by its name.
         methods: What is compared; a search that finds nothing for one leaves it out.
-        seeds: One run of each model and method for each.
+        seeds: One run of each model and method for each; in a cross-validation the numbers of the folds as well.
+        folds: Number of folds of a cross-validation, None for none.
         baseline: Name of the method that differences are taken to.
         out: Folder of runs and tables.
         search: The settings to tune, or None.
         search_steps: Training steps of a trial, None for those of a run.
         search_metric: What the best trial is best in.
         search_share: Share of the training images that trials are validated on.
-        report: Whether an HTML report of the first seed is written at the end.
+        report: Whether an HTML report of the first seed or fold is written at the end.
         discard_checkpoints: Whether the trained models of later seeds are deleted.
         runner: What executes the runs.
-        values: Metrics and cost by (model, method, seed).
+        values: Metrics and cost by (model, method, seed or fold).
         devices: Where the runs were trained.
-        chosen: By (model, method) the setting that a search chose.
-        winners: By (model, method) the trial that won.
+        chosen: By (model, method, seed or fold of the trials) the setting that a search chose.
+        winners: By the same the trial that won.
     """
 
     models: dict[str, Configuration]
     methods: list[Method]
     seeds: list[int]
+    folds: int | None
     baseline: str
     out: Path
     search: Search | None
@@ -67,8 +67,8 @@ class Comparison:
     runner: Runner
     values: dict[tuple[str, str, int], dict[str, float]] = field(default_factory=dict)
     devices: set[str] = field(default_factory=set)
-    chosen: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
-    winners: dict[tuple[str, str], Run] = field(default_factory=dict)
+    chosen: dict[tuple[str, str, int], dict[str, Any]] = field(default_factory=dict)
+    winners: dict[tuple[str, str, int], Run] = field(default_factory=dict)
     _counts: dict[tuple[str, float], list[int]] = field(default_factory=dict)
     _settled: set[str] = field(default_factory=set)
     _keys: list[tuple[str, str, int]] = field(default_factory=list)
@@ -81,7 +81,7 @@ class Comparison:
         Other processes may execute the same comparison at the same time: each run is one's.
         """
         # The models of a comparison share their data.
-        print("\n".join(describe_data(next(iter(self.models.values())).get("data") or {})), flush=True)
+        print("\n".join(describe_data(next(iter(self.models.values()))["data"])), flush=True)
         if self.search is None:
             self._refuse_stale_runs()
         else:
@@ -163,7 +163,8 @@ class Comparison:
             print("the settings are not tuned yet; without them the runs are:")
         elif self.search is not None:
             choices = json.loads((self.out / "search.json").read_text(encoding="utf-8"))
-            self.chosen = {(choice["model"], choice["method"]): choice for choice in choices}
+            first = self.seeds[0]
+            self.chosen = {(choice["model"], choice["method"], choice.get("fold", first)): choice for choice in choices}
         for _, _, run in self._plan():
             try:
                 state = "to do" if self.runner.record(run) is None else "finished"
@@ -176,10 +177,18 @@ class Comparison:
 
     def _config(self, model: str, method: Method, seed: int) -> Configuration:
         config = method.configure(self.models[model])
-        choice = self.chosen.get((model, method.name))
+        choice = self.chosen.get((model, method.name, self._tuned_with(seed)))
         if choice is not None and method.second_stage is None:
             config = merged(config, at_path(choice["setting"], choice["value"]))
-        return merged(config, {"seed_everything": seed, "data": {"seed": seed}})
+        fold = {} if self.folds is None else {"fold": [seed, self.folds]}
+        return merged(config, {"seed_everything": seed, "data": {"seed": seed, **fold}})
+
+    def _tuned_with(self, seed: int) -> int:
+        """The seed of the trials that chose the settings of a run; those of a fold may not see its images."""
+        return self.seeds[0] if self.folds is None else seed
+
+    def _folder(self, model: str, method: Method, seed: int) -> Path:
+        return self.out / _slug(model) / method.folder / f"{unit_of(self.folds)}{seed}"
 
     def _plan(self) -> Iterator[tuple[str, Method, Run]]:
         """Seed by seed, so that an early table compares like with like."""
@@ -189,12 +198,11 @@ class Comparison:
                 for method in self.methods:
                     first = None if method.first_stage is None else done[method.first_stage]
                     config = self._config(model, method, seed) if first is None else self._second(method, first)
-                    choice = self.chosen.get((model, method.name))
+                    choice = self.chosen.get((model, method.name, self._tuned_with(seed)))
                     if first is not None and choice is not None:
                         config = merged(config, at_path(choice["setting"], choice["value"]))
-                    folder = self.out / _slug(model) / method.folder / f"seed{seed}"
-                    title = f"{model}, {method.name}, seed {seed}"
-                    done[method.name] = self._run(title, folder, method, config, first)
+                    title = f"{model}, {method.name}, {unit_of(self.folds)} {seed}"
+                    done[method.name] = self._run(title, self._folder(model, method, seed), method, config, first)
                     yield model, method, done[method.name]
 
     def _run(self, title: str, folder: Path, method: Method, config: Configuration, first: Run | None) -> Run:
@@ -209,7 +217,8 @@ class Comparison:
         from aucseg.training.datamodule import SegmentationDataModule
 
         data = config["data"]
-        key = (json.dumps([data.get(name) for name in ("card", "root", "train_split")]), data.get("held_out_share", 0))
+        names = ("card", "root", "train_split", "fold")
+        key = (json.dumps([data.get(name) for name in names]), data.get("held_out_share", 0))
         if key not in self._counts:
             self._counts[key] = SegmentationDataModule(**data).class_counts().tolist()
         return self._counts[key]
@@ -223,45 +232,50 @@ class Comparison:
     def _tune(self) -> None:
         assert self.search is not None
         failed: set[str] = set()
-        tuned: set[tuple[str, str]] = set()
+        tuned: set[tuple[str, str, int]] = set()
 
-        def attempt(item: tuple[str, Method]) -> bool:
+        def attempt(item: tuple[str, Method, int]) -> bool:
             assert self.search is not None
-            model, method = item
-            if method.first_stage is not None and (model, method.first_stage) not in tuned:
+            model, method, seed = item
+            if method.first_stage is not None and (model, method.first_stage, seed) not in tuned:
                 return False
-            first = None if method.first_stage is None else self.winners.get((model, method.first_stage))
+            first = None if method.first_stage is None else self.winners.get((model, method.first_stage, seed))
             has_model = method.first_stage is None or first is not None
             if not has_model or method.has_setting:
                 try:
-                    is_found = has_model and self._tune_method(self.search, model, method, first)
+                    is_found = has_model and self._tune_method(self.search, model, method, seed, first)
                 except RunIsBusy:
                     return False
                 if not is_found:
                     print(f"{method.name} is left out: not one trial gave a result")
                     failed.add(method.name)
-            tuned.add((model, method.name))
+            tuned.add((model, method.name, seed))
             return True
 
-        self._share([(model, method) for model in self.models for method in self.methods], attempt)
+        seeds = list(dict.fromkeys(map(self._tuned_with, self.seeds)))
+        order = [(model, method, seed) for seed in seeds for model in self.models for method in self.methods]
+        self._share(order, attempt)
         self.methods = [method for method in self.methods if method.name not in failed]
-        order = [(model, method.name) for model in self.models for method in self.methods]
-        choices = [
-            {"model": m, "method": name, **self.chosen[m, name]} for m, name in order if (m, name) in self.chosen
-        ]
+        choices = []
+        for model, method, seed in order:
+            if method.name not in failed and (choice := self.chosen.get((model, method.name, seed))) is not None:
+                fold = {} if self.folds is None else {"fold": seed}
+                choices.append({"model": model, "method": method.name, **fold, **choice})
         with self._alone():
             write_atomically(self.out / "search.json", json.dumps(choices, indent=1) + "\n")
 
-    def _tune_method(self, search: Search, model: str, method: Method, first: Run | None) -> bool:
+    def _tune_method(self, search: Search, model: str, method: Method, seed: int, first: Run | None) -> bool:
         grid = search.grid(method, self.models[model])
-        folder = self.out / "search" / _slug(model) / method.folder
+        folder, name = self.out / "search" / _slug(model) / method.folder, f"{model}, {method.name}"
+        if self.folds is not None:
+            folder, name = folder / f"fold{seed}", f"{name}, fold {seed}"
         if first is None:
-            plain = trial_config(self._config(model, method, self.seeds[0]), self.search_share, self.search_steps)
+            plain = trial_config(self._config(model, method, seed), self.search_share, self.search_steps)
         else:
             plain = self._second(method, first)
         trials: dict[Any, Run] = {}
         for value in grid.values:
-            title = f"{model}, {method.name}, {grid.path.rpartition('.')[2]} {value}"
+            title = f"{name}, {grid.path.rpartition('.')[2]} {value}"
             config = merged(plain, at_path(grid.path, value))
             trials[value] = self._run(title, trial_folder(folder, grid, value), method, config, first)
         records = self._run_trials(trials)
@@ -275,14 +289,14 @@ class Comparison:
         if not scores:
             return False
         value = max(scores, key=lambda tried: scores[tried])
-        self.winners[model, method.name] = trials[value]
-        self.chosen[model, method.name] = {
+        self.winners[model, method.name, seed] = trials[value]
+        self.chosen[model, method.name, seed] = {
             "setting": grid.path,
             "value": value,
             "scores": {str(tried): result for tried, result in scores.items()},
         }
         shown = ", ".join(f"{tried}: {100 * result:.1f}" for tried, result in scores.items())
-        print(f"{model}, {method.name}: {grid.path} = {value}  ({self.search_metric} on held-out images: {shown})")
+        print(f"{name}: {grid.path} = {value}  ({self.search_metric} on held-out images: {shown})")
         return True
 
     def _run_trials(self, trials: Mapping[Any, Run]) -> dict[Any, dict[str, Any] | None]:
@@ -315,7 +329,8 @@ class Comparison:
         return int(run.config["seed_everything"])
 
     def _tables(self) -> Any:
-        return make_tables(self.values, list(self.models), [method.name for method in self.methods], self.baseline)
+        methods = [method.name for method in self.methods]
+        return make_tables(self.values, list(self.models), methods, self.baseline, self.folds)
 
     def _terminal_text(self) -> str:
         text = terminal_text(self._tables())
@@ -325,52 +340,39 @@ class Comparison:
 
     def _write_tables(self, report: list[str] | None = None) -> None:
         tables = self._tables()
-        links = "".join(f"\n[Report of seed {self.seeds[0]}: {name}]({name})\n" for name in report or [])
+        what = f"{unit_of(self.folds)} {self.seeds[0]}"
+        links = "".join(f"\n[Report of {what}: {name}]({name})\n" for name in report or [])
         write_atomically(self.out / "table.md", markdown_text(tables) + links)
         write_atomically(self.out / "table.csv", csv_text(tables))
         write_atomically(self.out / "table.tex", latex_text(tables))
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["model", "method", "seed", *(metric.key for metric in METRICS)])
+        writer.writerow(["model", "method", unit_of(self.folds), *(metric.key for metric in METRICS)])
         for key in [key for key in self._keys if key in self.values]:
             values = self.values[key]
             writer.writerow([*key, *("" if math.isnan(value) else repr(value) for value in values.values())])
         write_atomically(self.out / "runs.csv", out.getvalue())
 
     def _write_report(self) -> list[str]:
-        """One HTML page for each model, of the first seed; in a process of its own, as it loads trained models.
+        """One HTML page for each model, of the first seed or fold; returns their names.
 
         Where several processes have come to the end, the first of them writes it.
         """
         with lock_if_free(self.out / ".report.lock") as is_ours:
-            return self._write_pages(self.seeds[0]) if is_ours else []
+            return [name for model in self.models if (name := self._write_page(model))] if is_ours else []
 
-    def _write_pages(self, seed: int) -> list[str]:
-        names = []
-        for model in self.models:
-            titles = [method.name for method in self.methods if (model, method.name, seed) in self.values]
-            if not titles:
-                continue
-            name = f"report-{_slug(model)}-seed{seed}.html"
-            methods = [method for method in self.methods if method.name in titles]
-            folders = [str(self.out / _slug(model) / method.folder / f"seed{seed}") for method in methods]
-            command = [sys.executable, "-m", "aucseg.cli", "report", *folders, "--out", str(self.out / name)]
-            baseline = self.baseline if self.baseline in titles else titles[0]
-            command += ["--titles", *titles, "--baseline", baseline]
-            # Methods are listed with the one in question at the end.
-            command += [option for title in titles[-1:] if title != baseline for option in ("--method", title)]
-            if (root := self.models[model]["data"].get("root")) is not None:
-                command += ["--root", str(root)]
-            environment = dict(os.environ)
-            for method in methods:
-                environment |= trusting(self._config(model, method, seed))
-            # Our own command, a list of arguments without a shell.
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # nosec B603
-            if (self.out / name).is_file():
-                names.append(name)
-            if done.returncode != 0:
-                print(f"report of {model}: {done.stderr.strip()[-500:]}", file=sys.stderr)
-        return names
+    def _write_page(self, model: str) -> str:
+        seed = self.seeds[0]
+        methods = [method for method in self.methods if (model, method.name, seed) in self.values]
+        if not methods:
+            return ""
+        page = self.out / f"report-{_slug(model)}-{unit_of(self.folds)}{seed}.html"
+        runs = {method.name: self._folder(model, method, seed) for method in methods}
+        environment: dict[str, str] = {}
+        for method in methods:
+            environment |= trusting(self._config(model, method, seed))
+        is_there = write_page(page, runs, self.baseline, self.models[model]["data"].get("root"), environment)
+        return page.name if is_there else ""
 
     def _discard_settled(self, run: Run, runs: list[Run]) -> None:
         """Deletes the models of a later seed when no run of that seed and model is left that may start from them."""
@@ -390,7 +392,6 @@ class Comparison:
 
 
 def _model_and_seed(run: Run) -> tuple[str, str]:
-    """Names of the folders of a run's model and seed."""
     return run.folder.parts[-3], run.folder.name
 
 

@@ -74,7 +74,7 @@ def data_fingerprint(config: Mapping[str, Any]) -> Fingerprint:
     card = DatasetCard.load(data["card"])
     result = {"card": _digest(card.to_yaml().encode())}
     splits = (("train_split", "train"), ("val_split", "val"))
-    for key, default in splits[:1] if validates_held_out(data) else splits:
+    for key, default in splits[:1] if data.get("fold") or validates_held_out(data) else splits:
         split = data.get(key, default)
         options = {"on_error": data.get("on_error", "raise"), "follow_symlinks": data.get("follow_symlinks", True)}
         dataset = SegmentationDataset(card, data.get("root"), split, **options)

@@ -209,6 +209,25 @@ def load_models(items: Sequence[str], base: Configuration) -> dict[str, Configur
     return models
 
 
+def check_folds(models: Mapping[str, Configuration]) -> None:
+    """Says before the first run what is wrong with a cross-validation.
+
+    Args:
+        models: The base configuration of each, with a fold.
+
+    Raises:
+        ValueError: The base validates on images that it holds out; the data are shards; there are fewer images or
+            sequences than folds.
+    """
+    from aucseg.loading.held_out import validates_held_out
+    from aucseg.training.datamodule import SegmentationDataModule
+
+    for config in models.values():
+        if validates_held_out(config["data"]):
+            raise ValueError("--folds validates on each fold in turn: leave out data.held_out_share")
+        SegmentationDataModule(**config["data"]).validation_dataset(None)
+
+
 def holding_out(base: Configuration, share: float) -> Configuration:
     """A base configuration that keeps training images for offsets to be fitted on; the validation split stays as it is.
 

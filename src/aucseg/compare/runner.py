@@ -95,9 +95,12 @@ class Runner:
 
     def fingerprints(self, run: Run) -> dict[str, Fingerprint]:
         """Of what the run's result would be made now."""
+        # Of these what is hashed depends on: the files of the validation split where that is validated on alone.
         keys = ("card", "root", "train_split", "val_split", "on_error", "follow_symlinks")
-        data = {key: run.config["data"].get(key) for key in keys}
-        key = json.dumps(data)
+        data = {
+            key: run.config["data"].get(key) for key in (*keys, "held_out_share", "validate_held_out", "val_shards")
+        }
+        key = json.dumps({**data, "has_fold": bool(run.config["data"].get("fold"))})
         if key not in self._data:
             self._data[key] = data_fingerprint(run.config)
         first = None if run.first_stage is None else configuration_fingerprint(run.first_stage.config)
