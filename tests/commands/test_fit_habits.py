@@ -71,6 +71,25 @@ RUN = {
     "data": {"card": "data/tiny.yaml", "root": "data", "batch_size": 2, "num_workers": 0, "crop_size": [32, 40]},
 }
 Fit = Callable[..., int]
+# Each row of the table in docs/recipes.md with the tests that hold it.
+OWN = "test_everything_of_the_users_own_is_found_in_the_current_folder"
+EARLY = "test_early_stopping_says_why_and_when_and_a_finished_run_that_nothing_is_left"
+WEIGHTS = "test_weights_of_other_classes_and_a_frozen_encoder"
+TESTS = {
+    "best checkpoint": ("commands/test_fit_habits.py", "test_the_best_checkpoint_is_kept_and_every_command_takes_it"),
+    "early stopping": ("commands/test_fit_habits.py", EARLY),
+    "epochs": ("commands/test_fit_habits.py", OWN),
+    "own loss": ("commands/test_fit_habits.py", OWN),
+    "own augmentation": ("commands/test_fit_habits.py", OWN),
+    "optimizer and schedule": ("commands/test_fit_habits.py", OWN),
+    "frozen parts": ("commands/test_fit_habits.py", WEIGHTS),
+    "start from another run": ("commands/test_fit_habits.py", WEIGHTS),
+    "loggers": ("commands/test_fit_habits.py", "test_loggers_are_added_to_the_runs_own"),
+    "rehearsal": ("commands/test_fit_habits.py", "test_a_rehearsal_leaves_nothing_behind"),
+    "finished runs": ("commands/test_fit_habits.py", EARLY),
+    "one comparison, several processes": ("commands/test_compare.py", "test_processes_share_a_comparison"),
+    "cross-validation": ("commands/test_compare.py", "test_folds_end_to_end"),
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -85,6 +104,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(sys, "path", list(sys.path))
         patch.setenv("AUCSEG_TRUST_FILES", "1")
         yield path
+
+
+def test_every_row_of_the_table_has_a_test() -> None:
+    tests = Path(__file__).parents[1]
+    section = (tests.parent / "docs" / "recipes.md").read_text().split("\n## ")[1]
+    rows = [line.split("|")[1].strip() for line in section.splitlines() if line.startswith("| ")]
+    assert rows[1:] == list(TESTS)
+    for file, name in TESTS.values():
+        assert f"def {name}(" in (tests / file).read_text()
 
 
 def fit(*options: object) -> int:
