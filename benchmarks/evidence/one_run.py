@@ -19,10 +19,10 @@ from typing import Any
 
 import yaml
 from benchmarks.evidence.records import read_result, rounded
-from filelock import FileLock, Timeout
 
 from aucseg.run_files import RESULT_FILE
 from aucseg.safe_files import replace_file
+from aucseg.training.run_lock import lock_if_free
 
 JOB_FILE = "job.json"
 MEASURED_FILE = "measured.json"
@@ -33,15 +33,14 @@ _LOCK_FILE = "run.lock"
 
 def main(folder: Path, job: dict[str, Any]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / _LOCK_FILE, timeout=0):
-            before = read_result(folder / JOB_FILE)
-            if before is None or before["record"]["hashes"] != job["record"]["hashes"]:
-                _clear(folder)
-                (folder / JOB_FILE).write_text(json.dumps(job), encoding="utf-8")
-            return 0 if (folder / MEASURED_FILE).is_file() else train(job, folder)
-    except Timeout:
-        return BUSY
+    with lock_if_free(folder / _LOCK_FILE) as is_ours:
+        if not is_ours:
+            return BUSY
+        before = read_result(folder / JOB_FILE)
+        if before is None or before["record"]["hashes"] != job["record"]["hashes"]:
+            _clear(folder)
+            (folder / JOB_FILE).write_text(json.dumps(job), encoding="utf-8")
+        return 0 if (folder / MEASURED_FILE).is_file() else train(job, folder)
 
 
 def _clear(folder: Path) -> None:

@@ -244,16 +244,10 @@ class Pool:
             print(f"cut off: {job.title}", flush=True)
         self._running.clear()
 
-    @property
-    def _merge_lock(self) -> Path:
-        # Not beside the results: these are to be a few files.
-        name = digest({"results": str(self.json_path.resolve())})
-        return Path(tempfile.gettempdir(), f"aucseg-study-{name}.lock")
-
     def _merge(self) -> dict[str, Any]:
         """Adds the finished runs in the folder to the JSON file, and returns its content."""
         self.results.mkdir(parents=True, exist_ok=True)
-        with FileLock(self._merge_lock):
+        with FileLock(merge_lock(self.json_path)):
             result = read_result(self.json_path) or {"study": self.name, "commit": commit_of_code()}
             self._check_origin(result)
             for part in ("runs", "trials"):
@@ -297,6 +291,12 @@ class Pool:
         if self.failed:
             print(f"failed, and tried again next time: {', '.join(map(str, sorted(self.failed)))}")
         print(table(result))
+
+
+def merge_lock(path: Path) -> Path:
+    """The lock of a study's results."""
+    # Not beside the results: these are to be a few files.
+    return Path(tempfile.gettempdir(), f"aucseg-study-{digest({'results': str(path.resolve())})}.lock")
 
 
 def table(result: Mapping[str, Any]) -> str:

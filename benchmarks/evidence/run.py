@@ -1,10 +1,10 @@
-"""Runs a study in pieces: ``python -m benchmarks.evidence.run STUDY [--minutes N] [--part I/N] [--root DIR]``.
+"""Runs a study in pieces: ``python -m benchmarks.evidence.run STUDY [--minutes N] [--root DIR]``.
 
 A piece ends after N minutes, or with Ctrl-C. The next call goes on: finished runs are not repeated, the run that was
 cut off goes on from its checkpoint. After every piece what is finished is written to
 ``benchmarks/evidence/results/STUDY.json``, and read from there by the next piece, also on another machine (where a run
-that was cut off begins anew). With ``--part 1/2`` and ``--part 2/2`` two processes share the methods of a study.
-What follows ``--`` goes to ``aucseg compare``, such as ``--dry-run``.
+that was cut off begins anew). Several processes at once share the runs of a study. What follows ``--`` goes to
+``aucseg compare``, such as ``--dry-run``.
 
 The studies of `benchmarks.evidence.shared_studies` are for a GPU: ``--processes N`` runs at a time share it, a run that
 would not end in time is not begun, and the code is that of one commit (``--code``), whose hash stands in the JSON.
@@ -22,10 +22,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence.pool import Pool, commit_of_code
+from benchmarks.evidence.pool import Pool, commit_of_code, merge_lock
 from benchmarks.evidence.records import KEYS, read_result, rounded, unique
 from benchmarks.evidence.shared_studies import SHARED_STUDIES
 from benchmarks.evidence.studies import RESULTS, SECOND_STAGES, STUDIES
+from filelock import FileLock
 
 import aucseg
 from aucseg.run_files import RECORD_FILE, RESULT_FILE
@@ -37,7 +38,6 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=(*STUDIES, *SHARED_STUDIES))
     parser.add_argument("--minutes", type=float, metavar="N", help="length of this piece (default: to the end)")
-    parser.add_argument("--part", type=_part, default=(1, 1), metavar="I/N", help="only the I-th of N parts")
     parser.add_argument("--root", type=Path, metavar="DIR", help="folder of data that are not in the package")
     parser.add_argument(
         "--out",
@@ -61,28 +61,31 @@ def main(argv: list[str] | None = None) -> int:
     if args.study in SHARED_STUDIES:
         return _run_shared(parser, args, options)
     study = STUDIES[args.study]
-    number, count = args.part
-    out = args.out / args.study / f"{number}of{count}"
+    out = args.out / args.study
     try:
-        arguments = study.arguments(out, args.root, args.results, args.part)
+        arguments = study.arguments(out, args.root, args.results)
     except ValueError as error:
         parser.error(str(error))
     path = args.results / f"{args.study}.json"
-    before = read_result(path)
     methods = arguments[arguments.index("--methods") + 1].split(",")
-    if before is not None:
-        restore(before, methods, out)
-    main_study = read_result(args.results / "main.json") if study.from_main else None
-    if main_study is not None:
-        runs = [run for run in main_study["runs"] if run["seed"] < study.seeds]
-        restore({"runs": runs, "search": [], "trials": []}, [m for m in study.from_main if m in methods], out)
+    with FileLock(merge_lock(path)):
+        before = read_result(path)
+        if before is not None:
+            restore(before, methods, out)
+        main_study = read_result(args.results / "main.json") if study.from_main else None
+        if main_study is not None:
+            runs = [run for run in main_study["runs"] if run["seed"] < study.seeds]
+            restore({"runs": runs, "search": [], "trials": []}, [m for m in study.from_main if m in methods], out)
     status = run_for([sys.executable, "-m", "aucseg.cli", "compare", *arguments, *options[cut + 1 :]], args.minutes)
-    result = collect(args.study, args.out / args.study)
-    if before is not None:
-        result = joined(before, result)
+    with FileLock(merge_lock(path)):
+        before = read_result(path)
+        result = collect(args.study, out)
+        if before is not None:
+            result = joined(before, result)
+        if result["runs"] or result["trials"]:
+            args.results.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if result["runs"] or result["trials"]:
-        args.results.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         print(f"{len(result['runs'])} finished runs, {len(result['trials'])} trials: {path}")
     return status
 
@@ -124,13 +127,6 @@ def _run_shared(parser: argparse.ArgumentParser, args: argparse.Namespace, optio
         signal.signal(signal.SIGTERM, before)
 
 
-def _part(text: str) -> tuple[int, int]:
-    number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with 1 <= I <= N, such as 1/2")
-    return int(number), int(count)
-
-
 def run_for(command: list[str], minutes: float | None) -> int:
     """Runs a command, asks it to end after some minutes, and returns its exit status."""
     process = subprocess.Popen(command)
@@ -145,20 +141,20 @@ def run_for(command: list[str], minutes: float | None) -> int:
 
 
 def collect(study: str, out: Path) -> dict[str, Any]:
-    """What the finished runs and trials of all parts of a study have measured.
+    """What the finished runs and trials of a study have measured.
 
     Args:
         study: Its name.
-        out: Folder of the parts that ``aucseg compare`` worked in.
+        out: Folder that ``aucseg compare`` worked in.
     """
     runs, trials, search = [], [], []
-    for path in out.glob(f"*/*/*/seed*/{RECORD_FILE}"):
+    for path in out.glob(f"*/*/seed*/{RECORD_FILE}"):
         model, method, seed = path.parts[-4:-1]
         runs.append({"model": model, "method": method, "seed": int(seed.removeprefix("seed")), **_measured(path)})
-    for path in out.glob(f"*/search/*/*/*/{RECORD_FILE}"):
+    for path in out.glob(f"search/*/*/*/{RECORD_FILE}"):
         model, method, trial = path.parts[-4:-1]
         trials.append({"model": model, "method": method, "trial": trial, **_measured(path)})
-    for path in out.glob("*/search.json"):
+    if (path := out / "search.json").is_file():
         search += json.loads(path.read_text(encoding="utf-8"))
     return {
         "study": study,
@@ -175,13 +171,18 @@ def joined(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
         before: From `collect`, or from here.
         now: From `collect`.
     """
-    if _origins(now) and not _origins(before) <= _origins(now):
+    # Trials are validated on other images than runs, so that their data are others.
+    for part in ("runs", "trials"):
+        if now[part] and not _digests(before[part], "data") <= _digests(now[part], "data"):
+            return dict(now)
+    codes = [_digests([*result["runs"], *result["trials"]], "code") for result in (before, now)]
+    if codes[1] and not codes[0] <= codes[1]:
         return dict(now)
     return {"study": now["study"], **{part: unique(part, [*before[part], *now[part]]) for part in KEYS}}
 
 
-def _origins(result: Mapping[str, Any]) -> set[tuple[str, str]]:
-    return {(r["hashes"]["code"], r["hashes"]["data"]) for r in (*result["runs"], *result["trials"])}
+def _digests(records: Sequence[Mapping[str, Any]], part: str) -> set[str]:
+    return {record["hashes"][part] for record in records}
 
 
 def restore(result: Mapping[str, Any], methods: Sequence[str], out: Path) -> None:
@@ -192,7 +193,7 @@ def restore(result: Mapping[str, Any], methods: Sequence[str], out: Path) -> Non
     Args:
         result: From `collect`.
         methods: Names of the methods.
-        out: Folder of the part.
+        out: Folder of the runs.
     """
     runs = {out / run["model"] / run["method"] / f"seed{run['seed']}": run for run in result["runs"]}
     trials = {out / "search" / t["model"] / t["method"] / t["trial"]: t for t in result["trials"]}

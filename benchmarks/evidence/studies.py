@@ -55,21 +55,20 @@ class Study:
     def number_of_runs(self) -> int:
         return self.seeds * sum(_NUMBER_OF_RIVALS if name == RIVALS_WITH_BANK else 1 for name in self.methods)
 
-    def arguments(self, out: Path, root: Path | None, results: Path, part: tuple[int, int] = (1, 1)) -> list[str]:
+    def arguments(self, out: Path, root: Path | None, results: Path) -> list[str]:
         """The arguments of ``aucseg compare``.
 
         Args:
             out: Folder of the runs.
             root: Folder of data that are not in the package.
             results: Folder of the results so far.
-            part: (i, n): the i-th of n parts of the methods, for n processes at once.
 
         Raises:
             ValueError: No root is given but needed, or the rivals are not chosen yet.
         """
         if self.needs_root and root is None:
             raise ValueError(f"the data of '{self.title}' are not part of the package: give their folder with --root")
-        methods = _part([name for method in self.methods for name in _expanded(method, results)], *part)
+        methods = [name for method in self.methods for name in _expanded(method, results)]
         arguments = ["--methods", ",".join(methods), "--seeds", ",".join(map(str, range(self.seeds)))]
         if root is not None and self.needs_root:
             arguments += ["--root", str(root)]
@@ -260,13 +259,6 @@ def best_rivals(results: Path) -> list[str]:
             f"{', '.join(missing)})"
         )
     return sorted(scores, key=lambda method: -scores[method])[:_NUMBER_OF_RIVALS]
-
-
-def _part(methods: list[str], number: int, count: int) -> list[str]:
-    """Every n-th method; a second stage goes where its first is."""
-    first = {method: method.rpartition("+")[0] for method in methods if method.endswith(SECOND_STAGES)}
-    shares = {method: index % count for index, method in enumerate(m for m in methods if m not in first)}
-    return [method for method in methods if shares[first.get(method, method)] == number - 1]
 
 
 def _expanded(method: str, results: Path) -> list[str]:

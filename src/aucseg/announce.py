@@ -62,3 +62,8 @@ def process_number() -> int:
         if name in os.environ:
             return int(os.environ[name])
     return 0
+
+
+def loading() -> Announcement:
+    """Announces the imports that most commands begin with."""
+    return Announcement("loading PyTorch")

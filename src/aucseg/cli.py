@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from aucseg import __version__
+from aucseg.announce import Announcement
 from aucseg.commands.failures import with_notes
 from aucseg.commands.fit_help import told_at_once
 from aucseg.commands.option_parser import OptionParser
@@ -21,7 +23,7 @@ from aucseg.hints import closest
 _EXAMPLES = """examples:
   aucseg demo                                      cross-entropy beside AUCSeg on embedded data, and a report
   aucseg stats my_data/                            class table, head/middle/tail, suggested bank settings
-  aucseg fit --config run.yaml --out runs/a        train
+  aucseg fit my_data/ --out runs/a                 plan and train; or --config run.yaml
   aucseg validate runs/a                           evaluate again, on any split
   aucseg test runs/a                               evaluate on the test split
   aucseg evaluate theirs/ --card my.yaml --root d  measure predictions of any framework
@@ -46,7 +48,7 @@ _COMMANDS = {
 }
 # Its options Lightning's command line derives from the task, the data module and the trainer; with --config those of
 # "validate", too.
-_FIT = ("fit", "train a model from a YAML configuration")
+_FIT = ("fit", "train a model on a folder of images and masks, or from a YAML configuration")
 
 
 def _parser() -> OptionParser:
@@ -70,7 +72,9 @@ def _run(command: str, arguments: list[str]) -> int:
         if text is not None:
             print(text)
             return 0
-        return int(import_module("aucseg.commands.fit").run(command, arguments))
+        with Announcement("loading PyTorch and Lightning"):
+            module = import_module("aucseg.commands.fit")
+        return int(module.run(command, arguments))
     module_name, text = _COMMANDS[command]
     module = import_module(module_name)
     parser = OptionParser(
@@ -102,7 +106,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(command, arguments[1:])
     except KeyboardInterrupt as interrupt:
-        print(f"aucseg: {with_notes('interrupted', interrupt)}", file=sys.stderr)
+        again = shlex.join(["aucseg", *arguments])
+        how = {"fit": "starts again", "demo": "goes on", "compare": "goes on"}.get(command)
+        text = "interrupted" if how is None else f"interrupted; '{again}' {how}"
+        # A training notes what goes on from its last checkpoint.
+        text = with_notes("interrupted", interrupt) if getattr(interrupt, "__notes__", []) else text
+        print(f"aucseg {command}: {text}", file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, ImportError) as error:
         if os.environ.get("AUCSEG_TRACEBACK"):

@@ -2,12 +2,16 @@
 
 ======================  ===========================================================================================
 ``config.yaml``         the whole configuration, defaults included
+``plan.yaml``           the plan it began with, a reason beside each setting; only of ``aucseg fit FOLDER``
+``card.yaml``           the card that was proposed for the folder; only of ``aucseg fit FOLDER``
 ``metrics.csv``         what was logged, step by step
-``checkpoints/``        ``last.ckpt``, and the one before it as ``previous.ckpt``
+``checkpoints/``        ``last.ckpt``, the one before it as ``previous.ckpt``, and ``best.ckpt`` with ``--keep_best``
+``best/``               configuration and result files of the validation that ``best.ckpt`` is of
 ``skipped/``            batches of steps that were left out, see `aucseg.training.step_guard`; only if there were any
 ``result.json``         the last validation: metrics, IoU of each class, groups, class names and colours
 ``confusion.json``      ``{"counts": K x K}``, rows are the truth
 ``images.json``         for each validation image the pixels of intersection, union and truth of each class in it
+``validation.png``      some validation images with truth and prediction, drawn at the end of a training
 ``curves.json``         ROC curve of each tail class against all others; only with ``model.pixel_metrics``
 ======================  ===========================================================================================
 
@@ -25,14 +29,19 @@ A run of ``aucseg compare`` has these beside them:
 from pathlib import Path
 
 CONFIG_FILE = "config.yaml"
+PLAN_FILE = "plan.yaml"
+CARD_FILE = "card.yaml"
 METRICS_FILE = "metrics.csv"
 LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
 PREVIOUS_CHECKPOINT = Path("checkpoints", "previous.ckpt")
+BEST_CHECKPOINT = Path("checkpoints", "best.ckpt")
+BEST_FOLDER = "best"
 SKIPPED_FOLDER = "skipped"
 RESULT_FILE = "result.json"
 CONFUSION_FILE = "confusion.json"
 IMAGES_FILE = "images.json"
 CURVES_FILE = "curves.json"
+VALIDATION_PICTURE = "validation.png"
 
 RECORD_FILE = "compare.json"
 STARTED_FILE = "started.json"
@@ -42,10 +51,34 @@ LOG_FILE = "log.txt"
 
 
 def run_folder_of(path: Path) -> Path:
-    """The folder of a run, given that folder or one of the run's checkpoints.
+    """The folder of a run, given that folder, the one of its best validation, or one of the run's checkpoints.
 
     Example:
         >>> run_folder_of(Path("runs/a/checkpoints/last.ckpt")).as_posix()
         'runs/a'
     """
+    if _is_best_folder(path):
+        return path.parent
     return path if path.is_dir() else path.parent.parent
+
+
+def checkpoint_in(folder: Path) -> Path:
+    """The checkpoint of a run's folder: the last one, or the best one for the folder of the best validation."""
+    return folder.parent / BEST_CHECKPOINT if _is_best_folder(folder) else folder / LAST_CHECKPOINT
+
+
+def best_of(run: Path) -> Path:
+    """The folder of a run's best validation.
+
+    Raises:
+        ValueError: the run has kept none, or ``run`` is no folder.
+    """
+    if not run.is_dir():
+        raise ValueError(f"--best is for the folder of a run, and {run} is none: name the checkpoint alone")
+    if not (run / BEST_CHECKPOINT).is_file():
+        raise ValueError(f"{run} has no {BEST_CHECKPOINT}: train with 'aucseg fit --keep_best val/tail' to have one")
+    return run / BEST_FOLDER
+
+
+def _is_best_folder(path: Path) -> bool:
+    return path.name == BEST_FOLDER and (path.parent / BEST_CHECKPOINT).is_file()

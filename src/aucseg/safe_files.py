@@ -6,8 +6,8 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,44 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary = Path(folder, path.name)
         yield temporary
         os.replace(temporary, path)
+
+
+def missing_folders(folder: Path) -> list[Path]:
+    """The folder and those above it that do not exist yet, the innermost first.
+
+    Example:
+        >>> home = Path(tempfile.mkdtemp())
+        >>> [path.name for path in missing_folders(home / "runs" / "a")]
+        ['a', 'runs']
+    """
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def remove_empty_folders(folders: Iterable[Path]) -> None:
+    """Removes those that exist and are empty, in the order given; of what cannot be removed nothing is said."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+@contextmanager
+def no_empty_folders(folder: Path) -> Iterator[None]:
+    """Removes a folder, and those made above it, where what is done here fails and leaves them empty.
+
+    Example:
+        >>> home = Path(tempfile.mkdtemp())
+        >>> with suppress(ValueError), no_empty_folders(home / "runs" / "a"):
+        ...     (home / "runs" / "a").mkdir(parents=True)
+        ...     raise ValueError
+        >>> list(home.iterdir())
+        []
+    """
+    new = missing_folders(folder)
+    try:
+        yield
+    except BaseException:
+        remove_empty_folders(new)
+        raise
 
 
 def write_json(path: Path, value: Any, indent: int | None = None) -> None:

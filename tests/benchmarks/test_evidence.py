@@ -102,13 +102,13 @@ def finish(folder: Path, *, steps: int = 7) -> None:
     (folder / "result.json").write_text(json.dumps({"per_class_iou": {"wall": 0.5}}))
 
 
-def test_finished_runs_of_all_parts_are_collected(tmp_path: Path) -> None:
+def test_finished_runs_are_collected(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    finish(out / "1of2" / "fpn" / "ce" / "seed3")
-    finish(out / "2of2" / "fpn" / "la" / "seed0")
-    finish(out / "2of2" / "search" / "fpn" / "la" / "tau=1.0", steps=2)
-    (out / "2of2" / "search.json").write_text(json.dumps([a_choice("la", 0.3)]))
-    (out / "1of2" / "fpn" / "ce" / "seed4").mkdir()  # not finished
+    finish(out / "fpn" / "ce" / "seed3")
+    finish(out / "fpn" / "la" / "seed0")
+    finish(out / "search" / "fpn" / "la" / "tau=1.0", steps=2)
+    (out / "search.json").write_text(json.dumps([a_choice("la", 0.3)]))
+    (out / "fpn" / "ce" / "seed4").mkdir()  # not finished
     result = run.collect("main", out)
     ce, la = result["runs"]
     assert (ce["model"], ce["method"], ce["seed"], ce["steps"], la["method"]) == ("fpn", "ce", 3, 7, "la")
@@ -121,16 +121,16 @@ def test_finished_runs_of_all_parts_are_collected(tmp_path: Path) -> None:
 def test_a_piece_goes_on_from_the_results_of_another_machine(tmp_path: Path) -> None:
     there, here = tmp_path / "there", tmp_path / "here"
     for method, seed in (("ce", 0), ("ce", 1), ("la", 0), ("ce+disalign", 0)):
-        finish(there / "1of1" / "fpn" / method / f"seed{seed}")
+        finish(there / "fpn" / method / f"seed{seed}")
     for method in ("ce", "la"):
-        finish(there / "1of1" / "search" / "fpn" / method / "x=1.0")
+        finish(there / "search" / "fpn" / method / "x=1.0")
     result = run.collect("main", there)
-    run.restore(result, ["ce", "la", "ce+disalign"], here / "1of1")
+    run.restore(result, ["ce", "la", "ce+disalign"], here)
     found = run.collect("main", here)
     # The models of ce, seed 1 and of ce's trial have yet to be the first stages of others.
     assert found["runs"] == [record for record in result["runs"] if (record["method"], record["seed"]) != ("ce", 1)]
     assert [trial["method"] for trial in found["trials"]] == ["la"]
-    run.restore(result, ["ce"], tmp_path / "alone" / "1of1")
+    run.restore(result, ["ce"], tmp_path / "alone")
     assert [record["seed"] for record in run.collect("main", tmp_path / "alone")["runs"]] == [0, 1]
 
 
@@ -147,7 +147,7 @@ def test_the_ablation_takes_the_runs_that_the_main_study_has_made(
     assert taken["search"] == []
 
 
-def test_results_of_other_parts_are_kept_unless_their_code_is_another() -> None:
+def test_results_of_other_pieces_are_kept_unless_their_code_is_another() -> None:
     before = {"runs": [a_run("ce", 0), a_run("la", 0), a_run("la", 1)], "search": [a_choice("la", 0.3)], "trials": []}
     now = {"study": "main", "runs": [a_run("ce", 0, steps=5)], "search": [], "trials": []}
     result = run.joined(before, now)
@@ -157,13 +157,6 @@ def test_results_of_other_parts_are_kept_unless_their_code_is_another() -> None:
     assert result["search"] == before["search"]
     assert run.joined(before, {**now, "runs": [a_run("ce", 0, code="c1")]})["runs"] == [a_run("ce", 0, code="c1")]
     assert run.joined(before, {**now, "runs": []})["runs"] == before["runs"]
-
-
-def test_parts_share_the_methods_and_keep_second_stages_with_their_first(tmp_path: Path) -> None:
-    parts = [STUDIES["main"].arguments(tmp_path, None, tmp_path, (i, 3))[1].split(",") for i in (1, 2, 3)]
-    assert sorted(method for part in parts for method in part) == sorted(STUDIES["main"].methods)
-    assert {"ce", "ce+posthoc-la", "ce+disalign"} <= set(parts[0])
-    assert max(map(len, parts)) - min(map(len, parts)) <= 3
 
 
 def test_page_has_the_numbers_of_the_results(tmp_path: Path) -> None:

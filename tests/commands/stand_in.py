@@ -1,7 +1,8 @@
 """Stands in for ``python -m aucseg.cli fit``: leaves what a run leaves, in a fraction of a second.
 
 The metrics follow from the loss, the bank, the seed and ``auc_weight``. STAND_IN_LOG names a file that gets a line for
-each start; STAND_IN_FAIL a loss whose runs fail; STAND_IN_TERMINATE one whose run ends its parent.
+each start; STAND_IN_FAIL a loss whose runs fail; STAND_IN_TERMINATE one
+whose run ends its parent; STAND_IN_SECONDS how long it takes. Of launchers it must know nothing.
 """
 
 import json
@@ -20,12 +21,14 @@ def main() -> None:
     folder, model, seed = Path(out), config["model"], config["seed_everything"]
     with Path(os.environ["STAND_IN_LOG"]).open("a") as log:
         log.write(f"{command} {out}\n")
+    time.sleep(float(os.environ.get("STAND_IN_SECONDS", "0")))
     (folder / "options.txt").write_text(" ".join(sys.argv[6:]))
     if os.environ.get("STAND_IN_FAIL") == model["loss"]:
         sys.exit("out of luck")
     if os.environ.get("STAND_IN_TERMINATE") == model["loss"]:
         os.kill(os.getppid(), signal.SIGTERM)
         time.sleep(60)
+    assert not any(name.startswith("SLURM_") or name in ("RANK", "WORLD_SIZE") for name in os.environ)
     weight = (model.get("loss_options") or {}).get("auc_weight", 1.0)
     miou = {"ce": 0.4, "la": 0.45, "aucseg": 0.6}.get(model["loss"], 0.3) - 0.05 * abs(weight - 2) + 0.001 * seed
     metrics = {"miou": miou + (0.01 if seed == 1 else 0) * len(model["loss"]), "tail": 0.1, "head": None}

@@ -6,12 +6,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import yaml
 
 from aucseg.cli import main
+from aucseg.compare import comparison
+from aucseg.training.run_lock import RUN_LOCK, lock_if_free
 from tests.commands.conftest import Compare
 
 Launches = Callable[[], list[str]]
@@ -89,6 +92,66 @@ def test_a_failed_run_stops_itself_alone_and_is_tried_again(
     assert launches() == ["out/smp-fpn/la/seed0", "out/smp-fpn/la+posthoc-la/seed0"]
 
 
+def test_processes_share_a_comparison(
+    compare: Compare,
+    launches: Launches,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whoever comes takes what is free, waits for the rest, and ends with the whole table; here as threads."""
+    monkeypatch.setattr(comparison, "_POLL_SECONDS", 0.05)
+    monkeypatch.setenv("STAND_IN_SECONDS", "0.2")
+    for name, value in {"SLURM_PROCID": "1", "SLURM_NTASKS": "3", "WORLD_SIZE": "3", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    options = ("--methods", "ce,ce+posthoc-la,aucseg", "--seeds", "0,1", "--search", "auc_weight=1,2")
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(lambda _: compare(*options), range(3))) == [0, 0, 0]
+    runs = launches()
+    assert len(runs) == len(set(runs)) == 6 + 3 * 2
+    assert [(row["seed"], row["method"]) for row in _rows(tmp_path / "out")] == [
+        (seed, method) for seed in "01" for method in ("ce", "ce+posthoc-la", "aucseg")
+    ]
+    printed = capsys.readouterr().out
+    assert printed.count("Tables: ") == 3
+    assert compare(*options) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("difference to ce") == 1  # nothing has changed: the table comes once, at the end
+    assert launches() == []
+
+
+def test_a_run_of_a_comparison_that_is_gone_is_waited_for(
+    compare: Compare, launches: Launches, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(comparison, "_POLL_SECONDS", 0.05)
+    folder = tmp_path / "out" / "smp-fpn" / "ce" / "seed0"
+    folder.mkdir(parents=True)
+    with ThreadPoolExecutor(1) as pool:
+        with lock_if_free(folder / RUN_LOCK):
+            call = pool.submit(compare, "--methods", "ce,la", "--seeds", "0")
+            while not (tmp_path / "out" / "runs.csv").is_file():
+                time.sleep(0.02)
+            assert compare("--methods", "ce", "--seeds", "0", "--dry-run") == 0
+            assert launches() == ["out/smp-fpn/la/seed0"]
+        assert call.result(30) == 0
+    assert launches() == ["out/smp-fpn/ce/seed0"]
+
+
+def test_a_run_that_another_process_saw_fail_is_not_tried_at_once(
+    compare: Compare, launches: Launches, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failed = tmp_path / "out" / "smp-fpn" / "ce" / "seed0" / "failed"
+    failed.parent.mkdir(parents=True)
+    failed.touch()
+    os.utime(failed, (time.time() + 60,) * 2)
+    assert compare("--methods", "ce,la", "--seeds", "0") == 1
+    assert launches() == ["out/smp-fpn/la/seed0"]
+    assert "failed in another process: smp/fpn, ce, seed 0" in capsys.readouterr().out
+    os.utime(failed, (time.time() - 60,) * 2)
+    assert compare("--methods", "ce,la", "--seeds", "0") == 0
+    assert launches() == ["out/smp-fpn/ce/seed0"]
+
+
 def test_other_configuration_is_refused_until_it_is_repeated(
     compare: Compare, launches: Launches, base_config: Path
 ) -> None:
@@ -148,8 +211,58 @@ def test_search_tunes_every_method_alike_and_away_from_validation(
         assert config["data"].get("held_out_share", 0) == 0
         assert (config["seed_everything"], config["data"]["seed"]) == (seed, seed)
     assert "auc_weight = 2" in capsys.readouterr().out
+    # Trials are validated on other images than runs; neither is taken for the other.
+    assert compare(*options, "--search-steps", "2", "--dry-run") == 0
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == {"finished"}
     assert compare(*options, "--search-steps", "2") == 0
     assert launches() == []
+
+
+def test_folds_of_the_training_images(
+    compare: Compare, launches: Launches, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each fold is validated on once; its settings are chosen on images of the others alone."""
+    options = ("--methods", "ce,ce+posthoc-la", "--folds", "2", "--search", "tau=1,2")
+    assert compare(*options) == 0
+    started = launches()
+    out = tmp_path / "out" / "smp-fpn"
+    for number in range(2):
+        for method in ("ce", "ce+posthoc-la"):
+            run = yaml.safe_load((out / method / f"fold{number}" / "input.yaml").read_text())
+            assert (run["data"]["fold"], run["data"]["seed"], run["seed_everything"]) == ([number, 2], number, number)
+            trials = list((tmp_path / "out" / "search" / "smp-fpn" / method / f"fold{number}").glob("*/input.yaml"))
+            assert len(trials) == 2
+            for trial in trials:
+                data = yaml.safe_load(trial.read_text())["data"]
+                assert (data["fold"], data["held_out_share"]) == ([number, 2], 0.25)
+    assert len(started) == len(set(started)) == 4 + 8
+    counts = [
+        yaml.safe_load((out / "ce+posthoc-la" / f"fold{number}" / "input.yaml").read_text())["model"]["model_options"]
+        for number in range(2)
+    ]
+    assert len({tuple(count["class_counts"]) for count in counts}) == 2  # those of other images
+    chosen = json.loads((tmp_path / "out" / "search.json").read_text())
+    assert [(choice["fold"], choice["method"]) for choice in chosen] == [
+        (fold, method) for fold in (0, 1) for method in ("ce", "ce+posthoc-la")
+    ]
+    assert [row["fold"] for row in _rows(tmp_path / "out") if row["method"] == "ce"] == ["0", "1"]
+    assert "Folds share training images" in (tmp_path / "out" / "table.md").read_text()
+    printed = capsys.readouterr().out
+    assert "smp/fpn, ce, fold 1 ..." in printed
+    assert printed.startswith("files: train 8 images, val 4 images (not used here)")
+    # The choices are read again, whether trials come first or not.
+    assert compare(*options, "--dry-run") == 0
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == {"finished"}
+
+
+def test_folds_that_there_cannot_be_are_told(compare: Compare, base_config: Path) -> None:
+    with pytest.raises(ValueError, match="leave out --seeds"):
+        compare("--methods", "ce", "--folds", "3", "--seeds", "0,1")
+    with pytest.raises(ValueError, match="9 folds of 8 images"):
+        compare("--methods", "ce", "--folds", "9")
+    _change(base_config, "data", held_out_share=0.2)
+    with pytest.raises(ValueError, match=r"leave out data\.held_out_share"):
+        compare("--methods", "ce", "--folds", "3")
 
 
 def test_offsets_are_fitted_on_images_that_no_method_is_trained_on(
@@ -281,6 +394,26 @@ def test_all_kinds_of_methods_with_search_and_report(real_config: Path, tmp_path
 
 
 @pytest.mark.slow
+def test_folds_end_to_end(real_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    command = ["compare", "--config", str(real_config), "--out", str(out), "--methods", "ce", "--folds", "2"]
+    assert main(command) == 0
+    assert [row["fold"] for row in _rows(out)] == ["0", "1"]
+    runs = [out / "tiny_network-Net" / "ce" / f"fold{number}" for number in (0, 1)]
+    validated = [set(json.loads((run / "images.json").read_text())["images"]) for run in runs]
+    assert [len(names) for names in validated] == [4, 4]
+    assert not validated[0] & validated[1]
+    assert (out / "report-tiny_network-Net-fold0.html").stat().st_size > 10_000
+    capsys.readouterr()
+    assert main(["validate", str(runs[1]), "--root", str(real_config.parent)]) == 0
+    assert "fold 1 of 2: miou" in capsys.readouterr().out
+    again, first = (json.loads((runs[1] / name / "result.json").read_text()) for name in ("evaluation-fold1", "."))
+    assert again["metrics"]["miou"] == pytest.approx(first["metrics"]["miou"])
+    assert main(["validate", str(runs[1]), "--split", "val"]) == 0
+    assert "split 'val': miou" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_kill_and_resume_of_real_runs(real_config: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "aucseg.cli", "compare", "--config", str(real_config), "--out", str(out)]
@@ -294,12 +427,9 @@ def test_kill_and_resume_of_real_runs(real_config: Path, tmp_path: Path) -> None
     process.wait()
     record = (first / "compare.json").read_text()
     assert not (second / "compare.json").exists()
-    refused = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (refused.returncode, "is at work in" in refused.stderr) in ((2, True), (0, False))
-    while refused.returncode == 2 and time.monotonic() < deadline:
-        time.sleep(0.5)
-        refused = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert refused.returncode == 0, refused.stderr
+    # Two that share what is left; the run that was left behind goes on, and is waited for.
+    others = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [other.communicate(timeout=400) and other.returncode for other in others] == [0, 0]
     assert (first / "compare.json").read_text() == record
     assert len(list(out.glob("*/*/*/compare.json"))) == 3
 

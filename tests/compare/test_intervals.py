@@ -35,6 +35,22 @@ def test_paired_difference_is_the_paired_t_test() -> None:
     assert ours.p == pytest.approx(test.pvalue)
 
 
+def test_intervals_over_folds_are_those_of_the_corrected_resampled_t_test() -> None:
+    """Nadeau and Bengio's: with 4 folds there is a validation image for three training images."""
+    rng = np.random.default_rng(1)
+    first, second = rng.normal(2, 1, 4), rng.normal(1, 1, 4)
+    ours = paired_difference(dict(enumerate(first)), dict(enumerate(second)), folds=4)
+    difference = first - second
+    error = math.sqrt((1 / 4 + 1 / 3) * np.var(difference, ddof=1))
+    assert ours.mean == pytest.approx(np.mean(difference))
+    assert ours.half_width == pytest.approx(stats.t.ppf(0.975, 3) * error)
+    assert ours.p == pytest.approx(2 * stats.t.sf(abs(np.mean(difference)) / error, 3))
+    # What is significant over independent seeds may not be over folds.
+    close = {"ce": dict(enumerate([1.0, 1.1, 1.2])), "la": dict(enumerate([1.5, 1.8, 1.6]))}
+    assert summarize(close, "ce")["la"].mark == "best"
+    assert summarize(close, "ce", folds=3)["la"].mark == ""
+
+
 def test_one_seed_has_a_mean_and_no_interval() -> None:
     one, none = t_interval([3.0]), t_interval([])
     assert (one.n, one.mean) == (1, 3.0)

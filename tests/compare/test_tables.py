@@ -68,6 +68,18 @@ def test_csv_text_has_every_number() -> None:
     assert (baseline["difference"], baseline["p_holm"]) == ("", "")
 
 
+def test_folds_take_the_place_of_seeds() -> None:
+    values = {("m", method, n): {"miou": value} for method, by in (("ce", CE), ("la", OURS)) for n, value in by.items()}
+    tables = make_tables(values, ["m"], ["ce", "la"], "ce", folds=3)
+    text = terminal_text(tables)
+    assert text.splitlines()[1].split() == ["method", "folds", "mIoU"]
+    # 1 / 3 + 1 / 2 instead of 1 / 3: the root of 2.5 times as wide.
+    assert text.splitlines()[2].split() == ["ce", "3", "30.0", "±", "3.9"]
+    assert "Folds share training images" in text
+    assert "seed" not in text
+    assert next(csv.DictReader(io.StringIO(csv_text(tables))))["folds"] == "3"
+
+
 def test_single_runs_have_no_interval_and_no_mark() -> None:
     values = {("m", method, 0): {"miou": miou} for method, miou in (("ce", 0.3), ("la", 0.4))}
     text = terminal_text(make_tables(values, ["m"], ["ce", "la"], "ce"))

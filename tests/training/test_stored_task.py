@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,9 @@ from torch import nn
 
 from aucseg import SegmentationTask
 from aucseg.models import build_model
+from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.stored_task import load_task
+from tests.small_runs import make_trainer
 
 
 def checkpoint_of(task: SegmentationTask, path: Path) -> Path:
@@ -37,3 +40,23 @@ def test_a_model_without_a_name_is_told(tiny_card: Path, tmp_path: Path) -> None
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="is not a checkpoint of 'aucseg fit'"):
         load_task(tmp_path / "other.ckpt")
+
+
+def test_the_loss_of_a_strangers_file_is_not_imported(
+    tiny_card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a_strangers_loss.py").write_text("from pathlib import Path\nPath('imported').touch()\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    tiny = {"embed_dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "head_channels": 32, "num_bases": 4}
+    task = SegmentationTask(str(tiny_card), "segnext/tiny", tiny, loss="a_strangers_loss:Loss")
+    loaded = load_task(checkpoint_of(task, tmp_path / "task.ckpt"))
+    trainer = make_trainer(tmp_path, 1)
+    data = SegmentationDataModule(str(tiny_card), str(tiny_card.parent), num_workers=0)
+    with pytest.raises(ValueError, match=r"'a_strangers_loss:Loss' as its loss\. It is not imported"):
+        trainer.validate(loaded, datamodule=data, verbose=False)
+    assert not Path("imported").exists()
+    monkeypatch.setenv("AUCSEG_TRUST_FILES", "1")
+    with pytest.raises(ImportError, match="a_strangers_loss has no class or function 'Loss'"):
+        trainer.validate(load_task(tmp_path / "task.ckpt"), datamodule=data, verbose=False)
+    assert Path("imported").exists()

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aucseg.announce import loading
+
 if TYPE_CHECKING:
     from aucseg.inference import OffsetFit
     from aucseg.training.datamodule import SegmentationDataModule
@@ -37,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="run folder of 'aucseg fit'")
+    add("--best", action="store_true", help="the best checkpoint of RUN (fit --keep_best) instead of the last")
     images = parser.add_mutually_exclusive_group()
     images.add_argument("--split", metavar="NAME", help="split of the card to fit on")
     images.add_argument("--held-out", action="store_true", help="fit on the training images that the run held out")
@@ -55,12 +58,13 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0, or 1 if the gain is not above its spread and nothing was written.
     """
-    from aucseg.commands.predict import device_named
-    from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT
-    from aucseg.safe_files import write_json
-    from aucseg.training.adjustment import evaluation_batches, fit_task_offsets, write_adjusted_checkpoint
-    from aucseg.training.evaluation import evaluate_checkpoint
-    from aucseg.training.stored_task import load_task
+    with loading():
+        from aucseg.commands.predict import device_named
+        from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT, best_of, checkpoint_in
+        from aucseg.safe_files import write_json
+        from aucseg.training.adjustment import evaluation_batches, fit_task_offsets, write_adjusted_checkpoint
+        from aucseg.training.evaluation import evaluate_checkpoint
+        from aucseg.training.stored_task import load_task
 
     if not args.run.is_dir():
         raise ValueError(f"{args.run} is not a run folder of 'aucseg fit'")
@@ -68,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     if out.exists() and any(out.iterdir()) and not (args.overwrite and (out / ADJUST_FILE).is_file()):
         way_out = "give another with --out" if not (out / ADJUST_FILE).is_file() else "--overwrite replaces it"
         raise ValueError(f"{out} is not empty: {way_out}")
+    if args.best:
+        args.run = best_of(args.run)
     datamodule = _datamodule(args.run / CONFIG_FILE, args.root)
     held_out = args.held_out or (args.split is None and datamodule.held_out_share > 0)
     split = None if held_out else (args.split or datamodule.val_split)
@@ -76,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
     objective = _objective(args.objective, args.class_weight, task)
     num_images, batches = evaluation_batches(datamodule, split)
     where = "held-out training images" if split is None else f"images of split {split!r}"
+    if split == datamodule.val_split and datamodule.fold is not None:
+        where = f"images of {datamodule.validation_name}"
     print(f"fitting one offset a class on {num_images} {where} ...", flush=True)
     fit = fit_task_offsets(task, batches, objective=objective, num_folds=args.folds)
     print(_table(fit, task, f"{num_images} {where}"))
@@ -87,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(args.run / CONFIG_FILE, out / CONFIG_FILE)
-    layer = write_adjusted_checkpoint(args.run / LAST_CHECKPOINT, fit.offsets, out)
+    layer = write_adjusted_checkpoint(checkpoint_in(args.run), fit.offsets, out)
     names = task.card.class_names
     record = fit.as_dict() | {
         "run": str(args.run),
@@ -97,14 +105,15 @@ def run(args: argparse.Namespace) -> int:
     }
     write_json(out / ADJUST_FILE, record, indent=2)
     # Without a validation split the images fitted on are all there is to judge by.
-    if split == datamodule.val_split or datamodule.val_split not in datamodule.card.splits:
+    has_others = datamodule.fold is not None or datamodule.val_split in datamodule.card.splits
+    if split == datamodule.val_split or not has_others:
         _write_cross_fitted(fit, task, out)
     else:
         # The files of the model as it was are not for the new run's folder, not even for the time being.
         with tempfile.TemporaryDirectory() as folder:
-            before = evaluate_checkpoint(args.run / LAST_CHECKPOINT, datamodule, Path(folder), device)
+            before = evaluate_checkpoint(checkpoint_in(args.run), datamodule, Path(folder), device)
         after = evaluate_checkpoint(out / LAST_CHECKPOINT, datamodule, out, device)
-        print(f"\non split {datamodule.val_split!r}, which chose nothing:")
+        print(f"\non {datamodule.validation_name}, which chose nothing:")
         print("\n".join(_lines({name: (before[name], after[name]) for name in ("miou", *(task.groups or {}))})))
     place = f"in the bias of {layer}" if layer else "behind the model, none of whose biases would do"
     print(f"wrote {out}: the offsets are {place}")

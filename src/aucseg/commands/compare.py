@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,10 +28,12 @@ or a name of --methods-file: YAML 'NAME: {method: aucseg, model: {loss_options: 
 examples:
   aucseg compare --config base.yaml --methods ce,la,la+bank,aucseg --seeds 0,1,2,3,4
   aucseg compare --config base.yaml --methods ce,la,aucseg --seeds 0,1,2 --search auto
+  aucseg compare --config base.yaml --methods ce,aucseg --folds 5
   aucseg compare --config base.yaml --methods ce,aucseg --search auc_weight=0.5,1,2,4 --models smp/fpn,segnext.yaml
 
 Stop it at any time and call it again: finished runs are not repeated, the one that was cut off goes on from its last
-checkpoint. Exit status 1: some runs failed.
+checkpoint. Call it several times at once, on machines that share the folder, and the runs are divided among them:
+'srun --ntasks 8 --gpus-per-task 1 aucseg compare ...'. Exit status 1: some runs failed.
 """
 
 
@@ -38,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="base configuration, as for fit")
     parser.add_argument("--methods", required=True, metavar="A,B,...", help="what to compare, see below")
-    parser.add_argument("--seeds", default="0,1,2,3,4", metavar="0,1,...", help="one run each (default: %(default)s)")
+    parser.add_argument("--seeds", metavar="0,1,...", help="one run each (default: 0,1,2,3,4)")
+    parser.add_argument("--folds", type=_folds, metavar="K", help="the training images "
+                        "in K folds, one run on each: cross-validation, for small data")  # fmt: skip
     parser.add_argument("--models", default="", metavar="M,N,...", help="names of models, or YAML files of changes to "
                         "the base configuration (default: the base's model)")  # fmt: skip
     parser.add_argument("--methods-file", type=Path, metavar="FILE", help="more methods, defined in YAML")
@@ -72,13 +78,13 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0, or 1 if a run failed.
     """
-    from aucseg.compare.runner import locked
-
     comparison = _comparison(args)
     if args.dry_run:
         return comparison.list_runs()
-    with locked(args.out) as lock, _signals_as_exit():
-        comparison.runner.lock = lock
+    args.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=args.out) as file:
+        comparison.runner.began = os.fstat(file.fileno()).st_mtime
+    with _signals_as_exit():
         return comparison.execute()
 
 
@@ -88,6 +94,7 @@ def _comparison(args: argparse.Namespace) -> Comparison:
     from aucseg.compare.methods import (
         OFFSETS,
         at_path,
+        check_folds,
         holding_out,
         load_base,
         load_definitions,
@@ -103,6 +110,8 @@ def _comparison(args: argparse.Namespace) -> Comparison:
         base = merged(base, at_path("data.root", args.root))
     if args.steps is not None:
         base = merged(base, {"trainer": {"max_steps": args.steps, "val_check_interval": args.steps}})
+    if args.folds is not None:
+        base = merged(base, {"data": {"fold": [0, args.folds]}})  # of each run its own
     base["model"] = {"pixel_metrics": True} | (base.get("model") or {})
     methods = parse_methods(_listed(args.methods, "--methods"), load_definitions(args.methods_file))
     if any(method.second_stage == OFFSETS for method in methods):
@@ -111,20 +120,19 @@ def _comparison(args: argparse.Namespace) -> Comparison:
     baseline = args.baseline or ("ce" if "ce" in names else names[0])
     if baseline not in names:
         raise ValueError(f"--baseline {baseline!r} is none of the methods {', '.join(names)}")
-    try:
-        seeds = [int(seed) for seed in _listed(args.seeds, "--seeds")]
-    except ValueError as error:
-        raise ValueError(f"--seeds {args.seeds}: expected whole numbers and commas") from error
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"--seeds {args.seeds}: a seed is listed twice")
+    seeds = _seeds(args)
+    models = load_models([item for item in args.models.split(",") if item], base)
+    if args.folds is not None:
+        check_folds(models)
     search = parse_search(args.search, methods)
     if search is not None:
         for method in filter(lambda method: method.has_setting, methods):
             search.grid(method, base)  # a wrong grid is told before hours of runs
     return Comparison(
-        models=load_models([item for item in args.models.split(",") if item], base),
+        models=models,
         methods=methods,
         seeds=seeds,
+        folds=args.folds,
         baseline=baseline,
         out=args.out,
         search=search,
@@ -157,6 +165,21 @@ def _signals_as_exit() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _seeds(args: argparse.Namespace) -> list[int]:
+    if args.folds is not None:
+        if args.seeds is not None:
+            raise ValueError("--folds makes one run of each fold, whose number is its seed: leave out --seeds")
+        return list(range(args.folds))
+    text = "0,1,2,3,4" if args.seeds is None else args.seeds
+    try:
+        seeds = [int(seed) for seed in _listed(text, "--seeds")]
+    except ValueError as error:
+        raise ValueError(f"--seeds {text}: expected whole numbers and commas") from error
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"--seeds {text}: a seed is listed twice")
+    return seeds
+
+
 def _listed(text: str, option: str) -> list[str]:
     items = [item.strip() for item in text.split(",") if item.strip()]
     if not items:
@@ -168,6 +191,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return value
+
+
+def _folds(text: str) -> int:
+    value = int(text)
+    if value < 2:
+        raise argparse.ArgumentTypeError(f"{text} is below 2")
     return value
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from aucseg.announce import loading
 from aucseg.configs import CONFIGS
 
 # Title, name of the run's folder, configuration.
@@ -30,12 +31,13 @@ def run(args: argparse.Namespace) -> int:
     """Trains both methods, prints the table, and writes the report."""
     if args.iterations is not None and args.iterations < 1:
         raise ValueError(f"--iterations must be at least 1, got {args.iterations}")
-    from aucseg.commands.fit import run_lightning
-    from aucseg.datasets import SegmentationDataset
-    from aucseg.report.examples import collect_examples, collect_pastes
-    from aucseg.report.figures import readme_figure
-    from aucseg.report.page import build_report
-    from aucseg.statistics.class_statistics import ClassStatistics
+    with loading():
+        from aucseg.commands.fit import run_lightning
+        from aucseg.datasets import SegmentationDataset
+        from aucseg.report.examples import collect_examples, collect_pastes
+        from aucseg.report.figures import readme_figure
+        from aucseg.report.page import build_report
+        from aucseg.statistics.class_statistics import ClassStatistics
 
     dataset = SegmentationDataset("freedoom_lt")
     card = dataset.card

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aucseg.announce import loading
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -21,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 """
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or a checkpoint of a run")
     parser.add_argument(
+        "--best", action="store_true", help="the best checkpoint of RUN (fit --keep_best) instead of the last"
+    )
+    parser.add_argument(
         "--to", type=Path, required=True, metavar="PATH", help="*.onnx, *.pt2, *.safetensors, or a folder for the hub"
     )
     parser.add_argument(
@@ -35,10 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the file; the exit status is 0, or 1 when the file failed its check."""
-    from aucseg.inference.export import ExportError, ExportMetadata, export_model, save_for_hub, save_weights
-    from aucseg.inference.image_files import find_images, read_image
-    from aucseg.training.stored_task import load_task
+    with loading():
+        from aucseg.inference.export import ExportError, ExportMetadata, export_model, save_for_hub, save_weights
+        from aucseg.inference.image_files import find_images, read_image
+        from aucseg.run_files import best_of
+        from aucseg.training.stored_task import load_task
 
+    if args.best:
+        args.run = best_of(args.run)
     task = load_task(args.run)
     metadata = ExportMetadata(
         tuple(task.card.class_names),

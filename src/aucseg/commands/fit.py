@@ -7,51 +7,54 @@ import aucseg.training  # isort: skip  # noqa: F401  # before Lightning, to name
 import json
 import logging
 import os
-import sys
 import warnings
 from argparse import ArgumentError
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from jsonargparse.typing import register_type
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, TQDMProgressBar
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 
-from aucseg.announce import process_number
-from aucseg.commands.failures import explanation, with_notes
+from aucseg.announce import Announcement, process_number
+from aucseg.commands.changed_settings import LEARNING, changed_settings
+from aucseg.commands.config_arguments import entries, with_shipped_configs
+from aucseg.commands.end_of_fit import show_end
+from aucseg.commands.endings import status_of
 from aucseg.commands.option_errors import option_error
-from aucseg.configs import find_config
+from aucseg.commands.plan import with_plan
+from aucseg.commands.progress import RunProgress
+from aucseg.hints import Entries, search_current_folder
 from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT, RESULT_FILE
-from aucseg.safe_files import read_text
+from aucseg.safe_files import missing_folders, remove_empty_folders
+from aucseg.training.best_checkpoint import BestCheckpoint
 from aucseg.training.checkpoints import (
     AtomicCheckpointIO,
     RunCheckpoint,
-    RunInterrupted,
     checkpoint_step,
     newest_checkpoint,
 )
 from aucseg.training.data_checks import check_data
 from aucseg.training.datamodule import SegmentationDataModule
-from aucseg.training.metrics_log import MetricsLog
+from aucseg.training.epochs import EpochCount
 from aucseg.training.processes import say_once
 from aucseg.training.result_writer import ResultWriter, check_writable, prepare_run_folder
-from aucseg.training.step_guard import StepGuard, TrainingStopped
+from aucseg.training.run_end import early_stop, nothing_to_train
+from aucseg.training.run_lock import RUN_LOCK, lock_if_free
+from aucseg.training.run_loggers import run_loggers
+from aucseg.training.step_guard import StepGuard
 from aucseg.training.task import SegmentationTask
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
 
-# What decides about the course of a training.
-_LEARNING = ("seed_everything", "model", "data", "trainer")
-_HARMLESS = ("data.num_workers", "data.cache", "data.root", "data.eval_batch_size")
 # Models that bring weights that were trained already.
 _TRAINED_MODELS = "aucseg.compare.second_stage:"
-_LEARNING_TRAINER = ("max_steps", "accumulate_grad_batches", "precision", "gradient_clip_val")
 
 
 class RunConfig(SaveConfigCallback):
@@ -64,12 +67,29 @@ class RunConfig(SaveConfigCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leaves the configuration of a run as it was trained, where it is validated into its own folder."""
-        if stage != "validate" or not Path(trainer.default_root_dir, LAST_CHECKPOINT).is_file():
+        if not _is_rehearsal(trainer) and (
+            stage != "validate" or not Path(trainer.default_root_dir, LAST_CHECKPOINT).is_file()
+        ):
             super().setup(trainer, pl_module, stage)
 
 
 class AUCSegCLI(LightningCLI):
-    """LightningCLI that keeps everything about a run in the folder ``--out``."""
+    """LightningCLI that keeps everything about a run in the folder ``--out``; a failed start leaves no new folder.
+
+    Args:
+        locks: keeps other processes out of that folder as long as it is open.
+        *args: of LightningCLI.
+        **kwargs: of LightningCLI.
+    """
+
+    def __init__(self, *args: Any, locks: ExitStack, **kwargs: Any) -> None:
+        self._locks = locks
+        self._new_folders: list[Path] = []
+        try:
+            super().__init__(*args, **kwargs)
+        except BaseException:
+            remove_empty_folders(self._new_folders)
+            raise
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Has the parser raise what is wrong, instead of printing all options and ending the process."""
@@ -99,6 +119,12 @@ class AUCSegCLI(LightningCLI):
             help="auto: go on with the run in --out, or start it; never: start it; a path: go on from this checkpoint",
         )
         parser.add_argument("--checkpoint_every", type=int, default=500, help="optimizer steps between checkpoints")
+        parser.add_argument(
+            "--keep_best",
+            type=str | None,
+            default=None,
+            help="metric, such as val/tail: keeps the checkpoint with its best value beside the last, for RUN --best",
+        )
         parser.add_lightning_class_args(StepGuard, "guard")
         parser.link_arguments("data.card", "model.card")
 
@@ -106,14 +132,22 @@ class AUCSegCLI(LightningCLI):
         """Says before the model is built what is wrong with the folder, the data, or the checkpoint to validate."""
         assert self.subcommand is not None
         config = self.config[self.subcommand]
-        if process_number() == 0:
+        if process_number() == 0 and not _is_rehearsal(config.trainer):
+            self._new_folders = missing_folders(Path(config.out))
             check_writable(Path(config.out))
+            if not self._locks.enter_context(lock_if_free(Path(config.out, RUN_LOCK))):
+                raise ValueError(f"another process is at work in {config.out}: wait for it, or give another --out")
         data = SegmentationDataModule(**config.data.as_dict())
         if self.subcommand == "validate":
             self._checkpoint = _checkpoint_to_validate(config)
             check_data(data, trains=False)
         else:
             check_data(data, validates=config.trainer.limit_val_batches != 0)
+
+    def instantiate_classes(self) -> None:
+        """Says that the model is built, where its weights take a while."""
+        with Announcement("building the model and loading its weights"):
+            super().instantiate_classes()
 
     def _parse_ckpt_path(self) -> None:
         """The model is what the configuration says, whatever settings a checkpoint holds.
@@ -128,28 +162,34 @@ class AUCSegCLI(LightningCLI):
         self._is_resumed = False
         config = self.config_init[self.subcommand]
         out, trainer = Path(config.out), config.trainer
+        epochs = EpochCount(trainer)
+        checkpoint = None
         self.result_writer = ResultWriter(out)
-        callbacks: list[Callback] = [self.result_writer]
-        if trainer.enable_progress_bar is not False:
-            callbacks.append(TQDMProgressBar(leave=True))
+        callbacks: list[Callback] = [] if _is_rehearsal(trainer) else [self.result_writer]
+        if trainer.enable_progress_bar is not False and not any(
+            isinstance(callback, ProgressBar) for callback in trainer.callbacks or []
+        ):
+            callbacks.append(RunProgress())
         trainer.plugins = list(trainer.plugins) if isinstance(trainer.plugins, (list, tuple)) else [trainer.plugins]
         trainer.plugins = [plugin for plugin in trainer.plugins if plugin is not None]
         if not any(isinstance(plugin, CheckpointIO) for plugin in trainer.plugins):
             trainer.plugins.append(AtomicCheckpointIO())
         _use_processes_of_launcher(trainer)
-        if self.subcommand == "fit":
+        if self.subcommand == "fit" and _is_rehearsal(trainer):
+            trainer.logger = False
+            self.config_init.fit.guard.max_saved = 0
+        elif self.subcommand == "fit":
             checkpoint = self._checkpoint_to_resume(config, out)
-            if checkpoint is not None:
-                self._is_resumed, config.ckpt_path = True, str(checkpoint)
             callbacks.append(LearningRateMonitor("step"))
             if trainer.enable_checkpointing is not False:
                 # The first of all, see there.
                 callbacks.insert(0, RunCheckpoint(out, config.checkpoint_every))
+                if config.keep_best is not None:
+                    callbacks.append(BestCheckpoint(out, config.keep_best))
                 if not any(isinstance(callback, Checkpoint) for callback in trainer.callbacks or []):
                     trainer.enable_checkpointing = False  # Lightning would add one of its own
-            if trainer.logger is None:
-                step = None if checkpoint is None else checkpoint_step(checkpoint) + 1
-                trainer.logger = [TensorBoardLogger(out, name="", version="", purge_step=step), MetricsLog(out)]
+            step = None if checkpoint is None else checkpoint_step(checkpoint) + 1
+            trainer.logger = run_loggers(trainer.logger, out, step)
         else:
             trainer.logger = False if trainer.logger is None else trainer.logger
             config.ckpt_path = self._checkpoint
@@ -161,24 +201,36 @@ class AUCSegCLI(LightningCLI):
             trainer.log_every_n_steps = steps_between_logs(trainer.max_steps)
         trainer.default_root_dir = trainer.default_root_dir or str(out)
         trainer.callbacks = [*callbacks, *(trainer.callbacks or [])]
-        return super().instantiate_trainer(**kwargs)
+        made = super().instantiate_trainer(**kwargs)
+        if self.subcommand == "fit" and not _is_rehearsal(made):
+            epochs.set_steps(made, self.datamodule)
+            self._prepare(made, checkpoint, config, out)
+        return made
 
     def _checkpoint_to_resume(self, config: Any, out: Path) -> Path | None:
-        """The checkpoint that training goes on from, None for a new run; prepares the folder."""
-        is_first = process_number() == 0
+        """The checkpoint that training goes on from, None for a new run."""
         if config.resume == "auto":
             checkpoint = newest_checkpoint(out)
             if checkpoint is not None:
                 self._say_what_differs(out / CONFIG_FILE)
-                return checkpoint
-            if is_first:  # a run that was stopped before its first checkpoint begins anew
-                prepare_run_folder(out, overwrite=True)
-            return None
+            return checkpoint
         if config.resume != "never" and not Path(config.resume).is_file():
             raise ValueError(f"--resume is 'auto', 'never' or a checkpoint; there is no file {config.resume}")
-        if is_first:
-            prepare_run_folder(out, overwrite=config.overwrite)
         return None if config.resume == "never" else Path(config.resume)
+
+    def _prepare(self, trainer: Trainer, checkpoint: Path | None, config: Any, out: Path) -> None:
+        """Prepares the folder for a new run, or for one that goes on from a checkpoint and has something to train."""
+        if checkpoint is not None:
+            self._is_resumed, config.ckpt_path = True, str(checkpoint)
+            reason = nothing_to_train(checkpoint, trainer)
+            if reason is not None and config.resume != "auto":
+                raise ValueError(f"{reason}; give more steps, or evaluate it with 'aucseg validate {checkpoint}'")
+            if reason is not None:
+                say_once(reason)
+                trainer.fit_loop.epoch_loop.max_steps = checkpoint_step(checkpoint)
+        if process_number() == 0 and (checkpoint is None or config.resume != "auto"):
+            # A run that was to go on and was stopped before its first checkpoint begins anew.
+            prepare_run_folder(out, overwrite=config.overwrite or config.resume == "auto")
 
     def _say_what_differs(self, saved: Path) -> None:
         """A resumed run with other settings is allowed, but hardly ever meant."""
@@ -187,14 +239,18 @@ class AUCSegCLI(LightningCLI):
         assert self.subcommand is not None
         then = yaml.safe_load(saved.read_text(encoding="utf-8"))
         now = yaml.safe_load(self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False))
-        then, now = ({key: config.get(key) for key in _LEARNING} for config in (then, now))
-        changed = changed_settings(then, now)
+        changed = changed_settings({key: then.get(key) for key in LEARNING}, {key: now.get(key) for key in LEARNING})
         if changed:
             say_once(f"the run goes on with other settings than before: {'; '.join(changed)}")
 
     def after_fit(self) -> None:
         """Evaluates the final weights, unless the last training step did, and says where the run ended."""
         step = self.trainer.global_step
+        if _is_rehearsal(self.trainer):
+            say_once(f"fast_dev_run: {step} steps and their validation went through; nothing was written")
+            return
+        if (reason := early_stop(self.trainer)) is not None:
+            say_once(reason)
         if self.result_writer.last_step == step:
             self._say_result()
             return
@@ -240,28 +296,14 @@ def _checkpoint_to_validate(config: Any) -> str | None:
     )
 
 
+def _is_rehearsal(trainer: Any) -> bool:
+    """Whether a few steps are tried, of which nothing is to stay."""
+    return bool(trainer.fast_dev_run)
+
+
 def steps_between_logs(max_steps: int) -> int:
     """Ten, or more where a long run would log more than 10,000 times: so the logs of a run stay below about 6 MB."""
     return max(10, -(-max_steps // 10_000))
-
-
-def changed_settings(then: Any, now: Any, name: str = "") -> list[str]:
-    """What differs between two configurations, leaving out how a trainer runs and keeping what it computes.
-
-    Example:
-        >>> changed_settings({"model": {"loss": "ce", "bank": None}}, {"model": {"loss": "aucseg", "bank": None}})
-        ["model.loss ('ce' then, 'aucseg' now)"]
-    """
-    if name == "trainer" and isinstance(then, dict) and isinstance(now, dict):
-        then, now = ({key: config.get(key) for key in _LEARNING_TRAINER} for config in (then, now))
-    if isinstance(then, dict) and isinstance(now, dict):
-        keys = [*then, *(key for key in now if key not in then)]
-        return [
-            text
-            for key in keys
-            for text in changed_settings(then.get(key), now.get(key), f"{name}.{key}" if name else key)
-        ]
-    return [] if then == now or name in _HARMLESS else [f"{name} ({then!r} then, {now!r} now)"]
 
 
 def _use_processes_of_launcher(trainer: Any) -> None:
@@ -283,42 +325,23 @@ def run(command: str, arguments: list[str]) -> int:
     Returns:
         Exit status: 0 done, 3 stopped by a failure that is named, 128 + n stopped by signal n with a checkpoint.
     """
-    try:
-        run_lightning(command, arguments)
-    except MisconfigurationException as error:
-        raise ValueError(str(error)) from error
-    except RunInterrupted as interruption:
-        _say(command, f"{interruption}; '--resume auto' goes on from the last checkpoint")
-        return 128 + interruption.signal
-    except TrainingStopped as stop:
-        _say(command, f"error: {stop}")
-        return 3
-    except SystemExit as end:
-        # Lightning turns Ctrl-C into this, outside of the training itself.
-        if not isinstance(end.__context__, KeyboardInterrupt):
-            raise
-        raise end.__context__ from None
-    except Exception as error:
-        text = explanation(error)
-        if text is None or os.environ.get("AUCSEG_TRACEBACK"):
-            raise
-        _say(command, f"error: {with_notes(text, error)}")
-        return 3
-    return 0
 
+    def train() -> None:
+        cli = run_lightning(command, with_plan(arguments) if command == "fit" else arguments)
+        if command == "fit" and cli.trainer.is_global_zero and cli.trainer.progress_bar_callback is not None:
+            show_end(cli.result_writer.folder, cli.model, cli.datamodule)
 
-def _say(command: str, message: str) -> None:
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    place = f" (process {process_number()} of {world_size})" if world_size > 1 else ""
-    print(f"aucseg {command}{place}: {message}", file=sys.stderr, flush=True)
+    return status_of(command, train)
 
 
 def run_lightning(command: str, arguments: list[str]) -> AUCSegCLI:
     """Like `run`, but returns the command line object with its trainer, model and data module."""
+    register_type(Entries, list, entries)
+    search_current_folder()  # for the callbacks, losses and loggers that the configuration names by class path
     # What Lightning says at every start (devices found, seed, tips) is noise above the progress bar.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), ExitStack() as locks:
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
         warnings.filterwarnings("ignore", message=".isinstance.treespec, LeafSpec.. is deprecated")
         # Lightning's command line still uses what the newest jsonargparse deprecates.
@@ -326,47 +349,27 @@ def run_lightning(command: str, arguments: list[str]) -> AUCSegCLI:
         warnings.filterwarnings("ignore", category=DeprecationWarning, message=deprecated)
         # The logs of an earlier run were removed on request, see prepare_run_folder.
         warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+        # Those of model.freeze, or what the user's own model does.
+        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
         # Two loader processes suit small machines; whether more help is the user's to try.
         warnings.filterwarnings("ignore", message=".*does not have many workers")
         return AUCSegCLI(
             SegmentationTask,
             SegmentationDataModule,
             # The help of fit_help is the short one.
-            args=[command, *("--help" if a == "--help.all" else a for a in _with_shipped_configs(arguments))],
+            locks=locks,
+            args=[command, *("--help" if a == "--help.all" else a for a in with_shipped_configs(arguments))],
             seed_everything_default=0,
             save_config_callback=RunConfig,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={
                 "max_epochs": -1,
                 "check_val_every_n_epoch": None,
-                "val_check_interval": 1000,
                 "num_sanity_val_steps": 2,
                 "use_distributed_sampler": False,
                 "sync_batchnorm": True,
                 "log_every_n_steps": None,
             },
+            auto_configure_optimizers=False,  # model.optimizer and model.schedule keep the rates of encoder and head
             parser_kwargs={"prog": "aucseg", "parser_mode": "yaml"},
         )
-
-
-def _with_shipped_configs(arguments: list[str]) -> list[str]:
-    """Replaces the value of each ``--config`` that names a configuration of the package by its path."""
-    out: list[str] = []
-    for argument in arguments:
-        option, equals, value = argument.partition("=")
-        if option in ("--config", "-c") and equals:
-            argument = f"{option}={_readable_config(value)}"
-        elif out and out[-1] in ("--config", "-c"):
-            argument = _readable_config(argument)
-        out.append(argument)
-    return out
-
-
-def _readable_config(name: str) -> str:
-    """The path of a configuration, which the parser does not name when it cannot read it."""
-    path = find_config(name)
-    try:
-        yaml.compose(read_text(Path(path)))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
-    return str(path)

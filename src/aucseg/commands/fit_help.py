@@ -8,12 +8,24 @@ from aucseg.commands.option_parser import unknown_option
 from aucseg.configs import find_config
 from aucseg.hints import nearest_names
 
-_EXAMPLES = """  aucseg fit --config run.yaml --out runs/a                    a configuration, and where the run is kept
+_EXAMPLES = """  aucseg fit FOLDER --time 30m                                 plans for its images and masks, and trains
+  aucseg fit cityscapes --root DIR --data.batch_size 4         the same for a card; what is set here stands
+  aucseg fit --config run.yaml --out runs/a                    a configuration, and where the run is kept
   aucseg fit --config run.yaml --data.root DIR --resume auto   on data elsewhere; goes on where it was stopped
   aucseg fit --data.card my.yaml --data.root DIR --trainer.max_steps 2000     without a configuration"""
 
+# They say how to plan, and are none of the parser's.
+PLAN_OPTIONS = ("--root", "--time", "--weights")
 # (title, [(option with its value, help)]): what people use. '(default: X)' is compared with the parser by the tests.
 GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
+    (
+        "plan",
+        (
+            ("--time 30m", "time that training and validation may take (90s, 30m, 2h); else by the number of images"),
+            ("--root DIR", "folder of the data of a CARD"),
+            ("--weights random", "no pretrained weights"),
+        ),
+    ),
     (
         "data",
         (
@@ -45,11 +57,13 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     (
         "optimization",
         (
-            ("--trainer.max_steps N", "optimizer steps, which the schedule needs to know"),
+            ("--trainer.max_steps N", "optimizer steps; or --trainer.max_epochs N, passes over the training images"),
             ("--model.learning_rate R", "at the end of the warm-up (default: 6e-05)"),
             ("--model.head_rate_factor F", "of the layers that are not pretrained (default: 10.0)"),
             ("--model.weight_decay W", "of AdamW (default: 0.01)"),
             ("--model.warmup_steps N", "steps of linear warm-up (default: 1500)"),
+            ("--model.optimizer YAML", "such as '{class_path: SGD, init_args: {momentum: 0.9}}' (default: AdamW)"),
+            ("--model.schedule YAML", "such as '{class_path: StepLR, init_args: {step_size: 1000}}', without warm-up"),
             ("--model.micro_batches N", "go through the model in parts, to save memory (default: 1)"),
             ("--trainer.gradient_clip_val G", "largest gradient norm"),
         ),
@@ -69,8 +83,10 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("--overwrite true", "replace the run that is in it (default: false)"),
             ("--resume auto", "go on with the run in --out, or start it; or a checkpoint (default: never)"),
             ("--seed_everything N", "seed (default: 0)"),
-            ("--trainer.val_check_interval N", "steps between validations (default: 1000)"),
+            ("--trainer.val_check_interval N", "steps between validations; 1000, or an epoch with max_epochs"),
+            ("--keep_best METRIC", "such as val/tail: keep its best checkpoint beside the last, for RUN --best"),
             ("--checkpoint_every N", "steps between checkpoints (default: 500)"),
+            ("--trainer.logger NAME", "WandbLogger, MLFlowLogger, ... beside TensorBoard; false for none"),
             ("--trainer.enable_progress_bar false", "nothing on the screen but what must be said"),
         ),
     ),
@@ -80,12 +96,15 @@ NAMES = tuple(option.split()[0] for _, options in GROUPS for option, _ in option
 _DATA = ("--config", "-c", "--data", "--data.card")
 # All options without a dot; what belongs to a class is '--model.', '--data.', '--trainer.', '--guard.', and so on.
 _PLAIN = (*(name for name in NAMES if "." not in name), "-c", "--print_config", "--ckpt_path", "--weights_only",
-          "--trainer", "--model", "--data", "--guard", "--optimizer", "--lr_scheduler")  # fmt: skip
+          *PLAN_OPTIONS, "--trainer", "--model", "--data", "--guard")  # fmt: skip
+# Arguments that are neither options nor their values: the folder or card to plan for.
+_MAX_WORDS = 1
 
 
 def help_text() -> str:
     """The help: examples, and what people use in groups."""
-    lines = ["usage: aucseg fit --config FILE [--out DIR] [OPTION VALUE ...]", "", "Train a model.", "", "examples:"]
+    lines = ["usage: aucseg fit FOLDER|CARD [--time 30m] [--out DIR] [OPTION VALUE ...]"]
+    lines += ["       aucseg fit --config FILE [--out DIR] [OPTION VALUE ...]", "", "Train a model.", "", "examples:"]
     lines += _EXAMPLES.splitlines()
     for title, options in GROUPS:
         lines += ["", f"{title}:", *(f"  {option:<36}  {text}" for option, text in options)]
@@ -124,13 +143,13 @@ def told_at_once(arguments: Sequence[str]) -> str | None:
         if name in ("--config", "-c") and (text if equals else value):
             find_config(text if equals else value)
     words = _words(arguments)
-    if words:
+    if len(words) > _MAX_WORDS:
         raise ValueError(
             f"{words[-1]!r} is not an option: options begin with '--', a configuration is given with --config"
         )
     only_shows = any(name in ("--help.all", "--print_config") or name.endswith(".help") for name in names)
-    if not only_shows and not any(name in _DATA for name in names):
-        raise ValueError("there are no data: give --config FILE, or --data.card CARD with --data.root DIR")
+    if not words and not only_shows and not any(name in _DATA for name in names):
+        raise ValueError("there are no data: give a folder of images and masks, a card, or --config FILE")
     return None
 
 

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aucseg.announce import loading
+
 if TYPE_CHECKING:
     import torch
 
@@ -23,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="run folder of 'aucseg fit', or a checkpoint")
+    add("--best", action="store_true", help="the best checkpoint of RUN (fit --keep_best) instead of the last")
     add("inputs", nargs="+", metavar="INPUT", help="images, folders or patterns")
     add("--out", type=Path, default=Path("predictions"), help="folder to write to (default: %(default)s)")
     add("--window", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="sliding window (default: the whole image)")
@@ -51,12 +54,14 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0, or 1 if some images have no prediction.
     """
-    import torch
+    with loading():
+        import torch
 
-    from aucseg.inference.image_files import find_images, predict_paths
-    from aucseg.inference.predictor import InferenceOptions, Predictor
-    from aucseg.statistics.class_statistics import ClassStatistics
-    from aucseg.training.stored_task import load_task
+        from aucseg.inference.image_files import find_images, predict_paths
+        from aucseg.inference.predictor import InferenceOptions, Predictor
+        from aucseg.run_files import best_of
+        from aucseg.statistics.class_statistics import ClassStatistics
+        from aucseg.training.stored_task import load_task
 
     counts = None
     if args.class_counts is not None:
@@ -72,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
     )
     paths = find_images(args.inputs, exclude=args.out)
-    task = load_task(args.run).to(device_named(args.device))
+    task = load_task(best_of(args.run) if args.best else args.run).to(device_named(args.device))
     if counts is not None and len(counts) != task.card.num_classes:
         raise ValueError(
             f"{args.class_counts} counts {len(counts)} classes, the model of {args.run} has {task.card.num_classes}"

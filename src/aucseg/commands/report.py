@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aucseg.announce import loading
+
 if TYPE_CHECKING:
     from aucseg.report.examples import Example, Paste
 
 _EXAMPLES = """examples:
   aucseg report runs/ce runs/aucseg                         the first run is the baseline
   aucseg report runs/* --baseline ce --out docs/report.html
+  aucseg report runs/ce runs/aucseg --best                  their best checkpoints instead of the last
   aucseg report runs/a --no-images                          from the logs alone, while it trains
   aucseg report theirs-evaluation runs/a                    beside predictions that 'aucseg evaluate' measured
   aucseg report runs/ce runs/aucseg --figure result.png     and a picture for a README
@@ -28,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=Path("report.html"), help="HTML file to write (default: %(default)s)"
     )
     parser.add_argument("--titles", nargs="+", metavar="NAME", help="a name for each run (default: folder names)")
+    parser.add_argument("--best", action="store_true", help="the best checkpoint of each run (fit --keep_best)")
     parser.add_argument("--baseline", metavar="NAME", help="run that the others are compared with (default: the first)")
     parser.add_argument("--method", metavar="NAME", help="run that headline and pictures set against the baseline "
                         "(default: the best other one)")  # fmt: skip
@@ -49,24 +53,28 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.num_images < 0:
         raise ValueError(f"--num-images must not be negative, got {args.num_images}")
-    from aucseg.report.examples import can_be_shown, collect_examples, collect_pastes
-    from aucseg.report.figures import readme_figure
-    from aucseg.report.page import build_report, run_summary
-    from aucseg.report.runs import load_comparison
-    from aucseg.run_files import LAST_CHECKPOINT
+    with loading():
+        from aucseg.report.examples import can_be_shown, collect_examples, collect_pastes
+        from aucseg.report.figures import readme_figure
+        from aucseg.report.page import build_report, run_summary
+        from aucseg.report.runs import default_titles, load_comparison
+        from aucseg.run_files import best_of, checkpoint_in
 
     statistics: Any = None
     if args.statistics is not None:
         from aucseg.statistics.class_statistics import ClassStatistics
 
         statistics = ClassStatistics.load(args.statistics)
+    if args.best:
+        args.titles = args.titles or default_titles(args.runs)
+        args.runs = [best_of(run) for run in args.runs]
     # Read the runs before anything slow: wrong folders or titles are told at once.
     options: dict[str, Any] = {"titles": args.titles, "baseline": args.baseline, "method": args.method}
     comparison = load_comparison(args.runs, statistics=statistics, **options)
     samples: list[Example] = []
     pastes: list[Paste] = []
     status = 0
-    with_checkpoint = [one for one in comparison.runs if (one.folder / LAST_CHECKPOINT).is_file()]
+    with_checkpoint = [one for one in comparison.runs if checkpoint_in(one.folder).is_file()]
     if not args.no_images and any(can_be_shown(one) for one in comparison.runs):
         print("predicting example images ...", file=sys.stderr)
         try:

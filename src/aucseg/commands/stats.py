@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from aucseg.datasets.annotations.recognize import PANOPTIC, describe_annotations
 from aucseg.datasets.bands import band_statistics
 from aucseg.datasets.card import DatasetCard
+from aucseg.datasets.counting import MaskScan
 from aucseg.datasets.duplicates import find_duplicates
 from aucseg.datasets.file_report import report_files
 from aucseg.datasets.hub_folder import unpack_hub_dataset
@@ -153,8 +154,18 @@ def count_and_check(
     progress: bool = False,
     decode_images: bool = False,
     cache: ScanCache | None = None,
+    note: Callable[[MaskScan], None] | None = None,
 ) -> tuple[ClassStatistics, Check]:
-    """Count a data set and check every file of it; samples that cannot be used go to the check, not the counts."""
+    """Count a data set and check every file of it; samples that cannot be used go to the check, not the counts.
+
+    Args:
+        dataset: The images and masks of a split.
+        num_workers: Processes; 0 means this one.
+        progress: Whether to show a progress bar.
+        decode_images: Whether to decode every image.
+        cache: Results of earlier calls.
+        note: Called with the scan of each mask that is counted, in train ids.
+    """
     card = dataset.card
     palettes = Palettes()
     statistics = ClassStatistics(card.num_classes, ignore_index=card.ignore_index, class_names=card.class_names)
@@ -175,6 +186,8 @@ def count_and_check(
                 unknown_in.append(sample.index)
             if not sample.errors and not unknown:
                 statistics.add_scan(scan)
+                if note is not None:
+                    note(scan)
         check.errors += sample.errors
     # Of a file in tiles each says the same.
     check.errors = list(dict.fromkeys(check.errors))
@@ -198,9 +211,11 @@ def _run(args: argparse.Namespace) -> int:
         _unpack(args)
     elif args.card is None:
         raise ValueError("what is to be counted? Give a card, a folder, or --hf DATASET")
-    cache = None if args.no_cache or args.merge or args.shards else ScanCache.open(args.cache or _default_cache())
+    cache = None if args.no_cache or args.merge or args.shards else ScanCache.open(args.cache or default_cache())
     try:
-        card, root = _card_and_root(args, cache)
+        card, root = card_and_root(args.card, args.root, num_workers=args.workers, cache=cache, tile=args.tile)
+        if root != Path(args.card) and args.write_card is not None:
+            raise ValueError(f"--write-card proposes a card for a folder; {args.card} is a card already")
         statistics, check = _count(args, card, root, cache)
     finally:
         if cache is not None:
@@ -231,20 +246,25 @@ def _unpack(args: argparse.Namespace) -> None:
         args.root = folder
 
 
-def _card_and_root(args: argparse.Namespace, cache: ScanCache | None) -> tuple[DatasetCard, Path | None]:
-    is_folder = Path(args.card).is_dir() and args.card not in DatasetCard.available()
+def card_and_root(
+    source: str, root: str | Path | None, *, num_workers: int, cache: ScanCache | None, tile: int | None = None
+) -> tuple[DatasetCard, Path | None]:
+    """The card and its root: a proposed one where the source is a folder, which then is the root.
+
+    Raises:
+        ValueError: No such card, or a folder of which no card can be made.
+    """
+    is_folder = Path(source).is_dir() and source not in DatasetCard.available()
     if not is_folder:
-        if args.write_card is not None:
-            raise ValueError(f"--write-card proposes a card for a folder; {args.card} is a card already")
-        _refuse_annotations(Path(args.card))
-        return DatasetCard.load(args.card), args.root
-    root = Path(args.card)
+        _refuse_annotations(Path(source))
+        return DatasetCard.load(source), None if root is None else Path(root)
+    folder = Path(source)
     # Panoptic files look like masks of colours.
-    annotations = describe_annotations(root)
+    annotations = describe_annotations(folder)
     if annotations is not None and PANOPTIC in annotations:
         raise ValueError(annotations)
     try:
-        card = propose_card(root, num_workers=args.workers, progress=True, cache=cache, tile=args.tile)
+        card = propose_card(folder, num_workers=num_workers, progress=True, cache=cache, tile=tile)
     except ValueError as error:
         raise ValueError(annotations or error) from error
     if annotations is not None:
@@ -254,7 +274,7 @@ def _card_and_root(args: argparse.Namespace, cache: ScanCache | None) -> tuple[D
         f"proposed card: {card.num_classes} classes, {card.mask_encoding} masks, splits {', '.join(card.splits)}, "
         f"images {layout.images}, masks {layout.masks}, ignored ids {list(card.ignore_ids)}"
     )
-    return card, root
+    return card, folder
 
 
 def _refuse_annotations(path: Path) -> None:
@@ -388,6 +408,7 @@ def _write_card(path: Path, card: DatasetCard, root: Path) -> None:
     print(f"\nwrote {path}: give the classes their names, then run aucseg stats {path} --root {root}")
 
 
-def _default_cache() -> Path:
+def default_cache() -> Path:
+    """The file of earlier results, in the user's cache folder."""
     folder = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(folder).expanduser() / "aucseg" / "stats.sqlite"

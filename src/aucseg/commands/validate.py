@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from aucseg.announce import loading
+
 _EXAMPLES = """examples:
   aucseg {command} runs/a                            result files in runs/a/evaluation-{name}
   aucseg {command} runs/a --split night --out night_results
@@ -48,6 +50,7 @@ def add_options(parser: argparse.ArgumentParser, command: str, split: str | None
     parser.epilog = _EXAMPLES.format(command=command, name=split or "val", more=more)
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="run folder of 'aucseg fit', or one of its checkpoints")
+    add("--best", action="store_true", help="the best checkpoint of RUN (fit --keep_best) instead of the last")
     add("--split", default=split, metavar="NAME", help=f"split of the card (default: {split or 'as in training'})")
     add("--held-out", action="store_true", help="the training images that the run held out, instead of a split")
     add("--out", type=Path, metavar="DIR", help="folder of the result files (default: evaluation-SPLIT in the run's)")
@@ -60,14 +63,17 @@ def add_options(parser: argparse.ArgumentParser, command: str, split: str | None
 
 def run(args: argparse.Namespace) -> int:
     """Evaluates the run and tells the metrics; the exit status is 0."""
-    from aucseg.commands.predict import device_named
-    from aucseg.run_files import RESULT_FILE
-    from aucseg.training.datamodule import SegmentationDataModule
-    from aucseg.training.evaluation import evaluate_checkpoint, run_configuration, run_of
+    with loading():
+        from aucseg.commands.predict import device_named
+        from aucseg.run_files import RESULT_FILE, best_of
+        from aucseg.safe_files import no_empty_folders
+        from aucseg.training.datamodule import SegmentationDataModule
+        from aucseg.training.evaluation import evaluate_checkpoint, run_configuration, run_of
+        from aucseg.training.result_writer import check_writable
 
     if args.run.suffix in (".yaml", ".yml"):
         raise ValueError(f"{args.run} is a configuration: give the folder of the run, or --config {args.run}")
-    folder, checkpoint = run_of(args.run)
+    folder, checkpoint = run_of(best_of(args.run) if args.best else args.run)
     device = device_named(args.device)
     config = run_configuration(folder)
     changes = {
@@ -80,22 +86,25 @@ def run(args: argparse.Namespace) -> int:
     if args.held_out:
         options |= {"validate_held_out": True, "val_shards": None}
     elif args.split is not None:
-        options |= {"val_split": args.split, "val_shards": None, "validate_held_out": False}
+        options |= {"val_split": args.split, "val_shards": None, "validate_held_out": False, "fold": None}
     datamodule = SegmentationDataModule(**options)
     is_held_out = datamodule.validates_held_out
     if args.held_out and not is_held_out:
         raise ValueError(f"{folder} was trained without data.held_out_share: no training images are held out")
     split = "held-out" if is_held_out else datamodule.val_split
+    if datamodule.fold is not None and not is_held_out:
+        split = f"fold{datamodule.fold[0]}"
     out = args.out or folder / f"evaluation-{_file_name(split)}"
     _check_out(out, folder)
     if split == datamodule.train_split:
         print(f"the run was trained on split {split!r}, where it looks better than it is")
     precision = (config.get("trainer") or {}).get("precision")
     notes = {"run": str(args.run), "checkpoint": checkpoint.name, "split": split}
-    metrics = evaluate_checkpoint(checkpoint, datamodule, out, device, precision=precision, notes=notes)
-    what = "held-out training images" if is_held_out else f"split {split!r}"
+    with no_empty_folders(out):
+        check_writable(out)
+        metrics = evaluate_checkpoint(checkpoint, datamodule, out, device, precision=precision, notes=notes)
     told = ", ".join(f"{name} {metrics[name]:.4f}" for name in _TOLD if name in metrics)
-    print(f"{args.run}, {what}: {told}")
+    print(f"{args.run}, {datamodule.validation_name}: {told}")
     print(f"wrote {out / RESULT_FILE}; a report of it: aucseg report {out}")
     return 0
 
@@ -107,9 +116,7 @@ def _file_name(split: str) -> str:
 def _check_out(out: Path, run: Path) -> None:
     """Refuses the folder of a run, whose own results would be replaced."""
     from aucseg.run_files import LAST_CHECKPOINT, METRICS_FILE
-    from aucseg.training.result_writer import check_writable
 
     if any((out / name).exists() for name in (LAST_CHECKPOINT, METRICS_FILE)):
         whose = "this run, with the results of its training" if out.resolve() == run.resolve() else "another run"
         raise ValueError(f"{out} is the folder of {whose}: give another with --out")
-    check_writable(out)

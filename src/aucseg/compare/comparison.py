@@ -1,4 +1,4 @@
-"""One comparison: methods x seeds x models on one card and one budget, resumable, in tables with intervals."""
+"""One comparison: methods x seeds or folds x models on one card and budget, resumable, in tables with intervals."""
 
 from __future__ import annotations
 
@@ -6,19 +6,26 @@ import csv
 import io
 import json
 import math
-import subprocess
-import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from aucseg.compare.methods import OFFSETS, POSTHOC, Configuration, Method, at_path, merged, second_stage_config
-from aucseg.compare.runner import Run, Runner, write_atomically
+from aucseg.compare.pages import write_page
+from aucseg.compare.runner import Run, RunIsBusy, Runner, trusting, write_atomically
 from aucseg.compare.search import Search, scores_of, trial_config, trial_folder
-from aucseg.compare.tables import METRICS, csv_text, latex_text, make_tables, markdown_text, terminal_text
+from aucseg.compare.tables import METRICS, csv_text, latex_text, make_tables, markdown_text, terminal_text, unit_of
 from aucseg.datasets.data_report import describe_data
-from aucseg.run_files import LAST_CHECKPOINT, RECORD_FILE, run_folder_of
+from aucseg.run_files import RECORD_FILE
+from aucseg.training.run_lock import lock_if_free
+
+_T = TypeVar("_T")
+_POLL_SECONDS = 2.0
+# Tables are written in a moment.
+_SECONDS_TO_WRITE = 60.0
 
 
 @dataclass
@@ -28,25 +35,27 @@ class Comparison:
     Attributes:
         models: The base configuration of each model, by its name.
         methods: What is compared; a search that finds nothing for one leaves it out.
-        seeds: One run of each model and method for each.
+        seeds: One run of each model and method for each; in a cross-validation the numbers of the folds as well.
+        folds: Number of folds of a cross-validation, None for none.
         baseline: Name of the method that differences are taken to.
         out: Folder of runs and tables.
         search: The settings to tune, or None.
         search_steps: Training steps of a trial, None for those of a run.
         search_metric: What the best trial is best in.
         search_share: Share of the training images that trials are validated on.
-        report: Whether an HTML report of the first seed is written at the end.
+        report: Whether an HTML report of the first seed or fold is written at the end.
         discard_checkpoints: Whether the trained models of later seeds are deleted.
         runner: What executes the runs.
-        values: Metrics and cost by (model, method, seed).
+        values: Metrics and cost by (model, method, seed or fold).
         devices: Where the runs were trained.
-        chosen: By (model, method) the setting that a search chose.
-        winners: By (model, method) the trial that won.
+        chosen: By (model, method, seed or fold of the trials) the setting that a search chose.
+        winners: By the same the trial that won.
     """
 
     models: dict[str, Configuration]
     methods: list[Method]
     seeds: list[int]
+    folds: int | None
     baseline: str
     out: Path
     search: Search | None
@@ -58,41 +67,34 @@ class Comparison:
     runner: Runner
     values: dict[tuple[str, str, int], dict[str, float]] = field(default_factory=dict)
     devices: set[str] = field(default_factory=set)
-    chosen: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
-    winners: dict[tuple[str, str], Run] = field(default_factory=dict)
+    chosen: dict[tuple[str, str, int], dict[str, Any]] = field(default_factory=dict)
+    winners: dict[tuple[str, str, int], Run] = field(default_factory=dict)
     _counts: dict[tuple[str, float], list[int]] = field(default_factory=dict)
+    _settled: set[str] = field(default_factory=set)
+    _keys: list[tuple[str, str, int]] = field(default_factory=list)
+    _shown: str = ""
+    _is_waiting: bool = False
 
     def execute(self) -> int:
-        """Runs what is not finished, and prints the results after every run; returns 1 if a run failed, else 0."""
+        """Runs what is not finished, and prints the results as they change; returns 1 if a run failed, else 0.
+
+        Other processes may execute the same comparison at the same time: each run is one's.
+        """
         # The models of a comparison share their data.
-        print("\n".join(describe_data(next(iter(self.models.values())).get("data") or {})), flush=True)
+        print("\n".join(describe_data(next(iter(self.models.values()))["data"])), flush=True)
         if self.search is None:
             self._refuse_stale_runs()
         else:
             self._tune()
         runs = list(self._plan())
-        for number, (model, method, run) in enumerate(runs, 1):
-            is_done = self.runner.record(run) is not None
-            if not is_done:
-                left = self._time_left(len(runs) - number + 1)
-                print(f"[{number}/{len(runs)}] {run.title} ...{left}", flush=True)
-            if run.first_stage is not None and self.runner.record(run.first_stage) is None:
-                print(f"  not run: {run.first_stage.title} has failed")
-                self.runner.failures.append(run.title)
-                continue
-            record = self.runner.execute(run)
-            if record is not None:
-                self._note(model, method, run, record)
-                if not is_done:
-                    self._write_tables()
-                    print("\n" + terminal_text(self._tables(), notes=False), flush=True)
-            if self.discard_checkpoints and method is self.methods[-1] and self._seed(run) != self.seeds[0]:
-                self._discard(run.folder.parent.parent, self._seed(run))
+        self._keys = [(model, method.name, self._seed(run)) for model, method, run in runs]
+        self._share(runs, lambda item: self._attempt(*item, number=1 + runs.index(item), runs=runs))
         if not self.values:
             print("no run has finished")
             return 1
         report = self._write_report() if self.report else []
-        self._write_tables(report)
+        with self._alone():
+            self._write_tables(report)
         print("\n" + self._terminal_text())
         print(f"Tables: {self.out}/table.md, .csv, .tex; every run: {self.out / 'runs.csv'}")
         for name in report:
@@ -101,27 +103,92 @@ class Comparison:
             print(f"Failed, and tried again at the next call: {', '.join(self.runner.failures)}")
         return 1 if self.runner.failures else 0
 
+    def _share(self, items: Sequence[_T], attempt: Callable[[_T], bool]) -> None:
+        """Attempts what is to be done until nothing of it is another process's business."""
+        pending = list(items)
+        while pending:
+            busy = [item for item in pending if not attempt(item)]
+            if len(busy) == len(pending):
+                if not self._is_waiting:
+                    print(f"waiting for other processes: {len(busy)} to go", flush=True)
+                self._is_waiting = True
+                time.sleep(_POLL_SECONDS)
+            pending = busy
+
+    def _attempt(
+        self, model: str, method: Method, run: Run, *, number: int, runs: list[tuple[str, Method, Run]]
+    ) -> bool:
+        """Runs one run, or finds it finished or failed; returns whether that is settled."""
+        first = run.first_stage
+        if first is not None and first.title not in self._settled:
+            return False
+        if first is not None and first.title in self.runner.failures:
+            print(f"  not run: {first.title} has failed")
+            self.runner.failures.append(run.title)
+        else:
+            is_done = self.runner.record(run) is not None
+            if not is_done and not self.runner.is_busy(run):
+                left = self._time_left(len(runs) - len(self._settled))
+                print(f"[{number}/{len(runs)}] {run.title} ...{left}", flush=True)
+            try:
+                record = self.runner.execute(run)
+            except RunIsBusy:
+                return False
+            if record is not None:
+                self._note(model, method, run, record)
+                with self._alone():
+                    self._write_tables()
+                if not is_done and len(self._settled) + 1 < len(runs):
+                    self._show()
+        self._settled.add(run.title)
+        self._discard_settled(run, [other for _, _, other in runs])
+        return True
+
+    def _show(self) -> None:
+        """Prints the table, if something has changed in it."""
+        text = terminal_text(self._tables(), notes=False)
+        if text != self._shown:
+            print("\n" + text, flush=True)
+        self._shown = text
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Other processes write the same files at other times."""
+        with lock_if_free(self.out / ".tables.lock", _SECONDS_TO_WRITE):
+            yield
+
     def list_runs(self) -> int:
         """Prints each run as finished, to do or differing, and starts nothing; returns 0."""
         if self.search is not None and not (self.out / "search.json").is_file():
             print("the settings are not tuned yet; without them the runs are:")
         elif self.search is not None:
             choices = json.loads((self.out / "search.json").read_text(encoding="utf-8"))
-            self.chosen = {(choice["model"], choice["method"]): choice for choice in choices}
+            first = self.seeds[0]
+            self.chosen = {(choice["model"], choice["method"], choice.get("fold", first)): choice for choice in choices}
         for _, _, run in self._plan():
             try:
                 state = "to do" if self.runner.record(run) is None else "finished"
             except ValueError:  # of other code, data or configuration: a call without --redo refuses it
                 state = "differs"
+            if state == "to do" and self.runner.is_busy(run):
+                state = "at work"
             print(f"{state:9} {run.title:40} {run.folder}")
         return 0
 
     def _config(self, model: str, method: Method, seed: int) -> Configuration:
         config = method.configure(self.models[model])
-        choice = self.chosen.get((model, method.name))
+        choice = self.chosen.get((model, method.name, self._tuned_with(seed)))
         if choice is not None and method.second_stage is None:
             config = merged(config, at_path(choice["setting"], choice["value"]))
-        return merged(config, {"seed_everything": seed, "data": {"seed": seed}})
+        fold = {} if self.folds is None else {"fold": [seed, self.folds]}
+        return merged(config, {"seed_everything": seed, "data": {"seed": seed, **fold}})
+
+    def _tuned_with(self, seed: int) -> int:
+        """The seed of the trials that chose the settings of a run; those of a fold may not see its images."""
+        return self.seeds[0] if self.folds is None else seed
+
+    def _folder(self, model: str, method: Method, seed: int) -> Path:
+        return self.out / _slug(model) / method.folder / f"{unit_of(self.folds)}{seed}"
 
     def _plan(self) -> Iterator[tuple[str, Method, Run]]:
         """Seed by seed, so that an early table compares like with like."""
@@ -131,12 +198,11 @@ class Comparison:
                 for method in self.methods:
                     first = None if method.first_stage is None else done[method.first_stage]
                     config = self._config(model, method, seed) if first is None else self._second(method, first)
-                    choice = self.chosen.get((model, method.name))
+                    choice = self.chosen.get((model, method.name, self._tuned_with(seed)))
                     if first is not None and choice is not None:
                         config = merged(config, at_path(choice["setting"], choice["value"]))
-                    folder = self.out / _slug(model) / method.name / f"seed{seed}"
-                    title = f"{model}, {method.name}, seed {seed}"
-                    done[method.name] = self._run(title, folder, method, config, first)
+                    title = f"{model}, {method.name}, {unit_of(self.folds)} {seed}"
+                    done[method.name] = self._run(title, self._folder(model, method, seed), method, config, first)
                     yield model, method, done[method.name]
 
     def _run(self, title: str, folder: Path, method: Method, config: Configuration, first: Run | None) -> Run:
@@ -151,10 +217,8 @@ class Comparison:
         from aucseg.training.datamodule import SegmentationDataModule
 
         data = config["data"]
-        key = (
-            json.dumps([data.get(name) for name in ("card", "root", "hf", "train_split")]),
-            data.get("held_out_share", 0),
-        )
+        names = ("card", "root", "hf", "train_split", "fold")
+        key = (json.dumps([data.get(name) for name in names]), data.get("held_out_share", 0))
         if key not in self._counts:
             self._counts[key] = SegmentationDataModule(**data).class_counts().tolist()
         return self._counts[key]
@@ -168,35 +232,56 @@ class Comparison:
     def _tune(self) -> None:
         assert self.search is not None
         failed: set[str] = set()
-        for model in self.models:
-            for method in self.methods:
-                first = None if method.first_stage is None else self.winners.get((model, method.first_stage))
-                has_model = method.first_stage is None or first is not None
-                if has_model and not method.has_setting:
-                    continue
-                if not has_model or not self._tune_method(self.search, model, method, first):
+        tuned: set[tuple[str, str, int]] = set()
+
+        def attempt(item: tuple[str, Method, int]) -> bool:
+            assert self.search is not None
+            model, method, seed = item
+            if method.first_stage is not None and (model, method.first_stage, seed) not in tuned:
+                return False
+            first = None if method.first_stage is None else self.winners.get((model, method.first_stage, seed))
+            has_model = method.first_stage is None or first is not None
+            if not has_model or method.has_setting:
+                try:
+                    is_found = has_model and self._tune_method(self.search, model, method, seed, first)
+                except RunIsBusy:
+                    return False
+                if not is_found:
                     print(f"{method.name} is left out: not one trial gave a result")
                     failed.add(method.name)
-        self.methods = [method for method in self.methods if method.name not in failed]
-        choices = [{"model": m, "method": name, **choice} for (m, name), choice in self.chosen.items()]
-        write_atomically(self.out / "search.json", json.dumps(choices, indent=1) + "\n")
+            tuned.add((model, method.name, seed))
+            return True
 
-    def _tune_method(self, search: Search, model: str, method: Method, first: Run | None) -> bool:
+        seeds = list(dict.fromkeys(map(self._tuned_with, self.seeds)))
+        order = [(model, method, seed) for seed in seeds for model in self.models for method in self.methods]
+        self._share(order, attempt)
+        self.methods = [method for method in self.methods if method.name not in failed]
+        choices = []
+        for model, method, seed in order:
+            if method.name not in failed and (choice := self.chosen.get((model, method.name, seed))) is not None:
+                fold = {} if self.folds is None else {"fold": seed}
+                choices.append({"model": model, "method": method.name, **fold, **choice})
+        with self._alone():
+            write_atomically(self.out / "search.json", json.dumps(choices, indent=1) + "\n")
+
+    def _tune_method(self, search: Search, model: str, method: Method, seed: int, first: Run | None) -> bool:
         grid = search.grid(method, self.models[model])
-        folder = self.out / "search" / _slug(model) / method.name
+        folder, name = self.out / "search" / _slug(model) / method.folder, f"{model}, {method.name}"
+        if self.folds is not None:
+            folder, name = folder / f"fold{seed}", f"{name}, fold {seed}"
         if first is None:
-            plain = trial_config(self._config(model, method, self.seeds[0]), self.search_share, self.search_steps)
+            plain = trial_config(self._config(model, method, seed), self.search_share, self.search_steps)
         else:
             plain = self._second(method, first)
         trials: dict[Any, Run] = {}
-
-        def score(value: Any) -> float | None:
-            title = f"{model}, {method.name}, {grid.path.rpartition('.')[2]} {value}"
+        for value in grid.values:
+            title = f"{name}, {grid.path.rpartition('.')[2]} {value}"
             config = merged(plain, at_path(grid.path, value))
             trials[value] = self._run(title, trial_folder(folder, grid, value), method, config, first)
-            if self.runner.record(trials[value]) is None:
-                print(f"[trial] {title} ...", flush=True)
-            record = self.runner.execute(trials[value])
+        records = self._run_trials(trials)
+
+        def score(value: Any) -> float | None:
+            record = records[value]
             result = None if record is None else record["metrics"].get(self.search_metric)
             return None if result is None else float(result)
 
@@ -204,15 +289,34 @@ class Comparison:
         if not scores:
             return False
         value = max(scores, key=lambda tried: scores[tried])
-        self.winners[model, method.name] = trials[value]
-        self.chosen[model, method.name] = {
+        self.winners[model, method.name, seed] = trials[value]
+        self.chosen[model, method.name, seed] = {
             "setting": grid.path,
             "value": value,
             "scores": {str(tried): result for tried, result in scores.items()},
         }
         shown = ", ".join(f"{tried}: {100 * result:.1f}" for tried, result in scores.items())
-        print(f"{model}, {method.name}: {grid.path} = {value}  ({self.search_metric} on held-out images: {shown})")
+        print(f"{name}: {grid.path} = {value}  ({self.search_metric} on held-out images: {shown})")
         return True
+
+    def _run_trials(self, trials: Mapping[Any, Run]) -> dict[Any, dict[str, Any] | None]:
+        """The records of trials, None for those that failed.
+
+        Raises:
+            RunIsBusy: Other processes are at some of them; all others are done.
+        """
+        records: dict[Any, dict[str, Any] | None] = {}
+        for value, trial in trials.items():
+            if trial.title in self.runner.failures:
+                records[value] = None
+                continue
+            if self.runner.record(trial) is None and not self.runner.is_busy(trial):
+                print(f"[trial] {trial.title} ...", flush=True)
+            with suppress(RunIsBusy):
+                records[value] = self.runner.execute(trial)
+        if len(records) < len(trials):
+            raise RunIsBusy
+        return records
 
     def _note(self, model: str, method: Method, run: Run, record: dict[str, Any]) -> None:
         values = {**record["metrics"], **record["cost"]}
@@ -225,7 +329,8 @@ class Comparison:
         return int(run.config["seed_everything"])
 
     def _tables(self) -> Any:
-        return make_tables(self.values, list(self.models), [method.name for method in self.methods], self.baseline)
+        methods = [method.name for method in self.methods]
+        return make_tables(self.values, list(self.models), methods, self.baseline, self.folds)
 
     def _terminal_text(self) -> str:
         text = terminal_text(self._tables())
@@ -235,51 +340,59 @@ class Comparison:
 
     def _write_tables(self, report: list[str] | None = None) -> None:
         tables = self._tables()
-        links = "".join(f"\n[Report of seed {self.seeds[0]}: {name}]({name})\n" for name in report or [])
+        what = f"{unit_of(self.folds)} {self.seeds[0]}"
+        links = "".join(f"\n[Report of {what}: {name}]({name})\n" for name in report or [])
         write_atomically(self.out / "table.md", markdown_text(tables) + links)
         write_atomically(self.out / "table.csv", csv_text(tables))
         write_atomically(self.out / "table.tex", latex_text(tables))
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["model", "method", "seed", *(metric.key for metric in METRICS)])
-        for key, values in self.values.items():
+        writer.writerow(["model", "method", unit_of(self.folds), *(metric.key for metric in METRICS)])
+        for key in [key for key in self._keys if key in self.values]:
+            values = self.values[key]
             writer.writerow([*key, *("" if math.isnan(value) else repr(value) for value in values.values())])
         write_atomically(self.out / "runs.csv", out.getvalue())
 
     def _write_report(self) -> list[str]:
-        """One HTML page for each model, of the first seed; in a process of its own, as it loads trained models."""
-        seed, names = self.seeds[0], []
-        for model in self.models:
-            titles = [method.name for method in self.methods if (model, method.name, seed) in self.values]
-            if not titles:
-                continue
-            name = f"report-{_slug(model)}-seed{seed}.html"
-            folders = [str(self.out / _slug(model) / title / f"seed{seed}") for title in titles]
-            command = [sys.executable, "-m", "aucseg.cli", "report", *folders, "--out", str(self.out / name)]
-            baseline = self.baseline if self.baseline in titles else titles[0]
-            command += ["--titles", *titles, "--baseline", baseline]
-            # Methods are listed with the one in question at the end.
-            command += [option for title in titles[-1:] if title != baseline for option in ("--method", title)]
-            if (root := self.models[model]["data"].get("root")) is not None:
-                command += ["--root", str(root)]
-            # Our own command, a list of arguments without a shell.
-            done = subprocess.run(command, capture_output=True, text=True, check=False)  # nosec B603
-            if (self.out / name).is_file():
-                names.append(name)
-            if done.returncode != 0:
-                print(f"report of {model}: {done.stderr.strip()[-500:]}", file=sys.stderr)
-        return names
+        """One HTML page for each model, of the first seed or fold; returns their names.
 
-    def _discard(self, folder: Path, seed: int) -> None:
-        for checkpoint in folder.glob(f"*/seed{seed}/{LAST_CHECKPOINT}"):
-            if (run_folder_of(checkpoint) / RECORD_FILE).is_file():
-                checkpoint.unlink()
+        Where several processes have come to the end, the first of them writes it.
+        """
+        with lock_if_free(self.out / ".report.lock") as is_ours:
+            return [name for model in self.models if (name := self._write_page(model))] if is_ours else []
+
+    def _write_page(self, model: str) -> str:
+        seed = self.seeds[0]
+        methods = [method for method in self.methods if (model, method.name, seed) in self.values]
+        if not methods:
+            return ""
+        page = self.out / f"report-{_slug(model)}-{unit_of(self.folds)}{seed}.html"
+        runs = {method.name: self._folder(model, method, seed) for method in methods}
+        environment: dict[str, str] = {}
+        for method in methods:
+            environment |= trusting(self._config(model, method, seed))
+        is_there = write_page(page, runs, self.baseline, self.models[model]["data"].get("root"), environment)
+        return page.name if is_there else ""
+
+    def _discard_settled(self, run: Run, runs: list[Run]) -> None:
+        """Deletes the models of a later seed when no run of that seed and model is left that may start from them."""
+        alike = [other for other in runs if _model_and_seed(other) == _model_and_seed(run)]
+        if not self.discard_checkpoints or self._seed(run) == self.seeds[0]:
+            return
+        if all(other.title in self._settled for other in alike):
+            for other in alike:
+                if (other.folder / RECORD_FILE).is_file():
+                    other.checkpoint.unlink(missing_ok=True)
 
     def _time_left(self, count: int) -> str:
         if not self.runner.seconds:
             return ""
         minutes = count * sum(self.runner.seconds) / len(self.runner.seconds) / 60
         return f" (about {minutes:.0f} min left)"
+
+
+def _model_and_seed(run: Run) -> tuple[str, str]:
+    return run.folder.parts[-3], run.folder.name
 
 
 def _slug(model: str) -> str:

@@ -13,6 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from aucseg.hints import search_current_folder
+
 Fingerprint = dict[str, Any]
 
 _PACKAGE = Path(__file__).parents[1]
@@ -24,7 +26,15 @@ _NOT_TRAINING = (
     *("datasets/duplicates.py", "datasets/mask_checks.py", "datasets/propose"),
 )
 _TRAINING_AFTER_ALL = ("commands/fit.py", "compare/second_stage.py")
-_LIBRARIES = ("torch", "torchvision", "lightning", "segmentation-models-pytorch", "timm", "transformers")
+_LIBRARIES = (
+    "torch",
+    "torchvision",
+    "lightning",
+    "segmentation-models-pytorch",
+    "timm",
+    "transformers",
+    "albumentations",
+)
 # Up to this size every byte of a data set is hashed, above it every file's size and the bytes of some files.
 _MAX_HASHED_BYTES = 2_000_000_000
 # Where files lie, how many processes read them and whether they stay in memory does not change a result; the card's
@@ -65,7 +75,7 @@ def data_fingerprint(config: Mapping[str, Any]) -> Fingerprint:
     card = DatasetCard.load(data["card"])
     result = {"card": _digest(card.to_yaml().encode())}
     splits = (("train_split", "train"), ("val_split", "val"))
-    for key, default in splits[:1] if validates_held_out(data) else splits:
+    for key, default in splits[:1] if data.get("fold") or validates_held_out(data) else splits:
         split = data.get(key, default)
         options = {"on_error": data.get("on_error", "raise"), "follow_symlinks": data.get("follow_symlinks", True)}
         dataset = SegmentationDataset(card, root_of(data), split, **options)
@@ -145,16 +155,20 @@ def _modules_outside(config: Any) -> dict[str, Path]:
     """Files of the modules that a configuration names, the libraries' left out."""
     names: set[str] = set()
     if isinstance(config, dict):
-        model = config.get("model")
-        if isinstance(model, str) and ":" in model:
-            names.add(model.partition(":")[0])
-        if isinstance(config.get("class_path"), str):
-            names.add(config["class_path"].rpartition(".")[0])
+        paths = [config.get(key) for key in ("class_path", "optimizer", "schedule")]
+        paths += config.get("augmentation") or []
+        # The names of models and losses have dots, too.
+        paths += [path for key in ("model", "loss") if ":" in (path := str(config.get(key)))]
+        names |= {path.rpartition(":" if ":" in path else ".")[0] for path in paths if isinstance(path, str)}
     found: dict[str, Path] = {}
+    search_current_folder()
     for name in names:
         if name.partition(".")[0] in ("aucseg", "", *_LIBRARIES):
             continue
-        spec = find_spec(name)
+        try:
+            spec = find_spec(name)
+        except ModuleNotFoundError:  # of the package that it should be in; the run says so
+            continue
         if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
             found[name] = Path(spec.origin)
     parts = config.values() if isinstance(config, dict) else config if isinstance(config, list) else ()

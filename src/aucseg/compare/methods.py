@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from aucseg.configs import find_config
-from aucseg.hints import closest
+from aucseg.hints import closest, import_object
 from aucseg.safe_files import read_yaml_mapping
 
 Configuration = dict[str, Any]
@@ -36,7 +36,7 @@ class Method:
 
     Attributes:
         name: As given on the command line.
-        loss: Key of `aucseg.losses.build.LOSSES`.
+        loss: Name of a loss, see `aucseg.losses.build_loss`.
         bank: Whether the memory bank pastes.
         rare_class_sampling: Whether images of rare classes are drawn more often.
         second_stage: ``"posthoc-la"``, ``"disalign"``, ``"offsets"`` or None.
@@ -51,6 +51,11 @@ class Method:
     second_stage: str | None = None
     first_stage: str | None = None
     overrides: Configuration | None = None
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder; a colon, as import paths have it, is not for file names everywhere."""
+        return self.name.replace(":", ".")
 
     @property
     def has_setting(self) -> bool:
@@ -80,11 +85,13 @@ def parse_methods(names: Sequence[str], definitions: Mapping[str, Definition]) -
     Args:
         names: Each ``LOSS`` or the name of a definition, then any of ``+bank``, ``+rcs`` (rare-class sampling), and at
             last ``+posthoc-la``, ``+disalign``, ``+offsets`` or ``+disalign+offsets``. LOSS is a name of
-            `aucseg.losses.build_loss`, ``aucseg`` for AUCSegLoss with the bank, or ``auc`` for AUCSegLoss without.
+            `aucseg.losses.build_loss` (``package.module:Name`` for the user's own), ``aucseg`` for AUCSegLoss with the
+            bank, or ``auc`` for AUCSegLoss without.
         definitions: From `load_definitions`.
 
     Raises:
         ValueError: Unknown or repeated names, or a second stage whose first is not among the methods before it.
+        ImportError: The import path of a loss leads nowhere.
 
     Example:
         >>> [m.bank for m in parse_methods(["ce", "la+bank", "auc", "aucseg"], {})]
@@ -129,6 +136,8 @@ def parse_method(name: str, definitions: Mapping[str, Definition]) -> Method:
         overrides = definition.overrides
     elif head in ("auc", "aucseg"):
         loss, bank = "aucseg", bank or head == "aucseg"
+    elif ":" in head:
+        import_object(head)  # what is wrong with it is told before the first run
     elif head not in LOSSES or head == DISALIGN:
         candidates = [known for known in (*LOSSES, "auc", *definitions) if known != DISALIGN]
         suffixed = ", ".join(f"+{known}" for known in _SUFFIXES)
@@ -198,6 +207,25 @@ def load_models(items: Sequence[str], base: Configuration) -> dict[str, Configur
         start = base if is_own else merged(base, {"model": {"model_options": None}})
         models[name] = merged(start, change)
     return models
+
+
+def check_folds(models: Mapping[str, Configuration]) -> None:
+    """Says before the first run what is wrong with a cross-validation.
+
+    Args:
+        models: The base configuration of each, with a fold.
+
+    Raises:
+        ValueError: The base validates on images that it holds out; the data are shards; there are fewer images or
+            sequences than folds.
+    """
+    from aucseg.loading.held_out import validates_held_out
+    from aucseg.training.datamodule import SegmentationDataModule
+
+    for config in models.values():
+        if validates_held_out(config["data"]):
+            raise ValueError("--folds validates on each fold in turn: leave out data.held_out_share")
+        SegmentationDataModule(**config["data"]).validation_dataset(None)
 
 
 def holding_out(base: Configuration, share: float) -> Configuration:

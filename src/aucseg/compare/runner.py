@@ -1,4 +1,4 @@
-"""Runs, one process each, one after the other; what is finished stays finished."""
+"""Runs, one process each, that several comparisons may share; what is finished stays finished."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
@@ -36,10 +34,23 @@ from aucseg.run_files import (
     STARTED_FILE,
 )
 from aucseg.safe_files import replace_file
+from aucseg.training.run_lock import is_at_work, lock_if_free
 
 # A run that is asked to end saves a checkpoint after its step.
 _SECONDS_TO_END = 60
+# Held by who takes care of a run; the run itself holds another, see `aucseg.training.run_lock`.
+_RUNNER_LOCK = ".runner.lock"
+_FAILED_FILE = "failed"
+# Variables by which a process would take itself for one of several that train one model.
+_OF_LAUNCHERS = (
+    *("SLURM_", "TORCHELASTIC_", "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    *("GROUP_RANK", "ROLE_RANK", "NODE_RANK", "PMI_", "OMPI_"),
+)
 COMMAND = (sys.executable, "-m", "aucseg.cli")
+
+
+class RunIsBusy(Exception):  # noqa: N818 - nothing is wrong with it
+    """Somebody else is at a run."""
 
 
 @dataclass(frozen=True)
@@ -72,21 +83,23 @@ class Runner:
 
     Args:
         redo: Whether finished runs whose code, data or configuration differ are repeated instead of refused.
-        lock: Open file that every child process inherits, see `locked`.
+        began: When this comparison began, as the file system of its folder counts; runs that others have seen fail
+            since then are not tried again.
     """
 
     redo: bool = False
-    lock: IO[str] | None = None
+    began: float = 0.0
     seconds: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     _data: dict[str, Fingerprint] = field(default_factory=dict)
 
     def fingerprints(self, run: Run) -> dict[str, Fingerprint]:
         """Of what the run's result would be made now."""
-        place = ("card", "root", "hf", "image_column", "mask_column")
-        keys = (*place, "train_split", "val_split", "on_error", "follow_symlinks")
+        # Of these what is hashed depends on: the files of the validation split where that is validated on alone.
+        place = ("card", "root", "hf", "image_column", "mask_column", "train_split", "val_split")
+        keys = (*place, "on_error", "follow_symlinks", "held_out_share", "validate_held_out", "val_shards")
         data = {key: run.config["data"].get(key) for key in keys}
-        key = json.dumps(data)
+        key = json.dumps({**data, "has_fold": bool(run.config["data"].get("fold"))})
         if key not in self._data:
             self._data[key] = data_fingerprint(run.config)
         first = None if run.first_stage is None else configuration_fingerprint(run.first_stage.config)
@@ -127,10 +140,38 @@ class Runner:
         """The run's record, from its folder or by running it; None if it failed.
 
         A failure is printed and noted in ``failures``; the next call tries again.
+
+        Raises:
+            RunIsBusy: Another process is at it, or a run that a killed comparison has left behind goes on.
         """
         record = self.record(run)
         if record is not None:
             return record
+        run.folder.mkdir(parents=True, exist_ok=True)
+        with lock_if_free(run.folder / _RUNNER_LOCK) as is_ours:
+            if not is_ours or is_at_work(run.folder):
+                raise RunIsBusy
+            # What another process has left in the meantime.
+            record = self.record(run)
+            if record is None and self.has_failed(run):
+                self.failures.append(run.title)
+                print(f"  failed in another process: {run.title}, see {run.folder / LOG_FILE}")
+                return None
+            return self._execute(run) if record is None else record
+
+    def has_failed(self, run: Run) -> bool:
+        """Whether another process has seen a run fail since this one began."""
+        path = run.folder / _FAILED_FILE
+        return path.is_file() and path.stat().st_mtime >= self.began
+
+    def is_busy(self, run: Run) -> bool:
+        """Whether a process is at a run."""
+        if not run.folder.is_dir():
+            return False
+        with lock_if_free(run.folder / _RUNNER_LOCK) as is_ours:
+            return not is_ours or is_at_work(run.folder)
+
+    def _execute(self, run: Run) -> dict[str, Any] | None:
         if run.first_stage is not None and not run.first_stage.checkpoint.is_file():
             raise ValueError(
                 f"{run.title} starts from {run.first_stage.checkpoint}, which is gone: delete "
@@ -138,8 +179,7 @@ class Runner:
             )
         fingerprints = self.fingerprints(run)
         hashes = {part: digest(fingerprint) for part, fingerprint in fingerprints.items()}
-        run.folder.mkdir(parents=True, exist_ok=True)
-        for name in (RECORD_FILE, RESULT_FILE, COST_FILE):
+        for name in (RECORD_FILE, RESULT_FILE, COST_FILE, _FAILED_FILE):
             (run.folder / name).unlink(missing_ok=True)
         self._write_input(run)
         seconds_before = _seconds_of_same(run.folder / STARTED_FILE, hashes)
@@ -153,6 +193,7 @@ class Runner:
         problem = _problem(run, status)
         if problem is not None:
             self.failures.append(run.title)
+            (run.folder / _FAILED_FILE).touch()
             print(f"  failed: {problem}\n{_last_lines(run.folder / LOG_FILE)}  the whole log: {run.folder / LOG_FILE}")
             return None
         cost = run.folder / COST_FILE
@@ -184,11 +225,10 @@ class Runner:
         arguments = [*COMMAND, run.command, "--config", str(run.folder / INPUT_FILE), "--out", str(run.folder)]
         if run.command == "fit":
             arguments += ["--resume", "auto"] if goes_on else ["--overwrite", "true"]
-        environment = dict(os.environ)
-        if run.first_stage is not None and is_import_path(run.first_stage.config["model"].get("model", "")):
-            # The checkpoint is that of our own first stage, and the user named its model.
-            environment[TRUST_VARIABLE] = "1"
-        descriptors = () if self.lock is None else (self.lock.fileno(),)
+        # A run is one process, even where this one is one of many that srun or torchrun has started.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(_OF_LAUNCHERS)}
+        if run.first_stage is not None:
+            environment |= trusting(run.first_stage.config)
         with (run.folder / LOG_FILE).open("w", encoding="utf-8") as log:
             # Our own command, a list of arguments without a shell.
             child = subprocess.Popen(  # nosec B603
@@ -197,7 +237,6 @@ class Runner:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                pass_fds=descriptors,
                 # Ctrl-C is for this process, which asks the run to end: a second signal would deny it its checkpoint.
                 start_new_session=True,
             )
@@ -214,32 +253,15 @@ class Runner:
                         child.wait()
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[IO[str] | None]:
-    """Keeps a second comparison out of the folder, also while a run of a killed one is still going on.
+def trusting(config: Configuration) -> dict[str, str]:
+    """What lets a process load a checkpoint that a comparison has trained itself, where the user named its code.
 
-    Raises:
-        ValueError: Somebody is at work in the folder.
+    Args:
+        config: The configuration that it was trained with.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield None
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.seek(0)
-            raise ValueError(
-                f"another comparison (process {lock.read().strip() or 'unknown'}), or a run that it has left behind, "
-                f"is at work in {folder}: wait until it ends, or give another folder with --out"
-            ) from error
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        yield lock
+    model = config.get("model") or {}
+    is_own = is_import_path(str(model.get("model", ""))) or ":" in str(model.get("loss", ""))
+    return {TRUST_VARIABLE: "1"} if is_own else {}
 
 
 def write_started(folder: Path, hashes: dict[str, str], seconds: float) -> None:

@@ -150,8 +150,8 @@ def trial_config(config: Configuration, share: float, steps: int | None) -> Conf
     if validates_held_out(config["data"]):
         raise ValueError(
             "the base configuration validates on training images that it holds out (held_out_share, in it or in the "
-            "card), and --search would choose settings by some of them: give the data a validation split, or compare "
-            "without --search"
+            "card), and --search would choose settings by some of them: give the data a validation split, compare "
+            "without --search, or with --folds and held_out_share 0"
         )
     changes = at_path("data.held_out_share", share)
     if not config["data"].get("validate_held_out", True):  # offsets would have them, in the runs

@@ -12,7 +12,7 @@ from typing import Any
 from aucseg.compare.intervals import LEVEL, Cell, Interval, summarize
 
 Values = Mapping[tuple[str, str, int], Mapping[str, float]]
-"""Metrics by (model, method, seed)."""
+"""Metrics by (model, method, seed); folds take the place of seeds in a cross-validation."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,10 @@ class Table:
     Attributes:
         model: Name of the model.
         baseline: Method that the others are compared with.
-        seeds: Number of finished seeds of each method, in the order of the rows.
+        seeds: Number of finished seeds or folds of each method, in the order of the rows.
         columns: Metrics that at least one run has.
         cells: Cell by metric and method.
+        folds: Number of folds of a cross-validation, None for seeds.
     """
 
     model: str
@@ -55,9 +56,22 @@ class Table:
     seeds: Mapping[str, int]
     columns: Sequence[Metric]
     cells: Mapping[str, Mapping[str, Cell]]
+    folds: int | None = None
+
+    @property
+    def unit(self) -> str:
+        """What the means are over."""
+        return unit_of(self.folds)
 
 
-def make_tables(values: Values, models: Sequence[str], methods: Sequence[str], baseline: str) -> list[Table]:
+def unit_of(folds: int | None) -> str:
+    """What the runs of a method differ in: ``"seed"``, or ``"fold"`` in a cross-validation."""
+    return "seed" if folds is None else "fold"
+
+
+def make_tables(
+    values: Values, models: Sequence[str], methods: Sequence[str], baseline: str, folds: int | None = None
+) -> list[Table]:
     """One table for each model that has a finished run.
 
     Args:
@@ -65,6 +79,7 @@ def make_tables(values: Values, models: Sequence[str], methods: Sequence[str], b
         models: Models in the order of the tables.
         methods: Methods in the order of the rows.
         baseline: One of the methods.
+        folds: Number of folds of a cross-validation, None for seeds.
     """
     tables = []
     for model in models:
@@ -79,9 +94,9 @@ def make_tables(values: Values, models: Sequence[str], methods: Sequence[str], b
                 method: {s: column.factor * r.get(column.key, math.nan) for (m, s), r in runs.items() if m == method}
                 for method in rows
             }
-            cells[column.key] = summarize(by_method, baseline, rank=column.ranked)
+            cells[column.key] = summarize(by_method, baseline, rank=column.ranked, folds=folds)
         seeds = {method: sum(m == method for m, _ in runs) for method in rows}
-        tables.append(Table(model, baseline, seeds, columns, cells))
+        tables.append(Table(model, baseline, seeds, columns, cells, folds))
     return tables
 
 
@@ -134,8 +149,8 @@ def latex_text(tables: Sequence[Table]) -> str:
 def csv_text(tables: Sequence[Table]) -> str:
     """A line for each model, method and metric, with every number behind the tables."""
     fields = (
-        *("model", "method", "metric", "unit", "seeds", "mean", "ci_low", "ci_high", "baseline", "difference"),
-        *("difference_ci_low", "difference_ci_high", "p", "p_holm", "mark"),
+        *("model", "method", "metric", "unit", f"{_unit(tables)}s", "mean", "ci_low", "ci_high", "baseline"),
+        *("difference", "difference_ci_low", "difference_ci_high", "p", "p_holm", "mark"),
     )
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -162,25 +177,32 @@ def _sections(
             parts.append(heading.format(title) + block(_difference_rows(table, style)))
     if notes:
         start, end = {"terminal": ("", "\n"), "markdown": ("", " "), "latex": ("% ", "\n")}[style]
-        parts.append(end.join(start + note for note in _notes(style)))
+        parts.append(end.join(start + note for note in _notes(style, _unit(tables))))
     return "\n\n".join(parts) + "\n"
 
 
-def _notes(style: str) -> list[str]:
+def _unit(tables: Sequence[Table]) -> str:
+    return tables[0].unit if tables else unit_of(None)
+
+
+def _notes(style: str, unit: str) -> list[str]:
     best, second = (_MARKS[style][mark].format("best") for mark in ("best", "second"))
     if style == "latex":
         best, second = "bold", "underlined"
-    return [
-        "Means in % over the seeds with half the width of their 95 % t interval; s/step and MB are means.",
+    notes = [
+        f"Means in % over the {unit}s with half the width of their 95 % t interval; s/step and MB are means.",
         f"Marked where significant (paired t tests, Holm, {LEVEL:.0%}): {best} above all others,"
         f" {second.replace('best', 'second')} above all but the best.",
-        f"Differences seed by seed with 95 % intervals; {_SIGNIFICANT[style]} significant after Holm's correction over"
-        " the methods.",
+        f"Differences {unit} by {unit} with 95 % intervals; {_SIGNIFICANT[style]} significant after Holm's correction"
+        " over the methods.",
     ]
+    if unit == "fold":
+        notes.append("Folds share training images: their intervals are widened for it (Nadeau and Bengio, 2003).")
+    return notes
 
 
 def _mean_rows(table: Table, style: str) -> list[list[str]]:
-    rows = [["method", "seeds", *(column.heading for column in table.columns)]]
+    rows = [["method", f"{table.unit}s", *(column.heading for column in table.columns)]]
     for method, count in table.seeds.items():
         cells = [
             _MARKS[style][cell.mark].format(_mean_text(cell.mean, column, style))

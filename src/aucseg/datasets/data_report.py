@@ -40,7 +40,7 @@ def describe_data(data: Mapping[str, Any]) -> list[str]:
     """Returns :func:`describe_files` of the ``data`` section of a configuration; nothing for shards."""
     if "card" not in data or data.get("shards"):
         return []
-    used = [data.get("train_split", "train"), data.get("val_split", "val")]
+    used = [data.get("train_split", "train")] + ([] if data.get("fold") else [data.get("val_split", "val")])
     return describe_files(DatasetCard.load(data["card"]), root_of(data), used)
 
 

@@ -30,7 +30,8 @@ def share_to_hold_out(card: DatasetCard, data: Mapping[str, Any]) -> float:
     share = data.get("held_out_share")
     if share is not None:
         return float(share)
-    has_validation = data.get("val_split", "val") in card.splits or data.get("val_shards") or data.get("shards")
+    has_split = data.get("val_split", "val") in card.splits
+    has_validation = has_split or any(data.get(name) for name in ("val_shards", "shards", "fold"))
     return 0.0 if card.held_out_share is None or has_validation else card.held_out_share
 
 
@@ -55,9 +56,9 @@ class HeldOut:
     held_out: list[int]
     num_sequences: tuple[int, int] | None = None
 
-    def describe(self) -> str:
+    def describe(self, what: str = "held out") -> str:
         """Returns a sentence about it."""
-        text = f"held out: {len(self.held_out):,} of {len(self.kept) + len(self.held_out):,} training images"
+        text = f"{what}: {len(self.held_out):,} of {len(self.kept) + len(self.held_out):,} training images"
         if self.num_sequences is None:
             return text
         return f"{text}, {self.num_sequences[0]:,} of {self.num_sequences[1]:,} sequences that their names tell"
@@ -138,19 +139,34 @@ def held_out_images(dataset: SegmentationDataset, share: float, num_workers: int
         by: "sequence" holds out whole sequences, where the names tell any (`sequences_of_names`) and the share can be
             had nearly; "image" takes images one by one.
     """
-    image_classes = np.zeros((len(dataset), dataset.card.num_classes), bool)
-    for sample in scan_samples(dataset, num_workers=num_workers, check_images=False):
-        if sample.raw is not None:
-            ids = dataset.label_map.map_scan(sample.raw)[0].ids
-            image_classes[sample.index, ids[ids != dataset.card.ignore_index]] = True
+    image_classes = classes_of_images(dataset, num_workers)
     sequences = sequences_of_names([pair.name for pair in dataset.pairs]) if by == "sequence" else None
     if sequences is not None:
         kept, held_out = stratified_split(image_classes, share, sequences)
         if share / _TOLERANCE <= len(held_out) / len(dataset) <= share * _TOLERANCE:
             of = np.asarray(sequences)
             return HeldOut(kept, held_out, (len(np.unique(of[held_out])), len(np.unique(of))))
-    images = None
-    if any(pair.tile is not None for pair in dataset.pairs):
-        # Windows of one raster overlap.
-        images = np.unique([pair.image for pair in dataset.pairs], return_inverse=True)[1].tolist()
-    return HeldOut(*stratified_split(image_classes, share, images))
+    return HeldOut(*stratified_split(image_classes, share, rasters_of(dataset)))
+
+
+def rasters_of(dataset: SegmentationDataset) -> list[int] | None:
+    """For each window the number of its raster, which stays together as windows overlap; None for whole images."""
+    if all(pair.tile is None for pair in dataset.pairs):
+        return None
+    numbers: list[int] = np.unique([pair.image for pair in dataset.pairs], return_inverse=True)[1].tolist()
+    return numbers
+
+
+def classes_of_images(dataset: SegmentationDataset, num_workers: int = 0) -> npt.NDArray[np.bool_]:
+    """Returns which classes are in each image, bool (N, K), from the masks; in one that cannot be read none is.
+
+    Args:
+        dataset: of N images.
+        num_workers: processes that read masks; 0 means this one.
+    """
+    image_classes = np.zeros((len(dataset), dataset.card.num_classes), bool)
+    for sample in scan_samples(dataset, num_workers=num_workers, check_images=False):
+        if sample.raw is not None:
+            ids = dataset.label_map.map_scan(sample.raw)[0].ids
+            image_classes[sample.index, ids[ids != dataset.card.ignore_index]] = True
+    return image_classes

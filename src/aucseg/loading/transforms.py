@@ -7,13 +7,14 @@ a quarter of the bytes of float images.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from aucseg.loading.crops import ClassAwareCrop
+from aucseg.loading.own_augmentation import OwnAugmentation
 from aucseg.loading.photometric import DrawColourChange, PhotometricDistortion
 
 try:
@@ -177,6 +178,7 @@ def training_transform(
     fill: float | Sequence[float] = 0,
     rare_classes: Sequence[int] = (),
     rare_probability: float = 0.0,
+    augmentation: Sequence[Any] = (),
 ) -> v2.Compose:
     """The usual training pipeline: scale, crop with a cap on one class's share, flip, photometric distortion.
 
@@ -193,6 +195,8 @@ def training_transform(
             so without rounding and distortion).
         rare_classes: see `aucseg.loading.crops.ClassAwareCrop`.
         rare_probability: see `aucseg.loading.crops.ClassAwareCrop`.
+        augmentation: what else is done to a crop, before the photometric distortion: entries of
+            `aucseg.loading.own_augmentation.OwnAugmentation`.
 
     Returns:
         A transform from sample to sample; its randomness comes from torch's global generator.
@@ -202,7 +206,7 @@ def training_transform(
         >>> training_transform((32, 48))({"image": image, "mask": mask})["image"].shape
         torch.Size([3, 32, 48])
     """
-    steps: list[nn.Module] = [
+    steps: list[Callable[[Sample], Sample]] = [
         WrapSample(),
         RandomScale(scale, base_size),
         ClassAwareCrop(
@@ -215,6 +219,8 @@ def training_transform(
         ),
         RandomFlip(flip),
     ]
+    if augmentation:
+        steps.append(OwnAugmentation(augmentation, ignore_index=ignore_index, fill=fill))
     if photometric not in (True, False, "device"):
         raise ValueError(f"photometric must be true, false or 'device', not {photometric!r}")
     if photometric:

@@ -1,12 +1,13 @@
 """Every loss by name: AUCSeg's and its rivals'."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from aucseg.hints import closest
+from aucseg.hints import check_options, closest, import_object
 from aucseg.losses.auc.checks import check_option_names
 from aucseg.losses.aucseg import AUCSegLoss
 from aucseg.losses.baselines import (
@@ -72,8 +73,10 @@ def build_loss(name: str, class_counts: Tensor | Sequence[float] | None = None, 
     Args:
         name: A key of ``LOSSES``: ``ce``, ``wce-inverse``, ``wce-median``, ``wce-effective``, ``wce-enet``, ``focal``,
             ``cb-focal``, ``ohem``, ``ldam``, ``la``, ``vs``, ``balanced-softmax``, ``blv``, ``seesaw``, ``dice``,
-            ``lovasz``, ``disalign`` or ``aucseg``.
-        class_counts: Pixels of each class in the training set (K,); losses that don't need it accept None.
+            ``lovasz``, ``disalign`` or ``aucseg``; or ``package.module:Name``, a class or function of the user's own,
+            whose module may lie in the current folder.
+        class_counts: Pixels of each class in the training set (K,); losses that don't need it accept None. The user's
+            own get it, and ``ignore_index``, if they have parameters of these names.
         **options: Options of the loss, such as ``ignore_index``, ``gamma`` or ``tau``. ``class_weight`` of ``aucseg``
             may be the arguments of `aucseg.class_weights` instead of numbers: ``{"rule": "inverse", "power": 0.15}``.
 
@@ -82,7 +85,8 @@ def build_loss(name: str, class_counts: Tensor | Sequence[float] | None = None, 
 
     Raises:
         ValueError: An unknown name, or options out of range.
-        TypeError: An option that the loss doesn't have; the nearest one is named.
+        TypeError: An option that the loss doesn't have; the nearest one is named. Or what is imported makes no module.
+        ImportError: The import path leads nowhere.
 
     Example:
         >>> build_loss("la", [900, 100], tau=0.5)
@@ -92,9 +96,13 @@ def build_loss(name: str, class_counts: Tensor | Sequence[float] | None = None, 
         >>> build_loss("focl")
         Traceback (most recent call last):
         ValueError: unknown loss 'focl'; did you mean focal...
+        >>> build_loss("torch.nn:CrossEntropyLoss", label_smoothing=0.1)
+        CrossEntropyLoss()
     """
+    if ":" in name:
+        return _build_own(name, class_counts, options)
     if name not in LOSSES:
-        raise ValueError(f"unknown loss {name!r}; {closest(name, LOSSES)}")
+        raise ValueError(f"unknown loss {name!r}; {closest(name, LOSSES)}; or package.module:Name")
     if name != "aucseg":  # which checks its own
         of_the_rule = [partial(class_weights, (), "inverse")] if name.startswith("wce-") else []
         check_option_names(f"loss {name!r}", options, LOSSES[name], *of_the_rule)
@@ -102,3 +110,21 @@ def build_loss(name: str, class_counts: Tensor | Sequence[float] | None = None, 
         return LOSSES[name](class_counts, **options)
     except TypeError as error:
         raise TypeError(f"loss {name!r}: {error}") from error
+
+
+def _build_own(path: str, class_counts: Tensor | Sequence[float] | None, options: dict[str, Any]) -> nn.Module:
+    factory = import_object(path)
+    parameters = inspect.signature(factory).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    if "class_counts" in parameters or takes_any:
+        options = {"class_counts": class_counts, **options}
+    if "ignore_index" not in parameters and not takes_any:
+        options = {key: value for key, value in options.items() if key != "ignore_index"}
+    check_options(options, factory, f"loss {path!r}")
+    try:
+        loss = factory(**options)
+    except TypeError as error:
+        raise TypeError(f"loss {path!r}: {error}") from error
+    if not isinstance(loss, nn.Module):
+        raise TypeError(f"loss {path!r} must make a torch.nn.Module, got {type(loss).__name__}")
+    return loss

@@ -1,17 +1,14 @@
 """build_model(): every model by its name."""
 
 import inspect
-import os
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from aucseg.hints import closest
+from aucseg.hints import closest, import_object
 from aucseg.models.checkpoint import load_encoder_checkpoint
 from aucseg.models.hf_models import build_hf_model, list_hf_model_types
 from aucseg.models.segmentation_model import SegmentationModel, WrappedNetwork
@@ -156,20 +153,7 @@ def build_segnext(size: str, num_classes: int, *, encoder_weights: str | Path | 
 
 
 def _build_from_import_path(path: str, num_classes: int, options: dict[str, Any]) -> SegmentationModel:
-    module_name, _, attribute = path.partition(":")
-    # The console script does not look in the current folder, where a user's own file lies.
-    if (folder := os.getcwd()) not in sys.path:
-        sys.path.append(folder)
-    try:
-        module = import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ImportError(f"{path!r}: there is no module {error.name!r} to import") from error
-    factory: Any = getattr(module, attribute, None)
-    if not callable(factory):
-        names = [name for name, value in vars(module).items() if callable(value)]
-        raise ImportError(
-            f"{path!r}: {module_name} has no class or function {attribute!r}; {closest(attribute, names)}"
-        )
+    factory = import_object(path)
     parameters = inspect.signature(factory).parameters
     if "num_classes" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         raise TypeError(f"{path} must accept the keyword num_classes")

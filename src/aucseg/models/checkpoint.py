@@ -159,12 +159,21 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, strict: bool = True) 
         >>> torch.equal(source.weight, target.weight)
         True
     """
+    return _load(model, matching_tensors(model, path), path, strict)
+
+
+def matching_tensors(model: nn.Module, path: str | Path) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint under the names that a model has for them, as far as it has any.
+
+    Args:
+        model: The model.
+        path: See :func:`read_state_dict`.
+    """
     tensors = read_state_dict(path)
     expected = model.state_dict()
     candidates = [_strip(names, prefix) for names in (tensors, _from_mmseg(tensors)) for prefix in _PREFIXES]
     candidates += [{f"network.{name}": value for name, value in candidate.items()} for candidate in candidates]
-    best = max(candidates, key=lambda candidate: len(candidate.keys() & expected.keys()))
-    return _load(model, best, path, strict)
+    return max(candidates, key=lambda candidate: len(candidate.keys() & expected.keys()))
 
 
 def load_encoder_checkpoint(model: nn.Module, path: str | Path, *, strict: bool = True) -> LoadReport:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aucseg.report.runs import Comparison, Run, load_comparison
-from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT
+from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT, checkpoint_in
 from aucseg.safe_files import read_yaml_mapping
 
 Role = Literal["gain", "loss", "sample"]
@@ -186,7 +186,7 @@ def collect_examples(
 
 def can_be_shown(run: Run) -> bool:
     """Whether there are pictures of a run: it has a checkpoint, or its predictions are in files."""
-    return bool(run.predictions) or (run.folder / LAST_CHECKPOINT).is_file()
+    return bool(run.predictions) or checkpoint_in(run.folder).is_file()
 
 
 def _validation_images(run: Run, root: str | Path | None) -> Any:
@@ -260,7 +260,7 @@ def collect_pastes(
     from aucseg.report.runs import read_run
 
     run = read_run(run_folder)
-    if not (run.folder / LAST_CHECKPOINT).is_file():
+    if not checkpoint_in(run.folder).is_file():
         raise ValueError(f"{run.folder} has no checkpoint {LAST_CHECKPOINT} yet: its bank cannot be shown")
     task = _load_task(run, device)
     if task.bank is None:
@@ -292,7 +292,7 @@ def collect_pastes(
 def _load_task(run: Run, device: str) -> Any:
     from aucseg.training.stored_task import load_task
 
-    return load_task(run.folder / LAST_CHECKPOINT, device)
+    return load_task(run.folder, device)
 
 
 def _datamodule(run: Run, root: str | Path | None) -> Any:

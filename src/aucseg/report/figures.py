@@ -130,10 +130,10 @@ def _number(value: float | None) -> float:
 def _draw_strip(grid: NDArray[Any], comparison: Comparison, examples: Sequence[Example]) -> None:
     for row, example in zip(grid, examples, strict=True):
         pictures: dict[str, NDArray[np.uint8] | None] = {"input": example.image}
-        pictures["truth"] = _overlay(example.image, example.truth, comparison.palette)
+        pictures["truth"] = overlay(example.image, example.truth, comparison.palette)
         for run in comparison.runs:
             labels = example.predictions.get(run.title)
-            pictures[run.title] = None if labels is None else _overlay(example.image, labels, comparison.palette)
+            pictures[run.title] = None if labels is None else overlay(example.image, labels, comparison.palette)
         for axes, (title, picture) in zip(row, pictures.items(), strict=True):
             axes.set_axis_off()
             if picture is not None:
@@ -142,7 +142,7 @@ def _draw_strip(grid: NDArray[Any], comparison: Comparison, examples: Sequence[E
                 axes.set_title(title, fontsize=10, color=_INK)
 
 
-def _overlay(image: NDArray[np.uint8], labels: NDArray[Any], palette: Sequence[Color]) -> NDArray[np.uint8]:
+def overlay(image: NDArray[np.uint8], labels: NDArray[Any], palette: Sequence[Color]) -> NDArray[np.uint8]:
     """The image with the classes' colours over it; ignored pixels show the image alone."""
     valid = (labels >= 0) & (labels < len(palette))
     colors = np.array(palette, dtype=np.float64)[np.where(valid, labels, 0)]

@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 
 from aucseg.report.groups import group_means
 from aucseg.report.text import percent
-from aucseg.run_files import CONFIG_FILE, CONFUSION_FILE, CURVES_FILE, IMAGES_FILE, METRICS_FILE, RESULT_FILE
+from aucseg.run_files import (
+    CONFIG_FILE,
+    CONFUSION_FILE,
+    CURVES_FILE,
+    IMAGES_FILE,
+    METRICS_FILE,
+    RESULT_FILE,
+    run_folder_of,
+)
 from aucseg.safe_files import read_yaml_mapping
 from aucseg.statistics.groups import groups_by_share
 
@@ -107,7 +115,7 @@ def read_run(folder: str | Path, title: str | None = None) -> Run:
     files = (CONFIG_FILE, METRICS_FILE, RESULT_FILE)
     if not any((folder / name).is_file() for name in files):
         raise ValueError(f"{folder} is not a run folder: it has none of {', '.join(files)}")
-    history = _read_history(folder / METRICS_FILE)
+    history = _read_history(run_folder_of(folder) / METRICS_FILE)
     result = _read_json(folder / RESULT_FILE)
     try:
         run = _parse_result(result)
@@ -324,7 +332,7 @@ def load_comparison(
     if isinstance(run_folders, (str, Path)) or not run_folders:
         raise ValueError("run_folders must be a list of at least one run folder")
     if titles is None:
-        titles = _default_titles([Path(folder) for folder in run_folders])
+        titles = default_titles([Path(folder) for folder in run_folders])
     if len(titles) != len(run_folders) or len(set(titles)) != len(titles):
         raise ValueError(f"need {len(run_folders)} different titles, one a run, got {list(titles)}")
     runs = [read_run(folder, title) for folder, title in zip(run_folders, titles, strict=True)]
@@ -366,7 +374,8 @@ def _with_group_means(run: Run, groups: Mapping[str, Sequence[int]]) -> Run:
     return replace(run, metrics=means | run.metrics)
 
 
-def _default_titles(folders: Sequence[Path]) -> list[str]:
+def default_titles(folders: Sequence[Path]) -> list[str]:
+    """Names of runs: those of their folders, with the folders above where names are equal."""
     resolved = [folder.resolve() for folder in folders]
     names = [folder.name for folder in resolved]
     if len(set(names)) < len(names):

@@ -79,23 +79,30 @@ def advise_bank(
             another tail.
 
     Returns:
-        ``answer`` (`USE`, `LEAVE_OUT` or `NOT_CLEAR`), ``use_bank`` (bool: the first of them), ``settings`` (keyword
-        arguments of ``TailMemoryBank``, to try it in any case), ``reasons`` (texts).
+        ``answer`` (`USE`, `LEAVE_OUT` or `NOT_CLEAR`), ``use_bank`` (bool: the first of them), ``summary``
+        (the main reason in a line), ``settings`` (keyword arguments of ``TailMemoryBank``, to try it in any case),
+        ``reasons`` (texts).
     """
     tail = [class_id for class_id in tail if statistics.pixel_counts[class_id] > 0]
     middle = [class_id for class_id in middle if statistics.pixel_counts[class_id] > 0]
     if not tail:
         drawn = _resampled(statistics, tail, max(batch_size, _MIN_BATCH), by_share) if by_share else ()
         answer = NOT_CLEAR if any(share < _OFTEN for share in drawn) else LEAVE_OUT
-        reasons = ["no tail class occurs: there is nothing to bring back"]
-        return {"answer": answer, "use_bank": False, "settings": {}, "reasons": reasons}
+        reason = "no tail class occurs: there is nothing to bring back"
+        return {"answer": answer, "use_bank": False, "summary": reason, "settings": {}, "reasons": [reason]}
     settings, about_settings = _settings(statistics, tail, middle, batch_size)
-    answer, reasons = _answer(statistics, tail, batch_size, by_share)
-    if not settings:
+    answer, summary, reasons = _answer(statistics, tail, batch_size, by_share)
+    if not settings and answer == USE:
         # A draw decides whether a class has one image more: the answer is never the opposite of `USE`.
-        answer = LEAVE_OUT if answer == LEAVE_OUT else NOT_CLEAR
+        answer, summary = NOT_CLEAR, "the tail has too few different samples to paste"
     reasons += about_settings
-    return {"answer": answer, "use_bank": answer == USE, "settings": settings, "reasons": reasons}
+    return {
+        "answer": answer,
+        "use_bank": answer == USE,
+        "summary": summary,
+        "settings": settings,
+        "reasons": reasons,
+    }
 
 
 def bank_options(settings: Mapping[str, Any], groups: Mapping[str, Sequence[int]]) -> dict[str, Any]:
@@ -107,7 +114,10 @@ def bank_options(settings: Mapping[str, Any], groups: Mapping[str, Sequence[int]
     return options
 
 
-def _answer(statistics: ClassStatistics, tail: list[int], batch_size: int, by_share: bool) -> tuple[str, list[str]]:
+def _answer(
+    statistics: ClassStatistics, tail: list[int], batch_size: int, by_share: bool
+) -> tuple[str, str, list[str]]:
+    """The answer, the main reason in a line, and all of them."""
     batch_size = max(batch_size, _MIN_BATCH)
     in_batch = 1 - (1 - statistics.presence[tail]) ** batch_size
     drawn = list(_resampled(statistics, tail, batch_size, by_share))
@@ -126,12 +136,15 @@ def _answer(statistics: ClassStatistics, tail: list[int], batch_size: int, by_sh
             "bank is left out): pasting them elsewhere shows things where they cannot be, and cost accuracy where it "
             "was measured"
         )
-    if low > _OFTEN or place > _FIXED:
-        return LEAVE_OUT, reasons
+    often = f"a tail class is in {_percent(in_batch.mean())} of the batches on average"
+    if low > _OFTEN:
+        return LEAVE_OUT, f"{often}: nothing to bring back", reasons
+    if place > _FIXED:
+        return LEAVE_OUT, "the tail classes keep to their places, which pastes would not", reasons
     if high < _OFTEN and place <= _MOVABLE:
-        return USE, reasons
+        return USE, f"{often}; no sample is shown more than {_MAX_FACTOR:g} times an epoch", reasons
     reasons.append("another draw of images might tell otherwise: train without a bank, or try both ('aucseg compare')")
-    return NOT_CLEAR, reasons
+    return NOT_CLEAR, "not clear whether one helps: try both with 'aucseg compare'", reasons
 
 
 def _resampled(statistics: ClassStatistics, tail: list[int], batch_size: int, by_share: bool) -> Iterator[float]:

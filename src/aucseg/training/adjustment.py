@@ -58,7 +58,8 @@ def evaluation_batches(datamodule: SegmentationDataModule, split: str | None) ->
 
     Args:
         datamodule: of the run.
-        split: name of a split of the card; None for the training images that are held out.
+        split: name of a split of the card, the validation split being the fold where a run has one; None for the
+            training images that are held out.
 
     Returns:
         The number of images and their loader.
@@ -69,6 +70,8 @@ def evaluation_batches(datamodule: SegmentationDataModule, split: str | None) ->
     transform: Callable[[dict[str, Any]], dict[str, Any]] = datamodule.evaluation_transform
     if split is None:
         dataset = datamodule.held_out_dataset(transform)
+    elif split == datamodule.val_split:
+        dataset = datamodule.validation_dataset(transform)
     elif split == datamodule.train_split:
         raise ValueError(
             f"the run was trained on the split {split!r}, where it looks better than it is: name another one, or train "

@@ -258,7 +258,7 @@ class RunCheckpoint(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Gives the signals back, and notes what there is to go on from."""
         self._restore_handlers()
-        if trainer.sanity_checking:
+        if trainer.sanity_checking and not isinstance(exception, KeyboardInterrupt):
             add_note(
                 exception,
                 f"this was in the validation of {trainer.num_sanity_val_steps} batches before the first step "
@@ -269,13 +269,12 @@ class RunCheckpoint(Callback):
             path = newest_checkpoint(self.folder, lambda _: None)
             if path is not None:
                 place = "in the validation " if trainer.validating else ""
+                where = f"this was {place}after step {trainer.global_step}; {path} holds step {checkpoint_step(path)}, "
+                # An interruption says itself after which step it came.
+                where = "" if isinstance(exception, RunInterrupted) else f"{where}and "
                 folder = shlex.quote(str(self.folder))
                 command = f"aucseg fit --config {folder}/config.yaml --out {folder} --resume auto"
-                add_note(
-                    exception,
-                    f"this was {place}after step {trainer.global_step}; {path} holds step {checkpoint_step(path)}, and "
-                    f"'{command}' goes on from there",
-                )
+                add_note(exception, f"{where}'{command}' goes on from there")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds how much of ``metrics.csv`` belongs to it, and tells Lightning that no batch is under way."""

@@ -21,7 +21,7 @@ def check_data(data: SegmentationDataModule, *, trains: bool = True, validates: 
     """
     if trains and data.shards is None:
         check_has_masks(data.dataset(data.train_split, None))
-    if not validates or data.validates_held_out or data.val_shards is not None:
+    if not validates or data.validates_training_images or data.val_shards is not None:
         return
     if data.val_split not in data.card.splits:
         splits = ", ".join(data.card.splits)

@@ -13,18 +13,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from aucseg.datasets import DatasetCard, SegmentationDataset
-from aucseg.datasets.data_report import describe_absent_classes, describe_files
 from aucseg.datasets.hub_folder import root_of
 from aucseg.datasets.shards import StreamedSegmentationDataset
+from aucseg.hints import Entries
 from aucseg.loading.evaluation_batches import EvaluationBatches, collate_any_size, largest_image
-from aucseg.loading.held_out import HeldOut, held_out_images, share_to_hold_out
+from aucseg.loading.held_out import share_to_hold_out
 from aucseg.loading.photometric import COLOUR_CHANGES, distort_colours
 from aucseg.loading.sample_order import SampleStream, SeededDataset, epoch_order
 from aucseg.loading.shard_order import ShardStream
+from aucseg.loading.training_parts import TrainingParts
 from aucseg.loading.transforms import IMAGENET_MEAN, evaluation_transform, training_transform
 from aucseg.randomness import stable_seed
 from aucseg.statistics.class_statistics import ClassStatistics
 from aucseg.training.bank_plans import planned_by_workers
+from aucseg.training.data_description import describe_run
 from aucseg.training.loader_checks import (
     check_at_least,
     check_held_out,
@@ -67,6 +69,8 @@ class SegmentationDataModule(LightningDataModule):
         photometric: whether to distort the colours of training images. "device" draws the same changes in the loader
             and makes them on the device the batch is trained on, where they cost little; outside a trainer call
             `aucseg.loading.photometric.distort_colours` with the batch's ``"colour_changes"``.
+        augmentation: transforms of torchvision v2 or albumentations, or functions of a sample, for the crops, see
+            `aucseg.loading.own_augmentation.OwnAugmentation`: import paths, or mappings with class_path and init_args.
         fill: padding value of images smaller than the crop.
         train_split: name of the card's split to train on.
         val_split: name of the card's split to validate on.
@@ -87,6 +91,8 @@ class SegmentationDataModule(LightningDataModule):
             copies of each other), "image" takes images one by one.
         validate_held_out: False validates on the validation split all the same: the images held out are kept for
             ``aucseg adjust``.
+        fold: ``[i, k]`` deals the training images out to k folds (`aucseg.loading.folds`), validates on fold i, counted
+            from 0, and trains on the others.
         statistics: file of the training split's class statistics, as ``aucseg stats`` writes it; None counts the masks
             when something needs the counts (each process its part).
         rare_crop: how often a training crop is one around a pixel of a rare class, in [0, 1].
@@ -120,6 +126,7 @@ class SegmentationDataModule(LightningDataModule):
         max_class_share: float = 0.75,
         flip: float = 0.5,
         photometric: bool | Literal["device"] = True,
+        augmentation: Entries | Sequence[Any] | None = None,
         fill: Sequence[float] = IMAGENET_MEAN,
         train_split: str = "train",
         val_split: str = "val",
@@ -132,6 +139,7 @@ class SegmentationDataModule(LightningDataModule):
         held_out_share: float | None = None,
         held_out_by: str = "sequence",
         validate_held_out: bool = True,
+        fold: tuple[int, int] | None = None,
         statistics: str | None = None,
         rare_crop: float = 0.0,
         rare_crop_classes: list[int | str] | None = None,
@@ -145,8 +153,8 @@ class SegmentationDataModule(LightningDataModule):
         check_tile(tile, cache=cache, shards=shards or val_shards, base_size=base_size or eval_base_size)
         self.card = DatasetCard.load(card)
         given = {"held_out_share": held_out_share, "val_split": val_split, "val_shards": val_shards, "shards": shards}
-        held_out_share = share_to_hold_out(self.card, given)
-        check_held_out(held_out_share, held_out_by, shards=shards, statistics=statistics)
+        held_out_share = share_to_hold_out(self.card, {**given, "fold": fold})
+        check_held_out(held_out_share, held_out_by, fold=fold, shards=shards, statistics=statistics)
         check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size, shuffle_buffer=shuffle_buffer)
         check_at_least(0, num_workers=num_workers)
         self.root = root_of({"root": root, "hf": hf, "image_column": image_column, "mask_column": mask_column})
@@ -163,8 +171,8 @@ class SegmentationDataModule(LightningDataModule):
         self.sampler = sampler
         self.sampler_options = dict(sampler_options or {})
         self.held_out_share = held_out_share
-        self.held_out_by = held_out_by
-        self._held: HeldOut | None = None
+        self.fold = fold
+        self.parts = TrainingParts(held_out_share, fold, held_out_by, num_workers)
         self.validate_held_out = validate_held_out
         self._statistics = None if statistics is None else load_statistics(statistics, self.card)
         self.shards = shards
@@ -185,6 +193,7 @@ class SegmentationDataModule(LightningDataModule):
             fill=self._fill(fill),
             rare_classes=self._rare_crop_classes(rare_crop_classes, needed=rare_crop > 0),
             rare_probability=rare_crop,
+            augmentation=augmentation or (),
         )
         self.evaluation_transform = evaluation_transform(base_size=eval_base_size)
 
@@ -213,40 +222,39 @@ class SegmentationDataModule(LightningDataModule):
         if self._has_described_data or self._place[0]:
             return
         self._has_described_data = True
-        trains = stage == "fit" and self.shards is None
-        used = [self.train_split] if trains or self.validates_held_out else []
-        if self.val_shards is None and not self.validates_held_out:
-            used.append(self.val_split)
-        if self.shards is None or self.val_shards is None:
-            for line in describe_files(self.card, self.root, used):
-                say_once(line)
-        if self.val_shards is None:
-            try:
-                dataset = self.validation_dataset(None)
-            except ValueError:
-                return  # the loader says what is wrong, where there is one
-            if self._held is not None:
-                say_once(self._held.describe())
-            for line in describe_absent_classes(dataset, self.num_workers):
-                say_once(line)
+        for line in describe_run(self, trains=stage == "fit"):
+            say_once(line)
 
     def training_dataset(self, transform: Callable[[dict[str, Any]], dict[str, Any]] | None) -> SegmentationDataset:
-        """The training images, without those held out."""
-        dataset = self.dataset(self.train_split, transform, random_windows=True)
-        if self.held_out_share:
-            dataset.pairs = [dataset.pairs[index] for index in self._held_out(dataset).kept]
-        return dataset
+        """The training images, without those held out and those of the fold."""
+        return self.parts.trained_on(self.dataset(self.train_split, transform, random_windows=True))
 
     def validation_dataset(self, transform: Callable[[dict[str, Any]], dict[str, Any]] | None) -> SegmentationDataset:
-        """The validation split, or the training images that are held out."""
+        """The validation split, or the training images that are held out or in the fold."""
         if self.validates_held_out:
             return self.held_out_dataset(transform)
-        return self.dataset(self.val_split, transform)
+        if not self.validates_training_images:
+            return self.dataset(self.val_split, transform)
+        return self.parts.in_fold(self.dataset(self.train_split, transform))
 
     @property
     def validates_held_out(self) -> bool:
         """Whether training images that are held out are validated on, instead of a split or shards."""
         return self.held_out_share > 0 and self.validate_held_out and self.val_shards is None
+
+    @property
+    def validates_training_images(self) -> bool:
+        """Whether a part of the training split is validated on, instead of another split or shards."""
+        return self.validates_held_out or (self.fold is not None and self.val_shards is None)
+
+    @property
+    def validation_name(self) -> str:
+        """What is validated on, in words."""
+        if self.validates_held_out:
+            return "held-out training images"
+        if self.fold is not None and self.validates_training_images:
+            return f"fold {self.fold[0]} of {self.fold[1]}"
+        return f"split {self.val_split!r}"
 
     def held_out_dataset(self, transform: Callable[[dict[str, Any]], dict[str, Any]] | None) -> SegmentationDataset:
         """The training images that are held out.
@@ -254,17 +262,7 @@ class SegmentationDataModule(LightningDataModule):
         Raises:
             ValueError: none are.
         """
-        if not self.held_out_share:
-            raise ValueError("no training images are held out: held_out_share is 0")
-        dataset = self.dataset(self.train_split, transform)
-        dataset.pairs = [dataset.pairs[index] for index in self._held_out(dataset).held_out]
-        return dataset
-
-    def _held_out(self, dataset: SegmentationDataset) -> HeldOut:
-        """Which images of the training split are held out."""
-        if self._held is None:
-            self._held = held_out_images(dataset, self.held_out_share, self.num_workers, self.held_out_by)
-        return self._held
+        return self.parts.held_out(self.dataset(self.train_split, transform))
 
     def _rare_crop_classes(self, classes: list[int | str] | None, needed: bool) -> tuple[int, ...]:
         if classes is not None:
@@ -304,7 +302,9 @@ class SegmentationDataModule(LightningDataModule):
         (rank, world_size), start_batch = self._place, 0
         if self.trainer is not None:
             if self.trainer.max_steps == -1:
-                raise ValueError(self._epochs_message(world_size))
+                raise ValueError(
+                    "give trainer.max_steps: batches come without end ('aucseg fit' takes trainer.max_epochs as well)"
+                )
             start_batch = self.trainer.global_step * self.trainer.accumulate_grad_batches
         check_shared_memory(self.num_workers, self.batch_size * self._crop_bytes)
         options = self._loader_options() | planned_by_workers(self.trainer)
@@ -370,14 +370,6 @@ class SegmentationDataModule(LightningDataModule):
         return StreamedSegmentationDataset(
             self.card, urls, transform=transform, shuffle=shuffle, seed=self.seed, on_error=self.on_error
         )
-
-    def _epochs_message(self, world_size: int) -> str:
-        message = "training is counted in iterations: set trainer.max_steps instead of trainer.max_epochs"
-        if self.shards is not None:
-            return message
-        length = len(self.training_dataset(None))
-        steps = -(-length // (self.batch_size * world_size))
-        return f"{message} (one pass over the {length} images of {self.train_split!r} is {steps} steps)"
 
     def _loader_options(self) -> dict[str, Any]:
         return {

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from aucseg.datasets.data_report import check_has_masks
-from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT
+from aucseg.run_files import CONFIG_FILE, checkpoint_in
 from aucseg.safe_files import read_yaml_mapping
 from aucseg.training.checkpoints import checkpoint_step
 from aucseg.training.datamodule import SegmentationDataModule
@@ -29,7 +29,7 @@ def run_of(path: Path) -> tuple[Path, Path]:
         ValueError: there is neither.
     """
     if path.is_dir():
-        folder, checkpoint = path, path / LAST_CHECKPOINT
+        folder, checkpoint = path, checkpoint_in(path)
     else:
         folder, checkpoint = path.parent.parent, path
     if not checkpoint.is_file():

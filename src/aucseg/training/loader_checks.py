@@ -15,7 +15,7 @@ from aucseg.statistics.class_statistics import ClassStatistics
 
 # Options of the rare-class sampler that follow from the run.
 _SET_BY_THE_RUN = ("statistics", "seed", "num_replicas", "rank")
-_IN_ORDER = "shards are read in their order: no sampler 'rare_class' and no held_out_share with them"
+_IN_ORDER = "shards are read in their order: no sampler 'rare_class', held_out_share or fold with them"
 
 
 def check_sampling(*, cache: str | None, shards: Any, sampler: str, sampler_options: Mapping[str, Any]) -> None:
@@ -54,23 +54,8 @@ def check_tile(tile: int | None, *, cache: str | None, shards: Any, base_size: A
         raise ValueError("base_size and eval_base_size fit whole images, and tile reads windows: use scale instead")
 
 
-def load_statistics(path: str, card: DatasetCard) -> ClassStatistics:
-    """Reads class statistics of the card's classes.
-
-    Raises:
-        ValueError: they are of other classes, or no statistics.
-    """
-    statistics = ClassStatistics.load(Path(path))
-    if statistics.num_classes != card.num_classes:
-        raise ValueError(
-            f"{path} has {statistics.num_classes} classes, the card {card.name!r} {card.num_classes}: "
-            "count again with 'aucseg stats'"
-        )
-    return statistics
-
-
-def check_held_out(share: float, by: str, *, shards: Any, statistics: str | None) -> None:
-    """Refuses a share outside [0, 1), an unknown unit, and what does not go with images held out.
+def check_held_out(share: float, by: str, *, fold: tuple[int, int] | None, shards: Any, statistics: str | None) -> None:
+    """Refuses a share outside [0, 1), a fold that there is not, an unknown unit, and what does not go with them.
 
     Raises:
         ValueError: as said.
@@ -79,10 +64,27 @@ def check_held_out(share: float, by: str, *, shards: Any, statistics: str | None
         raise ValueError(f"held_out_by must be 'sequence' or 'image', not {by!r}")
     if not 0 <= share < 1:
         raise ValueError(f"held_out_share must lie in [0, 1), not {share}")
-    if share and shards is not None:
+    if fold is not None and not 0 <= fold[0] < fold[1]:
+        raise ValueError(f"fold must be [number, how many], such as [0, 5], the number from 0; got {list(fold)}")
+    if (share or fold) and shards is not None:
         raise ValueError(_IN_ORDER)
-    if share and statistics is not None:
-        raise ValueError("statistics are those of the whole split: leave them out with held_out_share")
+    if (share or fold) and statistics is not None:
+        raise ValueError("statistics are those of the whole split: leave them out with held_out_share and fold")
+
+
+def load_statistics(path: str, card: DatasetCard) -> ClassStatistics:
+    """Loads class statistics, of as many classes as the card has.
+
+    Raises:
+        ValueError: they have another number.
+    """
+    statistics = ClassStatistics.load(Path(path))
+    if statistics.num_classes != card.num_classes:
+        raise ValueError(
+            f"{path} has {statistics.num_classes} classes, the card {card.name!r} {card.num_classes}: count again with "
+            "'aucseg stats'"
+        )
+    return statistics
 
 
 def check_at_least(least: int, **values: int) -> None:

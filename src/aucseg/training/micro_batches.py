@@ -77,6 +77,16 @@ def check_micro_batches(loss: nn.Module, accumulate_grad_batches: int) -> None:
         )
 
 
+def scaled_backward(scaler: Any) -> Callable[[Tensor], None]:
+    """What adds the gradient of a loss, times the scale of a gradient scaler (None for none), to the parameters."""
+
+    def backward(value: Tensor) -> None:
+        with torch.autocast(value.device.type, enabled=False):
+            (value if scaler is None else scaler.scale(value)).backward()
+
+    return backward
+
+
 def backward_all_but_last(
     loss: PairwiseAUCLoss | AUCSegLoss,
     model: nn.Module,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
 from torch import nn
 
+from aucseg.hints import build_by_path
 from aucseg.models import split_parameters
 from aucseg.training.processes import say_once
 
@@ -56,17 +59,31 @@ def undecayed(model: nn.Module) -> set[int]:
 
 
 def build_optimizer(
-    model: nn.Module, learning_rate: float, head_rate_factor: float, weight_decay: float, betas: Sequence[float]
-) -> torch.optim.AdamW:
-    """AdamW over the parameters that learn.
+    model: nn.Module,
+    learning_rate: float,
+    head_rate_factor: float,
+    weight_decay: float,
+    betas: Sequence[float],
+    optimizer: str | Mapping[str, Any] | None = None,
+) -> torch.optim.Optimizer:
+    """AdamW, or another optimizer, over the parameters that learn.
 
     Args:
         model: its encoder is what `aucseg.models.split_parameters` finds.
         learning_rate: rate of the encoder.
         head_rate_factor: the rate of everything else is this many times higher.
         weight_decay: decay of the parameters that `undecayed` leaves.
-        betas: decay rates of the two moments.
+        betas: decay rates of AdamW's two moments.
+        optimizer: import path (a bare name is one of ``torch.optim``), or a mapping of ``class_path`` and
+            ``init_args``; ``lr`` and ``weight_decay`` in these go before ``learning_rate`` and ``weight_decay``.
+
+    Raises:
+        ImportError: the import path leads nowhere.
+        TypeError: an option that the optimizer does not have.
     """
+    options = {} if optimizer is None or isinstance(optimizer, str) else dict(optimizer.get("init_args") or {})
+    learning_rate = options.pop("lr", learning_rate)
+    weight_decay = options.pop("weight_decay", weight_decay)
     without = undecayed(model)
     groups: list[dict[str, Any]] = []
     encoder, head = split_parameters(model)
@@ -83,6 +100,10 @@ def build_optimizer(
             f"the weights are {', '.join(sorted(map(str, narrow)))}: a step that is small beside a weight is rounded "
             "away, and most are; mixed precision (trainer.precision bf16-mixed or 16-mixed) keeps float32 weights"
         )
+    if optimizer is not None:
+        spec = optimizer if isinstance(optimizer, str) else {**optimizer, "init_args": options}
+        built: torch.optim.Optimizer = build_by_path(spec, "model.optimizer", "torch.optim", groups, lr=learning_rate)
+        return built
     # One kernel for all parameters: on two CPU cores a step of AdamW takes a quarter of the time of the default.
     fused = all(parameter.device.type in ("cpu", "cuda", "mps", "xpu") for parameter in learning)
     # In float16 the usual 1e-8 is 0, and the second moments of small gradients are 0 as well.
@@ -102,3 +123,51 @@ def build_schedule(
         return float(decayed)
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def optimizer_and_schedule(
+    model: nn.Module, settings: Mapping[str, Any], trainer: Trainer
+) -> OptimizerLRSchedulerConfig:
+    """What Lightning's ``configure_optimizers`` returns, from the hyperparameters of `aucseg.SegmentationTask`."""
+    names = ("learning_rate", "head_rate_factor", "weight_decay", "betas", "optimizer")
+    optimizer = build_optimizer(model, **{name: settings[name] for name in names})
+    warmup_and_decay = {name: settings[name] for name in ("warmup_steps", "warmup_factor", "poly_power")}
+    schedule = schedule_of(optimizer, trainer, settings["schedule"], **warmup_and_decay)
+    return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+
+def schedule_of(
+    optimizer: torch.optim.Optimizer, trainer: Trainer, spec: str | Mapping[str, Any] | None, **warmup_and_decay: Any
+) -> LRSchedulerConfigType:
+    """The schedule of a training, as Lightning takes it; it moves on after each optimizer step.
+
+    Args:
+        optimizer: what it sets the rates of.
+        trainer: knows the number of steps.
+        spec: import path (a bare name is one of ``torch.optim.lr_scheduler``), or a mapping of ``class_path``,
+            ``init_args`` and, for ``ReduceLROnPlateau``, the logged value that is its ``monitor``: it moves on after
+            each validation. It takes the place of warm-up and decay. None for these, see `build_schedule`.
+        **warmup_and_decay: arguments of `build_schedule`.
+
+    Raises:
+        ImportError: the import path leads nowhere.
+        TypeError: an option that the schedule does not have.
+        ValueError: there is a plateau to be found, and no ``monitor``.
+    """
+    if spec is None:
+        return {"scheduler": build_schedule(optimizer, trainer.max_steps, **warmup_and_decay), "interval": "step"}
+    spec = {"class_path": spec} if isinstance(spec, str) else dict(spec)
+    monitor = spec.pop("monitor", None)
+    schedule = build_by_path(spec, "model.schedule", "torch.optim.lr_scheduler", optimizer)
+    if not isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        return {"scheduler": schedule, "interval": "step"}
+    if monitor is None:
+        raise ValueError("model.schedule: ReduceLROnPlateau needs a monitor beside class_path, such as val/miou")
+    frequency = trainer.val_check_batch if isinstance(trainer.val_check_batch, int) else 1
+    return {
+        "scheduler": schedule,
+        "interval": "step",
+        "monitor": monitor,
+        "frequency": frequency,
+        "reduce_on_plateau": True,
+    }

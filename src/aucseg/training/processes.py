@@ -6,10 +6,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from aucseg.announce import process_number
+from aucseg.randomness import stable_seed
 
 _T = TypeVar("_T")
 
@@ -50,6 +52,13 @@ def gathered(value: _T) -> list[_T] | None:
     values: list[Any] | None = [None] * dist.get_world_size() if first else None
     dist.gather_object(value, values)
     return values
+
+
+def draw_apart(rank: int, generator: torch.Generator) -> None:
+    """Seeds a process anew: weights are the same everywhere, but each process pastes and drops out on its own."""
+    seed = stable_seed(torch.initial_seed(), rank)
+    torch.manual_seed(seed)
+    generator.manual_seed(seed)
 
 
 def part_of(items: Sequence[_T], rank: int, world_size: int) -> Sequence[_T]:

@@ -16,15 +16,20 @@ from lightning.pytorch.trainer.states import TrainerFn
 from aucseg.metrics.image_iou import added_overlaps, image_scores, per_image_overlap
 from aucseg.metrics.result_files import write_results
 from aucseg.run_files import (
+    BEST_CHECKPOINT,
+    BEST_FOLDER,
+    CARD_FILE,
     CONFIG_FILE,
     CONFUSION_FILE,
     CURVES_FILE,
     IMAGES_FILE,
     LAST_CHECKPOINT,
     METRICS_FILE,
+    PLAN_FILE,
     PREVIOUS_CHECKPOINT,
     RESULT_FILE,
     SKIPPED_FOLDER,
+    VALIDATION_PICTURE,
 )
 from aucseg.training.task import SegmentationTask
 
@@ -35,21 +40,30 @@ def prepare_run_folder(folder: Path, *, overwrite: bool = False) -> None:
     Raises:
         ValueError: the folder holds a run and ``overwrite`` is False, or nothing can be written to it.
     """
+    if not overwrite:
+        check_is_free(folder)
     check_writable(folder)
-    leftovers = [*_marks_of_a_start(folder), *_work(folder)]
-    if leftovers and not overwrite:
+    for path in [*_marks_of_a_start(folder), *_work(folder)]:
+        path.unlink()
+
+
+def check_is_free(folder: Path) -> None:
+    """Looks for a run in a folder, which need not be there.
+
+    Raises:
+        ValueError: the folder holds a run.
+    """
+    if _marks_of_a_start(folder) or _work(folder):
         raise ValueError(
             f"{folder} already holds a run: go on with it (--resume auto), give another folder with --out, or "
             "--overwrite true"
         )
-    for path in leftovers:
-        path.unlink()
 
 
 def remove_failed_start(folder: Path) -> None:
     """Takes away what a run left that failed in its first step, so that the corrected one may start there."""
     if not _work(folder):
-        for path in _marks_of_a_start(folder):
+        for path in [*_marks_of_a_start(folder), *_existing(folder, PLAN_FILE, CARD_FILE)]:
             with suppress(OSError):  # what ended the run is to be said, whatever stays here
                 path.unlink()
 
@@ -61,7 +75,9 @@ def _marks_of_a_start(folder: Path) -> list[Path]:
 def _work(folder: Path) -> list[Path]:
     return _existing(
         folder,
-        *(RESULT_FILE, CONFUSION_FILE, IMAGES_FILE, CURVES_FILE, str(LAST_CHECKPOINT), str(PREVIOUS_CHECKPOINT)),
+        *(RESULT_FILE, CONFUSION_FILE, IMAGES_FILE, CURVES_FILE, VALIDATION_PICTURE),
+        *(str(LAST_CHECKPOINT), str(PREVIOUS_CHECKPOINT)),
+        *(str(BEST_CHECKPOINT), f"{BEST_FOLDER}/*.json", f"{BEST_FOLDER}/{CONFIG_FILE}"),
         *(f"{LAST_CHECKPOINT.parent}/*.tmp", f"{SKIPPED_FOLDER}/step-*.pt"),
     )
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from aucseg.inference.offset_model import OFFSET_MODEL
 from aucseg.models.build import is_import_path
 from aucseg.models.checkpoint import TRUST_VARIABLE, files_are_trusted, load_plain
-from aucseg.run_files import LAST_CHECKPOINT
+from aucseg.run_files import checkpoint_in
 from aucseg.training.task import SegmentationTask
 
 # Models of this package that a checkpoint may name by import path; they load a checkpoint themselves, with `load_task`.
@@ -29,6 +30,8 @@ _OWN_MODELS = (
 def load_task(run: str | Path, map_location: str | torch.device = "cpu") -> SegmentationTask:
     """The trained task of a run, in evaluation mode.
 
+    A loss that would have to be imported is refused where it is first needed, in a validation: predicting needs none.
+
     Args:
         run: the folder of a run, or a checkpoint.
         map_location: device of the tensors.
@@ -38,7 +41,7 @@ def load_task(run: str | Path, map_location: str | torch.device = "cpu") -> Segm
             imported (`check_model_name`).
     """
     path = Path(run)
-    checkpoint = path / LAST_CHECKPOINT if path.is_dir() else path
+    checkpoint = checkpoint_in(path) if path.is_dir() else path
     if not checkpoint.is_file():
         raise ValueError(f"there is no checkpoint at {checkpoint}: give a run folder of 'aucseg fit', or a .ckpt file")
     content = load_plain(checkpoint, map_location)
@@ -65,7 +68,33 @@ def load_task(run: str | Path, map_location: str | torch.device = "cpu") -> Segm
         raise  # a package is missing; the message says which
     except Exception as error:  # whatever else the settings of a damaged or hostile file bring about
         raise ValueError(f"{checkpoint} holds a task that cannot be built again: {error}") from error
+    loss = task.hparams["loss"]
+    if isinstance(loss, str) and ":" in loss and not files_are_trusted():
+        task.loss = RefusedLoss(_refusal(checkpoint, loss, "loss"))
     return task.to(map_location).eval()
+
+
+class RefusedLoss(nn.Module):
+    """Stands for a loss that is not imported.
+
+    Args:
+        message: why, and what to do.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__()
+        self.message = message
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Raises ValueError."""
+        raise ValueError(self.message)
+
+
+def _refusal(checkpoint: Path, name: str, what: str) -> str:
+    return (
+        f"{checkpoint} names the Python object {name!r} as its {what}. It is not imported, because that runs code of "
+        f"the file's choice; if you trust the file, set {TRUST_VARIABLE}=1"
+    )
 
 
 def check_model_name(name: Any, checkpoint: Path) -> None:
@@ -81,7 +110,4 @@ def check_model_name(name: Any, checkpoint: Path) -> None:
             "and load its weights with aucseg.models.load_checkpoint"
         )
     if is_import_path(name) and name not in _OWN_MODELS and not files_are_trusted():
-        raise ValueError(
-            f"{checkpoint} names the Python object {name!r} as its model. It is not imported, because that runs code "
-            f"of the file's choice; if you trust the file, set {TRUST_VARIABLE}=1"
-        )
+        raise ValueError(_refusal(checkpoint, name, "model"))

@@ -16,25 +16,28 @@ from aucseg.datasets import DatasetCard
 from aucseg.dtypes import in_model_dtype
 from aucseg.inference.predictor import Predictor
 from aucseg.loading.evaluation_batches import same_size_parts, single_images
-from aucseg.losses import AUCSegLoss, build_loss
+from aucseg.losses import AUCSegLoss
 from aucseg.losses.baselines import LongTailLoss
-from aucseg.losses.pairwise_auc import PairwiseAUCLoss, auc_losses, process_group_of
+from aucseg.losses.pairwise_auc import PairwiseAUCLoss, process_group_of
 from aucseg.memory_bank.exchange import exchange_samples
 from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
 from aucseg.models import build_model, forward_with_auxiliary, without_weights
 from aucseg.randomness import random_states, set_random_states, stable_seed
-from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.image_channels import normalization, with_channels
-from aucseg.training.micro_batches import backward_all_but_last, check_micro_batches
-from aucseg.training.optimization import build_optimizer, build_schedule
+from aucseg.training.micro_batches import backward_all_but_last, check_micro_batches, scaled_backward
+from aucseg.training.optimization import optimizer_and_schedule
 from aucseg.training.precision import clip_gradients, keeping_digits, unscales
-from aucseg.training.processes import cpu_state, gathered, say_once, state_of_process
+from aucseg.training.processes import cpu_state, draw_apart, gathered, say_once, state_of_process
+from aucseg.training.start_weights import frozen_parts, take_over
 from aucseg.training.task_checks import (
     batch_norm_explained,
     build_bank,
     check_classes,
     check_gradients,
     evaluation_options,
+    groups_of,
+    loss_of,
+    say_if_sorted,
     state_mismatch,
 )
 from aucseg.upsampling import predicted_labels
@@ -51,6 +54,9 @@ class SegmentationTask(LightningModule):
         card: name of a shipped card, path of a card's YAML file, or a card's YAML text.
         model: name of a model, see `aucseg.build_model`, or a module from images (B, C, H, W) to logits (B, K, h, w).
         model_options: options of `aucseg.build_model`.
+        freeze: ``encoder``, or dotted names of the model's parts, that do not learn: neither weights nor statistics.
+        init_from: folder of a run, checkpoint or file of weights that a new training starts from, of other classes
+            perhaps, see `aucseg.training.start_weights.take_over`.
         loss: name of a loss, see `aucseg.losses.build_loss`, or a module from (logits, target) to a scalar.
         loss_options: options of the loss.
         bank: options of `aucseg.TailMemoryBank` (``tail_classes`` defaults to the card's tail; classes are given by id
@@ -62,6 +68,10 @@ class SegmentationTask(LightningModule):
         head_rate_factor: the rate of everything but the encoder is this many times higher.
         weight_decay: decay of AdamW; norms, biases and position parameters have none.
         betas: betas of AdamW.
+        optimizer: another optimizer, by import path or as ``{class_path, init_args}``, see
+            `aucseg.training.optimization.build_optimizer`; the head and what decays are treated as for AdamW.
+        schedule: another schedule in the same form, instead of warm-up and decay, see
+            `aucseg.training.optimization.schedule_of`.
         warmup_steps: optimizer steps of linear warm-up.
         warmup_factor: first factor of the warm-up.
         poly_power: power of the polynomial decay to zero over ``trainer.max_steps``.
@@ -94,6 +104,8 @@ class SegmentationTask(LightningModule):
         model: str | nn.Module = "smp/fpn",
         model_options: dict[str, Any] | None = None,
         *,
+        freeze: str | list[str] | None = None,
+        init_from: str | None = None,
         loss: str | nn.Module = "aucseg",
         loss_options: dict[str, Any] | None = None,
         bank: dict[str, Any] | None = None,
@@ -103,6 +115,8 @@ class SegmentationTask(LightningModule):
         head_rate_factor: float = 10.0,
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.999),
+        optimizer: str | dict[str, Any] | None = None,
+        schedule: str | dict[str, Any] | None = None,
         warmup_steps: int = 1500,
         warmup_factor: float = 1e-6,
         poly_power: float = 1.0,
@@ -120,11 +134,9 @@ class SegmentationTask(LightningModule):
             raise ValueError(f"model.bank_exchange_every must not be negative, got {bank_exchange_every}")
         self.card = DatasetCard.from_yaml(card) if "\n" in card else DatasetCard.load(card)
         self.save_hyperparameters(ignore=["card", "model", "loss"])
-        self.hparams.update(
-            card=self.card.to_yaml(),
-            model=model if isinstance(model, str) else None,
-            loss=loss if isinstance(loss, str) else None,
-        )
+        named = {name: value if isinstance(value, str) else None for name, value in (("model", model), ("loss", loss))}
+        self._init_from = init_from  # no part of a checkpoint, which brings the weights
+        self.hparams.update(named, card=self.card.to_yaml(), init_from=None)
         num_classes = self.card.num_classes
         if isinstance(model, str):
             # A checkpoint brings the weights, so what loads it must not look for those that the run began with.
@@ -132,6 +144,7 @@ class SegmentationTask(LightningModule):
             self.hparams["model_options"] = without_weights(model, model_options)
             model = build_model(model, num_classes, **model_options)
         self.model = model.to(memory_format=torch.channels_last) if channels_last else model
+        self._frozen = tuple(frozen_parts(self.model, freeze))
         self.loss = loss if isinstance(loss, nn.Module) else None
         self._generator = torch.Generator().manual_seed(torch.initial_seed())
         self.bank = None if bank is None else build_bank(bank, self.card, self._generator)
@@ -140,9 +153,7 @@ class SegmentationTask(LightningModule):
         self._exchanged_at = 0
         self._has_stepped = False
         self._random_states: dict[str, Any] | None = None
-        self.groups = self.card.groups
-        if self.groups is None and self.card.tail_classes:  # a card may name its tail alone
-            self.groups = {"tail": list(self.card.tail_classes)}
+        self.groups = groups_of(self.card)
         # Not Lightning's mean over processes, which rounds down how many images each one has.
         self.mean_loss = MeanMetric(nan_strategy="disable")
         settings: dict[str, Any] = {"groups": self.groups, "ignore_index": self.card.ignore_index}
@@ -166,31 +177,31 @@ class SegmentationTask(LightningModule):
         super()._apply(keeping_digits(fn), recurse=False)  # type: ignore[no-untyped-call]
         return self
 
+    def train(self, mode: bool = True) -> SegmentationTask:
+        """As in torch, but that frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
+
     def setup(self, stage: str) -> None:
         """Builds a loss given by name, whose class counts come from the training split; tells processes apart."""
         if self.loss is None:
-            options = dict(self.hparams["loss_options"] or {})
-            datamodule = getattr(self.trainer, "datamodule", None)
-            if "class_counts" not in options and isinstance(datamodule, SegmentationDataModule):
-                options["class_counts"] = datamodule.class_counts()
-            self.loss = build_loss(self.hparams["loss"], ignore_index=self.card.ignore_index, **options)
+            self.loss = loss_of(self.hparams, self.card, getattr(self.trainer, "datamodule", None))
         if self.hparams["micro_batches"] > 1 and stage == "fit":
             check_micro_batches(self.loss, self.trainer.accumulate_grad_batches)
         if self.trainer.world_size == 1 or stage != "fit":
             return
         if self.hparams["global_auc"]:
             self._auc_group = dist.group.WORLD
-            losses = [part for part in self.loss.modules() if isinstance(part, PairwiseAUCLoss)]
-            if len(auc_losses(self.loss)) < len(losses):
-                say_once(
-                    f"AUC loss with surrogate {losses[0].options.surrogate!r}: computed by sorting scores, which do "
-                    "not travel; each process pairs its own pixels"
-                )
+            say_if_sorted(self.loss)
         if self.global_rank > 0:
-            # Same weights everywhere, but each process pastes and drops out on its own.
-            seed = stable_seed(torch.initial_seed(), self.global_rank)
-            torch.manual_seed(seed)
-            self._generator.manual_seed(seed)
+            draw_apart(self.global_rank, self._generator)
+
+    def on_fit_start(self) -> None:
+        """Takes over weights to start from, unless a checkpoint has brought all."""
+        if self._init_from is not None:
+            say_once(take_over(self.model, self._init_from, self.card, self.hparams))
 
     def normalize(self, images: Tensor) -> Tensor:
         """Images with mean 0 and standard deviation 1, in the model's dtype, from images (B, C, H, W) in 0..255."""
@@ -244,12 +255,7 @@ class SegmentationTask(LightningModule):
         self.zero_grad()
         loss = self.loss
         assert isinstance(loss, PairwiseAUCLoss | AUCSegLoss)
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-
-        def backward(value: Tensor) -> None:
-            with torch.autocast(value.device.type, enabled=False):
-                (value if scaler is None else scaler.scale(value)).backward()
-
+        backward = scaled_backward(getattr(self.trainer.precision_plugin, "scaler", None))
         with process_group_of(loss, self._auc_group):
             return backward_all_but_last(
                 loss, self.model, self.normalize, images, target, self.hparams["micro_batches"], backward
@@ -314,19 +320,14 @@ class SegmentationTask(LightningModule):
         self.log("val/auroc", auroc.compute(), sync_dist=True, reduce_fx="max")
         if tail:
             self.log("val/tail_ap", average_precision.details()["tail"], sync_dist=True, reduce_fx="max")
-        # One class against all others: false and true positive rates.
-        with auroc.sync_context():
+        with auroc.sync_context():  # one class against all others: false and true positive rates
             self.roc_curves = {self.card.class_names[c]: auroc.roc_curve(c) for c in tail}
         auroc.reset()
         average_precision.reset()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW with its own rate for the head, linear warm-up and polynomial decay, a step at a time."""
-        rates = ("learning_rate", "head_rate_factor", "weight_decay", "betas")
-        optimizer = build_optimizer(self.model, **{name: self.hparams[name] for name in rates})
-        schedule = {name: self.hparams[name] for name in ("warmup_steps", "warmup_factor", "poly_power")}
-        scheduler = build_schedule(optimizer, self.trainer.max_steps, **schedule)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        """AdamW with its own rate for the head, linear warm-up and polynomial decay; or what the options say."""
+        return optimizer_and_schedule(self.model, self.hparams, self.trainer)
 
     def configure_gradient_clipping(
         self,
@@ -358,7 +359,7 @@ class SegmentationTask(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the random states, and the banks of the other processes, as plain containers."""
-        # Before the first step of a resumed run those that it goes on with are still to be restored.
+        # Those that a resumed run goes on with are to be restored until its first step.
         own: dict[str, Any] = {"random_states": self._random_states or random_states(self.device)}
         if self.trainer.world_size == 1:
             checkpoint["processes"] = [own]
@@ -381,6 +382,7 @@ class SegmentationTask(LightningModule):
             ValueError: the checkpoint is of other classes.
         """
         check_classes(checkpoint, self.card)
+        self._init_from = None
         state = checkpoint["state_dict"]
         if self.loss is None:
             for key in [key for key in state if key.startswith("loss.")]:

@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from aucseg.datasets import DatasetCard
 from aucseg.hints import check_options
 from aucseg.inference.predictor import InferenceOptions
+from aucseg.losses import build_loss
+from aucseg.losses.pairwise_auc import PairwiseAUCLoss, auc_losses
 from aucseg.memory_bank import TailMemoryBank
 from aucseg.memory_bank.paper import with_paper_settings
+from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.processes import say_once
 
 # Names of a state that are worth a place in a sentence.
@@ -60,6 +63,21 @@ def build_bank(options: Mapping[str, Any], card: DatasetCard, generator: torch.G
     return TailMemoryBank(tail, card.num_classes, ignore_index=card.ignore_index, generator=generator, **options)
 
 
+def groups_of(card: DatasetCard) -> dict[str, list[int]] | None:
+    """The class ids of each group of a card, which may name its tail alone."""
+    if card.groups is None and card.tail_classes:
+        return {"tail": list(card.tail_classes)}
+    return card.groups
+
+
+def loss_of(settings: Mapping[str, Any], card: DatasetCard, datamodule: Any) -> nn.Module:
+    """The loss that a task's settings name; its class counts come from the training split, where there is one."""
+    options = dict(settings["loss_options"] or {})
+    if "class_counts" not in options and isinstance(datamodule, SegmentationDataModule):
+        options["class_counts"] = datamodule.class_counts()
+    return build_loss(settings["loss"], ignore_index=card.ignore_index, **options)
+
+
 def evaluation_options(options: Mapping[str, Any]) -> InferenceOptions:
     """The options of ``model.evaluation``; YAML has lists where they are tuples.
 
@@ -95,8 +113,7 @@ def check_classes(checkpoint: Mapping[str, Any], card: DatasetCard) -> None:
     raise ValueError(
         f"the checkpoint is of {stored.num_classes} classes (card {stored.name!r}), the card {card.name!r} has "
         f"{card.num_classes}, and they do not fit: {difference}. Use the card that the checkpoint was trained with; to "
-        "train on other classes start a new run, without the checkpoint (aucseg.models.load_checkpoint with "
-        "strict=False takes over all weights that fit)"
+        "train on other classes start a new run with model.init_from, which takes over all weights that fit"
     )
 
 
@@ -148,6 +165,16 @@ def batch_norm_explained(batch_size: int, micro_batches: int) -> Iterator[None]:
             f", and somewhere in the model the features are 1 x 1. Raise data.batch_size so that "
             f"{'each part' if parts else 'it'} is 2 or more, or choose a model without normalization after pooling"
         ) from error
+
+
+def say_if_sorted(loss: nn.Module) -> None:
+    """Says where processes cannot pair each other's pixels: AUC losses that are computed by sorting scores."""
+    losses = [part for part in loss.modules() if isinstance(part, PairwiseAUCLoss)]
+    if len(auc_losses(loss)) < len(losses):
+        say_once(
+            f"AUC loss with surrogate {losses[0].options.surrogate!r}: computed by sorting scores, which do not "
+            "travel; each process pairs its own pixels"
+        )
 
 
 def check_gradients(task: LightningModule) -> None:

@@ -1,0 +1,29 @@
+"""What differs between the configuration of a run and the one that it goes on with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# What decides about the course of a training.
+LEARNING = ("seed_everything", "model", "data", "trainer")
+_HARMLESS = ("data.num_workers", "data.cache", "data.root", "data.eval_batch_size")
+_LEARNING_TRAINER = ("max_steps", "max_epochs", "accumulate_grad_batches", "precision", "gradient_clip_val")
+
+
+def changed_settings(then: Any, now: Any, name: str = "") -> list[str]:
+    """What differs between two configurations, leaving out how a trainer runs and keeping what it computes.
+
+    Example:
+        >>> changed_settings({"model": {"loss": "ce", "bank": None}}, {"model": {"loss": "aucseg", "bank": None}})
+        ["model.loss ('ce' then, 'aucseg' now)"]
+    """
+    if name == "trainer" and isinstance(then, dict) and isinstance(now, dict):
+        then, now = ({key: config.get(key) for key in _LEARNING_TRAINER} for config in (then, now))
+    if isinstance(then, dict) and isinstance(now, dict):
+        keys = [*then, *(key for key in now if key not in then)]
+        return [
+            text
+            for key in keys
+            for text in changed_settings(then.get(key), now.get(key), f"{name}.{key}" if name else key)
+        ]
+    return [] if then == now or name in _HARMLESS else [f"{name} ({then!r} then, {now!r} now)"]

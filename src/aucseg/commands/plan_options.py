@@ -1,0 +1,135 @@
+"""The arguments that say what to plan for, and how."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from aucseg.planning.durations import parse_duration
+
+# Sections of a configuration: what is set in them is part of a plan.
+_SECTIONS = ("trainer", "model", "data")
+
+
+@dataclass
+class Request:
+    """What is to be planned.
+
+    Attributes:
+        source: Folder of images and masks, or a card.
+        root: Folder of a card's data, None for what the card says.
+        seconds: Time that a training may take, None for as many steps as the images ask for.
+        random_weights: Whether the model is to start from random weights.
+        given: Settings of the user's, by their names with dots.
+        begin: When the time began to run, by `time.perf_counter`.
+    """
+
+    source: str
+    root: str | None = None
+    seconds: float | None = None
+    random_weights: bool = False
+    given: dict[str, Any] = field(default_factory=dict)
+    begin: float = field(default_factory=time.perf_counter)
+
+
+def default_folder(source: str) -> str:
+    """Returns where a run on a folder or card is kept.
+
+    Example:
+        >>> default_folder("data/tiles/"), default_folder("camvid")
+        ('runs/tiles', 'runs/camvid')
+    """
+    return f"runs/{Path(source).resolve().stem if Path(source).exists() else Path(source).stem}"
+
+
+def split_request(arguments: Sequence[str]) -> tuple[Request | None, list[str]]:
+    """Finds the folder or card among the arguments of ``aucseg fit``, and what is said about the plan.
+
+    Returns:
+        The request, None where there is nothing to plan for, and the arguments that are left.
+
+    Raises:
+        ValueError: Arguments that do not go together.
+
+    Example:
+        >>> request, rest = split_request(["tiles", "--time", "20m", "--data.batch_size=4"])
+        >>> request.source, request.seconds, request.given, rest
+        ('tiles', 1200.0, {'data.batch_size': 4}, ['--data.batch_size=4'])
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    add_plan_arguments(parser)
+    words: list[str] = []
+    rest: list[str] = []
+    position = 0
+    while position < len(arguments):
+        argument = arguments[position]
+        if not argument.startswith("-"):
+            words.append(argument)
+            position += 1
+            continue
+        length = 1 if "=" in argument or position + 1 == len(arguments) else 2
+        rest += arguments[position : position + length]
+        position += length
+    own, rest = parser.parse_known_args(rest)
+    set_plan_options = [name for name, value in vars(own).items() if value is not None]
+    if not words:
+        if set_plan_options:
+            raise ValueError(f"--{set_plan_options[0]} goes with a folder or card to plan for: aucseg fit FOLDER")
+        return None, list(arguments)
+    if len(words) > 1:
+        raise ValueError(f"one folder or card to plan for, not {len(words)}: {', '.join(words)}")
+    options = options_of(rest)
+    if "--config" in options or "-c" in options:
+        raise ValueError(f"give a folder or card to plan for ({words[0]}), or --config, not both")
+    return request_of(words[0], own, options), rest
+
+
+def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say how to plan."""
+    parser.add_argument("--root", metavar="DIR", help="folder of the data of a card")
+    parser.add_argument("--time", metavar="30m", help="time that a training may take, such as 90s, 30m or 2h")
+    parser.add_argument("--weights", choices=("pretrained", "random"), help="random: no pretrained weights")
+
+
+def request_of(source: str, own: argparse.Namespace, options: Mapping[str, str]) -> Request:
+    """Returns what is to be planned.
+
+    Args:
+        source: Folder or card.
+        own: What `add_plan_arguments` has read.
+        options: The other options with their values, of which those of a section are settings.
+    """
+    given = {
+        name.removeprefix("--"): _value(text)
+        for name, text in options.items()
+        if name == "--seed_everything" or name.removeprefix("--").partition(".")[0] in _SECTIONS
+    }
+    seconds = None if own.time is None else parse_duration(own.time)
+    return Request(source, own.root, seconds, own.weights == "random", given)
+
+
+def options_of(arguments: Sequence[str]) -> dict[str, str]:
+    """The options among arguments, with their values; the last one counts."""
+    found = {}
+    for argument, following in zip(arguments, (*arguments[1:], ""), strict=True):
+        name, equals, value = argument.partition("=")
+        if name.startswith("-"):
+            found[name] = value if equals else following
+    return found
+
+
+def _value(text: str) -> Any:
+    """A value as the parser of ``aucseg fit`` takes it: YAML, with numbers such as 4e-3."""
+    value = yaml.safe_load(text)
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

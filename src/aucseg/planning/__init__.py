@@ -1,0 +1,1 @@
+"""From data and machine to the settings of a run, each with its reason: `fingerprint`, `machine`, `plan`."""

@@ -1,0 +1,44 @@
+"""Durations as people write and read them."""
+
+from __future__ import annotations
+
+import re
+
+_SECONDS = {"": 60, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def parse_duration(text: str) -> float:
+    """Returns the seconds of a duration; a number alone is minutes.
+
+    Raises:
+        ValueError: The text is none, or not above 0.
+
+    Example:
+        >>> parse_duration("30m"), parse_duration("1h30m"), parse_duration("90s"), parse_duration("0.5h")
+        (1800.0, 5400.0, 90.0, 1800.0)
+        >>> parse_duration("soon")
+        Traceback (most recent call last):
+        ...
+        ValueError: 'soon' is not a duration: write 90s, 30m, 1h30m or 2d
+    """
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip().lower())
+    if "".join(number + unit for number, unit in parts) != text.strip().lower() or not parts:
+        raise ValueError(f"{text!r} is not a duration: write 90s, 30m, 1h30m or 2d")
+    seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    if seconds <= 0:
+        raise ValueError(f"{text!r} is no time to train in: write 90s, 30m, 1h30m or 2d")
+    return seconds
+
+
+def format_duration(seconds: float) -> str:
+    """Returns a duration in words, to two digits.
+
+    Example:
+        >>> [format_duration(seconds) for seconds in (8.4, 89, 840, 6000, 90000)]
+        ['8 seconds', '89 seconds', '14 minutes', '1.7 hours', '25 hours']
+    """
+    for limit, unit, size in ((90, "second", 1), (5400, "minute", 60)):
+        if seconds < limit:
+            number = max(1, round(seconds / size))
+            return f"{number} {unit}{'s' * (number != 1)}"
+    return f"{seconds / 3600:.2g} hours"

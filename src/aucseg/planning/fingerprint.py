@@ -1,0 +1,152 @@
+"""What a plan needs to know of a data set: sizes, counts and splits, and no image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from aucseg.datasets.card import DatasetCard
+from aucseg.datasets.counting import MaskScan
+from aucseg.datasets.propose import HELD_OUT_SHARE
+from aucseg.statistics.advice import choose_groups
+from aucseg.statistics.class_statistics import ClassStatistics
+
+# The share of an image that nine of ten occurrences of a tail class are above.
+_SMALL = 0.1
+
+
+@dataclass(frozen=True)
+class DataFingerprint:
+    """The figures of a data set that a plan follows from.
+
+    Attributes:
+        title: What the data set is called.
+        statistics: Counts of the images of the training split, those held out included.
+        groups: ``{"head": [class ids], "middle": [...], "tail": [...]}``.
+        by_share: Whether the groups follow from the counts, and not from the card.
+        num_channels: Channels of an image.
+        size: Median (height, width) of the training images, in pixels.
+        largest: (height, width) of the largest one.
+        one_size: Whether all are of one size.
+        mean_pixels: Mean pixels of an image.
+        tail_share: Share of the image that nine of ten occurrences of a tail class are above; None without a tail.
+        val_split: Name of the split to validate on, None where training images are held out for that.
+        num_validation: Images to validate on.
+        held_out_share: Share of the training images that is held out, 0 where there is a split.
+        bands: Mean and standard deviation of each band in 0..255 where the card names bands, else None.
+    """
+
+    title: str
+    statistics: ClassStatistics
+    groups: Mapping[str, Sequence[int]]
+    by_share: bool
+    num_channels: int
+    size: tuple[int, int]
+    largest: tuple[int, int]
+    one_size: bool
+    mean_pixels: float
+    tail_share: float | None
+    val_split: str | None
+    num_validation: int
+    held_out_share: float
+    bands: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+    @property
+    def num_training(self) -> int:
+        """Images to train on, without those held out."""
+        return max(1, self.statistics.num_images - round(self.held_out_share * self.statistics.num_images))
+
+
+class ImageSizes:
+    """Collects the sizes of images, and of the classes in them, from the scans of their masks.
+
+    Example:
+        >>> from aucseg.datasets.counting import scan_mask
+        >>> sizes = ImageSizes()
+        >>> for width in (40, 40, 60):
+        ...     sizes.add(scan_mask(np.repeat(np.arange(2), width // 2)[None].repeat(30, 0)))
+        >>> sizes.median, sizes.largest, sizes.smallest_share([1])
+        ((30, 40), (30, 60), 0.5)
+    """
+
+    def __init__(self) -> None:
+        self._sizes: list[tuple[int, int]] = []
+        self._shares: dict[int, list[float]] = {}
+
+    def add(self, scan: MaskScan) -> None:
+        """Notes one image, given the scan of its mask of train ids."""
+        self._sizes.append((scan.height, scan.width))
+        for class_id, count in zip(scan.ids.tolist(), scan.counts.tolist(), strict=True):
+            self._shares.setdefault(class_id, []).append(count / (scan.height * scan.width))
+
+    @property
+    def median(self) -> tuple[int, int]:
+        """(height, width): the median of each."""
+        height, width = np.median(np.array(self._sizes), axis=0).round().astype(int).tolist()
+        return height, width
+
+    @property
+    def largest(self) -> tuple[int, int]:
+        """(height, width) of the image with most pixels."""
+        return max(self._sizes, key=lambda size: size[0] * size[1])
+
+    @property
+    def one_size(self) -> bool:
+        """Whether all images are of one size."""
+        return len(set(self._sizes)) == 1
+
+    @property
+    def mean_pixels(self) -> float:
+        """Mean pixels of an image."""
+        return float(np.mean([height * width for height, width in self._sizes]))
+
+    def smallest_share(self, classes: Sequence[int]) -> float | None:
+        """Share of the image that nine of ten occurrences of these classes are above; None where they never occur."""
+        shares = [share for class_id in classes for share in self._shares.get(class_id, ())]
+        return float(np.quantile(shares, _SMALL)) if shares else None
+
+
+def fingerprint(
+    card: DatasetCard,
+    statistics: ClassStatistics,
+    sizes: ImageSizes,
+    *,
+    val_split: str = "val",
+    num_validation: int | None = None,
+    held_out_share: float | None = None,
+    bands: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+) -> DataFingerprint:
+    """Puts together what was counted.
+
+    Args:
+        card: The card of the data.
+        statistics: Counts of the training split.
+        sizes: Sizes of the same images.
+        val_split: Split to validate on.
+        num_validation: Its number of images; None where there is no such split, or training images are to be held out.
+        held_out_share: Share of the training images to hold out in that case; None for the card's, or else a fifth.
+        bands: Mean and standard deviation of each band where the card names bands.
+    """
+    groups, _ = choose_groups(statistics, card)
+    share = 0.0
+    if num_validation is None:
+        share = held_out_share or card.held_out_share or HELD_OUT_SHARE
+        num_validation = max(1, round(share * statistics.num_images))
+    return DataFingerprint(
+        title=card.title or card.name,
+        statistics=statistics,
+        groups=groups,
+        by_share=groups == statistics.groups(),
+        num_channels=card.num_channels,
+        size=sizes.median,
+        largest=sizes.largest,
+        one_size=sizes.one_size,
+        mean_pixels=sizes.mean_pixels,
+        tail_share=sizes.smallest_share(groups["tail"]),
+        val_split=None if share else val_split,
+        num_validation=num_validation,
+        held_out_share=share,
+        bands=bands,
+    )

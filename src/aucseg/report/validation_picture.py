@@ -1,0 +1,87 @@
+"""Validation images beside their truth and a model's prediction, as one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from aucseg.report.encode import Color
+from aucseg.report.examples import Example, class_ids_in
+from aucseg.report.figures import overlay
+
+_TILE = 360
+_LINE = 18
+_GAP = 4
+_LEGEND = 180
+
+
+def validation_picture(
+    examples: Sequence[Example], title: str, class_names: Sequence[str], palette: Sequence[Color]
+) -> Image.Image:
+    """Draws a row for each example: image, truth, prediction; the colours of the classes in them are below.
+
+    Args:
+        examples: at least one.
+        title: whose prediction.
+        class_names: K names.
+        palette: K colours.
+    """
+    rows = [
+        [
+            example.image,
+            *(overlay(example.image, labels, palette) for labels in (example.truth, example.predictions[title])),
+        ]
+        for example in examples
+    ]
+    tiles = [[_fitted(picture) for picture in row] for row in rows]
+    width = 3 * (_TILE + _GAP) - _GAP
+    per_line = width // _LEGEND
+    labels = [array for example in examples for array in (example.truth, example.predictions[title])]
+    shown = class_ids_in(labels, len(palette))
+    lines = -(-len(shown) // per_line)
+    height = _LINE + sum(row[0].height + _GAP for row in tiles) + lines * _LINE + _GAP
+    sheet = Image.new("RGB", (width, height), (255, 255, 255))
+    draw = ImageDraw.Draw(sheet)
+    for column, text in enumerate(("image", "truth", "prediction")):
+        draw.text((column * (_TILE + _GAP) + 2, 2), text, fill=(0, 0, 0))
+    y = _LINE
+    for row in tiles:
+        for column, tile in enumerate(row):
+            sheet.paste(tile, (column * (_TILE + _GAP), y))
+        y += row[0].height + _GAP
+    for index, class_id in enumerate(shown):
+        x, top = index % per_line * _LEGEND, y + index // per_line * _LINE
+        draw.rectangle((x + 2, top + 2, x + 14, top + 14), fill=palette[class_id], outline=(128, 128, 128))
+        # In the characters that Pillow's own font has.
+        name = class_names[class_id].encode("latin-1", "replace").decode("latin-1")[:24]
+        draw.text((x + 20, top + 2), name, fill=(0, 0, 0))
+    return sheet
+
+
+def _fitted(picture: NDArray[np.uint8]) -> Image.Image:
+    height, width = picture.shape[:2]
+    factor = min(_TILE / width, _TILE / height)
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    return Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR)
+
+
+def shown_image(image: NDArray[Any]) -> NDArray[np.uint8]:
+    """An image (H, W, C) of any number of channels and any range as RGB of 8 bits, for the eye.
+
+    The first three channels are shown, or the first one in grey; other values than uint8 are stretched from their 1st
+    to their 99th percentile.
+
+    Example:
+        >>> shown_image(np.zeros((2, 3, 1), np.uint8)).shape
+        (2, 3, 3)
+    """
+    channels = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
+    if channels.dtype != np.uint8:
+        values = np.nan_to_num(channels.astype(np.float64))
+        low, high = np.percentile(values, (1, 99))
+        channels = ((values - low) / max(high - low, 1e-12) * 255).clip(0, 255)
+    return np.ascontiguousarray(channels.astype(np.uint8))

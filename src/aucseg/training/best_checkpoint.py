@@ -1,0 +1,112 @@
+"""The checkpoint that was best in a logged metric, beside the last one, with the result files of its validation."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from aucseg.hints import closest
+from aucseg.run_files import (
+    BEST_CHECKPOINT,
+    BEST_FOLDER,
+    CONFIG_FILE,
+    CONFUSION_FILE,
+    CURVES_FILE,
+    IMAGES_FILE,
+    LAST_CHECKPOINT,
+    RESULT_FILE,
+)
+from aucseg.safe_files import replacing
+from aucseg.training.processes import say_once
+
+
+def is_better(value: float, best: float, metric: str) -> bool:
+    """Whether a value of a metric is better than the best so far: of a loss the smaller, of all else the larger.
+
+    Args:
+        value: of the metric; NaN (a group without a class, say) is never better.
+        best: the best so far, NaN for none.
+        metric: its name.
+
+    Example:
+        >>> is_better(0.5, 0.4, "val/tail"), is_better(0.5, 0.4, "val/loss"), is_better(0.0, math.nan, "val/tail")
+        (True, False, True)
+    """
+    if math.isnan(value):
+        return False
+    return math.isnan(best) or (value < best if metric.endswith("loss") else value > best)
+
+
+class BestCheckpoint(Callback):
+    """Keeps ``checkpoints/best.ckpt``, and in ``best/`` the configuration and the result files of its validation.
+
+    `aucseg.training.checkpoints.RunCheckpoint` saves before each validation; where the validation is the best so far,
+    its checkpoint is copied. A run that goes on from a checkpoint knows the best up to there. It must come after the
+    callbacks that save and that write results.
+
+    Args:
+        folder: the run's folder.
+        metric: name of a logged value, such as ``val/tail``.
+
+    Attributes:
+        value: the best value, NaN before the first validation.
+        step: its optimizer step.
+
+    Raises:
+        ValueError: at the first validation, if nothing is logged under that name.
+    """
+
+    def __init__(self, folder: Path, metric: str) -> None:
+        self.folder = folder
+        self.metric = metric
+        self.value = math.nan
+        self.step = 0
+
+    @property
+    def state_key(self) -> str:
+        """Tells the best of one metric from that of another."""
+        return f"BestCheckpoint[{self.metric}]"
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Copies the checkpoint if the validation is the best so far."""
+        if trainer.state.fn != "fit":
+            return
+        metrics = trainer.callback_metrics
+        # Training metrics are there after the first step only.
+        if self.metric not in metrics and not (trainer.sanity_checking and self.metric.startswith("train/")):
+            raise ValueError(
+                f"--keep_best {self.metric}: nothing of that name is logged; {closest(self.metric, metrics)}"
+            )
+        if trainer.sanity_checking or not is_better(float(metrics[self.metric]), self.value, self.metric):
+            return
+        self.value, self.step = float(metrics[self.metric]), trainer.global_step
+        if trainer.is_global_zero:
+            for name in (CONFIG_FILE, CURVES_FILE, CONFUSION_FILE, IMAGES_FILE, RESULT_FILE):
+                if (self.folder / name).is_file():
+                    _copy(self.folder / name, self.folder / BEST_FOLDER / name)
+            _copy(self.folder / LAST_CHECKPOINT, self.folder / BEST_CHECKPOINT)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says which step was the best."""
+        if not math.isnan(self.value):
+            say_once(
+                f"best {self.metric}: {self.value:.4f}, of step {self.step}, kept in {self.folder / BEST_CHECKPOINT}"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best so far."""
+        return {"value": self.value, "step": self.step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over the best of the run that goes on, if its file is here."""
+        if (self.folder / BEST_CHECKPOINT).is_file():
+            self.value, self.step = state_dict["value"], state_dict["step"]
+
+
+def _copy(source: Path, target: Path) -> None:
+    with replacing(target) as temporary:
+        shutil.copyfile(source, temporary)

@@ -1,0 +1,60 @@
+"""Lengths that are given in epochs, counted in steps: training itself knows steps alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from aucseg.training.datamodule import SegmentationDataModule
+from aucseg.training.processes import say_once
+
+# Batches between validations where neither they nor epochs are given.
+_INTERVAL = 1000
+
+
+class EpochCount:
+    """What the options of a trainer count in epochs, taken out of them until there is a trainer to count in steps.
+
+    An epoch is as many images as there are to train on; the last batch of one goes on with the next.
+
+    Args:
+        options: ``max_epochs``, ``max_steps``, ``val_check_interval`` and ``check_val_every_n_epoch`` of the trainer,
+            as attributes. Of ``max_epochs`` and ``max_steps`` the shorter counts. Without an interval a training of
+            so many epochs is validated after each.
+    """
+
+    def __init__(self, options: Any) -> None:
+        self._max_epochs = None if options.max_epochs in (None, -1) else options.max_epochs
+        self._between: float | None = None  # epochs between validations
+        interval, every = options.val_check_interval, options.check_val_every_n_epoch
+        if isinstance(interval, float):
+            self._between = interval
+        elif interval is None and (every or self._max_epochs is not None):
+            self._between = every or 1
+        options.max_epochs, options.check_val_every_n_epoch = -1, None
+        if interval is None or self._between is not None:
+            options.val_check_interval = _INTERVAL
+
+    def set_steps(self, trainer: Trainer, datamodule: SegmentationDataModule) -> None:
+        """Tells the trainer how many steps it takes, and says so.
+
+        Raises:
+            ValueError: a number of epochs below 1, or data in shards, of which nobody knows how many images they hold.
+        """
+        if self._max_epochs is None and self._between is None:
+            return
+        if datamodule.shards is not None:
+            raise ValueError(
+                "epochs of data.shards have no known length: give trainer.max_steps and val_check_interval"
+            )
+        if (self._max_epochs or 1) < 1 or (self._between or 1) <= 0:
+            raise ValueError(f"trainer.max_epochs must be at least 1, got {self._max_epochs}")
+        num_images = len(datamodule.training_dataset(None))
+        per_batch = datamodule.batch_size * trainer.world_size
+        if self._between is not None:
+            trainer.val_check_interval = max(1, round(self._between * num_images / per_batch))
+        if self._max_epochs is not None:
+            steps = -(-self._max_epochs * num_images // (per_batch * trainer.accumulate_grad_batches))
+            trainer.fit_loop.epoch_loop.max_steps = steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
+            say_once(f"trainer.max_epochs {self._max_epochs} of {num_images:,} images is {steps:,} steps")

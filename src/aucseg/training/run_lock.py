@@ -1,0 +1,58 @@
+"""Who is at work in a folder, among several processes and machines that share it.
+
+The locks are the system's: they end with the process that holds them, however it ends, so that no lock of a dead
+process stands in the way; a file that is left behind is no lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+# Held by a training or validation, in the folder of its run.
+RUN_LOCK = ".lock"
+
+
+@contextmanager
+def lock_if_free(path: Path, seconds: float = 0.0) -> Iterator[bool]:
+    """Holds a lock within the context, if nobody else does.
+
+    Args:
+        path: the lock's file; its folder is there.
+        seconds: how long to wait for it.
+
+    Returns:
+        Whether it is held here.
+
+    Raises:
+        ValueError: the file system knows no locks.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "a.lock")
+        >>> with lock_if_free(path) as first, lock_if_free(path) as second:
+        ...     print(first, second)
+        True False
+    """
+    # Not the object that this process may hold it with already.
+    lock = FileLock(path, is_singleton=False)
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout:
+        yield False
+        return
+    except (NotImplementedError, OSError) as error:
+        raise ValueError(f"{path} cannot be locked ({error}): give a folder on a file system with locks") from error
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def is_at_work(folder: Path) -> bool:
+    """Whether a training or validation goes on in a folder, that of a comparison which is gone, say."""
+    with lock_if_free(folder / RUN_LOCK) as is_free:
+        return not is_free

@@ -1,0 +1,308 @@
+"""What people expect of a training command, through the command line; the table is in docs/recipes.md."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from aucseg.cli import main
+from tests.conftest import write_tiny_dataset
+
+PARTS = '''
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4, padding=1), nn.BatchNorm2d(8))
+        self.head = nn.Conv2d(8, num_classes, 1)
+
+    def forward(self, images):
+        return self.head(self.backbone(images))
+
+
+class Backwards(nn.Module):
+    """Unlearns: what was best comes first."""
+
+    def __init__(self, class_counts, weight=1.0, ignore_index=255):
+        super().__init__()
+        assert len(class_counts) == 4
+        self.weight, self.ignore_index = weight, ignore_index
+
+    def forward(self, logits, target):
+        logits = nn.functional.interpolate(logits, target.shape[-2:])
+        return -self.weight * nn.functional.cross_entropy(logits, target, ignore_index=self.ignore_index)
+
+
+class Marker(Callback):
+    def on_train_start(self, trainer, pl_module):
+        Path("marked").touch()
+
+
+def upside_down(sample):
+    return {**sample, "image": sample["image"].flip(-2), "mask": sample["mask"].flip(-2)}
+'''
+RUN = {
+    "trainer": {
+        "max_steps": 4,
+        "val_check_interval": 2,
+        "accelerator": "cpu",
+        "log_every_n_steps": 1,
+        "num_sanity_val_steps": 1,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    },
+    "model": {"model": "habit_parts:Net", "loss": "ce", "warmup_steps": 0, "learning_rate": 0.01},
+    "data": {"card": "data/tiny.yaml", "root": "data", "batch_size": 2, "num_workers": 0, "crop_size": [32, 40]},
+}
+Fit = Callable[..., int]
+# Each row of the table in docs/recipes.md with the tests that hold it.
+OWN = "test_everything_of_the_users_own_is_found_in_the_current_folder"
+EARLY = "test_early_stopping_says_why_and_when_and_a_finished_run_that_nothing_is_left"
+WEIGHTS = "test_weights_of_other_classes_and_a_frozen_encoder"
+TESTS = {
+    "best checkpoint": ("commands/test_fit_habits.py", "test_the_best_checkpoint_is_kept_and_every_command_takes_it"),
+    "early stopping": ("commands/test_fit_habits.py", EARLY),
+    "epochs": ("commands/test_fit_habits.py", OWN),
+    "own loss": ("commands/test_fit_habits.py", OWN),
+    "own augmentation": ("commands/test_fit_habits.py", OWN),
+    "optimizer and schedule": ("commands/test_fit_habits.py", OWN),
+    "frozen parts": ("commands/test_fit_habits.py", WEIGHTS),
+    "start from another run": ("commands/test_fit_habits.py", WEIGHTS),
+    "loggers": ("commands/test_fit_habits.py", "test_loggers_are_added_to_the_runs_own"),
+    "rehearsal": ("commands/test_fit_habits.py", "test_a_rehearsal_leaves_nothing_behind"),
+    "finished runs": ("commands/test_fit_habits.py", EARLY),
+    "one comparison, several processes": ("commands/test_compare.py", "test_processes_share_a_comparison"),
+    "cross-validation": ("commands/test_compare.py", "test_folds_end_to_end"),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The current folder of the user: data, a module of their own, a configuration."""
+    path = tmp_path_factory.mktemp("habits")
+    write_tiny_dataset(path / "data", num_train=4, num_val=2)
+    (path / "habit_parts.py").write_text(PARTS)
+    (path / "run.yaml").write_text(yaml.safe_dump(RUN))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        patch.setattr(sys, "path", list(sys.path))
+        patch.setenv("AUCSEG_TRUST_FILES", "1")
+        yield path
+
+
+def test_every_row_of_the_table_has_a_test() -> None:
+    tests = Path(__file__).parents[1]
+    section = (tests.parent / "docs" / "recipes.md").read_text().split("\n## ")[1]
+    rows = [line.split("|")[1].strip() for line in section.splitlines() if line.startswith("| ")]
+    assert rows[1:] == list(TESTS)
+    for file, name in TESTS.values():
+        assert f"def {name}(" in (tests / file).read_text()
+
+
+def fit(*options: object) -> int:
+    return main(["fit", "--config", "run.yaml", *map(str, options)])
+
+
+def rows(run: str, column: str) -> dict[int, float]:
+    with open(f"{run}/metrics.csv", newline="") as file:
+        return {int(row["step"]): float(row[column]) for row in csv.DictReader(file) if row[column]}
+
+
+def state(path: str) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> str:
+    """One training of three epochs with everything that is the user's own."""
+    more = {
+        "keep_best": "val/miou",
+        "trainer": {
+            "max_steps": -1,
+            "max_epochs": 3,
+            "val_check_interval": None,
+            "callbacks": [{"class_path": "habit_parts.Marker"}],
+            "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "logs"}},
+        },
+        "model": {
+            "loss": "habit_parts:Backwards",
+            "loss_options": {"weight": 3.0},
+            "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.5, "lr": 0.02}},
+            "schedule": {"class_path": "StepLR", "init_args": {"step_size": 2}},
+        },
+        "data": {
+            "augmentation": [
+                {"class_path": "RandomRotation", "init_args": {"degrees": 20}},
+                {
+                    "class_path": "albumentations.Compose",
+                    "init_args": {
+                        "transforms": [{"class_path": "albumentations.Rotate", "init_args": {"limit": 45, "p": 1.0}}]
+                    },
+                },
+                "habit_parts:upside_down",
+            ]
+        },
+    }
+    Path("more.yaml").write_text(yaml.safe_dump(more))
+    assert fit("--config", "more.yaml", "--out", "own") == 0
+    return "own"
+
+
+def test_everything_of_the_users_own_is_found_in_the_current_folder(run: str) -> None:
+    assert Path("marked").exists()
+    assert json.loads(Path(run, "result.json").read_text())["step"] == 6  # three epochs of four images, two at a time
+    assert list(rows(run, "val/miou")) == [1, 3, 5]  # one validation an epoch
+    # The rate of the encoder is that of the optimizer, the head's ten times that, a tenth of it every two steps.
+    encoder = rows(run, "lr-SGD/pg1")
+    assert [encoder[step] for step in (0, 1, 2, 4)] == pytest.approx([0.02, 0.02, 0.002, 0.0002])
+    assert rows(run, "lr-SGD/pg3")[0] == pytest.approx(0.2)
+
+
+def test_loggers_are_added_to_the_runs_own(run: str) -> None:
+    assert {"config.yaml", "metrics.csv", "checkpoints"} <= set(os.listdir(run))
+    assert list(Path(run).glob("events.out.tfevents.*"))
+    assert list(Path("logs").rglob("metrics.csv"))
+    assert not list(Path("logs").rglob("config.yaml"))
+
+
+def test_the_best_checkpoint_is_kept_and_every_command_takes_it(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    scores = rows(run, "val/miou")
+    step = 1 + max(scores, key=lambda logged: scores[logged])
+    assert step < 6  # it is another one than the last
+    best = json.loads(Path(run, "best", "result.json").read_text())
+    assert (best["step"], best["metrics"]["miou"]) == (step, pytest.approx(max(scores.values())))
+    kept, last = (state(f"{run}/checkpoints/{name}.ckpt") for name in ("best", "last"))
+    assert not torch.equal(kept["model.network.head.weight"], last["model.network.head.weight"])
+
+    assert main(["validate", run, "--best", "--out", "again"]) == 0
+    again = json.loads(Path("again", "result.json").read_text())
+    assert (again["step"], again["metrics"]["miou"]) == (step, pytest.approx(max(scores.values())))
+    assert main(["export", run, "--best", "--to", "best.safetensors"]) == 0
+    from safetensors.torch import load_file
+
+    assert torch.equal(load_file("best.safetensors")["network.head.weight"], kept["model.network.head.weight"])
+    for out, model in (("by_name", [f"{run}/checkpoints/best.ckpt"]), ("by_option", [run, "--best"])):
+        assert main(["predict", *model, "data/images/val", "--out", out, "--no-overlays"]) == 0
+    first, second = (np.asarray(Image.open(Path(o, "labels", "frame_00.png"))) for o in ("by_name", "by_option"))
+    np.testing.assert_array_equal(first, second)
+    capsys.readouterr()
+    assert main(["report", run, "--best", "--out", "best.html", "--no-images"]) == 0
+    assert f"own: {step} steps, miou" in capsys.readouterr().out
+    assert main(["adjust", run, "--best", "--folds", "2", "--out", "adjusted"]) in (0, 1)
+    before = next(line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("overall"))
+    assert float(before[1]) == pytest.approx(100 * max(scores.values()), abs=0.051)
+
+
+def test_a_run_without_a_best_checkpoint_says_how_to_have_one(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", f"{run}/checkpoints/last.ckpt", "--best"]) == 2
+    assert "--best is for the folder of a run" in capsys.readouterr().err
+    assert main(["predict", "data", "data/images/val", "--best"]) == 2
+    assert "'aucseg fit --keep_best val/tail'" in capsys.readouterr().err
+
+
+def test_early_stopping_says_why_and_when_and_a_finished_run_that_nothing_is_left(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stop = {"monitor": "val/miou", "mode": "max", "patience": 1, "min_delta": 5.0}
+    callbacks = [{"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": stop}]
+    Path("early.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks, "max_steps": 20}}))
+    assert fit("--config", "early.yaml", "--out", "early", "--trainer.logger", "false") == 0
+    printed = capsys.readouterr().err
+    assert "stopped early, after step 4 of 20: Monitored metric val/miou did not improve in the last 1 valid" in printed
+    assert Path("early", "metrics.csv").is_file()
+    assert Path("early", "config.yaml").is_file()
+    assert not list(Path("early").glob("events*"))  # the option is: no TensorBoard
+    # What is finished stays finished: by its early stop, by its steps, in its folder and elsewhere.
+    assert main(["fit", "--config", "early/config.yaml", "--out", "early", "--resume", "auto"]) == 0
+    assert "was stopped early at step 4" in (printed := capsys.readouterr().err)
+    assert "there is nothing to train" in printed
+    assert json.loads(Path("early", "result.json").read_text())["step"] == 4
+    assert fit("--out", "elsewhere", "--resume", "early/checkpoints/last.ckpt", "--trainer.max_steps", 4) == 2
+    printed = capsys.readouterr().err
+    assert "last.ckpt is of step 4, and trainer.max_steps is 4: there is nothing to train; give more steps" in printed
+    assert not list(Path("elsewhere").glob("[!.]*"))
+
+
+def test_a_rehearsal_leaves_nothing_behind(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    before = sorted(folder.rglob("*"))
+    assert fit("--out", "rehearsed", "--trainer.fast_dev_run", "true", "--keep_best", "val/miou") == 0
+    assert "fast_dev_run: 1 steps and their validation went through; nothing was written" in capsys.readouterr().err
+    assert sorted(path for path in folder.rglob("*") if "__pycache__" not in path.parts) == [
+        path for path in before if "__pycache__" not in path.parts
+    ]
+
+
+def test_weights_of_other_classes_and_a_frozen_encoder(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    card = yaml.safe_load(Path("data", "tiny.yaml").read_text())
+    ids = {"gem": 3, "ground": 0, "cave": 9, "box": 1, "crate": 2}
+    card["classes"] = [{"name": name, "ids": [number]} for name, number in ids.items()]
+    card["groups"] = {"head": ["ground"], "middle": ["box", "crate", "cave"], "tail": ["gem"]}
+    Path("data", "five.yaml").write_text(yaml.safe_dump(card))
+    options = ("--data.card", "data/five.yaml", "--model.freeze", "encoder", "--model.init_from", run)
+    assert fit("--out", "five", *options, "--trainer.max_steps", 2) == 0
+    assert (
+        f"model.init_from {run}/checkpoints/last.ckpt: 9 of 9 tensors taken; of network.head.bias, network.head.weight "
+        "the rows of 4 of 5 classes (gem, ground, box, crate)\n"
+    ) in capsys.readouterr().err
+    old, new = state(f"{run}/checkpoints/last.ckpt"), state("five/checkpoints/last.ckpt")
+    encoder = [name for name in old if "backbone" in name]
+    assert len(encoder) == 7  # statistics of the normalization among them
+    assert all(torch.equal(old[name], new[name]) for name in encoder)
+    assert not torch.equal(old["model.network.head.weight"][3], new["model.network.head.weight"][0])
+    # The weights come with the checkpoint: a run that goes on needs no source.
+    os.rename(run, "moved")
+    try:
+        again = ("--config", "five/config.yaml", "--out", "five", "--resume", "auto", "--trainer.max_steps", "3")
+        assert main(["fit", *again]) == 0
+    finally:
+        os.rename("moved", run)
+    assert "init_from" not in capsys.readouterr().err.replace("model.init_from (", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--keep_best", "val/mou"], "--keep_best val/mou: nothing of that name is logged; did you mean val/miou"),
+        (["--model.freeze", "encodr"], "model.freeze: the model has no part 'encodr'; did you mean encoder?"),
+        (["--model.init_from", "none.pth"], "no checkpoint at none.pth"),
+        (["--model.loss", "habit_parts:Bckwards"], "habit_parts has no class or function 'Bckwards'; did you mean Bac"),
+        (
+            ["--model.loss", "habit_parts:Backwards", "--model.loss_options", "{wight: 1}"],
+            "loss 'habit_parts:Backwards' has no option 'wight'; did you mean weight?",
+        ),
+        (["--model.optimizer", "SDG"], "torch.optim has no class or function 'SDG'; did you mean SGD"),
+        (
+            ["--model.optimizer", "{class_path: SGD, init_args: {momntum: 1}}"],
+            "model.optimizer: SGD has no option 'momntum'; did you mean momentum?",
+        ),
+        (["--model.schedule", "ReduceLROnPlateau"], "model.schedule: ReduceLROnPlateau needs a monitor"),
+        (["--optimizer", "SGD"], "there is no option --optimizer; did you mean --model.optimizer?"),
+        (
+            ["--data.augmentation", "[{class_path: Resize, init_args: {size: 8}}]"],
+            "data.augmentation: Resize changes the size of a training crop, (32, 40)",
+        ),
+        (["--data.augmentation", "[RandomRotaton]"], "'RandomRotaton'; did you mean RandomRotation"),
+    ],
+)
+def test_what_is_wrong_is_told_with_the_nearest_name(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit("--out", "wrong", *options) != 0
+    assert message in capsys.readouterr().err
