@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,14 @@ def state(path: str) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def run(folder: Path) -> str:
     """One training of three epochs with everything that is the user's own."""
+    albumentations = [
+        {
+            "class_path": "albumentations.Compose",
+            "init_args": {
+                "transforms": [{"class_path": "albumentations.Rotate", "init_args": {"limit": 45, "p": 1.0}}]
+            },
+        }
+    ]
     more = {
         "keep_best": "val/miou",
         "trainer": {
@@ -150,12 +159,7 @@ def run(folder: Path) -> str:
         "data": {
             "augmentation": [
                 {"class_path": "RandomRotation", "init_args": {"degrees": 20}},
-                {
-                    "class_path": "albumentations.Compose",
-                    "init_args": {
-                        "transforms": [{"class_path": "albumentations.Rotate", "init_args": {"limit": 45, "p": 1.0}}]
-                    },
-                },
+                *(albumentations if find_spec("albumentations") else []),
                 "habit_parts:upside_down",
             ]
         },
