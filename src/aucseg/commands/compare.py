@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from aucseg.commands.children import signals_as_exit
 
 if TYPE_CHECKING:
     from aucseg.compare.comparison import Comparison
@@ -81,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=args.out) as file:
         comparison.runner.began = os.fstat(file.fileno()).st_mtime
-    with _signals_as_exit():
+    with signals_as_exit():
         return comparison.execute()
 
 
@@ -138,26 +136,6 @@ def _comparison(args: argparse.Namespace) -> Comparison:
         discard_checkpoints=args.discard_checkpoints,
         runner=Runner(redo=args.redo),
     )
-
-
-@contextmanager
-def _signals_as_exit() -> Iterator[None]:
-    """Ends the running child before this process ends."""
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
-        yield
-        return
-
-    def leave(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    # A closed terminal, too: the child is in a session of its own, where the system does not end it.
-    numbers = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
-    previous = {number: signal.signal(number, leave) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _listed(text: str, option: str) -> list[str]:

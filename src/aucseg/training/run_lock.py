@@ -7,7 +7,7 @@ process stands in the way; a file that is left behind is no lock.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -50,6 +50,16 @@ def lock_if_free(path: Path, seconds: float = 0.0) -> Iterator[bool]:
         yield True
     finally:
         lock.release()
+
+
+def remove_lone_lock(folder: Path) -> None:
+    """Removes the lock's file of a run that this process holds where there is nothing else in its folder.
+
+    Who waits for it meanwhile finds the file gone, and tries again.
+    """
+    if [path.name for path in folder.iterdir()] == [RUN_LOCK]:
+        with suppress(OSError):  # an open file cannot be removed on every system
+            (folder / RUN_LOCK).unlink()
 
 
 def is_at_work(folder: Path) -> bool:
