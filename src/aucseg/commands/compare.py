@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aucseg.announce import loading
 from aucseg.commands.children import signals_as_exit
 
 if TYPE_CHECKING:
@@ -73,13 +74,16 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0, or 1 if a run failed.
     """
-    comparison = _comparison(args)
+    from aucseg.safe_files import no_empty_folders
+
+    with loading():
+        comparison = _comparison(args)
     if args.dry_run:
         return comparison.list_runs()
-    args.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=args.out) as file:
-        comparison.runner.began = os.fstat(file.fileno()).st_mtime
-    with signals_as_exit():
+    with no_empty_folders(args.out), signals_as_exit():
+        args.out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=args.out) as file:
+            comparison.runner.began = os.fstat(file.fileno()).st_mtime
         return comparison.execute()
 
 

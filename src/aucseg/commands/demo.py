@@ -66,8 +66,7 @@ def run(args: argparse.Namespace) -> int:
         import_extra("lightning", "train")  # before the data are read
     dataset = SegmentationDataset("freedoom_lt")
     card = dataset.card
-    with Announcement(f"reading {len(dataset):,} masks"):
-        statistics = ClassStatistics.from_dataset(dataset)
+    statistics = ClassStatistics.from_dataset(dataset)
     print(class_table(statistics, card.class_names, card.groups or {}))
 
     print(f"\ntraining {' and '.join(title for title, _, _ in METHODS)}, {args.iterations:,} steps each, side by side")
@@ -103,7 +102,7 @@ def _runs(args: argparse.Namespace) -> dict[str, list[str]]:
     """The options of each training, which goes on where the last call was of the same code and settings."""
     settings = ["--trainer.max_steps", str(args.iterations), "--trainer.val_check_interval", str(args.iterations)]
     settings += ["--seed_everything", str(args.seed), "--data.seed", str(args.seed)]
-    settings += ["--data.num_workers", str(args.workers)]
+    settings += ["--data.num_workers", str(args.workers), "--checkpoint_every", "100"]
     made_of = {"code": code_fingerprint({}), "settings": settings}
     made_of |= {name: config.read_text(encoding="utf-8") for _, name, config in METHODS}
     note = args.out / STARTED_FILE

@@ -95,7 +95,7 @@ class AUCSegCLI(LightningCLI):
             super().__init__(*args, **kwargs)
         except BaseException:
             if self._is_locked:
-                remove_lone_lock(self._folder)
+                remove_lone_lock(self._folder / RUN_LOCK)
                 remove_empty_folders(self._new_folders)
             raise
 

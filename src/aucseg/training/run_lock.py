@@ -52,14 +52,14 @@ def lock_if_free(path: Path, seconds: float = 0.0) -> Iterator[bool]:
         lock.release()
 
 
-def remove_lone_lock(folder: Path) -> None:
-    """Removes the lock's file of a run that this process holds where there is nothing else in its folder.
+def remove_lone_lock(path: Path) -> None:
+    """Removes a lock's file that this process holds where there is nothing else in its folder.
 
     Who waits for it meanwhile finds the file gone, and tries again.
     """
-    if [path.name for path in folder.iterdir()] == [RUN_LOCK]:
+    if list(path.parent.iterdir()) == [path]:
         with suppress(OSError):  # an open file cannot be removed on every system
-            (folder / RUN_LOCK).unlink()
+            path.unlink()
 
 
 def is_at_work(folder: Path) -> bool:
