@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ import yaml
 
 from aucseg.cli import main
 from aucseg.commands import demo
+from aucseg.datasets import SegmentationDataset
+from aucseg.statistics.class_statistics import ClassStatistics
 from aucseg.training.run_lock import is_at_work
 from tests.conftest import write_tiny_dataset
 from tests.small_runs import TINY_RUN
@@ -35,7 +38,7 @@ def test_a_failed_start_leaves_no_folder(
     for arguments in (
         ("fit", "--config", "run.yaml", *out),
         ("fit", "--config", "run.yaml", "--model.loss", "no-such", *out),
-        ("fit", "--config", "run.yaml", "--data.root", str(tiny_card.parent), "--model.mean", "[1.0]", *out),
+        ("fit", "--config", "run.yaml", "--data.root", str(tiny_card.parent), "--trainer.precision", "12", *out),
         ("fit", "empty", *out),
         ("fit", "data", "--model.nosuch", "1", *out),
         ("validate", "--config", "run.yaml", *out),
@@ -51,7 +54,7 @@ def test_a_failed_start_leaves_no_folder(
         message = capsys.readouterr().err
         assert f"aucseg {arguments[0]}: error: " in message, arguments
         assert "Traceback" not in message
-        assert sorted(tmp_path.rglob("*")) == before, arguments
+        assert sorted(tmp_path.rglob("*")) == before, (arguments, message)
 
 
 def test_the_demo_goes_on_where_it_was_stopped_with_the_same_settings(
@@ -64,6 +67,9 @@ def test_the_demo_goes_on_where_it_was_stopped_with_the_same_settings(
         return {"CE": 3, "AUCSeg": -15}
 
     monkeypatch.setattr(demo, "train_side_by_side", train)
+    monkeypatch.setattr(ClassStatistics, "from_dataset", cache(ClassStatistics.from_dataset))
+    dataset = SegmentationDataset("freedoom_lt")
+    monkeypatch.setattr("aucseg.datasets.SegmentationDataset", lambda card: dataset)
     out = str(tmp_path / "demo")
     for options in ((), (), ("--seed", "1"), ("--seed", "1", "--iterations", "10")):
         assert main(["demo", "--out", out, *options]) == 3

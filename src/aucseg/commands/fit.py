@@ -388,6 +388,7 @@ def run_lightning(command: str, arguments: list[str]) -> AUCSegCLI:
                 "num_sanity_val_steps": 2,
                 "use_distributed_sampler": False,
                 "sync_batchnorm": True,
+                "enable_model_summary": False,  # a table of modules that are no user's, above everything else
                 "log_every_n_steps": None,
             },
             auto_configure_optimizers=False,  # model.optimizer and model.schedule keep the rates of encoder and head

@@ -64,5 +64,7 @@ def remove_lone_lock(path: Path) -> None:
 
 def is_at_work(folder: Path) -> bool:
     """Whether a training or validation goes on in a folder, that of a comparison which is gone, say."""
+    if not (folder / RUN_LOCK).exists():  # nor make one
+        return False
     with lock_if_free(folder / RUN_LOCK) as is_free:
         return not is_free
