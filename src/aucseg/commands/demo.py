@@ -12,10 +12,8 @@ from typing import Any
 
 from aucseg.announce import Announcement, loading
 from aucseg.commands.children import train_side_by_side
-from aucseg.compare.fingerprints import code_fingerprint, digest
 from aucseg.configs import CONFIGS
 from aucseg.run_files import RESULT_FILE, STARTED_FILE
-from aucseg.safe_files import replace_file
 
 # Title, name of the run's folder, configuration.
 METHODS = (
@@ -100,6 +98,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _runs(args: argparse.Namespace) -> dict[str, list[str]]:
     """The options of each training, which goes on where the last call was of the same code and settings."""
+    from aucseg.compare.fingerprints import code_fingerprint, digest
+    from aucseg.safe_files import replace_file
+
     settings = ["--trainer.max_steps", str(args.iterations), "--trainer.val_check_interval", str(args.iterations)]
     settings += ["--seed_everything", str(args.seed), "--data.seed", str(args.seed)]
     settings += ["--data.num_workers", str(args.workers), "--checkpoint_every", "100"]
