@@ -50,7 +50,7 @@ def test_fit_ends_with_the_classes_the_picture_and_what_comes_next(finished_run:
                       (("all", "miou"), ("head", "head"), ("middle", "middle"), ("tail", "tail")))  # fmt: skip
     assert table[6] == f"mean IoU in %: {means}"
     assert not any("nan" in line for line in lines)
-    assert any("validation.png" in line and str(finished_run) in line for line in table[7:])
+    assert lines[lines.index(f"run:  {finished_run}") + 1].startswith("      validation.png (validation images, ")
     assert f"next: aucseg report {finished_run}" in lines
     assert f"      aucseg predict {finished_run} PHOTOS --out predictions" in lines
     with Image.open(finished_run / "validation.png") as picture:
