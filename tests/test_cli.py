@@ -29,9 +29,33 @@ def finished_run(tiny_card: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     config = folder / "run.yaml"
     config.write_text(yaml.safe_dump(TINY_RUN))
     out = folder / "run"
-    result = aucseg("fit", "--config", config, "--data.card", tiny_card, "--data.root", tiny_card.parent, "--out", out)
+    result = aucseg(
+        "fit", "--config", config, "--data.card", tiny_card, "--data.root", tiny_card.parent, "--out", out,
+        "--trainer.enable_progress_bar", "true",
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr
+    (folder / "printed.txt").write_text(result.stdout)
     return out
+
+
+def test_fit_ends_with_the_classes_the_picture_and_what_comes_next(finished_run: Path) -> None:
+    lines = (finished_run.parent / "printed.txt").read_text().splitlines()
+    table = lines[lines.index("class   group   IoU %  precision %  recall %") :]
+    assert [line.split()[:2] for line in table[1:5]] == [
+        ["ground", "head"], ["box", "middle"], ["crate", "middle"], ["gem", "tail"]
+    ]  # fmt: skip
+    result = json.loads((finished_run / "result.json").read_text())
+    assert table[1].split()[2] == f"{100 * result['per_class_iou']['ground']:.1f}"
+    means = ", ".join(f"{name} {100 * result['metrics'][key]:.1f}" for name, key in
+                      (("all", "miou"), ("head", "head"), ("middle", "middle"), ("tail", "tail")))  # fmt: skip
+    assert table[6] == f"mean IoU in %: {means}"
+    assert not any("nan" in line for line in lines)
+    assert lines[lines.index(f"run:  {finished_run}") + 1].startswith("      validation.png (validation images, ")
+    assert f"next: aucseg report {finished_run}" in lines
+    assert f"      aucseg predict {finished_run} PHOTOS --out predictions" in lines
+    with Image.open(finished_run / "validation.png") as picture:
+        assert picture.size[0] == 3 * 364 - 4
+        assert picture.size[1] > 4 * 270
 
 
 def test_fit_leaves_a_complete_run_folder(finished_run: Path) -> None:

@@ -36,7 +36,7 @@ OPTIONAL = {
 }
 TESTS = Path(__file__).parent
 # Commands whose help takes no heavy import.
-QUICK = ("compare", "demo", "evaluate", "export", "predict", "report")
+QUICK = ("compare", "demo", "evaluate", "export", "masks", "predict", "report")
 
 
 def room_of(name: str) -> str:

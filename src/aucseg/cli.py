@@ -50,6 +50,9 @@ _COMMANDS = {
 # "validate", too.
 _FIT = ("fit", "train a model on a folder of images and masks, or from a YAML configuration")
 
+# What the same command does after Ctrl-C.
+_AFTER_CTRL_C = {"fit": "starts again", "demo": "goes on", "compare": "goes on"}
+
 
 def _parser() -> OptionParser:
     parser = OptionParser(
@@ -106,11 +109,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(command, arguments[1:])
     except KeyboardInterrupt as interrupt:
-        again = shlex.join(["aucseg", *arguments])
-        how = {"fit": "starts again", "demo": "goes on", "compare": "goes on"}.get(command)
-        text = "interrupted" if how is None else f"interrupted; '{again}' {how}"
-        # A training notes what goes on from its last checkpoint.
-        text = with_notes("interrupted", interrupt) if getattr(interrupt, "__notes__", []) else text
+        text = with_notes("interrupted", interrupt)
+        how = _AFTER_CTRL_C.get(command)
+        if how is not None and "--resume" not in text:  # a training notes what goes on from its last checkpoint
+            text += f"; '{shlex.join(['aucseg', *arguments])}' {how}"
         print(f"aucseg {command}: {text}", file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, ImportError) as error:

@@ -134,12 +134,16 @@ def test_fit_rehearses_the_validation_with_the_largest_image_and_leaves_no_trace
 
 
 @pytest.mark.parametrize(("error", "status"), [(ValueError("it does not fit"), 2), (KeyboardInterrupt(), 130)])
-def test_what_fails_in_the_rehearsal_leaves_an_empty_folder(
+def test_what_fails_in_the_rehearsal_leaves_no_folder(
     uneven_card: Path, tmp_path: Path, failing: Any, capsys: Any, error: BaseException, status: int
 ) -> None:
     failing(error, lambda task: task.trainer.sanity_checking)
-    assert fit(uneven_card, tmp_path / "run") == status
+    assert fit(uneven_card, tmp_path / "runs" / "a") == status
     message = capsys.readouterr().err
     assert "in the validation of 2 batches before the first step" in message
     assert "Traceback" not in message
-    assert list((tmp_path / "run").iterdir()) == []
+    assert (f"--out {tmp_path}/runs/a' starts again\n" in message) == (status == 130)
+    assert list(tmp_path.iterdir()) == []
+    # A folder that was there stays, and is as it was.
+    assert fit(uneven_card, tmp_path) == status
+    assert list(tmp_path.iterdir()) == []

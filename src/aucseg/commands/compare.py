@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from aucseg.announce import loading
+from aucseg.commands.children import signals_as_exit
 
 if TYPE_CHECKING:
     from aucseg.compare.comparison import Comparison
@@ -78,13 +77,16 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0, or 1 if a run failed.
     """
-    comparison = _comparison(args)
+    from aucseg.safe_files import no_empty_folders
+
+    with loading():
+        comparison = _comparison(args)
     if args.dry_run:
         return comparison.list_runs()
-    args.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=args.out) as file:
-        comparison.runner.began = os.fstat(file.fileno()).st_mtime
-    with _signals_as_exit():
+    with no_empty_folders(args.out), signals_as_exit():
+        args.out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=args.out) as file:
+            comparison.runner.began = os.fstat(file.fileno()).st_mtime
         return comparison.execute()
 
 
@@ -143,26 +145,6 @@ def _comparison(args: argparse.Namespace) -> Comparison:
         discard_checkpoints=args.discard_checkpoints,
         runner=Runner(redo=args.redo),
     )
-
-
-@contextmanager
-def _signals_as_exit() -> Iterator[None]:
-    """Ends the running child before this process ends."""
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
-        yield
-        return
-
-    def leave(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    # A closed terminal, too: the child is in a session of its own, where the system does not end it.
-    numbers = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
-    previous = {number: signal.signal(number, leave) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _seeds(args: argparse.Namespace) -> list[int]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from aucseg.announce import loading
+from aucseg.announce import Announcement, loading
+from aucseg.commands.children import train_side_by_side
 from aucseg.configs import CONFIGS
+from aucseg.run_files import RESULT_FILE, STARTED_FILE
 
 # Title, name of the run's folder, configuration.
 METHODS = (
@@ -18,60 +23,105 @@ METHODS = (
 COLUMNS = ("miou", "head", "middle", "tail")
 
 
+# Enough for the difference to show; the configurations' own thousand take two and a half times as long.
+_STEPS = 400
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of ``aucseg demo``."""
-    parser.epilog = "example:\n  aucseg demo --iterations 200 --out runs/quick    a first look in a few minutes"
+    parser.epilog = (
+        "Stop it at any time and call it again: it goes on from its last checkpoints.\n\n"
+        "example:\n  aucseg demo --iterations 2000 --out runs/longer    the rare classes go on learning"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of runs and report (%(default)s)")
-    parser.add_argument("--iterations", type=int, default=None, help="training iterations of each method")
+    parser.add_argument(
+        "--iterations", type=int, default=_STEPS, metavar="N", help="training steps of each method (%(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of both methods (%(default)s)")
-    parser.add_argument("--workers", type=int, default=2, help="loader processes (%(default)s)")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="loader processes of each method, beside its own (%(default)s)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains both methods, prints the table, and writes the report."""
-    if args.iterations is not None and args.iterations < 1:
+    """Trains both methods side by side, prints the table, and writes the report.
+
+    Returns:
+        0, or 3 if a training failed.
+    """
+    if args.iterations < 1:
         raise ValueError(f"--iterations must be at least 1, got {args.iterations}")
+    if args.workers < 0:
+        raise ValueError(f"--workers must not be negative, got {args.workers}")
     with loading():
-        from aucseg.commands.fit import run_lightning
         from aucseg.datasets import SegmentationDataset
+        from aucseg.hints import import_extra
         from aucseg.report.examples import collect_examples, collect_pastes
         from aucseg.report.figures import readme_figure
         from aucseg.report.page import build_report
         from aucseg.statistics.class_statistics import ClassStatistics
 
+        import_extra("lightning", "train")  # before the data are read
     dataset = SegmentationDataset("freedoom_lt")
     card = dataset.card
-    statistics = ClassStatistics.from_dataset(dataset, num_workers=args.workers, progress=True)
+    statistics = ClassStatistics.from_dataset(dataset)
     print(class_table(statistics, card.class_names, card.groups or {}))
 
-    results: dict[str, dict[str, float]] = {}
-    for title, name, config in METHODS:
-        print(f"\n{title}")
-        options = ["--config", str(config), "--out", str(args.out / name), "--overwrite", "true"]
-        options += ["--seed_everything", str(args.seed), "--data.seed", str(args.seed)]
-        options += ["--data.num_workers", str(args.workers), "--model.pixel_metrics", "true"]
-        if args.iterations is not None:
-            steps = str(args.iterations)
-            options += ["--trainer.max_steps", steps, "--trainer.val_check_interval", steps]
-        metrics = run_lightning("fit", options).trainer.callback_metrics
-        results[title] = {column: 100 * float(metrics[f"val/{column}"]) for column in COLUMNS}
+    print(f"\ntraining {' and '.join(title for title, _, _ in METHODS)}, {args.iterations:,} steps each, side by side")
+    statuses = train_side_by_side(_runs(args))
+    for title, status in statuses.items():
+        if status > 0:
+            print(f"aucseg demo: error: {title} has failed, see above", file=sys.stderr)
+    if any(statuses.values()):
+        return 3
     print(f"\nMean IoU on the {len(SegmentationDataset(card, split='val'))} validation images, in %\n")
-    print(result_table(results))
+    print(result_table({title: _scores(args.out / name) for title, name, _ in METHODS}), flush=True)
 
     folders = [args.out / name for _, name, _ in METHODS]
     titles = [title for title, _, _ in METHODS]
-    examples = collect_examples(folders, titles=titles)
-    build_report(
-        folders,
-        args.out / "report.html",
-        titles=titles,
-        samples=examples,
-        pastes=collect_pastes(folders[-1]),
-        statistics=statistics,
-    )
-    readme_figure(folders, args.out / "report.png", titles=titles, samples=examples, statistics=statistics)
-    print(f"\nReport: {args.out / 'report.html'}")
+    with Announcement("drawing the report"):
+        examples = collect_examples(folders, titles=titles)
+        build_report(
+            folders,
+            args.out / "report.html",
+            titles=titles,
+            samples=examples,
+            pastes=collect_pastes(folders[-1]),
+            statistics=statistics,
+        )
+        readme_figure(folders, args.out / "report.png", titles=titles, samples=examples, statistics=statistics)
+    print(f"\nReport: {args.out / 'report.html'}, and the same as a picture: {args.out / 'report.png'}")
+    print("next: aucseg fit FOLDER                            the same with your own images and masks")
+    print(f"      aucseg predict {shlex.quote(str(folders[-1]))} PHOTOS --out predictions")
     return 0
+
+
+def _runs(args: argparse.Namespace) -> dict[str, list[str]]:
+    """The options of each training, which goes on where the last call was of the same code and settings."""
+    from aucseg.compare.fingerprints import code_fingerprint, digest
+    from aucseg.safe_files import replace_file
+
+    settings = ["--trainer.max_steps", str(args.iterations), "--trainer.val_check_interval", str(args.iterations)]
+    settings += ["--seed_everything", str(args.seed), "--data.seed", str(args.seed)]
+    settings += ["--data.num_workers", str(args.workers), "--checkpoint_every", "100"]
+    made_of = {"code": code_fingerprint({}), "settings": settings}
+    made_of |= {name: config.read_text(encoding="utf-8") for _, name, config in METHODS}
+    note = args.out / STARTED_FILE
+    hashes = {"hashes": digest(made_of)}
+    how = ["--overwrite", "true"]
+    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == hashes:
+        how = ["--resume", "auto"]
+    args.out.mkdir(parents=True, exist_ok=True)
+    replace_file(note, (json.dumps(hashes) + "\n").encode())
+    return {
+        title: ["--config", str(config), "--out", str(args.out / name), *how, *settings]
+        for title, name, config in METHODS
+    }
+
+
+def _scores(run: Path) -> dict[str, float]:
+    metrics = json.loads((run / RESULT_FILE).read_text(encoding="utf-8"))["metrics"]
+    return {column: 100 * float(metrics[column]) for column in COLUMNS}
 
 
 def class_table(statistics: Any, class_names: Sequence[str], groups: dict[str, list[int]]) -> str:

@@ -35,17 +35,17 @@ def show_end(folder: Path, task: SegmentationTask, datamodule: SegmentationDataM
     table = class_table(run)
     if table:
         print(f"\n{table}\n", flush=True)
-    files = [f"{folder} has the configuration ({CONFIG_FILE}), the logs and the checkpoints"]
+    files = f"{CONFIG_FILE}, logs and checkpoints"
     if run.images and datamodule.val_shards is None:
         try:
             with Announcement("drawing validation images"):
                 _draw(folder, run, task, datamodule)
-            files.append(f"{VALIDATION_PICTURE} shows validation images, their truth and the prediction")
+            files = f"{VALIDATION_PICTURE} (validation images, their truth and the prediction), {files}"
         except (ValueError, TypeError, OSError, RuntimeError, UnidentifiedImageError) as error:
             # The training is done and safe, whatever is wrong with a picture of it.
-            files.append(f"no picture of validation images: {error}")
+            print(f"no picture of validation images: {error}")
     place = shlex.quote(str(folder))
-    print("; ".join(files))
+    print(f"run:  {folder}\n      {files}")
     print(f"next: aucseg report {place}\n      aucseg predict {place} PHOTOS --out predictions", flush=True)
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aucseg.announce import loading
+
 if TYPE_CHECKING:
     from aucseg.report.evaluation import Evaluation
 
@@ -74,8 +76,9 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0, or 1 if images were left out.
     """
-    from aucseg.report.evaluation import described, evaluate_predictions
-    from aucseg.run_files import LAST_CHECKPOINT, METRICS_FILE, RESULT_FILE
+    with loading():
+        from aucseg.report.evaluation import described, evaluate_predictions
+        from aucseg.run_files import LAST_CHECKPOINT, METRICS_FILE, RESULT_FILE
 
     if not 0 < args.boundary_ratio < 1:
         raise ValueError(f"--boundary-ratio must lie between 0 and 1, got {args.boundary_ratio:g}")

@@ -28,10 +28,11 @@ from aucseg.commands.end_of_fit import show_end
 from aucseg.commands.endings import status_of
 from aucseg.commands.option_errors import option_error
 from aucseg.commands.plan import with_plan
+from aucseg.commands.plan_options import default_folder, options_of, split_request
 from aucseg.commands.progress import RunProgress
 from aucseg.hints import Entries, search_current_folder
 from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT, RESULT_FILE
-from aucseg.safe_files import missing_folders, remove_empty_folders
+from aucseg.safe_files import missing_folders, no_empty_folders, remove_empty_folders
 from aucseg.training.best_checkpoint import BestCheckpoint
 from aucseg.training.checkpoints import (
     AtomicCheckpointIO,
@@ -43,9 +44,14 @@ from aucseg.training.data_checks import check_data
 from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.epochs import EpochCount
 from aucseg.training.processes import say_once
-from aucseg.training.result_writer import ResultWriter, check_writable, prepare_run_folder
+from aucseg.training.result_writer import (
+    ResultWriter,
+    check_writable,
+    failed_start_leaves_nothing,
+    prepare_run_folder,
+)
 from aucseg.training.run_end import early_stop, nothing_to_train
-from aucseg.training.run_lock import RUN_LOCK, lock_if_free
+from aucseg.training.run_lock import RUN_LOCK, lock_if_free, remove_lone_lock
 from aucseg.training.run_loggers import run_loggers
 from aucseg.training.step_guard import StepGuard
 from aucseg.training.task import SegmentationTask
@@ -84,11 +90,13 @@ class AUCSegCLI(LightningCLI):
 
     def __init__(self, *args: Any, locks: ExitStack, **kwargs: Any) -> None:
         self._locks = locks
-        self._new_folders: list[Path] = []
+        self._is_locked = False
         try:
             super().__init__(*args, **kwargs)
         except BaseException:
-            remove_empty_folders(self._new_folders)
+            if self._is_locked:
+                remove_lone_lock(self._folder / RUN_LOCK)
+                remove_empty_folders(self._new_folders)
             raise
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -133,9 +141,12 @@ class AUCSegCLI(LightningCLI):
         assert self.subcommand is not None
         config = self.config[self.subcommand]
         if process_number() == 0 and not _is_rehearsal(config.trainer):
-            self._new_folders = missing_folders(Path(config.out))
-            check_writable(Path(config.out))
-            if not self._locks.enter_context(lock_if_free(Path(config.out, RUN_LOCK))):
+            self._folder = Path(config.out)
+            self._new_folders = missing_folders(self._folder)
+            with no_empty_folders(self._folder):
+                check_writable(self._folder)
+                self._is_locked = self._locks.enter_context(lock_if_free(self._folder / RUN_LOCK))
+            if not self._is_locked:
                 raise ValueError(f"another process is at work in {config.out}: wait for it, or give another --out")
         data = SegmentationDataModule(**config.data.as_dict())
         if self.subcommand == "validate":
@@ -327,11 +338,20 @@ def run(command: str, arguments: list[str]) -> int:
     """
 
     def train() -> None:
-        cli = run_lightning(command, with_plan(arguments) if command == "fit" else arguments)
+        with ExitStack() as start:
+            if command == "fit" and (planned := _planned_folder(arguments)) is not None:
+                start.enter_context(failed_start_leaves_nothing(planned))
+            cli = run_lightning(command, with_plan(arguments) if command == "fit" else arguments)
         if command == "fit" and cli.trainer.is_global_zero and cli.trainer.progress_bar_callback is not None:
             show_end(cli.result_writer.folder, cli.model, cli.datamodule)
 
     return status_of(command, train)
+
+
+def _planned_folder(arguments: list[str]) -> Path | None:
+    """The folder of the run that a folder or card is planned for; None with a configuration."""
+    request, rest = split_request(arguments)
+    return None if request is None else Path(options_of(rest).get("--out") or default_folder(request.source))
 
 
 def run_lightning(command: str, arguments: list[str]) -> AUCSegCLI:
@@ -368,6 +388,7 @@ def run_lightning(command: str, arguments: list[str]) -> AUCSegCLI:
                 "num_sanity_val_steps": 2,
                 "use_distributed_sampler": False,
                 "sync_batchnorm": True,
+                "enable_model_summary": False,  # a table of modules that are no user's, above everything else
                 "log_every_n_steps": None,
             },
             auto_configure_optimizers=False,  # model.optimizer and model.schedule keep the rates of encoder and head

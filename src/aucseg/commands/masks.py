@@ -8,8 +8,6 @@ import shlex
 import sys
 from pathlib import Path
 
-from aucseg.datasets.annotations import PaintOptions, read_annotations, write_masks
-
 _EXAMPLES = """examples:
   aucseg masks my_export --out my_data               what `aucseg stats my_export` recognized
   aucseg masks annotations/instances_train2017.json annotations/instances_val2017.json --images images --out coco
@@ -61,6 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs ``aucseg masks``; returns the exit status."""
+    from aucseg.datasets.annotations import PaintOptions, read_annotations, write_masks
+
     options = PaintOptions(
         overlap=args.overlap,
         unlabelled=args.unlabelled,

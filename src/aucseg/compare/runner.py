@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,8 +35,8 @@ from aucseg.run_files import (
     RESULT_FILE,
     STARTED_FILE,
 )
-from aucseg.safe_files import replace_file
-from aucseg.training.run_lock import is_at_work, lock_if_free
+from aucseg.safe_files import no_empty_folders, replace_file
+from aucseg.training.run_lock import is_at_work, lock_if_free, remove_lone_lock
 
 # A run that is asked to end saves a checkpoint after its step.
 _SECONDS_TO_END = 60
@@ -147,8 +149,7 @@ class Runner:
         record = self.record(run)
         if record is not None:
             return record
-        run.folder.mkdir(parents=True, exist_ok=True)
-        with lock_if_free(run.folder / _RUNNER_LOCK) as is_ours:
+        with no_empty_folders(run.folder), self._alone(run) as is_ours:
             if not is_ours or is_at_work(run.folder):
                 raise RunIsBusy
             # What another process has left in the meantime.
@@ -158,6 +159,19 @@ class Runner:
                 print(f"  failed in another process: {run.title}, see {run.folder / LOG_FILE}")
                 return None
             return self._execute(run) if record is None else record
+
+    @contextmanager
+    def _alone(self, run: Run) -> Iterator[bool]:
+        """Makes the folder and holds its lock, which goes with a run that cannot be started."""
+        lock = run.folder / _RUNNER_LOCK
+        run.folder.mkdir(parents=True, exist_ok=True)
+        with lock_if_free(lock) as is_ours:
+            try:
+                yield is_ours
+            except BaseException:
+                if is_ours:
+                    remove_lone_lock(lock)
+                raise
 
     def has_failed(self, run: Run) -> bool:
         """Whether another process has seen a run fail since this one began."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aucseg.report.groups import group_means
+from aucseg.report.history import read_history
 from aucseg.report.text import percent
 from aucseg.run_files import (
     CONFIG_FILE,
@@ -115,7 +115,7 @@ def read_run(folder: str | Path, title: str | None = None) -> Run:
     files = (CONFIG_FILE, METRICS_FILE, RESULT_FILE)
     if not any((folder / name).is_file() for name in files):
         raise ValueError(f"{folder} is not a run folder: it has none of {', '.join(files)}")
-    history = _read_history(run_folder_of(folder) / METRICS_FILE)
+    history = read_history(run_folder_of(folder) / METRICS_FILE)
     result = _read_json(folder / RESULT_FILE)
     try:
         run = _parse_result(result)
@@ -212,29 +212,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, not a {type(content).__name__}")
     return content
-
-
-def _read_history(path: Path) -> dict[str, list[tuple[int, float]]]:
-    if not path.is_file():
-        return {}
-    columns: dict[str, dict[int, float]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            try:
-                step = int(row["step"])
-            except (KeyError, TypeError, ValueError):
-                continue  # the last line of a running run may be cut short
-            for name, text in row.items():
-                if name in (None, "step", "epoch") or not isinstance(text, str) or not text:
-                    continue
-                try:
-                    value = float(text)
-                except ValueError:
-                    continue
-                if math.isfinite(value):
-                    # A resumed run logs some steps again: the later value counts.
-                    columns.setdefault(name, {})[step] = value
-    return {name: sorted(values.items()) for name, values in columns.items()}
 
 
 def _read_max_steps(path: Path) -> int | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from aucseg.run_files import (
     SKIPPED_FOLDER,
     VALIDATION_PICTURE,
 )
+from aucseg.safe_files import missing_folders, remove_empty_folders
 from aucseg.training.task import SegmentationTask
 
 
@@ -66,6 +67,29 @@ def remove_failed_start(folder: Path) -> None:
         for path in [*_marks_of_a_start(folder), *_existing(folder, PLAN_FILE, CARD_FILE)]:
             with suppress(OSError):  # what ended the run is to be said, whatever stays here
                 path.unlink()
+
+
+@contextmanager
+def failed_start_leaves_nothing(folder: Path) -> Iterator[None]:
+    """Takes away a folder that was made here, with those above it, where what is done here fails untrained.
+
+    Example:
+        >>> home = Path(tempfile.mkdtemp())
+        >>> with suppress(ValueError), failed_start_leaves_nothing(home / "runs" / "a"):
+        ...     prepare_run_folder(home / "runs" / "a")
+        ...     _ = (home / "runs" / "a" / PLAN_FILE).write_text("")
+        ...     raise ValueError
+        >>> list(home.iterdir())
+        []
+    """
+    new = missing_folders(folder)
+    try:
+        yield
+    except BaseException:
+        if folder in new:
+            remove_failed_start(folder)
+            remove_empty_folders(new)
+        raise
 
 
 def _marks_of_a_start(folder: Path) -> list[Path]:

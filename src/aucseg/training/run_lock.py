@@ -7,7 +7,7 @@ process stands in the way; a file that is left behind is no lock.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -52,7 +52,19 @@ def lock_if_free(path: Path, seconds: float = 0.0) -> Iterator[bool]:
         lock.release()
 
 
+def remove_lone_lock(path: Path) -> None:
+    """Removes a lock's file that this process holds where there is nothing else in its folder.
+
+    Who waits for it meanwhile finds the file gone, and tries again.
+    """
+    if list(path.parent.iterdir()) == [path]:
+        with suppress(OSError):  # an open file cannot be removed on every system
+            path.unlink()
+
+
 def is_at_work(folder: Path) -> bool:
     """Whether a training or validation goes on in a folder, that of a comparison which is gone, say."""
+    if not (folder / RUN_LOCK).exists():  # nor make one
+        return False
     with lock_if_free(folder / RUN_LOCK) as is_free:
         return not is_free
