@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from aucseg.announce import process_number
+from aucseg.commands.data_check import card_and_root, count_and_check, default_cache
 from aucseg.commands.plan_options import Request, default_folder, options_of, split_request
-from aucseg.commands.stats import card_and_root, count_and_check, default_cache
 from aucseg.datasets.bands import band_statistics, read_card_image
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.duplicates import find_duplicates
@@ -25,7 +26,7 @@ from aucseg.planning.machine import Machine, find_machine
 from aucseg.planning.plan import Plan
 from aucseg.planning.rules import make_plan
 from aucseg.run_files import CARD_FILE, CONFIG_FILE, PLAN_FILE
-from aucseg.safe_files import replace_file
+from aucseg.safe_files import missing_folders, remove_empty_folders, replace_file
 
 # Seconds of training and validation that are tried to measure the speed, and of a time budget at most.
 _SECONDS_TO_MEASURE = 8.0
@@ -189,21 +190,29 @@ def card_for(planner: Planner, path: Path) -> Path | str:
     return path
 
 
-def plan_into(request: Request, folder: Path) -> Plan:
-    """Plans, prints the plan, and writes it with its card to a folder."""
+def plan_into(request: Request, path: Path, card_path: Path) -> Plan:
+    """Plans, prints the plan, and writes it and the card of a folder; nothing stays where that fails."""
     planner = Planner(request)
-    made = not folder.exists()
-    card = card_for(planner, folder / CARD_FILE)
+    new_folders = missing_folders(path.parent)
+    card = card_for(planner, card_path)
     try:
         plan = planner.measured_plan(find_machine(str(request.given.get("trainer.accelerator", "auto"))), card)
         print(f"\n{plan.describe()}\n", flush=True)
-        write_plan(planner, plan, folder / PLAN_FILE, card)
+        write_plan(planner, plan, path, card)
     except BaseException:
-        (folder / CARD_FILE).unlink(missing_ok=True)
-        if made and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        if card == card_path:
+            card_path.unlink(missing_ok=True)
+        remove_empty_folders(new_folders)
         raise
     return plan
+
+
+def write_plan_of(request: Request, path: Path) -> None:
+    """Writes a plan as a configuration to be edited, and beside it the card of a folder."""
+    card = path.with_name(f"{path.stem}_{CARD_FILE}")
+    plan_into(request, path, card)
+    written = [path, *([card] if card.is_file() else [])]
+    print(f"wrote {' and '.join(map(str, written))}; next: aucseg fit --config {path} --out runs/{path.stem}")
 
 
 def with_plan(arguments: Sequence[str]) -> list[str]:
@@ -213,7 +222,6 @@ def with_plan(arguments: Sequence[str]) -> list[str]:
         ValueError: The data cannot be used, the folder of the run is taken, or there is nothing to plan with.
     """
     from aucseg.training.checkpoints import newest_checkpoint
-    from aucseg.announce import process_number
     from aucseg.training.result_writer import check_is_free
 
     request, rest = split_request(arguments)
@@ -233,7 +241,7 @@ def with_plan(arguments: Sequence[str]) -> list[str]:
         return ["--config", str(out / CONFIG_FILE), *rest]
     if run.get("--resume", "never") != "auto" and run.get("--overwrite", "false") != "true":
         check_is_free(out)
-    plan_into(request, out)
+    plan_into(request, out / PLAN_FILE, out / CARD_FILE)
     return ["--config", str(out / PLAN_FILE), *rest]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from aucseg.commands.fit_help import split_words
 from aucseg.planning.durations import parse_duration
 
 # Sections of a configuration: what is set in them is part of a plan.
@@ -63,36 +64,23 @@ def split_request(arguments: Sequence[str]) -> tuple[Request | None, list[str]]:
         ('tiles', 1200.0, {'data.batch_size': 4}, ['--data.batch_size=4'])
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--root")
     add_plan_arguments(parser)
-    words: list[str] = []
-    rest: list[str] = []
-    position = 0
-    while position < len(arguments):
-        argument = arguments[position]
-        if not argument.startswith("-"):
-            words.append(argument)
-            position += 1
-            continue
-        length = 1 if "=" in argument or position + 1 == len(arguments) else 2
-        rest += arguments[position : position + length]
-        position += length
-    own, rest = parser.parse_known_args(rest)
+    words, rest = split_words(arguments)
+    try:
+        own, rest = parser.parse_known_args(rest)
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from error
     set_plan_options = [name for name, value in vars(own).items() if value is not None]
     if not words:
         if set_plan_options:
             raise ValueError(f"--{set_plan_options[0]} goes with a folder or card to plan for: aucseg fit FOLDER")
         return None, list(arguments)
-    if len(words) > 1:
-        raise ValueError(f"one folder or card to plan for, not {len(words)}: {', '.join(words)}")
-    options = options_of(rest)
-    if "--config" in options or "-c" in options:
-        raise ValueError(f"give a folder or card to plan for ({words[0]}), or --config, not both")
-    return request_of(words[0], own, options), rest
+    return request_of(words[0], own, options_of(rest)), rest
 
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say how to plan."""
-    parser.add_argument("--root", metavar="DIR", help="folder of the data of a card")
     parser.add_argument("--time", metavar="30m", help="time that a training may take, such as 90s, 30m or 2h")
     parser.add_argument("--weights", choices=("pretrained", "random"), help="random: no pretrained weights")
 
@@ -117,7 +105,7 @@ def request_of(source: str, own: argparse.Namespace, options: Mapping[str, str])
 def options_of(arguments: Sequence[str]) -> dict[str, str]:
     """The options among arguments, with their values; the last one counts."""
     found = {}
-    for argument, following in zip(arguments, (*arguments[1:], ""), strict=True):
+    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
         name, equals, value = argument.partition("=")
         if name.startswith("-"):
             found[name] = value if equals else following

@@ -85,16 +85,18 @@ class Plan:
                 lines += ["", _dumped({section: value})]
                 continue
             lines += ["", f"{section}:"]
-            left = dict(value)
-            for choice in self.choices:
-                keys = dict.fromkeys(_key(name) for name in choice.settings if name.startswith(f"{section}."))
-                mine = {key: left.pop(key) for key in keys if key in left}
-                if mine:
+            keys = [
+                dict.fromkeys(_key(name) for name in choice.settings if name.startswith(f"{section}."))
+                for choice in self.choices
+            ]
+            # What no rule has decided, such as the names of the data, comes first.
+            if others := {key: item for key, item in value.items() if not any(key in mine for mine in keys)}:
+                lines.append(textwrap.indent(_dumped(others), "  "))
+            for choice, own in zip(self.choices, keys, strict=True):
+                if mine := {key: value[key] for key in own if key in value}:
                     comment = f"{choice.topic}: {self._line(choice)}"
                     lines += textwrap.wrap(comment, _WIDTH, initial_indent="  # ", subsequent_indent="  # ")
                     lines.append(textwrap.indent(_dumped(mine), "  "))
-            if left:
-                lines.append(textwrap.indent(_dumped(left), "  "))
         return "\n".join(lines).lstrip("\n") + "\n"
 
     def _line(self, choice: Choice) -> str:
