@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from aucseg.announce import process_number
 from aucseg.commands.data_check import card_and_root, count_and_check, default_cache
-from aucseg.commands.plan_options import Request, default_folder, options_of, split_request
+from aucseg.commands.failures import is_out_of_memory
+from aucseg.commands.plan_options import Request, default_folder, options_of, split_request, without_settings
 from aucseg.datasets.bands import band_statistics, read_card_image
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.duplicates import find_duplicates
@@ -80,10 +79,11 @@ class Planner:
                     seconds=seconds,
                 )
                 break
-            except torch.cuda.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as error:
                 limit = plan.settings["data.batch_size"] // 2
-                if limit < 1 or "data.batch_size" in request.given:
+                if limit < 1 or "data.batch_size" in request.given or not is_out_of_memory(error):
                     raise
+                print(f"a batch of {2 * limit} does not fit into the memory; trying {limit} ...", flush=True)
                 plan = make_plan(
                     self.data, machine, self._given, random_weights=request.random_weights, max_batch_size=limit
                 )
@@ -236,13 +236,13 @@ def with_plan(arguments: Sequence[str]) -> list[str]:
     out = Path(run.get("--out") or default_folder(request.source))
     rest = [*([] if "--out" in run else ["--out", str(out)]), *rest]
     if process_number() > 0:  # Lightning has started this process for another device
-        return ["--config", str(out / PLAN_FILE), *rest]
+        return ["--config", str(out / PLAN_FILE), *without_settings(rest)]
     if run.get("--resume") == "auto" and newest_checkpoint(out) is not None:
         return ["--config", str(out / CONFIG_FILE), *rest]
     if run.get("--resume", "never") != "auto" and run.get("--overwrite", "false") != "true":
         check_is_free(out)
     plan_into(request, out / PLAN_FILE, out / CARD_FILE)
-    return ["--config", str(out / PLAN_FILE), *rest]
+    return ["--config", str(out / PLAN_FILE), *without_settings(rest)]
 
 
 def _fetch_weights(plan: Plan, card: DatasetCard) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from aucseg.planning.durations import parse_duration
 
 # Sections of a configuration: what is set in them is part of a plan.
 _SECTIONS = ("trainer", "model", "data")
+# Of the trainer, what names classes, and what makes a run a rehearsal.
+_CLASSES = ("callbacks", "logger", "plugins", "strategy", "profiler", "fast_dev_run")
 
 
 @dataclass
@@ -93,23 +95,50 @@ def request_of(source: str, own: argparse.Namespace, options: Mapping[str, str])
         own: What `add_plan_arguments` has read.
         options: The other options with their values, of which those of a section are settings.
     """
-    given = {
-        name.removeprefix("--"): _value(text)
-        for name, text in options.items()
-        if name == "--seed_everything" or name.removeprefix("--").partition(".")[0] in _SECTIONS
-    }
+    given = {name.removeprefix("--"): _value(text) for name, text in options.items() if _is_planned(name)}
     seconds = None if own.time is None else parse_duration(own.time)
     return Request(source, own.root, seconds, own.weights == "random", given)
 
 
 def options_of(arguments: Sequence[str]) -> dict[str, str]:
-    """The options among arguments, with their values; the last one counts."""
-    found = {}
-    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
-        name, equals, value = argument.partition("=")
-        if name.startswith("-"):
-            found[name] = value if equals else following
-    return found
+    """The options among arguments, with their values; the last one counts.
+
+    Example:
+        >>> options_of(["--out", "a", "--data.fill=-1", "--data.flip", "-1", "--out=b"])
+        {'--out': 'b', '--data.fill': '-1', '--data.flip': '-1'}
+    """
+    return {name: value for name, value, _ in _pairs(arguments)}
+
+
+def without_settings(arguments: Sequence[str]) -> list[str]:
+    """The arguments but those that a plan holds.
+
+    Example:
+        >>> without_settings(["--out", "a", "--model.loss=ce", "--trainer.logger", "WandbLogger", "--data.seed", "1"])
+        ['--out', 'a', '--trainer.logger', 'WandbLogger']
+    """
+    return [word for name, _, words in _pairs(arguments) if not _is_planned(name) for word in words]
+
+
+def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str, Sequence[str]]]:
+    """Name, value and words of each option."""
+    position = 0
+    while position < len(arguments):
+        name, equals, value = arguments[position].partition("=")
+        length = 1 if equals else 2
+        words = arguments[position : position + length]
+        yield name, value if equals else "".join(words[1:]), words
+        position += length
+
+
+def _is_planned(option: str) -> bool:
+    """Whether a plan takes up an option; what names a class of the trainer's is left to its parser."""
+    section, _, name = option.removeprefix("--").partition(".")
+    if option == "--seed_everything":
+        return True
+    if section not in _SECTIONS or not name or name.endswith(("+", ".help")):
+        return False
+    return section != "trainer" or ("." not in name and name not in _CLASSES)
 
 
 def _value(text: str) -> Any:
