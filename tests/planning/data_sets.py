@@ -69,8 +69,8 @@ PHOTOGRAPHS = data_set(400, (3000, 4000), tail_share=100 / (3000 * 4000), num_va
 UNSPLIT = data_set(900, (360, 480))
 LESIONS = data_set(200, (600, 800), (1.0, 1.0), tail_share=0.01, num_validation=50, one_size=False)
 SLICES = data_set(640, (256, 256), (1.0, 0.4, 0.08), num_channels=1, num_validation=160, bands=((21.3,), (30.5,)))
-CITYSCAPES = data_set(2975, (1024, 2048), (1.0, 0.9, 0.7, 0.1), tail_share=0.0004, num_validation=500)
-MANY = data_set(20000, (512, 512), num_validation=9000)
+CITYSCAPES = data_set(1000, (1024, 2048), (1.0, 0.9, 0.7, 0.1), tail_share=0.0004, num_validation=500)
+MANY = data_set(1000, (512, 512), num_validation=9000)
 DATA_SETS = {
     "twelve": TWELVE,
     "photographs": PHOTOGRAPHS,

@@ -163,7 +163,8 @@ def split_words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         >>> split_words(["--time", "20m", "tiles", "--model.loss=ce", "--data.fill", "-1"])
         (['tiles'], ['--time', '20m', '--model.loss=ce', '--data.fill', '-1'])
     """
-    words, options = [], []
+    words: list[str] = []
+    options: list[str] = []
     is_value = False
     for argument in arguments:
         is_option = argument.startswith("-") and not argument[1:2].isdigit()

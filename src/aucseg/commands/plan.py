@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ from aucseg.safe_files import missing_folders, remove_empty_folders, replace_fil
 # Seconds of training and validation that are tried to measure the speed, and of a time budget at most.
 _SECONDS_TO_MEASURE = 8.0
 _SHARE_TO_MEASURE = 0.03
+_CARD_COMMENT = """# Proposed from what was found in the folder: the classes may be given their names, also in the
+# groups (by share of the labelled pixels).
+"""
 
 
 @dataclass
@@ -38,9 +41,11 @@ class Planner:
 
     Args:
         request: What is to be planned.
+        measured_with: Settings that the runs have beside those of the plan, for their speed.
     """
 
     request: Request
+    measured_with: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.card, self.data = self._look_at_data()
@@ -73,7 +78,7 @@ class Planner:
         while True:
             try:
                 speed = measure_speed(
-                    with_data(plan.configuration, card, self.root),
+                    self._on_data(plan, card, self.measured_with).configuration,
                     class_counts=self.data.statistics.pixel_counts.tolist(),
                     num_images=self.data.num_training,
                     seconds=seconds,
@@ -87,7 +92,9 @@ class Planner:
                 plan = make_plan(
                     self.data, machine, self._given, random_weights=request.random_weights, max_batch_size=limit
                 )
-        left = None if request.seconds is None else request.seconds - (time.perf_counter() - request.begin)
+        left = request.seconds
+        if left is not None and request.begin is not None:
+            left -= time.perf_counter() - request.begin
         return make_plan(
             self.data,
             machine,
@@ -97,6 +104,38 @@ class Planner:
             random_weights=request.random_weights,
             max_batch_size=limit,
         )
+
+    def plan_into(self, path: Path, card_path: Path, *, with_bank_to_try: bool = False) -> Plan:
+        """Plans, prints the plan, and writes it as a configuration; nothing stays where that fails.
+
+        Args:
+            path: The file of the configuration.
+            card_path: The file of the card, where one was proposed for a folder.
+            with_bank_to_try: Whether the configuration has a bank for the methods with one, whatever was advised.
+        """
+        new_folders = missing_folders(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_proposed = self.root is not None and self.root == Path(self.request.source)
+        card = card_path if is_proposed else self.request.source
+        try:
+            if is_proposed:
+                replace_file(card_path, (_CARD_COMMENT + self.card.to_yaml()).encode())
+            accelerator = str(self.request.given.get("trainer.accelerator", "auto"))
+            plan = self.measured_plan(find_machine(accelerator), card)
+            plan = plan.with_bank_to_try() if with_bank_to_try else plan
+            print(f"\n{plan.describe()}\n", flush=True)
+            replace_file(path, self._on_data(plan, card).to_yaml().encode())
+        except BaseException:
+            if is_proposed:
+                card_path.unlink(missing_ok=True)
+            remove_empty_folders(new_folders)
+            raise
+        return plan
+
+    def _on_data(self, plan: Plan, card: Path | str, settings: Mapping[str, Any] | None = None) -> Plan:
+        """The plan with the names of its data, and with further settings."""
+        names = {"data.card": str(card)} | ({} if self.root is None else {"data.root": str(self.root)})
+        return replace(plan, settings={**names, **plan.settings, **(settings or {})})
 
     @property
     def _given(self) -> dict[str, Any]:
@@ -133,7 +172,7 @@ class Planner:
         if problems and given.get("data.on_error") != "skip":
             raise ValueError(
                 f"{len(problems):,} of the training files cannot be used ('aucseg stats {request.source}' lists them): "
-                f"{shorten(problems, separator='; ')}. Mend them, or leave them out with --data.on_error skip"
+                f"{shorten(problems, separator='; ')}. Fix them, or leave them out with --data.on_error skip"
             )
         if statistics.num_labelled == 0:
             raise ValueError(f"{request.source}: not one pixel of the training masks has a class")
@@ -159,58 +198,11 @@ class Planner:
         return card, found
 
 
-def with_data(configuration: Mapping[str, Any], card: Path | str, root: Path | str | None) -> dict[str, Any]:
-    """Returns a configuration with the names of its data in front."""
-    data: dict[str, Any] = {"card": str(card)}
-    if root is not None:
-        data["root"] = str(root)
-    return {**configuration, "data": {**data, **configuration.get("data", {})}}
-
-
-def write_plan(planner: Planner, plan: Plan, path: Path, card: Path | str) -> None:
-    """Writes a plan as a configuration with its reasons."""
-    settings = {"data.card": str(card)}
-    if planner.root is not None:
-        settings["data.root"] = str(planner.root)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, replace(plan, settings={**settings, **plan.settings}).to_yaml().encode())
-
-
-def card_for(planner: Planner, path: Path) -> Path | str:
-    """Returns the card of the data as a configuration names it; one that was proposed is written to a file."""
-    request = planner.request
-    if planner.root is None or planner.root != Path(request.source):
-        return request.source
-    path.parent.mkdir(parents=True, exist_ok=True)
-    comment = (
-        f"# Proposed from what was found in {planner.root.resolve().name}: the classes may be given their names, also\n"
-        "# in the groups (by share of the labelled pixels).\n"
-    )
-    replace_file(path, (comment + planner.card.to_yaml()).encode())
-    return path
-
-
-def plan_into(request: Request, path: Path, card_path: Path) -> Plan:
-    """Plans, prints the plan, and writes it and the card of a folder; nothing stays where that fails."""
-    planner = Planner(request)
-    new_folders = missing_folders(path.parent)
-    card = card_for(planner, card_path)
-    try:
-        plan = planner.measured_plan(find_machine(str(request.given.get("trainer.accelerator", "auto"))), card)
-        print(f"\n{plan.describe()}\n", flush=True)
-        write_plan(planner, plan, path, card)
-    except BaseException:
-        if card == card_path:
-            card_path.unlink(missing_ok=True)
-        remove_empty_folders(new_folders)
-        raise
-    return plan
-
-
 def write_plan_of(request: Request, path: Path) -> None:
     """Writes a plan as a configuration to be edited, and beside it the card of a folder."""
+    request.begin = None
     card = path.with_name(f"{path.stem}_{CARD_FILE}")
-    plan_into(request, path, card)
+    Planner(request).plan_into(path, card)
     written = [path, *([card] if card.is_file() else [])]
     print(f"wrote {' and '.join(map(str, written))}; next: aucseg fit --config {path} --out runs/{path.stem}")
 
@@ -241,7 +233,7 @@ def with_plan(arguments: Sequence[str]) -> list[str]:
         return ["--config", str(out / CONFIG_FILE), *rest]
     if run.get("--resume", "never") != "auto" and run.get("--overwrite", "false") != "true":
         check_is_free(out)
-    plan_into(request, out / PLAN_FILE, out / CARD_FILE)
+    Planner(request).plan_into(out / PLAN_FILE, out / CARD_FILE)
     return ["--config", str(out / PLAN_FILE), *without_settings(rest)]
 
 

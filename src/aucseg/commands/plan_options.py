@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from aucseg.announce import seconds_since_start
 from aucseg.commands.fit_help import split_words
 from aucseg.planning.durations import parse_duration
 
@@ -30,7 +31,7 @@ class Request:
         seconds: Time that a training may take, None for as many steps as the images ask for.
         random_weights: Whether the model is to start from random weights.
         given: Settings of the user's, by their names with dots.
-        begin: When the time began to run, by `time.perf_counter`.
+        begin: When the time began to run, by `time.perf_counter`; None where it has not begun yet.
     """
 
     source: str
@@ -38,7 +39,7 @@ class Request:
     seconds: float | None = None
     random_weights: bool = False
     given: dict[str, Any] = field(default_factory=dict)
-    begin: float = field(default_factory=time.perf_counter)
+    begin: float | None = field(default_factory=lambda: time.perf_counter() - seconds_since_start())
 
 
 def default_folder(source: str) -> str:

@@ -6,7 +6,7 @@ import copy
 import math
 import textwrap
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
@@ -45,6 +45,8 @@ class Plan:
         given: The names of the settings that the user has set.
         seconds: How long training and validation will take, None where the speed was not measured.
         bank_to_try: Settings of the bank for whoever wants one, whatever the plan says; empty where there are none.
+        bank_answer: What the counts say of a bank: one of the answers of `aucseg.statistics.advice`.
+        bank_reason: Why, in a line.
     """
 
     title: str
@@ -53,6 +55,19 @@ class Plan:
     given: frozenset[str] = frozenset()
     seconds: float | None = None
     bank_to_try: Mapping[str, Any] = field(default_factory=dict)
+    bank_answer: str = ""
+    bank_reason: str = ""
+
+    def with_bank_to_try(self) -> Plan:
+        """The same plan with a bank, for those methods of a comparison that have one, where there is one to try."""
+        if self.settings["model.bank"] is not None or not self.bank_to_try:
+            return self
+        text = f"for the methods with one: {_flow(dict(self.bank_to_try))}"
+        choices = tuple(
+            Choice(choice.topic, text, self.bank_reason, choice.settings) if choice.topic == "bank" else choice
+            for choice in self.choices
+        )
+        return replace(self, settings={**self.settings, "model.bank": dict(self.bank_to_try)}, choices=choices)
 
     @property
     def configuration(self) -> dict[str, Any]:
@@ -156,12 +171,20 @@ class Draft:
         """Adds a line about settings."""
         self.choices.append(Choice(topic, text, reason, tuple(names)))
 
-    def finish(self, title: str, seconds: float | None, bank_to_try: Mapping[str, Any]) -> Plan:
-        """Returns the plan, with what the user has given beyond the rules."""
+    def finish(self, title: str, seconds: float | None, advice: Mapping[str, Any], bank: Mapping[str, Any]) -> Plan:
+        """Returns the plan, with what the user has given beyond the rules.
+
+        Args:
+            title: The data and the machine.
+            seconds: How long it takes, or None.
+            advice: Of `aucseg.statistics.advice.advise_bank`.
+            bank: The bank to try, as a configuration has it.
+        """
         for name, value in self.given.items():
             if not _is_in(name, self.settings):
                 self.settings[name] = value
-        return Plan(title, self.settings, tuple(self.choices), frozenset(self.given), seconds, bank_to_try)
+        answer, reason = str(advice["answer"]), str(advice["summary"])
+        return Plan(title, self.settings, tuple(self.choices), frozenset(self.given), seconds, bank, answer, reason)
 
 
 def _is_in(name: str, settings: Iterable[str]) -> bool:

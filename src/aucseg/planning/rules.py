@@ -100,15 +100,16 @@ def make_plan(
     _model(draft, machine, random_weights)
     size = _images(draft, data, kind)
     batch = _batch(draft, data, machine, kind, size, max_batch_size)
-    bank = _loss_and_bank(draft, data, batch)
+    advice, bank = _loss_and_bank(draft, data, batch)
     steps, total = decide_budget(draft, data, kind, batch, size, speed, seconds)
     _rates(draft, batch, steps)
     if data.bands is not None:
         mean, std = (list(values) for values in data.bands)
         for name, value in (("model.mean", mean), ("model.std", std), ("data.fill", mean)):
             draft.set(name, value)
-        draft.decide("bands", f"{data.num_channels} bands, normalized", "mean and deviation of all training pixels",
-                     ("model.mean", "model.std", "data.fill"))  # fmt: skip
+        text = f"{data.num_channels} band{'s' * (data.num_channels != 1)}, normalized"
+        names = ("model.mean", "model.std", "data.fill")
+        draft.decide("bands", text, "mean and deviation of all training pixels", names)
     if total is not None and speed is not None:
         how = f"{speed.step:.2g} s a step, {speed.image:.2g} s an image in validation, measured in {speed.steps} steps"
         draft.decide("time", f"about {format_duration(total)}", how, ())
@@ -119,7 +120,7 @@ def make_plan(
         f"{data.num_validation:,} to validate on, {'all' if data.one_size else 'mostly about'} {width} x {height}; "
         f"{machine.name}"
     )
-    return draft.finish(title, total, bank)
+    return draft.finish(title, total, advice, bank)
 
 
 def _model(draft: Draft, machine: Machine, random_weights: bool) -> None:
@@ -259,8 +260,8 @@ def _rates(draft: Draft, batch: int, steps: int) -> None:
                  "model.warmup_steps"))  # fmt: skip
 
 
-def _loss_and_bank(draft: Draft, data: DataFingerprint, batch: int) -> dict[str, Any]:
-    """Decides on loss and bank; returns the options of a bank to try."""
+def _loss_and_bank(draft: Draft, data: DataFingerprint, batch: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Decides on loss and bank; returns the advice, and the options of a bank to try."""
     loss = draft.set("model.loss", "aucseg")
     if loss == "aucseg":
         options = draft.set("model.loss_options", {"auc_weight": 1.0})
@@ -276,8 +277,9 @@ def _loss_and_bank(draft: Draft, data: DataFingerprint, batch: int) -> dict[str,
     text = "none" if bank is None else "yes"
     if bank and bank.get("presence_target") is not None:
         num_pasted = len(bank.get("tail_classes", tail))
-        text = f"{num_pasted} of the {len(tail)} tail classes into {100 * bank['presence_target']:.2g} % of the images"
+        which = f"{num_pasted} of the {len(tail)} tail classes" if len(tail) > 1 else "the tail class"
+        text = f"{which} into {100 * bank['presence_target']:.2g} % of the images"
     # What the user has set follows from nothing that was counted.
     reason = "" if "model.bank" in draft.given else str(advice["summary"])
     draft.decide("bank", text, reason, ("model.bank",))
-    return to_try
+    return advice, to_try

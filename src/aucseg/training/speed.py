@@ -30,7 +30,7 @@ class Speed(NamedTuple):
     Attributes:
         step: Seconds of a training step, with reading, bank and optimizer.
         image: Seconds of an image of the validation, with reading and metrics.
-        start: Seconds until the first step: loader processes, images read ahead, first steps.
+        start: Seconds until the first step: model, loader processes, images read ahead, first steps.
         steps: Number of steps that were timed.
     """
 
@@ -115,13 +115,13 @@ def measure_speed(
 def _measure(
     data: dict[str, Any], model: dict[str, Any], trainer: dict[str, Any], num_images: int, seconds: float
 ) -> Speed:
+    begin = time.perf_counter()
     task = SegmentationTask(data["card"], **model)
     module = _Sample(**data)
     meter = _Meter(seconds)
     options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     options |= {"enable_model_summary": False, "num_sanity_val_steps": 0, "use_distributed_sampler": False, **trainer}
     options |= {"devices": 1, "callbacks": [meter]}
-    begin = time.perf_counter()
     Trainer(max_steps=10 * _MAX_STEPS, limit_val_batches=0, check_val_every_n_epoch=None, **options).fit(task, module)
     steps = len(meter.times) - 1 - _SKIPPED
     step = (meter.times[-1] - meter.times[_SKIPPED]) / steps
