@@ -24,7 +24,10 @@ import yaml
 from PIL import Image
 
 from aucseg import SegmentationDataset
+from aucseg.commands.plan import Planner
+from aucseg.commands.plan_options import Request
 from aucseg.planning.durations import parse_duration
+from aucseg.planning.machine import find_machine
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "plan.md"
@@ -123,21 +126,20 @@ def aucseg(*arguments: object) -> str:
 
 
 def show(folder: Path) -> None:
-    """Makes the folders where they are missing, and puts their plans into the page."""
+    """Makes the folders where they are missing, and puts their plans into the page, without the line about the time."""
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
     page = PAGE.read_text(encoding="utf-8")
     for name, make in FOLDERS.items():
         if not Path(name).exists():
             make(Path(name))
-        out = aucseg("stats", name, "--write-config", f"{name}.yaml")
-        plan = out[out.index("\nPlan for") + 1 : out.index("\nwrote ")].rstrip()
-        print(plan, flush=True)
+        plan = Planner(Request(name)).plan(find_machine()).describe()
+        print(f"\n{plan}\n", flush=True)
         before, mark, rest = page.partition(f"<!-- plan of {name} -->\n```text\n")
         if not mark:
             raise ValueError(f"{PAGE} has no place for the plan of {name}")
         page = f"{before}{mark}{plan}\n{rest[rest.index('```') :]}"
-        PAGE.write_text(page, encoding="utf-8")
+    PAGE.write_text(page, encoding="utf-8")
 
 
 def run_of(folder: Path, *arguments: object) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import yaml
 from aucseg.planning.durations import format_duration, parse_duration
 from aucseg.planning.machine import Machine
 from aucseg.planning.rules import make_plan
+from aucseg.statistics.advice import USE, advise_bank
 from tests.planning.data_sets import (
     BARE_CPU,
     CITYSCAPES,
@@ -23,6 +24,7 @@ from tests.planning.data_sets import (
     SMALL_GPU,
     TWELVE,
     UNSPLIT,
+    data_set,
 )
 
 # Of these no rule decides: a seed, and what the screen shows.
@@ -71,7 +73,7 @@ def test_the_images_of_a_small_object_are_not_scaled_until_it_is_gone() -> None:
     factor = base[0] / 4000
     assert 100 * factor**2 == pytest.approx(32, rel=0.01)  # of 100 pixels 32 are left
     assert base[1] / 3000 == pytest.approx(factor, rel=0.01)
-    assert "has 100 pixels or fewer: 32 must be left" in " ".join(plan.describe().split())
+    assert "an object of the tail has 100 pixels or fewer: 32 must be left" in " ".join(plan.describe().split())
     assert plan.settings["data.scale"] == [0.75, 1.5]  # nor halved by the augmentation
     large = make_plan(dataclasses.replace(PHOTOGRAPHS, tail_share=0.01), CPU).settings
     assert large["data.base_size"] == [256, 192]
@@ -112,6 +114,21 @@ def test_one_tail_class_in_all_images_asks_for_no_bank() -> None:
     plan = make_plan(LESIONS, CPU)
     assert plan.settings["model.bank"] is None
     assert "mostly about 800 x 600" in plan.title
+
+
+@pytest.mark.parametrize("presence", [0.01, 0.04, 0.07, 0.095, 0.2, 0.6])
+def test_a_bank_is_planned_only_where_the_counts_ask_for_one(presence: float) -> None:
+    data = data_set(400, (240, 320), (1.0, 0.6, presence), num_validation=40)
+    plan = make_plan(data, CPU)
+    advice = advise_bank(data.statistics, [2], [1], batch_size=8)
+    bank = plan.settings["model.bank"]
+    assert (bank is not None) == (advice["answer"] == USE)
+    if bank is not None:
+        assert bank["presence_target"] <= 5 * data.statistics.presence[2]
+        assert bank["protect_classes"] == "middle"
+    if plan.bank_to_try:  # for a comparison, whatever the answer
+        assert plan.with_bank_to_try().settings["model.bank"]["presence_target"] <= 5 * data.statistics.presence[2]
+    assert make_plan(data, CPU, {"model.bank": None}).settings["model.bank"] is None
 
 
 def test_grey_slices_of_16_bits() -> None:

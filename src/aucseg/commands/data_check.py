@@ -55,7 +55,7 @@ def count_and_check(
     progress: bool = False,
     decode_images: bool = False,
     cache: ScanCache | None = None,
-    note: Callable[[MaskScan], None] | None = None,
+    note: Callable[[MaskScan, int], None] | None = None,
 ) -> tuple[ClassStatistics, Check]:
     """Count a data set and check every file of it; samples that cannot be used go to the check, not the counts.
 
@@ -65,7 +65,7 @@ def count_and_check(
         progress: Whether to show a progress bar.
         decode_images: Whether to decode every image.
         cache: Results of earlier calls.
-        note: Called with the scan of each mask that is counted, in train ids.
+        note: Called with the scan of each mask that is counted, in train ids, and its place.
     """
     card = dataset.card
     palettes = Palettes()
@@ -83,7 +83,7 @@ def count_and_check(
             if not sample.errors and not unknown:
                 statistics.add_scan(scan)
                 if note is not None:
-                    note(scan)
+                    note(scan, sample.index)
         check.errors += sample.errors
     check.errors += palettes.describe(raw for ids in card.raw_ids for raw in ids)
     if len(check.unknown) >= _MANY_UNKNOWN:

@@ -194,6 +194,7 @@ class Planner:
             num_validation=len(files.splits[val_split].pairs) if has_split else None,
             held_out_share=held_out,
             bands=bands,
+            read_mask=dataset.read_mask,
         )
         return card, found
 

@@ -172,7 +172,8 @@ def _images(draft: Draft, data: DataFingerprint, kind: str) -> tuple[int, int]:
         if least > factor:
             factor = least
             reason = (
-                f"one of ten occurrences of a tail class has {small:,.0f} pixels or fewer: {_MIN_AREA} must be left"
+                f"in one of ten images with one an object of the tail has {small:,.0f} pixels or fewer: {_MIN_AREA} must "
+                "be left"
             )
     base = None
     if factor < _NEAR:
@@ -186,7 +187,9 @@ def _images(draft: Draft, data: DataFingerprint, kind: str) -> tuple[int, int]:
         elif small is None or factor < 1 or small >= _MIN_AREA / _NEAR**2:
             reason = f"with a short edge of {min(height, width)} they are small enough"
         else:
-            reason = f"the tail's objects are small: one of ten has {small:,.0f} pixels or fewer in an image"
+            reason = (
+                f"the tail's objects are small: in one of ten images with one they have {small:,.0f} pixels or fewer"
+            )
     draft.decide("size", text, reason, ("data.base_size", "data.eval_base_size"))
     if base is not None:
         scale = min(max(base) / max(height, width), min(base) / min(height, width))
