@@ -69,7 +69,13 @@ def _measured(process: psutil.Process) -> dict[str, float]:
 
 def configuration(record: Path, run: Path, steps: int, every: int) -> dict[str, Any]:
     """A small model on small crops of the embedded data."""
-    options = {"embed_dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "head_channels": 32, "num_bases": 4}
+    options: dict[str, Any] = {
+        "embed_dims": [8, 8, 16, 16],
+        "depths": [1, 1, 1, 1],
+        "head_channels": 32,
+        "num_bases": 4,
+    }
+    options["encoder_weights"] = None
     recorder = {"path": str(record), "run": str(run), "every": every}
     return {
         "trainer": {

@@ -122,6 +122,8 @@ class PageRunner:
         match words:
             case ["aucseg", "fit", *_]:
                 self._run_aucseg([*words[1:], *(SHORT_TRAINING if self.short else [])], place)
+            case ["aucseg", "compare", *_] if self.short:  # trains in processes of its own; it has tests of its own
+                assert "compare" in cli._COMMANDS
             case ["aucseg", "demo", *_]:  # trains for minutes; it has a test of its own
                 assert "demo" in cli._COMMANDS
             case ["aucseg", *arguments]:

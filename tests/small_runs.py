@@ -12,8 +12,8 @@ SMALL_RUN: dict[str, object] = {
     "trainer.enable_progress_bar": "false",
     "trainer.enable_model_summary": "false",
     "model.model": "smp/fpn",
-    "model.model_options": '{"encoder": "tu-mobilenetv3_small_050", "decoder_pyramid_channels": 32,'
-    ' "decoder_segmentation_channels": 32}',
+    "model.model_options": '{"encoder": "tu-mobilenetv3_small_050", "encoder_weights": null,'
+    ' "decoder_pyramid_channels": 32, "decoder_segmentation_channels": 32}',
     "model.bank": '{"capacity": 2, "min_pixels": 4, "sample_ratio": 1.0, "scope": "image"}',
 }
 
@@ -29,7 +29,12 @@ TINY_RUN = {
     },
     "model": {
         "model": "smp/fpn",
-        "model_options": {"encoder": "resnet18", "decoder_pyramid_channels": 32, "decoder_segmentation_channels": 32},
+        "model_options": {
+            "encoder": "resnet18",
+            "encoder_weights": None,
+            "decoder_pyramid_channels": 32,
+            "decoder_segmentation_channels": 32,
+        },
         "loss": "aucseg",
         "bank": {"capacity": 2, "min_pixels": 4},
         "warmup_steps": 1,

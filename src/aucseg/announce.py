@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from types import TracebackType
 
 # Seconds after which what goes on is told: what is over sooner needs no line.
 PATIENCE = 0.5
+_started = time.perf_counter()
 
 
 class Announcement:
@@ -62,6 +64,17 @@ def process_number() -> int:
         if name in os.environ:
             return int(os.environ[name])
     return 0
+
+
+def start_of_command() -> None:
+    """Notes that a command begins, from which the time that it may take counts."""
+    global _started  # one command at a time is all that a process runs
+    _started = time.perf_counter()
+
+
+def seconds_since_start() -> float:
+    """Seconds since the command began; imports take some of them."""
+    return time.perf_counter() - _started
 
 
 def loading() -> Announcement:

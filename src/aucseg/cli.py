@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from aucseg import __version__
-from aucseg.announce import Announcement
+from aucseg.announce import Announcement, start_of_command
 from aucseg.commands.failures import with_notes
 from aucseg.commands.fit_help import told_at_once
 from aucseg.commands.option_parser import OptionParser
@@ -99,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: 0 done, 1 done with failures that were reported, 2 wrong input, 3 stopped because too many steps
         were skipped, 130 interrupted, 128 + n ended by signal n.
     """
+    start_of_command()
     arguments = list(sys.argv[1:] if argv is None else argv)
     # The commands parse their own options, so only the first word is parsed here.
     parser = _parser()

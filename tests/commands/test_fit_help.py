@@ -73,7 +73,9 @@ def test_help_all_lists_all(options: dict[str, Any], capsys: Any) -> None:
     [
         ([], "there are no data: give a folder of images and masks"),
         (["--out", "a"], "there are no data"),
-        (["run.yaml"], "'run.yaml' is not an option"),
+        (["run.yaml"], "there is no folder or card 'run.yaml'; a configuration is given with --config"),
+        (["camvd", "--time", "20m"], "there is no folder or card 'camvd'; did you mean camvid?"),
+        (["camvid", "freedoom_lt"], "'freedoom_lt' is not an option"),
         (["--data.card", "x", "run.yaml"], "'run.yaml' is not an option"),
         (["--learning_rte=3"], "no option --learning_rte; did you mean --model.learning_rate?"),
         (["--bank", "null"], "no option --bank; did you mean --model.bank?"),

@@ -1,4 +1,4 @@
-"""``aucseg compare --config base.yaml --methods ce,la,aucseg --seeds 0,1,2``."""
+"""``aucseg compare FOLDER``, or ``--config base.yaml --methods ce,la,aucseg --seeds 0,1,2``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from aucseg.announce import loading
 from aucseg.commands.children import signals_as_exit
+from aucseg.commands.compare_folder import fill_in, say_next
 
 if TYPE_CHECKING:
     from aucseg.compare.comparison import Comparison
@@ -25,6 +26,7 @@ lovasz, ...), 'aucseg' (AUCSegLoss and the bank) or 'auc' (AUCSegLoss alone), wi
 or a name of --methods-file: YAML 'NAME: {method: aucseg, model: {loss_options: {surrogate: hinge}}}'.
 
 examples:
+  aucseg compare FOLDER --time 1h                      plans, trains cross-entropy and AUCSeg, and writes the report
   aucseg compare --config base.yaml --methods ce,la,la+bank,aucseg --seeds 0,1,2,3,4
   aucseg compare --config base.yaml --methods ce,la,aucseg --seeds 0,1,2 --search auto
   aucseg compare --config base.yaml --methods ce,aucseg --folds 5
@@ -39,18 +41,22 @@ checkpoint. Call it several times at once, on machines that share the folder, an
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     parser.epilog = _EPILOG
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="base configuration, as for fit")
-    parser.add_argument("--methods", required=True, metavar="A,B,...", help="what to compare, see below")
-    parser.add_argument("--seeds", metavar="0,1,...", help="one run each (default: 0,1,2,3,4)")
+    parser.add_argument("source", nargs="?", metavar="FOLDER|CARD", help="images and masks, or a card, to plan for")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="base configuration, as for fit, instead of a plan")
+    parser.add_argument("--methods", metavar="A,B,...", help="what to compare, see below (default of a plan: ce "
+                        "and AUCSeg, with the bank or without it as the counts say)")  # fmt: skip
+    parser.add_argument("--seeds", metavar="0,1,...", help="one run each (default: 0; with --config 0,1,2,3,4)")
     parser.add_argument("--folds", type=_folds, metavar="K", help="the training images "
                         "in K folds, one run on each: cross-validation, for small data")  # fmt: skip
+    parser.add_argument("--time", metavar="1h", help="time that all trainings of a FOLDER may take together")
+    parser.add_argument("--weights", choices=("pretrained", "random"), help="random: no pretrained weights")
     parser.add_argument("--models", default="", metavar="M,N,...", help="names of models, or YAML files of changes to "
                         "the base configuration (default: the base's model)")  # fmt: skip
     parser.add_argument("--methods-file", type=Path, metavar="FILE", help="more methods, defined in YAML")
     parser.add_argument(
         "--baseline", metavar="METHOD", help="method to take differences to (default: ce, or the first)"
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="folder (default: runs/FOLDER-compare; with --config runs/compare)")
     parser.add_argument("--root", metavar="DIR", help="folder of the data, instead of the configuration's")
     parser.add_argument("--steps", type=_positive, metavar="N", help="training steps, instead of the configuration's")
     parser.add_argument("--offsets-share", type=_share, default=0.1, metavar="S", help="share of the training images "
@@ -79,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from aucseg.safe_files import no_empty_folders
 
+    fill_in(args)
     with loading():
         comparison = _comparison(args)
     if args.dry_run:
@@ -87,7 +94,10 @@ def run(args: argparse.Namespace) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=args.out) as file:
             comparison.runner.began = os.fstat(file.fileno()).st_mtime
-        return comparison.execute()
+        status = comparison.execute()
+    if args.source is not None and status == 0:
+        say_next(args.out, [method.name for method in comparison.methods])
+    return status
 
 
 def _comparison(args: argparse.Namespace) -> Comparison:

@@ -51,7 +51,7 @@ def explanation(error: BaseException) -> str | None:
         return f"{sample[1].strip()}. Mend the file or leave such samples out (--data.on_error skip). {_GO_ON}"
     if type(error).__name__ == "SampleError" and "on_error" not in text:
         return f"{text}. Mend the file or leave such samples out (--data.on_error skip). {_GO_ON}"
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(p in text for p in _OUT_OF_MEMORY)):
+    if is_out_of_memory(error):
         parts = re.split(r"(?<=[\w.\]])[.:] |\n", text)
         cause = next((part for part in parts if any(p in part for p in _OUT_OF_MEMORY)), "MemoryError")
         return (
@@ -68,6 +68,18 @@ def explanation(error: BaseException) -> str | None:
     if _is_lost_peer(error):
         return f"another process of this run is gone ({text.strip().splitlines()[0]}): its message says why. {_GO_ON}"
     return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory of the machine or of a device ran out.
+
+    Example:
+        >>> is_out_of_memory(RuntimeError("CUDA out of memory.")), is_out_of_memory(ValueError(""))
+        (True, False)
+    """
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _OUT_OF_MEMORY)
+    )
 
 
 def with_notes(text: str, error: BaseException) -> str:

@@ -31,6 +31,7 @@ from aucseg.commands.plan import with_plan
 from aucseg.commands.plan_options import default_folder, options_of, split_request
 from aucseg.commands.progress import RunProgress
 from aucseg.hints import Entries, search_current_folder
+from aucseg.models.pretrained import with_pretrained_weights
 from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT, RESULT_FILE
 from aucseg.safe_files import missing_folders, no_empty_folders, remove_empty_folders
 from aucseg.training.best_checkpoint import BestCheckpoint
@@ -140,6 +141,9 @@ class AUCSegCLI(LightningCLI):
         """Says before the model is built what is wrong with the folder, the data, or the checkpoint to validate."""
         assert self.subcommand is not None
         config = self.config[self.subcommand]
+        if self.subcommand == "fit" and isinstance(config.model.model, str) and config.model.init_from is None:
+            options = config.model.model_options
+            config.model.model_options = with_pretrained_weights(config.model.model, options)
         if process_number() == 0 and not _is_rehearsal(config.trainer):
             self._folder = Path(config.out)
             self._new_folders = missing_folders(self._folder)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from aucseg.commands.option_parser import unknown_option
 from aucseg.configs import find_config
-from aucseg.hints import nearest_names
+from aucseg.hints import closest, nearest_names
 
 _EXAMPLES = """  aucseg fit FOLDER --time 30m                                 plans for its images and masks, and trains
   aucseg fit cityscapes --root DIR --data.batch_size 4         the same for a card; what is set here stands
@@ -21,7 +22,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     (
         "plan",
         (
-            ("--time 30m", "time that training and validation may take (90s, 30m, 2h); else by the number of images"),
+            ("--time 30m", "time for all of it (90s, 30m, 2h); without it the number of images decides"),
             ("--root DIR", "folder of the data of a CARD"),
             ("--weights random", "no pretrained weights"),
         ),
@@ -62,7 +63,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("--model.head_rate_factor F", "of the layers that are not pretrained (default: 10.0)"),
             ("--model.weight_decay W", "of AdamW (default: 0.01)"),
             ("--model.warmup_steps N", "steps of linear warm-up (default: 1500)"),
-            ("--model.optimizer YAML", "such as '{class_path: SGD, init_args: {momentum: 0.9}}' (default: AdamW)"),
+            ("--model.optimizer YAML", "such as '{class_path: SGD, init_args: {momentum: 0.9}}'; AdamW without it"),
             ("--model.schedule YAML", "such as '{class_path: StepLR, init_args: {step_size: 1000}}', without warm-up"),
             ("--model.micro_batches N", "go through the model in parts, to save memory (default: 1)"),
             ("--trainer.gradient_clip_val G", "largest gradient norm"),
@@ -93,12 +94,11 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
 )
 
 NAMES = tuple(option.split()[0] for _, options in GROUPS for option, _ in options)
+_CARDS = Path(__file__).parents[1] / "datasets" / "cards"
 _DATA = ("--config", "-c", "--data", "--data.card")
 # All options without a dot; what belongs to a class is '--model.', '--data.', '--trainer.', '--guard.', and so on.
 _PLAIN = (*(name for name in NAMES if "." not in name), "-c", "--print_config", "--ckpt_path", "--weights_only",
           *PLAN_OPTIONS, "--trainer", "--model", "--data", "--guard")  # fmt: skip
-# Arguments that are neither options nor their values: the folder or card to plan for.
-_MAX_WORDS = 1
 
 
 def help_text() -> str:
@@ -142,27 +142,53 @@ def told_at_once(arguments: Sequence[str]) -> str | None:
         name, equals, text = option.partition("=")
         if name in ("--config", "-c") and (text if equals else value):
             find_config(text if equals else value)
-    words = _words(arguments)
-    if len(words) > _MAX_WORDS:
+    words, _ = split_words(arguments)
+    has_data = any(name in _DATA for name in names)
+    if len(words) > 1 or (words and has_data):
         raise ValueError(
-            f"{words[-1]!r} is not an option: options begin with '--', a configuration is given with --config"
+            f"{words[-1]!r} is not an option: options begin with '--', and a configuration is given with --config"
         )
+    if words:
+        check_source(words[0])
     only_shows = any(name in ("--help.all", "--print_config") or name.endswith(".help") for name in names)
-    if not words and not only_shows and not any(name in _DATA for name in names):
+    if not words and not only_shows and not has_data:
         raise ValueError("there are no data: give a folder of images and masks, a card, or --config FILE")
     return None
 
 
-def _words(arguments: Sequence[str]) -> list[str]:
-    """What is neither an option nor the value of one."""
-    words = []
+def split_words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Divides arguments into words, of which a folder or card is one, and options with their values.
+
+    Example:
+        >>> split_words(["--time", "20m", "tiles", "--model.loss=ce", "--data.fill", "-1"])
+        (['tiles'], ['--time', '20m', '--model.loss=ce', '--data.fill', '-1'])
+    """
+    words: list[str] = []
+    options: list[str] = []
     is_value = False
     for argument in arguments:
         is_option = argument.startswith("-") and not argument[1:2].isdigit()
-        if not is_option and not is_value:
-            words.append(argument)
+        (options if is_option or is_value else words).append(argument)
         is_value = is_option and "=" not in argument
-    return words
+    return words, options
+
+
+def check_source(source: str) -> None:
+    """Raises ``ValueError`` where there is nothing to plan for: no such folder or card.
+
+    Example:
+        >>> check_source("camvd")
+        Traceback (most recent call last):
+        ...
+        ValueError: there is no folder or card 'camvd'; did you mean camvid?
+    """
+    cards = sorted(path.stem for path in _CARDS.glob("*.yaml"))
+    if source not in cards and not Path(source).exists():
+        is_yaml = Path(source).suffix in (".yaml", ".yml")
+        raise ValueError(
+            f"there is no folder or card {source!r}; "
+            + ("a configuration is given with --config" if is_yaml else closest(source, cards))
+        )
 
 
 def _nearest(option: str) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from aucseg.commands.plan_options import Request, default_folder, options_of, split_request
-from aucseg.commands.stats import card_and_root, count_and_check, default_cache
+from aucseg.announce import process_number
+from aucseg.commands.data_check import card_and_root, count_and_check, default_cache
+from aucseg.commands.failures import is_out_of_memory
+from aucseg.commands.plan_options import Request, default_folder, options_of, split_request, without_settings
 from aucseg.datasets.bands import band_statistics, read_card_image
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.duplicates import find_duplicates
@@ -25,11 +25,14 @@ from aucseg.planning.machine import Machine, find_machine
 from aucseg.planning.plan import Plan
 from aucseg.planning.rules import make_plan
 from aucseg.run_files import CARD_FILE, CONFIG_FILE, PLAN_FILE
-from aucseg.safe_files import replace_file
+from aucseg.safe_files import missing_folders, remove_empty_folders, replace_file
 
 # Seconds of training and validation that are tried to measure the speed, and of a time budget at most.
 _SECONDS_TO_MEASURE = 8.0
 _SHARE_TO_MEASURE = 0.03
+_CARD_COMMENT = """# Proposed from what was found in the folder: the classes may be given their names, also in the
+# groups (by share of the labelled pixels).
+"""
 
 
 @dataclass
@@ -38,9 +41,11 @@ class Planner:
 
     Args:
         request: What is to be planned.
+        measured_with: Settings that the runs have beside those of the plan, for their speed.
     """
 
     request: Request
+    measured_with: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.card, self.data = self._look_at_data()
@@ -73,20 +78,23 @@ class Planner:
         while True:
             try:
                 speed = measure_speed(
-                    with_data(plan.configuration, card, self.root),
+                    self._on_data(plan, card, self.measured_with).configuration,
                     class_counts=self.data.statistics.pixel_counts.tolist(),
                     num_images=self.data.num_training,
                     seconds=seconds,
                 )
                 break
-            except torch.cuda.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as error:
                 limit = plan.settings["data.batch_size"] // 2
-                if limit < 1 or "data.batch_size" in request.given:
+                if limit < 1 or "data.batch_size" in request.given or not is_out_of_memory(error):
                     raise
+                print(f"a batch of {2 * limit} does not fit into the memory; trying {limit} ...", flush=True)
                 plan = make_plan(
                     self.data, machine, self._given, random_weights=request.random_weights, max_batch_size=limit
                 )
-        left = None if request.seconds is None else request.seconds - (time.perf_counter() - request.begin)
+        left = request.seconds
+        if left is not None and request.begin is not None:
+            left -= time.perf_counter() - request.begin
         return make_plan(
             self.data,
             machine,
@@ -96,6 +104,38 @@ class Planner:
             random_weights=request.random_weights,
             max_batch_size=limit,
         )
+
+    def plan_into(self, path: Path, card_path: Path, *, with_bank_to_try: bool = False) -> Plan:
+        """Plans, prints the plan, and writes it as a configuration; nothing stays where that fails.
+
+        Args:
+            path: The file of the configuration.
+            card_path: The file of the card, where one was proposed for a folder.
+            with_bank_to_try: Whether the configuration has a bank for the methods with one, whatever was advised.
+        """
+        new_folders = missing_folders(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_proposed = self.root is not None and self.root == Path(self.request.source)
+        card = card_path if is_proposed else self.request.source
+        try:
+            if is_proposed:
+                replace_file(card_path, (_CARD_COMMENT + self.card.to_yaml()).encode())
+            accelerator = str(self.request.given.get("trainer.accelerator", "auto"))
+            plan = self.measured_plan(find_machine(accelerator), card)
+            plan = plan.with_bank_to_try() if with_bank_to_try else plan
+            print(f"\n{plan.describe()}\n", flush=True)
+            replace_file(path, self._on_data(plan, card).to_yaml().encode())
+        except BaseException:
+            if is_proposed:
+                card_path.unlink(missing_ok=True)
+            remove_empty_folders(new_folders)
+            raise
+        return plan
+
+    def _on_data(self, plan: Plan, card: Path | str, settings: Mapping[str, Any] | None = None) -> Plan:
+        """The plan with the names of its data, and with further settings."""
+        names = {"data.card": str(card)} | ({} if self.root is None else {"data.root": str(self.root)})
+        return replace(plan, settings={**names, **plan.settings, **(settings or {})})
 
     @property
     def _given(self) -> dict[str, Any]:
@@ -132,7 +172,7 @@ class Planner:
         if problems and given.get("data.on_error") != "skip":
             raise ValueError(
                 f"{len(problems):,} of the training files cannot be used ('aucseg stats {request.source}' lists them): "
-                f"{shorten(problems, separator='; ')}. Mend them, or leave them out with --data.on_error skip"
+                f"{shorten(problems, separator='; ')}. Fix them, or leave them out with --data.on_error skip"
             )
         if statistics.num_labelled == 0:
             raise ValueError(f"{request.source}: not one pixel of the training masks has a class")
@@ -154,56 +194,18 @@ class Planner:
             num_validation=len(files.splits[val_split].pairs) if has_split else None,
             held_out_share=held_out,
             bands=bands,
+            read_mask=dataset.read_mask,
         )
         return card, found
 
 
-def with_data(configuration: Mapping[str, Any], card: Path | str, root: Path | str | None) -> dict[str, Any]:
-    """Returns a configuration with the names of its data in front."""
-    data: dict[str, Any] = {"card": str(card)}
-    if root is not None:
-        data["root"] = str(root)
-    return {**configuration, "data": {**data, **configuration.get("data", {})}}
-
-
-def write_plan(planner: Planner, plan: Plan, path: Path, card: Path | str) -> None:
-    """Writes a plan as a configuration with its reasons."""
-    settings = {"data.card": str(card)}
-    if planner.root is not None:
-        settings["data.root"] = str(planner.root)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, replace(plan, settings={**settings, **plan.settings}).to_yaml().encode())
-
-
-def card_for(planner: Planner, path: Path) -> Path | str:
-    """Returns the card of the data as a configuration names it; one that was proposed is written to a file."""
-    request = planner.request
-    if planner.root is None or planner.root != Path(request.source):
-        return request.source
-    path.parent.mkdir(parents=True, exist_ok=True)
-    comment = (
-        f"# Proposed from what was found in {planner.root.resolve().name}: the classes may be given their names, also\n"
-        "# in the groups (by share of the labelled pixels).\n"
-    )
-    replace_file(path, (comment + planner.card.to_yaml()).encode())
-    return path
-
-
-def plan_into(request: Request, folder: Path) -> Plan:
-    """Plans, prints the plan, and writes it with its card to a folder."""
-    planner = Planner(request)
-    made = not folder.exists()
-    card = card_for(planner, folder / CARD_FILE)
-    try:
-        plan = planner.measured_plan(find_machine(str(request.given.get("trainer.accelerator", "auto"))), card)
-        print(f"\n{plan.describe()}\n", flush=True)
-        write_plan(planner, plan, folder / PLAN_FILE, card)
-    except BaseException:
-        (folder / CARD_FILE).unlink(missing_ok=True)
-        if made and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-        raise
-    return plan
+def write_plan_of(request: Request, path: Path) -> None:
+    """Writes a plan as a configuration to be edited, and beside it the card of a folder."""
+    request.begin = None
+    card = path.with_name(f"{path.stem}_{CARD_FILE}")
+    Planner(request).plan_into(path, card)
+    written = [path, *([card] if card.is_file() else [])]
+    print(f"wrote {' and '.join(map(str, written))}; next: aucseg fit --config {path} --out runs/{path.stem}")
 
 
 def with_plan(arguments: Sequence[str]) -> list[str]:
@@ -212,7 +214,6 @@ def with_plan(arguments: Sequence[str]) -> list[str]:
     Raises:
         ValueError: The data cannot be used, the folder of the run is taken, or there is nothing to plan with.
     """
-    from aucseg.announce import process_number
     from aucseg.training.checkpoints import newest_checkpoint
     from aucseg.training.result_writer import check_is_free
 
@@ -228,13 +229,13 @@ def with_plan(arguments: Sequence[str]) -> list[str]:
     out = Path(run.get("--out") or default_folder(request.source))
     rest = [*([] if "--out" in run else ["--out", str(out)]), *rest]
     if process_number() > 0:  # Lightning has started this process for another device
-        return ["--config", str(out / PLAN_FILE), *rest]
+        return ["--config", str(out / PLAN_FILE), *without_settings(rest)]
     if run.get("--resume") == "auto" and newest_checkpoint(out) is not None:
         return ["--config", str(out / CONFIG_FILE), *rest]
     if run.get("--resume", "never") != "auto" and run.get("--overwrite", "false") != "true":
         check_is_free(out)
-    plan_into(request, out)
-    return ["--config", str(out / PLAN_FILE), *rest]
+    Planner(request).plan_into(out / PLAN_FILE, out / CARD_FILE)
+    return ["--config", str(out / PLAN_FILE), *without_settings(rest)]
 
 
 def _fetch_weights(plan: Plan, card: DatasetCard) -> str | None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from aucseg.announce import seconds_since_start
+from aucseg.commands.fit_help import split_words
 from aucseg.planning.durations import parse_duration
 
 # Sections of a configuration: what is set in them is part of a plan.
 _SECTIONS = ("trainer", "model", "data")
+# Of the trainer, what names classes, and what makes a run a rehearsal.
+_CLASSES = ("callbacks", "logger", "plugins", "strategy", "profiler", "fast_dev_run")
 
 
 @dataclass
@@ -27,7 +31,7 @@ class Request:
         seconds: Time that a training may take, None for as many steps as the images ask for.
         random_weights: Whether the model is to start from random weights.
         given: Settings of the user's, by their names with dots.
-        begin: When the time began to run, by `time.perf_counter`.
+        begin: When the time began to run, by `time.perf_counter`; None where it has not begun yet.
     """
 
     source: str
@@ -35,7 +39,7 @@ class Request:
     seconds: float | None = None
     random_weights: bool = False
     given: dict[str, Any] = field(default_factory=dict)
-    begin: float = field(default_factory=time.perf_counter)
+    begin: float | None = field(default_factory=lambda: time.perf_counter() - seconds_since_start())
 
 
 def default_folder(source: str) -> str:
@@ -63,36 +67,23 @@ def split_request(arguments: Sequence[str]) -> tuple[Request | None, list[str]]:
         ('tiles', 1200.0, {'data.batch_size': 4}, ['--data.batch_size=4'])
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--root")
     add_plan_arguments(parser)
-    words: list[str] = []
-    rest: list[str] = []
-    position = 0
-    while position < len(arguments):
-        argument = arguments[position]
-        if not argument.startswith("-"):
-            words.append(argument)
-            position += 1
-            continue
-        length = 1 if "=" in argument or position + 1 == len(arguments) else 2
-        rest += arguments[position : position + length]
-        position += length
-    own, rest = parser.parse_known_args(rest)
+    words, rest = split_words(arguments)
+    try:
+        own, rest = parser.parse_known_args(rest)
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from error
     set_plan_options = [name for name, value in vars(own).items() if value is not None]
     if not words:
         if set_plan_options:
             raise ValueError(f"--{set_plan_options[0]} goes with a folder or card to plan for: aucseg fit FOLDER")
         return None, list(arguments)
-    if len(words) > 1:
-        raise ValueError(f"one folder or card to plan for, not {len(words)}: {', '.join(words)}")
-    options = options_of(rest)
-    if "--config" in options or "-c" in options:
-        raise ValueError(f"give a folder or card to plan for ({words[0]}), or --config, not both")
-    return request_of(words[0], own, options), rest
+    return request_of(words[0], own, options_of(rest)), rest
 
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say how to plan."""
-    parser.add_argument("--root", metavar="DIR", help="folder of the data of a card")
     parser.add_argument("--time", metavar="30m", help="time that a training may take, such as 90s, 30m or 2h")
     parser.add_argument("--weights", choices=("pretrained", "random"), help="random: no pretrained weights")
 
@@ -105,23 +96,50 @@ def request_of(source: str, own: argparse.Namespace, options: Mapping[str, str])
         own: What `add_plan_arguments` has read.
         options: The other options with their values, of which those of a section are settings.
     """
-    given = {
-        name.removeprefix("--"): _value(text)
-        for name, text in options.items()
-        if name == "--seed_everything" or name.removeprefix("--").partition(".")[0] in _SECTIONS
-    }
+    given = {name.removeprefix("--"): _value(text) for name, text in options.items() if _is_planned(name)}
     seconds = None if own.time is None else parse_duration(own.time)
     return Request(source, own.root, seconds, own.weights == "random", given)
 
 
 def options_of(arguments: Sequence[str]) -> dict[str, str]:
-    """The options among arguments, with their values; the last one counts."""
-    found = {}
-    for argument, following in zip(arguments, (*arguments[1:], ""), strict=True):
-        name, equals, value = argument.partition("=")
-        if name.startswith("-"):
-            found[name] = value if equals else following
-    return found
+    """The options among arguments, with their values; the last one counts.
+
+    Example:
+        >>> options_of(["--out", "a", "--data.fill=-1", "--data.flip", "-1", "--out=b"])
+        {'--out': 'b', '--data.fill': '-1', '--data.flip': '-1'}
+    """
+    return {name: value for name, value, _ in _pairs(arguments)}
+
+
+def without_settings(arguments: Sequence[str]) -> list[str]:
+    """The arguments but those that a plan holds.
+
+    Example:
+        >>> without_settings(["--out", "a", "--model.loss=ce", "--trainer.logger", "WandbLogger", "--data.seed", "1"])
+        ['--out', 'a', '--trainer.logger', 'WandbLogger']
+    """
+    return [word for name, _, words in _pairs(arguments) if not _is_planned(name) for word in words]
+
+
+def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str, Sequence[str]]]:
+    """Name, value and words of each option."""
+    position = 0
+    while position < len(arguments):
+        name, equals, value = arguments[position].partition("=")
+        length = 1 if equals else 2
+        words = arguments[position : position + length]
+        yield name, value if equals else "".join(words[1:]), words
+        position += length
+
+
+def _is_planned(option: str) -> bool:
+    """Whether a plan takes up an option; what names a class of the trainer's is left to its parser."""
+    section, _, name = option.removeprefix("--").partition(".")
+    if option == "--seed_everything":
+        return True
+    if section not in _SECTIONS or not name or name.endswith(("+", ".help")):
+        return False
+    return section != "trainer" or ("." not in name and name not in _CLASSES)
 
 
 def _value(text: str) -> Any:

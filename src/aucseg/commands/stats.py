@@ -6,23 +6,20 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from aucseg.datasets.annotations.recognize import PANOPTIC, describe_annotations
+from aucseg.commands.data_check import Check, card_and_root, count_and_check, default_cache
+from aucseg.commands.plan_options import add_plan_arguments, request_of
 from aucseg.datasets.bands import band_statistics
 from aucseg.datasets.card import DatasetCard
-from aucseg.datasets.counting import MaskScan
 from aucseg.datasets.duplicates import find_duplicates
 from aucseg.datasets.file_report import report_files
 from aucseg.datasets.hub_folder import unpack_hub_dataset
-from aucseg.datasets.mask_checks import Palettes, describe_soft_edges, find_soft_edges
 from aucseg.datasets.naming import split_of_path
-from aucseg.datasets.pairing import Pair
-from aucseg.datasets.propose import HELD_OUT_SHARE, propose_card
-from aucseg.datasets.scan import scan_samples
+from aucseg.datasets.propose import HELD_OUT_SHARE
 from aucseg.datasets.scan_cache import ScanCache
 from aucseg.datasets.split import SplitOfFiles
 from aucseg.loading.sequences import sequences_of_names
@@ -33,6 +30,7 @@ _EXAMPLES = """examples:
   aucseg stats cityscapes --root data/cityscapes --workers 8
   aucseg stats my_folder --write-card my.yaml        propose a card for a folder of images and masks
   aucseg stats --hf my_dataset --mask-column label --write-card my.yaml
+  aucseg stats my_folder --write-config run.yaml     the plan of 'aucseg fit my_folder', to be edited
   aucseg stats my.yaml --root my_folder --json stats.json --csv classes.csv --chart classes.png
   aucseg stats my.yaml --shards 'train-{000..099}.tar' --save part1.json
   aucseg stats my.yaml --merge part1.json part2.json
@@ -40,33 +38,6 @@ _EXAMPLES = """examples:
 exit status: 0 all is well, 1 the check found problems, 2 the command could not run
 """
 _MAX_SHOWN = 20
-# So many unknown ids are not forgotten classes: soft edges are looked for, in a few of the files.
-_MANY_UNKNOWN = 6
-_NUM_LOOKED_AT = 16
-
-
-@dataclass
-class Check:
-    """What the check of a data set found.
-
-    Attributes:
-        errors: For each sample that cannot be used, its messages.
-        unknown: For each raw id outside the card: its pixels, and the files that hold it.
-        advice: What the findings together say.
-        unused: Image files that no split names; they are not a fault.
-        other_splits: For each other split its images.
-    """
-
-    errors: list[str] = field(default_factory=list)
-    unknown: dict[int, tuple[int, list[str]]] = field(default_factory=dict)
-    advice: list[str] = field(default_factory=list)
-    unused: list[str] = field(default_factory=list)
-    other_splits: dict[str, list[str]] = field(default_factory=dict)
-
-    @property
-    def is_clean(self) -> bool:
-        """Whether nothing was found."""
-        return not self.errors and not self.unknown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -123,6 +94,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--delta", type=float, default=0.01, help="all classes with probability 1 - DELTA (default: 0.01)"
     )
     parser.add_argument("--write-card", type=Path, metavar="YAML", help="write the proposed card of a folder")
+    parser.add_argument(
+        "--write-config", type=Path, metavar="YAML", help="write the plan of 'aucseg fit FOLDER' as a configuration"
+    )
+    add_plan_arguments(parser)
     parser.add_argument("--save", type=Path, metavar="JSON", help="write the counts, for --merge and the samplers")
     parser.add_argument("--json", type=Path, help="write the report as JSON")
     parser.add_argument("--csv", type=Path, help="write the class table as CSV")
@@ -147,66 +122,13 @@ def run(args: argparse.Namespace) -> int:
         return 130
 
 
-def count_and_check(
-    dataset: SplitOfFiles,
-    *,
-    num_workers: int = 0,
-    progress: bool = False,
-    decode_images: bool = False,
-    cache: ScanCache | None = None,
-    note: Callable[[MaskScan], None] | None = None,
-) -> tuple[ClassStatistics, Check]:
-    """Count a data set and check every file of it; samples that cannot be used go to the check, not the counts.
-
-    Args:
-        dataset: The images and masks of a split.
-        num_workers: Processes; 0 means this one.
-        progress: Whether to show a progress bar.
-        decode_images: Whether to decode every image.
-        cache: Results of earlier calls.
-        note: Called with the scan of each mask that is counted, in train ids.
-    """
-    card = dataset.card
-    palettes = Palettes()
-    statistics = ClassStatistics(card.num_classes, ignore_index=card.ignore_index, class_names=card.class_names)
-    check = Check([_missing_message(dataset, pair) for pair in dataset.missing])
-    unknown_in: list[int] = []
-    scans = scan_samples(dataset, num_workers=num_workers, progress=progress, decode_images=decode_images, cache=cache)
-    for sample in scans:
-        unknown: dict[int, int] = {}
-        if sample.raw is not None:
-            scan, unknown = dataset.label_map.map_scan(sample.raw)
-            palettes.add(sample.raw, dataset.pairs[sample.index].mask or "")
-            for raw, count in unknown.items():
-                pixels, files = check.unknown.get(raw, (0, []))
-                file = dataset.pairs[sample.index].mask or ""
-                # The tiles of a file follow each other.
-                check.unknown[raw] = pixels + count, files if files[-1:] == [file] else [*files, file]
-            if unknown and len(unknown_in) < _NUM_LOOKED_AT:
-                unknown_in.append(sample.index)
-            if not sample.errors and not unknown:
-                statistics.add_scan(scan)
-                if note is not None:
-                    note(scan)
-        check.errors += sample.errors
-    # Of a file in tiles each says the same.
-    check.errors = list(dict.fromkeys(check.errors))
-    check.errors += palettes.describe(raw for ids in card.raw_ids for raw in ids)
-    if len(check.unknown) >= _MANY_UNKNOWN:
-        edges = find_soft_edges(dataset.read_raw(index) for index in unknown_in)
-        check.advice += [] if edges is None else [describe_soft_edges(edges, card.mask_encoding == "rgb")]
-    return statistics, check
-
-
-def _missing_message(dataset: SplitOfFiles, pair: Pair) -> str:
-    if not (dataset.root / pair.image).is_file():
-        return f"{dataset.root / pair.image}: the split's list names this image, but there is no such file"
-    return f"{dataset.root / pair.image}: its mask {pair.mask} is missing; add it, or move the image away"
-
-
 def _run(args: argparse.Namespace) -> int:
     if args.workers < 0 or args.batch_size < 1:
         raise ValueError("--workers must be at least 0 and --batch-size at least 1")
+    if args.write_config is not None and (args.merge or args.shards):
+        raise ValueError("--write-config plans for a folder of images and masks, not for --merge or --shards")
+    if args.write_config is None and (args.time or args.weights):
+        raise ValueError("--time and --weights belong to --write-config, which plans a training")
     if args.hf is not None:
         _unpack(args)
     elif args.card is None:
@@ -231,6 +153,8 @@ def _run(args: argparse.Namespace) -> int:
         groups = statistics.groups()
         card = replace(card, groups=groups, tail_classes=tuple(groups["tail"]))
         _write_card(args.write_card, card, Path(args.card))
+    if args.write_config is not None and (check.is_clean or args.on_error == "skip"):
+        write_config(args)
     return 0 if check.is_clean or args.on_error == "skip" else 1
 
 
@@ -244,45 +168,6 @@ def _unpack(args: argparse.Namespace) -> None:
         args.card = str(folder)
     else:
         args.root = folder
-
-
-def card_and_root(
-    source: str, root: str | Path | None, *, num_workers: int, cache: ScanCache | None, tile: int | None = None
-) -> tuple[DatasetCard, Path | None]:
-    """The card and its root: a proposed one where the source is a folder, which then is the root.
-
-    Raises:
-        ValueError: No such card, or a folder of which no card can be made.
-    """
-    is_folder = Path(source).is_dir() and source not in DatasetCard.available()
-    if not is_folder:
-        _refuse_annotations(Path(source))
-        return DatasetCard.load(source), None if root is None else Path(root)
-    folder = Path(source)
-    # Panoptic files look like masks of colours.
-    annotations = describe_annotations(folder)
-    if annotations is not None and PANOPTIC in annotations:
-        raise ValueError(annotations)
-    try:
-        card = propose_card(folder, num_workers=num_workers, progress=True, cache=cache, tile=tile)
-    except ValueError as error:
-        raise ValueError(annotations or error) from error
-    if annotations is not None:
-        print(f"note: {annotations}")
-    layout = next(iter(card.splits.values()))[0]
-    print(
-        f"proposed card: {card.num_classes} classes, {card.mask_encoding} masks, splits {', '.join(card.splits)}, "
-        f"images {layout.images}, masks {layout.masks}, ignored ids {list(card.ignore_ids)}"
-    )
-    return card, folder
-
-
-def _refuse_annotations(path: Path) -> None:
-    """Raises ``ValueError`` where a card's place is taken by a file of annotations."""
-    if path.suffix.lower() in (".json", ".xml") and path.is_file():
-        message = describe_annotations(path)
-        if message is not None:
-            raise ValueError(message)
 
 
 def _count(
@@ -399,6 +284,20 @@ def _write(args: argparse.Namespace, statistics: ClassStatistics, report: dict[s
         write_chart(report, args.chart)
 
 
+def write_config(args: argparse.Namespace) -> None:
+    """Writes the plan as a configuration, and beside it the card of a folder that has none."""
+    from aucseg.commands.plan import write_plan_of
+
+    options = {"--data.train_split": args.split, "--data.on_error": args.on_error}
+    defaults = {"--data.train_split": "train", "--data.on_error": "raise"}
+    given = {name: value for name, value in options.items() if value != defaults[name]}
+    request = request_of(args.card, args, given)
+    if args.write_card is not None:  # with the names that it may be given there
+        request.source, request.root = str(args.write_card), args.card
+    print()
+    write_plan_of(request, args.write_config)
+
+
 def _write_card(path: Path, card: DatasetCard, root: Path) -> None:
     comment = (
         f"# Proposed by `aucseg stats` from what it found in {root.resolve().name}: give the classes their names, also "
@@ -406,9 +305,3 @@ def _write_card(path: Path, card: DatasetCard, root: Path) -> None:
     )
     path.write_text(comment + card.to_yaml(), encoding="utf-8")
     print(f"\nwrote {path}: give the classes their names, then run aucseg stats {path} --root {root}")
-
-
-def default_cache() -> Path:
-    """The file of earlier results, in the user's cache folder."""
-    folder = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(folder).expanduser() / "aucseg" / "stats.sqlite"

@@ -34,11 +34,10 @@ def format_duration(seconds: float) -> str:
     """Returns a duration in words, to two digits.
 
     Example:
-        >>> [format_duration(seconds) for seconds in (8.4, 89, 840, 6000, 90000)]
-        ['8 seconds', '89 seconds', '14 minutes', '1.7 hours', '25 hours']
+        >>> [format_duration(seconds) for seconds in (8.4, 89, 145, 840, 6000, 90000)]
+        ['8 seconds', '89 seconds', '2.4 minutes', '14 minutes', '1.7 hours', '25 hours']
     """
-    for limit, unit, size in ((90, "second", 1), (5400, "minute", 60)):
-        if seconds < limit:
-            number = max(1, round(seconds / size))
-            return f"{number} {unit}{'s' * (number != 1)}"
-    return f"{seconds / 3600:.2g} hours"
+    if seconds < 90:
+        number = max(1, round(seconds))
+        return f"{number} second{'s' * (number != 1)}"
+    return f"{seconds / 60:.2g} minutes" if seconds < 5400 else f"{seconds / 3600:.2g} hours"

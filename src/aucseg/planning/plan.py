@@ -6,7 +6,7 @@ import copy
 import math
 import textwrap
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
@@ -45,6 +45,8 @@ class Plan:
         given: The names of the settings that the user has set.
         seconds: How long training and validation will take, None where the speed was not measured.
         bank_to_try: Settings of the bank for whoever wants one, whatever the plan says; empty where there are none.
+        bank_answer: What the counts say of a bank: one of the answers of `aucseg.statistics.advice`.
+        bank_reason: Why, in a line.
     """
 
     title: str
@@ -53,6 +55,19 @@ class Plan:
     given: frozenset[str] = frozenset()
     seconds: float | None = None
     bank_to_try: Mapping[str, Any] = field(default_factory=dict)
+    bank_answer: str = ""
+    bank_reason: str = ""
+
+    def with_bank_to_try(self) -> Plan:
+        """The same plan with a bank, for those methods of a comparison that have one, where there is one to try."""
+        if self.settings["model.bank"] is not None or not self.bank_to_try:
+            return self
+        text = f"for the methods with one: {_flow(dict(self.bank_to_try))}"
+        choices = tuple(
+            Choice(choice.topic, text, self.bank_reason, choice.settings) if choice.topic == "bank" else choice
+            for choice in self.choices
+        )
+        return replace(self, settings={**self.settings, "model.bank": dict(self.bank_to_try)}, choices=choices)
 
     @property
     def configuration(self) -> dict[str, Any]:
@@ -85,16 +100,18 @@ class Plan:
                 lines += ["", _dumped({section: value})]
                 continue
             lines += ["", f"{section}:"]
-            left = dict(value)
-            for choice in self.choices:
-                keys = dict.fromkeys(_key(name) for name in choice.settings if name.startswith(f"{section}."))
-                mine = {key: left.pop(key) for key in keys if key in left}
-                if mine:
+            keys = [
+                dict.fromkeys(_key(name) for name in choice.settings if name.startswith(f"{section}."))
+                for choice in self.choices
+            ]
+            # What no rule has decided, such as the names of the data, comes first.
+            if others := {key: item for key, item in value.items() if not any(key in mine for mine in keys)}:
+                lines.append(textwrap.indent(_dumped(others), "  "))
+            for choice, own in zip(self.choices, keys, strict=True):
+                if mine := {key: value[key] for key in own if key in value}:
                     comment = f"{choice.topic}: {self._line(choice)}"
                     lines += textwrap.wrap(comment, _WIDTH, initial_indent="  # ", subsequent_indent="  # ")
                     lines.append(textwrap.indent(_dumped(mine), "  "))
-            if left:
-                lines.append(textwrap.indent(_dumped(left), "  "))
         return "\n".join(lines).lstrip("\n") + "\n"
 
     def _line(self, choice: Choice) -> str:
@@ -154,12 +171,20 @@ class Draft:
         """Adds a line about settings."""
         self.choices.append(Choice(topic, text, reason, tuple(names)))
 
-    def finish(self, title: str, seconds: float | None, bank_to_try: Mapping[str, Any]) -> Plan:
-        """Returns the plan, with what the user has given beyond the rules."""
+    def finish(self, title: str, seconds: float | None, advice: Mapping[str, Any], bank: Mapping[str, Any]) -> Plan:
+        """Returns the plan, with what the user has given beyond the rules.
+
+        Args:
+            title: The data and the machine.
+            seconds: How long it takes, or None.
+            advice: Of `aucseg.statistics.advice.advise_bank`.
+            bank: The bank to try, as a configuration has it.
+        """
         for name, value in self.given.items():
             if not _is_in(name, self.settings):
                 self.settings[name] = value
-        return Plan(title, self.settings, tuple(self.choices), frozenset(self.given), seconds, bank_to_try)
+        answer, reason = str(advice["answer"]), str(advice["summary"])
+        return Plan(title, self.settings, tuple(self.choices), frozenset(self.given), seconds, bank, answer, reason)
 
 
 def _is_in(name: str, settings: Iterable[str]) -> bool:

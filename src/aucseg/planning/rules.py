@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from aucseg.models.pretrained import with_pretrained_weights
+from aucseg.planning.budget import decide_budget
 from aucseg.planning.durations import format_duration
 from aucseg.planning.fingerprint import DataFingerprint
 from aucseg.planning.machine import Machine
@@ -19,6 +21,17 @@ if TYPE_CHECKING:
 _LITE = "tu-tf_efficientnet_lite0"
 _LITE_PACKAGE = "package:efficientnet_lite0"
 _STRONG = "tu-convnext_tiny"
+_RANDOM: dict[str, dict[str, Any]] = {
+    "smp": {"encoder_weights": None},
+    "torchvision": {"encoder_weights": None},
+    "segnext": {"encoder_weights": None},
+    "hf": {"pretrained": False},
+}
+_ORIGINS = {
+    None: "random weights, as asked for",
+    _LITE_PACKAGE: "ImageNet weights of an installed package",
+    "imagenet": "ImageNet weights, downloaded once",
+}
 _NAMES = {_LITE: "EfficientNet-Lite0", _STRONG: "ConvNeXt-T"}
 # Free bytes that the stronger model needs with a batch of 16 crops of 512 x 512.
 _STRONG_MEMORY = 12e9
@@ -31,13 +44,6 @@ _NEAR = 0.8
 # A cell of the logits is 4 x 4 pixels: two of them are the least that an object must be left with.
 _MIN_AREA = 32
 _BATCH = {"cpu": 8, "cuda": 16}
-# Passes over the training images, and the fewest and most steps.
-_PASSES = {"cpu": 40, "cuda": 60}
-_STEPS = {"cpu": (600, 4000), "cuda": (2000, 20000)}
-_MAX_VALIDATIONS = 10
-_VALIDATION_SHARE = 0.1
-# Of an image's forward pass, with metrics, in training steps a pixel.
-_COST_OF_EVALUATION = 0.5
 _WHOLE_IMAGE_PIXELS = 4_000_000
 _CACHE_SHARE = 0.25
 
@@ -91,18 +97,19 @@ def make_plan(
     draft = Draft(given or {})
     kind = "cpu" if machine.device == "cpu" else "cuda"
     draft.set("seed_everything", 0)
-    _model(draft, data, machine, random_weights)
+    _model(draft, machine, random_weights)
     size = _images(draft, data, kind)
     batch = _batch(draft, data, machine, kind, size, max_batch_size)
-    bank = _loss_and_bank(draft, data, batch)
-    steps, total = _budget(draft, data, kind, batch, size, speed, seconds)
+    advice, bank = _loss_and_bank(draft, data, batch)
+    steps, total = decide_budget(draft, data, kind, batch, size, speed, seconds)
     _rates(draft, batch, steps)
     if data.bands is not None:
         mean, std = (list(values) for values in data.bands)
         for name, value in (("model.mean", mean), ("model.std", std), ("data.fill", mean)):
             draft.set(name, value)
-        draft.decide("bands", f"{data.num_channels} bands, normalized", "mean and deviation of all training pixels",
-                     ("model.mean", "model.std", "data.fill"))  # fmt: skip
+        text = f"{data.num_channels} band{'s' * (data.num_channels != 1)}, normalized"
+        names = ("model.mean", "model.std", "data.fill")
+        draft.decide("bands", text, "mean and deviation of all training pixels", names)
     if total is not None and speed is not None:
         how = f"{speed.step:.2g} s a step, {speed.image:.2g} s an image in validation, measured in {speed.steps} steps"
         draft.decide("time", f"about {format_duration(total)}", how, ())
@@ -113,30 +120,33 @@ def make_plan(
         f"{data.num_validation:,} to validate on, {'all' if data.one_size else 'mostly about'} {width} x {height}; "
         f"{machine.name}"
     )
-    return draft.finish(title, total, bank)
+    return draft.finish(title, total, advice, bank)
 
 
-def _model(draft: Draft, data: DataFingerprint, machine: Machine, random_weights: bool) -> None:
+def _model(draft: Draft, machine: Machine, random_weights: bool) -> None:
     is_strong = machine.device == "cuda" and machine.can_download and machine.free_device_memory > _STRONG_MEMORY
     model = draft.set("model.model", "smp/fpn")
-    encoder = draft.given.get("model.model_options.encoder", _STRONG if is_strong and not random_weights else _LITE)
-    options: dict[str, Any] = {}
-    if isinstance(model, str) and model.startswith("smp/"):
-        options["encoder"] = encoder
-        if encoder.removeprefix("tu-") == _LITE.removeprefix("tu-"):
-            options["encoder"] = _LITE
-            options["encoder_weights"] = _LITE_PACKAGE if machine.has_packaged_weights else "imagenet"
-            if model == "smp/fpn":
-                options |= {"decoder_pyramid_channels": 64, "decoder_segmentation_channels": 64}
-        else:
-            options["encoder_weights"] = "imagenet"
-        if random_weights:
-            options["encoder_weights"] = None
-    options = draft.set("model.model_options", options) or {}
+    whole = draft.given.get("model.model_options")
+    encoder = (whole or {}).get("encoder") or draft.given.get("model.model_options.encoder")
+    chosen: dict[str, Any] = {}
+    if model.startswith("smp/"):
+        chosen["encoder"] = encoder or (_STRONG if is_strong and not random_weights else _LITE)
+        is_lite = chosen["encoder"].removeprefix("tu-") == _LITE.removeprefix("tu-")
+        if is_lite:
+            chosen["encoder"] = _LITE
+        if is_lite and model == "smp/fpn" and whole is None:
+            chosen |= {"decoder_pyramid_channels": 64, "decoder_segmentation_channels": 64}
+    options = dict(draft.set("model.model_options", chosen) or {})
+    if "encoder" in chosen:
+        options = {"encoder": chosen["encoder"]} | options
+    init_from = draft.given.get("model.init_from")
+    if random_weights:
+        options |= _RANDOM.get(model.partition("/")[0], {})
+    elif init_from is None:
+        options = with_pretrained_weights(model, options, packaged=machine.has_packaged_weights)
+    draft.settings["model.model_options"] = options
     weights = options.get("encoder_weights", "")
-    origin = {None: "random weights, as asked for", _LITE_PACKAGE: "ImageNet weights of an installed package"}.get(
-        weights, "ImageNet weights, downloaded once" if weights == "imagenet" else "its own weights"
-    )
+    origin = f"the weights of {init_from}" if init_from is not None else _ORIGINS.get(weights, "its own weights")
     if "model.model" in draft.given or "model.model_options.encoder" in draft.given:
         reason = ""
     elif is_strong:
@@ -162,7 +172,8 @@ def _images(draft: Draft, data: DataFingerprint, kind: str) -> tuple[int, int]:
         if least > factor:
             factor = least
             reason = (
-                f"one of ten occurrences of a tail class has {small:,.0f} pixels or fewer: {_MIN_AREA} must be left"
+                f"in one of ten images with one an object of the tail has {small:,.0f} pixels or fewer: {_MIN_AREA} must "
+                "be left"
             )
     base = None
     if factor < _NEAR:
@@ -176,7 +187,9 @@ def _images(draft: Draft, data: DataFingerprint, kind: str) -> tuple[int, int]:
         elif small is None or factor < 1 or small >= _MIN_AREA / _NEAR**2:
             reason = f"with a short edge of {min(height, width)} they are small enough"
         else:
-            reason = f"the tail's objects are small: one of ten has {small:,.0f} pixels or fewer in an image"
+            reason = (
+                f"the tail's objects are small: in one of ten images with one they have {small:,.0f} pixels or fewer"
+            )
     draft.decide("size", text, reason, ("data.base_size", "data.eval_base_size"))
     if base is not None:
         scale = min(max(base) / max(height, width), min(base) / min(height, width))
@@ -220,13 +233,9 @@ def _batch(
     if kind == "cuda":
         draft.set("trainer.precision", "bf16-mixed" if machine.has_bfloat16 else "32-true")
         draft.set("data.photometric", "device")
-    reason = (
-        "as the rate was measured with"
-        if kind == "cpu"
-        else "one step fits into the free memory (measured)"
-        if limit is not None
-        else "larger ones need another rate"
-    )
+    reason = "as the rate was measured with" if kind == "cpu" else "larger ones need another rate"
+    if limit is not None:
+        reason = f"the most that the free memory holds, of {_BATCH[kind]}, as steps of larger ones have shown"
     text = f"{batch} crops, {workers} loader process{'es' * (workers != 1)}"
     text += ", images kept in memory" if cache else ", images read from disk"
     if not cache:
@@ -234,80 +243,6 @@ def _batch(
     draft.decide("batch", text, reason, ("data.batch_size", "data.num_workers", "data.cache", "data.eval_batch_size",
                  "model.evaluation", "trainer.precision", "data.photometric"))  # fmt: skip
     return int(batch)
-
-
-def _budget(
-    draft: Draft,
-    data: DataFingerprint,
-    kind: str,
-    batch: int,
-    size: tuple[int, int],
-    speed: Speed | None,
-    seconds: float | None,
-) -> tuple[int, float | None]:
-    """Decides on steps and validations; returns the steps, and the seconds of all."""
-    crop = draft.settings["data.crop_size"]
-    if speed is None:
-        # In steps, of which one costs as much as its pixels.
-        step, start = 1.0, 0.0
-        validation = data.num_validation * size[0] * size[1] * _COST_OF_EVALUATION / (batch * crop[0] * crop[1])
-    else:
-        step, validation, start = speed.step, data.num_validation * speed.image, speed.start
-    low, high = _STEPS[kind]
-    wanted = round(_PASSES[kind] * data.num_training / batch)
-    steps = min(max(wanted, low), high)
-    reason = f"{_PASSES[kind]} passes over the images" if steps == wanted else (
-        f"at least {low:,} steps, whatever the number of images" if steps == low else f"at most {high:,} steps"
-    )  # fmt: skip
-    is_timed = seconds is not None and speed is not None and "trainer.max_steps" not in draft.given
-    if is_timed:
-        assert seconds is not None
-        number = _number_of_validations(seconds - start, validation)
-        left = seconds - start - number * validation
-        if left < max(0.25 * seconds, 20 * step):
-            least = max(4 / 3 * (start + validation), start + validation + 20 * step)
-            raise ValueError(
-                f"{format_duration(seconds)} are too short: the start takes {format_duration(start)}, a validation of "
-                f"{data.num_validation:,} images {format_duration(validation)} and a step {step:.2g} s; give "
-                f"{format_duration(1.1 * least)} or more"
-            )
-        steps, reason = int(left / step), f"what fits into {format_duration(seconds)}"
-    steps = draft.given.get("trainer.max_steps", steps)
-    number = _number_of_validations(steps * step + validation, validation)
-    interval = math.ceil(steps / number)
-    if "trainer.max_steps" not in draft.given:
-        interval = max(1, steps // number if is_timed else round(steps / number))
-        steps = interval * number
-    steps = int(draft.set("trainer.max_steps", steps))
-    interval = draft.set("trainer.val_check_interval", interval)
-    draft.decide("steps", f"{steps:,}", reason if "trainer.max_steps" not in draft.given else "",
-                 ("trainer.max_steps",))  # fmt: skip
-    number = max(1, round(steps / interval)) if isinstance(interval, int) else number
-    total = None if speed is None else start + steps * step + number * validation
-    share = number * validation / (steps * step + number * validation)
-    _validation(draft, data, number, share, is_measured=speed is not None)
-    return steps, total
-
-
-def _number_of_validations(seconds: float, validation: float) -> int:
-    """As many as stay below a tenth of the time, at least the one at the end."""
-    return max(1, min(_MAX_VALIDATIONS, int(_VALIDATION_SHARE * seconds / validation)))
-
-
-def _validation(draft: Draft, data: DataFingerprint, number: int, share: float, *, is_measured: bool) -> None:
-    names = ["trainer.val_check_interval"]
-    if data.val_split is None:
-        draft.set("data.held_out_share", data.held_out_share)
-        names.append("data.held_out_share")
-        images = f"on the {100 * data.held_out_share:.0f} % of the training images that are held out"
-        why = "there is no validation split; "
-    else:
-        draft.set("data.val_split", data.val_split)
-        names.append("data.val_split")
-        images, why = f"on all {data.num_validation:,} images of {data.val_split!r}", ""
-    when = "once, at the end" if number == 1 else f"{number} times"
-    why += f"{'about ' * (not is_measured)}{100 * share:.2g} % of the time"
-    draft.decide("validation", f"{when}, {images}", why, names)
 
 
 def _rates(draft: Draft, batch: int, steps: int) -> None:
@@ -328,8 +263,8 @@ def _rates(draft: Draft, batch: int, steps: int) -> None:
                  "model.warmup_steps"))  # fmt: skip
 
 
-def _loss_and_bank(draft: Draft, data: DataFingerprint, batch: int) -> dict[str, Any]:
-    """Decides on loss and bank; returns the options of a bank to try."""
+def _loss_and_bank(draft: Draft, data: DataFingerprint, batch: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Decides on loss and bank; returns the advice, and the options of a bank to try."""
     loss = draft.set("model.loss", "aucseg")
     if loss == "aucseg":
         options = draft.set("model.loss_options", {"auc_weight": 1.0})
@@ -345,8 +280,9 @@ def _loss_and_bank(draft: Draft, data: DataFingerprint, batch: int) -> dict[str,
     text = "none" if bank is None else "yes"
     if bank and bank.get("presence_target") is not None:
         num_pasted = len(bank.get("tail_classes", tail))
-        text = f"{num_pasted} of the {len(tail)} tail classes into {100 * bank['presence_target']:.2g} % of the images"
+        which = f"{num_pasted} of the {len(tail)} tail classes" if len(tail) > 1 else "the tail class"
+        text = f"{which} into {100 * bank['presence_target']:.2g} % of the images"
     # What the user has set follows from nothing that was counted.
     reason = "" if "model.bank" in draft.given else str(advice["summary"])
     draft.decide("bank", text, reason, ("model.bank",))
-    return to_try
+    return advice, to_try

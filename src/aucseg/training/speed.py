@@ -30,7 +30,7 @@ class Speed(NamedTuple):
     Attributes:
         step: Seconds of a training step, with reading, bank and optimizer.
         image: Seconds of an image of the validation, with reading and metrics.
-        start: Seconds until the first step: loader processes, images read ahead, first steps.
+        start: Seconds until the first step: model, loader processes, images read ahead, first steps.
         steps: Number of steps that were timed.
     """
 
@@ -43,8 +43,9 @@ class Speed(NamedTuple):
 class _Meter(Callback):
     """Times steps, and ends the training when it has enough of them."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, max_steps: int) -> None:
         self.seconds = seconds
+        self.max_steps = max_steps
         self.times: list[float] = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -52,7 +53,7 @@ class _Meter(Callback):
         self.times.append(time.perf_counter())
         timed = len(self.times) - 1 - _SKIPPED
         is_long = timed > 0 and self.times[-1] - self.times[_SKIPPED] > self.seconds
-        if timed >= _MAX_STEPS or (timed >= _MIN_STEPS and is_long):
+        if timed >= self.max_steps or (timed >= _MIN_STEPS and is_long):
             trainer.should_stop = True
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
@@ -105,7 +106,8 @@ def measure_speed(
         # What a short run is warned of is not what the run itself is.
         warnings.simplefilter("ignore")
         try:
-            return _measure(data, model, trainer, num_images, seconds)
+            max_steps = (configuration.get("trainer") or {}).get("max_steps", _MAX_STEPS)
+            return _measure(data, model, trainer, num_images, seconds, max_steps)
         finally:
             gc.collect()  # the loader processes, and what is on the device
             if torch.cuda.is_available():
@@ -113,15 +115,21 @@ def measure_speed(
 
 
 def _measure(
-    data: dict[str, Any], model: dict[str, Any], trainer: dict[str, Any], num_images: int, seconds: float
+    data: dict[str, Any],
+    model: dict[str, Any],
+    trainer: dict[str, Any],
+    num_images: int,
+    seconds: float,
+    max_steps: int,
 ) -> Speed:
+    begin = time.perf_counter()
     task = SegmentationTask(data["card"], **model)
     module = _Sample(**data)
-    meter = _Meter(seconds)
+    # No more of them than the run will have.
+    meter = _Meter(seconds, min(_MAX_STEPS, max_steps))
     options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     options |= {"enable_model_summary": False, "num_sanity_val_steps": 0, "use_distributed_sampler": False, **trainer}
     options |= {"devices": 1, "callbacks": [meter]}
-    begin = time.perf_counter()
     Trainer(max_steps=10 * _MAX_STEPS, limit_val_batches=0, check_val_every_n_epoch=None, **options).fit(task, module)
     steps = len(meter.times) - 1 - _SKIPPED
     step = (meter.times[-1] - meter.times[_SKIPPED]) / steps

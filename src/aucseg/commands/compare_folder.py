@@ -1,0 +1,104 @@
+"""``aucseg compare FOLDER``: one plan for all methods, kept in the folder of the comparison."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aucseg.announce import loading, seconds_since_start
+from aucseg.commands.fit_help import check_source
+from aucseg.run_files import CARD_FILE, PLAN_FILE
+
+if TYPE_CHECKING:
+    from aucseg.commands.plan import Planner
+    from aucseg.planning.plan import Plan
+
+_SEEDS_OF_CONFIG, _SEEDS_OF_FOLDER = "0,1,2,3,4", "0"
+
+
+def fill_in(args: argparse.Namespace) -> None:
+    """Fills in what a comparison was not told: configuration, methods, seeds and folder, planned for a folder or card.
+
+    A comparison that goes on keeps the plan that it began with.
+
+    Args:
+        args: Options of ``aucseg compare``.
+
+    Raises:
+        ValueError: Neither or both of source and configuration, or nothing can be planned for the source.
+    """
+    if (args.source is None) == (args.config is None):
+        raise ValueError("give a folder or card to plan for (aucseg compare FOLDER), or --config FILE")
+    if args.source is None:
+        if args.time or args.weights:
+            raise ValueError("--time and --weights plan a training: they go with a folder or card, not with --config")
+        if args.methods is None:
+            raise ValueError("--methods is missing: say what to compare, such as --methods ce,aucseg")
+        args.out = args.out or Path("runs/compare")
+        if args.folds is None:
+            args.seeds = args.seeds or _SEEDS_OF_CONFIG
+        return
+    check_source(args.source)
+    with loading():
+        from aucseg.commands.plan import Planner
+        from aucseg.commands.plan_options import default_folder, request_of
+
+    # Each run is a process of its own, which begins with the same imports.
+    start_of_run = seconds_since_start()
+    given = {} if args.steps is None else {"--trainer.max_steps": str(args.steps)}
+    if args.folds is None:
+        args.seeds = args.seeds or _SEEDS_OF_FOLDER
+    args.out = args.out or Path(f"{default_folder(args.source)}-compare")
+    args.config = args.out / PLAN_FILE
+    planner = Planner(request_of(args.source, args, given), measured_with={"model.pixel_metrics": True})
+    _complete(planner, args, start_of_run)
+    args.root = args.steps = None  # the plan has them
+
+
+def _complete(planner: Planner, args: argparse.Namespace, start_of_run: float) -> None:
+    """Chooses methods, and plans where the folder has no plan yet."""
+    from aucseg.compare.methods import load_base, load_definitions, parse_methods
+    from aucseg.planning.durations import format_duration
+    from aucseg.planning.machine import find_machine
+
+    quick = planner.plan(find_machine())
+    args.methods = args.methods or _methods_for(quick)
+    methods = parse_methods([name.strip() for name in args.methods.split(",")], load_definitions(args.methods_file))
+    if any(method.bank for method in methods) and not quick.bank_to_try:
+        raise ValueError(f"no bank can be planned for {args.source} ({quick.bank_reason}): leave out methods with one")
+    if args.config.is_file():
+        load_base(args.config)
+        print(f"the plan is that of {args.config}; another --out begins with a new one", flush=True)
+        return
+    num_runs = len(methods) * (args.folds or len(args.seeds.split(",")))
+    request = planner.request
+    if request.seconds is not None:
+        request.seconds = (request.seconds - seconds_since_start()) / num_runs - start_of_run
+        request.begin = time.perf_counter()
+    plan = planner.plan_into(args.config, args.out / CARD_FILE, with_bank_to_try=True)
+    assert plan.seconds is not None
+    total = format_duration(num_runs * (plan.seconds + start_of_run))
+    print(f"{_number(num_runs, 'training')} ({', '.join(method.name for method in methods)}): about {total} in all\n")
+
+
+def say_next(out: Path, methods: Sequence[str]) -> None:
+    """Says what one does with the models of a comparison."""
+    runs = sorted(out.glob(f"*/{methods[-1].replace(':', '.')}/seed*"))
+    if runs:
+        print(f"next: open the report; aucseg predict {runs[0]} PHOTOS --out predictions")
+
+
+def _methods_for(plan: Plan) -> str:
+    """Cross-entropy, and AUCSeg with the bank, without, or both where the counts leave that open."""
+    from aucseg.statistics.advice import NOT_CLEAR
+
+    if plan.settings["model.bank"] is not None:
+        return "ce,aucseg"
+    return "ce,auc,aucseg" if plan.bank_answer == NOT_CLEAR and plan.bank_to_try else "ce,auc"
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"

@@ -1,0 +1,149 @@
+"""A data set is read once: its card, the counts of its classes, and what is wrong with its files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aucseg.datasets.annotations.recognize import PANOPTIC, describe_annotations
+from aucseg.datasets.card import DatasetCard
+from aucseg.datasets.counting import MaskScan
+from aucseg.datasets.mask_checks import Palettes, describe_soft_edges, find_soft_edges
+from aucseg.datasets.pairing import Pair
+from aucseg.datasets.propose import propose_card
+from aucseg.datasets.scan import scan_samples
+from aucseg.datasets.scan_cache import ScanCache
+from aucseg.datasets.split import SplitOfFiles
+from aucseg.statistics.class_statistics import ClassStatistics
+
+# So many unknown ids are not forgotten classes: soft edges are looked for, in a few of the files.
+_MANY_UNKNOWN = 6
+_NUM_LOOKED_AT = 16
+
+
+@dataclass
+class Check:
+    """What the check of a data set found.
+
+    Attributes:
+        errors: For each sample that cannot be used, its messages.
+        unknown: For each raw id outside the card: its pixels, and the files that hold it.
+        advice: What the findings together say.
+        unused: Image files that no split names; they are not a fault.
+        other_splits: For each other split its images.
+    """
+
+    errors: list[str] = field(default_factory=list)
+    unknown: dict[int, tuple[int, list[str]]] = field(default_factory=dict)
+    advice: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    other_splits: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing was found."""
+        return not self.errors and not self.unknown
+
+
+def count_and_check(
+    dataset: SplitOfFiles,
+    *,
+    num_workers: int = 0,
+    progress: bool = False,
+    decode_images: bool = False,
+    cache: ScanCache | None = None,
+    note: Callable[[MaskScan, int], None] | None = None,
+) -> tuple[ClassStatistics, Check]:
+    """Count a data set and check every file of it; samples that cannot be used go to the check, not the counts.
+
+    Args:
+        dataset: The images and masks of a split.
+        num_workers: Processes; 0 means this one.
+        progress: Whether to show a progress bar.
+        decode_images: Whether to decode every image.
+        cache: Results of earlier calls.
+        note: Called with the scan of each mask that is counted, in train ids, and its place.
+    """
+    card = dataset.card
+    palettes = Palettes()
+    statistics = ClassStatistics(card.num_classes, ignore_index=card.ignore_index, class_names=card.class_names)
+    check = Check([_missing_message(dataset, pair) for pair in dataset.missing])
+    unknown_in: list[int] = []
+    scans = scan_samples(dataset, num_workers=num_workers, progress=progress, decode_images=decode_images, cache=cache)
+    for sample in scans:
+        unknown: dict[int, int] = {}
+        if sample.raw is not None:
+            scan, unknown = dataset.label_map.map_scan(sample.raw)
+            palettes.add(sample.raw, dataset.pairs[sample.index].mask or "")
+            for raw, count in unknown.items():
+                pixels, files = check.unknown.get(raw, (0, []))
+                file = dataset.pairs[sample.index].mask or ""
+                # The tiles of a file follow each other.
+                check.unknown[raw] = pixels + count, files if files[-1:] == [file] else [*files, file]
+            if unknown and len(unknown_in) < _NUM_LOOKED_AT:
+                unknown_in.append(sample.index)
+            if not sample.errors and not unknown:
+                statistics.add_scan(scan)
+                if note is not None:
+                    note(scan, sample.index)
+        check.errors += sample.errors
+    # Of a file in tiles each says the same.
+    check.errors = list(dict.fromkeys(check.errors))
+    check.errors += palettes.describe(raw for ids in card.raw_ids for raw in ids)
+    if len(check.unknown) >= _MANY_UNKNOWN:
+        edges = find_soft_edges(dataset.read_raw(index) for index in unknown_in)
+        check.advice += [] if edges is None else [describe_soft_edges(edges, card.mask_encoding == "rgb")]
+    return statistics, check
+
+
+def _missing_message(dataset: SplitOfFiles, pair: Pair) -> str:
+    if not (dataset.root / pair.image).is_file():
+        return f"{dataset.root / pair.image}: the split's list names this image, but there is no such file"
+    return f"{dataset.root / pair.image}: its mask {pair.mask} is missing; add it, or move the image away"
+
+
+def card_and_root(
+    source: str, root: str | Path | None, *, num_workers: int, cache: ScanCache | None, tile: int | None = None
+) -> tuple[DatasetCard, Path | None]:
+    """The card and its root: a proposed one where the source is a folder, which then is the root.
+
+    Raises:
+        ValueError: No such card, or a folder of which no card can be made.
+    """
+    is_folder = Path(source).is_dir() and source not in DatasetCard.available()
+    if not is_folder:
+        _refuse_annotations(Path(source))
+        return DatasetCard.load(source), None if root is None else Path(root)
+    folder = Path(source)
+    # Panoptic files look like masks of colours.
+    annotations = describe_annotations(folder)
+    if annotations is not None and PANOPTIC in annotations:
+        raise ValueError(annotations)
+    try:
+        card = propose_card(folder, num_workers=num_workers, progress=True, cache=cache, tile=tile)
+    except ValueError as error:
+        raise ValueError(annotations or error) from error
+    if annotations is not None:
+        print(f"note: {annotations}")
+    layout = next(iter(card.splits.values()))[0]
+    print(
+        f"proposed card: {card.num_classes} classes, {card.mask_encoding} masks, splits {', '.join(card.splits)}, "
+        f"images {layout.images}, masks {layout.masks}, ignored ids {list(card.ignore_ids)}"
+    )
+    return card, folder
+
+
+def _refuse_annotations(path: Path) -> None:
+    """Raises ``ValueError`` where a card's place is taken by a file of annotations."""
+    if path.suffix.lower() in (".json", ".xml") and path.is_file():
+        message = describe_annotations(path)
+        if message is not None:
+            raise ValueError(message)
+
+
+def default_cache() -> Path:
+    """The file of earlier results, in the user's cache folder."""
+    folder = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(folder).expanduser() / "aucseg" / "stats.sqlite"

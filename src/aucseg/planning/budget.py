@@ -1,0 +1,129 @@
+"""How long to train, and when to validate: by the number of images, or by the time that there is."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from aucseg.planning.durations import format_duration
+from aucseg.planning.fingerprint import DataFingerprint
+from aucseg.planning.plan import Draft
+
+if TYPE_CHECKING:
+    from aucseg.training.speed import Speed
+
+# Passes over the training images, and the fewest and most steps.
+_PASSES = {"cpu": 40, "cuda": 60}
+_STEPS = {"cpu": (600, 4000), "cuda": (2000, 20000)}
+_MAX_VALIDATIONS = 10
+_VALIDATION_SHARE = 0.1
+# Of an image's forward pass, with metrics, in training steps a pixel.
+_COST_OF_EVALUATION = 0.5
+
+
+def decide_budget(
+    draft: Draft,
+    data: DataFingerprint,
+    kind: str,
+    batch: int,
+    size: tuple[int, int],
+    speed: Speed | None,
+    seconds: float | None,
+) -> tuple[int, float | None]:
+    """Decides on steps and validations; returns the steps, and the seconds of all.
+
+    Args:
+        draft: With crop and batch size decided.
+        data: The figures of the data set.
+        kind: ``"cpu"`` or ``"cuda"``.
+        batch: Crops in a batch.
+        size: (height, width) of an image in validation.
+        speed: What was measured, None for a plan without an estimate.
+        seconds: Time that is left for start, training and validation, None for as many steps as the images ask for.
+
+    Raises:
+        ValueError: The time is too short to train and validate in.
+    """
+    crop = draft.settings["data.crop_size"]
+    if speed is None:
+        # In steps, of which one costs as much as its pixels.
+        step, start = 1.0, 0.0
+        validation = data.num_validation * size[0] * size[1] * _COST_OF_EVALUATION / (batch * crop[0] * crop[1])
+    else:
+        step, validation, start = speed.step, data.num_validation * speed.image, speed.start
+    low, high = _STEPS[kind]
+    wanted = round(_PASSES[kind] * data.num_training / batch)
+    steps = min(max(wanted, low), high)
+    reason = f"{_PASSES[kind]} passes over the images" if steps == wanted else (
+        f"at least {low:,} steps, whatever the number of images" if steps == low else f"at most {high:,} steps"
+    )  # fmt: skip
+    epochs = draft.given.get("trainer.max_epochs")
+    if "trainer.max_steps" not in draft.given and isinstance(epochs, int) and epochs > 0:
+        return _epochs(draft, data, epochs, batch, step, validation, start if speed is not None else None)
+    is_timed = seconds is not None and speed is not None and "trainer.max_steps" not in draft.given
+    if is_timed:
+        assert seconds is not None
+        number = _number_of_validations(seconds - start, validation)
+        left = seconds - start - number * validation
+        if left < max(0.25 * seconds, 20 * step):
+            least = max(4 / 3 * (start + validation), start + validation + 20 * step)
+            raise ValueError(
+                f"{format_duration(seconds)} are too short: the start takes {format_duration(start)}, a validation of "
+                f"{data.num_validation:,} images {format_duration(validation)} and a step {step:.2g} s; give "
+                f"{format_duration(1.1 * least)} or more"
+            )
+        steps, reason = int(left / step), f"what fits into {format_duration(seconds)}, which are left"
+    steps = draft.given.get("trainer.max_steps", steps)
+    number = _number_of_validations(steps * step + validation, validation)
+    interval = math.ceil(steps / number)
+    if "trainer.max_steps" not in draft.given:
+        interval = max(1, steps // number if is_timed else round(steps / number))
+        steps = interval * number
+    steps = int(draft.set("trainer.max_steps", steps))
+    interval = draft.set("trainer.val_check_interval", interval)
+    draft.decide("steps", f"{steps:,}", reason if "trainer.max_steps" not in draft.given else "",
+                 ("trainer.max_steps",))  # fmt: skip
+    number = max(1, round(steps / interval)) if isinstance(interval, int) else number
+    total = None if speed is None else start + steps * step + number * validation
+    share = number * validation / (steps * step + number * validation)
+    names = ("trainer.val_check_interval",)
+    _validation(draft, data, number, share, names, is_measured=speed is not None)
+    return steps, total
+
+
+def _epochs(
+    draft: Draft, data: DataFingerprint, epochs: int, batch: int, step: float, validation: float, start: float | None
+) -> tuple[int, float | None]:
+    """Decides the same for a number of epochs that the user has given."""
+    steps = epochs * max(1, data.num_training // batch)
+    draft.set("trainer.max_epochs", epochs)
+    every = max(1, math.ceil(epochs / _number_of_validations(steps * step + validation, validation)))
+    every = draft.set("trainer.check_val_every_n_epoch", every)
+    draft.decide("steps", f"{epochs:,} epochs, about {steps:,} steps", "", ("trainer.max_epochs",))
+    number = max(1, epochs // every)
+    share = number * validation / (steps * step + number * validation)
+    names = ("trainer.check_val_every_n_epoch",)
+    _validation(draft, data, number, share, names, is_measured=start is not None)
+    return steps, None if start is None else start + steps * step + number * validation
+
+
+def _number_of_validations(seconds: float, validation: float) -> int:
+    """As many as stay below a tenth of the time, at least the one at the end."""
+    return max(1, min(_MAX_VALIDATIONS, int(_VALIDATION_SHARE * seconds / validation)))
+
+
+def _validation(
+    draft: Draft, data: DataFingerprint, number: int, share: float, names: tuple[str, ...], *, is_measured: bool
+) -> None:
+    if data.val_split is None:
+        draft.set("data.held_out_share", data.held_out_share)
+        names += ("data.held_out_share",)
+        images = f"on the {100 * data.held_out_share:.0f} % of the training images that are held out"
+        why = "there is no validation split; "
+    else:
+        draft.set("data.val_split", data.val_split)
+        names += ("data.val_split",)
+        images, why = f"on all {data.num_validation:,} images of {data.val_split!r}", ""
+    when = "once, at the end" if number == 1 else f"{number} times"
+    why += f"{'about ' * (not is_measured)}{100 * share:.2g} % of the time"
+    draft.decide("validation", f"{when}, {images}", why, names)

@@ -1,0 +1,195 @@
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from aucseg import cli
+from aucseg.commands.plan_options import split_request
+from aucseg.training import speed
+from aucseg.training.speed import Speed
+from tests.conftest import write_tiny_dataset
+
+MEASURED = Speed(step=0.1, image=0.05, start=1.0, steps=8)
+
+
+@pytest.fixture
+def tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a folder of images and masks in it that has no card."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_tiny_dataset(tmp_path / "tiles").unlink()
+    return tmp_path
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Replaces the measurement; returns the configurations that it was asked for."""
+    asked: list[dict[str, Any]] = []
+
+    def measure(configuration: dict[str, Any], **_: Any) -> Speed:
+        asked.append(configuration)
+        return MEASURED
+
+    monkeypatch.setattr(speed, "measure_speed", measure)
+    return asked
+
+
+def run(line: str) -> int:
+    return cli.main(shlex.split(line))
+
+
+def test_a_folder_is_all_that_fit_needs(tiles: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = "--trainer.max_steps 3 --data.num_workers 0 --trainer.logger false --trainer.accelerator cpu"
+    assert run(f"fit tiles {options} --model.warmup_steps=2") == 0
+    out = capsys.readouterr().out
+    assert "Plan for tiles: 4 classes, 8 images to train on and 4 to validate on, all 64 x 48" in out
+    assert "  steps       3 [set by you: trainer.max_steps]\n" in out
+    assert "ImageNet weights of an installed package" in out
+    assert "  time        about " in out
+    assert "next: aucseg report runs/tiles" in out
+    folder = tiles / "runs" / "tiles"
+    assert json.loads((folder / "result.json").read_text())["step"] == 3
+    plan, config = (yaml.safe_load((folder / name).read_text()) for name in ("plan.yaml", "config.yaml"))
+    assert plan["data"]["card"] == "runs/tiles/card.yaml"
+    assert plan["model"]["warmup_steps"] == 2
+    for section in ("trainer", "model", "data"):  # what was planned is what was trained
+        assert {key: config[section][key] for key in plan[section]} == plan[section]
+    assert config["model"]["model_options"]["encoder_weights"] == "package:efficientnet_lite0"
+    # The folder of a run is not planned into again, and --resume goes on by its configuration.
+    assert run("fit tiles") == 2
+    assert "--resume auto" in capsys.readouterr().err
+    assert run("fit tiles --resume auto --trainer.logger false") == 0
+    assert "is finished" in capsys.readouterr().err
+
+
+def test_stats_writes_the_plan_of_fit(
+    tiles: Path, measured: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("stats tiles --workers 0 --write-config new/run.yaml --time 2m") == 0
+    out = capsys.readouterr().out
+    assert "wrote new/run.yaml and new/run_card.yaml; next: aucseg fit --config new/run.yaml --out runs/run" in out
+    config = yaml.safe_load((tiles / "new" / "run.yaml").read_text())
+    assert config["data"]["card"] == "new/run_card.yaml"
+    assert config["data"]["root"] == "tiles"
+    # 2 minutes less the start, less ten validations of four images, in steps of a tenth of a second.
+    assert config["trainer"] == {"enable_model_summary": False, "max_steps": 1170, "val_check_interval": 117}
+    assert "# steps: 1,170: what fits into 2 minutes" in (tiles / "new" / "run.yaml").read_text()
+    assert measured[0]["data"]["card"] == "new/run_card.yaml"
+    # With the card that the user may edit.
+    assert run("stats tiles --workers 0 --write-card my.yaml --write-config run.yaml") == 0
+    config = yaml.safe_load((tiles / "run.yaml").read_text())
+    assert config["data"]["card"] == "my.yaml"
+    assert not (tiles / "run_card.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("fit tiles --time soon", "'soon' is not a duration: write 90s, 30m, 1h30m or 2d"),
+        ("fit tiles --time 1s", "1 second are too short"),
+        ("fit tiles --model.model segnext/tiny", "segnext/tiny would start from random weights: give"),
+        ("fit tiles --config freedoom_lt_fpn_ce", "'tiles' is not an option"),
+        ("fit --data.card x.yaml --time 3m", "--time goes with a folder or card to plan for: aucseg fit FOLDER"),
+        ("fit tiles --weights none", "invalid choice: 'none'"),
+        ("stats tiles --time 3m", "--time and --weights belong to --write-config"),
+        ("compare tiles --config x.yaml", "give a folder or card to plan for (aucseg compare FOLDER), or --config"),
+        ("compare --methods ce", "give a folder or card to plan for (aucseg compare FOLDER), or --config FILE"),
+        ("compare tils", "there is no folder or card 'tils'"),
+        ("compare tiles --methods ce,aucseg", "no bank can be planned for tiles"),
+    ],
+)
+@pytest.mark.usefixtures("measured")
+def test_what_cannot_be_planned_is_one_sentence_and_leaves_nothing(
+    tiles: Path, line: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(line) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert sentence in error
+    assert not (tiles / "runs").exists()
+
+
+def test_a_broken_mask_is_named_before_anything_is_trained(tiles: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("L", (5, 5)).save(tiles / "tiles" / "masks" / "train" / "frame_03.png")
+    assert run("fit tiles") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "1 of the training files cannot be used" in error
+    assert "frame_03" in error
+    assert not (tiles / "runs").exists()
+
+
+def test_without_network_and_package_the_way_out_is_told(
+    tiles: Path, measured: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_network(*_: Any, **__: Any) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("aucseg.planning.machine.has_packaged_weights", lambda: False)
+    monkeypatch.setattr("aucseg.commands.plan.build_model", no_network)
+    assert run("fit tiles") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "could not be downloaded (no route to host)" in error
+    assert 'pip install "aucseg[demo]"' in error
+    assert "--weights random" in error
+    assert not measured
+    assert not (tiles / "runs").exists()
+    assert run("stats tiles --workers 0 --write-config run.yaml --weights random") == 0
+    assert yaml.safe_load((tiles / "run.yaml").read_text())["model"]["model_options"]["encoder_weights"] is None
+
+
+def test_the_batch_is_halved_until_a_step_fits(tiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def measure(configuration: dict[str, Any], **_: Any) -> Speed:
+        tried.append(configuration["data"]["batch_size"])
+        if tried[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return MEASURED
+
+    monkeypatch.setattr(speed, "measure_speed", measure)
+    assert run("stats tiles --workers 0 --write-config run.yaml") == 0
+    assert tried == [8, 4, 2]
+    config = yaml.safe_load((tiles / "run.yaml").read_text())
+    assert config["data"]["batch_size"] == 2
+    assert config["model"]["learning_rate"] == 2e-3
+
+
+def test_compare_plans_once_for_all_methods(
+    tiles: Path,
+    measured: list[dict[str, Any]],
+    launches: Callable[[], list[str]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = "compare tiles --no-report --time 10m"
+    assert run(line) == 0
+    out = capsys.readouterr().out
+    # Eight images of which two have a gem: nothing to paste, so no bank.
+    assert "2 trainings (ce, auc): about " in out
+    assert len(launches()) == 2
+    assert measured[0]["model"]["pixel_metrics"] is True
+    folder = tiles / "runs" / "tiles-compare"
+    plan = yaml.safe_load((folder / "plan.yaml").read_text())
+    assert 2000 < plan["trainer"]["max_steps"] <= 3000  # half of ten minutes, less the imports
+    runs = [folder / "smp-fpn" / name / "seed0" / "input.yaml" for name in ("ce", "auc")]
+    inputs = [yaml.safe_load(path.read_text()) for path in runs]
+    assert [config["model"]["loss"] for config in inputs] == ["ce", "aucseg"]
+    assert all(config["trainer"].items() >= plan["trainer"].items() for config in inputs)
+    assert "next: open the report; aucseg predict runs/tiles-compare/smp-fpn/auc/seed0" in out
+    # It goes on by the same plan.
+    assert run(f"{line} --seeds 0,1") == 0
+    assert len(launches()) == 2
+    assert len(measured) == 1
+
+
+def test_what_a_request_takes_from_the_command_line() -> None:
+    request, rest = split_request(["--data.fill", "-1", "tiles", "--weights=random", "--trainer.precision", "32-true"])
+    assert request is not None
+    assert (request.source, request.random_weights, request.seconds) == ("tiles", True, None)
+    assert request.given == {"data.fill": -1, "trainer.precision": "32-true"}
+    assert rest == ["--data.fill", "-1", "--trainer.precision", "32-true"]
+    assert split_request(["--data.card", "tiles.yaml"]) == (None, ["--data.card", "tiles.yaml"])

@@ -1,0 +1,271 @@
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import yaml
+
+from aucseg.planning.durations import format_duration, parse_duration
+from aucseg.planning.machine import Machine
+from aucseg.planning.rules import make_plan
+from aucseg.statistics.advice import USE, advise_bank
+from tests.planning.data_sets import (
+    BARE_CPU,
+    CITYSCAPES,
+    CPU,
+    DATA_SETS,
+    FAST,
+    LARGE_GPU,
+    LESIONS,
+    MACHINES,
+    MANY,
+    PHOTOGRAPHS,
+    SLICES,
+    SMALL_GPU,
+    TWELVE,
+    UNSPLIT,
+    data_set,
+)
+
+# Of these no rule decides: a seed, and what the screen shows.
+PLAIN = {"seed_everything", "trainer.enable_model_summary"}
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.name)
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_a_plan_for_any_data_and_machine_keeps_its_bounds(name: str, machine: Machine) -> None:
+    data = DATA_SETS[name]
+    plan = make_plan(data, machine, speed=FAST)
+    settings = plan.settings
+    decided = {setting for choice in plan.choices for setting in choice.settings}
+    assert settings.keys() - PLAIN <= decided
+    assert all(choice.reason for choice in plan.choices)
+    height, width = settings["data.crop_size"]
+    assert height % 32 == width % 32 == 0
+    assert 32 <= min(height, width) <= max(height, width) <= (128 if machine.device == "cpu" else 512)
+    scaled = settings["data.base_size"] or sorted(data.size, reverse=True)
+    factor = min(1.0, max(scaled) / max(data.size))
+    assert height < factor * data.size[0] + 32
+    assert width < factor * data.size[1] + 32
+    low, high = (600, 4000) if machine.device == "cpu" else (2000, 20000)
+    assert low - 5 <= settings["trainer.max_steps"] <= high + 5
+    assert settings["trainer.max_steps"] % settings["trainer.val_check_interval"] == 0
+    assert 1 <= settings["model.warmup_steps"] <= settings["trainer.max_steps"] / 10
+    assert 0 < settings["model.learning_rate"] <= 4e-3
+    assert settings["model.learning_rate"] != 6e-5  # the paper's
+    assert settings["model.model_options"]["encoder_weights"] in ("package:efficientnet_lite0", "imagenet")
+    assert 0 <= settings["data.num_workers"] < machine.num_cores
+    number = settings["trainer.max_steps"] // settings["trainer.val_check_interval"]
+    assert 1 <= number <= 10
+    cost = data.num_validation * FAST.image
+    if number > 1:  # the one at the end is made in any case
+        assert number * cost <= 0.101 * (settings["trainer.max_steps"] * FAST.step + number * cost)
+    assert plan.seconds == pytest.approx(5.0 + 0.25 * settings["trainer.max_steps"] + number * cost)
+    lines = plan.describe().splitlines()
+    assert 10 <= len(lines) <= 26
+    assert max(map(len, lines)) <= 120
+    assert yaml.safe_load(plan.to_yaml()) == plan.configuration
+
+
+def test_the_images_of_a_small_object_are_not_scaled_until_it_is_gone() -> None:
+    plan = make_plan(PHOTOGRAPHS, CPU)
+    base = plan.settings["data.base_size"]
+    factor = base[0] / 4000
+    assert 100 * factor**2 == pytest.approx(32, rel=0.01)  # of 100 pixels 32 are left
+    assert base[1] / 3000 == pytest.approx(factor, rel=0.01)
+    assert "an object of the tail has 100 pixels or fewer: 32 must be left" in " ".join(plan.describe().split())
+    assert plan.settings["data.scale"] == [0.75, 1.5]  # nor halved by the augmentation
+    large = make_plan(dataclasses.replace(PHOTOGRAPHS, tail_share=0.01), CPU).settings
+    assert large["data.base_size"] == [256, 192]
+    assert large["data.scale"] == [0.5, 2.0]
+    assert make_plan(dataclasses.replace(PHOTOGRAPHS, tail_share=None), LARGE_GPU).settings["data.base_size"] == [
+        683,
+        512,
+    ]
+    assert make_plan(dataclasses.replace(PHOTOGRAPHS, tail_share=0.0), CPU).settings["data.base_size"] is None
+
+
+def test_large_images_at_their_own_size_are_validated_in_windows() -> None:
+    own_size = make_plan(PHOTOGRAPHS, CPU, {"data.base_size": None, "data.eval_base_size": None}).settings
+    assert own_size["model.evaluation"] == {"window": [1024, 1024], "stride": [768, 768]}
+    assert own_size["data.cache"] is None  # 19 GB
+    assert "model.evaluation" not in make_plan(CITYSCAPES, LARGE_GPU).settings
+
+
+def test_few_images() -> None:
+    plan = make_plan(TWELVE, CPU, speed=FAST)
+    assert plan.settings["trainer.max_steps"] == 600
+    assert plan.settings["data.held_out_share"] == 0.2
+    assert plan.settings["data.cache"] == "memory"
+    assert plan.settings["model.bank"] is None
+    text = plan.describe()
+    assert "at least 600 steps, whatever the number of images" in text
+    assert "on the 20 % of the training images that are held out: there is no validation split" in text
+
+
+def test_no_validation_split_and_a_costly_one() -> None:
+    assert make_plan(UNSPLIT, CPU).settings["data.held_out_share"] == 0.2
+    costly = make_plan(MANY, CPU, speed=FAST)
+    assert costly.settings["trainer.val_check_interval"] == costly.settings["trainer.max_steps"] == 4000
+    assert "once, at the end, on all 9,000 images of 'val'" in costly.describe()
+
+
+def test_one_tail_class_in_all_images_asks_for_no_bank() -> None:
+    plan = make_plan(LESIONS, CPU)
+    assert plan.settings["model.bank"] is None
+    assert "mostly about 800 x 600" in plan.title
+
+
+@pytest.mark.parametrize("presence", [0.01, 0.04, 0.07, 0.095, 0.2, 0.6])
+def test_a_bank_is_planned_only_where_the_counts_ask_for_one(presence: float) -> None:
+    data = data_set(400, (240, 320), (1.0, 0.6, presence), num_validation=40)
+    plan = make_plan(data, CPU)
+    advice = advise_bank(data.statistics, [2], [1], batch_size=8)
+    bank = plan.settings["model.bank"]
+    assert (bank is not None) == (advice["answer"] == USE)
+    if bank is not None:
+        assert bank["presence_target"] <= 5 * data.statistics.presence[2]
+        assert bank["protect_classes"] == "middle"
+    if plan.bank_to_try:  # for a comparison, whatever the answer
+        assert plan.with_bank_to_try().settings["model.bank"]["presence_target"] <= 5 * data.statistics.presence[2]
+    assert make_plan(data, CPU, {"model.bank": None}).settings["model.bank"] is None
+
+
+def test_grey_slices_of_16_bits() -> None:
+    settings = make_plan(SLICES, CPU).settings
+    assert (settings["model.mean"], settings["model.std"], settings["data.fill"]) == ([21.3], [30.5], [21.3])
+    assert settings["data.base_size"] == [192, 192]
+    assert make_plan(SLICES, CPU).settings["data.crop_size"] == [128, 128]
+
+
+def test_the_model_goes_by_the_machine() -> None:
+    def model(machine: Machine, **options: Any) -> dict[str, Any]:
+        found: dict[str, Any] = make_plan(CITYSCAPES, machine, **options).settings["model.model_options"]
+        return found
+
+    assert model(CPU)["encoder_weights"] == "package:efficientnet_lite0"
+    assert model(BARE_CPU) == {**model(CPU), "encoder_weights": "imagenet"}
+    assert model(SMALL_GPU) == model(CPU)
+    assert model(LARGE_GPU) == {"encoder": "tu-convnext_tiny", "encoder_weights": "imagenet"}
+    assert model(dataclasses.replace(LARGE_GPU, can_download=False)) == model(CPU)
+    assert model(LARGE_GPU, random_weights=True)["encoder_weights"] is None
+    assert make_plan(CITYSCAPES, LARGE_GPU).settings["trainer.precision"] == "bf16-mixed"
+    assert make_plan(CITYSCAPES, SMALL_GPU).settings["trainer.precision"] == "32-true"
+    small = make_plan(CITYSCAPES, SMALL_GPU, max_batch_size=4)
+    assert small.settings["data.batch_size"] == 4
+    assert "the most that the free memory holds" in small.describe()
+
+
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        ({"model.model_options.encoder": "resnet18"}, {"encoder": "resnet18", "encoder_weights": "imagenet"}),
+        ({"model.model_options": {"encoder": "resnet18"}}, {"encoder": "resnet18", "encoder_weights": "imagenet"}),
+        (
+            {"model.model_options": {"encoder": "resnet18", "encoder_weights": None}},
+            {"encoder": "resnet18", "encoder_weights": None},
+        ),
+        (
+            {"model.model": "smp/unet"},
+            {"encoder": "tu-tf_efficientnet_lite0", "encoder_weights": "package:efficientnet_lite0"},
+        ),
+        ({"model.model": "torchvision/deeplabv3_resnet50"}, {"encoder_weights": "imagenet"}),
+        ({"model.model": "mine:Network"}, {}),
+    ],
+)
+def test_a_model_of_the_users_has_pretrained_weights_too(given: dict[str, Any], options: dict[str, Any]) -> None:
+    assert make_plan(UNSPLIT, CPU, given).settings["model.model_options"] == options
+
+
+def test_without_pretrained_weights_there_is_no_plan() -> None:
+    with pytest.raises(ValueError, match="would start from random weights: give"):
+        make_plan(UNSPLIT, CPU, {"model.model": "segnext/tiny"})
+    plan = make_plan(UNSPLIT, CPU, {"model.model": "segnext/tiny"}, random_weights=True)
+    assert plan.settings["model.model_options"] == {"encoder_weights": None}
+    assert "random weights, as asked for" in plan.describe()
+    initial = make_plan(UNSPLIT, CPU, {"model.model": "segnext/tiny", "model.init_from": "runs/a"})
+    assert "the weights of runs/a" in initial.describe()
+
+
+def test_what_the_user_sets_stands_and_is_marked() -> None:
+    given = {
+        "data.batch_size": 2,
+        "model.loss": "ce",
+        "trainer.max_steps": 77,
+        "model.bank.capacity": 3,
+        "data.flip": 0.0,
+        "model.learning_rate": 0.01,
+    }
+    plan = make_plan(UNSPLIT, CPU, given, speed=FAST)
+    configuration = plan.configuration
+    assert configuration["data"]["batch_size"] == 2
+    assert configuration["data"]["flip"] == 0.0
+    assert configuration["trainer"]["max_steps"] == 77
+    assert configuration["model"]["loss"] == "ce"
+    assert "loss_options" not in configuration["model"]
+    assert configuration["model"]["bank"]["capacity"] == 3
+    assert configuration["model"]["learning_rate"] == 0.01
+    text = plan.describe()
+    for name in given:
+        assert text.count(name) == 1
+    assert text.count("set by you") == 6
+    assert "other       set by you: data.flip" in text
+    assert yaml.safe_load(plan.to_yaml()) == configuration
+    # The rate that is planned goes with the batch: its noise is that of a quarter.
+    assert make_plan(UNSPLIT, CPU, {"data.batch_size": 2}).settings["model.learning_rate"] == 2e-3
+
+
+def test_epochs_of_the_users_are_validated_in_a_tenth_of_the_time() -> None:
+    plan = make_plan(UNSPLIT, CPU, {"trainer.max_epochs": 30}, speed=FAST)
+    assert "trainer.max_steps" not in plan.settings
+    assert "trainer.val_check_interval" not in plan.settings
+    assert "30 epochs, about 2,700 steps" in plan.describe()  # 720 images
+    every = plan.settings["trainer.check_val_every_n_epoch"]
+    assert every == 5
+    assert plan.seconds == pytest.approx(5 + 2700 * 0.25 + 6 * 180 * 0.05)
+
+
+@pytest.mark.parametrize("minutes", [1, 5, 20, 240])
+@pytest.mark.parametrize("name", ["twelve", "unsplit", "cityscapes"])
+def test_a_time_is_used_up_and_not_exceeded(name: str, minutes: int) -> None:
+    data = DATA_SETS[name]
+    plan = make_plan(data, CPU, speed=FAST, seconds=60 * minutes)
+    number = plan.settings["trainer.max_steps"] // plan.settings["trainer.val_check_interval"]
+    # A clock that runs as the speed says.
+    clock = FAST.start
+    for step in range(1, plan.settings["trainer.max_steps"] + 1):
+        clock += FAST.step
+        if step % plan.settings["trainer.val_check_interval"] == 0:
+            clock += data.num_validation * FAST.image
+    assert 0.95 * 60 * minutes <= clock <= 60 * minutes
+    assert clock == pytest.approx(plan.seconds)
+    assert number == 1 or number * data.num_validation * FAST.image <= 0.1 * 60 * minutes
+
+
+def test_a_time_that_is_too_short_is_refused_with_one_that_is_not() -> None:
+    with pytest.raises(ValueError, match="30 seconds are too short: the start takes 5 seconds, a validation") as caught:
+        make_plan(CITYSCAPES, CPU, speed=FAST, seconds=30)
+    words = str(caught.value).split("give ")[1].split(" or more")[0].split()
+    enough = parse_duration(words[0] + words[1][0])
+    assert make_plan(CITYSCAPES, CPU, speed=FAST, seconds=enough).settings["trainer.max_steps"] >= 20
+
+
+@pytest.mark.parametrize("text", ["", "0m", "-3m", "soon", "3 m x", "1w", "m"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="write 90s, 30m, 1h30m or 2d"):
+        parse_duration(text)
+
+
+def test_durations_are_read_as_they_are_written() -> None:
+    assert [parse_duration(text) for text in ("90s", "5", "30m", "1h30m", "2d", "1.5H")] == [
+        90,
+        300,
+        1800,
+        5400,
+        172800,
+        5400,
+    ]
+    for seconds in (1, 59, 61, 5000, 10**6):
+        number, unit = format_duration(seconds).split()
+        assert parse_duration(f"{float(number):f}{unit[0]}") == pytest.approx(seconds, rel=0.06)
+    assert math.isclose(parse_duration("0.5h"), 1800)
