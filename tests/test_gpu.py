@@ -7,8 +7,6 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from aucseg import AUCSegLoss, PairwiseAUCLoss, SegmentationTask
 from aucseg.losses import accumulate, build_loss
 from aucseg.losses.build import LOSSES
 from aucseg.training.step_guard import StepGuard
+from tests.on_gpu import no_waiting, run
 from tests.oracles import auc_loss_oracle
 from tests.small_runs import make_trainer
 from tests.training.faults import FAULTY_STEP, States, faulty_network, same
@@ -48,16 +47,6 @@ OPTIONS: list[dict[str, Any]] = [
     {"surrogate": "exponential", "margin": 30.0},
     {"surrogate": "sigmoid", "margin": 5.0, "scores": "softmax"},
 ]
-
-
-@contextmanager
-def no_waiting() -> Iterator[None]:
-    """Whatever waits for the device raises."""
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def batch(size: int = 24, target_size: int = 24, num_classes: int = 5, images: int = 2) -> tuple[Tensor, Tensor]:
@@ -269,11 +258,6 @@ def test_training_learns_the_colours(tiny_card: Path, tmp_path: Path) -> None:
     assert float(trainer.callback_metrics["val/auroc"]) > 0.9
     assert task.bank is not None
     assert task.bank.num_samples == {3: 2}
-
-
-def run(*command: object) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "aucseg.cli", *map(str, command)]
-    return subprocess.run(words, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed"])

@@ -21,7 +21,7 @@ from aucseg.memory_bank import TailMemoryBank
 from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
 from aucseg.upsampling import predicted_labels
 from tests.memory_bank.small_banks import NUM_CLASSES, assert_same, colours, make_bank, random_masks
-from tests.test_gpu import no_waiting, run
+from tests.on_gpu import no_waiting, run
 from tests.two_processes import STEPS, arguments
 
 ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
