@@ -67,8 +67,8 @@ def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     minutes = sum(result["seconds"].values()) / 60
     lines = [
-        f"The steps of the last section took {minutes:.1f} minutes on a CPU (threads: {result['machine']['threads']}); the two trainings "
-        + "took "
+        f"The steps of the last section took {minutes:.1f} minutes on a CPU (threads: {result['machine']['threads']}); "
+        + "the two trainings took "
         + " and ".join(f"{result['seconds'][c] / 60:.1f}" for c in result["seconds"] if c.startswith("aucseg fit"))
         + " minutes. Mean IoU on the 100 validation images, in %:",
         "",

@@ -29,7 +29,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from benchmarks.loss import IGNORE, LABELS, WAYS, forward_backward
+from benchmarks.label_maps import IGNORE
+from benchmarks.loss import LABELS, WAYS, forward_backward
 from benchmarks.memory_bank import CASES, batch, full_bank
 from benchmarks.metrics import make_batch, score_metrics
 from torch import Tensor

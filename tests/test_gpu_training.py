@@ -75,7 +75,9 @@ def process_group(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[st
     device: str = request.param
     if device == "cuda":
         torch.cuda.set_device(0)
-    store = dist.FileStore(str(tmp_path / "store"), 1)
+    store = dist.FileStore(  # type: ignore[attr-defined]
+        str(tmp_path / "store"), 1
+    )
     dist.init_process_group("nccl" if device == "cuda" else "gloo", store=store, rank=0, world_size=1)
     yield device
     dist.destroy_process_group()

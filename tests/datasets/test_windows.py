@@ -16,7 +16,7 @@ from PIL import Image
 
 import aucseg.datasets.bands as bands_module
 import aucseg.datasets.windows as windows_module
-from aucseg.commands.stats import count_and_check
+from aucseg.commands.data_check import count_and_check
 from aucseg.datasets import DatasetCard, SampleError, SegmentationDataset
 from aucseg.datasets.bands import read_card_image
 from aucseg.datasets.mask_files import read_raw_mask

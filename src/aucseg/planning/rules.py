@@ -172,8 +172,8 @@ def _images(draft: Draft, data: DataFingerprint, kind: str) -> tuple[int, int]:
         if least > factor:
             factor = least
             reason = (
-                f"in one of ten images with one an object of the tail has {small:,.0f} pixels or fewer: {_MIN_AREA} must "
-                "be left"
+                f"in one of ten images with one an object of the tail has {small:,.0f} pixels or fewer: "
+                f"{_MIN_AREA} must be left"
             )
     base = None
     if factor < _NEAR:
