@@ -99,7 +99,7 @@ def test_few_images() -> None:
     assert plan.settings["data.cache"] == "memory"
     assert plan.settings["model.bank"] is None
     text = plan.describe()
-    assert "at least 600 steps, whatever the number of images" in text
+    assert "600: the least, however few the images" in text
     assert "on the 20 % of the training images that are held out: there is no validation split" in text
 
 
