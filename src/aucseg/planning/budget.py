@@ -55,7 +55,7 @@ def decide_budget(
     wanted = round(_PASSES[kind] * data.num_training / batch)
     steps = min(max(wanted, low), high)
     reason = f"{_PASSES[kind]} passes over the images" if steps == wanted else (
-        f"at least {low:,} steps, whatever the number of images" if steps == low else f"at most {high:,} steps"
+        "the least, however few the images" if steps == low else "the most, however many the images"
     )  # fmt: skip
     epochs = draft.given.get("trainer.max_epochs")
     if "trainer.max_steps" not in draft.given and isinstance(epochs, int) and epochs > 0:

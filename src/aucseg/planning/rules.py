@@ -171,10 +171,7 @@ def _images(draft: Draft, data: DataFingerprint, kind: str) -> tuple[int, int]:
         least = min(1.0, math.sqrt(_MIN_AREA / small)) if small else 1.0
         if least > factor:
             factor = least
-            reason = (
-                f"in one of ten images with one an object of the tail has {small:,.0f} pixels or fewer: "
-                f"{_MIN_AREA} must be left"
-            )
+            reason = f"a tenth of the tail's objects has {small:,.0f} pixels or fewer: {_MIN_AREA} must be left"
     base = None
     if factor < _NEAR:
         base = [round(factor * max(height, width)), round(factor * min(height, width))]
@@ -187,9 +184,7 @@ def _images(draft: Draft, data: DataFingerprint, kind: str) -> tuple[int, int]:
         elif small is None or factor < 1 or small >= _MIN_AREA / _NEAR**2:
             reason = f"with a short edge of {min(height, width)} they are small enough"
         else:
-            reason = (
-                f"the tail's objects are small: in one of ten images with one they have {small:,.0f} pixels or fewer"
-            )
+            reason = f"a tenth of the tail's objects has {small:,.0f} pixels or fewer"
     draft.decide("size", text, reason, ("data.base_size", "data.eval_base_size"))
     if base is not None:
         scale = min(max(base) / max(height, width), min(base) / min(height, width))
