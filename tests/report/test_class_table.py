@@ -79,7 +79,8 @@ def test_the_picture_has_a_row_for_each_image_with_truth_and_prediction() -> Non
 def test_any_image_can_be_shown(channels: int, dtype: type) -> None:
     values = np.linspace(0, 200, 12 * 10 * channels).reshape(12, 10, channels)
     shown = shown_image((values if dtype is np.uint8 else values * 50).astype(dtype))
-    assert (shown.shape, shown.dtype) == ((12, 10, 3), np.uint8)
+    assert shown.shape == (12, 10, 3)
+    assert shown.dtype == np.uint8
     if dtype is np.uint8:
         assert shown[..., 0].tolist() == values[..., 0].astype(np.uint8).tolist()
     else:
