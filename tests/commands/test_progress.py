@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import select
 import struct
 import termios
 import time
@@ -107,7 +108,9 @@ def test_in_a_terminal_there_is_a_bar(width: int, clock: Clock, monkeypatch: pyt
         train(shown, trainer, clock, steps=4, seconds=1.0)
         shown.on_train_end(trainer, None)  # type: ignore[arg-type]
         monkeypatch.undo()
-        text = os.read(master, 100_000).decode()
+        text = ""
+        while select.select([master], [], [], 0.2)[0]:
+            text += os.read(master, 100_000).decode()
     os.close(master)
     assert "\r" in text
     assert "100%|" in text

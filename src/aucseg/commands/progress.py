@@ -164,7 +164,7 @@ class RunProgress(ProgressBar):
 
 
 def _width() -> dict[str, Any]:
-    """What tells a bar its width; in a terminal that does not know its own, such as some of containers, it would vanish."""
+    """What tells a bar its width; in a terminal that does not know its own, such as a container's, it would vanish."""
     with suppress(OSError, ValueError):
         if os.get_terminal_size(sys.stderr.fileno()).columns > 0:
             return {"dynamic_ncols": True}
