@@ -95,12 +95,12 @@ def test_what_has_no_number_is_left_out(clock: Clock, capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("width", [120, 0])  # some terminals do not know theirs
-def test_in_a_terminal_there_is_a_bar(width: int, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [(24, 120), (0, 0)])  # some terminals do not know theirs
+def test_in_a_terminal_there_is_a_bar(size: tuple[int, int], clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     master, slave = pty.openpty()
     with os.fdopen(slave, "w") as terminal:
         monkeypatch.setattr("sys.stderr", terminal)
-        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
         trainer, shown = a_trainer(8), RunProgress()  # it finds the terminal itself
         shown.on_train_start(trainer, None)  # type: ignore[arg-type]
         train(shown, trainer, clock, steps=4, seconds=1.0)
