@@ -120,7 +120,7 @@ def test_ctrl_c_ends_a_training_with_the_command_that_goes_on(tmp_path: Path, ti
     status, message = interrupted(["fit", *options, "--out", str(run)], (run / "metrics.csv").is_file)
     assert status == 130
     last = message.splitlines()[-1]
-    assert last.startswith("aucseg fit: interrupted by SIGINT after step ")
+    assert last.startswith("aucseg fit: stopped by SIGINT after step ")
     assert last.endswith(f"'aucseg fit --config '{run}'/config.yaml --out '{run}' --resume auto' goes on from there")
     assert "Traceback" not in message
 

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import select
 import struct
 import termios
 import time
@@ -94,11 +95,12 @@ def test_what_has_no_number_is_left_out(clock: Clock, capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == ""
 
 
-def test_in_a_terminal_there_is_a_bar(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [(24, 120), (0, 0)])  # some terminals do not know theirs
+def test_in_a_terminal_there_is_a_bar(size: tuple[int, int], clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     master, slave = pty.openpty()
     with os.fdopen(slave, "w") as terminal:
         monkeypatch.setattr("sys.stderr", terminal)
-        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
         trainer, shown = a_trainer(8), RunProgress()  # it finds the terminal itself
         shown.on_train_start(trainer, None)  # type: ignore[arg-type]
         train(shown, trainer, clock, steps=4, seconds=1.0)
@@ -106,7 +108,9 @@ def test_in_a_terminal_there_is_a_bar(clock: Clock, monkeypatch: pytest.MonkeyPa
         train(shown, trainer, clock, steps=4, seconds=1.0)
         shown.on_train_end(trainer, None)  # type: ignore[arg-type]
         monkeypatch.undo()
-        text = os.read(master, 100_000).decode()
+        text = ""
+        while select.select([master], [], [], 0.2)[0]:
+            text += os.read(master, 100_000).decode()
     os.close(master)
     assert "\r" in text
     assert "100%|" in text

@@ -281,6 +281,8 @@ class AUCSegCLI(LightningCLI):
         self._say_result()
 
     def _say_result(self) -> None:
+        if self.trainer.progress_bar_callback is not None:  # which has said it, and the table follows
+            return
         metrics = self.trainer.callback_metrics
         found = [f"{name} {float(metrics[f'val/{name}']):.4f}" for name in ("miou", "tail") if f"val/{name}" in metrics]
         say_once(", ".join([f"{self.result_writer.folder}: step {self.trainer.global_step}", *found]))

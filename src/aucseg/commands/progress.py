@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -61,7 +63,7 @@ class RunProgress(ProgressBar):
         self._last_look = self._start[1]
         self._announce("the first step")
         if self._is_terminal and self._is_enabled:
-            options = {"initial": trainer.global_step, "dynamic_ncols": True, "bar_format": _BAR, "unit": "step"}
+            options = {"initial": trainer.global_step, "bar_format": _BAR, "unit": "step", **_size()}
             self._bar = tqdm(total=trainer.max_steps, file=sys.stderr, **options)
 
     def on_train_batch_end(
@@ -87,7 +89,7 @@ class RunProgress(ProgressBar):
             is_inner = self._bar is not None
             total = int(sum(trainer.num_val_batches)) if trainer.num_val_batches else None
             self._validation_bar = tqdm(
-                total=total, desc="validation", file=sys.stderr, dynamic_ncols=True, leave=False, position=int(is_inner)
+                total=total, desc="validation", file=sys.stderr, leave=False, position=int(is_inner), **_size()
             )
         else:
             self._announce("validation", _PATIENCE)
@@ -161,6 +163,15 @@ class RunProgress(ProgressBar):
         self._validation_bar = self._bar = None
 
 
+def _size() -> dict[str, Any]:
+    """What tells a bar its size; in a terminal that does not know its own, such as a container's, it would vanish."""
+    with suppress(OSError, ValueError):
+        if os.get_terminal_size(sys.stderr.fileno()).columns > 0:
+            return {"dynamic_ncols": True}
+    return {"ncols": _DEFAULT_COLUMNS, "nrows": _DEFAULT_ROWS}
+
+
+_DEFAULT_COLUMNS, _DEFAULT_ROWS = 100, 24
 _SHOWN = ("miou", "head", "middle", "tail")
 
 
