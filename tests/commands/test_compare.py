@@ -14,6 +14,8 @@ import yaml
 
 from aucseg.cli import main
 from aucseg.compare import comparison
+from aucseg.compare.runner import trusting
+from aucseg.losses import build_loss
 from aucseg.training.run_lock import RUN_LOCK, lock_if_free
 from tests.commands.conftest import Compare
 
@@ -187,6 +189,26 @@ def test_other_code_and_data_are_refused(
     card.write_text(original_card.read_text().replace("gem", "jewel"))
     with pytest.raises(ValueError, match=r"other data \(hash .*card: "):
         compare("--methods", "ce", "--seeds", "0")
+
+
+def test_losses_of_the_users_own_are_methods(
+    compare: Compare, launches: Launches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "an_own_loss.py").write_text(
+        "from torch import nn\n\n\nclass Loss(nn.Module):\n    def __init__(self, class_counts):\n"
+        "        super().__init__()\n        self.class_counts = class_counts\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert build_loss("an_own_loss:Loss", [3, 1], ignore_index=255).class_counts == [3, 1]
+    assert compare("--methods", "an_own_loss:Loss,an_own_loss:Loss+posthoc-la", "--seeds", "0") == 0
+    folder = tmp_path / "out" / "smp-fpn" / "an_own_loss.Loss" / "seed0"
+    config = yaml.safe_load((folder / "input.yaml").read_text())
+    assert (config["model"]["loss"], config["model"]["bank"]) == ("an_own_loss:Loss", None)
+    # The second stage loads what the comparison has trained itself, a stranger's file would not be trusted.
+    assert trusting(config) == {"AUCSEG_TRUST_FILES": "1"}
+    assert trusting({"model": {"model": "smp/fpn", "loss": "ce"}}) == {}
+    with pytest.raises(ImportError, match="an_own_loss has no class or function 'Los'; did you mean Loss"):
+        compare("--methods", "an_own_loss:Los", "--seeds", "0")
 
 
 def test_search_tunes_every_method_alike_and_away_from_validation(

@@ -302,6 +302,11 @@ def test_weights_of_other_classes_and_a_frozen_encoder(run: str, capsys: pytest.
             ["--data.augmentation", "[{class_path: Resize, init_args: {size: 8}}]"],
             "data.augmentation: Resize changes the size of a training crop, (32, 40)",
         ),
+        pytest.param(
+            ["--trainer.logger", "WandbLogger"],
+            "WandbLogger needs a package that is not installed: pip install 'wandb",
+            marks=pytest.mark.skipif(find_spec("wandb") is not None, reason="it is installed"),
+        ),
         (["--data.augmentation", "[RandomRotaton]"], "'RandomRotaton'; did you mean RandomRotation"),
     ],
 )

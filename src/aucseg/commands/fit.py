@@ -26,7 +26,7 @@ from aucseg.commands.changed_settings import LEARNING, changed_settings
 from aucseg.commands.config_arguments import entries, with_shipped_configs
 from aucseg.commands.end_of_fit import show_end
 from aucseg.commands.endings import status_of
-from aucseg.commands.option_errors import option_error
+from aucseg.commands.option_errors import missing_package, option_error
 from aucseg.commands.plan import with_plan
 from aucseg.commands.plan_options import default_folder, options_of, split_request
 from aucseg.commands.progress import RunProgress
@@ -160,9 +160,18 @@ class AUCSegCLI(LightningCLI):
             check_data(data, validates=config.trainer.limit_val_batches != 0)
 
     def instantiate_classes(self) -> None:
-        """Says that the model is built, where its weights take a while."""
+        """Says that the model is built, where its weights take a while.
+
+        Raises:
+            ValueError: a logger or another class of the configuration needs a package that is not installed.
+        """
         with Announcement("building the model and loading its weights"):
-            super().instantiate_classes()
+            try:
+                super().instantiate_classes()
+            except ValueError as error:
+                if (message := missing_package(str(error))) is None:
+                    raise
+                raise ValueError(message) from error
 
     def _parse_ckpt_path(self) -> None:
         """The model is what the configuration says, whatever settings a checkpoint holds.

@@ -58,3 +58,17 @@ def _types(message: str) -> str:
         if " but " not in name and name not in found:  # a path, where the value might have been a file's name
             found.append(name)
     return " or ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found)
+
+
+def missing_package(message: str) -> str | None:
+    r"""What to install, where the parser could not make an object because its package is missing; else None.
+
+    Example:
+        >>> missing_package(
+        ...     "Problem with given class_path 'lightning.pytorch.loggers.WandbLogger':\n"
+        ...     "  Requirement 'wandb>=0.12.10' not met. HINT: ..."
+        ... )
+        "lightning.pytorch.loggers.WandbLogger needs a package that is not installed: pip install 'wandb>=0.12.10'"
+    """
+    found = re.search(r"given class_path '([^']+)':\s+Requirement '([^']+)' not met", message)
+    return None if found is None else f"{found[1]} needs a package that is not installed: pip install '{found[2]}'"
