@@ -22,7 +22,12 @@ from aucseg.training.stored_task import load_task
 from aucseg.training.task import SegmentationTask
 from tests.report.synthetic import write_run
 
-MODEL = {"encoder": "resnet18", "decoder_pyramid_channels": 32, "decoder_segmentation_channels": 32}
+MODEL = {
+    "encoder": "resnet18",
+    "encoder_weights": None,
+    "decoder_pyramid_channels": 32,
+    "decoder_segmentation_channels": 32,
+}
 
 
 class Bomb:

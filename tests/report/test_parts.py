@@ -247,7 +247,7 @@ def trained_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         )  # fmt: skip
 
     def load(path: Path, map_location: str) -> _Task:
-        return _Task(*banks[path.parent.parent.name])
+        return _Task(*banks[path.name])
 
     for module, name, stand_in in (
         ("aucseg.training.stored_task", "load_task", load),

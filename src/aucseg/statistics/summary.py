@@ -13,7 +13,6 @@ import yaml
 
 from aucseg.datasets.card import GROUP_NAMES, DatasetCard
 from aucseg.hints import import_extra
-from aucseg.metrics.class_bars import GROUP_COLORS
 from aucseg.safe_files import text_cell
 from aucseg.statistics.advice import advise_bank, bank_options, choose_groups
 from aucseg.statistics.class_statistics import ClassStatistics
@@ -187,6 +186,8 @@ def write_chart(report: dict[str, Any], path: Path) -> None:
     import_extra("matplotlib", "report")
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
+
+    from aucseg.metrics.class_bars import GROUP_COLORS
 
     rows = sorted((row for row in report["classes"] if row["pixels"]), key=lambda row: row["pixels"])
     figure = Figure(figsize=(9, 1.2 + 0.22 * max(len(rows), 4)), layout="constrained")
