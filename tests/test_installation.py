@@ -61,6 +61,7 @@ ATTEMPTS = {
 }
 WITHOUT_EXTRAS = f"""
 import json, sys
+import torch._dynamo  # asks whether packages are there, and takes a no
 from importlib import import_module
 from importlib.abc import MetaPathFinder
 

@@ -179,7 +179,7 @@ def duration(seconds: float) -> str:
     """A time as people say it.
 
     Example:
-        >>> duration(5), duration(150), duration(2 * 3600 + 300)
+        >>> duration(5), duration(170), duration(2 * 3600 + 300)
         ('5 s', '3 min', '2 h 5 min')
     """
     if seconds < 90:
