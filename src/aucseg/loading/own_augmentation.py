@@ -10,9 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
 
 from aucseg.hints import build_by_path, import_extra, import_object, is_class_path_entry
+
+try:
+    from torchvision import tv_tensors
+except ImportError as error:  # pragma: no cover - depends on the environment
+    raise ImportError('aucseg.loading.own_augmentation needs torchvision: pip install "aucseg[train]"') from error
 
 Sample = dict[str, Any]
 _TORCHVISION = "torchvision.transforms.v2"
