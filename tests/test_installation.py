@@ -50,7 +50,7 @@ ATTEMPTS = {
     "aucseg.build_model('torchvision/fcn_resnet50', 3)": "train",
     "aucseg.build_model('hf/nvidia/mit-b0', 3)": "hf",
     "aucseg.build_loss('dice')": "train",
-    "cli._run('demo', ['--iterations', '1'])": "train",
+    "cli._run('demo', ['--iterations', '1'])": "demo",
     "cli._run('fit', ['--data.card', 'freedoom_lt'])": "train",
     "cli._run('validate', ['run'])": "train",
     "cli._run('predict', ['run', 'photo.png'])": "train",

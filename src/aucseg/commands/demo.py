@@ -54,14 +54,15 @@ def run(args: argparse.Namespace) -> int:
     if args.workers < 0:
         raise ValueError(f"--workers must not be negative, got {args.workers}")
     with loading():
-        from aucseg.datasets import SegmentationDataset
         from aucseg.hints import import_extra
+
+        for module in ("lightning", "jinja2", "matplotlib"):  # before the data are read
+            import_extra(module, "demo")
+        from aucseg.datasets import SegmentationDataset
         from aucseg.report.examples import collect_examples, collect_pastes
         from aucseg.report.figures import readme_figure
         from aucseg.report.page import build_report
         from aucseg.statistics.class_statistics import ClassStatistics
-
-        import_extra("lightning", "train")  # before the data are read
     dataset = SegmentationDataset("freedoom_lt")
     card = dataset.card
     statistics = ClassStatistics.from_dataset(dataset)
