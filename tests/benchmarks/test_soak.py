@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from benchmarks.soak import MAX_BANK_BYTES, summary
 
-from aucseg.commands.fit import steps_between_logs
+from aucseg.commands.trainer_defaults import steps_between_logs
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -6,14 +6,12 @@ import aucseg.training  # isort: skip  # noqa: F401  # before Lightning, to name
 
 import json
 import logging
-import os
 import warnings
 from argparse import ArgumentError
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
 from jsonargparse.typing import register_type
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -30,6 +28,7 @@ from aucseg.commands.option_errors import missing_package, option_error
 from aucseg.commands.plan import with_plan
 from aucseg.commands.plan_options import default_folder, options_of, split_request
 from aucseg.commands.progress import RunProgress
+from aucseg.commands.trainer_defaults import steps_between_logs, use_processes_of_launcher
 from aucseg.hints import Entries, search_current_folder
 from aucseg.models.pretrained import with_pretrained_weights
 from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT, RESULT_FILE
@@ -52,7 +51,7 @@ from aucseg.training.result_writer import (
     prepare_run_folder,
 )
 from aucseg.training.run_end import early_stop, nothing_to_train
-from aucseg.training.run_lock import RUN_LOCK, lock_if_free, remove_lone_lock
+from aucseg.training.run_lock import IS_TAKEN, RUN_LOCK, lock_if_free, remove_lone_lock
 from aucseg.training.run_loggers import run_loggers
 from aucseg.training.step_guard import StepGuard
 from aucseg.training.task import SegmentationTask
@@ -151,7 +150,7 @@ class AUCSegCLI(LightningCLI):
                 check_writable(self._folder)
                 self._is_locked = self._locks.enter_context(lock_if_free(self._folder / RUN_LOCK))
             if not self._is_locked:
-                raise ValueError(f"another process is at work in {config.out}: wait for it, or give another --out")
+                raise ValueError(f"{IS_TAKEN} {config.out}: wait for it, or give another --out")
         data = SegmentationDataModule(**config.data.as_dict())
         if self.subcommand == "validate":
             self._checkpoint = _checkpoint_to_validate(config)
@@ -198,7 +197,7 @@ class AUCSegCLI(LightningCLI):
         trainer.plugins = [plugin for plugin in trainer.plugins if plugin is not None]
         if not any(isinstance(plugin, CheckpointIO) for plugin in trainer.plugins):
             trainer.plugins.append(AtomicCheckpointIO())
-        _use_processes_of_launcher(trainer)
+        use_processes_of_launcher(trainer)
         if self.subcommand == "fit" and _is_rehearsal(trainer):
             trainer.logger = False
             self.config_init.fit.guard.max_saved = 0
@@ -325,24 +324,6 @@ def _checkpoint_to_validate(config: Any) -> str | None:
 def _is_rehearsal(trainer: Any) -> bool:
     """Whether a few steps are tried, of which nothing is to stay."""
     return bool(trainer.fast_dev_run)
-
-
-def steps_between_logs(max_steps: int) -> int:
-    """Ten, or more where a long run would log more than 10,000 times: so the logs of a run stay below about 6 MB."""
-    return max(10, -(-max_steps // 10_000))
-
-
-def _use_processes_of_launcher(trainer: Any) -> None:
-    """Takes the numbers of processes from torchrun, and synchronizes batch normalization where torch can."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        world, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
-        if trainer.devices == "auto":
-            trainer.devices, trainer.num_nodes = local, world // local
-        if trainer.strategy == "auto" and world > 1:
-            trainer.strategy = "ddp"
-    # torch has no synchronized batch normalization on the CPU.
-    if trainer.accelerator == "cpu" or not torch.cuda.is_available():
-        trainer.sync_batchnorm = False
 
 
 def run(command: str, arguments: list[str]) -> int:

@@ -36,7 +36,7 @@ from aucseg.run_files import (
     STARTED_FILE,
 )
 from aucseg.safe_files import no_empty_folders, replace_file
-from aucseg.training.run_lock import is_at_work, lock_if_free, remove_lone_lock
+from aucseg.training.run_lock import IS_TAKEN, is_at_work, lock_if_free, remove_lone_lock
 
 # A run that is asked to end saves a checkpoint after its step.
 _SECONDS_TO_END = 60
@@ -205,6 +205,9 @@ class Runner:
             seconds = (seconds_before or 0.0) + time.perf_counter() - start
             write_started(run.folder, hashes, seconds)
         problem = _problem(run, status)
+        if problem is not None and IS_TAKEN in (run.folder / LOG_FILE).read_text(encoding="utf-8", errors="replace"):
+            # A run that a killed comparison has left behind had not got to its lock yet.
+            raise RunIsBusy
         if problem is not None:
             self.failures.append(run.title)
             (run.folder / _FAILED_FILE).touch()

@@ -163,11 +163,12 @@ def schedule_of(
         return {"scheduler": schedule, "interval": "step"}
     if monitor is None:
         raise ValueError("model.schedule: ReduceLROnPlateau needs a monitor beside class_path, such as val/miou")
-    frequency = trainer.val_check_batch if isinstance(trainer.val_check_batch, int) else 1
+    # After each validation, which is counted in batches or else in epochs.
+    in_batches = isinstance(trainer.val_check_interval, int)
     return {
         "scheduler": schedule,
-        "interval": "step",
+        "interval": "step" if in_batches else "epoch",
         "monitor": monitor,
-        "frequency": frequency,
+        "frequency": int(trainer.val_check_interval) if in_batches else trainer.check_val_every_n_epoch or 1,
         "reduce_on_plateau": True,
     }

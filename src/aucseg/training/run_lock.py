@@ -14,6 +14,8 @@ from filelock import FileLock, Timeout
 
 # Held by a training or validation, in the folder of its run.
 RUN_LOCK = ".lock"
+# How a training begins to say that it is held.
+IS_TAKEN = "another process is at work in"
 
 
 @contextmanager
