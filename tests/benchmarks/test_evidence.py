@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from benchmarks.evidence import run, tables
 from benchmarks.evidence.studies import RESULTS, STUDIES, best_rivals
+from benchmarks.method import screen
 from benchmarks.method import table as screening
 
 from aucseg import cli
@@ -238,6 +239,6 @@ def test_results_of_the_older_training_transforms_are_named(tmp_path: Path) -> N
 def test_the_pages_in_the_documentation_are_up_to_date() -> None:
     texts, figures = tables.pages(RESULTS)
     written = {path.name: path.read_text() for path in (tables.DOCS / "results").glob("*.md")}
-    assert written.pop("screening.md") == screening.page(screening.RESULTS)
+    assert written.pop("screening.md") == screening.page(screen.RESULTS)
     assert written == texts
     assert all((tables.DOCS / "images" / name).is_file() for name in (*figures, "results-budgets.svg"))

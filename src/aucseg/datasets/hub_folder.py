@@ -97,7 +97,7 @@ def _splits_of(source: Any) -> tuple[dict[str, Any], str]:
             elif path.is_file():
                 source = datasets.load_dataset(path.suffix[1:], data_files=str(path))  # nosec B615 - a file on disk
             else:
-                source = datasets.load_dataset(str(source))  # nosec B615 - the data that the user names; none of its code is run
+                source = datasets.load_dataset(str(source))  # nosec B615 - the user names it; no code is run
         # The library raises many kinds of errors, of the network among them.
         except Exception as error:
             raise ValueError(
