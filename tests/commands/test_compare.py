@@ -1,9 +1,5 @@
-import csv
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,24 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from aucseg.cli import main
 from aucseg.compare import comparison
 from aucseg.compare.runner import trusting
 from aucseg.losses import build_loss
 from aucseg.training.run_lock import RUN_LOCK, lock_if_free
+from tests.commands.comparisons import change_config, rows_of
 from tests.commands.conftest import Compare
 
 Launches = Callable[[], list[str]]
-
-
-def _change(path: Path, section: str, **values: object) -> None:
-    config = yaml.safe_load(path.read_text())
-    config[section].update(values)
-    path.write_text(yaml.safe_dump(config))
-
-
-def _rows(folder: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader((folder / "runs.csv").read_text().splitlines()))
 
 
 def test_finished_runs_are_not_repeated(
@@ -44,7 +30,7 @@ def test_finished_runs_are_not_repeated(
     assert launches() == [f"{out}/la/seed0", f"{out}/la/seed1", *(f"{out}/{m}/seed2" for m in ("ce", "aucseg", "la"))]
     assert compare("--methods", "ce,aucseg,la", "--seeds", "0,1,2") == 0
     assert launches() == []
-    rows = _rows(tmp_path / "out")
+    rows = rows_of(tmp_path / "out")
     assert [(row["method"], row["seed"]) for row in rows][:3] == [("ce", "0"), ("aucseg", "0"), ("la", "0")]
     assert float(rows[0]["miou"]) == pytest.approx(0.35)
     assert (rows[0]["head"], rows[0]["seconds_per_step"], rows[0]["peak_memory"]) == ("", "0.25", "2000000.0")
@@ -75,7 +61,7 @@ def test_a_run_cut_off_with_another_configuration_begins_anew(
     with pytest.raises(KeyboardInterrupt):
         compare("--methods", "ce", "--seeds", "0")
     monkeypatch.delenv("STAND_IN_TERMINATE")
-    _change(base_config, "model", learning_rate=0.25)
+    change_config(base_config, "model", learning_rate=0.25)
     assert compare("--methods", "ce", "--seeds", "0") == 0
     assert (tmp_path / "out" / "smp-fpn" / "ce" / "seed0" / "options.txt").read_text() == "--overwrite true"
 
@@ -111,7 +97,7 @@ def test_processes_share_a_comparison(
         assert list(pool.map(lambda _: compare(*options), range(3))) == [0, 0, 0]
     runs = launches()
     assert len(runs) == len(set(runs)) == 6 + 3 * 2
-    assert [(row["seed"], row["method"]) for row in _rows(tmp_path / "out")] == [
+    assert [(row["seed"], row["method"]) for row in rows_of(tmp_path / "out")] == [
         (seed, method) for seed in "01" for method in ("ce", "ce+posthoc-la", "aucseg")
     ]
     printed = capsys.readouterr().out
@@ -159,7 +145,7 @@ def test_other_configuration_is_refused_until_it_is_repeated(
 ) -> None:
     assert compare("--methods", "ce,la", "--seeds", "0") == 0
     launches()
-    _change(base_config, "model", learning_rate=0.25)
+    change_config(base_config, "model", learning_rate=0.25)
     changed = r"ce/seed0 was made with other configuration .*learning_rate: nothing then, 0.25 now.*--redo"
     with pytest.raises(ValueError, match=changed):
         compare("--methods", "ce,la", "--seeds", "0")
@@ -178,8 +164,8 @@ def test_other_code_and_data_are_refused(
     network.write_text("SIZE = 1\n")
     original_card = Path(yaml.safe_load(base_config.read_text())["data"]["card"])
     card.write_text(original_card.read_text())
-    _change(base_config, "model", model="my_network:Net")
-    _change(base_config, "data", card=str(card))
+    change_config(base_config, "model", model="my_network:Net")
+    change_config(base_config, "data", card=str(card))
     assert compare("--methods", "ce", "--seeds", "0") == 0
     network.write_text("SIZE = 2\n")
     with pytest.raises(ValueError, match=r"other code \(hash .*my_network \(yours\)"):
@@ -267,7 +253,7 @@ def test_folds_of_the_training_images(
     assert [(choice["fold"], choice["method"]) for choice in chosen] == [
         (fold, method) for fold in (0, 1) for method in ("ce", "ce+posthoc-la")
     ]
-    assert [row["fold"] for row in _rows(tmp_path / "out") if row["method"] == "ce"] == ["0", "1"]
+    assert [row["fold"] for row in rows_of(tmp_path / "out") if row["method"] == "ce"] == ["0", "1"]
     assert "Folds share training images" in (tmp_path / "out" / "table.md").read_text()
     printed = capsys.readouterr().out
     assert "smp/fpn, ce, fold 1 ..." in printed
@@ -282,7 +268,7 @@ def test_folds_that_there_cannot_be_are_told(compare: Compare, base_config: Path
         compare("--methods", "ce", "--folds", "3", "--seeds", "0,1")
     with pytest.raises(ValueError, match="9 folds of 8 images"):
         compare("--methods", "ce", "--folds", "9")
-    _change(base_config, "data", held_out_share=0.2)
+    change_config(base_config, "data", held_out_share=0.2)
     with pytest.raises(ValueError, match=r"leave out data\.held_out_share"):
         compare("--methods", "ce", "--folds", "3")
 
@@ -304,7 +290,7 @@ def test_offsets_are_fitted_on_images_that_no_method_is_trained_on(
             assert options["checkpoint"].endswith(
                 f"{folder.parent.name.removesuffix('+offsets')}/seed0/checkpoints/last.ckpt"
             )
-    assert {row["method"] for row in _rows(tmp_path / "out")} == {"ce", "ce+offsets", "aucseg", "aucseg+offsets"}
+    assert {row["method"] for row in rows_of(tmp_path / "out")} == {"ce", "ce+offsets", "aucseg", "aucseg+offsets"}
     assert compare(*methods, "--search", "auc_weight=1,2") == 0
     assert launches() == []
 
@@ -348,133 +334,3 @@ def test_dry_run_tells_runs_that_the_real_call_refuses(
 def test_wrong_options_are_told(compare: Compare, options: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         compare(*options)
-
-
-NETWORK = """
-from torch import nn
-
-
-class Net(nn.Sequential):
-    def __init__(self, num_classes: int) -> None:
-        super().__init__(
-            nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(),
-            nn.Conv2d(8, num_classes, 1),
-        )
-"""
-
-
-@pytest.fixture
-def real_config(base_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A few steps of a tiny network of the user's own, through the real command line."""
-    (tmp_path / "tiny_network.py").write_text(NETWORK)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    package = Path(sys.modules["aucseg"].__file__ or "").parents[1]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(package)]))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    _change(base_config, "model", model="tiny_network:Net", model_options={"stride": 4})
-    _change(base_config, "data", crop_size=[32, 32], eval_batch_size=4)
-    return base_config
-
-
-def test_end_to_end(real_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "out"
-    command = ["compare", "--config", str(real_config), "--out", str(out), "--methods", "ce,aucseg", "--seeds", "0"]
-    assert main([*command, "--no-report"]) == 0
-    rows = {row["method"]: row for row in _rows(out)}
-    assert list(rows) == ["ce", "aucseg"]
-    for row in rows.values():
-        assert all(0 <= float(row[key]) <= 1 for key in ("miou", "head", "middle", "tail", "auroc", "tail_ap"))
-        assert 0 < float(row["seconds_per_step"]) < 60
-        assert 1e7 < float(row["peak_memory"]) < 1e11
-    curves = json.loads((out / "tiny_network-Net" / "ce" / "seed0" / "curves.json").read_text())
-    assert list(curves) == ["gem"]
-    records = {path: path.read_text() for path in out.glob("*/*/*/compare.json")}
-    assert main([*command, "--no-report"]) == 0
-    assert {path: path.read_text() for path in records} == records
-    capsys.readouterr()
-    _change(real_config, "data", batch_size=3)
-    assert main([*command, "--no-report"]) == 2
-    assert "data.batch_size: 2 then, 3 now" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_all_kinds_of_methods_with_search_and_report(real_config: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    methods = "ce,la+rcs,ce+posthoc-la,ce+disalign,aucseg,aucseg+offsets"
-    command = ["compare", "--config", str(real_config), "--out", str(out), "--methods", methods, "--seeds", "0,1"]
-    # Of eight images two are needed to judge offsets.
-    assert main([*command, "--search", "auc_weight=1,4", "--discard-checkpoints", "--offsets-share", "0.25"]) == 0
-    rows = _rows(out)
-    assert len(rows) == 12
-    # The second stages start from what the first has learned: logits shift, the model stays.
-    by_key = {(row["method"], row["seed"]): row for row in rows}
-    # Post-hoc adjustment trains nothing; DisAlign's one step here is too few to time, but it does train.
-    assert by_key["ce+posthoc-la", "0"]["peak_memory"] == ""
-    assert float(by_key["ce+disalign", "0"]["peak_memory"]) > 1e7
-    assert (out / "report-tiny_network-Net-seed0.html").stat().st_size > 10_000
-    assert "report-tiny_network-Net-seed0.html" in (out / "table.md").read_text()
-
-
-@pytest.mark.slow
-def test_folds_end_to_end(
-    real_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "out"
-    command = ["compare", "--config", str(real_config), "--out", str(out), "--methods", "ce", "--folds", "2"]
-    assert main(command) == 0
-    assert [row["fold"] for row in _rows(out)] == ["0", "1"]
-    runs = [out / "tiny_network-Net" / "ce" / f"fold{number}" for number in (0, 1)]
-    validated = [set(json.loads((run / "images.json").read_text())) for run in runs]
-    assert [len(names) for names in validated] == [4, 4]
-    assert not validated[0] & validated[1]
-    assert (out / "report-tiny_network-Net-fold0.html").stat().st_size > 10_000
-    capsys.readouterr()
-    monkeypatch.setenv("AUCSEG_TRUST_FILES", "1")  # for the network in tiny_network.py
-    assert main(["validate", str(runs[1])]) == 0
-    assert "fold 1 of 2: miou" in capsys.readouterr().out
-    again, first = (json.loads((runs[1] / name / "result.json").read_text()) for name in ("evaluation-fold1", "."))
-    assert again["metrics"]["miou"] == pytest.approx(first["metrics"]["miou"])
-    assert main(["validate", str(runs[1]), "--split", "val"]) == 0
-    assert "split 'val': miou" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_kill_and_resume_of_real_runs(real_config: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "aucseg.cli", "compare", "--config", str(real_config), "--out", str(out)]
-    command += ["--methods", "ce,la,aucseg", "--seeds", "0", "--no-report"]
-    first, second = (out / "tiny_network-Net" / method / "seed0" for method in ("ce", "la"))
-    process = subprocess.Popen(command)
-    deadline = time.monotonic() + 400
-    while not (second / "log.txt").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    record = (first / "compare.json").read_text()
-    assert not (second / "compare.json").exists()
-    # Two that share what is left; the run that was left behind goes on, and is waited for.
-    others = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    told = [other.communicate(timeout=400)[0] for other in others]
-    assert [other.returncode for other in others] == [0, 0], told
-    assert (first / "compare.json").read_text() == record
-    assert len(list(out.glob("*/*/*/compare.json"))) == 3
-
-
-@pytest.mark.slow
-def test_a_run_that_was_cut_off_goes_on_and_ends_as_if_it_had_not_been(real_config: Path, tmp_path: Path) -> None:
-    _change(real_config, "trainer", max_steps=80, val_check_interval=80)
-    command = [sys.executable, "-m", "aucseg.cli", "compare", "--config", str(real_config), "--methods", "aucseg"]
-    command += ["--seeds", "0", "--no-report", "--out"]
-    folder = tmp_path / "cut" / "tiny_network-Net" / "aucseg" / "seed0"
-    process = subprocess.Popen([*command, str(tmp_path / "cut")])
-    log, deadline = folder / "metrics.csv", time.monotonic() + 300
-    while not (log.is_file() and log.read_text().count("\n") > 2) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(120) == 130
-    assert (folder / "checkpoints" / "last.ckpt").is_file()
-    assert not (folder / "compare.json").exists()
-    for out in ("cut", "whole"):
-        assert subprocess.run([*command, str(tmp_path / out)], check=False).returncode == 0
-    whole = json.loads((tmp_path / "whole" / "tiny_network-Net" / "aucseg" / "seed0" / "compare.json").read_text())
-    assert json.loads((folder / "compare.json").read_text())["metrics"] == whole["metrics"]

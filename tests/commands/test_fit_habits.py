@@ -89,7 +89,7 @@ TESTS = {
     "rehearsal": ("commands/test_fit_habits.py", "test_a_rehearsal_leaves_nothing_behind"),
     "finished runs": ("commands/test_fit_habits.py", EARLY),
     "one comparison, several processes": ("commands/test_compare.py", "test_processes_share_a_comparison"),
-    "cross-validation": ("commands/test_compare.py", "test_folds_end_to_end"),
+    "cross-validation": ("commands/test_compare_runs.py", "test_folds_end_to_end"),
 }
 
 
