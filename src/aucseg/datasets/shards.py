@@ -110,7 +110,8 @@ class StreamedSegmentationDataset(IterableDataset[Sample]):
         urls = self._shards_of_this_process(urls, worker)
         samples = self._read_shards(urls)
         if self.shuffle:
-            rng = random.Random(f"{shuffle_seed} {urls}")
+            # By the names alone: the order is the same wherever the shards lie.
+            rng = random.Random(f"{shuffle_seed} {[url.rpartition('/')[2] for url in map(str, urls)]}")
             samples = webdataset.filters.shuffle(self.shuffle, initial=self.shuffle, rng=rng)(samples)
         yield from samples
 
