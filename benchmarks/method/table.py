@@ -25,6 +25,7 @@ with one offset a class, fitted on half of these images and judged on the other 
 the average precision, which does not depend on where the line between two classes is drawn.
 
 Network: FPN on EfficientNet-lite0, pretrained, batches of 8 crops.
+{older}
 {runs}
 ## The last layer alone
 
@@ -55,7 +56,12 @@ def page(folder: Path) -> str:
             sections.append(f"\n## {title}, {steps:,} steps\n\n{table(sorted(chosen, key=_order))}")
     probe = json.loads((folder / "probe_cityscapes_256.json").read_text())
     named = [{"loss": name, "tag": "", **figures} for name, figures in probe.items()]
-    return _TEXT.format(runs="".join(sections), probe=table(named), cosines=_cosines(folder))
+    older = sum("note" in run for run in all_runs)
+    note = (
+        f"{older} of the {len(all_runs)} trainings and the table of the last layer come from an earlier version of the "
+        "script,\nwith the same settings (`note` in their files)."
+    )
+    return _TEXT.format(older=note, runs="".join(sections), probe=table(named), cosines=_cosines(folder))
 
 
 def table(runs: list[dict[str, Any]]) -> str:
