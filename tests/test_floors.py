@@ -10,7 +10,7 @@ from tests.source_imports import MODULES, PACKAGE, imported_names
 
 # From the ground upwards.
 FLOORS = (
-    {"hints", "safe_files", "randomness", "run_files", "dtypes", "announce", "upsampling"},
+    {"hints", "safe_files", "randomness", "run_files", "dtypes", "announce", "upsampling", "child_processes"},
     {"losses", "memory_bank", "metrics"},
     {"datasets"},
     {"statistics", "models"},

@@ -71,6 +71,11 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
 
 
+def cache_folder() -> Path:
+    """The package's folder in the user's cache, which need not be there."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "aucseg"
+
+
 def missing_folders(folder: Path) -> list[Path]:
     """The folder and those above it that do not exist yet, the innermost first.
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
-# A training that is asked to end saves a checkpoint after its step.
-_SECONDS_TO_END = 60.0
+from aucseg.child_processes import end_child, num_cores
+
 _SECONDS_BETWEEN_LOOKS = 0.1
 
 
@@ -51,7 +51,7 @@ def train_side_by_side(runs: Mapping[str, Sequence[str]]) -> dict[str, int]:
     Returns:
         For each title the exit status, negative for the signal that ended it.
     """
-    threads = max(1, _num_cores() // len(runs))
+    threads = max(1, num_cores() // len(runs))
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     children: dict[str, subprocess.Popen[str]] = {}
     readers = []
@@ -83,26 +83,13 @@ def train_side_by_side(runs: Mapping[str, Sequence[str]]) -> dict[str, int]:
             for child in alive:
                 child.terminate()
             for child in alive:
-                _end(child)
+                end_child(child)
     for reader in readers:
         reader.join()
     return {title: child.wait() for title, child in children.items()}
-
-
-def _end(child: subprocess.Popen[str]) -> None:
-    try:
-        child.wait(_SECONDS_TO_END)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
 
 
 def _show(title: str, lines: IO[str], is_over: threading.Event) -> None:
     for line in lines:
         if line.strip() and not is_over.is_set():
             print(f"{title}: {line.rstrip().removeprefix('aucseg: ')}", file=sys.stderr, flush=True)
-
-
-def _num_cores() -> int:
-    """Those that this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -162,13 +162,12 @@ def _seeds(args: argparse.Namespace) -> list[int]:
         if args.seeds is not None:
             raise ValueError("--folds makes one run of each fold, whose number is its seed: leave out --seeds")
         return list(range(args.folds))
-    text = "0,1,2,3,4" if args.seeds is None else args.seeds
     try:
-        seeds = [int(seed) for seed in _listed(text, "--seeds")]
+        seeds = [int(seed) for seed in _listed(args.seeds, "--seeds")]
     except ValueError as error:
-        raise ValueError(f"--seeds {text}: expected whole numbers and commas") from error
+        raise ValueError(f"--seeds {args.seeds}: expected whole numbers and commas") from error
     if len(set(seeds)) < len(seeds):
-        raise ValueError(f"--seeds {text}: a seed is listed twice")
+        raise ValueError(f"--seeds {args.seeds}: a seed is listed twice")
     return seeds
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from aucseg.datasets.propose import propose_card
 from aucseg.datasets.scan import scan_samples
 from aucseg.datasets.scan_cache import ScanCache
 from aucseg.datasets.split import SplitOfFiles
+from aucseg.safe_files import cache_folder
 from aucseg.statistics.class_statistics import ClassStatistics
 
 # So many unknown ids are not forgotten classes: soft edges are looked for, in a few of the files.
@@ -145,5 +145,4 @@ def _refuse_annotations(path: Path) -> None:
 
 def default_cache() -> Path:
     """The file of earlier results, in the user's cache folder."""
-    folder = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(folder).expanduser() / "aucseg" / "stats.sqlite"
+    return cache_folder() / "stats.sqlite"

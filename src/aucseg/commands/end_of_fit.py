@@ -16,6 +16,7 @@ from aucseg.run_files import CONFIG_FILE, VALIDATION_PICTURE
 from aucseg.safe_files import replacing
 from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.task import SegmentationTask
+from aucseg.upsampling import predicted_labels
 
 _NUM_IMAGES = 4
 
@@ -64,11 +65,10 @@ def _draw(folder: Path, run: Any, task: SegmentationTask, datamodule: Segmentati
     examples = []
     for position in chosen:
         sample = dataset[index_of[names[position]]]
+        size = sample["mask"].shape[-2:]
         with torch.inference_mode():
             logits = task.evaluation_logits(sample["image"][None].to(task.device))
-            full = F.interpolate(logits.float(), sample["mask"].shape[-2:], mode="bilinear", align_corners=False)
-            labels = (full[:, 0] > 0).long() if full.shape[1] == 1 else full.argmax(1)
-        size = sample["mask"].shape[-2:]
+            labels = predicted_labels(logits, size)
         image = sample["image"].float()[None]
         if image.shape[-2:] != size:  # an evaluation at another size than that of the masks
             image = F.interpolate(image, size, mode="bilinear", align_corners=False)

@@ -26,7 +26,7 @@ from aucseg.commands.end_of_fit import show_end
 from aucseg.commands.endings import status_of
 from aucseg.commands.option_errors import missing_package, option_error
 from aucseg.commands.plan import with_plan
-from aucseg.commands.plan_options import default_folder, options_of, split_request
+from aucseg.commands.plan_options import options_of, run_folder, split_request
 from aucseg.commands.progress import RunProgress
 from aucseg.commands.trainer_defaults import steps_between_logs, use_processes_of_launcher
 from aucseg.hints import Entries, search_current_folder
@@ -347,7 +347,7 @@ def run(command: str, arguments: list[str]) -> int:
 def _planned_folder(arguments: list[str]) -> Path | None:
     """The folder of the run that a folder or card is planned for; None with a configuration."""
     request, rest = split_request(arguments)
-    return None if request is None else Path(options_of(rest).get("--out") or default_folder(request.source))
+    return None if request is None else run_folder(request, options_of(rest))
 
 
 def run_lightning(command: str, arguments: list[str]) -> AUCSegCLI:

@@ -12,7 +12,7 @@ from typing import Any
 from aucseg.announce import process_number
 from aucseg.commands.data_check import card_and_root, count_and_check, default_cache
 from aucseg.commands.failures import is_out_of_memory
-from aucseg.commands.plan_options import Request, default_folder, options_of, split_request, without_settings
+from aucseg.commands.plan_options import Request, options_of, run_folder, split_request, without_settings
 from aucseg.datasets.bands import band_statistics, read_card_image
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.duplicates import find_duplicates
@@ -25,7 +25,7 @@ from aucseg.planning.machine import Machine, find_machine
 from aucseg.planning.plan import Plan
 from aucseg.planning.rules import make_plan
 from aucseg.run_files import CARD_FILE, CONFIG_FILE, PLAN_FILE
-from aucseg.safe_files import missing_folders, remove_empty_folders, replace_file
+from aucseg.safe_files import no_empty_folders, replace_file
 
 # Seconds of training and validation that are tried to measure the speed, and of a time budget at most.
 _SECONDS_TO_MEASURE = 8.0
@@ -113,23 +113,22 @@ class Planner:
             card_path: The file of the card, where one was proposed for a folder.
             with_bank_to_try: Whether the configuration has a bank for the methods with one, whatever was advised.
         """
-        new_folders = missing_folders(path.parent)
-        path.parent.mkdir(parents=True, exist_ok=True)
         is_proposed = self.root is not None and self.root == Path(self.request.source)
         card = card_path if is_proposed else self.request.source
-        try:
-            if is_proposed:
-                replace_file(card_path, (_CARD_COMMENT + self.card.to_yaml()).encode())
-            accelerator = str(self.request.given.get("trainer.accelerator", "auto"))
-            plan = self.measured_plan(find_machine(accelerator), card)
-            plan = plan.with_bank_to_try() if with_bank_to_try else plan
-            print(f"\n{plan.describe()}\n", flush=True)
-            replace_file(path, self._on_data(plan, card).to_yaml().encode())
-        except BaseException:
-            if is_proposed:
-                card_path.unlink(missing_ok=True)
-            remove_empty_folders(new_folders)
-            raise
+        with no_empty_folders(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                if is_proposed:
+                    replace_file(card_path, (_CARD_COMMENT + self.card.to_yaml()).encode())
+                accelerator = str(self.request.given.get("trainer.accelerator", "auto"))
+                plan = self.measured_plan(find_machine(accelerator), card)
+                plan = plan.with_bank_to_try() if with_bank_to_try else plan
+                print(f"\n{plan.describe()}\n", flush=True)
+                replace_file(path, self._on_data(plan, card).to_yaml().encode())
+            except BaseException:
+                if is_proposed:
+                    card_path.unlink(missing_ok=True)
+                raise
         return plan
 
     def _on_data(self, plan: Plan, card: Path | str, settings: Mapping[str, Any] | None = None) -> Plan:
@@ -226,7 +225,7 @@ def with_plan(arguments: Sequence[str]) -> list[str]:
             "'aucseg fit --config run.yaml' by torchrun"
         )
     run = options_of(rest)
-    out = Path(run.get("--out") or default_folder(request.source))
+    out = run_folder(request, run)
     rest = [*([] if "--out" in run else ["--out", str(out)]), *rest]
     if process_number() > 0:  # Lightning has started this process for another device
         return ["--config", str(out / PLAN_FILE), *without_settings(rest)]

@@ -52,6 +52,11 @@ def default_folder(source: str) -> str:
     return f"runs/{Path(source).resolve().stem if Path(source).exists() else Path(source).stem}"
 
 
+def run_folder(request: Request, options: Mapping[str, str]) -> Path:
+    """Returns the folder of the run that is planned for, given the options beside the request."""
+    return Path(options.get("--out") or default_folder(request.source))
+
+
 def split_request(arguments: Sequence[str]) -> tuple[Request | None, list[str]]:
     """Finds the folder or card among the arguments of ``aucseg fit``, and what is said about the plan.
 

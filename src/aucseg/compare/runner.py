@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from aucseg.child_processes import end_child
 from aucseg.compare.fingerprints import (
     Fingerprint,
     code_fingerprint,
@@ -38,8 +39,6 @@ from aucseg.run_files import (
 from aucseg.safe_files import no_empty_folders, replace_file
 from aucseg.training.run_lock import IS_TAKEN, is_at_work, lock_if_free, remove_lone_lock
 
-# A run that is asked to end saves a checkpoint after its step.
-_SECONDS_TO_END = 60
 # Held by who takes care of a run; the run itself holds another, see `aucseg.training.run_lock`.
 _RUNNER_LOCK = ".runner.lock"
 _FAILED_FILE = "failed"
@@ -263,11 +262,7 @@ class Runner:
                 # Reached with a living child on Ctrl-C and on SIGTERM: nothing goes on in the background.
                 if child.poll() is None:
                     child.terminate()
-                    try:
-                        child.wait(_SECONDS_TO_END)
-                    except subprocess.TimeoutExpired:
-                        child.kill()
-                        child.wait()
+                    end_child(child)
 
 
 def trusting(config: Configuration) -> dict[str, str]:

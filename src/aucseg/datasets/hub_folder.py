@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
 import tempfile
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from PIL import Image
 from aucseg.datasets.files import without_pixel_limit
 from aucseg.datasets.naming import split_of_path
 from aucseg.hints import closest, import_extra
+from aucseg.safe_files import cache_folder
 
 # What people call the column of masks.
 MASK_COLUMNS = ("mask", "label", "labels", "annotation", "segmentation", "segmentation_mask", "semantic_mask", "seg")
@@ -55,7 +55,7 @@ def unpack_hub_dataset(
     columns = {split: _mask_column(rows, image_column, mask_column, split) for split, rows in splits.items()}
     key = repr([(split, rows._fingerprint, image_column, columns[split]) for split, rows in splits.items()])
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    target = Path(folder) if folder is not None else _cache() / digest / name
+    target = Path(folder) if folder is not None else cache_folder() / "hub" / digest / name
     mark = target / ".aucseg-unpacked"
     target.parent.mkdir(parents=True, exist_ok=True)
     # Processes of one machine write it once.
@@ -168,7 +168,3 @@ def _write_entry(entry: Any, path: Path) -> None:
     except Exception as error:
         raise ValueError(f"row {path.name}: not a readable image: {error}") from error
     path.with_name(f"{path.name}.{_ENDINGS.get(kind, kind.lower())}").write_bytes(content)
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "aucseg" / "hub"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from aucseg.child_processes import num_cores
 from aucseg.models.pretrained import has_packaged_weights
 
 
@@ -42,7 +43,7 @@ def find_machine(accelerator: str = "auto") -> Machine:
     Args:
         accelerator: ``trainer.accelerator`` of the run: ``"cpu"`` plans for the processor whatever else there is.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = num_cores()
     packaged = has_packaged_weights()
     memory = _free_memory()
     if accelerator != "cpu" and torch.cuda.is_available():

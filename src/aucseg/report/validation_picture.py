@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from aucseg.datasets.annotations.contact_sheet import printable
 from aucseg.report.encode import Color
 from aucseg.report.examples import Example, class_ids_in
 from aucseg.report.figures import overlay
@@ -56,9 +57,7 @@ def validation_picture(
     for index, class_id in enumerate(shown):
         x, top = index % per_line * _LEGEND, y + index // per_line * _LINE
         draw.rectangle((x + 2, top + 2, x + 14, top + 14), fill=palette[class_id], outline=(128, 128, 128))
-        # In the characters that Pillow's own font has.
-        name = class_names[class_id].encode("latin-1", "replace").decode("latin-1")[:24]
-        draw.text((x + 20, top + 2), name, fill=(0, 0, 0))
+        draw.text((x + 20, top + 2), printable(class_names[class_id], 24), fill=(0, 0, 0))
     return sheet
 
 

@@ -31,7 +31,7 @@ from aucseg.run_files import (
     SKIPPED_FOLDER,
     VALIDATION_PICTURE,
 )
-from aucseg.safe_files import missing_folders, remove_empty_folders
+from aucseg.safe_files import no_empty_folders
 from aucseg.training.task import SegmentationTask
 
 
@@ -82,14 +82,14 @@ def failed_start_leaves_nothing(folder: Path) -> Iterator[None]:
         >>> list(home.iterdir())
         []
     """
-    new = missing_folders(folder)
-    try:
-        yield
-    except BaseException:
-        if folder in new:
-            remove_failed_start(folder)
-            remove_empty_folders(new)
-        raise
+    is_new = not folder.exists()
+    with no_empty_folders(folder):
+        try:
+            yield
+        except BaseException:
+            if is_new:
+                remove_failed_start(folder)
+            raise
 
 
 def _marks_of_a_start(folder: Path) -> list[Path]:
