@@ -245,7 +245,9 @@ class Runner:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(_OF_LAUNCHERS)}
         if run.first_stage is not None:
             environment |= trusting(run.first_stage.config)
-        with (run.folder / LOG_FILE).open("w", encoding="utf-8") as log:
+        (run.folder / LOG_FILE).write_text("", encoding="utf-8")
+        # What a run that is left behind still writes comes after what this one writes, not over it.
+        with (run.folder / LOG_FILE).open("a", encoding="utf-8") as log:
             # Our own command, a list of arguments without a shell.
             child = subprocess.Popen(  # nosec B603
                 arguments,
