@@ -1,9 +1,9 @@
 """Plans of ``aucseg fit FOLDER``: printed for five folders, and trained beside configurations written by hand.
 
 ``python -m benchmarks.plan show FOLDER`` makes the five folders of ``docs/plan.md`` and puts their plans into it.
-``python -m benchmarks.plan train DATA --time 20m`` trains on ``DATA/images`` and ``DATA/masks``, first as planned, then
-by the configuration of ``benchmarks/evidence/configs`` with as many steps as take the same time, and writes
-``benchmarks/results/plan_NAME.json``.
+``python -m benchmarks.plan train DATA --time 20m`` trains on ``DATA/images`` and ``DATA/masks`` as planned and, at the
+same time and with half of the cores each, by the configuration of ``benchmarks/evidence/configs`` with as many steps
+as take this time, and writes ``benchmarks/results/plan_NAME.json``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import platform
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import yaml
 from PIL import Image
 
 from aucseg import SegmentationDataset
+from aucseg.child_processes import num_cores
 from aucseg.commands.plan import Planner
 from aucseg.commands.plan_options import Request
 from aucseg.planning.durations import parse_duration
@@ -32,6 +34,8 @@ from aucseg.planning.machine import find_machine
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "plan.md"
 CONFIGS = ROOT / "benchmarks" / "evidence" / "configs"
+# Of each of the two trainings that run side by side.
+THREADS = max(1, num_cores() // 2)
 COLUMNS = ("miou", "head", "middle", "tail")
 
 
@@ -122,7 +126,8 @@ FOLDERS = {
 def aucseg(*arguments: object) -> str:
     """Runs a command, and returns what it printed; its progress goes to the screen."""
     command = [sys.executable, "-m", "aucseg.cli", *map(str, arguments)]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
 
 
 def show(folder: Path) -> None:
@@ -183,17 +188,20 @@ def train(data: Path, duration: str, out: Path, seed: int) -> None:
     options = ("--root", data, "--time", duration, "--seed_everything", seed, "--data.seed", seed)
     val_split = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))["data"].get("val_split")
     options += () if val_split is None else ("--data.val_split", val_split)
-    planned = run_of(out / f"{name}-planned", source, *options)
+    with ThreadPoolExecutor() as pool:
+        runs = {
+            "planned": pool.submit(run_of, out / f"{name}-planned", source, *options),
+            "by_hand": pool.submit(by_hand, name, data, out / f"{name}-by-hand", parse_duration(duration), seed),
+        }
     result = {
         "data": name,
         "time": duration,
         "seconds_asked": parse_duration(duration),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-        "threads": torch.get_num_threads(),
+        "threads": THREADS,
         "torch": torch.__version__,
         "seed": seed,
-        "planned": planned,
-        "by_hand": by_hand(name, data, out / f"{name}-by-hand", parse_duration(duration), seed),
+        **{key: run.result() for key, run in runs.items()},
         "plan": yaml.safe_load((out / f"{name}-planned" / "plan.yaml").read_text(encoding="utf-8")),
     }
     result["plan"]["data"].pop("root", None)
