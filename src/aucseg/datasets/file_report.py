@@ -13,6 +13,8 @@ from aucseg.datasets.pairing import Pair, SplitFiles, find_pairs, template_regex
 from aucseg.datasets.tree import Tree, pattern_regex
 
 _MAX_SHOWN = 20
+# A whole split that waits for its turn is nobody's mistake.
+_MAX_SHOWN_OF_SPLIT = 3
 _ANY_ENDING = r"\.[^./]+"
 # Splits that share no image; a card may well name others, such as "trainval".
 _APART = ("train", "val", "test")
@@ -64,7 +66,7 @@ class FileReport:
 
         Args:
             used: The splits that are used now; the others are called so.
-            limit: How many files are named of each kind.
+            limit: How many files are named of each kind; of a split that is not used now the first three.
         """
         counts = [
             f"{split} {_number(len(files.pairs), 'image')}" + ("" if not used or split in used else " (not used here)")
@@ -72,7 +74,7 @@ class FileReport:
         ]
         lines = [f"files: {', '.join(counts)}"] if counts else []
         for split, images in self.others(used).items():
-            lines.append(f"files: of {split}, not used here: {shorten(images, limit)}")
+            lines.append(f"files: of {split}, not used here: {shorten(images, min(limit, _MAX_SHOWN_OF_SPLIT))}")
         if self.unused:
             lines.append(f"files: {len(self.unused):,} in no split: {shorten(self.unused, limit)}")
         return lines
