@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
-from aucseg.planning.durations import format_duration, parse_duration
+from aucseg.durations import format_duration, parse_duration
 from aucseg.planning.machine import Machine
 from aucseg.planning.rules import make_plan
 from aucseg.statistics.advice import USE, advise_bank
@@ -107,7 +107,25 @@ def test_no_validation_split_and_a_costly_one() -> None:
     assert make_plan(UNSPLIT, CPU).settings["data.held_out_share"] == 0.2
     costly = make_plan(MANY, CPU, speed=FAST)
     assert costly.settings["trainer.val_check_interval"] == costly.settings["trainer.max_steps"] == 4000
-    assert "once, at the end, on all 9,000 images of 'val'" in costly.describe()
+    text = " ".join(costly.describe().split())
+    # 9,000 images of 0.05 s beside 4,000 steps of 0.25 s.
+    assert "once, at the end, on all 9,000 images of 'val': 31 % of the time (10 % is the aim" in text
+    assert "--trainer.limit_val_batches 0.2 takes the first fifth" in text
+
+
+@pytest.mark.parametrize(("limit", "images"), [(0.1, 896), (5, 40), (2000, 9000), (1.0, 9000)])
+def test_a_part_of_the_validation_costs_less(limit: float, images: int) -> None:
+    # Eight images of 192 x 192 after scaling make a batch.
+    plan = make_plan(MANY, CPU, {"trainer.limit_val_batches": limit}, speed=FAST)
+    assert plan.settings["data.eval_batch_size"] == 8
+    steps, every = (plan.settings[f"trainer.{name}"] for name in ("max_steps", "val_check_interval"))
+    assert plan.seconds == pytest.approx(FAST.start + steps * FAST.step + steps // every * images * FAST.image)
+    part = "all" if images == 9000 else f"{images:,} of the"
+    assert f"on {part} 9,000 images of 'val'" in " ".join(plan.describe().split())
+    assert "is the aim" not in plan.describe()
+    # With a time the rest is for training.
+    timed = make_plan(MANY, CPU, {"trainer.limit_val_batches": limit}, speed=FAST, seconds=1800)
+    assert timed.seconds == pytest.approx(1800, rel=0.03)
 
 
 def test_one_tail_class_in_all_images_asks_for_no_bank() -> None:
@@ -136,6 +154,13 @@ def test_grey_slices_of_16_bits() -> None:
     assert (settings["model.mean"], settings["model.std"], settings["data.fill"]) == ([21.3], [30.5], [21.3])
     assert settings["data.base_size"] == [192, 192]
     assert make_plan(SLICES, CPU).settings["data.crop_size"] == [128, 128]
+    scaled = dataclasses.replace(SLICES, value_range=((0, 23100.0),))
+    text = " ".join(make_plan(scaled, CPU).describe().split())
+    assert "bands 1 band, 0 to 23,100 scaled to 0 to 255 (value_range in the card): normalized by" in text
+    proposed = make_plan(dataclasses.replace(scaled, proposes_range=True), CPU)
+    assert "it holds 99 % of the pixels of each class, and what is beyond is cut off" in " ".join(
+        proposed.describe().split()
+    )
 
 
 def test_the_model_goes_by_the_machine() -> None:
