@@ -13,6 +13,8 @@ from PIL import Image
 from aucseg import cli
 from aucseg.datasets import DatasetCard
 from aucseg.datasets.propose import propose_card
+from aucseg.training import speed
+from aucseg.training.speed import Speed
 from aucseg.training.stored_task import load_task
 from tests.datasets.files import save_raster
 
@@ -66,7 +68,7 @@ def test_slices_of_16_bits_go_through_all_commands(folder: Path, capsys: pytest.
     assert plan["data"]["eval_base_size"] == [256, 192]
     task = load_task(made)
     assert task.card.bands == (1,)
-    assert task.card.value_range == ((100, 40100),)
+    assert task.card.value_range == ((100.0, 40100.0),)
     assert next(iter(task.model.parameters())).shape[1] == 1
     # The mean of all pixels, without what is cut off.
     mean = np.mean([(LEVELS[0] - 100) / 40000 * 255, (LEVELS[1] - 100) / 40000 * 255])
@@ -87,11 +89,14 @@ def test_slices_of_16_bits_go_through_all_commands(folder: Path, capsys: pytest.
     assert run("export runs/slices --to model.pt2 --images slices/images/val") == 0
 
 
-def test_stats_and_compare_propose_the_same(folder: Path, launches: Callable[[], list[str]]) -> None:
+def test_stats_and_compare_propose_the_same(
+    folder: Path, launches: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "measure_speed", lambda *_, **__: Speed(step=0.1, image=0.05, start=1.0, steps=8))
     write_folder(folder / "slices", save_png, ".png")
     options = "--workers 0 --write-card my.yaml --write-config run.yaml"
     assert run(f"stats slices {options}") == 0
-    assert DatasetCard.load(folder / "my.yaml").value_range == ((100, 40100),)
+    assert DatasetCard.load(folder / "my.yaml").value_range == ((100.0, 40100.0),)
     planned = yaml.safe_load((folder / "run.yaml").read_text())
     assert run("compare slices --no-report --steps 2") == 0
     assert launches()

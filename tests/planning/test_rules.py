@@ -73,7 +73,9 @@ def test_the_images_of_a_small_object_are_not_scaled_until_it_is_gone() -> None:
     factor = base[0] / 4000
     assert 100 * factor**2 == pytest.approx(32, rel=0.01)  # of 100 pixels 32 are left
     assert base[1] / 3000 == pytest.approx(factor, rel=0.01)
-    assert "a tenth of the tail's objects has 100 pixels or fewer: 32 must be left" in " ".join(plan.describe().split())
+    assert "a tenth of the tail's objects has 100 pixels or fewer, of which 32 must be left" in " ".join(
+        plan.describe().split()
+    )
     assert plan.settings["data.scale"] == [0.75, 1.5]  # nor halved by the augmentation
     large = make_plan(dataclasses.replace(PHOTOGRAPHS, tail_share=0.01), CPU).settings
     assert large["data.base_size"] == [256, 192]

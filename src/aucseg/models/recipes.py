@@ -34,7 +34,9 @@ class Recipe:
         return max(1, min(self.warmup, max_steps // 10)) if max_steps > 0 else self.warmup
 
 
-_MEASURED = Recipe(4e-3, 3.0, 200, "the best of five for this model on Freedoom-LT, for cross-entropy and AUCSeg")
+_MEASURED = Recipe(
+    4e-3, 3.0, 200, "the best of five rates for this model on Freedoom-LT, with cross-entropy and with AUCSeg"
+)
 _CUSTOMARY = "customary for such a model, not measured here"
 _CONVOLUTIONS = Recipe(1e-3, 3.0, 200, _CUSTOMARY)
 _TRANSFORMERS = Recipe(1e-4, 10.0, 500, _CUSTOMARY)

@@ -147,7 +147,9 @@ def _images(draft: Draft, data: DataFingerprint, kind: str) -> tuple[int, int]:
         least = min(1.0, math.sqrt(_MIN_AREA / small)) if small else 1.0
         if least > factor:
             factor = least
-            reason = f"a tenth of the tail's objects has {small:,.0f} pixels or fewer: {_MIN_AREA} must be left"
+            reason = (
+                f"a tenth of the tail's objects has {small:,.0f} pixels or fewer, of which {_MIN_AREA} must be left"
+            )
     base = None
     if factor < _NEAR:
         base = [round(factor * max(height, width)), round(factor * min(height, width))]
@@ -204,7 +206,7 @@ def _batch(
     if kind == "cuda":
         draft.set("trainer.precision", "bf16-mixed" if machine.has_bfloat16 else "32-true")
         draft.set("data.photometric", "device")
-    reason = "as the rate was measured with" if kind == "cpu" else "larger ones need another rate"
+    reason = "the rate was measured with 8" if kind == "cpu" else "larger ones need another rate"
     if limit is not None:
         reason = f"the most that the free memory holds, of {_BATCH[kind]}, as steps of larger ones have shown"
     text = f"{batch} crops, {workers} loader process{'es' * (workers != 1)}"
@@ -247,7 +249,7 @@ def _loss_and_bank(draft: Draft, data: DataFingerprint, batch: int) -> tuple[dic
     if loss == "aucseg":
         options = draft.set("model.loss_options", {"auc_weight": 1.0})
         text = f"cross-entropy + {options.get('auc_weight', 1.0):g} x AUC" if options else "cross-entropy + AUC"
-        reason = "does not depend on how rare a class is"
+        reason = "in the AUC part a class counts alike, however rare it is"
     else:
         text, reason = str(loss), ""
     draft.decide("loss", text, reason, ("model.loss", "model.loss_options"))
