@@ -97,15 +97,17 @@ class Planner:
                 plan = make_plan(
                     self.data, machine, self._given, random_weights=request.random_weights, max_batch_size=limit
                 )
-        left = request.seconds
+        left, spent = request.seconds, 0.0
         if left is not None and request.begin is not None:
-            left -= time.perf_counter() - request.begin
+            spent = time.perf_counter() - request.begin
+            left -= spent
         return make_plan(
             self.data,
             machine,
             self._given,
             speed=speed,
             seconds=left,
+            spent=spent,
             random_weights=request.random_weights,
             max_batch_size=limit,
         )

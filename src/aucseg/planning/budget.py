@@ -29,6 +29,7 @@ def decide_budget(
     size: tuple[int, int],
     speed: Speed | None,
     seconds: float | None,
+    spent: float = 0.0,
 ) -> tuple[int, float | None]:
     """Decides on steps and validations; returns the steps, and the seconds of all.
 
@@ -40,6 +41,7 @@ def decide_budget(
         size: (height, width) of an image in validation.
         speed: What was measured, None for a plan without an estimate.
         seconds: Time that is left for start, training and validation, None for as many steps as the images ask for.
+        spent: Seconds that are gone already, for what is said of a time that is too short.
 
     Raises:
         ValueError: The time is too short to train and validate in.
@@ -68,10 +70,11 @@ def decide_budget(
         left = seconds - start - number * validation
         if left < max(0.25 * seconds, 20 * step):
             least = max(4 / 3 * (start + validation), start + validation + 20 * step)
+            gone = f"reading and measuring took {format_duration(spent)}, " if spent else ""
             raise ValueError(
-                f"{format_duration(seconds)} are too short: the start takes {format_duration(start)}, a validation of "
-                f"{num_images:,} images {format_duration(validation)} and a step {step:.2g} s; give "
-                f"{format_duration(1.1 * least)} or more, or validate on the first fifth of the images: "
+                f"{format_duration(seconds + spent)} are too short: {gone}the start takes {format_duration(start)}, "
+                f"a validation of {num_images:,} images {format_duration(validation)} and a step {step:.2g} s; give "
+                f"{format_duration(1.1 * least + spent)} or more, or validate on the first fifth of the images: "
                 "--trainer.limit_val_batches 0.2"
             )
         steps, reason = int(left / step), f"what fits into {format_duration(seconds)}, which are left"

@@ -57,6 +57,7 @@ def make_plan(
     *,
     speed: Speed | None = None,
     seconds: float | None = None,
+    spent: float = 0.0,
     random_weights: bool = False,
     max_batch_size: int | None = None,
 ) -> Plan:
@@ -69,6 +70,7 @@ def make_plan(
         speed: What was measured with an earlier plan; None plans without an estimate of the time.
         seconds: Time that training and validation are to take; needs ``speed``. None takes the number of steps from the
             number of images.
+        spent: Seconds that are gone already, for what is said of a time that is too short.
         random_weights: Whether the model is to start from random weights.
         max_batch_size: The largest batch that fits into the memory, where that was measured.
 
@@ -84,7 +86,7 @@ def make_plan(
     size = _images(draft, data, kind)
     batch = _batch(draft, data, machine, kind, size, max_batch_size)
     advice, bank = _loss_and_bank(draft, data, batch)
-    steps, total = decide_budget(draft, data, kind, batch, size, speed, seconds)
+    steps, total = decide_budget(draft, data, kind, batch, size, speed, seconds, spent)
     _rates(draft, batch, steps)
     if total is not None and speed is not None:
         how = f"{speed.step:.2g} s a step, {speed.image:.2g} s an image in validation, measured in {speed.steps} steps"
