@@ -28,7 +28,7 @@ from aucseg import SegmentationDataset
 from aucseg.child_processes import num_cores
 from aucseg.commands.plan import Planner
 from aucseg.commands.plan_options import Request
-from aucseg.planning.durations import parse_duration
+from aucseg.durations import parse_duration
 from aucseg.planning.machine import find_machine
 
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,17 @@ from tests.source_imports import MODULES, PACKAGE, imported_names
 
 # From the ground upwards.
 FLOORS = (
-    {"hints", "safe_files", "randomness", "run_files", "dtypes", "announce", "upsampling", "child_processes"},
+    {
+        "hints",
+        "safe_files",
+        "randomness",
+        "run_files",
+        "dtypes",
+        "announce",
+        "upsampling",
+        "child_processes",
+        "durations",
+    },
     {"losses", "memory_bank", "metrics"},
     {"datasets"},
     {"statistics", "models"},

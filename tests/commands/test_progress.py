@@ -73,11 +73,11 @@ def test_without_a_terminal_there_is_a_line_a_minute(clock: Clock, capsys: pytes
     train(shown, trainer, clock, steps=30, seconds=2.0)
     shown.on_train_end(trainer, None)  # type: ignore[arg-type]
     assert capsys.readouterr().err.splitlines() == [
-        "aucseg: step 30 of 400: loss 0.067, 2.0 s/step, 12 min left",
-        "aucseg: step 60 of 400: loss 0.033, 2.0 s/step, 11 min left",
-        "aucseg: step 90 of 400: loss 0.022, 2.0 s/step, 10 min left",
+        "aucseg: step 30 of 400: loss 0.067, 2.0 s/step, 12 minutes left",
+        "aucseg: step 60 of 400: loss 0.033, 2.0 s/step, 11 minutes left",
+        "aucseg: step 90 of 400: loss 0.022, 2.0 s/step, 10 minutes left",
         "aucseg: step 100, validation: mean IoU in %, miou 50.0, tail 12.5",
-        "aucseg: step 120 of 400: loss 0.017, last validation tail 12.5 %, 2.0 s/step, 9 min left",
+        "aucseg: step 120 of 400: loss 0.017, last validation tail 12.5 %, 2.0 s/step, 9.3 minutes left",
     ]
 
 
@@ -88,7 +88,7 @@ def test_what_has_no_number_is_left_out(clock: Clock, capsys: pytest.CaptureFixt
     train(shown, trainer, clock, steps=1, seconds=90.0)
     assert capsys.readouterr().err.splitlines() == [
         "aucseg: step 0, validation: mean IoU in %, miou 50.0",
-        "aucseg: step 1 of 400: loss 2.000, last validation miou 50.0 %, 90.0 s/step, 9 h 58 min left",
+        "aucseg: step 1 of 400: loss 2.000, last validation miou 50.0 %, 90.0 s/step, 10 hours left",
     ]
     shown.disable()  # on another process than the first
     train(shown, trainer, clock, steps=1, seconds=90.0)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
-from aucseg.planning.durations import format_duration, parse_duration
+from aucseg.durations import format_duration, parse_duration
 from aucseg.planning.machine import Machine
 from aucseg.planning.rules import make_plan
 from aucseg.statistics.advice import USE, advise_bank
@@ -73,7 +73,9 @@ def test_the_images_of_a_small_object_are_not_scaled_until_it_is_gone() -> None:
     factor = base[0] / 4000
     assert 100 * factor**2 == pytest.approx(32, rel=0.01)  # of 100 pixels 32 are left
     assert base[1] / 3000 == pytest.approx(factor, rel=0.01)
-    assert "a tenth of the tail's objects has 100 pixels or fewer: 32 must be left" in " ".join(plan.describe().split())
+    assert "a tenth of the tail's objects has 100 pixels or fewer, of which 32 must be left" in " ".join(
+        plan.describe().split()
+    )
     assert plan.settings["data.scale"] == [0.75, 1.5]  # nor halved by the augmentation
     large = make_plan(dataclasses.replace(PHOTOGRAPHS, tail_share=0.01), CPU).settings
     assert large["data.base_size"] == [256, 192]
@@ -107,7 +109,25 @@ def test_no_validation_split_and_a_costly_one() -> None:
     assert make_plan(UNSPLIT, CPU).settings["data.held_out_share"] == 0.2
     costly = make_plan(MANY, CPU, speed=FAST)
     assert costly.settings["trainer.val_check_interval"] == costly.settings["trainer.max_steps"] == 4000
-    assert "once, at the end, on all 9,000 images of 'val'" in costly.describe()
+    text = " ".join(costly.describe().split())
+    # 9,000 images of 0.05 s beside 4,000 steps of 0.25 s.
+    assert "once, at the end, on all 9,000 images of 'val': 31 % of the time (10 % is the aim" in text
+    assert "--trainer.limit_val_batches 0.2 takes the first fifth" in text
+
+
+@pytest.mark.parametrize(("limit", "images"), [(0.1, 896), (5, 40), (2000, 9000), (1.0, 9000)])
+def test_a_part_of_the_validation_costs_less(limit: float, images: int) -> None:
+    # Eight images of 192 x 192 after scaling make a batch.
+    plan = make_plan(MANY, CPU, {"trainer.limit_val_batches": limit}, speed=FAST)
+    assert plan.settings["data.eval_batch_size"] == 8
+    steps, every = (plan.settings[f"trainer.{name}"] for name in ("max_steps", "val_check_interval"))
+    assert plan.seconds == pytest.approx(FAST.start + steps * FAST.step + steps // every * images * FAST.image)
+    part = "all" if images == 9000 else f"{images:,} of the"
+    assert f"on {part} 9,000 images of 'val'" in " ".join(plan.describe().split())
+    assert "is the aim" not in plan.describe()
+    # With a time the rest is for training.
+    timed = make_plan(MANY, CPU, {"trainer.limit_val_batches": limit}, speed=FAST, seconds=1800)
+    assert timed.seconds == pytest.approx(1800, rel=0.03)
 
 
 def test_one_tail_class_in_all_images_asks_for_no_bank() -> None:
@@ -136,6 +156,13 @@ def test_grey_slices_of_16_bits() -> None:
     assert (settings["model.mean"], settings["model.std"], settings["data.fill"]) == ([21.3], [30.5], [21.3])
     assert settings["data.base_size"] == [192, 192]
     assert make_plan(SLICES, CPU).settings["data.crop_size"] == [128, 128]
+    scaled = dataclasses.replace(SLICES, value_range=((0, 23100.0),))
+    text = " ".join(make_plan(scaled, CPU).describe().split())
+    assert "bands 1 band, 0 to 23,100 scaled to 0 to 255 (value_range in the card): normalized by" in text
+    proposed = make_plan(dataclasses.replace(scaled, proposes_range=True), CPU)
+    assert "it holds 99 % of the pixels of each class, and what is beyond is cut off" in " ".join(
+        proposed.describe().split()
+    )
 
 
 def test_the_model_goes_by_the_machine() -> None:
@@ -248,6 +275,11 @@ def test_a_time_that_is_too_short_is_refused_with_one_that_is_not() -> None:
     words = str(caught.value).split("give ")[1].split(" or more")[0].split()
     enough = parse_duration(words[0] + words[1][0])
     assert make_plan(CITYSCAPES, CPU, speed=FAST, seconds=enough).settings["trainer.max_steps"] >= 20
+    # What is gone before is part of the time that was given, and of that which is enough.
+    with pytest.raises(ValueError, match=r"1\.5 minutes are too short: reading and measuring took 60 s") as late:
+        make_plan(CITYSCAPES, CPU, speed=FAST, seconds=30, spent=60)
+    words = str(late.value).split("give ")[1].split(" or more")[0].split()
+    assert parse_duration(words[0] + words[1][0]) == pytest.approx(enough + 60, rel=0.05)
 
 
 @pytest.mark.parametrize("text", ["", "0m", "-3m", "soon", "3 m x", "1w", "m"])

@@ -8,7 +8,8 @@ from sklearn.metrics import confusion_matrix, jaccard_score, precision_score, re
 from aucseg.report.class_table import class_scores, class_table
 from aucseg.report.examples import Example
 from aucseg.report.runs import Run
-from aucseg.report.validation_picture import shown_image, validation_picture
+from aucseg.report.shown_image import shown_image
+from aucseg.report.validation_picture import validation_picture
 
 GROUPS = {"head": [0], "middle": [2], "tail": [1, 3]}
 

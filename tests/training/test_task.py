@@ -88,6 +88,25 @@ def test_schedule_warms_up_and_decays_to_zero(tiny_card: Path, tmp_path: Path) -
     torch.testing.assert_close([row[-1] for row in rates], [10 * rate for rate in expected])
 
 
+def test_rates_that_are_left_out_go_with_model_and_batch(
+    tiny_card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    open_settings = {"learning_rate": None, "warmup_steps": None}
+    task = make_task(tiny_card, **open_settings)
+    make_trainer(tmp_path, 30).fit(task, make_data(tiny_card))
+    [optimizer] = task.trainer.optimizers
+    # Those of a model of unknown family for batches of 8; these are of 4.
+    rates = [group["initial_lr"] for group in optimizer.param_groups]
+    assert min(rates) == pytest.approx(1e-4 * 0.5**0.5, rel=0.01)
+    assert max(rates) == pytest.approx(1e-3 * 0.5**0.5, rel=0.01)
+    assert "model.learning_rate 7.1e-05, model.head_rate_factor 10, model.warmup_steps 3" in capsys.readouterr().err
+    given = make_task(tiny_card, **open_settings, head_rate_factor=2.0)
+    given.hparams["model"], given.hparams["model_options"] = "smp/fpn", {"encoder": "tu-tf_efficientnet_lite0"}
+    given.trainer = make_trainer(tmp_path, 10)
+    configured: Any = given.configure_optimizers()
+    assert {group["initial_lr"] for group in configured["optimizer"].param_groups} == {4e-3, 8e-3}
+
+
 def test_norms_and_biases_do_not_decay_and_the_head_learns_faster(tiny_card: Path, tmp_path: Path) -> None:
     task = make_task(tiny_card, weight_decay=0.1, head_rate_factor=10.0)
     task.trainer = make_trainer(tmp_path, 10)

@@ -19,9 +19,10 @@ _SECONDS_BETWEEN_LOOKS = 0.1
 
 @contextmanager
 def signals_as_exit() -> Iterator[None]:
-    """Raises KeyboardInterrupt at SIGTERM and SIGHUP, too, so that the children end before this process does.
+    """Raises KeyboardInterrupt at SIGTERM and SIGHUP, too, so that children end first, and failed starts are removed.
 
-    A closed terminal is one of the reasons: a child in a session of its own is not ended by the system.
+    A closed terminal is one of the reasons: a child in a session of its own is not ended by the system. What ``nohup``
+    has the process ignore stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield
@@ -31,7 +32,8 @@ def signals_as_exit() -> Iterator[None]:
         raise KeyboardInterrupt
 
     numbers = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
-    previous = {number: signal.signal(number, leave) for number in numbers}
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, leave) for number in heard}
     try:
         yield
     finally:

@@ -61,7 +61,7 @@ def fill_in(args: argparse.Namespace) -> None:
 def _complete(planner: Planner, args: argparse.Namespace, start_of_run: float) -> None:
     """Chooses methods, and plans where the folder has no plan yet."""
     from aucseg.compare.methods import load_base, load_definitions, parse_methods
-    from aucseg.planning.durations import format_duration
+    from aucseg.durations import format_duration
     from aucseg.planning.machine import find_machine
 
     quick = planner.plan(find_machine())

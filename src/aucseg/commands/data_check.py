@@ -8,6 +8,7 @@ from pathlib import Path
 
 from aucseg.datasets.annotations.recognize import PANOPTIC, describe_annotations
 from aucseg.datasets.card import DatasetCard
+from aucseg.datasets.card_bands import describe_range
 from aucseg.datasets.counting import MaskScan
 from aucseg.datasets.mask_checks import Palettes, describe_soft_edges, find_soft_edges
 from aucseg.datasets.pairing import Pair
@@ -131,6 +132,8 @@ def card_and_root(
     print(
         f"proposed card: {card.num_classes} classes, {card.mask_encoding} masks, splits {', '.join(card.splits)}, "
         f"images {layout.images}, masks {layout.masks}, ignored ids {list(card.ignore_ids)}"
+        + ("" if card.bands is None else f", bands {list(card.bands)}")
+        + ("" if card.value_range is None else f", value_range {describe_range(card.value_range)}")
     )
     return card, folder
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from PIL import UnidentifiedImageError
-from torch.nn import functional as F
 
 from aucseg.announce import Announcement
 from aucseg.datasets.annotations.contact_sheet import choose
@@ -52,7 +51,8 @@ def show_end(folder: Path, task: SegmentationTask, datamodule: SegmentationDataM
 
 def _draw(folder: Path, run: Any, task: SegmentationTask, datamodule: SegmentationDataModule) -> None:
     from aucseg.report.examples import Example
-    from aucseg.report.validation_picture import shown_image, validation_picture
+    from aucseg.report.shown_image import shown_tensors
+    from aucseg.report.validation_picture import validation_picture
 
     dataset = datamodule.validation_dataset(datamodule.evaluation_transform)
     index_of = {pair.name: index for index, pair in enumerate(dataset.pairs)}
@@ -69,12 +69,7 @@ def _draw(folder: Path, run: Any, task: SegmentationTask, datamodule: Segmentati
         with torch.inference_mode():
             logits = task.evaluation_logits(sample["image"][None].to(task.device))
             labels = predicted_labels(logits, size)
-        image = sample["image"].float()[None]
-        if image.shape[-2:] != size:  # an evaluation at another size than that of the masks
-            image = F.interpolate(image, size, mode="bilinear", align_corners=False)
-        is_bytes = sample["image"].dtype == torch.uint8
-        array = image[0].permute(1, 2, 0).numpy()
-        shown = shown_image(array.round().astype("uint8") if is_bytes else array)
+        shown = shown_tensors([sample["image"]], size)[0]
         prediction = {run.title: labels[0].cpu().numpy()}
         examples.append(Example(names[position], shown, sample["mask"].numpy(), prediction))
     task.train(was_training)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aucseg.announce import loading
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
 
@@ -41,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes the file; the exit status is 0, or 1 when the file failed its check."""
     with loading():
+        from aucseg.datasets.bands import read_card_image
         from aucseg.inference.export import ExportError, ExportMetadata, export_model, save_for_hub, save_weights
         from aucseg.inference.image_files import find_images, read_image
         from aucseg.run_files import best_of
@@ -67,13 +67,17 @@ def run(args: argparse.Namespace) -> int:
         save_for_hub(task.model, args.to, metadata, name=name, options=options)
     else:
         if args.images:
-            images: list[npt.NDArray[np.uint8]] | None = [read_image(path) for path in find_images(args.images)[:4]]
+            found = find_images(args.images)[:4]
+            # As in training: what is in files of bands is not what Pillow sees.
+            images: list[npt.NDArray[Any]] | None = [
+                read_image(path) if task.card.bands is None else read_card_image(path, task.card)[0] for path in found
+            ]
         else:
             images = _validation_images(args.run)
         if images is None:
             print("no validation images of the run were found; checking on random colours (better: --images)")
         try:
-            print(export_model(task.model, args.to, metadata, images=images))
+            print(export_model(task.model, args.to, metadata, images=images, in_channels=task.card.num_channels))
         except ExportError as error:
             print(f"aucseg export: {error}")
             return 1
@@ -81,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _validation_images(run: Path, number: int = 4) -> list[npt.NDArray[np.uint8]] | None:
+def _validation_images(run: Path, number: int = 4) -> list[npt.NDArray[Any]] | None:
     """The first images that the run was validated on; None where they are not to be found any more."""
     from aucseg.hints import import_extra
     from aucseg.run_files import CONFIG_FILE, run_folder_of

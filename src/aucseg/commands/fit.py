@@ -21,6 +21,7 @@ from lightning.pytorch.plugins import CheckpointIO
 
 from aucseg.announce import Announcement, process_number
 from aucseg.commands.changed_settings import LEARNING, changed_settings
+from aucseg.commands.children import signals_as_exit
 from aucseg.commands.config_arguments import entries, with_shipped_configs
 from aucseg.commands.end_of_fit import show_end
 from aucseg.commands.endings import status_of
@@ -337,6 +338,7 @@ def run(command: str, arguments: list[str]) -> int:
         with ExitStack() as start:
             if command == "fit" and (planned := _planned_folder(arguments)) is not None:
                 start.enter_context(failed_start_leaves_nothing(planned))
+                start.enter_context(signals_as_exit())
             cli = run_lightning(command, with_plan(arguments) if command == "fit" else arguments)
         if command == "fit" and cli.trainer.is_global_zero and cli.trainer.progress_bar_callback is not None:
             show_end(cli.result_writer.folder, cli.model, cli.datamodule)

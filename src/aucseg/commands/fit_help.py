@@ -59,10 +59,10 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         "optimization",
         (
             ("--trainer.max_steps N", "optimizer steps; or --trainer.max_epochs N, passes over the training images"),
-            ("--model.learning_rate R", "at the end of the warm-up (default: 6e-05)"),
-            ("--model.head_rate_factor F", "of the layers that are not pretrained (default: 10.0)"),
+            ("--model.learning_rate R", "at the end of the warm-up; without it what goes with model and batch"),
+            ("--model.head_rate_factor F", "of the layers that are not pretrained, times the rate"),
             ("--model.weight_decay W", "of AdamW (default: 0.01)"),
-            ("--model.warmup_steps N", "steps of linear warm-up (default: 1500)"),
+            ("--model.warmup_steps N", "steps of linear warm-up; without it a tenth, at most 500"),
             ("--model.optimizer YAML", "such as '{class_path: SGD, init_args: {momentum: 0.9}}'; AdamW without it"),
             ("--model.schedule YAML", "such as '{class_path: StepLR, init_args: {step_size: 1000}}', without warm-up"),
             ("--model.micro_batches N", "go through the model in parts, to save memory (default: 1)"),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from pathlib import Path
+
+from aucseg.child_processes import num_cores
 
 _EXAMPLES = """examples:
   aucseg masks my_export --out my_data               what `aucseg stats my_export` recognized
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--empty", choices=("keep", "drop"), default="keep", help="images without a region (default: keep)")
     add("--copy-images", action="store_true", help="copy the images instead of linking to them")
     add("--on-error", choices=("raise", "skip"), default="raise", help="skip: leave out the images with problems")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="threads (default: one for each core)")
+    add("--workers", type=int, default=num_cores(), help="threads (default: one for each core)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from aucseg.announce import process_number
+from aucseg.announce import Announcement, process_number
+from aucseg.child_processes import num_cores
+from aucseg.commands.children import signals_as_exit
 from aucseg.commands.data_check import card_and_root, count_and_check, default_cache
 from aucseg.commands.failures import is_out_of_memory
 from aucseg.commands.plan_options import Request, options_of, run_folder, split_request, without_settings
-from aucseg.datasets.bands import band_statistics, read_card_image
+from aucseg.datasets.bands import band_statistics
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.duplicates import find_duplicates
 from aucseg.datasets.file_report import report_files, shorten
@@ -30,9 +32,12 @@ from aucseg.safe_files import no_empty_folders, replace_file
 # Seconds of training and validation that are tried to measure the speed, and of a time budget at most.
 _SECONDS_TO_MEASURE = 8.0
 _SHARE_TO_MEASURE = 0.03
+# Seconds after which it is told what goes on.
+_PATIENCE = 3.0
 _CARD_COMMENT = """# Proposed from what was found in the folder: the classes may be given their names, also in the
 # groups (by share of the labelled pixels).
 """
+_RANGE_COMMENT = "# value_range: for each band the values that become 0 and 255; what is beyond is cut off.\n"
 
 
 @dataclass
@@ -92,15 +97,17 @@ class Planner:
                 plan = make_plan(
                     self.data, machine, self._given, random_weights=request.random_weights, max_batch_size=limit
                 )
-        left = request.seconds
+        left, spent = request.seconds, 0.0
         if left is not None and request.begin is not None:
-            left -= time.perf_counter() - request.begin
+            spent = time.perf_counter() - request.begin
+            left -= spent
         return make_plan(
             self.data,
             machine,
             self._given,
             speed=speed,
             seconds=left,
+            spent=spent,
             random_weights=request.random_weights,
             max_batch_size=limit,
         )
@@ -115,11 +122,12 @@ class Planner:
         """
         is_proposed = self.root is not None and self.root == Path(self.request.source)
         card = card_path if is_proposed else self.request.source
-        with no_empty_folders(path.parent):
+        with signals_as_exit(), no_empty_folders(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 if is_proposed:
-                    replace_file(card_path, (_CARD_COMMENT + self.card.to_yaml()).encode())
+                    comment = _CARD_COMMENT + ("" if self.card.value_range is None else _RANGE_COMMENT)
+                    replace_file(card_path, (comment + self.card.to_yaml()).encode())
                 accelerator = str(self.request.given.get("trainer.accelerator", "auto"))
                 plan = self.measured_plan(find_machine(accelerator), card)
                 plan = plan.with_bank_to_try() if with_bank_to_try else plan
@@ -143,7 +151,7 @@ class Planner:
 
     def _look_at_data(self) -> tuple[DatasetCard, DataFingerprint]:
         request, given = self.request, self.request.given
-        workers = os.cpu_count() or 1
+        workers = num_cores()
         cache = ScanCache.open(default_cache())
         try:
             card, self.root = card_and_root(
@@ -180,8 +188,9 @@ class Planner:
             card = replace(card, groups=groups, tail_classes=tuple(groups["tail"]))
         bands = None
         if card.bands is not None:
-            images = (read_card_image(dataset.image_path(i), dataset.card) for i in range(len(dataset)))
-            mean, std = band_statistics(images)
+            images = (dataset.read_image(index) for index in range(len(dataset)))
+            with Announcement("reading the images, for mean and deviation of their bands", patience=_PATIENCE):
+                mean, std = band_statistics(images)
             bands = tuple(round(float(v), 4) for v in mean), tuple(round(float(v), 4) for v in std)
         val_split, held_out = given.get("data.val_split", "val"), given.get("data.held_out_share")
         has_split = not held_out and val_split in files.splits and files.splits[val_split].pairs
@@ -193,6 +202,7 @@ class Planner:
             num_validation=len(files.splits[val_split].pairs) if has_split else None,
             held_out_share=held_out,
             bands=bands,
+            proposes_range=is_proposed,
             read_mask=dataset.read_mask,
         )
         return card, found

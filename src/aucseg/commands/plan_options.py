@@ -13,7 +13,7 @@ import yaml
 
 from aucseg.announce import seconds_since_start
 from aucseg.commands.fit_help import split_words
-from aucseg.planning.durations import parse_duration
+from aucseg.durations import parse_duration
 
 # Sections of a configuration: what is set in them is part of a plan.
 _SECTIONS = ("trainer", "model", "data")

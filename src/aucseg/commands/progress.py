@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
 from aucseg.announce import Announcement
+from aucseg.durations import format_duration
 
 # Between two lines without a terminal, and between two looks at the loss, which waits for the device, with one.
 SECONDS_BETWEEN_LINES = 60.0
@@ -138,7 +139,7 @@ class RunProgress(ProgressBar):
         if done > 0:
             rate = done / seconds
             speed = f"{rate:.1f} steps/s" if rate >= 1 else f"{1 / rate:.1f} s/step"
-            numbers += f"{', ' if numbers else ''}{speed}, {duration((total - step) / rate)} left"
+            numbers += f"{', ' if numbers else ''}{speed}, {format_duration((total - step) / rate)} left"
         return f"{text}: {numbers}"
 
     def _say(self, text: str) -> None:
@@ -173,16 +174,3 @@ def _size() -> dict[str, Any]:
 
 _DEFAULT_COLUMNS, _DEFAULT_ROWS = 100, 24
 _SHOWN = ("miou", "head", "middle", "tail")
-
-
-def duration(seconds: float) -> str:
-    """A time as people say it.
-
-    Example:
-        >>> duration(5), duration(170), duration(2 * 3600 + 300)
-        ('5 s', '3 min', '2 h 5 min')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

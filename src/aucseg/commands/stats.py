@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from aucseg.child_processes import num_cores
 from aucseg.commands.data_check import Check, card_and_root, count_and_check, default_cache
 from aucseg.commands.plan_options import add_plan_arguments, request_of
 from aucseg.datasets.bands import band_statistics
@@ -58,9 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-column", default="image", metavar="NAME", help="its column of images (default: image)")
     parser.add_argument("--mask-column", metavar="NAME", help="its column of masks (default: mask, label, ...)")
     parser.add_argument("--split", default="train", help="split of the card (default: train)")
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one for each core)"
-    )
+    parser.add_argument("--workers", type=int, default=num_cores(), help="processes (default: one for each core)")
     parser.add_argument(
         "--on-error",
         choices=("raise", "skip"),

@@ -19,6 +19,7 @@ from aucseg.compare.runner import Run, RunIsBusy, Runner, trusting, write_atomic
 from aucseg.compare.search import Search, scores_of, trial_config, trial_folder
 from aucseg.compare.tables import METRICS, csv_text, latex_text, make_tables, markdown_text, terminal_text, unit_of
 from aucseg.datasets.data_report import describe_data
+from aucseg.durations import format_duration
 from aucseg.run_files import RECORD_FILE
 from aucseg.training.run_lock import lock_if_free
 
@@ -387,8 +388,7 @@ class Comparison:
     def _time_left(self, count: int) -> str:
         if not self.runner.seconds:
             return ""
-        minutes = count * sum(self.runner.seconds) / len(self.runner.seconds) / 60
-        return f" (about {minutes:.0f} min left)"
+        return f" (about {format_duration(count * sum(self.runner.seconds) / len(self.runner.seconds))} left)"
 
 
 def _model_and_seed(run: Run) -> tuple[str, str]:

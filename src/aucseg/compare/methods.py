@@ -11,6 +11,7 @@ from typing import Any
 
 from aucseg.configs import find_config
 from aucseg.hints import closest, import_object
+from aucseg.models.recipes import BATCH_SIZE, recipe_of
 from aucseg.safe_files import read_yaml_mapping
 
 Configuration = dict[str, Any]
@@ -268,9 +269,17 @@ def second_stage_config(
         return config
     steps = max(1, config["trainer"]["max_steps"] // _DISALIGN_BUDGET)
     config["trainer"].update(max_steps=steps, val_check_interval=steps)
+    warmup = config["model"].get("warmup_steps")
+    recipe = recipe_of(
+        first["model"].get("model", "smp/fpn"),
+        first["model"].get("model_options"),
+        batch_size=config["data"].get("batch_size", BATCH_SIZE),
+    )
+    config["model"].setdefault("learning_rate", recipe.learning_rate)
+    config["model"].setdefault("head_rate_factor", recipe.head_rate_factor)
     config["model"].update(
         model=f"{module}:disalign_model", model_options=options, loss=DISALIGN, loss_options=None, bank=None,
-        warmup_steps=config["model"].get("warmup_steps", 1500) // _DISALIGN_BUDGET,
+        warmup_steps=None if warmup is None else warmup // _DISALIGN_BUDGET,
     )  # fmt: skip
     config["data"].update(sampler="random", sampler_options=None)
     return config

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from aucseg.compare.methods import DISALIGN, POSTHOC, Configuration, Method, at_path, merged
+from aucseg.models.recipes import BATCH_SIZE, recipe_of
 
 # Dotted name in the configuration, and values in the order in which fewer trials take them.
 _LOSS_SETTINGS: dict[str, tuple[str, tuple[float, ...]]] = {
@@ -38,7 +39,6 @@ _SECOND_STAGE_SETTINGS = {
 # A loss without a setting of its own is tried with other learning rates.
 _RATE = "model.learning_rate"
 _RATE_FACTORS = (1.0, 2.0, 0.5, 4.0, 0.25, 3.0)
-_DEFAULT_RATE = 6e-5
 DEFAULT_TRIALS = 4
 
 
@@ -178,5 +178,8 @@ def _main_setting(method: Method, base: Configuration) -> tuple[str, tuple[float
         # With a presence target the sample ratio has no effect.
         has_target = (model.get("bank") or {}).get("presence_target") is not None
         return _BANK_SETTINGS["presence_target" if has_target else "sample_ratio"]
-    rate = float(model.get("learning_rate", _DEFAULT_RATE))
-    return _RATE, tuple(rate * factor for factor in _RATE_FACTORS)
+    rate = model.get("learning_rate")
+    if rate is None:
+        batch_size = int((base.get("data") or {}).get("batch_size", BATCH_SIZE))
+        rate = recipe_of(model.get("model", "smp/fpn"), model.get("model_options"), batch_size=batch_size).learning_rate
+    return _RATE, tuple(float(rate) * factor for factor in _RATE_FACTORS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,12 +54,7 @@ def read_card_image(
             check_orientation(path, card, data)
             return _guarded(path, lambda: read_rgb_window(raster, path, window)), None
         _check(raster, path, card, data, is_whole=window is None)
-        values: Array = _guarded(path, lambda: read_window(raster, card.bands or (), window))
-        no_data = [raster.nodatavals[band - 1] for band in card.bands]
-    valid: npt.NDArray[np.bool_] = np.asarray(np.isfinite(values).all(0))
-    if all(value is not None for value in no_data):
-        valid = valid & (values != np.array(no_data, np.float64)[:, None, None]).any(0)
-    pixels = np.moveaxis(values, 0, -1)
+        pixels, valid = _read(raster, path, card.bands, window)
     if card.value_range is not None:
         low, high = np.array(card.value_range, np.float64).T
         scaled = (pixels.astype(np.float64) - low) * (255 / (high - low))
@@ -69,6 +64,34 @@ def read_card_image(
         return pixels, None
     pixels[~valid] = 0
     return pixels, valid
+
+
+def read_values(path: Path, bands: Sequence[int], window: Window | None = None) -> tuple[Array, npt.NDArray[np.bool_]]:
+    """Reads bands of an image with the values that are in the file.
+
+    Args:
+        path: The image.
+        bands: Their numbers, the first one is 1.
+        window: The pixels to read; None for all.
+
+    Returns:
+        (H, W, C) in the dtype of the file, and the pixels (H, W) that hold data, see :func:`read_card_image`.
+
+    Raises:
+        SampleError: The file cannot be read so.
+        ImportError: rasterio is missing.
+    """
+    with open_raster(path) as raster:
+        return _read(raster, path, bands, window)
+
+
+def _read(raster: Any, path: Path, bands: Sequence[int], window: Window | None) -> tuple[Array, npt.NDArray[np.bool_]]:
+    values: Array = _guarded(path, lambda: read_window(raster, bands, window))
+    no_data = [raster.nodatavals[band - 1] for band in bands]
+    valid: npt.NDArray[np.bool_] = np.asarray(np.isfinite(values).all(0))
+    if all(value is not None for value in no_data):
+        valid = valid & (values != np.array(no_data, np.float64)[:, None, None]).any(0)
+    return np.moveaxis(values, 0, -1), valid
 
 
 def check_card_image(path: Path, card: DatasetCard, decode: bool = False) -> tuple[int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from aucseg.datasets.yaml_nodes import YamlValue
 
 
@@ -28,3 +30,13 @@ def parse_value_range(value_range: YamlValue, bands: tuple[int, ...] | None) -> 
     if len(ranges) not in (1, len(bands)):
         value_range.error(f"'value_range' holds {len(ranges)} pairs for {len(bands)} bands; give one, or one for each")
     return tuple(ranges if len(ranges) == len(bands) else ranges * len(bands))
+
+
+def describe_range(value_range: Sequence[tuple[float, float]]) -> str:
+    """The ranges of the bands in words, once where they are all the same.
+
+    Example:
+        >>> describe_range([(0, 23100)]), describe_range([(0, 3000), (0, 4500.5)])
+        ('0 to 23,100', '0 to 3,000, 0 to 4,500.5')
+    """
+    return ", ".join(dict.fromkeys(f"{low:,.10g} to {high:,.10g}" for low, high in value_range))

@@ -12,6 +12,7 @@ from aucseg.datasets.colors import default_color, unpack_color
 from aucseg.datasets.files import SampleError
 from aucseg.datasets.mask_checks import Palettes, describe_soft_edges, find_soft_edges
 from aucseg.datasets.mask_files import encoding_of_mode, mode_and_format
+from aucseg.datasets.propose_bands import with_bands
 from aucseg.datasets.propose_layouts import propose_layouts
 from aucseg.datasets.scan import scan_samples
 from aucseg.datasets.scan_cache import ScanCache
@@ -28,9 +29,10 @@ _NUM_LOOKED_AT = 16
 
 @dataclass
 class _Ids:
-    """What the masks hold."""
+    """What the masks hold: ids, for each of them the places of the training images with it, and palettes."""
 
     ids: set[int] = field(default_factory=set)
+    images_with: dict[int, list[int]] = field(default_factory=dict)
     palettes: Palettes = field(default_factory=Palettes)
 
 
@@ -48,11 +50,13 @@ def propose_card(
     or palette files), and paired by what their names have in common, across endings, upper and lower case and
     compositions of characters. The classes get names like ``class_7``: give them real ones. Palette masks whose
     palettes differ from file to file become classes by colour. Without a validation split a fifth of the training
-    images is held out for that. With ``tile`` larger images and masks are read by windows of this side.
+    images is held out for that. Images of more than 8 bits, or of bands that are no colours, get ``bands`` and
+    ``value_range``. With ``tile`` larger images and masks are read by windows of this side.
 
     Raises:
+        ImportError: Images that rasterio alone reads, without it.
         ValueError: No such folder; nothing that looks like images with masks; masks that do not hold ids (soft edges,
-            lossy compression, indices that mean different things), or one id alone.
+            lossy compression, indices that mean different things), or one id alone; images of several kinds.
     """
     root = Path(root)
     if not root.is_dir():
@@ -98,6 +102,7 @@ def propose_card(
         ignore_index=255 if len(kept) <= 255 else -1,
         check_palette=has_palette,
     )
+    card = with_bands(card, datasets, {raw: found.images_with[raw] for raw in kept if raw in found.images_with})
     try:
         DatasetCard.from_yaml(card.to_yaml(), "the proposed card")
     except ValueError as error:
@@ -157,6 +162,9 @@ def _find_ids(
                 problem = problem or "; ".join(sample.errors)
                 continue
             found.ids.update(sample.raw.ids.tolist())
+            if dataset is datasets[0]:
+                for raw in sample.raw.ids.tolist():
+                    found.images_with.setdefault(raw, []).append(sample.index)
             found.palettes.add(sample.raw, dataset.pairs[sample.index].mask or "")
             if len(found.ids) > _MAX_COLORS:
                 raise ValueError(

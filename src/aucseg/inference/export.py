@@ -95,7 +95,7 @@ def export_model(
     path: str | Path,
     metadata: ExportMetadata,
     *,
-    images: Sequence[npt.NDArray[np.uint8]] | None = None,
+    images: Sequence[npt.NDArray[Any]] | None = None,
     in_channels: int = 3,
 ) -> ExportCheck:
     """Export a model and check the file against it.
@@ -107,8 +107,8 @@ def export_model(
             ``images``: float32 ``(B, C, H, W)``, normalized, any B, H and W multiples of ``metadata.stride``. Output
             ``logits``: ``(B, K, H, W)``.
         metadata: Written into the file: ONNX metadata properties, each as JSON; ``aucseg.json`` in a ``.pt2``.
-        images: RGB images ``(H, W, 3)`` uint8 to check on. Default: two of random colours, which show whether the file
-            computes the same, though not on what it is made for.
+        images: Images ``(H, W, C)`` in units of 0..255 to check on. Default: two of random colours,
+            which show whether the file computes the same, though not on what it is made for.
         in_channels: C.
 
     Returns:
@@ -205,9 +205,7 @@ def _write_torch_export(program: Any, path: Path, metadata: ExportMetadata) -> C
     return loaded
 
 
-def _batches(
-    images: Sequence[npt.NDArray[np.uint8]] | None, metadata: ExportMetadata, in_channels: int
-) -> Iterator[Tensor]:
+def _batches(images: Sequence[npt.NDArray[Any]] | None, metadata: ExportMetadata, in_channels: int) -> Iterator[Tensor]:
     """Normalized images, padded; those of one size two at a time, so that the size of the batch changes as well."""
     if images is None:
         generator = np.random.default_rng(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from aucseg.planning.durations import format_duration
+from aucseg.durations import format_duration
 from aucseg.planning.fingerprint import DataFingerprint
 from aucseg.planning.plan import Draft
 
@@ -29,6 +29,7 @@ def decide_budget(
     size: tuple[int, int],
     speed: Speed | None,
     seconds: float | None,
+    spent: float = 0.0,
 ) -> tuple[int, float | None]:
     """Decides on steps and validations; returns the steps, and the seconds of all.
 
@@ -40,17 +41,19 @@ def decide_budget(
         size: (height, width) of an image in validation.
         speed: What was measured, None for a plan without an estimate.
         seconds: Time that is left for start, training and validation, None for as many steps as the images ask for.
+        spent: Seconds that are gone already, for what is said of a time that is too short.
 
     Raises:
         ValueError: The time is too short to train and validate in.
     """
     crop = draft.settings["data.crop_size"]
+    num_images = _validated_images(draft, data)
     if speed is None:
         # In steps, of which one costs as much as its pixels.
         step, start = 1.0, 0.0
-        validation = data.num_validation * size[0] * size[1] * _COST_OF_EVALUATION / (batch * crop[0] * crop[1])
+        validation = num_images * size[0] * size[1] * _COST_OF_EVALUATION / (batch * crop[0] * crop[1])
     else:
-        step, validation, start = speed.step, data.num_validation * speed.image, speed.start
+        step, validation, start = speed.step, num_images * speed.image, speed.start
     low, high = _STEPS[kind]
     wanted = round(_PASSES[kind] * data.num_training / batch)
     steps = min(max(wanted, low), high)
@@ -67,10 +70,12 @@ def decide_budget(
         left = seconds - start - number * validation
         if left < max(0.25 * seconds, 20 * step):
             least = max(4 / 3 * (start + validation), start + validation + 20 * step)
+            gone = f"reading and measuring took {format_duration(spent)}, " if spent else ""
             raise ValueError(
-                f"{format_duration(seconds)} are too short: the start takes {format_duration(start)}, a validation of "
-                f"{data.num_validation:,} images {format_duration(validation)} and a step {step:.2g} s; give "
-                f"{format_duration(1.1 * least)} or more"
+                f"{format_duration(seconds + spent)} are too short: {gone}the start takes {format_duration(start)}, "
+                f"a validation of {num_images:,} images {format_duration(validation)} and a step {step:.2g} s; give "
+                f"{format_duration(1.1 * least + spent)} or more, or validate on the first fifth of the images: "
+                "--trainer.limit_val_batches 0.2"
             )
         steps, reason = int(left / step), f"what fits into {format_duration(seconds)}, which are left"
     steps = draft.given.get("trainer.max_steps", steps)
@@ -107,23 +112,44 @@ def _epochs(
     return steps, None if start is None else start + steps * step + number * validation
 
 
+def _validated_images(draft: Draft, data: DataFingerprint) -> int:
+    """How many images a validation reads: all, or what ``trainer.limit_val_batches`` leaves of them."""
+    limit = draft.given.get("trainer.limit_val_batches")
+    batches = math.ceil(data.num_validation / int(draft.settings["data.eval_batch_size"]))
+    if isinstance(limit, float) and 0 <= limit <= 1:
+        batches = int(limit * batches)
+    elif isinstance(limit, int) and not isinstance(limit, bool) and limit >= 0:
+        batches = min(batches, limit)
+    return min(data.num_validation, batches * int(draft.settings["data.eval_batch_size"]))
+
+
 def _number_of_validations(seconds: float, validation: float) -> int:
     """As many as stay below a tenth of the time, at least the one at the end."""
+    if validation == 0:
+        return 1
     return max(1, min(_MAX_VALIDATIONS, int(_VALIDATION_SHARE * seconds / validation)))
 
 
 def _validation(
     draft: Draft, data: DataFingerprint, number: int, share: float, names: tuple[str, ...], *, is_measured: bool
 ) -> None:
+    """Says how often is validated, on what, and what that costs, above all where one pass is more than its share."""
+    names += ("trainer.limit_val_batches",)
+    num_images = _validated_images(draft, data)
+    part = "all" if num_images == data.num_validation else f"{num_images:,} of the"
     if data.val_split is None:
         draft.set("data.held_out_share", data.held_out_share)
         names += ("data.held_out_share",)
-        images = f"on the {100 * data.held_out_share:.0f} % of the training images that are held out"
+        held_out = f"{100 * data.held_out_share:.0f} % of the training images"
+        images = f"on the {held_out} that are held out" if part == "all" else f"on {num_images:,} of the {held_out}"
         why = "there is no validation split; "
     else:
         draft.set("data.val_split", data.val_split)
         names += ("data.val_split",)
-        images, why = f"on all {data.num_validation:,} images of {data.val_split!r}", ""
+        images, why = f"on {part} {data.num_validation:,} images of {data.val_split!r}", ""
     when = "once, at the end" if number == 1 else f"{number} times"
     why += f"{'about ' * (not is_measured)}{100 * share:.2g} % of the time"
+    if number == 1 and share > _VALIDATION_SHARE and "trainer.limit_val_batches" not in draft.given:
+        why += f" ({100 * _VALIDATION_SHARE:.0f} % is the aim, but the result is to be of all images; "
+        why += "--trainer.limit_val_batches 0.2 takes the first fifth of them)"
     draft.decide("validation", f"{when}, {images}", why, names)

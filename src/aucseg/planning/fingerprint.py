@@ -42,6 +42,8 @@ class DataFingerprint:
         num_validation: Images to validate on.
         held_out_share: Share of the training images that is held out, 0 where there is a split.
         bands: Mean and standard deviation of each band in 0..255 where the card names bands, else None.
+        value_range: For each band the values that become 0 and 255; None where they are 0 and 255.
+        proposes_range: Whether that range was found in the images, and not given by a card.
     """
 
     title: str
@@ -58,6 +60,8 @@ class DataFingerprint:
     num_validation: int
     held_out_share: float
     bands: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    value_range: tuple[tuple[float, float], ...] | None = None
+    proposes_range: bool = False
 
     @property
     def num_training(self) -> int:
@@ -156,6 +160,7 @@ def fingerprint(
     num_validation: int | None = None,
     held_out_share: float | None = None,
     bands: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+    proposes_range: bool = False,
     read_mask: Callable[[int], npt.NDArray[Any]] | None = None,
 ) -> DataFingerprint:
     """Puts together what was counted.
@@ -168,6 +173,7 @@ def fingerprint(
         num_validation: Its number of images; None where there is no such split, or training images are to be held out.
         held_out_share: Share of the training images to hold out in that case; None for the card's, or else a fifth.
         bands: Mean and standard deviation of each band where the card names bands.
+        proposes_range: Whether the card's range of values was found in the images.
         read_mask: Mask of a training image by its place, see `ImageSizes.smallest_share`.
     """
     groups, _ = choose_groups(statistics, card)
@@ -190,4 +196,6 @@ def fingerprint(
         num_validation=num_validation,
         held_out_share=share,
         bands=bands,
+        value_range=card.value_range,
+        proposes_range=proposes_range,
     )

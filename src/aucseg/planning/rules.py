@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from aucseg.datasets.card_bands import describe_range
+from aucseg.datasets.propose_bands import CUT_OFF
+from aucseg.durations import format_duration
 from aucseg.models.pretrained import with_pretrained_weights
+from aucseg.models.recipes import recipe_of
 from aucseg.planning.budget import decide_budget
-from aucseg.planning.durations import format_duration
 from aucseg.planning.fingerprint import DataFingerprint
 from aucseg.planning.machine import Machine
 from aucseg.planning.plan import Draft, Plan
@@ -48,27 +50,6 @@ _WHOLE_IMAGE_PIXELS = 4_000_000
 _CACHE_SHARE = 0.25
 
 
-@dataclass(frozen=True)
-class _Recipe:
-    """Settings of the optimizer for a family of models."""
-
-    learning_rate: float
-    head_rate_factor: float
-    weight_decay: float
-    warmup: int
-    reason: str
-
-
-_MEASURED = _Recipe(
-    *(4e-3, 3.0, 0.01, 200),
-    "the best of five for this model on Freedoom-LT, for cross-entropy and AUCSeg",
-)
-_CUSTOMARY = "customary for such a model, not measured here"
-_CONVOLUTIONS = _Recipe(1e-3, 3.0, 0.01, 200, _CUSTOMARY)
-_TRANSFORMERS = _Recipe(1e-4, 10.0, 0.01, 500, _CUSTOMARY)
-_TRANSFORMER_NAMES = ("hf/", "segnext/", "mit_", "swin", "vit", "segformer", "convnext", "dinov", "beit", "pvt")
-
-
 def make_plan(
     data: DataFingerprint,
     machine: Machine,
@@ -76,6 +57,7 @@ def make_plan(
     *,
     speed: Speed | None = None,
     seconds: float | None = None,
+    spent: float = 0.0,
     random_weights: bool = False,
     max_batch_size: int | None = None,
 ) -> Plan:
@@ -88,6 +70,7 @@ def make_plan(
         speed: What was measured with an earlier plan; None plans without an estimate of the time.
         seconds: Time that training and validation are to take; needs ``speed``. None takes the number of steps from the
             number of images.
+        spent: Seconds that are gone already, for what is said of a time that is too short.
         random_weights: Whether the model is to start from random weights.
         max_batch_size: The largest batch that fits into the memory, where that was measured.
 
@@ -98,18 +81,13 @@ def make_plan(
     kind = "cpu" if machine.device == "cpu" else "cuda"
     draft.set("seed_everything", 0)
     _model(draft, machine, random_weights)
+    if data.bands is not None:
+        _bands(draft, data, data.bands)
     size = _images(draft, data, kind)
     batch = _batch(draft, data, machine, kind, size, max_batch_size)
     advice, bank = _loss_and_bank(draft, data, batch)
-    steps, total = decide_budget(draft, data, kind, batch, size, speed, seconds)
+    steps, total = decide_budget(draft, data, kind, batch, size, speed, seconds, spent)
     _rates(draft, batch, steps)
-    if data.bands is not None:
-        mean, std = (list(values) for values in data.bands)
-        for name, value in (("model.mean", mean), ("model.std", std), ("data.fill", mean)):
-            draft.set(name, value)
-        text = f"{data.num_channels} band{'s' * (data.num_channels != 1)}, normalized"
-        names = ("model.mean", "model.std", "data.fill")
-        draft.decide("bands", text, "mean and deviation of all training pixels", names)
     if total is not None and speed is not None:
         how = f"{speed.step:.2g} s a step, {speed.image:.2g} s an image in validation, measured in {speed.steps} steps"
         draft.decide("time", f"about {format_duration(total)}", how, ())
@@ -171,7 +149,9 @@ def _images(draft: Draft, data: DataFingerprint, kind: str) -> tuple[int, int]:
         least = min(1.0, math.sqrt(_MIN_AREA / small)) if small else 1.0
         if least > factor:
             factor = least
-            reason = f"a tenth of the tail's objects has {small:,.0f} pixels or fewer: {_MIN_AREA} must be left"
+            reason = (
+                f"a tenth of the tail's objects has {small:,.0f} pixels or fewer, of which {_MIN_AREA} must be left"
+            )
     base = None
     if factor < _NEAR:
         base = [round(factor * max(height, width)), round(factor * min(height, width))]
@@ -228,7 +208,7 @@ def _batch(
     if kind == "cuda":
         draft.set("trainer.precision", "bf16-mixed" if machine.has_bfloat16 else "32-true")
         draft.set("data.photometric", "device")
-    reason = "as the rate was measured with" if kind == "cpu" else "larger ones need another rate"
+    reason = "the rate was measured with 8" if kind == "cpu" else "larger ones need another rate"
     if limit is not None:
         reason = f"the most that the free memory holds, of {_BATCH[kind]}, as steps of larger ones have shown"
     text = f"{batch} crops, {workers} loader process{'es' * (workers != 1)}"
@@ -240,19 +220,26 @@ def _batch(
     return int(batch)
 
 
+def _bands(draft: Draft, data: DataFingerprint, statistics: tuple[Sequence[float], Sequence[float]]) -> None:
+    mean, std = map(list, statistics)
+    for name, value in (("model.mean", mean), ("model.std", std), ("data.fill", mean)):
+        draft.set(name, value)
+    text = f"{data.num_channels} band{'s' * (data.num_channels != 1)}"
+    reason = "normalized by mean and deviation of all training pixels"
+    if data.value_range is not None:
+        text += f", {describe_range(data.value_range)} scaled to 0 to 255 (value_range in the card)"
+        if data.proposes_range:
+            within = f"it holds {100 - 200 * CUT_OFF:g} % of the pixels of each class"
+            reason = f"{within}, and what is beyond is cut off; {reason}"
+    draft.decide("bands", text, reason, ("model.mean", "model.std", "data.fill"))
+
+
 def _rates(draft: Draft, batch: int, steps: int) -> None:
-    model, options = draft.settings["model.model"], draft.settings["model.model_options"] or {}
-    name = f"{model} {options.get('encoder', '')}"
-    if options.get("encoder") == _LITE and model in ("smp/fpn", "smp/segformer"):
-        recipe = _MEASURED
-    else:
-        recipe = _TRANSFORMERS if any(part in name for part in _TRANSFORMER_NAMES) else _CONVOLUTIONS
-    # Of small batches the gradient is noisier: the rate goes with the square root.
-    base = recipe.learning_rate * min(1.0, math.sqrt(batch / 8))
-    rate = draft.set("model.learning_rate", float(f"{base:.2g}"))
+    recipe = recipe_of(draft.settings["model.model"], draft.settings["model.model_options"], batch_size=batch)
+    rate = draft.set("model.learning_rate", recipe.learning_rate)
     factor = draft.set("model.head_rate_factor", recipe.head_rate_factor)
-    draft.set("model.weight_decay", recipe.weight_decay)
-    warmup = draft.set("model.warmup_steps", max(1, min(recipe.warmup, steps // 10)))
+    draft.set("model.weight_decay", 0.01)
+    warmup = draft.set("model.warmup_steps", recipe.warmup_steps(steps))
     text = f"{rate:g}, in the decoder {factor:g} times that, {warmup} steps of warm-up"
     draft.decide("rate", text, recipe.reason, ("model.learning_rate", "model.head_rate_factor", "model.weight_decay",
                  "model.warmup_steps"))  # fmt: skip
@@ -264,7 +251,7 @@ def _loss_and_bank(draft: Draft, data: DataFingerprint, batch: int) -> tuple[dic
     if loss == "aucseg":
         options = draft.set("model.loss_options", {"auc_weight": 1.0})
         text = f"cross-entropy + {options.get('auc_weight', 1.0):g} x AUC" if options else "cross-entropy + AUC"
-        reason = "does not depend on how rare a class is"
+        reason = "in the AUC part a class counts alike, however rare it is"
     else:
         text, reason = str(loss), ""
     draft.decide("loss", text, reason, ("model.loss", "model.loss_options"))

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aucseg.report.runs import Comparison, Run, load_comparison
+from aucseg.report.shown_image import shown_tensors
 from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT, checkpoint_in
 from aucseg.safe_files import read_yaml_mapping
 
@@ -178,10 +179,12 @@ def collect_examples(
             labels = labels_of(name, sample)
             if labels is not None:
                 predictions[name][run.title] = labels
-    return [
-        Example(name, _to_array(samples[name]["image"]), samples[name]["mask"].numpy(), predictions[name], role)
-        for name, role in roles.items()
-    ]
+    examples = []
+    for name, role in roles.items():
+        truth = samples[name]["mask"].numpy()
+        image = shown_tensors([samples[name]["image"]], truth.shape)[0]
+        examples.append(Example(name, image, truth, predictions[name], role))
+    return examples
 
 
 def can_be_shown(run: Run) -> bool:
@@ -282,7 +285,7 @@ def collect_pastes(
             changed = (new_masks != masks) | (new_images != images).any(1)
             for i in torch.nonzero(changed.flatten(1).any(1)).flatten().tolist():
                 class_ids = tuple(sorted(new_masks[i][changed[i]].unique().tolist()))
-                before, after = _to_array(images[i].cpu()), _to_array(new_images[i].cpu())
+                before, after = shown_tensors([images[i], new_images[i]], masks.shape[1:])
                 pastes.append(Paste(samples[i]["name"], before, after, changed[i].cpu().numpy(), class_ids))
                 if len(pastes) == num_images:
                     return pastes
@@ -312,11 +315,6 @@ def _configuration(run: Run, section: str) -> dict[str, Any]:
     if not isinstance(options, dict) or not options:
         raise ValueError(f"{path} does not say on which data the run was trained: give the pictures as Example objects")
     return options
-
-
-def _to_array(image: Any) -> NDArray[np.uint8]:
-    array: NDArray[np.uint8] = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-    return array
 
 
 def class_ids_in(arrays: Iterable[NDArray[Any]], num_classes: int, min_pixels: int = 1) -> list[int]:

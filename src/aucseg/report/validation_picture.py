@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,21 +65,3 @@ def _fitted(picture: NDArray[np.uint8]) -> Image.Image:
     factor = min(_TILE / width, _TILE / height)
     size = max(1, round(width * factor)), max(1, round(height * factor))
     return Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR)
-
-
-def shown_image(image: NDArray[Any]) -> NDArray[np.uint8]:
-    """An image (H, W, C) of any number of channels and any range as RGB of 8 bits, for the eye.
-
-    The first three channels are shown, or the first one in grey; other values than uint8 are stretched from their 1st
-    to their 99th percentile.
-
-    Example:
-        >>> shown_image(np.zeros((2, 3, 1), np.uint8)).shape
-        (2, 3, 3)
-    """
-    channels = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
-    if channels.dtype != np.uint8:
-        values = np.nan_to_num(channels.astype(np.float64))
-        low, high = np.percentile(values, (1, 99))
-        channels = ((values - low) / max(high - low, 1e-12) * 255).clip(0, 255)
-    return np.ascontiguousarray(channels.astype(np.uint8))

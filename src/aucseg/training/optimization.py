@@ -13,6 +13,7 @@ from torch import nn
 
 from aucseg.hints import build_by_path
 from aucseg.models import split_parameters
+from aucseg.models.recipes import BATCH_SIZE, recipe_of
 from aucseg.training.processes import say_once
 
 # A word of a dotted name: pos_embed, position_embeddings, relative_position_bias_table, rel_pos_h, ...
@@ -129,11 +130,28 @@ def optimizer_and_schedule(
     model: nn.Module, settings: Mapping[str, Any], trainer: Trainer
 ) -> OptimizerLRSchedulerConfig:
     """What Lightning's ``configure_optimizers`` returns, from the hyperparameters of `aucseg.SegmentationTask`."""
+    settings = _with_recipe(settings, trainer)
     names = ("learning_rate", "head_rate_factor", "weight_decay", "betas", "optimizer")
     optimizer = build_optimizer(model, **{name: settings[name] for name in names})
     warmup_and_decay = {name: settings[name] for name in ("warmup_steps", "warmup_factor", "poly_power")}
     schedule = schedule_of(optimizer, trainer, settings["schedule"], **warmup_and_decay)
     return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+
+def _with_recipe(settings: Mapping[str, Any], trainer: Trainer) -> dict[str, Any]:
+    """The settings with those rates that are left open, which is said."""
+    batch_size = int(getattr(getattr(trainer, "datamodule", None), "batch_size", None) or BATCH_SIZE)
+    recipe = recipe_of(settings["model"], settings["model_options"], batch_size=batch_size)
+    chosen = {
+        "learning_rate": recipe.learning_rate,
+        "head_rate_factor": recipe.head_rate_factor,
+        "warmup_steps": recipe.warmup_steps(trainer.max_steps),
+    }
+    chosen = {name: value for name, value in chosen.items() if settings[name] is None}
+    if "learning_rate" in chosen and settings["optimizer"] is None:
+        listed = ", ".join(f"model.{name} {value:g}" for name, value in chosen.items())
+        say_once(f"{listed}: {recipe.reason}, as none is given")
+    return {**settings, **chosen}
 
 
 def schedule_of(

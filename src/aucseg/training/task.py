@@ -64,15 +64,15 @@ class SegmentationTask(LightningModule):
             for the paper's settings, see `aucseg.TailMemoryBank.as_in_paper`), or None for no bank.
         mean: mean of each image channel, in units of 0..255; None for that of the model's weights.
         std: standard deviation of each image channel, in the same units; None as with ``mean``.
-        learning_rate: rate of the encoder.
-        head_rate_factor: the rate of everything but the encoder is this many times higher.
+        learning_rate: rate of the encoder; None for that which goes with model and batch, see `aucseg.models.recipes`.
+        head_rate_factor: the rate of everything but the encoder is this many times higher; None as with the rate.
         weight_decay: decay of AdamW; norms, biases and position parameters have none.
         betas: betas of AdamW.
         optimizer: another optimizer, by import path or as ``{class_path, init_args}``, see
             `aucseg.training.optimization.build_optimizer`; the head and what decays are treated as for AdamW.
         schedule: another schedule in the same form, instead of warm-up and decay, see
             `aucseg.training.optimization.schedule_of`.
-        warmup_steps: optimizer steps of linear warm-up.
+        warmup_steps: optimizer steps of linear warm-up; None for a tenth of the training, at most 500.
         warmup_factor: first factor of the warm-up.
         poly_power: power of the polynomial decay to zero over ``trainer.max_steps``.
         channels_last: whether images and weights are laid out channels last, which is faster for convolutions.
@@ -111,13 +111,13 @@ class SegmentationTask(LightningModule):
         bank: dict[str, Any] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        learning_rate: float = 6e-5,
-        head_rate_factor: float = 10.0,
+        learning_rate: float | None = None,
+        head_rate_factor: float | None = None,
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.999),
         optimizer: str | dict[str, Any] | None = None,
         schedule: str | dict[str, Any] | None = None,
-        warmup_steps: int = 1500,
+        warmup_steps: int | None = None,
         warmup_factor: float = 1e-6,
         poly_power: float = 1.0,
         channels_last: bool = True,
