@@ -10,7 +10,7 @@ from tests.two_processes import arguments
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
-        (("--model.learning_rate", "fast"), "--model.learning_rate must be float, got 'fast'"),
+        (("--model.learning_rate", "fast"), "--model.learning_rate must be float or null, got 'fast'"),
         (("--data.crop_size", "[1, 2, 3]"), "--data.crop_size must be tuple with 2 elements, got '[1, 2, 3]'"),
         (("--model.bank", "capacity"), "--model.bank must be dict or null, got 'capacity'"),
         (("--trainer.precision", "fp8"), "'bf16-true', 'bf16-mixed'"),
