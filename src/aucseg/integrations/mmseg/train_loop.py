@@ -146,13 +146,13 @@ def _check_losses(segmentor: nn.Module, micro_batches: int) -> None:
     for name, head in segmentor.named_modules():
         if getattr(head, "sampler", None) is not None:
             raise ValueError(
-                f"micro_batches is {micro_batches}, but {name} samples pixels, and other ones in parts: remove its sampler, or "
-                "micro_batches=1"
+                f"micro_batches is {micro_batches}, but {name} samples pixels, and other ones in parts: remove its "
+                "sampler, or micro_batches=1"
             )
     for name, loss in _losses_of(segmentor):
         if isinstance(loss, MMSegAUCSegLoss):
             fits = bool(auc_losses(loss.loss))
-            way_out = "take other options of AUCSegLoss, which need no sorting"
+            way_out = "take other options of AUCSegLoss, with which it is not computed by sorting"
         else:
             # A mean over all pixels, those with the ignore label included, is the mean over parts.
             fits = (
@@ -164,8 +164,8 @@ def _check_losses(segmentor: nn.Module, micro_batches: int) -> None:
             way_out = "put AUCSegLoss there, with auc_weight=0 for a cross-entropy alone (class_weight=... works)"
         if not fits:
             raise ValueError(
-                f"micro_batches is {micro_batches}, but {name} ({loss}) cannot be had from sums over parts of a batch: "
-                f"{way_out}, or micro_batches=1"
+                f"micro_batches is {micro_batches}, but {name} ({type(loss).__name__}) cannot be had from sums over "
+                f"parts of a batch: {way_out}, or micro_batches=1"
             )
 
 
