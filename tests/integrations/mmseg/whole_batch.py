@@ -1,6 +1,6 @@
 """One update of a segmentor of mmsegmentation, from a batch in parts and over processes.
 
-Run under torchrun in the environment of ``make test-mmseg``: ``-m tests.integrations.mmseg_whole_batch FOLDER``.
+Run under torchrun in the environment of ``make test-mmseg``: ``-m tests.integrations.mmseg.whole_batch FOLDER``.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from tests.integrations.whole_batch import NUM_CLASSES, Update, batch
 PARTS = (1, 2)
 CHANNELS = 4
 CLASS_WEIGHT = [1.0, 2.0, 0.5, 3.0, 1.0]
-OURS = {"auc_weight": 2.0, "ce_weight": 0.5, "class_weight": CLASS_WEIGHT, "label_smoothing": 0.1}
-AUC_ALONE = {"ce_weight": 0.0, "surrogate": "squared_hinge"}
+OURS: dict[str, Any] = {"auc_weight": 2.0, "ce_weight": 0.5, "class_weight": CLASS_WEIGHT, "label_smoothing": 0.1}
+AUC_ALONE: dict[str, Any] = {"ce_weight": 0.0, "surrogate": "squared_hinge"}
 # Losses of the head and of the auxiliary head.
 LOSSES: dict[str, tuple[Any, Any]] = {
     "AUC losses in both heads": (
@@ -61,7 +61,7 @@ class WithoutNormalization(BaseModule):  # type: ignore[misc]
         self.layers = nn.Sequential(nn.Conv2d(3, CHANNELS, 3, stride=2, padding=1), nn.GELU(), nn.Dropout(dropout))
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        return [self.layers(images.to(self.layers[0].weight.dtype))]
+        return [self.layers(images.to(next(self.parameters()).dtype))]
 
 
 def make_segmentor(losses: tuple[Any, Any], *, dropout: float = 0.0, bank: dict[str, Any] | None = None) -> Any:

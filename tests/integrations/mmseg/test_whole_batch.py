@@ -16,7 +16,7 @@ from mmseg.utils import register_all_modules
 from torch import nn
 
 from aucseg.integrations.mmseg import MMSegAUCSegLoss
-from tests.integrations.mmseg_whole_batch import LOSSES, PARTS, expected_update, make_runner, make_segmentor, update_by
+from tests.integrations.mmseg.whole_batch import LOSSES, PARTS, expected_update, make_runner, make_segmentor, update_by
 from tests.integrations.whole_batch import NUM_CLASSES, differences
 
 pytestmark = pytest.mark.slow
@@ -37,7 +37,7 @@ def test_parts_in_one_process(name: str, parts: int, tmp_path: Path) -> None:
 def test_parts_in_two_processes(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launcher, "-m", "tests.integrations.mmseg_whole_batch", str(tmp_path)]
+    command = [*launcher, "-m", "tests.integrations.mmseg.whole_batch", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     for rank in range(2):
