@@ -74,7 +74,7 @@ def test_one_class_fills_its_quarter(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("num_pixels", [2**18 - 1, 2**18, 2**18 + 1, 700_001])
 def test_large_masks_are_counted_over_the_ends_of_pieces(num_pixels: int, dtype: type) -> None:
     rng = np.random.default_rng(num_pixels)
-    mask = np.repeat(rng.integers(0, 200, num_pixels // 100 + 1), 100)[:num_pixels].astype(dtype)
+    mask: Any = np.repeat(rng.integers(0, 200, num_pixels // 100 + 1), 100)[:num_pixels].astype(dtype)
     mask[num_pixels // 2 :][:100_000] = rng.integers(0, 256, len(mask[num_pixels // 2 :][:100_000]))  # noise
     ids, counts = count_ids(mask)
     expected = np.bincount(mask, minlength=256)
