@@ -18,8 +18,6 @@ GRID = 8
 _SAMPLES = 128
 # Above this share of run ends a histogram of the pixels is faster than counting runs.
 _MANY_RUNS = 0.08
-# Pixels that are counted at a time: what is made of them on the way stays in the cache.
-_PIECE = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -55,31 +53,20 @@ def count_ids(mask: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArra
     flat = mask.reshape(-1)
     if flat.size == 0:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    if flat.dtype == np.uint8:
-        histogram = np.zeros(256, np.int64)
-        for start in range(0, flat.size, _PIECE):
-            histogram += _histogram(flat[start : start + _PIECE])
+    is_end = flat[1:] != flat[:-1]
+    if flat.dtype == np.uint8 and np.count_nonzero(is_end) > _MANY_RUNS * flat.size:
+        histogram = np.array(Image.fromarray(flat.reshape(1, -1)).histogram(), dtype=np.int64)
         ids = np.flatnonzero(histogram)
         return ids, histogram[ids]
-    ends, lengths = _runs(flat[1:] != flat[:-1])
+    ends = np.append(np.flatnonzero(is_end), flat.size - 1)
+    lengths = np.diff(ends, prepend=-1)
+    if flat.dtype == np.uint8:
+        # float64 weights are exact up to 2^53 pixels.
+        sums = np.bincount(flat[ends], weights=lengths, minlength=256).astype(np.int64)
+        ids = np.flatnonzero(sums)
+        return ids, sums[ids]
     values, run_of = np.unique(flat[ends], return_inverse=True)
     return values.astype(np.int64), np.bincount(run_of, weights=lengths).astype(np.int64)
-
-
-def _histogram(flat: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """How often each of the 256 values occurs."""
-    is_end = flat[1:] != flat[:-1]
-    if np.count_nonzero(is_end) > _MANY_RUNS * flat.size:
-        return np.array(Image.fromarray(flat.reshape(1, -1)).histogram(), dtype=np.int64)
-    ends, lengths = _runs(is_end)
-    # float64 weights are exact up to 2^53 pixels.
-    return np.bincount(flat[ends], weights=lengths, minlength=256).astype(np.int64)
-
-
-def _runs(is_end: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Where runs end, and how long they are, given for every pixel but the last whether the next one differs."""
-    ends = np.append(np.flatnonzero(is_end), is_end.size)
-    return ends, np.diff(ends, prepend=-1)
 
 
 def scan_mask(mask: npt.NDArray[Any]) -> MaskScan:
@@ -91,6 +78,28 @@ def scan_mask(mask: npt.NDArray[Any]) -> MaskScan:
     height, width = mask.shape
     rows, columns, _ = _sample_points(height, width)
     return MaskScan(ids, counts, _cells(ids, mask[rows[:, None], columns], height, width), height, width)
+
+
+def scan_image(image: Image.Image) -> MaskScan:
+    """Return what :func:`scan_mask` returns of a decoded image of mode L or P, whose pixels are ids.
+
+    The pixels stay where Pillow has them: as an array they would have to be copied first.
+    """
+    width, height = image.size
+    histogram = np.array(image.histogram()[:256], dtype=np.int64)
+    ids = np.flatnonzero(histogram)
+    rows, columns, _ = _sample_points(height, width)
+    # Pillow takes the pixel under the middle of each target pixel. The sample points are at multiples of the step,
+    # rounded down; a quarter of their least distance from the next pixel keeps rounding errors from mattering.
+    step = width / max(len(columns), 1), height / max(len(rows), 1)
+    shift = [0.25 / max(len(places), 1) - 0.5 * one for places, one in zip((columns, rows), step, strict=True)]
+    sampled = image.transform(
+        (len(columns), len(rows)),
+        Image.Transform.AFFINE,
+        (step[0], 0, shift[0], 0, step[1], shift[1]),
+        Image.Resampling.NEAREST,
+    )
+    return MaskScan(ids, histogram[ids], _cells(ids, np.asarray(sampled), height, width), height, width)
 
 
 def _cells(ids: npt.NDArray[np.int64], sampled: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[np.uint64]:

@@ -7,7 +7,6 @@ import multiprocessing
 from collections.abc import Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ import numpy as np
 from aucseg.announce import Announcement
 from aucseg.datasets.bands import check_card_image, read_card_image
 from aucseg.datasets.card import DatasetCard
-from aucseg.datasets.counting import MaskScan, scan_mask
+from aucseg.datasets.counting import MaskScan, scan_image, scan_mask
 from aucseg.datasets.files import SampleError, size_message
 from aucseg.datasets.mask_files import RawMask, read_mask
 from aucseg.datasets.mask_windows import read_tile_of_mask
@@ -84,10 +83,8 @@ class _Worker:
                 # The header is read faster than the digest of the whole file.
                 return repr(check_card_image(job.path, self.card, False)).encode(), "", ""
             data = None
-            if self.cache is not None:
-                with suppress(OSError):  # what is wrong is said when the file is read
-                    data = job.path.read_bytes()
-            if self.cache is not None and data is not None:
+            if self.cache is not None and job.path.is_file():
+                data = job.path.read_bytes()
                 digest = digest_of(data)
                 payload = self.cache.result(digest, self.kinds[job.kind])
                 if payload is not None:
@@ -107,7 +104,7 @@ class _Worker:
 
 
 def _scan(mask: RawMask) -> MaskScan:
-    scan = scan_mask(np.asarray(mask.pixels))
+    scan = scan_mask(mask.pixels) if isinstance(mask.pixels, np.ndarray) else scan_image(mask.pixels)
     if mask.palette is None:
         return scan
     # Indices beyond the palette have no colour.
@@ -121,18 +118,7 @@ _worker: _Worker | None = None
 
 def _start_worker(card: DatasetCard, decode_images: bool, cache_path: Path | None) -> None:
     global _worker
-    _keep_freed_memory()
     _worker = _Worker(card, decode_images, cache_path)
-
-
-def _keep_freed_memory() -> None:
-    """Lets glibc keep what is freed, up to some 60 MiB; other allocators take no notice.
-
-    Decoded masks are large enough that each would be handed back to the system, whose pages are slow to come again: a
-    third of the time of counting. Freeing one block of this size, which no page is touched of, raises that limit
-    (``M_MMAP_THRESHOLD`` and ``M_TRIM_THRESHOLD`` in mallopt(3), which adapt up to 32 MiB).
-    """
-    bytes(31 << 20)
 
 
 def _run_worker(job: _Job) -> _Result:
