@@ -41,7 +41,7 @@ $(MMSEG_VENV)/.created: pyproject.toml
 
 # Its libraries warn at every import, so warnings are no errors here.
 test-mmseg: $(MMSEG_VENV)/.created
-	OMP_NUM_THREADS=$(TEST_JOBS) $(MMSEG_VENV)/bin/python -m pytest -W default tests/integrations/test_mmseg.py
+	OMP_NUM_THREADS=$(TEST_JOBS) $(MMSEG_VENV)/bin/python -m pytest -W default tests/integrations/mmseg
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported
 
 _NEEDS = {
-    "mmseg": ["src/aucseg/integrations/mmseg.py", "tests/integrations/test_mmseg.py"],  # ``make test-mmseg``
+    "mmseg": ["src/aucseg/integrations/mmseg/*.py", "tests/integrations/mmseg/*.py"],  # ``make test-mmseg``
     "triton": ["src/aucseg/losses/auc/triton_features.py", "src/aucseg/losses/auc/triton_kernels.py"],
 }
-collect_ignore = [path for package, paths in _NEEDS.items() if not find_spec(package) for path in paths]
+collect_ignore_glob = [path for package, paths in _NEEDS.items() if not find_spec(package) for path in paths]

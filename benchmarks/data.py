@@ -152,7 +152,7 @@ def seconds_of(command: list[str]) -> tuple[float, float]:
 
 
 def stats_beside_a_loop(root: Path, rounds: int) -> dict[str, object]:
-    """Time ``aucseg stats``, all checks on, beside a loop over the masks alone; the least of rounds in turns."""
+    """Time ``aucseg stats``, all checks on, beside a loop over the masks alone, in turns: median, least, most."""
     stats = [sys.executable, "-m", "aucseg.cli", "stats", str(root / "card.yaml"), "--root", str(root)]
     cache = root / "cache.sqlite"
     commands = {
@@ -161,16 +161,29 @@ def stats_beside_a_loop(root: Path, rounds: int) -> dict[str, object]:
         "again, from the cache": [*stats, "--workers", "2", "--cache", str(cache)],
     }
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+    loads: list[float] = []
     for _ in range(rounds):
         cache.unlink(missing_ok=True)
+        loads.append(os.getloadavg()[0])
         for name, command in commands.items():
             found[name].append(seconds_of(command))
     result: dict[str, object] = {}
     for name, times in found.items():
-        result[f"{name}: seconds"] = min(wall for wall, _ in times)
-        result[f"{name}: CPU seconds"] = min(cpu for _, cpu in times)
-    walls = [min(wall for wall, _ in found[name]) for name in commands]
-    return {"masks": len(list((root / "masks").iterdir())), **result, "times as fast": walls[0] / walls[1]}
+        result[f"{name}: seconds"] = _spread([wall for wall, _ in times])
+        result[f"{name}: CPU seconds"] = _spread([cpu for _, cpu in times])
+    loop, counting, _ = found.values()
+    return {
+        "masks": len(list((root / "masks").iterdir())),
+        "rounds": rounds,
+        "load average in the rounds": _spread(loads),
+        **result,
+        "times as fast": _spread([one[0] / two[0] for one, two in zip(loop, counting, strict=True)]),
+        "CPU time over that of the loop": _spread([two[1] / one[1] for one, two in zip(loop, counting, strict=True)]),
+    }
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
 def load(dataset: SegmentationDataset, num_images: int, rounds: int) -> dict[str, float]:

@@ -176,7 +176,7 @@ def hugging_face(network: nn.Module, loss: AUCSegLoss, parts: int, folder: Path)
     return float(next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry))
 
 
-# The fifth, mmsegmentation, has an environment of its own: tests/integrations/test_mmseg.py.
+# The fifth, mmsegmentation, has an environment of its own: tests/integrations/mmseg/test_whole_batch.py.
 FRAMEWORKS: dict[str, Callable[..., float]] = {
     "plain PyTorch": plain,
     "accelerate": accelerate,

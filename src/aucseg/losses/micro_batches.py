@@ -64,48 +64,35 @@ class MicroBatchAUC:
         that found no memory, it is yours to do.
         """
         self._sums: Any = None
-        self._random: list[tuple[Tensor, Tensor | None]] = []
-        self._buffers: list[Tensor] = []
-        self._done = 0
+        self._passes: TwoPasses | None = None
 
     def collect(self, inputs: Any, target: Tensor) -> None:
         """First pass: the sums of one micro-batch, without gradient."""
-        if self._done:
+        if self._passes is not None and self._passes.num_second:
             raise RuntimeError(
-                f"collect() after {self._done} of {len(self._random)} calls of loss(): finish the second pass first, "
-                "or give the batch up with reset()"
+                f"collect() after {self._passes.num_second} of {self._passes.num_first} calls of loss(): finish the "
+                "second pass first, or give the batch up with reset()"
             )
         with self._forgotten_after_an_error():
             self._collect(inputs, target)
 
     def _collect(self, inputs: Any, target: Tensor) -> None:
-        if not self._random:
-            self._buffers = [buffer.clone() for buffer in self._model.buffers()]
-        self._random.append(_random_state(target.device))
-        with torch.no_grad():
+        if self._passes is None:
+            self._passes = TwoPasses(self._model)
+        with self._passes.first(target.device):
             sums = self._loss.class_sums(self._model(inputs), target)
-        # Autocast may keep weights that it cast without gradient; used again, they would give the second pass none.
-        torch.clear_autocast_cache()
         self._sums = sums if self._sums is None else self._sums + sums
 
     def loss(self, inputs: Any, target: Tensor) -> Tensor:
         """Second pass, in the same order: the loss of the whole batch; its gradient is the part of this micro-batch."""
-        if self._sums is None:
+        if self._passes is None:
             raise RuntimeError("loss() needs the sums of the whole batch: call collect() for every micro-batch first")
         with self._forgotten_after_an_error():
-            result = self._part(inputs, target)
-        self._done += 1
-        if self._done == len(self._random):
+            self._passes.second(target.device)
+            result = self._loss.given_sums(self._sums, self._model(inputs), target)
+        if self._passes.num_second == self._passes.num_first:
             self.reset()
         return result
-
-    def _part(self, inputs: Any, target: Tensor) -> Tensor:
-        if self._done == 0:
-            with torch.no_grad():
-                for buffer, before in zip(self._model.buffers(), self._buffers, strict=True):
-                    buffer.copy_(before)
-        _set_random_state(self._random[self._done], target.device)
-        return self._loss.given_sums(self._sums, self._model(inputs), target)
 
     @contextmanager
     def _forgotten_after_an_error(self) -> Iterator[None]:
@@ -115,6 +102,49 @@ class MicroBatchAUC:
         except BaseException:
             self.reset()
             raise
+
+
+class TwoPasses:
+    """A model runs over the parts of a batch twice, and the second time is like the first.
+
+    The second pass starts from the buffers of the first, so that statistics are updated once, and replays its random
+    numbers. Make a new one for each batch.
+
+    Args:
+        model: The model.
+
+    Attributes:
+        num_second: Parts of the second pass so far.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._buffers = [buffer.clone() for buffer in model.buffers()]
+        self._random: list[tuple[Tensor, Tensor | None]] = []
+        self.num_second = 0
+
+    @property
+    def num_first(self) -> int:
+        """Parts of the first pass so far."""
+        return len(self._random)
+
+    @contextmanager
+    def first(self, device: torch.device) -> Iterator[None]:
+        """Within the context the model runs on the next part for the first time, without gradient."""
+        self._random.append(_random_state(device))
+        with torch.no_grad():
+            yield
+        # Autocast may keep weights that it cast without gradient; used again, they would give the second pass none.
+        torch.clear_autocast_cache()
+
+    def second(self, device: torch.device) -> None:
+        """Called before the model runs on the next part for the second time, in the same order."""
+        if not self.num_second:
+            with torch.no_grad():
+                for buffer, before in zip(self._model.buffers(), self._buffers, strict=True):
+                    buffer.copy_(before)
+        _set_random_state(self._random[self.num_second], device)
+        self.num_second += 1
 
 
 def accumulate(

@@ -1,96 +1,16 @@
-"""AUCSeg in mmsegmentation 1.x: the loss, and the bank as a transform or in the data preprocessor.
-
-Importing this module registers everything. In a configuration::
-
-    custom_imports = dict(imports=["aucseg.integrations.mmseg"], allow_failed_imports=False)
-    model = dict(
-        data_preprocessor=dict(type="AUCSegDataPreProcessor", bank=dict(tail_classes=[6, 12], num_classes=19)),
-        decode_head=dict(loss_decode=dict(type="AUCSegLoss")),
-    )
-
-Needs ``pip install "aucseg[mmseg]"``.
-"""
+"""The tail-class memory bank in mmsegmentation, as a transform or in the data preprocessor."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from mmcv.transforms import BaseTransform
+from mmseg.models import SegDataPreProcessor
+from mmseg.registry import MODELS, TRANSFORMS
 
-from aucseg.losses import AUCSegLoss
 from aucseg.memory_bank import TailMemoryBank
 from aucseg.memory_bank.paper import with_paper_settings
-
-try:
-    from mmcv.transforms import BaseTransform
-    from mmseg.models import SegDataPreProcessor
-    from mmseg.registry import MODELS, TRANSFORMS
-except ImportError as error:
-    raise ImportError('aucseg.integrations.mmseg needs mmsegmentation: pip install "aucseg[mmseg]"') from error
-
-
-@MODELS.register_module(name="AUCSegLoss")
-class MMSegAUCSegLoss(nn.Module):
-    """`aucseg.AUCSegLoss` as a ``loss_decode`` of mmsegmentation's heads, in place of their cross-entropy.
-
-    Args:
-        loss_weight: factor of the whole loss.
-        loss_name: key of the loss in the log; must contain ``loss`` to be trained on.
-        use_sigmoid: must be False. It is what a configuration inherits from the cross-entropy that this loss replaces,
-            like the next.
-        avg_non_ignore: not used: ignored pixels never count.
-        **options: options of `aucseg.AUCSegLoss`; ``ignore_index`` must be that of the head.
-
-    Raises:
-        ValueError: for a ``loss_name`` that mmengine would only log, for ``use_sigmoid=True``, and what
-            `aucseg.AUCSegLoss` refuses.
-    """
-
-    def __init__(
-        self,
-        loss_weight: float = 1.0,
-        loss_name: str = "loss_aucseg",
-        use_sigmoid: bool = False,
-        avg_non_ignore: bool = True,
-        **options: Any,
-    ) -> None:
-        super().__init__()
-        if use_sigmoid:
-            raise ValueError(
-                "AUCSegLoss has a softmax cross-entropy and cannot inherit use_sigmoid=True: write "
-                "loss_decode=dict(_delete_=True, type='AUCSegLoss')"
-            )
-        if "loss" not in loss_name:
-            raise ValueError(f"loss_name must contain 'loss', or mmengine only logs the loss, got {loss_name!r}")
-        self.loss_weight = loss_weight
-        self.ignore_index = int(options.setdefault("ignore_index", 255))
-        self._loss_name = loss_name
-        self.loss = AUCSegLoss(**options)
-
-    @property
-    def loss_name(self) -> str:
-        """Key of the loss in the log."""
-        return self._loss_name
-
-    def forward(
-        self, cls_score: Tensor, label: Tensor, weight: Tensor | None = None, ignore_index: int = 255, **_: Any
-    ) -> Tensor:
-        """The loss of logits ``(B, K, H, W)`` against labels ``(B, H, W)``, as the heads call it.
-
-        Raises:
-            ValueError: for pixel weights, which a pixel sampler makes (a pair of pixels has no one weight), and for a
-                head with another ignore label.
-        """
-        if weight is not None:
-            raise ValueError("AUCSegLoss takes no pixel weights: remove the sampler from the decode head")
-        if ignore_index != self.ignore_index:
-            raise ValueError(
-                f"the head ignores label {ignore_index}, the loss {self.ignore_index}: "
-                f"loss_decode=dict(type='AUCSegLoss', ignore_index={ignore_index})"
-            )
-        value: Tensor = self.loss_weight * self.loss(cls_score, label)
-        return value
 
 
 @TRANSFORMS.register_module()
