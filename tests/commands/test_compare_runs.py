@@ -66,9 +66,21 @@ def test_all_kinds_of_methods_with_search_and_report(real_config: Path, tmp_path
     methods = "ce,la+rcs,ce+posthoc-la,ce+disalign,aucseg,aucseg+offsets"
     command = ["compare", "--config", str(real_config), "--out", str(out), "--methods", methods, "--seeds", "0,1"]
     # Of eight images two are needed to judge offsets.
-    assert main([*command, "--search", "auc_weight=1,4", "--discard-checkpoints", "--offsets-share", "0.25"]) == 0
+    search = ["--search", "auc_weight=1,4", "--search-limit", "3"]
+    assert main([*command, *search, "--discard-checkpoints", "--offsets-share", "0.25"]) == 0
     rows = rows_of(out)
     assert len(rows) == 12
+    # A grid of two goes on beyond its edge; the table says what was tried.
+    choices = {choice["method"]: choice for choice in json.loads((out / "search.json").read_text())}
+    assert list(choices) == ["ce", "la+rcs", "ce+posthoc-la", "ce+disalign", "aucseg"]
+    for choice in choices.values():
+        (tried,) = choice["tried"].values()
+        assert 2 <= len(tried) == len(choice["scores"]) <= 3
+        assert all(0 <= score <= 1 for score in choice["scores"].values())
+        best, (value,) = max(choice["scores"].values()), choice["settings"].values()
+        assert choice["scores"][next(label for label in choice["scores"] if label.endswith(f"={value}"))] == best
+        assert bool(choice["at_edge"]) == (value in (tried[0], tried[-1]))
+    assert "| tuned |" in (out / "table.md").read_text()
     # The second stages start from what the first has learned: logits shift, the model stays.
     by_key = {(row["method"], row["seed"]): row for row in rows}
     # Post-hoc adjustment trains nothing; DisAlign's one step here is too few to time, but it does train.
