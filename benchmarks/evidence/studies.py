@@ -193,7 +193,7 @@ STUDIES = {
         "training: ENet 51.3, SegNet 60.1, DeepLab-LFOV 61.6, Dilation8 65.3, FC-DenseNet103 66.9.",
         ("ce", "wce-inverse-0.25", "dice", "auc", "aucseg", "auc-weighted"),
         3,
-        (*_CAMVID, *_METHODS),
+        (*_CAMVID, "--steps", "600", *_METHODS),
         needs_root=True,
         pairs=(("auc", "wce-inverse-0.25"), ("auc", "dice")),
     ),

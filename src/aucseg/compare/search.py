@@ -96,7 +96,7 @@ class Outcome:
         point: The best value of each setting; None if no trial has given a score.
         tried: The values of each setting that were tried in its turn; only one for a setting that had no turn.
         at_edge: Whether the best value still lies at the edge of what was tried, by setting.
-        wanted: Points to try before more can be said; with any of them the rest is preliminary.
+        wanted: Points to try before more can be said; with any of them the rest is preliminary, and not complete.
     """
 
     point: Point | None
