@@ -236,13 +236,6 @@ STUDIES = {
 }
 
 
-# Studies of one model and one recipe in the order of their steps, and the methods to follow through them.
-BUDGETS = {
-    "Freedoom-LT": (("main", "steps_2000", "steps_8000"), ("ce", "aucseg", "aucseg-1")),
-    "CamVid": (("camvid", "camvid_1200", "camvid_2400", "camvid_4800"), ("ce", "auc", "auc-1")),
-}
-
-
 def best_rivals(results: Path) -> list[str]:
     """The losses with the best scores in the main study's search, which never saw the validation split.
 
