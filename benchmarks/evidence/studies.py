@@ -244,7 +244,11 @@ def best_rivals(results: Path) -> list[str]:
     """
     path = results / "main.json"
     search = json.loads(path.read_text(encoding="utf-8"))["search"] if path.is_file() else []
-    scores = {choice["method"]: max(choice["scores"].values()) for choice in search if choice["method"] in _RIVALS}
+    scores = {
+        choice["method"]: max(score for score in choice["scores"].values() if score is not None)
+        for choice in search
+        if choice["method"] in _RIVALS
+    }
     missing = [method for method in _RIVALS if method not in scores]
     if missing:
         raise ValueError(
