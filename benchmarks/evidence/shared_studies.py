@@ -330,7 +330,7 @@ def _on_cpu(study: SharedStudy, title: str, text: str) -> SharedStudy:
 
 
 def _second_model(study: SharedStudy, name: str) -> SharedStudy:
-    text = f"The decoder of SegFormer on the same encoder, two seeds, everything else as in [{study.title}]({name}.md)."
+    text = f"The decoder of SegFormer on the same encoder, two seeds, everything else as in '{study.title}'."
     return replace(
         study, title=f"{study.title}, a second model", text=text, methods=_SECOND_MODEL, seeds=2, change="segformer",
         rival_of=name,

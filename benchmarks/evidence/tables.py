@@ -45,6 +45,9 @@ def main() -> None:
         draw(table, DOCS / "images" / name)
     draw_budgets(budgets(RESULTS), DOCS / "images" / "results-budgets.svg")
     print(f"docs/results: {len(texts)} pages, {len(figures) + 1} figures")
+    navigation = (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8")
+    if missing := [name for name in texts if f"results/{name}" not in navigation]:
+        print(f"not in the navigation of mkdocs.yml yet: {', '.join(missing)}")
 
 
 def pages(results: Path) -> tuple[dict[str, str], dict[str, Table]]:
