@@ -246,7 +246,7 @@ def tuned_text(settings: Sequence[Tuned], style: str) -> str:
     """
     texts = []
     for setting in settings:
-        value = "/".join(map(str, setting.values))
+        value = _text("/".join(map(str, setting.values)), style)
         mark = _AT_EDGE[style] if setting.at_edge else ""
         tried = "not tuned" if len(setting.tried) == 1 else f"of {', '.join(map(str, setting.tried))}"
         texts.append(f"{_text(setting.name, style)} {value}{mark} {_text(tried, style)}")
