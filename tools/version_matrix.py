@@ -41,9 +41,8 @@ OLDEST_TRAIN = (
 )
 CORE_TESTS = ("tests/losses", "tests/memory_bank", "tests/metrics", "tests/fuzz/test_numbers.py")
 TRAIN_TESTS = (*CORE_TESTS, "tests/training/test_task.py", "tests/test_cli.py", "tests/training/test_datamodule.py")
-# Two of the losses come from segmentation_models_pytorch, which the core does without. Torch warns of Python
-# 3.13.0 when compiling.
-CORE_OPTIONS = ("-k", "not dice and not lovasz", "-W", "ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
+# Torch warns of Python 3.13.0 when compiling.
+CORE_OPTIONS = ("-W", "ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
 # A tool of the tests, not what the package calls: fake tensors on "cuda" need a driver in old torch.
 OLDEST_TRAIN_OPTIONS = ("--ignore=tests/losses/test_no_host_sync.py",)
 # Before torch 2.6 its profiler cannot count what a step allocates, its own pickling of tensors warns of itself, and a

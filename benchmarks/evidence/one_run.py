@@ -9,7 +9,6 @@ makes room. Exit status 75: another process is at this run.
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import sys
 import time
@@ -105,22 +104,28 @@ def with_offsets(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     ignore_index = task.card.ignore_index
     fit = fit_offsets(held_out, task.card.num_classes, ignore_index=ignore_index)
 
-    def scores(split: list[tuple[torch.Tensor, torch.Tensor]], offsets: Sequence[float]) -> dict[str, float | None]:
+    def measure(split: list[tuple[torch.Tensor, torch.Tensor]], offsets: Sequence[float]) -> dict[str, torch.Tensor]:
         metric = GroupedMeanIoU(task.card.num_classes, groups=task.groups, ignore_index=ignore_index).to(device)
         added = torch.tensor(offsets, device=device).view(-1, 1, 1)
         for logits, target in split:
             full = F.interpolate(logits.float(), target.shape[-2:], mode="bilinear", align_corners=False)
             metric.update((full + added).argmax(1), target)
-        means = {name: float(value) for name, value in metric.compute().items()}
-        names = ("miou", *(task.groups or ()))
-        return rounded({name: None if math.isnan(means[name]) else means[name] for name in names})
+        return metric.details()
 
+    def means(details: dict[str, torch.Tensor]) -> dict[str, float | None]:
+        return plain({name: details[name] for name in ("miou", *(task.groups or ()))})
+
+    def plain(values: dict[str, torch.Tensor]) -> dict[str, float | None]:
+        return rounded({name: None if value.isnan() else float(value) for name, value in values.items()})
+
+    validated = measure(validation, fit.offsets)
     return {
-        "heldout": scores(held_out, [0.0] * task.card.num_classes),
+        "heldout": means(measure(held_out, [0.0] * task.card.num_classes)),
         "with_offsets": {
             "offsets": list(fit.offsets),
-            "heldout": scores(held_out, fit.offsets),
-            "metrics": scores(validation, fit.offsets),
+            "heldout": means(measure(held_out, fit.offsets)),
+            "metrics": means(validated),
+            "per_class_iou": plain(dict(zip(task.card.class_names, validated["per_class"], strict=True))),
         },
     }
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.evidence.one_run import BUSY, JOB_FILE, LOG_FILE, MEASURED_FILE
 from benchmarks.evidence.records import read_result, unique
-from benchmarks.evidence.shared_studies import RATE, Job, SharedStudy, chosen_rate
+from benchmarks.evidence.shared_studies import Job, SharedStudy
 from filelock import FileLock
 
 import aucseg
@@ -49,8 +49,7 @@ def commit_of_code() -> str | None:
 def on_machine(config: Configuration, root: Path, device: str, loaders: int) -> Configuration:
     """A configuration for this machine: where the data are, what computes, how many processes load."""
     trainer: Configuration = {"accelerator": "cpu" if device == "cpu" else "gpu", "devices": 1}
-    if device == "cpu":
-        trainer["precision"] = "32-true"
+    trainer["precision"] = "32-true" if device == "cpu" else config["trainer"].get("precision", "bf16-mixed")
     return merged(config, {"trainer": trainer, "data": {"root": str(root), "num_workers": loaders}})
 
 
@@ -253,7 +252,7 @@ class Pool:
             for part in ("runs", "trials"):
                 found = [*result.get(part, []), *self._finished(part)]
                 result[part] = unique(part, found)
-            result["search"] = _search_of(result["trials"])
+            result["search"] = self.study.choices(result, frozenset(self.failed))
             if result["runs"] or result["trials"]:
                 _write(self.json_path, result)
         return result
@@ -267,6 +266,12 @@ class Pool:
                         f"commit {commit_of_code()}). A study keeps to one of each: go back to it (a commit's code: "
                         "--code), or give another folder with --results"
                     )
+            device = record["cost"].get("device")
+            if device is not None and (device == "cpu") != (self.device == "cpu"):
+                raise ValueError(
+                    f"{self.json_path} holds runs on {device}, and a table never mixes a CPU with a GPU: give another "
+                    "folder with --results"
+                )
 
     def _finished(self, part: str) -> list[dict[str, Any]]:
         records = []
@@ -315,15 +320,6 @@ def table(result: Mapping[str, Any]) -> str:
             f"{means[2]:18.1f}  {means[3]:5.1f}"
         )
     return "\n".join(lines)
-
-
-def _search_of(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    if not trials:
-        return []
-    scores = {str(trial["learning_rate"]): trial["metrics"]["miou"] for trial in trials}
-    first = trials[0]
-    chosen = {"setting": RATE, "value": chosen_rate(trials), "scores": scores}
-    return [{"model": first["model"], "method": first["method"], **chosen}]
 
 
 def _steps(result: Mapping[str, Any]) -> int:

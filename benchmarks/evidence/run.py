@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     shared.add_argument("--processes", type=int, default=4, metavar="N", help="runs at a time (default: %(default)s)")
     shared.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: %(default)s")
     shared.add_argument("--loaders", type=int, metavar="N", help="loader processes of a run (default: by the cores)")
+    shared.add_argument("--methods", metavar="A,B,...", help="some of the study's methods (default: all)")
     code = shared.add_mutually_exclusive_group()
     code.add_argument("--code", type=Path, default=PINNED, metavar="DIR", help="folder with the package of one commit, "
                       "as `make gpu` installs it (default: %(default)s)")  # fmt: skip
@@ -91,7 +92,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run_shared(parser: argparse.ArgumentParser, args: argparse.Namespace, options: list[str]) -> int:
-    study = SHARED_STUDIES[args.study]
     if not args.working_tree and commit_of_code() is None:
         if not (args.code / "aucseg").is_dir():
             parser.error(
@@ -102,6 +102,9 @@ def _run_shared(parser: argparse.ArgumentParser, args: argparse.Namespace, optio
         command = [sys.executable, "-m", "benchmarks.evidence.run", *options]
         os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": path})
     try:
+        study = SHARED_STUDIES[args.study].resolved(args.results)
+        if args.methods is not None:
+            study = study.only(args.methods.split(","))
         root = study.data_root(args.root)
     except ValueError as error:
         parser.error(str(error))

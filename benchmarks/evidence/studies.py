@@ -193,7 +193,7 @@ STUDIES = {
         "training: ENet 51.3, SegNet 60.1, DeepLab-LFOV 61.6, Dilation8 65.3, FC-DenseNet103 66.9.",
         ("ce", "wce-inverse-0.25", "dice", "auc", "aucseg", "auc-weighted"),
         3,
-        (*_CAMVID, *_METHODS),
+        (*_CAMVID, "--steps", "600", *_METHODS),
         needs_root=True,
         pairs=(("auc", "wce-inverse-0.25"), ("auc", "dice")),
     ),
@@ -236,13 +236,6 @@ STUDIES = {
 }
 
 
-# Studies of one model and one recipe in the order of their steps, and the methods to follow through them.
-BUDGETS = {
-    "Freedoom-LT": (("main", "steps_2000", "steps_8000"), ("ce", "aucseg", "aucseg-1")),
-    "CamVid": (("camvid", "camvid_1200", "camvid_2400", "camvid_4800"), ("ce", "auc", "auc-1")),
-}
-
-
 def best_rivals(results: Path) -> list[str]:
     """The losses with the best scores in the main study's search, which never saw the validation split.
 
@@ -251,7 +244,11 @@ def best_rivals(results: Path) -> list[str]:
     """
     path = results / "main.json"
     search = json.loads(path.read_text(encoding="utf-8"))["search"] if path.is_file() else []
-    scores = {choice["method"]: max(choice["scores"].values()) for choice in search if choice["method"] in _RIVALS}
+    scores = {
+        choice["method"]: max(score for score in choice["scores"].values() if score is not None)
+        for choice in search
+        if choice["method"] in _RIVALS
+    }
     missing = [method for method in _RIVALS if method not in scores]
     if missing:
         raise ValueError(

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence.studies import BUDGETS, RESULTS, STUDIES
+from benchmarks.evidence import shared_pages
+from benchmarks.evidence.budgets import budget_table, budgets, draw_budgets
+from benchmarks.evidence.shared_studies import SHARED_STUDIES
+from benchmarks.evidence.studies import RESULTS, STUDIES
 
-from aucseg.compare.intervals import Interval, paired_difference, t_interval
+from aucseg.compare.intervals import paired_difference
 from aucseg.compare.tables import METRICS, Table, make_tables, markdown_text
 
 DOCS = Path(__file__).parents[2] / "docs"
-BASELINE = "ce"
+BASELINE = shared_pages.BASELINE
+_REHEARSAL = "rehearsal"
 
 _INDEX = """# Results
 
@@ -28,27 +31,6 @@ Names of methods: `ce` is cross-entropy, `auc` cross-entropy with the AUC loss, 
 a number behind one of them is its AUC weight. The others are [other losses](../rivals.md); `+bank` adds the bank,
 `+rcs` rare-class sampling.
 """
-_COLORS = {"ce": "#0072b2", "aucseg": "#d55e00", "auc": "#d55e00", "aucseg-1": "#cc79a7", "auc-1": "#cc79a7"}
-_LABELS = {
-    "ce": "cross-entropy",
-    "aucseg": "AUCSeg, AUC weight 2",
-    "aucseg-1": "AUCSeg, AUC weight 1",
-    "auc": "AUC loss, weight 2",
-    "auc-1": "AUC loss, weight 1",
-}
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a method reaches with a number of steps: mean IoU in % over the seeds, by group."""
-
-    data: str
-    steps: int
-    method: str
-    seeds: int
-    values: Mapping[str, Interval]
-
-
 # Digests (`hashes.code` of a run) of the code whose training images had their colour channels permuted.
 _PERMUTED = {"d60d30651117", "86a5c50e945d", "8ffa47038b8b", "8b058dc8e0eb", "c057b1650ef5"}
 
@@ -63,6 +45,9 @@ def main() -> None:
         draw(table, DOCS / "images" / name)
     draw_budgets(budgets(RESULTS), DOCS / "images" / "results-budgets.svg")
     print(f"docs/results: {len(texts)} pages, {len(figures) + 1} figures")
+    navigation = (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8")
+    if missing := [name for name in texts if f"results/{name}" not in navigation]:
+        print(f"not in the navigation of mkdocs.yml yet: {', '.join(missing)}")
 
 
 def pages(results: Path) -> tuple[dict[str, str], dict[str, Table]]:
@@ -78,19 +63,29 @@ def pages(results: Path) -> tuple[dict[str, str], dict[str, Table]]:
             continue
         check_same_origin(name, runs)
         parts = [f"# {study.title}\n\n{study.text}\n\n{_state(name, runs)}"]
-        for table in make_tables(values_of(runs), *_names(runs), BASELINE):
+        search = [_as_now(choice) for result in loaded.values() for choice in result["search"]]
+        for table in make_tables(values_of(runs), *_names(runs), BASELINE, tuned=shared_pages.tuned(search)):
             figures[f"results-{name}-{table.model}.svg"] = table
             parts.append(
                 f"![Tail and overall mIoU of each method](../images/results-{name}-{table.model}.svg)\n\n"
                 + markdown_text([table]).replace("### ", "## Model ")
             )
         parts.append(_pairs(study.pairs, runs))
-        parts.append(_settings([choice for result in loaded.values() for choice in result["search"]]))
+        parts.append(shared_pages.scores_of_trials(search))
         parts.append(_older_note(runs))
         texts[f"{name}.md"] = _joined(parts)
         listed.append(f"- [{study.title}]({name}.md): {_state(name, runs)}")
+    for name, shared in SHARED_STUDIES.items():
+        result = load(results / f"{name}.json")
+        if not result["runs"]:
+            pending += [name] if name != _REHEARSAL else []
+            continue
+        check_same_origin(name, result["runs"])
+        texts[f"{name}.md"], tables_of = shared_pages.page(name, shared, result)
+        figures |= tables_of
+        listed.append(f"- [{shared.title}]({name}.md): {shared_pages.state(shared, result['runs'])}")
     index = [_INDEX, _older(results), "## Studies\n\n" + "\n".join(listed) if listed else ""]
-    index += [_budget_table(budgets(results)), _pending(pending) if pending else ""]
+    index += [budget_table(budgets(results)), _pending(pending) if pending else ""]
     return {"index.md": _joined(index), **texts}, figures
 
 
@@ -219,100 +214,22 @@ def _pairs(pairs: tuple[tuple[str, str], ...], runs: list[dict[str, Any]]) -> st
     ])  # fmt: skip
 
 
-def budgets(results: Path) -> list[Budget]:
-    """What the methods of `BUDGETS` reach with more and more steps, where they have been run."""
-    found = []
-    for data, (studies, methods) in BUDGETS.items():
-        runs = [run for name in studies for run in load(results / f"{name}.json")["runs"] if run["method"] in methods]
-        for steps in sorted({run["steps"] for run in runs if run["method"] == BASELINE}):
-            for method in methods:
-                metrics = [run["metrics"] for run in runs if (run["method"], run["steps"]) == (method, steps)]
-                if metrics:
-                    keys = ("miou", "head", "middle", "tail")
-                    values = {key: t_interval([100 * metric[key] for metric in metrics]) for key in keys}
-                    found.append(Budget(data, steps, method, len(metrics), values))
-    return found
-
-
-def draw_budgets(rows: list[Budget], path: Path) -> None:
-    """Tail and overall mean IoU against the number of steps, a column for each data set, with 95 % intervals."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    names = list(dict.fromkeys(row.data for row in rows))
-    with mpl.rc_context({"svg.hashsalt": "results", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(8, 5.2), layout="constrained")
-        grid = figure.subplots(2, len(names), sharex="col", squeeze=False)
-        for column, data in enumerate(names):
-            for axes, key, title in zip(grid[:, column], ("tail", "miou"), ("tail", "overall"), strict=True):
-                for method in dict.fromkeys(row.method for row in rows if row.data == data):
-                    points = [row for row in rows if (row.data, row.method) == (data, method)]
-                    axes.errorbar(
-                        [row.steps for row in points],
-                        [row.values[key].mean for row in points],
-                        yerr=[0.0 if row.seeds == 1 else row.values[key].half_width for row in points],
-                        fmt="o-",
-                        color=_COLORS[method],
-                        label=_LABELS[method],
-                        capsize=3,
-                    )
-                steps = sorted({row.steps for row in rows if row.data == data})
-                axes.set_xscale("log")
-                axes.set_xticks(steps, [f"{step:,}" for step in steps])
-                axes.minorticks_off()
-                axes.set_ylabel(f"{title} mIoU, %")
-                axes.grid(alpha=0.3)
-            grid[0, column].set_title(data)
-            grid[0, column].legend(frameon=False, fontsize=8)
-            grid[1, column].set_xlabel("training steps")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata={"Date": None})
-
-
-def _budget_table(rows: list[Budget]) -> str:
-    """Means at each budget: cross-entropy with its rise since the budget before, others with the difference to it."""
-    baselines = {(row.data, row.steps): row for row in rows if row.method == BASELINE}
-    lines = []
-    for row in rows:
-        earlier = [steps for data, steps in baselines if data == row.data and steps < row.steps]
-        if row.method != BASELINE:
-            other = baselines.get((row.data, row.steps))
-        else:
-            other = baselines[row.data, max(earlier)] if earlier else None
-        cells = [
-            f"{value.mean:.1f}" + (f" ({value.mean - other.values[key].mean:+.1f})" if other else "")
-            for key, value in row.values.items()
-        ]
-        lines.append(f"| {row.data} | {row.steps:,} | {row.method} | {row.seeds} | {' | '.join(cells)} |")
-    if not lines:
-        return ""
-    return "\n".join([
-        "## What more steps change\n",
-        "![Tail and overall mIoU against the number of training steps](../images/results-budgets.svg)\n",
-        "Mean IoU in %, averaged over the seeds. In brackets: for cross-entropy the gain over the next smaller budget, "
-        "for the other methods the difference to cross-entropy. With a single seed, differences of a point are within "
-        "the spread of seeds (see the intervals of the studies). The learning rate falls to zero over each budget, so "
-        "every row is a separate training.\n",
-        "| data | steps | method | seeds | overall | head | middle | tail |",
-        "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
-        *lines,
-    ])  # fmt: skip
-
-
-def _settings(search: list[dict[str, Any]]) -> str:
-    if not search:
-        return ""
-    rows = [
-        f"| {choice['model']} | {choice['method']} | `{choice['setting'].rpartition('.')[2]}` | {choice['value']} "
-        f"| {', '.join(f'{value}: {100 * score:.1f}' for value, score in choice['scores'].items())} |"
-        for choice in search
-    ]
-    return "\n".join([
-        "## Tuned settings\n",
-        "| model | method | setting | chosen | overall mIoU on held-out training images |",
-        "| --- | --- | --- | --- | --- |",
-        *rows,
-    ])  # fmt: skip
+def _as_now(choice: Mapping[str, Any]) -> dict[str, Any]:
+    """What a search has chosen; in older results the scores say whether the best value was at the edge of its grid."""
+    if "settings" in choice:
+        return dict(choice)
+    path, value = choice["setting"], choice["value"]
+    tried = sorted(choice["scores"], key=float)
+    at_edge = str(value) in (tried[0], tried[-1])
+    name = path.rpartition(".")[2]
+    return {
+        "model": choice["model"],
+        "method": choice["method"],
+        "settings": {path: value},
+        "tried": {path: tried},
+        "at_edge": [path] if at_edge else [],
+        "scores": {f"{name}={known}": score for known, score in choice["scores"].items()},
+    }
 
 
 def _pending(names: list[str]) -> str:
@@ -325,8 +242,15 @@ def _pending(names: list[str]) -> str:
         if name in names or study.joins in names:
             root = " --root CAMVID_FOLDER" if study.needs_root else ""
             lines.append(f"python -m benchmarks.evidence.run {name} --minutes 60{root}")
+    for name, shared in SHARED_STUDIES.items():
+        if name in names:
+            device = " --device cpu --working-tree --processes 2" if name.endswith("_cpu") else " --processes 8"
+            root = "" if shared.embedded else f" --root {shared.card.upper()}_FOLDER"
+            lines.append(f"python -m benchmarks.evidence.run {name} --minutes 60{device}{root}")
     lines += ["python -m benchmarks.evidence.tables", "```\n"]
-    lines += [f"- **{STUDIES[name].title}.** {STUDIES[name].text}" for name in names]
+    for name in names:
+        study_or_shared = STUDIES[name] if name in STUDIES else SHARED_STUDIES[name]
+        lines.append(f"- **{study_or_shared.title}.** {study_or_shared.text}")
     return "\n".join(lines)
 
 

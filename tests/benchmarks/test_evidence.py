@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.evidence import run, tables
+from benchmarks.evidence import budgets, run, tables
 from benchmarks.evidence.studies import RESULTS, STUDIES, best_rivals
 from benchmarks.method import screen
 from benchmarks.method import table as screening
@@ -174,7 +174,8 @@ def test_page_has_the_numbers_of_the_results(tmp_path: Path) -> None:
     assert f"11 of {wanted} runs, 1000 steps. **Not complete" in text
     assert f"(main.md): 11 of {wanted} runs" in texts["index.md"]
     assert "benchmarks.evidence.run camvid --minutes 60 --root" in texts["index.md"]
-    assert "| fpn | la+bank | `x` | 1.0 | 1.0: 40.0, 2.0: 1.0 |" in text
+    assert "| fpn | la+bank | x=1.0: 40.0; x=2.0: 1.0 |" in text
+    assert "| x 1.0‡ of 1.0, 2.0 |" in text  # the best value of the older search lies at the edge of its grid
     paths = []
     for name in ("a.svg", "b.svg"):
         tables.draw(figures["results-main-fpn.svg"], tmp_path / name)
@@ -200,14 +201,75 @@ def test_budgets_stand_below_each_other(tmp_path: Path) -> None:
             one["metrics"]["tail"] = 0.1 + gain + (0.05 if one["method"] == "auc" else 0) + 0.02 * one["seed"]
         write(tmp_path, name, runs, [])
     rows = [line for line in tables.pages(tmp_path)[0]["index.md"].splitlines() if line.startswith("| CamVid |")]
-    assert [row.split("|")[2:5] + row.split("|")[-2:-1] for row in rows] == [
-        [" 600 ", " ce ", " 2 ", " 11.0 "],
-        [" 600 ", " auc ", " 2 ", " 16.0 (+5.0) "],
-        [" 1,200 ", " ce ", " 2 ", " 13.0 (+2.0) "],
-        [" 1,200 ", " auc ", " 2 ", " 18.0 (+5.0) "],
+    assert [row.split("|")[2:6] + row.split("|")[-2:-1] for row in rows] == [
+        [" 600 ", " cross-entropy ", " ce ", " 2 ", " 11.0 "],
+        [" 600 ", " AUCSeg ", " auc ", " 2 ", " 16.0 (+5.0) "],
+        [" 1,200 ", " cross-entropy ", " ce ", " 2 ", " 13.0 (+2.0) "],
+        [" 1,200 ", " AUCSeg ", " auc ", " 2 ", " 18.0 (+5.0) "],
     ]
-    tables.draw_budgets(tables.budgets(tmp_path), tmp_path / "budgets.svg")
-    assert all(text in (tmp_path / "budgets.svg").read_text() for text in ("CamVid", "AUC loss", "1,200", "tail mIoU"))
+    # Newer results of the same data take their place; a study of other data has a panel of its own.
+    write(tmp_path, "camvid_heldout", shared_runs(), [])
+    write(tmp_path, "ccp_cpu", shared_runs(), [])
+    found = budgets.budgets(tmp_path)
+    assert [(row.data, row.steps, row.role, row.method) for row in found] == [
+        (data, 2400, role, method)
+        for data in ("CamVid", "CCP")
+        for role, method in (("cross-entropy", "ce"), ("best rival", "vs"), ("AUCSeg", "auc"))
+    ]
+    budgets.draw_budgets(found, tmp_path / "budgets.svg")
+    drawn = (tmp_path / "budgets.svg").read_text()
+    assert all(text in drawn for text in ("CamVid", "CCP", "AUCSeg", "best rival", "2,400", "tail mIoU"))
+
+
+def shared_runs() -> list[dict[str, Any]]:
+    """Runs of a shared study; on the held-out images vs is the best rival, on the others la is."""
+    runs = []
+    for method, miou, heldout in (("ce", 0.3, 0.3), ("la", 0.5, 0.4), ("vs", 0.45, 0.5), ("auc", 0.55, 0.6)):
+        for seed in range(2):
+            scores = {"miou": miou + 0.01 * seed, "head": 0.8, "middle": 0.5, "tail": miou - 0.1}
+            classes = {"background": miou + 0.2, "bag": miou, "bra": 0.0, "clogs": None}
+            runs.append(a_run(method, seed, steps=2400) | {
+                "metrics": scores, "per_class_iou": classes, "heldout": {"miou": heldout}, "learning_rate": 0.002,
+                "with_offsets": {
+                    "metrics": {name: score + 0.05 for name, score in scores.items()},
+                    "per_class_iou": {name: None if score is None else score + 0.05 for name, score in classes.items()},
+                },
+            })  # fmt: skip
+    return runs
+
+
+def test_a_shared_study_has_a_page(tmp_path: Path) -> None:
+    choice = {
+        "model": "fpn", "method": "vs", "at_edge": ["a.gamma"], "settings": {"a.tau": 0.5, "a.gamma": 0.3},
+        "tried": {"a.tau": [0.25, 0.5, 1.0], "a.gamma": [0.15, 0.3]},
+        "scores": {"tau=0.5,gamma=0.15": 0.4, "tau=1.0,gamma=0.15": None},
+    }  # fmt: skip
+    write(tmp_path, "ccp", shared_runs(), [choice])
+    texts, figures = tables.pages(tmp_path)
+    assert "(ccp.md): 8 of 60 runs, 2,400 steps. **Not complete" in texts["index.md"]
+    assert "benchmarks.evidence.run ccp --" not in texts["index.md"]
+    assert "benchmarks.evidence.run cityscapes_256 --minutes 60 --processes 8 --root" in texts["index.md"]
+    text = texts["ccp.md"]
+    assert "On: cpu." in text
+    # 0.45 and 0.46; with offsets 0.5 and 0.51.
+    assert "| vs | 2 | 45.5 ± 6.4 |" in text
+    assert "| vs | 2 | 50.5 ± 6.4 |" in text
+    assert "tau 0.5 of 0.25, 0.5, 1.0; gamma 0.3‡ of 0.15, 0.3 |" in text
+    assert "| fpn | vs | tau=0.5,gamma=0.15: 40.0; tau=1.0,gamma=0.15: failed |" in text
+    assert "## Model fpn, with offsets\n" in text
+    # Of the four classes two are among the 39: (0.2 + 0) / 2 above the score of the method.
+    assert "## The 39 classes with at least five images" in text
+    assert "| ce | 30.5 ± 6.4 | 40.0 ± 0.0 | 35.5 ± 6.4 | 45.0 ± 0.0 |" in text
+    assert "| auc - vs | +10.0 [10.0, 10.0] | +0.0 [0.0, 0.0] |" in text
+    assert "| auc - ce, with offsets | +25.0 [25.0, 25.0] |" in text
+    assert sorted(figures) == ["results-ccp-fpn-with-offsets.svg", "results-ccp-fpn.svg"]
+    tables.draw(figures["results-ccp-fpn-with-offsets.svg"], tmp_path / "a.svg")
+    assert "vs" in (tmp_path / "a.svg").read_text()
+    mixed = shared_runs()
+    mixed[0]["cost"]["device"] = "NVIDIA H200"
+    write(tmp_path, "ccp", mixed, [])
+    with pytest.raises(ValueError, match="of a CPU and a GPU"):
+        tables.pages(tmp_path)
 
 
 def test_a_figure_is_drawn_before_the_baseline_has_run(tmp_path: Path) -> None:

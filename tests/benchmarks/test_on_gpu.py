@@ -241,7 +241,7 @@ def test_the_whole_way_on_a_bare_machine_without_a_gpu(tmp_path: Path) -> None:
     first = visit("tests=3,benchmarks=4,studies")
     assert first["tests"]["passed"]
     assert first["benchmarks"]["passed"] == 6
-    assert first["studies"]["passed"] == 6  # two trials, two methods, two more learning rates of the better one
+    assert first["studies"]["passed"] == 6  # two trials of each method, and a run
     assert not (there / ".packs/rehearsal").exists()
     assert not (there / ".gpu/data/rehearsal").exists()
     result = json.loads((there / ".gpu/results/rehearsal.json").read_text())

@@ -92,7 +92,16 @@ def test_processes_share_a_comparison(
     monkeypatch.setenv("STAND_IN_SECONDS", "0.2")
     for name, value in {"SLURM_PROCID": "1", "SLURM_NTASKS": "3", "WORLD_SIZE": "3", "RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    options = ("--methods", "ce,ce+posthoc-la,aucseg", "--seeds", "0,1", "--search", "auc_weight=1,2")
+    options = (
+        "--methods",
+        "ce,ce+posthoc-la,aucseg",
+        "--seeds",
+        "0,1",
+        "--search",
+        "auc_weight=1,2",
+        "--search-limit",
+        "2",
+    )
     with ThreadPoolExecutor(3) as pool:
         assert list(pool.map(lambda _: compare(*options), range(3))) == [0, 0, 0]
     runs = launches()
@@ -212,7 +221,9 @@ def test_search_tunes_every_method_alike_and_away_from_validation(
         assert config["data"]["held_out_share"] == 0.25
         assert config["trainer"]["max_steps"] == 2
     chosen = {entry["method"]: entry for entry in json.loads((tmp_path / "out" / "search.json").read_text())}
-    assert (chosen["aucseg"]["setting"], chosen["aucseg"]["value"]) == ("model.loss_options.auc_weight", 2)
+    assert chosen["aucseg"]["settings"] == {"model.loss_options.auc_weight": 2}
+    assert chosen["aucseg"]["tried"] == {"model.loss_options.auc_weight": [1, 2, 4]}
+    assert chosen["aucseg"]["at_edge"] == []
     for seed in (0, 1):
         config = yaml.safe_load((tmp_path / "out" / "smp-fpn" / "aucseg" / f"seed{seed}" / "input.yaml").read_text())
         assert config["model"]["loss_options"]["auc_weight"] == 2
@@ -226,11 +237,43 @@ def test_search_tunes_every_method_alike_and_away_from_validation(
     assert launches() == []
 
 
+def test_a_search_goes_on_beyond_the_edge_and_says_so(
+    compare: Compare, launches: Launches, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The stand-in is best at an AUC weight of 2, which lies outside of the grid; the bank's is never tuned."""
+    options = ("--methods", "ce,auc,vs", "--seeds", "0", "--search", "auc_weight=0.25,0.5")
+    assert compare(*options, "--search-limit", "3") == 0
+    trials = [line.rpartition("/")[2] for line in launches() if "/search/" in line and "/auc/" in line]
+    assert trials == ["auc_weight=0.25", "auc_weight=0.5", "auc_weight=1.0"]
+    chosen = {entry["method"]: entry for entry in json.loads((tmp_path / "out" / "search.json").read_text())}
+    assert chosen["auc"]["at_edge"] == ["model.loss_options.auc_weight"]
+    assert "auc_weight 1.0‡ of 0.25, 0.5, 1.0 |" in (tmp_path / "out" / "table.md").read_text()
+    printed = capsys.readouterr().out
+    assert "auc_weight at the edge of its grid" in printed
+    assert "auc_weight 1.0^ of 0.25, 0.5, 1.0\n" in printed
+    # With a higher limit what is known is not tried again, and every method has as many trials as it wants up to that.
+    assert compare(*options, "--search-limit", "6", "--redo") == 0
+    started = launches()
+    assert [line.rpartition("/")[2] for line in started if "/search/" in line and "/auc/" in line] == [
+        "auc_weight=2.0",
+        "auc_weight=4.0",
+    ]
+    chosen = {entry["method"]: entry for entry in json.loads((tmp_path / "out" / "search.json").read_text())}
+    assert chosen["auc"]["settings"] == {"model.loss_options.auc_weight": 2.0}
+    assert chosen["auc"]["at_edge"] == []
+    assert list(chosen["vs"]["settings"]) == ["model.loss_options.tau", "model.loss_options.gamma"]
+    assert all(len(entry["scores"]) <= 6 for entry in chosen.values())
+    run = yaml.safe_load((tmp_path / "out" / "smp-fpn" / "auc" / "seed0" / "input.yaml").read_text())
+    assert run["model"]["loss_options"]["auc_weight"] == 2.0
+    assert compare(*options, "--search-limit", "6") == 0
+    assert launches() == []
+
+
 def test_folds_of_the_training_images(
     compare: Compare, launches: Launches, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each fold is validated on once; its settings are chosen on images of the others alone."""
-    options = ("--methods", "ce,ce+posthoc-la", "--folds", "2", "--search", "tau=1,2")
+    options = ("--methods", "ce,ce+posthoc-la", "--folds", "2", "--search", "tau=1,2", "--search-limit", "2")
     assert compare(*options) == 0
     started = launches()
     out = tmp_path / "out" / "smp-fpn"
@@ -277,7 +320,7 @@ def test_offsets_are_fitted_on_images_that_no_method_is_trained_on(
     compare: Compare, launches: Launches, tmp_path: Path
 ) -> None:
     methods = ("--methods", "ce,ce+offsets,aucseg,aucseg+offsets", "--seeds", "0", "--offsets-share", "0.25")
-    assert compare(*methods, "--search", "auc_weight=1,2") == 0
+    assert compare(*methods, "--search", "auc_weight=1,2", "--search-limit", "2") == 0
     started = launches()
     assert sum("/search/" in line for line in started) == 4  # offsets have no setting of their own
     out = tmp_path / "out" / "smp-fpn"
@@ -291,7 +334,7 @@ def test_offsets_are_fitted_on_images_that_no_method_is_trained_on(
                 f"{folder.parent.name.removesuffix('+offsets')}/seed0/checkpoints/last.ckpt"
             )
     assert {row["method"] for row in rows_of(tmp_path / "out")} == {"ce", "ce+offsets", "aucseg", "aucseg+offsets"}
-    assert compare(*methods, "--search", "auc_weight=1,2") == 0
+    assert compare(*methods, "--search", "auc_weight=1,2", "--search-limit", "2") == 0
     assert launches() == []
 
 

@@ -66,7 +66,8 @@ def test_all_kinds_of_methods_with_search_and_report(real_config: Path, tmp_path
     methods = "ce,la+rcs,ce+posthoc-la,ce+disalign,aucseg,aucseg+offsets"
     command = ["compare", "--config", str(real_config), "--out", str(out), "--methods", methods, "--seeds", "0,1"]
     # Of eight images two are needed to judge offsets.
-    assert main([*command, "--search", "auc_weight=1,4", "--discard-checkpoints", "--offsets-share", "0.25"]) == 0
+    search = ["--search", "auc_weight=1,4", "--search-limit", "2"]
+    assert main([*command, *search, "--discard-checkpoints", "--offsets-share", "0.25"]) == 0
     rows = rows_of(out)
     assert len(rows) == 12
     # The second stages start from what the first has learned: logits shift, the model stays.
@@ -76,6 +77,30 @@ def test_all_kinds_of_methods_with_search_and_report(real_config: Path, tmp_path
     assert float(by_key["ce+disalign", "0"]["peak_memory"]) > 1e7
     assert (out / "report-tiny_network-Net-seed0.html").stat().st_size > 10_000
     assert "report-tiny_network-Net-seed0.html" in (out / "table.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_beyond_the_edge_of_its_grid(real_config: Path, tmp_path: Path) -> None:
+    """Of two values the best is always at the edge: a third is tried, as many as there may be."""
+    out = tmp_path / "out"
+    command = ["compare", "--config", str(real_config), "--out", str(out), "--methods", "ce-jml", "--seeds", "0"]
+    command += ["--search", "ce_weight=0.5,2", "--search-limit", "3", "--no-report"]
+    assert main(command) == 0
+    (choice,) = json.loads((out / "search.json").read_text())
+    ((setting, tried),) = choice["tried"].items()
+    assert setting == "model.loss_options.ce_weight"
+    assert tried in ([0.125, 0.5, 2], [0.5, 2, 8])
+    assert sorted(choice["scores"]) == sorted(f"ce_weight={value}" for value in tried)
+    assert all(0 <= score <= 1 for score in choice["scores"].values())
+    chosen = choice["settings"][setting]
+    assert choice["scores"][f"ce_weight={chosen}"] == max(choice["scores"].values())
+    mark = "‡" if chosen in (tried[0], tried[-1]) else ""
+    assert choice["at_edge"] == ([setting] if mark else [])
+    assert f"| ce_weight {chosen}{mark} of {', '.join(map(str, tried))} |" in (out / "table.md").read_text()
+    records = {path: path.read_text() for path in out.rglob("compare.json")}
+    assert len(records) == 4
+    assert main(command) == 0
+    assert {path: path.read_text() for path in out.rglob("compare.json")} == records
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from aucseg.compare.tables import Table, csv_text, latex_text, make_tables, markdown_text, terminal_text
+from aucseg.compare.tables import Table, Tuned, csv_text, latex_text, make_tables, markdown_text, terminal_text
 
 CE = {0: 0.30, 1: 0.31, 2: 0.29}
 OURS = {0: 0.40, 1: 0.412, 2: 0.388}
@@ -86,3 +86,24 @@ def test_single_runs_have_no_interval_and_no_mark() -> None:
     assert "±" not in text
     assert "40.0\n" in text
     assert "+10.0\n" in text
+
+
+def test_the_tables_say_what_was_tuned() -> None:
+    values = {("fpn", method, seed): {"miou": 0.3} for method in ("ce", "a_b", "la") for seed in (0, 1)}
+    tuned = {
+        ("fpn", "ce"): [Tuned("learning_rate", (0.1, 0.2), (0.1, 0.2, 0.4), True)],  # of two folds
+        ("fpn", "a_b"): [Tuned("tau", (0.5,), (0.25, 0.5, 1.0), False), Tuned("gamma", (0.1,), (0.1,), False)],
+    }
+    tables = make_tables(values, ["fpn"], ["ce", "a_b", "la"], "ce", tuned=tuned)
+    lines = terminal_text(tables).splitlines()
+    assert lines[1].split()[-1] == "tuned"
+    assert lines[2].endswith("learning_rate 0.1/0.2^ of 0.1, 0.2, 0.4")
+    assert lines[3].endswith("tau 0.5 of 0.25, 0.5, 1.0; gamma 0.1 not tuned")
+    assert lines[4].split() == ["la", "2", "30.0", "±", "0.0"]
+    assert "^ the best one lies at the edge" in terminal_text(tables)
+    assert "| --- | ---: | ---: | --- |" in markdown_text(tables)
+    assert "| learning_rate 0.1/0.2‡ of 0.1, 0.2, 0.4 |" in markdown_text(tables)
+    assert r"\begin{tabular}{lrrl}" in latex_text(tables)
+    assert r"learning\_rate 0.1/0.2$^\ddagger$ of 0.1, 0.2, 0.4 \\" in latex_text(tables)
+    rows = list(csv.DictReader(io.StringIO(csv_text(tables))))
+    assert [row["tuned"] for row in rows][0::2] == ["learning_rate 0.1/0.2^ of 0.1, 0.2, 0.4", ""]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from aucseg.compare.comparison import Comparison
 
 _EPILOG = """methods: a loss (ce, wce-inverse, focal, cb-focal, ohem, ldam, la, vs, balanced-softmax, blv, seesaw, dice,
-lovasz, ...), 'aucseg' (AUCSegLoss and the bank) or 'auc' (AUCSegLoss alone), with
+ce-dice, ce-jml, ce-lovasz, ...), 'aucseg' (AUCSegLoss and the bank) or 'auc' (AUCSegLoss alone), with
   +bank        the tail memory bank, with the base configuration's options
   +rcs         rare-class sampling
   +posthoc-la  logit adjustment of the trained model (ce+posthoc-la after ce)
@@ -62,9 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--offsets-share", type=_share, default=0.1, metavar="S", help="share of the training images "
                         "kept for +offsets, by all methods if any has it (default: %(default)s)")  # fmt: skip
     search = parser.add_argument_group("tuning, on training images that are held out and not trained on")
-    search.add_argument("--search", action="append", default=[], metavar="SPEC", help="auto, SETTING=V1,V2,... or "
-                        "METHOD:DOTTED.NAME=V1,V2,...; every method gets as many trials of its main setting; may be "
-                        "repeated")  # fmt: skip
+    search.add_argument("--search", action="append", default=[], metavar="SPEC", help="auto, rates (the learning rate "
+                        "of every method, too), SETTING=V1,V2,... or METHOD:DOTTED.NAME=V1,V2,...; every method begins "
+                        "with as many values of its main setting, and goes on beyond the edge while the best lies "
+                        "there; may be repeated")  # fmt: skip
+    search.add_argument("--search-limit", type=_positive, metavar="N",
+                        help="most trials of any method (default: twice those of the first grid)")  # fmt: skip
     search.add_argument("--search-steps", type=_positive, metavar="N", help="steps of a trial (default: of a run)")
     search.add_argument("--search-metric", default="miou", choices=("miou", "head", "middle", "tail"),
                         help="what the best trial is best in (default: %(default)s)")  # fmt: skip
@@ -136,10 +139,10 @@ def _comparison(args: argparse.Namespace) -> Comparison:
     models = load_models([item for item in args.models.split(",") if item], base)
     if args.folds is not None:
         check_folds(models)
-    search = parse_search(args.search, methods)
+    search = parse_search(args.search, methods, args.search_limit)
     if search is not None:
         for method in filter(lambda method: method.has_setting, methods):
-            search.grid(method, base)  # a wrong grid is told before hours of runs
+            search.grids_of(method, base)  # a wrong grid is told before hours of runs
     return Comparison(
         models=models,
         methods=methods,

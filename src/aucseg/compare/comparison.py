@@ -7,17 +7,18 @@ import io
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from aucseg.compare.methods import OFFSETS, POSTHOC, Configuration, Method, at_path, merged, second_stage_config
+from aucseg.compare.methods import OFFSETS, POSTHOC, Configuration, Method, merged, second_stage_config
 from aucseg.compare.pages import write_page
 from aucseg.compare.runner import Run, RunIsBusy, Runner, trusting, write_atomically
-from aucseg.compare.search import Search, scores_of, trial_config, trial_folder
+from aucseg.compare.search import Search, with_settings
 from aucseg.compare.tables import METRICS, csv_text, latex_text, make_tables, markdown_text, terminal_text, unit_of
+from aucseg.compare.tuning import SEARCH_FILE, read_choices, tune, tuned_settings
 from aucseg.datasets.data_report import describe_data
 from aucseg.durations import format_duration
 from aucseg.run_files import RECORD_FILE
@@ -49,7 +50,7 @@ class Comparison:
         runner: What executes the runs.
         values: Metrics and cost by (model, method, seed or fold).
         devices: Where the runs were trained.
-        chosen: By (model, method, seed or fold of the trials) the setting that a search chose.
+        chosen: By (model, method, seed or fold of the trials) the settings that a search chose.
         winners: By the same the trial that won.
     """
 
@@ -86,15 +87,15 @@ class Comparison:
         if self.search is None:
             self._refuse_stale_runs()
         else:
-            self._tune()
+            tune(self)
         runs = list(self._plan())
         self._keys = [(model, method.name, self._seed(run)) for model, method, run in runs]
-        self._share(runs, lambda item: self._attempt(*item, number=1 + runs.index(item), runs=runs))
+        self.share(runs, lambda item: self._attempt(*item, number=1 + runs.index(item), runs=runs))
         if not self.values:
             print("no run has finished")
             return 1
         report = self._write_report() if self.report else []
-        with self._alone():
+        with self.alone():
             self._write_tables(report)
         print("\n" + self._terminal_text())
         print(f"Tables: {self.out}/table.md, .csv, .tex; every run: {self.out / 'runs.csv'}")
@@ -104,7 +105,7 @@ class Comparison:
             print(f"Failed, and tried again at the next call: {', '.join(self.runner.failures)}")
         return 1 if self.runner.failures else 0
 
-    def _share(self, items: Sequence[_T], attempt: Callable[[_T], bool]) -> None:
+    def share(self, items: Sequence[_T], attempt: Callable[[_T], bool]) -> None:
         """Attempts what is to be done until nothing of it is another process's business."""
         pending = list(items)
         while pending:
@@ -137,7 +138,7 @@ class Comparison:
                 return False
             if record is not None:
                 self._note(model, method, run, record)
-                with self._alone():
+                with self.alone():
                     self._write_tables()
                 if not is_done and len(self._settled) + 1 < len(runs):
                     self._show()
@@ -153,19 +154,17 @@ class Comparison:
         self._shown = text
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def alone(self) -> Iterator[None]:
         """Other processes write the same files at other times."""
         with lock_if_free(self.out / ".tables.lock", _SECONDS_TO_WRITE):
             yield
 
     def list_runs(self) -> int:
         """Prints each run as finished, to do or differing, and starts nothing; returns 0."""
-        if self.search is not None and not (self.out / "search.json").is_file():
+        if self.search is not None and not (self.out / SEARCH_FILE).is_file():
             print("the settings are not tuned yet; without them the runs are:")
         elif self.search is not None:
-            choices = json.loads((self.out / "search.json").read_text(encoding="utf-8"))
-            first = self.seeds[0]
-            self.chosen = {(choice["model"], choice["method"], choice.get("fold", first)): choice for choice in choices}
+            self.chosen = read_choices(self.out / SEARCH_FILE, self.seeds[0])
         for _, _, run in self._plan():
             try:
                 state = "to do" if self.runner.record(run) is None else "finished"
@@ -176,15 +175,16 @@ class Comparison:
             print(f"{state:9} {run.title:40} {run.folder}")
         return 0
 
-    def _config(self, model: str, method: Method, seed: int) -> Configuration:
+    def config_of(self, model: str, method: Method, seed: int) -> Configuration:
+        """The configuration of a run, with the settings that a search has chosen so far."""
         config = method.configure(self.models[model])
-        choice = self.chosen.get((model, method.name, self._tuned_with(seed)))
+        choice = self.chosen.get((model, method.name, self.tuned_with(seed)))
         if choice is not None and method.second_stage is None:
-            config = merged(config, at_path(choice["setting"], choice["value"]))
+            config = with_settings(config, choice["settings"])
         fold = {} if self.folds is None else {"fold": [seed, self.folds]}
         return merged(config, {"seed_everything": seed, "data": {"seed": seed, **fold}})
 
-    def _tuned_with(self, seed: int) -> int:
+    def tuned_with(self, seed: int) -> int:
         """The seed of the trials that chose the settings of a run; those of a fold may not see its images."""
         return self.seeds[0] if self.folds is None else seed
 
@@ -198,19 +198,25 @@ class Comparison:
                 done: dict[str, Run] = {}
                 for method in self.methods:
                     first = None if method.first_stage is None else done[method.first_stage]
-                    config = self._config(model, method, seed) if first is None else self._second(method, first)
-                    choice = self.chosen.get((model, method.name, self._tuned_with(seed)))
+                    config = self.config_of(model, method, seed) if first is None else self.second_config(method, first)
+                    choice = self.chosen.get((model, method.name, self.tuned_with(seed)))
                     if first is not None and choice is not None:
-                        config = merged(config, at_path(choice["setting"], choice["value"]))
+                        config = with_settings(config, choice["settings"])
                     title = f"{model}, {method.name}, {unit_of(self.folds)} {seed}"
-                    done[method.name] = self._run(title, self._folder(model, method, seed), method, config, first)
+                    done[method.name] = self.make_run(title, self._folder(model, method, seed), method, config, first)
                     yield model, method, done[method.name]
 
-    def _run(self, title: str, folder: Path, method: Method, config: Configuration, first: Run | None) -> Run:
+    def search_folder(self, model: str, method: Method) -> Path:
+        """Where the trials of a method lie."""
+        return self.out / "search" / _slug(model) / method.folder
+
+    def make_run(self, title: str, folder: Path, method: Method, config: Configuration, first: Run | None) -> Run:
+        """A run of the comparison, or a trial."""
         command = "validate" if method.second_stage in (POSTHOC, OFFSETS) else "fit"
         return Run(title, folder, config, command, first)
 
-    def _second(self, method: Method, first: Run) -> Configuration:
+    def second_config(self, method: Method, first: Run) -> Configuration:
+        """The configuration of a second stage, before its own settings."""
         counts = self._class_counts(first.config) if method.second_stage == POSTHOC else None
         return second_stage_config(method, first.config, first.checkpoint, counts)
 
@@ -230,95 +236,6 @@ class Comparison:
             for _, _, run in self._plan():
                 self.runner.record(run)
 
-    def _tune(self) -> None:
-        assert self.search is not None
-        failed: set[str] = set()
-        tuned: set[tuple[str, str, int]] = set()
-
-        def attempt(item: tuple[str, Method, int]) -> bool:
-            assert self.search is not None
-            model, method, seed = item
-            if method.first_stage is not None and (model, method.first_stage, seed) not in tuned:
-                return False
-            first = None if method.first_stage is None else self.winners.get((model, method.first_stage, seed))
-            has_model = method.first_stage is None or first is not None
-            if not has_model or method.has_setting:
-                try:
-                    is_found = has_model and self._tune_method(self.search, model, method, seed, first)
-                except RunIsBusy:
-                    return False
-                if not is_found:
-                    print(f"{method.name} is left out: not one trial gave a result")
-                    failed.add(method.name)
-            tuned.add((model, method.name, seed))
-            return True
-
-        seeds = list(dict.fromkeys(map(self._tuned_with, self.seeds)))
-        order = [(model, method, seed) for seed in seeds for model in self.models for method in self.methods]
-        self._share(order, attempt)
-        self.methods = [method for method in self.methods if method.name not in failed]
-        choices = []
-        for model, method, seed in order:
-            if method.name not in failed and (choice := self.chosen.get((model, method.name, seed))) is not None:
-                fold = {} if self.folds is None else {"fold": seed}
-                choices.append({"model": model, "method": method.name, **fold, **choice})
-        with self._alone():
-            write_atomically(self.out / "search.json", json.dumps(choices, indent=1) + "\n")
-
-    def _tune_method(self, search: Search, model: str, method: Method, seed: int, first: Run | None) -> bool:
-        grid = search.grid(method, self.models[model])
-        folder, name = self.out / "search" / _slug(model) / method.folder, f"{model}, {method.name}"
-        if self.folds is not None:
-            folder, name = folder / f"fold{seed}", f"{name}, fold {seed}"
-        if first is None:
-            plain = trial_config(self._config(model, method, seed), self.search_share, self.search_steps)
-        else:
-            plain = self._second(method, first)
-        trials: dict[Any, Run] = {}
-        for value in grid.values:
-            title = f"{name}, {grid.path.rpartition('.')[2]} {value}"
-            config = merged(plain, at_path(grid.path, value))
-            trials[value] = self._run(title, trial_folder(folder, grid, value), method, config, first)
-        records = self._run_trials(trials)
-
-        def score(value: Any) -> float | None:
-            record = records[value]
-            result = None if record is None else record["metrics"].get(self.search_metric)
-            return None if result is None else float(result)
-
-        scores = scores_of(grid, score)
-        if not scores:
-            return False
-        value = max(scores, key=lambda tried: scores[tried])
-        self.winners[model, method.name, seed] = trials[value]
-        self.chosen[model, method.name, seed] = {
-            "setting": grid.path,
-            "value": value,
-            "scores": {str(tried): result for tried, result in scores.items()},
-        }
-        shown = ", ".join(f"{tried}: {100 * result:.1f}" for tried, result in scores.items())
-        print(f"{name}: {grid.path} = {value}  ({self.search_metric} on held-out images: {shown})")
-        return True
-
-    def _run_trials(self, trials: Mapping[Any, Run]) -> dict[Any, dict[str, Any] | None]:
-        """The records of trials, None for those that failed.
-
-        Raises:
-            RunIsBusy: Other processes are at some of them; all others are done.
-        """
-        records: dict[Any, dict[str, Any] | None] = {}
-        for value, trial in trials.items():
-            if trial.title in self.runner.failures:
-                records[value] = None
-                continue
-            if self.runner.record(trial) is None and not self.runner.is_busy(trial):
-                print(f"[trial] {trial.title} ...", flush=True)
-            with suppress(RunIsBusy):
-                records[value] = self.runner.execute(trial)
-        if len(records) < len(trials):
-            raise RunIsBusy
-        return records
-
     def _note(self, model: str, method: Method, run: Run, record: dict[str, Any]) -> None:
         values = {**record["metrics"], **record["cost"]}
         self.values[model, method.name, self._seed(run)] = {
@@ -331,7 +248,8 @@ class Comparison:
 
     def _tables(self) -> Any:
         methods = [method.name for method in self.methods]
-        return make_tables(self.values, list(self.models), methods, self.baseline, self.folds)
+        tuned = tuned_settings(self.chosen)
+        return make_tables(self.values, list(self.models), methods, self.baseline, self.folds, tuned)
 
     def _terminal_text(self) -> str:
         text = terminal_text(self._tables())
@@ -371,7 +289,7 @@ class Comparison:
         runs = {method.name: self._folder(model, method, seed) for method in methods}
         environment: dict[str, str] = {}
         for method in methods:
-            environment |= trusting(self._config(model, method, seed))
+            environment |= trusting(self.config_of(model, method, seed))
         is_there = write_page(page, runs, self.baseline, self.models[model]["data"].get("root"), environment)
         return page.name if is_there else ""
 

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from aucseg.compare.intervals import LEVEL, Cell, Interval, summarize
@@ -39,6 +39,23 @@ METRICS = (
 
 
 @dataclass(frozen=True)
+class Tuned:
+    """A setting that a search has chosen.
+
+    Attributes:
+        name: Last part of its name.
+        values: The best value; one for each fold of a cross-validation.
+        tried: All values that were tried, in ascending order.
+        at_edge: Whether the best one still lies at the edge of these.
+    """
+
+    name: str
+    values: tuple[Any, ...]
+    tried: tuple[Any, ...]
+    at_edge: bool
+
+
+@dataclass(frozen=True)
 class Table:
     """All methods of one model.
 
@@ -49,6 +66,7 @@ class Table:
         columns: Metrics that at least one run has.
         cells: Cell by metric and method.
         folds: Number of folds of a cross-validation, None for seeds.
+        tuned: The settings that a search has chosen, by method.
     """
 
     model: str
@@ -57,6 +75,7 @@ class Table:
     columns: Sequence[Metric]
     cells: Mapping[str, Mapping[str, Cell]]
     folds: int | None = None
+    tuned: Mapping[str, Sequence[Tuned]] = field(default_factory=dict)
 
     @property
     def unit(self) -> str:
@@ -70,7 +89,12 @@ def unit_of(folds: int | None) -> str:
 
 
 def make_tables(
-    values: Values, models: Sequence[str], methods: Sequence[str], baseline: str, folds: int | None = None
+    values: Values,
+    models: Sequence[str],
+    methods: Sequence[str],
+    baseline: str,
+    folds: int | None = None,
+    tuned: Mapping[tuple[str, str], Sequence[Tuned]] | None = None,
 ) -> list[Table]:
     """One table for each model that has a finished run.
 
@@ -80,6 +104,7 @@ def make_tables(
         methods: Methods in the order of the rows.
         baseline: One of the methods.
         folds: Number of folds of a cross-validation, None for seeds.
+        tuned: The settings that a search has chosen, by model and method.
     """
     tables = []
     for model in models:
@@ -96,7 +121,8 @@ def make_tables(
             }
             cells[column.key] = summarize(by_method, baseline, rank=column.ranked, folds=folds)
         seeds = {method: sum(m == method for m, _ in runs) for method in rows}
-        tables.append(Table(model, baseline, seeds, columns, cells, folds))
+        chosen = {method: settings for (m, method), settings in (tuned or {}).items() if m == model}
+        tables.append(Table(model, baseline, seeds, columns, cells, folds, chosen))
     return tables
 
 
@@ -106,6 +132,8 @@ _MARKS = {
     "latex": {"best": r"\textbf{{{}}}", "second": r"\underline{{{}}}", "": "{}"},
 }
 _PLUS_MINUS = {"terminal": "±", "markdown": "±", "latex": r"$\pm$"}
+_AT_EDGE = {"terminal": "^", "markdown": "‡", "latex": r"$^\ddagger$"}
+_TUNED = "tuned"
 _SIGNIFICANT = {"terminal": "!", "markdown": "†", "latex": r"$^\dagger$"}
 
 
@@ -114,8 +142,9 @@ def terminal_text(tables: Sequence[Table], *, notes: bool = True) -> str:
 
     def block(rows: list[list[str]]) -> str:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        is_text = [place == 0 or heading == _TUNED for place, heading in enumerate(rows[0])]
         lines = [
-            "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+            "  ".join(c.ljust(w) if left else c.rjust(w) for c, w, left in zip(row, widths, is_text, strict=True))
             for row in rows
         ]
         return "\n".join(line.rstrip() for line in lines)
@@ -128,7 +157,7 @@ def markdown_text(tables: Sequence[Table]) -> str:
 
     def block(rows: list[list[str]]) -> str:
         head, *body = [[cell.replace("|", r"\|") for cell in row] for row in rows]
-        rule = ["---", *["---:"] * (len(head) - 1)]
+        rule = ["---", *("---" if heading == _TUNED else "---:" for heading in head[1:])]
         return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *body])
 
     return _sections(tables, "markdown", block, "### {}\n\n")
@@ -139,7 +168,7 @@ def latex_text(tables: Sequence[Table]) -> str:
 
     def block(rows: list[list[str]]) -> str:
         head, *body = [" & ".join(row) + r" \\" for row in rows]
-        columns = "l" + "r" * (len(rows[0]) - 1)
+        columns = "l" + "".join("l" if heading == _TUNED else "r" for heading in rows[0][1:])
         lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule"]
         return "\n".join([*lines, r"\end{tabular}"])
 
@@ -150,7 +179,7 @@ def csv_text(tables: Sequence[Table]) -> str:
     """A line for each model, method and metric, with every number behind the tables."""
     fields = (
         *("model", "method", "metric", "unit", f"{_unit(tables)}s", "mean", "ci_low", "ci_high", "baseline"),
-        *("difference", "difference_ci_low", "difference_ci_high", "p", "p_holm", "mark"),
+        *("difference", "difference_ci_low", "difference_ci_high", "p", "p_holm", "mark", _TUNED),
     )
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -162,7 +191,8 @@ def csv_text(tables: Sequence[Table]) -> str:
                 mean, difference = cell.mean, cell.difference
                 row: list[Any] = [table.model, method, column.key, unit, mean.n, *_limits(mean)]
                 row += [table.baseline, *(("",) * 4 if difference is None else (*_limits(difference), difference.p))]
-                writer.writerow([_plain(value) for value in (*row, cell.p_holm, cell.mark)])
+                settings = tuned_text(table.tuned.get(method, ()), "terminal")
+                writer.writerow([_plain(value) for value in (*row, cell.p_holm, cell.mark, settings)])
     return out.getvalue()
 
 
@@ -177,7 +207,8 @@ def _sections(
             parts.append(heading.format(title) + block(_difference_rows(table, style)))
     if notes:
         start, end = {"terminal": ("", "\n"), "markdown": ("", " "), "latex": ("% ", "\n")}[style]
-        parts.append(end.join(start + note for note in _notes(style, _unit(tables))))
+        is_tuned = any(table.tuned for table in tables)
+        parts.append(end.join(start + note for note in _notes(style, _unit(tables), is_tuned=is_tuned)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -185,7 +216,7 @@ def _unit(tables: Sequence[Table]) -> str:
     return tables[0].unit if tables else unit_of(None)
 
 
-def _notes(style: str, unit: str) -> list[str]:
+def _notes(style: str, unit: str, *, is_tuned: bool) -> list[str]:
     best, second = (_MARKS[style][mark].format("best") for mark in ("best", "second"))
     if style == "latex":
         best, second = "bold", "underlined"
@@ -198,18 +229,41 @@ def _notes(style: str, unit: str) -> list[str]:
     ]
     if unit == "fold":
         notes.append("Folds share training images: their intervals are widened for it (Nadeau and Bengio, 2003).")
+    if is_tuned:
+        notes.append(
+            "Tuned on held-out training images: the best value and all that were tried, setting after setting;"
+            f" {_AT_EDGE[style]} the best one lies at the edge of these."
+        )
     return notes
 
 
+def tuned_text(settings: Sequence[Tuned], style: str) -> str:
+    """What was tuned for a method, as a cell of a table.
+
+    Example:
+        >>> tuned_text([Tuned("tau", (0.5,), (0.25, 0.5), True)], "terminal")
+        'tau 0.5^ of 0.25, 0.5'
+    """
+    texts = []
+    for setting in settings:
+        value = _text("/".join(map(str, setting.values)), style)
+        mark = _AT_EDGE[style] if setting.at_edge else ""
+        tried = "not tuned" if len(setting.tried) == 1 else f"of {', '.join(map(str, setting.tried))}"
+        texts.append(f"{_text(setting.name, style)} {value}{mark} {_text(tried, style)}")
+    return "; ".join(texts)
+
+
 def _mean_rows(table: Table, style: str) -> list[list[str]]:
-    rows = [["method", f"{table.unit}s", *(column.heading for column in table.columns)]]
+    heading = [_TUNED] if table.tuned else []
+    rows = [["method", f"{table.unit}s", *(column.heading for column in table.columns), *heading]]
     for method, count in table.seeds.items():
         cells = [
             _MARKS[style][cell.mark].format(_mean_text(cell.mean, column, style))
             for column in table.columns
             for cell in (table.cells[column.key][method],)
         ]
-        rows.append([_text(method, style), str(count), *cells])
+        settings = [tuned_text(table.tuned.get(method, ()), style)] if table.tuned else []
+        rows.append([_text(method, style), str(count), *cells, *settings])
     return rows
 
 

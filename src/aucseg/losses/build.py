@@ -18,6 +18,7 @@ from aucseg.losses.baselines import (
     DiceLoss,
     DisAlignLoss,
     FocalLoss,
+    JaccardMetricLoss,
     LDAMLoss,
     LogitAdjustmentLoss,
     LovaszSoftmaxLoss,
@@ -60,7 +61,11 @@ LOSSES: dict[str, Callable[..., nn.Module]] = {
     "blv": BLVLoss,
     "seesaw": SeesawLoss,
     "dice": DiceLoss,
+    "jml": JaccardMetricLoss,
     "lovasz": LovaszSoftmaxLoss,
+    "ce-dice": partial(DiceLoss, ce_weight=1.0),
+    "ce-jml": partial(JaccardMetricLoss, ce_weight=1.0),
+    "ce-lovasz": partial(LovaszSoftmaxLoss, ce_weight=1.0),
     "disalign": DisAlignLoss,
     "aucseg": _aucseg,
 }
@@ -73,8 +78,8 @@ def build_loss(name: str, class_counts: Tensor | Sequence[float] | None = None, 
     Args:
         name: A key of ``LOSSES``: ``ce``, ``wce-inverse``, ``wce-median``, ``wce-effective``, ``wce-enet``, ``focal``,
             ``cb-focal``, ``ohem``, ``ldam``, ``la``, ``vs``, ``balanced-softmax``, ``blv``, ``seesaw``, ``dice``,
-            ``lovasz``, ``disalign`` or ``aucseg``; or ``package.module:Name``, a class or function of the user's own,
-            whose module may lie in the current folder.
+            ``jml``, ``lovasz``, ``ce-dice``, ``ce-jml``, ``ce-lovasz``, ``disalign`` or ``aucseg``; or
+            ``package.module:Name``, a class or function of the user's own, whose module may lie in the current folder.
         class_counts: Pixels of each class in the training set (K,); losses that don't need it accept None. The user's
             own get it, and ``ignore_index``, if they have parameters of these names.
         **options: Options of the loss, such as ``ignore_index``, ``gamma`` or ``tau``. ``class_weight`` of ``aucseg``

@@ -58,13 +58,15 @@ def ohem(z: Array, y: NDArray[np.int64]) -> float:
     return float(np.mean(losses[: max(len(hard), math.ceil(0.3 * len(y)))]))
 
 
-def ldam(z: Array, y: NDArray[np.int64], weights: Array | None = None) -> float:
+def ldam(
+    z: Array, y: NDArray[np.int64], weights: Array | None = None, *, largest: float = 0.5, scale: float = 2.0
+) -> float:
     margin = COUNTS**-0.25
-    margin *= 0.5 / margin.max()
+    margin *= largest / margin.max()
     shifted = z.copy()
     for row, label in enumerate(y):
         shifted[row, label] -= margin[label]
-    losses = cross_entropies(2 * shifted, y)
+    losses = cross_entropies(scale * shifted, y)
     return float(losses.mean() if weights is None else (weights[y] * losses).sum() / weights[y].sum())
 
 
@@ -77,9 +79,9 @@ def balanced_softmax(z: Array, y: NDArray[np.int64]) -> float:
     return float(-np.log(p).mean())
 
 
-def vs(z: Array, y: NDArray[np.int64]) -> float:
-    delta, iota = (COUNTS / COUNTS.max()) ** 0.15, 1.25 * np.log(COUNTS / COUNTS.sum())
-    return float(cross_entropies(delta * z + iota, y).mean())
+def vs(gamma: float, tau: float) -> Callable[[Array, NDArray[np.int64]], float]:
+    delta, iota = (COUNTS / COUNTS.max()) ** gamma, tau * np.log(COUNTS / COUNTS.sum())
+    return lambda z, y: float(cross_entropies(delta * z + iota, y).mean())
 
 
 def seesaw(z: Array, y: NDArray[np.int64], constant: Array) -> float:
@@ -102,6 +104,23 @@ def dice(z: Array, y: NDArray[np.int64]) -> float:
         inside = (y == c).astype(float)
         losses.append(1 - (2 * (p[:, c] * inside).sum() + 2) / (p[:, c].sum() + inside.sum() + 2))
     return float(np.mean(losses))
+
+
+def jml(z: Array, y: NDArray[np.int64]) -> float:
+    """The metric of the paper, of the norms."""
+    p = np.array([softmax(row) for row in z])
+    losses = []
+    for c in np.unique(y):
+        inside = (y == c).astype(float)
+        both, apart = p[:, c].sum() + inside.sum(), np.abs(p[:, c] - inside).sum()
+        losses.append(1 - (both - apart + 2 * 0.5) / (both + apart + 2 * 0.5))
+    return float(np.mean(losses))
+
+
+def with_ce(
+    weight: float, loss: Callable[[Array, NDArray[np.int64]], float]
+) -> Callable[[Array, NDArray[np.int64]], float]:
+    return lambda z, y: loss(z, y) + weight * float(cross_entropies(z, y).mean())
 
 
 def lovasz(z: Array, y: NDArray[np.int64]) -> float:
@@ -136,14 +155,22 @@ ORACLES: dict[str, tuple[str, dict[str, Any], Callable[[Array, NDArray[np.int64]
     "ohem": ("ohem", {"threshold": 0.2, "min_kept": 0.3}, ohem),
     "ldam": ("ldam", {"scale": 2.0}, ldam),
     "ldam, re-weighted": ("ldam", {"scale": 2.0, "drw_start": 0.0}, lambda z, y: ldam(z, y, effective(COUNTS))),
+    "ldam, margins of the paper": (
+        *("ldam", {"max_margin": 15.0, "drw_start": None}),
+        lambda z, y: ldam(z, y, largest=15, scale=1),
+    ),
     "la": ("la", {"tau": 0.7}, adjusted(0.7)),
-    "vs": ("vs", {}, vs),
+    "vs": ("vs", {}, vs(0.15, 1.25)),
+    "vs, tuned": ("vs", {"gamma": 0.4, "tau": 0.5}, vs(0.4, 0.5)),
     "balanced-softmax": ("balanced-softmax", {}, balanced_softmax),
     "dice": ("dice", {"smooth": 1.0}, dice),
-    "ce + dice": (
-        *("dice", {"smooth": 1.0, "ce_weight": 0.5}),
-        lambda z, y: dice(z, y) + 0.5 * float(cross_entropies(z, y).mean()),
-    ),
+    "jml": ("jml", {"smooth": 0.5}, jml),
     "lovasz": ("lovasz", {}, lovasz),
+    "ce and dice": ("ce-dice", {"smooth": 1.0}, with_ce(1, dice)),
+    "ce and dice, weighted": ("dice", {"smooth": 1.0, "ce_weight": 0.5}, with_ce(0.5, dice)),
+    "ce and jml": ("ce-jml", {"smooth": 0.5}, with_ce(1, jml)),
+    "ce and jml, weighted": ("ce-jml", {"smooth": 0.5, "ce_weight": 0.25}, with_ce(0.25, jml)),
+    "ce and lovasz": ("ce-lovasz", {}, with_ce(1, lovasz)),
+    "ce and lovasz, weighted": ("lovasz", {"ce_weight": 3.0}, with_ce(3, lovasz)),
     "disalign": ("disalign", {"rho": 0.6}, weighted(COUNTS**-0.6)),
 }

@@ -14,7 +14,7 @@ from aucseg.losses.baselines.logit_adjustment import (
     VSLoss,
     post_hoc_logit_adjustment,
 )
-from aucseg.losses.baselines.overlap import DiceLoss, LovaszSoftmaxLoss
+from aucseg.losses.baselines.overlap import DiceLoss, JaccardMetricLoss, LovaszSoftmaxLoss
 from aucseg.losses.baselines.reweighting import (
     ClassBalancedFocalLoss,
     CrossEntropyLoss,
@@ -32,6 +32,7 @@ __all__ = [
     "DiceLoss",
     "DisAlignLoss",
     "FocalLoss",
+    "JaccardMetricLoss",
     "LDAMLoss",
     "LogitAdjustmentLoss",
     "LongTailLoss",
