@@ -10,6 +10,11 @@ if not torch.cuda.is_available():
 
 _NEEDS = {
     "mmseg": ["src/aucseg/integrations/mmseg.py", "tests/integrations/test_mmseg.py"],  # ``make test-mmseg``
-    "triton": ["src/aucseg/losses/auc/triton_features.py", "src/aucseg/losses/auc/triton_kernels.py"],
+    "triton": [
+        "src/aucseg/losses/auc/triton_features.py",
+        "src/aucseg/losses/auc/triton_kernels.py",
+        "src/aucseg/metrics/triton_counts.py",
+        "src/aucseg/triton_pixels.py",
+    ],
 }
 collect_ignore = [path for package, paths in _NEEDS.items() if not find_spec(package) for path in paths]

@@ -10,7 +10,8 @@ from tests.source_imports import MODULES, PACKAGE, imported_names
 
 # From the ground upwards.
 FLOORS = (
-    {"hints", "safe_files", "randomness", "run_files", "dtypes", "announce", "upsampling", "child_processes"},
+    {"hints", "safe_files", "randomness", "run_files", "dtypes", "announce", "child_processes"}
+    | {"upsampling", "triton_pixels"},
     {"losses", "memory_bank", "metrics"},
     {"datasets"},
     {"statistics", "models"},

@@ -15,6 +15,7 @@ from triton.runtime.jit import JITFunction
 
 from aucseg.losses.auc import triton_passes
 from aucseg.losses.auc.options import PassOptions
+from aucseg.metrics import triton_counts
 
 NUM_CLASSES = 19
 # Form, scores, margin.
@@ -67,6 +68,14 @@ def main() -> None:
                     triton_passes.gradient(*sums, logits, target, every, pixel_weight, None, options)
             if triton_passes.can_fuse(logits, options):
                 triton_passes.fused_losses(logits, target, None, options, one_vs_all=form == "exponential")
+        state, num_invalid = torch.zeros(NUM_CLASSES, NUM_CLASSES, 64, dtype=torch.int64), torch.tensor(0)
+        for scores, by_label in (("softmax", True), ("sigmoid", False), ("identity", False)):
+            triton_counts.count_scores(
+                logits, target, state, num_invalid, 255, scores, by_label, center=0.0, bin_scale=0.125, max_logit=26.0
+            )
+        triton_counts.count_confusion(
+            logits, target, torch.zeros(NUM_CLASSES, NUM_CLASSES, dtype=torch.int64), num_invalid, 255
+        )
     print(*sorted(compiled))
 
 

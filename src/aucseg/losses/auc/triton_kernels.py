@@ -11,16 +11,8 @@ full size, a piece at a time, and folded back, first rows, then columns.
 import triton
 import triton.language as tl
 
-from aucseg.losses.auc.triton_features import (
-    label_of,
-    logit,
-    negative_feature,
-    neighbours,
-    places,
-    scores,
-    slope_by_score,
-    store_features,
-)
+from aucseg.losses.auc.triton_features import negative_feature, scores, slope_by_score, store_features
+from aucseg.triton_pixels import label_of, logit, neighbours, places
 
 
 @triton.jit
