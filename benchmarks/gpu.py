@@ -285,7 +285,7 @@ def metrics(setting: Setting) -> list[Row]:
     target = LABELS["realistic"](150, batch_size, size, torch.Generator().manual_seed(0))
     target = target.where(target >= 0, 255).to(setting.device)
     logits = torch.randn(batch_size, 150, size, size, device=setting.device).requires_grad_()
-    ways = {
+    ways: dict[str, Callable[[], Any]] = {
         "AUC loss": partial(forward_backward, build_loss("aucseg"), logits, target),
         **own_updates(logits.detach(), target, setting),
     }
