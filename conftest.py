@@ -13,6 +13,9 @@ _NEEDS = {
     "triton": [
         "src/aucseg/losses/auc/triton_features.py",
         "src/aucseg/losses/auc/triton_kernels.py",
+        "src/aucseg/losses/auc/triton_launches.py",
+        "src/aucseg/losses/auc/triton_limits.py",
+        "src/aucseg/losses/auc/triton_risk.py",
         "src/aucseg/metrics/triton_counts.py",
         "src/aucseg/triton_pixels.py",
     ],

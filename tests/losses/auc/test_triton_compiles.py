@@ -11,7 +11,7 @@ import pytest
 
 KERNELS = {
     "confusion_kernel", "count_kernel", "fold_kernel", "gradient_kernel", "histogram_kernel", "pair_sums_kernel",
-    "risk_kernel", "sums_kernel", "weights_kernel",
+    "risk_kernel", "sums_kernel",
 }  # fmt: skip
 
 

@@ -36,8 +36,3 @@ def offered(logits: Tensor, target: Tensor, options: PassOptions, *, by_pair: bo
         and (logits.dim() == 2 or len(logits) <= _MAX_IMAGES)
         and fits_32_bits(logits, target)
     )
-
-
-def can_fuse(logits: Tensor, options: PassOptions) -> bool:
-    """Whether `fused_losses` has these options, which are `offered`."""
-    return options.form in _NUM_FEATURES and working_dtype(logits, options.surrogate) == torch.float32
