@@ -74,9 +74,9 @@ def risk_kernel(
 @triton.jit
 def sums_kernel(
     logits, target, tables, lse_map, partial, ticket, wide, loss, scale, limit,
-    num_pixels, num_classes, ignore_index, margin, height, width, full_height, full_width,
+    num_pixels, num_classes, ignore_index, height, width, full_height, full_width,
     stride_b, stride_c, stride_y, stride_x,
-    FORM: tl.constexpr, DEGREE: tl.constexpr, SCORES: tl.constexpr, CROSS_ENTROPY: tl.constexpr,
+    FORM: tl.constexpr, DEGREE: tl.constexpr, MARGIN: tl.constexpr, SCORES: tl.constexpr, CROSS_ENTROPY: tl.constexpr,
     SMOOTH: tl.constexpr, UPSAMPLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
     CLASSES: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
@@ -115,7 +115,7 @@ def sums_kernel(
             if SMOOTH:
                 smooth += tl.load(tables + BY_CHANNEL * (num_classes + 1) + channel) * x
         if FORM != "" and SCORES != "softmax":
-            store_features(row, x, x, x, label, channel, weight, margin, num_classes, FORM, DEGREE, SCORES)
+            store_features(row, x, x, x, label, channel, weight, MARGIN, num_classes, FORM, DEGREE, SCORES)
         channel_logits += stride_c
     entropy = tl.zeros([BLOCK], kind)
     if CROSS_ENTROPY or SCORES == "softmax":
@@ -130,7 +130,7 @@ def sums_kernel(
             for channel in range(num_classes):
                 x = logit(channel_logits, valid, a, b, c, d, down, across, UPSAMPLE, kind)
                 store_features(
-                    row, x, lse, others / total, label, channel, weight, margin, num_classes, FORM, DEGREE, SCORES
+                    row, x, lse, others / total, label, channel, weight, MARGIN, num_classes, FORM, DEGREE, SCORES
                 )
                 channel_logits += stride_c
     tl.store(row + (ROWS - 1) * num_classes, tl.sum(entropy, 0))
@@ -146,9 +146,9 @@ def sums_kernel(
 @triton.jit
 def pair_sums_kernel(
     logits, target, lse_map, partial,
-    num_pixels, num_classes, ignore_index, first_run, num_runs, margin, height, width, full_height, full_width,
+    num_pixels, num_classes, ignore_index, first_run, num_runs, height, width, full_height, full_width,
     stride_b, stride_c, stride_y, stride_x,
-    FORM: tl.constexpr, SCORES: tl.constexpr, UPSAMPLE: tl.constexpr,
+    FORM: tl.constexpr, MARGIN: tl.constexpr, SCORES: tl.constexpr, UPSAMPLE: tl.constexpr,
     BLOCKS: tl.constexpr, BLOCK: tl.constexpr, CHANNELS: tl.constexpr, LABELS: tl.constexpr,
 ):  # fmt: skip
     """A row of ``partial`` ``(programs, J, K, K)``: features of negatives by channel and label.
@@ -179,7 +179,7 @@ def pair_sums_kernel(
         if SCORES == "softmax":
             lse = tl.load(lse_map + image * num_pixels + pixels, mask=label < num_classes, other=0.0)
         score, _ = scores(x, lse[None, :], x, SCORES)
-        score = negative_feature(score, margin, FORM)
+        score = negative_feature(score, MARGIN, FORM)
         score = tl.where(counted & (label[None, :] != channel[:, None]), score, 0.0)
         is_label = (label[:, None] == wanted[None, :]).to(kind)
         # Not TensorFloat-32, which loses digits.
@@ -197,10 +197,10 @@ def pair_sums_kernel(
 @triton.jit
 def gradient_kernel(
     logits, target, tables, by_pairs, risk_gradient, entropy_gradient, lse_map, gradient,
-    num_pixels, num_classes, first_channel, last_channel, ignore_index, margin,
+    num_pixels, num_classes, first_channel, last_channel, ignore_index,
     height, width, full_height, full_width,
     stride_b, stride_c, stride_y, stride_x, out_b, out_c, out_x, limit,
-    FORM: tl.constexpr, DEGREE: tl.constexpr, SCORES: tl.constexpr, CROSS_ENTROPY: tl.constexpr,
+    FORM: tl.constexpr, DEGREE: tl.constexpr, MARGIN: tl.constexpr, SCORES: tl.constexpr, CROSS_ENTROPY: tl.constexpr,
     SMOOTH: tl.constexpr, UPSAMPLE: tl.constexpr, PAIRS: tl.constexpr, CLAMP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The gradient of channels ``first_channel..last_channel - 1`` at the target's size."""
@@ -237,7 +237,7 @@ def gradient_kernel(
         for channel in range(num_classes):
             x = logit(channel_logits, valid, a, b, c, d, down, across, UPSAMPLE, kind)
             score, _, slope = slope_by_score(
-                x, lse, lack, label, channel, weight, margin, by_sums, by_pairs, size, scale,
+                x, lse, lack, label, channel, weight, MARGIN, by_sums, by_pairs, size, scale,
                 FORM, DEGREE, SCORES, PAIRS,
             )  # fmt: skip
             own = label == channel
@@ -250,7 +250,7 @@ def gradient_kernel(
             lack += tl.where(own, 0.0, score)
             channel_logits += stride_c
         score, _, slope = slope_by_score(
-            own_logit, lse, lack, label, label, weight, margin, by_sums, by_pairs, size, scale,
+            own_logit, lse, lack, label, label, weight, MARGIN, by_sums, by_pairs, size, scale,
             FORM, DEGREE, SCORES, PAIRS,
         )  # fmt: skip
         higher = own_logit >= highest
@@ -263,7 +263,7 @@ def gradient_kernel(
         value = tl.zeros([BLOCK], kind)
         if FORM != "":
             score, shortfall, value = slope_by_score(
-                x, lse, lack, label, channel, weight, margin, by_sums, by_pairs, size, scale,
+                x, lse, lack, label, channel, weight, MARGIN, by_sums, by_pairs, size, scale,
                 FORM, DEGREE, SCORES, PAIRS,
             )  # fmt: skip
             if SCORES == "sigmoid":

@@ -105,6 +105,8 @@ class Passes:
         self._constants: dict[str, Any] = {
             "FORM": options.form,
             "DEGREE": options.degree,
+            # Not an argument, which would be a float32.
+            "MARGIN": options.margin,
             "SCORES": options.scores,
             "CROSS_ENTROPY": options.cross_entropy,
             "SMOOTH": options.label_smoothing > 0,
@@ -156,7 +158,7 @@ class Passes:
             with torch.cuda.device_of(self._planes):
                 sums_kernel[self._num_blocks, self._num_images](
                     self._planes, self._target, tables, lse, partial, *(finish or (tables, tables, tables, 0.0, 0.0)),
-                    self._num_pixels, self.num_classes, options.ignore_index, options.margin,
+                    self._num_pixels, self.num_classes, options.ignore_index,
                     *self._size, *self._full_size, *self._strides,
                     **self._constants, ROWS=self.num_rows,
                     CLASSES=triton.next_power_of_2(self.num_classes + 1), PARTS=parts,
@@ -177,9 +179,9 @@ class Passes:
             with torch.cuda.device_of(self._planes):
                 pair_sums_kernel[(programs, *tiles)](
                     self._planes, self._target, lse, partial,
-                    self._num_pixels, num_classes, options.ignore_index, first, num_runs, options.margin,
+                    self._num_pixels, num_classes, options.ignore_index, first, num_runs,
                     *self._size, *self._full_size, *self._strides,
-                    FORM=options.form, SCORES=options.scores, UPSAMPLE=self._upsample,
+                    FORM=options.form, MARGIN=options.margin, SCORES=options.scores, UPSAMPLE=self._upsample,
                     BLOCKS=PAIR_BLOCKS, BLOCK=PAIR_BLOCK, CHANNELS=PAIR_CHANNELS, LABELS=labels,
                 )  # fmt: skip
             total += partial.sum(0, dtype=total.dtype)
@@ -234,7 +236,7 @@ class Passes:
             self._planes[images], self._target[images] if self._upsample else self._target,
             tables, tables if by_pairs is None else by_pairs, by_risk, by_entropy,
             lse[images] if self._upsample else lse, planes,
-            self._num_pixels, self.num_classes, first, last, self._options.ignore_index, self._options.margin,
+            self._num_pixels, self.num_classes, first, last, self._options.ignore_index,
             *self._size, *self._full_size, *self._strides,
             planes.stride(0), planes.stride(1), planes.stride(-1),
             min(torch.finfo(planes.dtype).max, torch.finfo(torch.float32).max),
