@@ -74,7 +74,10 @@ def states(metric: PixelMetric) -> dict[str, Tensor]:
     return {name: getattr(metric, name) for name in metric._defaults}
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+# The interpreter takes half a second a case.
+@pytest.mark.parametrize(
+    "shape", ["full", "low", *(pytest.param(s, marks=pytest.mark.slow) for s in ("points", "volume"))]
+)
 @pytest.mark.parametrize("name", METRICS)
 def test_the_counts_are_those_of_torch(
     kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str, shape: str

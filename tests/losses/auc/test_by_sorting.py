@@ -115,7 +115,7 @@ def test_process_group_is_refused_by_name() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:the AUC loss runs as operations of torch:UserWarning")
-@pytest.mark.parametrize("most", [1, 150, 1 << 22])
+@pytest.mark.parametrize("most", [pytest.param(1, marks=pytest.mark.slow), 150, 1 << 22])
 @pytest.mark.parametrize(
     "options", [{"margin": 0.5, "scores": "softmax"}, {"max_fpr": 0.3}, {"max_fpr": 0.3, "strategy": "ova"}], ids=str
 )
