@@ -10,6 +10,14 @@ if not torch.cuda.is_available():
 
 _NEEDS = {
     "mmseg": ["src/aucseg/integrations/mmseg/*.py", "tests/integrations/mmseg/*.py"],  # ``make test-mmseg``
-    "triton": ["src/aucseg/losses/auc/triton_features.py", "src/aucseg/losses/auc/triton_kernels.py"],
+    "triton": [
+        "src/aucseg/losses/auc/triton_features.py",
+        "src/aucseg/losses/auc/triton_kernels.py",
+        "src/aucseg/losses/auc/triton_launches.py",
+        "src/aucseg/losses/auc/triton_limits.py",
+        "src/aucseg/losses/auc/triton_risk.py",
+        "src/aucseg/metrics/triton_counts.py",
+        "src/aucseg/triton_pixels.py",
+    ],
 }
 collect_ignore_glob = [path for package, paths in _NEEDS.items() if not find_spec(package) for path in paths]

@@ -9,7 +9,7 @@ With ``--device cpu --small`` a rehearsal of the same code on any machine: the f
 - *bank*: a call of the memory bank that stores and pastes, images and masks on the GPU, without and with a plan.
 - *step*: a whole training step (batch in uint8 on the GPU, forward, loss, backward, AdamW) under bfloat16 autocast,
   with cross-entropy, with the AUC loss, with both and the bank, and that with a plan and compiled.
-- *metrics*: update and compute beside torchmetrics'.
+- *metrics*: updates beside torchmetrics', and beside the AUC loss on full-size logits of 150 classes.
 - *labels*: what validation makes of low-resolution logits of 150 classes: their labels at full size, and the metrics.
 
 The ways of a case take turns; each is timed with the device's clock between synchronizations. Prints medians over the
@@ -281,7 +281,24 @@ def metrics(setting: Setting) -> list[Row]:
         made = {name: factory().to(setting.device) for name, factory in score_metrics(num_classes).items()}
         updates = {name: partial(metric.update, logits, target) for name, metric in made.items()}
         cases.append(show(f"update, 1 x {num_classes} x {size} x {size}", in_turns(updates, setting)))
-    return cases
+    batch_size, size = (1, 32) if setting.small else (16, 512)
+    target = LABELS["realistic"](150, batch_size, size, torch.Generator().manual_seed(0))
+    target = target.where(target >= 0, 255).to(setting.device)
+    logits = torch.randn(batch_size, 150, size, size, device=setting.device).requires_grad_()
+    ways: dict[str, Callable[[], Any]] = {
+        "AUC loss": partial(forward_backward, build_loss("aucseg"), logits, target),
+        **own_updates(logits.detach(), target, setting),
+    }
+    return [*cases, show(f"update, {batch_size} x 150 x {size} x {size}", in_turns(ways, setting))]
+
+
+def own_updates(logits: Tensor, target: Tensor, setting: Setting) -> dict[str, Callable[[], Any]]:
+    """An update of each metric of this package with logits of 150 classes."""
+    factories: dict[str, Callable[[], Any]] = {
+        "GroupedMeanIoU": partial(GroupedMeanIoU, 150),
+        **{name: factory for name, factory in score_metrics(150).items() if "torch" not in name},
+    }
+    return {name: partial(factory().to(setting.device).update, logits, target) for name, factory in factories.items()}
 
 
 def labels(setting: Setting) -> list[Row]:
@@ -292,7 +309,6 @@ def labels(setting: Setting) -> list[Row]:
     logits = torch.randn(batch_size, 150, size // 4, size // 4, generator=generator).to(setting.device)
     logits = logits.contiguous(memory_format=torch.channels_last).requires_grad_()
     auc, found = build_loss("aucseg"), predicted_labels(logits.detach(), (size, size))
-    made = {name: factory().to(setting.device) for name, factory in score_metrics(150).items() if "torch" not in name}
     iou = GroupedMeanIoU(150).to(setting.device)
 
     def at_once() -> Tensor:
@@ -304,7 +320,7 @@ def labels(setting: Setting) -> list[Row]:
         "interpolate and argmax": at_once,
         "predicted_labels": partial(predicted_labels, logits.detach(), (size, size)),
         "GroupedMeanIoU of labels": partial(iou.update, found, target),
-        **{name: partial(metric.update, logits.detach(), target) for name, metric in made.items()},
+        **own_updates(logits.detach(), target, setting),
     }
     return [show(f"{batch_size} x 150 x {size // 4} x {size // 4} -> {size}", in_turns(ways, setting))]
 

@@ -171,15 +171,19 @@ class PretendedMPS(TorchDispatchMode):
 class NoWaiting(PretendedMPS):
     """A device that refuses everything for which the host would wait."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._patches: list[pytest.MonkeyPatch] = []  # operators of our own are looked into within the context again
+
     def __enter__(self) -> NoWaiting:
         super().__enter__()
-        self._patches = pytest.MonkeyPatch()
+        self._patches.append(pytest.MonkeyPatch())
         for name in ("cpu", "tolist", "numpy", "item"):
-            self._patches.setattr(MPSTensor, name, _refuse_reading, raising=False)
+            self._patches[-1].setattr(MPSTensor, name, _refuse_reading, raising=False)
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._patches.undo()
+        self._patches.pop().undo()
         super().__exit__(*error)
 
     def _refuse(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:

@@ -10,17 +10,8 @@ from tests.source_imports import MODULES, PACKAGE, imported_names
 
 # From the ground upwards.
 FLOORS = (
-    {
-        "hints",
-        "safe_files",
-        "randomness",
-        "run_files",
-        "dtypes",
-        "announce",
-        "upsampling",
-        "child_processes",
-        "durations",
-    },
+    {"hints", "safe_files", "randomness", "run_files", "dtypes", "announce", "child_processes"}
+    | {"durations", "upsampling", "triton_pixels"},
     {"losses", "memory_bank", "metrics"},
     {"datasets"},
     {"statistics", "models"},

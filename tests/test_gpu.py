@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from aucseg import AUCSegLoss, PairwiseAUCLoss, SegmentationTask
 from aucseg.losses import accumulate, build_loss
 from aucseg.losses.build import LOSSES
+from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
+from aucseg.metrics.pixel_metric import PixelMetric
 from aucseg.training.step_guard import StepGuard
 from tests.on_gpu import no_waiting, run
 from tests.oracles import auc_loss_oracle
@@ -203,6 +206,36 @@ def test_micro_batches_have_the_gradient_of_the_whole() -> None:
     accumulate(AUCSegLoss(), model, [(images[:1], target[:1]), (images[1:], target[1:])])
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+METRICS: dict[str, Callable[[], PixelMetric]] = {
+    "iou": lambda: GroupedMeanIoU(5),
+    "ovo": lambda: PixelAUROC(5),
+    "ovr": lambda: PixelAUROC(5, average="ovr", scores="sigmoid"),
+    "ap": lambda: PixelAveragePrecision(5),
+}
+
+
+@pytest.mark.parametrize("size", [24, 6], ids=["full", "low"])
+@pytest.mark.parametrize("name", METRICS)
+def test_metrics_count_what_the_cpu_counts_without_a_wait(name: str, size: int) -> None:
+    logits, target = batch(size)
+    on_cpu, on_gpu = METRICS[name](), METRICS[name]().to(DEVICE)
+    moved, labels = logits.to(DEVICE), target.to(DEVICE)
+    on_gpu.update(moved, labels)  # the first call may load kernels
+    on_gpu.reset()
+    with no_waiting():
+        on_gpu.update(moved, labels)
+    on_cpu.update(logits, target)
+    for state in on_cpu._defaults:
+        expected, found = getattr(on_cpu, state), getattr(on_gpu, state).cpu()
+        assert found.sum() == expected.sum()
+        # A score at the border of two bins may fall to the other side.
+        assert (found - expected).abs().sum() <= (0 if name == "iou" else 1e-3 * expected.sum()), state
+    moved[0, 0, 0, 0] = math.nan
+    on_gpu.update(moved, labels)
+    with pytest.raises(ValueError, match="non-finite"):
+        on_gpu.compute()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

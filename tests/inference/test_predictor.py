@@ -167,6 +167,46 @@ def test_flip_makes_the_answer_symmetric() -> None:
     assert not torch.allclose(Predictor(model).logits(image.flip(-1)).flip(-1), Predictor(model).logits(image))
 
 
+def coarse(num_classes: int) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Conv2d(3, num_classes, 8, stride=8).eval()
+
+
+def test_whole_images_are_upsampled_by_bands(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, image = coarse(7), random_image(40, 56)
+    with torch.no_grad():
+        expected = F.interpolate(model(image[None].float()), (40, 56), mode="bilinear", align_corners=False)[0]
+    monkeypatch.setattr("aucseg.upsampling.BAND_ELEMENTS", 7 * 56 * 6)
+    predictor = Predictor(model)
+    blocks = list(predictor.blocks(image))
+    assert [place for place, _ in blocks] == [(slice(top, min(top + 6, 40)), slice(0, 56)) for top in range(0, 40, 6)]
+    assert not any(logits.requires_grad for _, logits in blocks)
+    torch.testing.assert_close(predictor.logits(image), expected, rtol=1e-5, atol=1e-3)
+    assert (predictor.labels(image) == expected.argmax(0)).float().mean() > 0.999
+
+
+def test_the_next_windows_are_read_while_the_first_are_computed() -> None:
+    events: list[str] = []
+
+    class Recorded(np.ndarray[Any, Any]):
+        def __getitem__(self, key: Any) -> Any:
+            if isinstance(key, tuple):
+                events.append(f"read {key[0].start}, {key[1].start}")
+            return np.asarray(self)[key]
+
+    def model(images: Tensor) -> Tensor:
+        events.append("computed")
+        return images
+
+    image = random_image(24, 16).permute(1, 2, 0).numpy().view(Recorded)
+    for (rows, _), _ in Predictor(model, InferenceOptions(window=(16, 8), stride=(8, 8))).blocks(image):
+        events.append(f"given {rows.start}")
+    assert events == [
+        "read 0, 0", "computed", "read 0, 8", "computed", "read 8, 0", "given 0",
+        "computed", "read 8, 8", "computed", "given 8",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("window", [None, (16, 16)])
 def test_class_priors_are_taken_off(window: tuple[int, int] | None) -> None:
     frequency, tau = (70.0, 20.0, 9.0, 1.0, 0.0), 0.5

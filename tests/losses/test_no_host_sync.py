@@ -31,7 +31,7 @@ CASES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("scale", [1, 4])
 @pytest.mark.parametrize("by_pair", [False, True])
 def test_passes_ask_for_no_value(options: dict[str, Any], cross_entropy: bool, scale: int, by_pair: bool) -> None:
-    passes = LossOptions(AUCOptions(**options), with_cross_entropy=cross_entropy, label_smoothing=0.1).passes()
+    passes = LossOptions(AUCOptions(**options), ce_weight=float(cross_entropy), label_smoothing=0.1).passes()
     with FakeTensorMode():
         logits = torch.empty(2, 5, 8, 8, device="cuda")
         target = torch.empty(2, 8 * scale, 8 * scale, dtype=torch.int64, device="cuda")

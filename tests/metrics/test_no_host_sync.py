@@ -13,7 +13,7 @@ from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
 from aucseg.metrics.boundary_iou import boundary_overlap
 from aucseg.metrics.pixel_metric import PixelMetric
 from aucseg.upsampling import predicted_labels
-from tests.pretended_device import MPS, MPSTensor, NoWaiting
+from tests.pretended_device import MPS, MPSTensor, NoWaiting, PretendedMPS
 
 K = 5
 METRICS: dict[str, Callable[[], PixelMetric]] = {
@@ -52,6 +52,17 @@ def test_update_waits_for_nothing_and_counts_the_same(name: str, dtype: torch.dt
     for state, value in states.items():
         assert isinstance(value, MPSTensor)
         assert torch.equal(value.held, getattr(on_cpu, state)), state
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_what_is_not_a_number_is_counted_and_refused_later(name: str) -> None:
+    logits, target = batch()
+    logits[0, 1, 2, 3] = torch.nan
+    with PretendedMPS():
+        metric = on_device(METRICS[name]())
+        metric.update(logits.to(MPS), target.to(MPS))
+        with pytest.raises(ValueError, match="non-finite"):
+            metric.raise_if_invalid()
 
 
 @pytest.mark.parametrize("size", [(8, 6), (16, 12)])

@@ -15,6 +15,7 @@ from aucseg.dtypes import in_model_dtype
 from aucseg.losses.baselines.logit_adjustment import log_prior
 from aucseg.losses.class_weights import check_class_counts
 from aucseg.models.segmentation_model import resize
+from aucseg.upsampling import upsampled_bands
 
 Array = npt.NDArray[Any]
 Place = tuple[slice, ...]
@@ -163,7 +164,9 @@ class Predictor:
         return out
 
     def labels(self, image: Tensor | Array, out: Array | None = None) -> Tensor:
-        """Compute the labels ``(H, W)`` or ``(D, H, W)`` without keeping the logits of more than a band of them.
+        """Compute the labels ``(H, W)`` or ``(D, H, W)``, with a band of the full-size logits in memory at a time.
+
+        The mean over several scales or a flip of a whole image is kept at full size.
 
         Args:
             image: As in :meth:`logits`; it may be memory-mapped.
@@ -213,7 +216,10 @@ class Predictor:
 
     def _whole(self, image: Tensor | Array) -> Iterator[tuple[Place, Tensor]]:
         pixels = self._read(image, (slice(None),) * (image.ndim - 1))[None]
-        yield tuple(slice(0, side) for side in pixels.shape[2:]), self._augmented(pixels)[0]
+        size = pixels.shape[2:]
+        logits = self._run(pixels) if self._is_plain else self._augmented(pixels)
+        for _, rows, band in upsampled_bands(logits, size):
+            yield (rows, *(slice(0, side) for side in size[1:])), band[0]
 
     def _slide(
         self, image: Tensor | Array, size: tuple[int, ...], window: tuple[int, ...]
@@ -232,12 +238,15 @@ class Predictor:
             extent = [window[0], *(end - begin for begin, end in block)]
             sums: Tensor | None = None
             weights = torch.zeros(extent, dtype=torch.float32, device=self.device)
+            batches = self._batches(image, tops, reached, window)
+            ahead = next(batches)
             for index, top in enumerate(tops):
-                for start in range(0, len(reached), self.options.batch_size):
-                    corners = reached[start : start + self.options.batch_size]
-                    places = [tuple(slice(x, x + w) for x, w in zip((top, *c), window, strict=True)) for c in corners]
-                    batch = torch.stack([self._read(image, place) for place in places])
-                    for corner, logits in zip(corners, self._augmented(batch), strict=True):
+                for _ in range(0, len(reached), self.options.batch_size):
+                    corners, pixels = ahead
+                    found = self._augmented(pixels)
+                    # An accelerator computes while the host reads and sends what comes next.
+                    ahead = next(batches, ahead)
+                    for corner, logits in zip(corners, found, strict=True):
                         if sums is None:
                             sums = logits.new_zeros((len(logits), *extent))
                         inside, target = _overlap((0, *corner), window, ((0, window[0]), *block))
@@ -250,6 +259,16 @@ class Predictor:
                 below = (0, 0) * len(block) + (0, finished)
                 sums, weights = F.pad(sums[:, finished:], below), F.pad(weights[finished:], below)
 
+    def _batches(
+        self, image: Tensor | Array, tops: list[int], reached: list[tuple[int, ...]], window: tuple[int, ...]
+    ) -> Iterator[tuple[list[tuple[int, ...]], Tensor]]:
+        """Yield corners of windows, without their tops, and their pixels, a batch at a time, from top to bottom."""
+        for top in tops:
+            for start in range(0, len(reached), self.options.batch_size):
+                corners = reached[start : start + self.options.batch_size]
+                places = [tuple(slice(x, x + w) for x, w in zip((top, *c), window, strict=True)) for c in corners]
+                yield corners, torch.stack([self._read(image, place) for place in places])
+
     def _window_weight(self, window: tuple[int, ...]) -> Tensor:
         weight = torch.ones(window, dtype=torch.float32, device=self.device)
         if self.options.blend == "linear":
@@ -259,11 +278,16 @@ class Predictor:
                 weight *= ramp.view(-1, *[1] * (len(window) - 1 - dim))
         return weight
 
+    @property
+    def _is_plain(self) -> bool:
+        """Whether the logits of the image as it is are the answer."""
+        return self.options.scales == (1.0,) and not self.options.flip
+
     @torch.no_grad()
     def _augmented(self, images: Tensor) -> Tensor:
         """Compute logits ``(B, K, *spatial)`` at the size of the images ``(B, C, *spatial)``."""
         size = images.shape[2:]
-        if self.options.scales == (1.0,) and not self.options.flip:
+        if self._is_plain:
             return resize(self._run(images), size)
         total: Tensor | None = None
         views = 0
@@ -277,6 +301,7 @@ class Predictor:
         assert total is not None
         return (total / views).clamp(min=torch.finfo(torch.float32).tiny).log()
 
+    @torch.no_grad()
     def _run(self, images: Tensor) -> Tensor:
         if isinstance(self.model, nn.Module):
             images = in_model_dtype(images, self.model)

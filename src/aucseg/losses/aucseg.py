@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from aucseg.losses.auc.checks import check_class_weight, check_inputs, check_option_names
 from aucseg.losses.auc.class_sums import ClassSums
-from aucseg.losses.auc.objective import auc_and_cross_entropy, class_sums
+from aucseg.losses.auc.objective import class_sums, weighted_loss
 from aucseg.losses.auc.options import LossOptions
 from aucseg.losses.pairwise_auc import PairwiseAUCLoss
 
@@ -102,7 +102,7 @@ class AUCSegLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
-        return self._weighted(logits, target, None)
+        return weighted_loss(logits, target, self._checked(logits, target))
 
     def class_sums(self, logits: Tensor, target: Tensor) -> ClassSums:
         """Sums of a micro-batch, for `aucseg.losses.MicroBatchAUC`."""
@@ -110,24 +110,20 @@ class AUCSegLoss(nn.Module):
 
     def given_sums(self, whole: ClassSums, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of a whole with the given sums; its gradient is that of this part."""
-        return self._weighted(logits, target, whole)
+        return weighted_loss(logits, target, self._checked(logits, target), whole)
 
     def _checked(self, logits: Tensor, target: Tensor) -> LossOptions:
         options = LossOptions(
             self.auc.options,
             self.auc.pair_weight,
             self.auc.process_group,
-            with_auc=self.auc_weight > 0,
-            with_cross_entropy=self.ce_weight > 0,
+            self.auc_weight,
+            self.ce_weight,
             class_weight=self.class_weight,
             label_smoothing=self.label_smoothing,
         )
         check_inputs(logits, target, options, upsample=self.upsample)
         return options
-
-    def _weighted(self, logits: Tensor, target: Tensor, whole: ClassSums | None) -> Tensor:
-        risk, entropy = auc_and_cross_entropy(logits, target, self._checked(logits, target), whole)
-        return self.auc_weight * risk + self.ce_weight * entropy
 
     def extra_repr(self) -> str:
         """The weights."""

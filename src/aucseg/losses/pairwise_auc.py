@@ -16,7 +16,7 @@ from aucseg.losses.auc.checks import (
     names_nearest_option,
 )
 from aucseg.losses.auc.class_sums import ClassSums
-from aucseg.losses.auc.objective import auc_and_cross_entropy, class_sums
+from aucseg.losses.auc.objective import class_sums, weighted_loss
 from aucseg.losses.auc.options import AUCOptions, LossOptions, SurrogateOption
 
 
@@ -68,7 +68,7 @@ def pairwise_auc_loss(
     _check_process_group(process_group, auc)
     options = LossOptions(auc, pair_weight, process_group)
     check_inputs(logits, target, options)
-    return auc_and_cross_entropy(logits, target, options)[0]
+    return weighted_loss(logits, target, options)
 
 
 def _check_process_group(group: dist.ProcessGroup | None, options: AUCOptions) -> None:
@@ -193,7 +193,7 @@ class PairwiseAUCLoss(nn.Module):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
         options = self._checked(logits, target)
-        return auc_and_cross_entropy(logits, target, options)[0]
+        return weighted_loss(logits, target, options)
 
     def class_sums(self, logits: Tensor, target: Tensor) -> ClassSums:
         """Sums of a micro-batch, for `aucseg.losses.MicroBatchAUC`."""
@@ -202,7 +202,7 @@ class PairwiseAUCLoss(nn.Module):
     def given_sums(self, whole: ClassSums, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of a whole with the given sums; its gradient is that of this part."""
         options = self._checked(logits, target)
-        return auc_and_cross_entropy(logits, target, options, whole)[0]
+        return weighted_loss(logits, target, options, whole)
 
     def _checked(self, logits: Tensor, target: Tensor) -> LossOptions:
         options = LossOptions(self._options, self.pair_weight, self._process_group)

@@ -314,8 +314,9 @@ class TailMemoryBank(UncompiledModule):
         """Draws classes, images and samples."""
         has_sample = np.array([len(samples) > 0 for samples in self._store.samples])
         pastes = []
-        for number, row in enumerate(present if self.scope == "image" else in_any(present)):
-            drawn = self._draw_classes(~row, has_sample, len(present))
+        missing = ~(present if self.scope == "image" else in_any(present))
+        for number, (stored, num_missing) in enumerate(zip(missing & has_sample, missing.sum(1).tolist(), strict=True)):
+            drawn = self._draw_classes(np.flatnonzero(stored).tolist(), num_missing, len(present))
             ranges = [len(self._store.samples[position]) for position in drawn]
             if self.scope == "image":
                 images, indices = [number] * len(drawn), self._draw(ranges)
@@ -326,14 +327,13 @@ class TailMemoryBank(UncompiledModule):
                 pastes.append(Paste(image, self.tail_classes[position], self._store.samples[position][index]))
         return pastes
 
-    def _draw_classes(self, missing: Bools, has_sample: Bools, batch_size: int) -> list[int]:
+    def _draw_classes(self, stored: list[int], num_missing: int, batch_size: int) -> list[int]:
         """Draws among the tail classes that a unit lacks and that have something stored."""
-        stored = np.flatnonzero(missing & has_sample).tolist()
         if not stored:
             return []
         if self.presence_target is None:
             assert self.sample_ratio is not None
-            return draw_share_of_missing(stored, int(missing.sum()), self.sample_ratio, self._generator)
+            return draw_share_of_missing(stored, num_missing, self.sample_ratio, self._generator)
         shares = list(self.presence.values())
         if self.scope == "batch":
             shares = [1 - (1 - share) ** batch_size for share in shares]

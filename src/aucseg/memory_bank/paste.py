@@ -95,7 +95,7 @@ def place_samples(
     def place(part: list[Paste], taken: tuple[Ints, Ints], aim: Ints | None = None) -> _Placed:
         return _place(part, plan.shape[1:], taken, resize_ratio, placement, first_wins, generator, aim)
 
-    tries = [place(pastes, plan.protected())]
+    tries = [place(pastes, plan.protected)]
     counts = tries[0].counts.copy()
     for _ in range(_NUM_TRIES - 1):
         lost = np.flatnonzero((tries[0].sizes > 0) & (counts == 0)).tolist()
@@ -122,19 +122,9 @@ def place_samples(
 def covered_pixels(pieces: Pieces, plan: BatchPlan) -> Ints:
     """Pixels of each tail class in each image that pieces cover, (B, T)."""
     run, size = overlaps(pieces.begin, pieces.begin + pieces.length, plan.spared_begin, plan.spared_end)
-    return _by_image_and_class(plan, run, size)
-
-
-def tail_pixels(plan: BatchPlan) -> Ints:
-    """Pixels of each tail class in each image, (B, T)."""
-    return _by_image_and_class(plan, np.arange(len(plan.spared_begin)), plan.spared_end - plan.spared_begin)
-
-
-def _by_image_and_class(plan: BatchPlan, run: Ints, size: Ints) -> Ints:
-    num_tail = plan.present.shape[1]
     is_tail = plan.spared_tail[run] >= 0
     run, size = run[is_tail], size[is_tail]
-    index = plan.spared_begin[run] // plan.pixels_per_image * num_tail + plan.spared_tail[run]
+    index = plan.spared_begin[run] // plan.pixels_per_image * plan.present.shape[1] + plan.spared_tail[run]
     return sum_by(index, size, plan.present.size).reshape(plan.present.shape)
 
 
@@ -345,7 +335,7 @@ def _neighbours(index: Ints, size: Ints, scale: Floats) -> list[tuple[Ints, Floa
 def is_present(plan: BatchPlan, pastes: list[Paste], placement: Placement) -> Bools:
     """Which tail classes each image holds after pasting, (B, T)."""
     position = {class_id: number for number, class_id in enumerate(plan.planner.tail_classes)}
-    held = tail_pixels(plan) > covered_pixels(placement.pieces, plan)
+    held = plan.tail_pixels > covered_pixels(placement.pieces, plan)
     for paste, count in zip(pastes, placement.counts, strict=True):
         held[paste.image, position[paste.class_id]] |= count > 0
     return held

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,9 @@ class BatchPlan:
     Attributes:
         planner: What made it.
         shape: (B, H, W) or (B, D, H, W) of the masks.
-        present: (B, T) whether each image holds each tail class.
+        pixels_per_image: H W, or D H W.
+        tail_pixels: (B, T) pixels of each tail class in each image.
+        present: (B, T) whether there are any.
         start: (R,) where each run to store begins; sorted by group, then by place.
         length: (R,) its pixels.
         component: (R,) number of its component within its group.
@@ -42,6 +45,7 @@ class BatchPlan:
         spared_end: (S,).
         spared_tail: (S,) position of the class among the tail classes, -1 for others.
         spared_protected: (S,) whether the class is protected.
+        protected: begin and end of those runs, that no paste may cover.
         probes: (P,) some of the places where they begin, at most 1024; what a device compares with its masks.
         probed: (P,) their labels.
     """
@@ -49,6 +53,7 @@ class BatchPlan:
     def __init__(self, planner: BankPlanner, masks: Tensor) -> None:
         self.planner = planner
         self.shape = tuple(masks.shape)
+        self.pixels_per_image = math.prod(self.shape[1:])
         num_tail = len(planner.tail_classes)
         if masks.numel():
             start, length, label = horizontal_runs(masks)
@@ -59,14 +64,15 @@ class BatchPlan:
         spared = np.flatnonzero((tail >= 0) | protected)
         self.spared_begin, self.spared_end = start[spared], start[spared] + length[spared]
         self.spared_tail, self.spared_protected = tail[spared], protected[spared]
+        self.protected = self.spared_begin[self.spared_protected], self.spared_end[self.spared_protected]
         probed = spared[:: max(1, -(-len(spared) // _MOST_PROBES))]
         self.probes, self.probed = start[probed], label[probed].astype(np.int64)
 
         kept = np.flatnonzero(tail >= 0)
         start, length, tail = start[kept], length[kept], tail[kept]
         group = start // max(self.pixels_per_image, 1) * num_tail + tail
-        self.present: Bools = np.zeros((len(masks), num_tail), dtype=bool)
-        self.present.reshape(-1)[group] = True
+        self.tail_pixels = sum_by(group, length, len(masks) * num_tail).reshape(len(masks), num_tail)
+        self.present: Bools = self.tail_pixels > 0
         root = connected_components(start, length, tail, self.shape[1:])
         component = number_components(root, length, group, planner.min_pixels, planner.max_components)
         order = np.argsort(group, kind="stable")
@@ -74,15 +80,6 @@ class BatchPlan:
         self.start, self.length, self.component = start[order], length[order], component[order]
         self.groups, index, self.num_runs = np.unique(group[order], return_inverse=True, return_counts=True)
         self.num_pixels = sum_by(index, self.length, len(self.groups))
-
-    @property
-    def pixels_per_image(self) -> int:
-        """H W, or D H W."""
-        return int(np.prod(self.shape[1:]))
-
-    def protected(self) -> tuple[Ints, Ints]:
-        """Begin and end of the runs that no paste may cover."""
-        return self.spared_begin[self.spared_protected], self.spared_end[self.spared_protected]
 
     def __repr__(self) -> str:
         return f"BatchPlan of masks {self.shape}, {len(self.groups)} samples to store"

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -69,13 +69,15 @@ class SampleStore:
         num_tail = len(self.samples)
         # Slots are chosen before any pixel is copied: what a later image of the same batch replaces need not be
         # copied. An integer stands for a sample that is still to be cut.
+        positions = (plan.groups % num_tail).tolist()
         slots: list[list[Sample | int]] = [list(samples) for samples in self.samples]
         wanted = []
         num_full = 0
         counts = [len(stored) for stored in slots]
-        for number, position in enumerate((plan.groups % num_tail).tolist()):
-            nbytes = sample_nbytes(int(plan.num_runs[number]), int(plan.num_pixels[number]), self._pixel_bytes)
-            if self.max_bytes is not None and nbytes > self.max_bytes:
+        pixel_bytes = self._pixel_bytes
+        sizes = zip(positions, plan.num_runs.tolist(), plan.num_pixels.tolist(), strict=True)
+        for number, (position, num_runs, size) in enumerate(sizes):
+            if self.max_bytes is not None and sample_nbytes(num_runs, size, pixel_bytes) > self.max_bytes:
                 continue
             wanted.append((number, position))
             num_full += counts[position] == self.capacity
@@ -87,16 +89,19 @@ class SampleStore:
                 del stored[next(leaving)]
             stored.append(number)
 
-        new = sorted(entry for stored in slots for entry in stored if isinstance(entry, int))
+        changed = {position for _, position in wanted}
+        new = sorted(entry for position in changed for entry in slots[position] if isinstance(entry, int))
         pixels, used = self.pixels, self._used
         num_pixels = int(plan.num_pixels[new].sum())
         if used + num_pixels > len(pixels):
             pixels, used, slots = self._moved(slots, num_pixels)
         samples = dict(zip(new, _cut(plan, images, new, pixels, used), strict=True))
         self.pixels, self._used = pixels, used + num_pixels
-        self.samples = [[samples[entry] if isinstance(entry, int) else entry for entry in stored] for stored in slots]
+        for position in changed:
+            slots[position] = [samples[entry] if isinstance(entry, int) else entry for entry in slots[position]]
+        self.samples = [cast("list[Sample]", stored) for stored in slots]
         self._evict()
-        return {position for _, position in wanted}
+        return changed
 
     def _moved(self, slots: list[list[Sample | int]], room: int) -> tuple[Tensor, int, list[list[Sample | int]]]:
         """A new tensor that holds the pixels of these samples, with room for more: itself, what is used, the slots."""
@@ -107,7 +112,10 @@ class SampleStore:
             torch.cat([self.pixels[s.first : s.first + s.num_pixels] for s in kept], out=pixels[:used])
         first = iter(np.cumsum([0, *(sample.num_pixels for sample in kept)]).tolist())
         moved: list[list[Sample | int]] = [
-            [entry if isinstance(entry, int) else entry._replace(first=next(first)) for entry in stored]
+            [
+                entry if isinstance(entry, int) else Sample(entry.runs, entry.size, next(first), entry.num_pixels)
+                for entry in stored
+            ]
             for stored in slots
         ]
         return pixels, used, moved

@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 
 from aucseg.dtypes import float64_of, int64_labels
-from aucseg.metrics.pixel_metric import PixelMetric, bands_at, check_groups, check_logits, group_means
+from aucseg.metrics.pixel_metric import (
+    PixelMetric,
+    bands_at,
+    check_groups,
+    check_logits,
+    group_means,
+    triton_counts_for,
+)
 from aucseg.upsampling import labels_of
 
 # Beside IoU, under these names, with "per_class_" before them for each class and a group's name for its mean.
@@ -94,7 +101,14 @@ class GroupedMeanIoU(PixelMetric):
         """
         if preds.is_floating_point():
             logits, target = check_logits(preds, target, self.num_classes)
-            self.check_values(logits, target)
+            kernels = triton_counts_for(logits, target) if logits.shape[1] > 1 else None
+            checked = kernels is not None and logits.shape[2:] == target.shape[1:]
+            if not checked:
+                self.check_values(logits, target)
+            if kernels is not None:
+                num_invalid = self.num_invalid if checked else None
+                kernels.count_confusion(logits, target, self.confusion, num_invalid, self.ignore_index)
+                return
             for band, band_target in bands_at(logits, target):
                 self._count(labels_of(band), band_target)
         else:

@@ -1,7 +1,10 @@
 """What all pixel metrics share: checks of logits and labels, states that are sums, one band of rows at a time."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import lru_cache
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -244,3 +247,23 @@ def bands_at(logits: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """
     for image, rows, band in upsampled_bands(logits, target.shape[1:]):
         yield band, target[image : image + 1, rows]
+
+
+def triton_counts_for(logits: Tensor, target: Tensor) -> ModuleType | None:
+    """`aucseg.metrics.triton_counts` if they can count these, as `check_logits` returns them, where they are."""
+    if logits.device.type != "cuda":
+        return None
+    counts = import_triton_counts()
+    return counts if counts and counts.offered(logits, target) and counts.works_on(logits.device) else None
+
+
+@lru_cache(maxsize=1)
+def import_triton_counts() -> ModuleType | None:
+    """`aucseg.metrics.triton_counts`; without Triton None and, once, a warning."""
+    # Importing Triton takes a moment, which a CPU need not wait for.
+    try:
+        from aucseg.metrics import triton_counts
+    except Exception as error:  # not installed, or whatever a broken installation raises
+        warnings.warn(f"pixel metrics fall back to slower operations of torch, without Triton: {error}", stacklevel=2)
+        return None
+    return triton_counts

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from aucseg.metrics.pixel_metric import PixelMetric, bands_at, check_logits
+from aucseg.metrics.pixel_metric import PixelMetric, bands_at, check_logits, triton_counts_for
 
 Scores = Literal["softmax", "sigmoid", "identity"]
 Average = Literal["ovo", "ovr"]
@@ -85,11 +85,20 @@ class ScoreHistogramMetric(PixelMetric):
             ValueError: Shapes that don't fit, labels out of range, non-finite logits, scores outside 0..1.
         """
         logits, target = check_logits(logits, target, self.num_classes)
-        if self.scores == "identity":
-            self.refuse(~((logits >= 0) & (logits <= 1)), logits, "score", "identity scores must lie in 0..1")
-        self.check_values(logits, target)
+        kernels = triton_counts_for(logits, target)
+        checked = kernels is not None and logits.shape[1:] == (self.num_classes, *target.shape[1:])
+        if not checked:
+            if self.scores == "identity":
+                self.refuse(~((logits >= 0) & (logits <= 1)), logits, "score", "identity scores must lie in 0..1")
+            self.check_values(logits, target)
         if logits.shape[1] == 1:
             logits = self._two_channels(logits)
+        if kernels is not None:
+            kernels.count_scores(
+                logits, target, self.histogram, self.num_invalid if checked else None, self.ignore_index,
+                self.scores, self.average == "ovo", self._center, BIN_SCALE, MAX_LOGIT,
+            )  # fmt: skip
+            return
         for band, band_target in bands_at(logits, target):
             self._count(band.flatten(2)[0], band_target.flatten())
 
@@ -119,15 +128,20 @@ class ScoreHistogramMetric(PixelMetric):
         weight = valid.long().expand_as(cell).reshape(-1)
         self.histogram.view(-1).scatter_add_(0, cell.reshape(-1), weight)
 
+    @property
+    def _center(self) -> float:
+        """The logit in the middle of the bins."""
+        return 0.0 if self.scores == "sigmoid" else -math.log(self.num_classes - 1)
+
     def _bin(self, logits: Tensor) -> Tensor:
         """Bin of every score, int64: a monotone function of the float32 score."""
         if self.scores == "softmax":
             scores = logits.softmax(dim=0)
         else:
             scores = logits.sigmoid() if self.scores == "sigmoid" else logits
-        center = 0.0 if self.scores == "sigmoid" else -math.log(self.num_classes - 1)
-        logit = torch.logit(scores).sub_(center)
+        logit = torch.logit(scores).sub_(self._center)
         position = (logit.abs() / BIN_SCALE).log1p_().copysign_(logit)
         half = self.bins / 2
         position.mul_(half / math.log1p(MAX_LOGIT / BIN_SCALE)).add_(half)
-        return position.clamp_(0, self.bins - 1).long()
+        # A NaN, which was refused or counted, has a place too: on an accelerator none may lead outside of the state.
+        return position.nan_to_num_(0).clamp_(0, self.bins - 1).long()

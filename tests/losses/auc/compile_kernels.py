@@ -13,8 +13,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from aucseg.losses.auc import triton_passes
-from aucseg.losses.auc.options import PassOptions
+from aucseg.losses.auc import triton_launches, triton_passes
+from aucseg.losses.auc.options import Objective, PassOptions
+from aucseg.metrics import triton_counts
 
 NUM_CLASSES = 19
 # Form, scores, margin.
@@ -65,8 +66,19 @@ def main() -> None:
                 if triton_passes.offered(logits, target, options, by_pair=pixel_weight is None):
                     sums = triton_passes.sums(logits, target, every, pixel_weight, None, options)
                     triton_passes.gradient(*sums, logits, target, every, pixel_weight, None, options)
-            if triton_passes.can_fuse(logits, options):
-                triton_passes.fused_losses(logits, target, None, options, one_vs_all=form == "exponential")
+            coefficients = tuple((0.0,) * (options.degree + 1) for _ in range(options.degree + 1))
+            for few in (1 << 14, 0):
+                triton_launches.FEW_SUMS = few
+                objective = Objective(coefficients, one_vs_all=form == "exponential")
+                triton_passes.fused_loss(logits, target, None, options, objective)
+        state, num_invalid = torch.zeros(NUM_CLASSES, NUM_CLASSES, 64, dtype=torch.int64), torch.tensor(0)
+        for scores, by_label in (("softmax", True), ("sigmoid", False), ("identity", False)):
+            triton_counts.count_scores(
+                logits, target, state, num_invalid, 255, scores, by_label, center=0.0, bin_scale=0.125, max_logit=26.0
+            )
+        triton_counts.count_confusion(
+            logits, target, torch.zeros(NUM_CLASSES, NUM_CLASSES, dtype=torch.int64), num_invalid, 255
+        )
     print(*sorted(compiled))
 
 

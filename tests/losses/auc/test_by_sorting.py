@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from aucseg.losses import AUCSegLoss, PairwiseAUCLoss, pairwise_auc_loss
 from tests.oracles import auc_loss_oracle, partial_auc_oracle, value_and_grad
+from tests.pretended_device import MPS, NoWaiting, PretendedMPS
 
 
 @settings(max_examples=40, deadline=None)
@@ -109,3 +112,26 @@ def test_larger_than_a_toy() -> None:
 def test_process_group_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"surrogate='hinge' with margin=0.5.*do not travel between processes"):
         PairwiseAUCLoss("hinge", margin=0.5, process_group=object())  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:the AUC loss runs as operations of torch:UserWarning")
+@pytest.mark.parametrize("most", [pytest.param(1, marks=pytest.mark.slow), 150, 1 << 22])
+@pytest.mark.parametrize(
+    "options", [{"margin": 0.5, "scores": "softmax"}, {"max_fpr": 0.3}, {"max_fpr": 0.3, "strategy": "ova"}], ids=str
+)
+def test_an_accelerator_sorts_several_channels_at_a_time_without_a_wait(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], most: int
+) -> None:
+    monkeypatch.setattr("aucseg.losses.auc.by_sorting._MOST_SCORES", most)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 4, 6, 6, generator=generator, requires_grad=True)
+    target = torch.randint(0, 3, (2, 6, 6), generator=generator)  # the last class is absent
+    target[0, :2] = 255
+    expected, (slope,) = value_and_grad(pairwise_auc_loss(logits, target, "squared_hinge", **options), logits)
+    with NoWaiting():
+        found: Any = pairwise_auc_loss(logits.to(MPS), target.to(MPS), "squared_hinge", **options)
+    torch.testing.assert_close(found.held, expected, rtol=1e-5, atol=0)
+    with PretendedMPS():
+        moved: Any = logits.detach().to(MPS).requires_grad_()
+        pairwise_auc_loss(moved, target.to(MPS), "squared_hinge", **options).backward()
+    torch.testing.assert_close(moved.grad.held, slope, rtol=1e-4, atol=1e-8)

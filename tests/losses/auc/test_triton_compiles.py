@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 KERNELS = {
-    "count_kernel", "fold_kernel", "gradient_kernel", "pair_sums_kernel", "risk_kernel", "sums_kernel", "weights_kernel"
+    "confusion_kernel", "count_kernel", "fold_kernel", "gradient_kernel", "histogram_kernel", "pair_sums_kernel",
+    "risk_kernel", "sums_kernel",
 }  # fmt: skip
 
 

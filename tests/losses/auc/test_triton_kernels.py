@@ -38,12 +38,12 @@ def kernels() -> ModuleType:
 @pytest.fixture(autouse=True)
 def small_blocks(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several programs an image, several pieces a gradient."""
-    monkeypatch.setattr(kernels, "BLOCK", 64)
-    monkeypatch.setattr(kernels, "BLOCK_CHANNELS_LAST", 32)
-    monkeypatch.setattr(kernels, "ACCELERATOR_PIECE", 300)
-    monkeypatch.setattr(kernels, "PAIR_BLOCK", 16)
-    monkeypatch.setattr(kernels, "PAIR_BLOCKS", 3)
-    monkeypatch.setattr(kernels, "PAIR_LABELS", 16)
+    from aucseg.losses.auc import triton_launches
+
+    small = {"BLOCK": 64, "BLOCK_CHANNELS_LAST": 32, "ACCELERATOR_PIECE": 300, "PARTS": 16}
+    small |= {"PAIR_BLOCK": 16, "PAIR_BLOCKS": 3, "PAIR_LABELS": 16}
+    for name, value in small.items():
+        monkeypatch.setattr(triton_launches, name, value)
 
 
 def sample(size: str = "full", dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -184,7 +184,7 @@ def test_half_precision(kernels: ModuleType, size: str) -> None:
 @pytest.mark.parametrize("copied", [False, True])
 def test_layouts(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, copied: bool, size: str) -> None:
     if copied:
-        monkeypatch.setattr(kernels, "MOST_CHANNELS_LAST", 2)
+        monkeypatch.setattr("aucseg.losses.auc.triton_launches.MOST_CHANNELS_LAST", 2)
     logits, target = sample(size)
     check(kernels, settings(), logits.contiguous(memory_format=torch.channels_last), target)
     if size == "full":
@@ -204,12 +204,12 @@ def test_a_device_without_kernels_is_told_once(kernels: ModuleType, monkeypatch:
         raise RuntimeError("Failed to find C compiler")
 
     kernels.works_on.cache_clear()
-    monkeypatch.setattr(kernels, "_losses", no_compiler)
+    monkeypatch.setattr(kernels, "_loss", no_compiler)
     with pytest.warns(UserWarning, match="Triton does not work on cpu .Failed to find C compiler"):
         assert not kernels.works_on(device)
     assert not kernels.works_on(device)  # without a word
     assert kernels.works_on(device, by_pair=True)  # another kernel
-    monkeypatch.setattr(kernels._Passes, "pair_sums", no_compiler)
+    monkeypatch.setattr(kernels.Passes, "pair_sums", no_compiler)
     kernels.works_on.cache_clear()
     with pytest.warns(UserWarning, match="the AUC loss with pair weights and micro-batches falls back"):
         assert not kernels.works_on(device, by_pair=True)
@@ -262,7 +262,7 @@ def test_the_auc_loss_with_kernels_equals_the_definition(options: dict[str, Any]
     torch.testing.assert_close(gradient, slope.float(), rtol=1e-5, atol=1e-8)
 
 
-OPTIONS: list[dict[str, Any]] = [
+OPTIONS: list[Any] = [
     {},
     {"class_weight": [1.0, 2.0, 0.0, 3.0, 0.5], "label_smoothing": 0.2},
     {"auc_weight": 0.0, "label_smoothing": 0.1},
@@ -271,6 +271,10 @@ OPTIONS: list[dict[str, Any]] = [
     {"pair_weight": torch.arange(1.0, 26.0).view(5, 5)},
     {"surrogate": "logistic"},
     {"scores": "identity", "label_smoothing": 0.1},
+    {"surrogate": "exponential", "margin": 30.0, "ce_weight": 0.0},
+    pytest.param(
+        {"surrogate": "sigmoid", "strategy": "ova", "scores": "softmax", "auc_weight": 2.0}, marks=pytest.mark.slow
+    ),
 ]
 
 
@@ -286,6 +290,18 @@ def test_the_loss_with_kernels_equals_the_loss_without(
     value, (gradient,) = value_and_grad(AUCSegLoss(**options)(logits, target), logits)
     torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
     torch.testing.assert_close(gradient, slope, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.usefixtures("in_place_of_torch")
+@pytest.mark.parametrize("options", [{}, {"surrogate": "exponential", "ce_weight": 0.0}, {"auc_weight": 0.0}], ids=str)
+def test_the_sums_of_many_programs_take_another_launch(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    logits, target = sample()
+    few = value_and_grad(AUCSegLoss(**options)(logits.requires_grad_(), target), logits)
+    monkeypatch.setattr("aucseg.losses.auc.triton_launches.FEW_SUMS", 0)
+    many = value_and_grad(AUCSegLoss(**options)(logits, target), logits)
+    torch.testing.assert_close(many, few, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.usefixtures("in_place_of_torch")

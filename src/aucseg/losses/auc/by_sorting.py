@@ -22,59 +22,63 @@ from aucseg.losses.auc.pair_risk import PairWeights
 from aucseg.losses.auc.pixels import class_labels, softmax_shortfall, through_softmax
 from aucseg.losses.auc.surrogates import SquaredHinge
 
+# Scores of the channels that an accelerator sorts at a time: a launch for each channel would be too many.
+_MOST_SCORES = 1 << 22
 
-def _channel_risk(
+
+def _channel_risks(
     positives: Tensor, scores: Tensor, weight: Tensor, margin: float, squared: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean over the positives of the weighted sum over the negatives, and its slopes.
+    """Mean over the positives of the weighted sum over the negatives, and its slopes, of several channels.
 
     Args:
-        positives: ``(M,)``, sorted; entries of +inf do not count.
-        scores: ``(N,)``, of the negatives.
-        weight: ``(N,)``, of the negatives.
+        positives: ``(C, M)``, sorted; entries of +inf do not count.
+        scores: ``(C, N)``, of the negatives.
+        weight: ``(C, N)``, of the negatives.
         margin: The margin.
         squared: Squared hinge (with the factor 1/2) instead of hinge.
 
     Returns:
-        Value; slope by each positive ``(M,)``; slope by each negative ``(N,)``.
+        Values ``(C,)``; slopes by each positive ``(C, M)``; slopes by each negative ``(C, N)``.
     """
     real = torch.isfinite(positives)
-    count = real.sum().clamp(min=1)
+    count = real.sum(1, keepdim=True).clamp(min=1)
     f = torch.where(real, positives, 0)
     active = torch.searchsorted(positives, scores + margin)  # positives strictly below f_n + margin
-    number = torch.cat([real.new_zeros(1, dtype=f.dtype), real.cumsum(0, dtype=f.dtype)])[active]
-    below = F.pad(f.cumsum(0), (1, 0))[active]
-    buckets = positives.numel() + 1
+    number = F.pad(real.to(f.dtype).cumsum(1), (1, 0)).gather(1, active)
+    below = F.pad(f.cumsum(1), (1, 0)).gather(1, active)
+    buckets = positives.shape[1] + 1
 
     def above(values: Tensor) -> Tensor:
         """For each positive, the sum of ``values`` over the negatives that it meets."""
-        total = torch.zeros(buckets, dtype=f.dtype, device=f.device).index_add_(0, active, values)
-        return total.flip(0).cumsum(0).flip(0)[1:] * real
+        total = torch.zeros(len(f), buckets, dtype=f.dtype, device=f.device).scatter_add_(1, active, values)
+        return total.flip(1).cumsum(1).flip(1)[:, 1:] * real
 
     mass, first = above(weight), above(weight * scores)
     u = margin - f
     if squared:
-        value = (0.5 * (u * u * mass + 2 * u * first + above(weight * scores * scores))).sum()
+        value = (0.5 * (u * u * mass + 2 * u * first + above(weight * scores * scores))).sum(1)
         by_positive, by_negative = -(u * mass + first), weight * ((margin + scores) * number - below)
     else:
-        value = (u * mass + first).sum()
+        value = (u * mass + first).sum(1)
         by_positive, by_negative = -mass, weight * number
-    return value / count, by_positive / count, by_negative / count
+    return value / count.squeeze(1), by_positive / count, by_negative / count
 
 
-def _hardest(scores: Tensor, groups: Tensor, num_groups: int, share: float) -> Tensor:
-    """``(N,)``: n / kept for the kept = ceil(share n) highest scores of each group of n, 0 for the rest."""
-    counts = torch.zeros(num_groups, dtype=scores.dtype, device=scores.device).index_add_(
-        0, groups, torch.ones_like(scores)
+def _hardest(scores: Tensor, groups: Tensor, num_groups: int, share: float, dtype: torch.dtype) -> Tensor:
+    """``(C, N)``: n / kept for the kept = ceil(share n) highest scores of each group of n, 0 for the rest."""
+    counts = torch.zeros(len(scores), num_groups, dtype=dtype, device=scores.device).scatter_add_(
+        1, groups, torch.ones(1, 1, dtype=dtype, device=scores.device).expand(scores.shape)
     )
     # The small step back keeps a share like 0.1 of 30 at 3, not 4.
     kept = torch.ceil(share * counts - 1e-9)
-    by_score = torch.argsort(scores, descending=True, stable=True)
-    order = by_score[torch.argsort(groups[by_score], stable=True)]
-    in_order = groups[order]
-    rank = torch.arange(scores.numel(), device=scores.device) - (counts.cumsum(0) - counts)[in_order]
-    factor = torch.where(rank < kept[in_order], (counts / kept.clamp(min=1))[in_order], 0)
-    return torch.empty_like(scores).index_copy_(0, order, factor)
+    by_score = torch.argsort(scores, dim=1, descending=True, stable=True)
+    # Narrow numbers are sorted in fewer passes.
+    order = by_score.gather(1, torch.argsort(groups.int().gather(1, by_score), dim=1, stable=True))
+    in_order = groups.gather(1, order)
+    rank = torch.arange(scores.shape[1], device=scores.device) - (counts.cumsum(1) - counts).gather(1, in_order)
+    factor = torch.where(rank < kept.gather(1, in_order), (counts / kept.clamp(min=1)).gather(1, in_order), 0)
+    return torch.empty_like(factor).scatter_(1, order, factor)
 
 
 @torch.library.custom_op(
@@ -122,25 +126,35 @@ def sorted_risk(
     slope = torch.zeros_like(values)
     table = F.pad(weights, (0, 1))
     highest = 0.0 if scores == "identity" else 1.0
-    for channel in range(num_classes):
-        own, negative_weight = labels == channel, table[channel][labels]
+    # A CPU leaves out absent classes, and sorts positives alone.
+    step = 1 if on_cpu else max(1, _MOST_SCORES // max(labels.numel(), 1))
+    for first in range(0, num_classes, step):
+        part = slice(first, first + step)
+        channels = torch.arange(num_classes, device=logits.device)[part].unsqueeze(1)
+        own, negative_weight = labels == channels, table[part].index_select(1, labels)
         if on_cpu and not (bool(own.any()) and bool(negative_weight.any())):
             continue
         counted = own | (negative_weight != 0)
-        score = torch.where(counted, values[channel], 0).to(wide)
+        score = torch.where(counted, values[part], 0)
         if share < 1:
             outside = own | (labels == num_classes)
-            groups = torch.where(outside, num_classes, 0 if one_group else labels)
-            negative_weight = negative_weight * _hardest(score, groups, num_classes + 1, share)
+            groups = torch.where(outside, num_classes, torch.zeros_like(labels) if one_group else labels)
+            negative_weight = negative_weight * _hardest(score, groups, num_classes + 1, share, wide)
         # Positives first in order; elsewhere than on a CPU shapes must not depend on the data, so the others follow at
-        # +inf.
-        where = own.nonzero().squeeze(1) if on_cpu else torch.arange(labels.numel(), device=labels.device)
-        lack = shortfall[where].to(wide)
-        positives, order = torch.where(own[where], -lack, math.inf).sort()
-        part, by_positive, by_negative = _channel_risk(positives, score, negative_weight, margin - highest, squared)
+        # +inf. They are sorted in the dtype of the scores, which takes fewer passes than the wide one.
+        if on_cpu:
+            where = own[0].nonzero().squeeze(1)
+            positives, order = shortfall[where].neg().sort()
+            positives, order = positives.unsqueeze(0), where[order].unsqueeze(0)
+        else:
+            positives, order = torch.where(own, -shortfall, math.inf).sort(dim=1)
+        risks, by_positive, by_negative = _channel_risks(
+            positives.to(wide), score.to(wide), negative_weight, margin - highest, squared
+        )
         # Infinities have no place in running sums, and a NaN none in an order.
-        value += torch.where(torch.where(own, shortfall, score).isfinite().all(), part, math.nan)
-        slope[channel] = by_negative.index_add_(0, where[order], by_positive).to(slope.dtype)
+        finite = torch.where(own, shortfall, score).isfinite().all(1)
+        value += torch.where(finite, risks, math.nan).sum()
+        slope[part] = by_negative.scatter_add_(1, order, by_positive).to(slope.dtype)
     if scores == "sigmoid":
         slope.mul_(values).mul_(logits.neg().sigmoid_())
     elif scores == "softmax":

@@ -1,4 +1,4 @@
-"""The AUC loss and the cross-entropy of a batch by one of three routes: fused on a GPU, from sums, by sorting.
+"""The weighted AUC loss and cross-entropy of a batch by one of three routes: fused on a GPU, from sums, by sorting.
 
 The formula is in `aucseg.losses.auc.pair_risk`; this is the way to it from logits and labels.
 """
@@ -16,16 +16,14 @@ from aucseg.losses.auc.by_sorting import sorted_auc
 from aucseg.losses.auc.checks import check_sums_are_enough
 from aucseg.losses.auc.class_sums import ClassSums, all_reduced, with_value
 from aucseg.losses.auc.operators import pixel_counts, pixel_sums, triton_passes_for
-from aucseg.losses.auc.options import LossOptions, may_overflow, working_dtype
+from aucseg.losses.auc.options import LossOptions, Objective, may_overflow, working_dtype
 from aucseg.losses.auc.pair_risk import PairWeights, mean_cross_entropy, pair_risk
 
 _INTERPOLATION = {3: "linear", 4: "bilinear", 5: "trilinear"}
 
 
-def auc_and_cross_entropy(
-    logits: Tensor, target: Tensor, options: LossOptions, whole: ClassSums | None = None
-) -> tuple[Tensor, Tensor]:
-    """The AUC loss and the cross-entropy, 0 where not asked for.
+def weighted_loss(logits: Tensor, target: Tensor, options: LossOptions, whole: ClassSums | None = None) -> Tensor:
+    """The weighted sum of the AUC loss and the cross-entropy.
 
     Args:
         logits: ``(B, K, *spatial)`` or ``(N, K)``, at the size of the target or smaller.
@@ -52,7 +50,7 @@ def auc_and_cross_entropy(
         else:
             risk, entropy = _from_sums(logits, target, weights, options, whole)
         entropy = mean_cross_entropy(entropy, counts, options.class_weight)
-        return _saturated(risk, dtype), entropy.to(dtype)
+        return options.auc_weight * _saturated(risk, dtype) + options.ce_weight * entropy.to(dtype)
 
 
 def class_sums(logits: Tensor, target: Tensor, options: LossOptions) -> ClassSums:
@@ -69,19 +67,21 @@ def class_sums(logits: Tensor, target: Tensor, options: LossOptions) -> ClassSum
         return ClassSums(counts, positive, negative, entropy).all_reduced(options.process_group)
 
 
-def _fused(logits: Tensor, target: Tensor, options: LossOptions) -> tuple[Tensor, Tensor] | None:
+def _fused(logits: Tensor, target: Tensor, options: LossOptions) -> Tensor | None:
     """One batch on its own with uniform weights, on a GPU: all of it in a handful of launches."""
     if options.by_sorting or options.process_group is not None or options.pair_weight is not None:
         return None
     if torch.compiler.is_compiling():  # which knows the operators, and joins what is small
         return None
+    if logits.dtype == torch.float64:  # a launch takes the weights in float32
+        return None
     passes = options.passes()
     backend = triton_passes_for(logits, target, passes)
-    if backend is None or not backend.can_fuse(logits, passes):
+    if backend is None:
         return None
-    found: tuple[Tensor, Tensor] = backend.fused_losses(
-        logits, target, options.class_weight, passes, options.auc.strategy == "ova"
-    )
+    coefficients = () if options.form is None else options.form.coefficients
+    objective = Objective(coefficients, options.auc_weight, options.ce_weight, options.auc.strategy == "ova")
+    found: Tensor = backend.fused_loss(logits, target, options.class_weight, passes, objective)
     return found
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from aucseg.dtypes import wide_dtype
 from aucseg.losses.auc.checks import DEFAULT_IGNORE_INDEX, check_auc_options
 from aucseg.losses.auc.separable import Separable
-from aucseg.losses.auc.smooth import SmoothSurrogate
+from aucseg.losses.auc.smooth import Coefficients, SmoothSurrogate
 from aucseg.losses.auc.surrogates import choose_form, separable_form
 
 SurrogateOption = str | SmoothSurrogate | Callable[[Tensor], Tensor]
@@ -52,14 +52,14 @@ class AUCOptions:
 
 @dataclass(frozen=True, eq=False)
 class LossOptions:
-    """What is computed of logits and labels: the AUC loss, the cross-entropy or both.
+    """What is computed of logits and labels: a weighted sum of the AUC loss and the cross-entropy.
 
     Attributes:
         auc: Options of the AUC loss; the ignore label is also that of the cross-entropy.
         pair_weight: Weights of the class pairs ``(K, K)``, of the AUC loss.
         process_group: Ranks whose pixels are taken together.
-        with_auc: Whether the AUC loss is wanted.
-        with_cross_entropy: Whether the cross-entropy is wanted.
+        auc_weight: Weight of the AUC loss in the sum.
+        ce_weight: Weight of the cross-entropy.
         class_weight: ``(K,)``, of the cross-entropy.
         label_smoothing: Of the cross-entropy.
     """
@@ -67,10 +67,20 @@ class LossOptions:
     auc: AUCOptions
     pair_weight: Tensor | None = None
     process_group: dist.ProcessGroup | None = None
-    with_auc: bool = True
-    with_cross_entropy: bool = False
+    auc_weight: float = 1.0
+    ce_weight: float = 0.0
     class_weight: Tensor | None = None
     label_smoothing: float = 0.0
+
+    @property
+    def with_auc(self) -> bool:
+        """Whether the AUC loss is wanted."""
+        return self.auc_weight > 0
+
+    @property
+    def with_cross_entropy(self) -> bool:
+        """Whether the cross-entropy is wanted."""
+        return self.ce_weight > 0
 
     @property
     def form(self) -> Separable | None:
@@ -94,6 +104,22 @@ class LossOptions:
             self.with_cross_entropy,
             self.label_smoothing if self.with_cross_entropy else 0.0,
         )
+
+
+class Objective(NamedTuple):
+    """What becomes of the sums of the passes where all is computed at once.
+
+    Attributes:
+        coefficients: ``C[j][k]`` of the surrogate, used where they depend on it alone.
+        auc_weight: Weight of the AUC loss.
+        ce_weight: Weight of the cross-entropy.
+        one_vs_all: One class against all others instead of one against one.
+    """
+
+    coefficients: Coefficients
+    auc_weight: float = 1.0
+    ce_weight: float = 1.0
+    one_vs_all: bool = False
 
 
 class PassOptions(NamedTuple):

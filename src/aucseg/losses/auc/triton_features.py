@@ -1,55 +1,10 @@
-"""What the Triton kernels see of a pixel: its label, its logits, its scores, their features and slopes.
+"""What the Triton kernels see of a pixel's logits: its scores, their features and slopes.
 
-Functions that `triton_kernels` builds its kernels of. ``KIND`` is the dtype of the arithmetic, float32 or float64.
+Functions that `triton_kernels` builds its kernels of, on top of `aucseg.triton_pixels`.
 """
 
 import triton
 import triton.language as tl
-
-
-@triton.jit
-def label_of(target, image, pixels, num_pixels, num_classes, ignore_index):
-    """Labels of a block of pixels, ``num_classes`` for those that do not count."""
-    inside = pixels < num_pixels
-    label = tl.load(target + image.to(tl.int64) * num_pixels + pixels, mask=inside, other=0).to(tl.int64)
-    valid = inside & (label != ignore_index) & (label >= 0) & (label < num_classes)
-    return tl.where(valid, label, num_classes).to(tl.int32)
-
-
-@triton.jit
-def neighbours(position, size, full, KIND: tl.constexpr):
-    """Source places of upsampled positions (bilinear, align_corners=False), and the share of the second; exact."""
-    numerator = tl.maximum((2 * position + 1) * size - full, 0)
-    low = numerator // (2 * full)
-    share = (numerator - low * (2 * full)).to(KIND) / (2 * full)
-    return low, tl.minimum(low + 1, size - 1), share
-
-
-@triton.jit
-def places(
-    pixels, height, width, full_height, full_width, stride_y, stride_x, UPSAMPLE: tl.constexpr, KIND: tl.constexpr
-):
-    """Offsets of each pixel's four neighbours within a channel, and two shares; of the pixel itself at full size."""
-    if UPSAMPLE:
-        top, bottom, down = neighbours(pixels // full_width, height, full_height, KIND)
-        left, right, across = neighbours(pixels % full_width, width, full_width, KIND)
-        top, bottom, left, right = top * stride_y, bottom * stride_y, left * stride_x, right * stride_x
-        return top + left, top + right, bottom + left, bottom + right, down, across
-    else:
-        place, share = pixels.to(tl.int64) * stride_x, pixels.to(KIND)
-        return place, place, place, place, share, share
-
-
-@triton.jit
-def logit(channel, valid, a, b, c, d, down, across, UPSAMPLE: tl.constexpr, KIND: tl.constexpr):
-    """Logits of one channel, see `places`; 0 where a pixel does not count, whatever is there."""
-    value = tl.load(channel + a, mask=valid, other=0.0).to(KIND)
-    if UPSAMPLE:
-        value += across * (tl.load(channel + b, mask=valid, other=0.0).to(KIND) - value)
-        below = tl.load(channel + c, mask=valid, other=0.0).to(KIND)
-        below += across * (tl.load(channel + d, mask=valid, other=0.0).to(KIND) - below)
-        value += down * (below - value)
-    return value
 
 
 @triton.jit

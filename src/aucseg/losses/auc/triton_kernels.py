@@ -11,120 +11,79 @@ full size, a piece at a time, and folded back, first rows, then columns.
 import triton
 import triton.language as tl
 
-from aucseg.losses.auc.triton_features import (
-    label_of,
-    logit,
-    negative_feature,
-    neighbours,
-    places,
-    scores,
-    slope_by_score,
-    store_features,
+from aucseg.losses.auc.triton_features import negative_feature, scores, slope_by_score, store_features
+from aucseg.losses.auc.triton_risk import (
+    BY_CHANNEL,
+    BY_OWN,
+    BY_SOFTMAX,
+    BY_SUMS,
+    WEIGHT,
+    set_risk,
+    set_weights,
 )
+from aucseg.triton_pixels import label_of, logit, neighbours, places
 
 
 @triton.jit
-def count_kernel(target, partial, num_pixels, num_classes, ignore_index, BLOCK: tl.constexpr):
-    """A row of ``partial`` ``(programs, K + 1)``: pixels of each class, and labels that are none."""
+def is_last(ticket, num_programs):
+    """Whether all other programs of the launch have done their work, and what they wrote is to be seen."""
+    tl.debug_barrier()
+    return tl.atomic_add(ticket, 1) == num_programs - 1
+
+
+@triton.jit
+def count_kernel(
+    target, counts, fine, class_weight, tables, wide, num_pixels, num_classes, ignore_index, smoothing, scale,
+    WEIGHTS: tl.constexpr, CLASS_WEIGHT: tl.constexpr, ONE_VS_ALL: tl.constexpr,
+    CLASSES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Adds to ``counts`` ``(K + 2,)`` the pixels of each class, labels that are none, and programs that are done.
+
+    The last program says in ``fine`` whether all labels are good; with ``WEIGHTS`` it goes on to `set_weights`.
+    """
     block = tl.program_id(0).to(tl.int64)
     pixels = block * BLOCK + tl.arange(0, BLOCK)
     label = label_of(target, block * 0, pixels, num_pixels, num_classes, ignore_index)
-    row = partial + block * (num_classes + 1)
     for channel in range(num_classes):
-        tl.store(row + channel, tl.sum((label == channel).to(tl.int32), 0))
+        count = tl.sum((label == channel).to(tl.int32), 0).to(tl.int64)
+        tl.atomic_add(counts + channel, count, mask=count > 0)
     original = tl.load(target + pixels, mask=pixels < num_pixels, other=0).to(tl.int64)
     bad = (label == num_classes) & (original != ignore_index) & (pixels < num_pixels)
-    tl.store(row + num_classes, tl.sum(bad.to(tl.int32), 0))
-
-
-# Rows of the tables by class, ``(4 + 2 J, K + 1)``, in the dtype of the arithmetic; the last column is that of ignored
-# pixels: weight of a negative by its label; of the cross-entropy the weights of the log-sum-exp, of the own logit, of
-# every logit (label smoothing); then the gradient by the sums of the J features of positives, and by those of
-# negatives.
-_WEIGHT, _BY_SOFTMAX, _BY_OWN, _BY_CHANNEL, BY_SUMS = (tl.constexpr(row) for row in range(5))
-
-
-@triton.jit
-def weights_kernel(
-    counts, class_weight, tables, wide, num_classes, smoothing, ONE_VS_ALL: tl.constexpr, BLOCK: tl.constexpr
-):
-    """The weights among ``tables``, and in ``wide`` ``(3, K + 1)``, float64, by channel: 1 / pixels, weight, mass.
-
-    The formulas are those of `aucseg.losses.auc.pair_risk.PairWeights.uniform`, and the means of the cross-entropy.
-    """
-    channel = tl.arange(0, BLOCK)
-    inside, stored, size = channel < num_classes, channel <= num_classes, num_classes + 1
-    count = tl.load(counts + channel, mask=inside, other=0).to(tl.float64)
-    rest = tl.sum(count, 0) - count
-    label = tl.where(count > 0, 1.0, 0.0).to(tl.float64)
-    weight = tl.where(rest > 0, label, 0.0)
-    if ONE_VS_ALL:
-        label = count
-        weight /= tl.maximum(rest, 1.0)
-    mass = weight * (tl.sum(label, 0) - label)
-    total = tl.sum(mass, 0)
-    total = tl.where(total > 0, total, 1.0)
-    inverse = 1.0 / tl.maximum(count, 1.0)
-    tl.store(wide + channel, inverse, mask=stored)
-    tl.store(wide + size + channel, weight / total, mask=stored)
-    tl.store(wide + 2 * size + channel, mass / total, mask=stored)
-    tl.store(tables + _WEIGHT * size + channel, (label * inverse).to(tl.float32), mask=stored)
-    share = tl.load(class_weight + channel, mask=inside, other=0.0).to(tl.float64)
-    share_sum = tl.sum(share * count, 0)
-    share = tl.where(share_sum > 0, share / tl.where(share_sum > 0, share_sum, 1.0), 0.0)
-    own, smooth = (1.0 - smoothing) * share, smoothing / num_classes * share
-    softmax = tl.where(inside, own + tl.sum(smooth, 0), 0.0)
-    tl.store(tables + _BY_SOFTMAX * size + channel, softmax.to(tl.float32), mask=stored)
-    tl.store(tables + _BY_OWN * size + channel, own.to(tl.float32), mask=stored)
-    tl.store(tables + _BY_CHANNEL * size + channel, smooth.to(tl.float32), mask=stored)
+    count = tl.sum(bad.to(tl.int32), 0).to(tl.int64)
+    tl.atomic_add(counts + num_classes, count, mask=count > 0)
+    if is_last(counts + num_classes + 1, tl.num_programs(0)):
+        tl.store(fine, (tl.load(counts + num_classes, cache_modifier=".cg") == 0).to(tl.int32))
+        if WEIGHTS:
+            set_weights(
+                counts, class_weight, tables, wide, num_classes, smoothing, scale, CLASS_WEIGHT, ONE_VS_ALL, CLASSES
+            )
 
 
 @triton.jit
 def risk_kernel(
-    sums, wide, tables, risk, entropy, num_classes, FORM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Both losses from the sums, and among ``tables`` the gradient of the first by them."""
-    channel = tl.arange(0, BLOCK)
-    inside, size = channel < num_classes, num_classes + 1
-    if FORM != "":
-        inverse = tl.load(wide + channel, mask=inside, other=0.0)
-        weight = tl.load(wide + size + channel, mask=inside, other=0.0)
-        mass = tl.load(wide + 2 * size + channel, mask=inside, other=0.0)
-        first_negative = (ROWS - 1) // 2 * num_classes
-        p = tl.load(sums + channel, mask=inside, other=0.0) * inverse
-        q = tl.load(sums + first_negative + channel, mask=inside, other=0.0) * weight
-        out = tables + BY_SUMS * size + channel
-        if FORM == "square":
-            p2 = tl.load(sums + num_classes + channel, mask=inside, other=0.0) * inverse
-            q2 = tl.load(sums + first_negative + num_classes + channel, mask=inside, other=0.0) * weight
-            value = 0.5 * q2 + p * q + 0.5 * p2 * mass
-            tl.store(out, (q * inverse).to(tl.float32), mask=inside)
-            tl.store(out + size, (0.5 * mass * inverse).to(tl.float32), mask=inside)
-            tl.store(out + 2 * size, (p * weight).to(tl.float32), mask=inside)
-            tl.store(out + 3 * size, (0.5 * weight).to(tl.float32), mask=inside)
-        elif FORM == "linear":
-            value = q + p * mass
-            tl.store(out, (mass * inverse).to(tl.float32), mask=inside)
-            tl.store(out + size, weight.to(tl.float32), mask=inside)
-        else:
-            value = p * q
-            tl.store(out, (q * inverse).to(tl.float32), mask=inside)
-            tl.store(out + size, (p * weight).to(tl.float32), mask=inside)
-        tl.store(risk, tl.sum(value, 0).to(tl.float32))
-    else:
-        tl.store(risk, 0.0)
-    tl.store(entropy, tl.load(sums + (ROWS - 1) * num_classes).to(tl.float32))
+    sums, num_parts, coefficients, wide, tables, loss, num_classes, scale, limit,
+    FORM: tl.constexpr, DEGREE: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """`set_risk` in a launch of its own."""
+    set_risk(
+        sums, num_parts, coefficients, wide, tables, loss, num_classes, scale, limit,
+        FORM, DEGREE, ROWS, CLASSES, PARTS,
+    )  # fmt: skip
 
 
 @triton.jit
 def sums_kernel(
-    logits, target, tables, lse_map, partial,
-    num_pixels, num_classes, ignore_index, margin, height, width, full_height, full_width,
+    logits, target, tables, lse_map, partial, ticket, wide, loss, scale, limit,
+    num_pixels, num_classes, ignore_index, height, width, full_height, full_width,
     stride_b, stride_c, stride_y, stride_x,
-    FORM: tl.constexpr, DEGREE: tl.constexpr, SCORES: tl.constexpr, CROSS_ENTROPY: tl.constexpr,
+    FORM: tl.constexpr, DEGREE: tl.constexpr, MARGIN: tl.constexpr, SCORES: tl.constexpr, CROSS_ENTROPY: tl.constexpr,
     SMOOTH: tl.constexpr, UPSAMPLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    CLASSES: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """A row of ``partial`` ``(programs, ROWS, K)``: features of positives, features of negatives, cross-entropy."""
+    """A row of ``partial`` ``(programs, ROWS, K)``: features of positives, features of negatives, cross-entropy.
+
+    With ``PARTS`` the last program goes on to `set_risk`.
+    """
     kind: tl.constexpr = tables.dtype.element_ty
     block, image = tl.program_id(0), tl.program_id(1)
     pixels = block * BLOCK + tl.arange(0, BLOCK)
@@ -137,7 +96,7 @@ def sums_kernel(
     row = partial + (image.to(tl.int64) * tl.num_programs(0) + block) * (ROWS * num_classes)
     weight = tl.zeros([BLOCK], kind)
     if FORM != "":
-        weight = tl.load(tables + _WEIGHT * (num_classes + 1) + label)
+        weight = tl.load(tables + WEIGHT * (num_classes + 1) + label)
     highest = tl.full([BLOCK], -3.0e38, kind)
     total = tl.zeros([BLOCK], kind)
     others = tl.zeros([BLOCK], kind)
@@ -154,35 +113,42 @@ def sums_kernel(
                 others = others * tl.exp(before - highest) + tl.where(label == channel, 0.0, tl.exp(x - highest))
             own_logit = tl.where(label == channel, x, own_logit)
             if SMOOTH:
-                smooth += tl.load(tables + _BY_CHANNEL * (num_classes + 1) + channel) * x
+                smooth += tl.load(tables + BY_CHANNEL * (num_classes + 1) + channel) * x
         if FORM != "" and SCORES != "softmax":
-            store_features(row, x, x, x, label, channel, weight, margin, num_classes, FORM, DEGREE, SCORES)
+            store_features(row, x, x, x, label, channel, weight, MARGIN, num_classes, FORM, DEGREE, SCORES)
         channel_logits += stride_c
     entropy = tl.zeros([BLOCK], kind)
     if CROSS_ENTROPY or SCORES == "softmax":
         lse = highest + tl.log(total)
         tl.store(lse_map + image.to(tl.int64) * num_pixels + pixels, lse, mask=pixels < num_pixels)
         if CROSS_ENTROPY:
-            softmax_share = tl.load(tables + _BY_SOFTMAX * (num_classes + 1) + label)
-            own_share = tl.load(tables + _BY_OWN * (num_classes + 1) + label)
+            softmax_share = tl.load(tables + BY_SOFTMAX * (num_classes + 1) + label)
+            own_share = tl.load(tables + BY_OWN * (num_classes + 1) + label)
             entropy = tl.where(valid, softmax_share * lse - own_share * own_logit - smooth, 0.0)
         if FORM != "" and SCORES == "softmax":
             channel_logits = first
             for channel in range(num_classes):
                 x = logit(channel_logits, valid, a, b, c, d, down, across, UPSAMPLE, kind)
                 store_features(
-                    row, x, lse, others / total, label, channel, weight, margin, num_classes, FORM, DEGREE, SCORES
+                    row, x, lse, others / total, label, channel, weight, MARGIN, num_classes, FORM, DEGREE, SCORES
                 )
                 channel_logits += stride_c
     tl.store(row + (ROWS - 1) * num_classes, tl.sum(entropy, 0))
+    if PARTS > 0:
+        num_programs = tl.num_programs(0) * tl.num_programs(1)
+        if is_last(ticket, num_programs):
+            set_risk(
+                partial, num_programs, tables, wide, tables, loss, num_classes, scale, limit,
+                FORM, DEGREE, ROWS, CLASSES, PARTS,
+            )  # fmt: skip
 
 
 @triton.jit
 def pair_sums_kernel(
     logits, target, lse_map, partial,
-    num_pixels, num_classes, ignore_index, first_run, num_runs, margin, height, width, full_height, full_width,
+    num_pixels, num_classes, ignore_index, first_run, num_runs, height, width, full_height, full_width,
     stride_b, stride_c, stride_y, stride_x,
-    FORM: tl.constexpr, SCORES: tl.constexpr, UPSAMPLE: tl.constexpr,
+    FORM: tl.constexpr, MARGIN: tl.constexpr, SCORES: tl.constexpr, UPSAMPLE: tl.constexpr,
     BLOCKS: tl.constexpr, BLOCK: tl.constexpr, CHANNELS: tl.constexpr, LABELS: tl.constexpr,
 ):  # fmt: skip
     """A row of ``partial`` ``(programs, J, K, K)``: features of negatives by channel and label.
@@ -213,7 +179,7 @@ def pair_sums_kernel(
         if SCORES == "softmax":
             lse = tl.load(lse_map + image * num_pixels + pixels, mask=label < num_classes, other=0.0)
         score, _ = scores(x, lse[None, :], x, SCORES)
-        score = negative_feature(score, margin, FORM)
+        score = negative_feature(score, MARGIN, FORM)
         score = tl.where(counted & (label[None, :] != channel[:, None]), score, 0.0)
         is_label = (label[:, None] == wanted[None, :]).to(kind)
         # Not TensorFloat-32, which loses digits.
@@ -231,10 +197,10 @@ def pair_sums_kernel(
 @triton.jit
 def gradient_kernel(
     logits, target, tables, by_pairs, risk_gradient, entropy_gradient, lse_map, gradient,
-    num_pixels, num_classes, first_channel, last_channel, ignore_index, margin,
+    num_pixels, num_classes, first_channel, last_channel, ignore_index,
     height, width, full_height, full_width,
     stride_b, stride_c, stride_y, stride_x, out_b, out_c, out_x, limit,
-    FORM: tl.constexpr, DEGREE: tl.constexpr, SCORES: tl.constexpr, CROSS_ENTROPY: tl.constexpr,
+    FORM: tl.constexpr, DEGREE: tl.constexpr, MARGIN: tl.constexpr, SCORES: tl.constexpr, CROSS_ENTROPY: tl.constexpr,
     SMOOTH: tl.constexpr, UPSAMPLE: tl.constexpr, PAIRS: tl.constexpr, CLAMP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The gradient of channels ``first_channel..last_channel - 1`` at the target's size."""
@@ -252,11 +218,11 @@ def gradient_kernel(
     if CROSS_ENTROPY or SCORES == "softmax":
         lse = tl.load(lse_map + image.to(tl.int64) * num_pixels + pixels, mask=valid, other=0.0)
     if FORM != "":
-        weight = tl.load(tables + _WEIGHT * (num_classes + 1) + label)
+        weight = tl.load(tables + WEIGHT * (num_classes + 1) + label)
     if CROSS_ENTROPY:
         entropy_scale = tl.load(entropy_gradient)
-        softmax_share = entropy_scale * tl.load(tables + _BY_SOFTMAX * (num_classes + 1) + label)
-        own_share = entropy_scale * tl.load(tables + _BY_OWN * (num_classes + 1) + label)
+        softmax_share = entropy_scale * tl.load(tables + BY_SOFTMAX * (num_classes + 1) + label)
+        own_share = entropy_scale * tl.load(tables + BY_OWN * (num_classes + 1) + label)
     scale = tl.load(risk_gradient)
     by_sums, size = tables + BY_SUMS * (num_classes + 1), num_classes + 1
     mean = tl.zeros([BLOCK], kind)
@@ -271,7 +237,7 @@ def gradient_kernel(
         for channel in range(num_classes):
             x = logit(channel_logits, valid, a, b, c, d, down, across, UPSAMPLE, kind)
             score, _, slope = slope_by_score(
-                x, lse, lack, label, channel, weight, margin, by_sums, by_pairs, size, scale,
+                x, lse, lack, label, channel, weight, MARGIN, by_sums, by_pairs, size, scale,
                 FORM, DEGREE, SCORES, PAIRS,
             )  # fmt: skip
             own = label == channel
@@ -284,7 +250,7 @@ def gradient_kernel(
             lack += tl.where(own, 0.0, score)
             channel_logits += stride_c
         score, _, slope = slope_by_score(
-            own_logit, lse, lack, label, label, weight, margin, by_sums, by_pairs, size, scale,
+            own_logit, lse, lack, label, label, weight, MARGIN, by_sums, by_pairs, size, scale,
             FORM, DEGREE, SCORES, PAIRS,
         )  # fmt: skip
         higher = own_logit >= highest
@@ -297,7 +263,7 @@ def gradient_kernel(
         value = tl.zeros([BLOCK], kind)
         if FORM != "":
             score, shortfall, value = slope_by_score(
-                x, lse, lack, label, channel, weight, margin, by_sums, by_pairs, size, scale,
+                x, lse, lack, label, channel, weight, MARGIN, by_sums, by_pairs, size, scale,
                 FORM, DEGREE, SCORES, PAIRS,
             )  # fmt: skip
             if SCORES == "sigmoid":
@@ -307,7 +273,7 @@ def gradient_kernel(
         if CROSS_ENTROPY:
             value += tl.exp(x - lse) * softmax_share - tl.where(label == channel, own_share, 0.0)
             if SMOOTH:
-                value -= entropy_scale * tl.load(tables + _BY_CHANNEL * size + channel)
+                value -= entropy_scale * tl.load(tables + BY_CHANNEL * size + channel)
         value = tl.where(valid, value, 0.0)
         if CLAMP:
             clamped = tl.minimum(tl.maximum(value, -limit), limit)

@@ -1,4 +1,4 @@
-"""For which logits, labels and options there are Triton kernels; needs no Triton."""
+"""For which logits, labels and options there are Triton kernels."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from aucseg.losses.auc.options import PassOptions, working_dtype
+from aucseg.triton_pixels import fits_32_bits
 
 # Features of a positive and of a negative; of Chebyshev polynomials as many as their degree.
 _NUM_FEATURES = {"": 0, "linear": 1, "square": 2, "exponential": 1}
 _MAX_CLASSES = 4095  # what is computed by class takes one program
 _MAX_IMAGES = 65535  # of CUDA, in the second direction of a grid
-_MAX_INT32 = 2**31 - 2**14  # the last program looks at places beyond the last pixel
 
 
 def num_features(options: PassOptions) -> int:
@@ -34,20 +34,5 @@ def offered(logits: Tensor, target: Tensor, options: PassOptions, *, by_pair: bo
         (fits_pairs if by_pair else options.form in (*_NUM_FEATURES, "chebyshev"))
         and logits.shape[1] <= _MAX_CLASSES
         and (logits.dim() == 2 or len(logits) <= _MAX_IMAGES)
-        and _fits_32_bits(logits, target)
+        and fits_32_bits(logits, target)
     )
-
-
-def can_fuse(logits: Tensor, options: PassOptions) -> bool:
-    """Whether `fused_losses` has these options, which are `offered`."""
-    return options.form in _NUM_FEATURES and working_dtype(logits, options.surrogate) == torch.float32
-
-
-def _fits_32_bits(logits: Tensor, target: Tensor) -> bool:
-    """Whether the places of pixels do, with which the kernels count."""
-    sizes, full_sizes = logits.shape[2:], target.shape[1:]
-    if logits.dim() == 2 or sizes == full_sizes:
-        return target.numel() < _MAX_INT32 * max(len(logits) if logits.dim() > 2 else 1, 1)
-    last = sum((size - 1) * logits.stride(dim) for dim, size in enumerate(sizes, 2))
-    steps = max(2 * size * full_size for size, full_size in zip(sizes, full_sizes, strict=True))
-    return max(last, steps, full_sizes.numel()) < _MAX_INT32
