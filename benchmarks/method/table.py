@@ -16,6 +16,16 @@ _NAMES = {
     "freedoom_lt": "Freedoom-LT, held-out maps",
     "camvid": "CamVid, held-out parts of the training sequences",
 }
+# What a tag of the file names stands for.
+_TAGS = {
+    "bounded": "bank as `aucseg stats` sets it",
+    "paper_capacity50": "bank as in the paper, capacity 50",
+    "rare_class": "rare images, T 0.1",
+    "rare_class0.3": "rare images, T 0.3",
+    "rare_class0.5": "rare images, T 0.5",
+    "rare_crop0.5": "half of the crops at the tail",
+    "rare_both0.5": "rare images, T 0.1, half of the crops at the tail",
+}
 _TEXT = """# The search for a method: every trial
 
 Mean IoU in %, on images of the training split that were held out; [What was tried](../method.md#what-was-tried) says
@@ -24,7 +34,9 @@ what follows. Every number comes from a file in `benchmarks/method/results`; the
 with one offset a class, fitted on half of these images and judged on the other half; "AP" the mean over the classes of
 the average precision, which does not depend on where the line between two classes is drawn.
 
-Network: FPN on EfficientNet-lite0, pretrained, batches of 8 crops.
+Network: FPN on EfficientNet-lite0, pretrained, batches of 8 crops. "Rare images": images with rare classes are drawn
+more often, with the temperature T ([how](../data.md#samplers)). Bank, sampler and crops stand in the files.
+
 {older}
 {runs}
 ## The last layer alone
@@ -77,7 +89,7 @@ def table(runs: list[dict[str, Any]]) -> str:
     ]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for run in runs:
-        method = f"`{run['loss']}`" + (f", {run['tag'].replace('_', ' ')}" if run["tag"] else "")
+        method = f"`{run['loss']}`" + (f", {_TAGS[run['tag']]}" if run["tag"] else "")
         figures = [
             *(run["plain"][group] for group in _GROUPS),
             *(run[key][group] for key in ("offsets", "ap") for group in ("overall", "tail")),
