@@ -21,6 +21,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.nn import functional as F
 
+import aucseg
 from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.task import SegmentationTask
 
@@ -49,6 +50,8 @@ def data_module(name: str, root: str | None, seed: int, **options: Any) -> Segme
         "card": str(_CARDS / f"{name}.yaml"), "batch_size": 8, "eval_batch_size": 8, "num_workers": 0,
         "cache": "memory", "seed": seed, **DATA[name], **options,
     }  # fmt: skip
+    if root is None and name == "freedoom_lt":
+        root = str(Path(aucseg.__file__).parent / "datasets" / name)
     return SegmentationDataModule(root=root, **settings)
 
 
