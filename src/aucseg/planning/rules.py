@@ -250,7 +250,7 @@ def _sampling(draft: Draft, data: DataFingerprint) -> None:
     elif not can_choose:
         text, reason = "as they come", "shards are read in their order"
     else:
-        text, reason = "each once a pass", "no tail class is in some of them alone"
+        text, reason = "each once a pass", "there is no tail class that some of them lack"
     draft.decide("images", text, "" if "data.sampler" in draft.given else reason, names)
 
 
@@ -272,7 +272,7 @@ def _loss_and_bank(draft: Draft, data: DataFingerprint, batch: int) -> tuple[dic
         options = draft.set("model.loss_options", {"auc_weight": 1.0, "class_weight": dict(_CLASS_WEIGHT)}) or {}
         text = "mildly weighted cross-entropy" if options.get("class_weight") == _CLASS_WEIGHT else "cross-entropy"
         text += f" + {options.get('auc_weight', 1.0):g} x AUC"
-        reason = "rare classes count more, in the AUC part as much as any other"
+        reason = "rare classes weigh more in the first, and as much as any other in the second"
     else:
         text, reason = str(loss), ""
     draft.decide("loss", text, reason, ("model.loss", "model.loss_options"))
