@@ -49,7 +49,6 @@ ATTEMPTS = {
     "aucseg.build_model('smp/fpn', 3)": "train",
     "aucseg.build_model('torchvision/fcn_resnet50', 3)": "train",
     "aucseg.build_model('hf/nvidia/mit-b0', 3)": "hf",
-    "aucseg.build_loss('dice')": "train",
     "cli._run('demo', ['--iterations', '1'])": "demo",
     "cli._run('fit', ['--data.card', 'freedoom_lt'])": "train",
     "cli._run('validate', ['run'])": "train",

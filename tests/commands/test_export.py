@@ -30,7 +30,7 @@ def task(name: str | None) -> Any:
         if name
         else WrappedNetwork(nn.Conv2d(3, 4, 3, stride=4, padding=1), 4, stride=4).eval(),
         hparams={"model": name, "model_options": {**SEGNEXT, "encoder_weights": "absent.pth"}},
-        card=SimpleNamespace(class_names=NAMES, palette=PALETTE),
+        card=SimpleNamespace(class_names=NAMES, palette=PALETTE, bands=None, num_channels=3),
         mean=torch.tensor((127.0, 120.0, 110.0)).view(3, 1, 1),
         std=torch.tensor((128.0, 60.0, 50.0)).view(3, 1, 1),
     )
