@@ -45,7 +45,7 @@ _BANK_SETTINGS = {
     "presence_target": ("model.bank.presence_target", (0.15, 0.3, 0.075, 0.6, 0.0375, 0.01875)),
     "sample_ratio": ("model.bank.sample_ratio", (0.2, 0.4, 0.1, 0.05, 0.8, 0.025)),
 }
-_SAMPLING_SETTING = ("data.sampler_options.temperature", (0.1, 0.05, 0.2, 0.4, 0.025, 0.8))
+_SAMPLING_SETTING = ("data.sampler_options.temperature", (0.3, 0.15, 0.6, 0.075, 1.2, 0.0375))
 _SECOND_STAGE_SETTINGS = {
     POSTHOC: ("model.model_options.tau", (0.5, 0.25, 1.0, 0.125, 2.0, 0.0625)),
     DISALIGN: ("model.loss_options.rho", (0.3, 0.15, 0.6, 0.075, 1.2, 0.0375)),

@@ -46,7 +46,7 @@ class RareClassSampler(Sampler[int]):
         statistics: Counts of the data set, image i being its sample i.
         num_samples: Draws an epoch over all ranks; the number of images by default. Rounded up to a multiple of
             ``num_replicas``.
-        temperature: T > 0; smaller means rarer classes more often.
+        temperature: T > 0; smaller means rarer classes more often. 0.3 was best on held-out photographs of those tried.
         by: ``presence`` or ``frequency``.
         seed: Seed of the draws.
         num_replicas: Number of ranks.
@@ -71,7 +71,7 @@ class RareClassSampler(Sampler[int]):
         statistics: ClassStatistics,
         *,
         num_samples: int | None = None,
-        temperature: float = 0.1,
+        temperature: float = 0.3,
         by: str = "presence",
         seed: int = 0,
         num_replicas: int = 1,
