@@ -246,7 +246,7 @@ def _sampling(draft: Draft, data: DataFingerprint) -> None:
     if sampler == "rare_class":
         draft.set("data.sampler_options", {"temperature": _TEMPERATURE})
         names.append("data.sampler_options")
-        text, reason = "those with rare classes more often", "the tail gained more by it than by any loss"
+        text, reason = "those with rare classes more often", "the tail gained about as much by it as by the loss"
     elif not can_choose:
         text, reason = "as they come", "shards are read in their order"
     else:
