@@ -130,14 +130,9 @@ def test_a_part_of_the_validation_costs_less(limit: float, images: int) -> None:
     assert timed.seconds == pytest.approx(1800, rel=0.03)
 
 
-def test_rare_classes_are_looked_for_where_there_are_any() -> None:
+def test_the_loss_weights_classes_mildly_unless_it_is_set() -> None:
     settings = make_plan(CITYSCAPES, CPU).settings
-    assert (settings["data.sampler"], settings["data.sampler_options"]) == ("rare_class", {"temperature": 0.3})
     assert settings["model.loss_options"] == {"auc_weight": 1.0, "class_weight": {"rule": "inverse", "power": 0.25}}
-    for data, given in ((LESIONS, {}), (CITYSCAPES, {"data.sampler": "random"}), (CITYSCAPES, {"data.shards": "x"})):
-        settings = make_plan(data, CPU, given).settings
-        assert settings["data.sampler"] == "random"
-        assert "data.sampler_options" not in settings
     set_by_user = make_plan(CITYSCAPES, CPU, {"model.loss_options": {"auc_weight": 2.0}})
     assert set_by_user.settings["model.loss_options"] == {"auc_weight": 2.0}
     assert "cross-entropy + 2 x AUC" in set_by_user.describe()

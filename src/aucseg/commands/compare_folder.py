@@ -92,15 +92,12 @@ def say_next(out: Path, methods: Sequence[str]) -> None:
 
 
 def _methods_for(plan: Plan) -> str:
-    """Cross-entropy, and what is planned: AUCSeg with the bank, without, or both where the counts leave that open."""
+    """Cross-entropy, and AUCSeg with the bank, without, or both where the counts leave that open."""
     from aucseg.statistics.advice import NOT_CLEAR
 
     if plan.settings["model.bank"] is not None:
-        planned = ["aucseg"]
-    else:
-        planned = ["auc", "aucseg"] if plan.bank_answer == NOT_CLEAR and plan.bank_to_try else ["auc"]
-    sampling = "+rcs" if plan.settings["data.sampler"] == "rare_class" else ""
-    return ",".join(["ce", *(name + sampling for name in planned)])
+        return "ce,aucseg"
+    return "ce,auc,aucseg" if plan.bank_answer == NOT_CLEAR and plan.bank_to_try else "ce,auc"
 
 
 def _number(count: int, noun: str) -> str:

@@ -47,9 +47,8 @@ _NEAR = 0.8
 _MIN_AREA = 32
 _BATCH = {"cpu": 8, "cuda": 16}
 _WHOLE_IMAGE_PIXELS = 4_000_000
-# Both chosen on held-out training images, see docs/method.md.
+# Chosen on held-out training images, see docs/method.md.
 _CLASS_WEIGHT = {"rule": "inverse", "power": 0.25}
-_TEMPERATURE = 0.3
 _CACHE_SHARE = 0.25
 
 
@@ -88,7 +87,6 @@ def make_plan(
         _bands(draft, data, data.bands)
     size = _images(draft, data, kind)
     batch = _batch(draft, data, machine, kind, size, max_batch_size)
-    _sampling(draft, data)
     advice, bank = _loss_and_bank(draft, data, batch)
     steps, total = decide_budget(draft, data, kind, batch, size, speed, seconds, spent)
     _rates(draft, batch, steps)
@@ -236,22 +234,6 @@ def _bands(draft: Draft, data: DataFingerprint, statistics: tuple[Sequence[float
             within = f"it holds {100 - 200 * CUT_OFF:g} % of the pixels of each class"
             reason = f"{within}, and what is beyond is cut off; {reason}"
     draft.decide("bands", text, reason, ("model.mean", "model.std", "data.fill"))
-
-
-def _sampling(draft: Draft, data: DataFingerprint) -> None:
-    can_choose = draft.given.get("data.shards") is None
-    are_rare = any(0 < data.statistics.presence[class_id] < 1 for class_id in data.groups["tail"])
-    sampler = draft.set("data.sampler", "rare_class" if can_choose and are_rare else "random")
-    names = ["data.sampler"]
-    if sampler == "rare_class":
-        draft.set("data.sampler_options", {"temperature": _TEMPERATURE})
-        names.append("data.sampler_options")
-        text, reason = "those with rare classes more often", "the tail gained about as much by it as by the loss"
-    elif not can_choose:
-        text, reason = "as they come", "shards are read in their order"
-    else:
-        text, reason = "each once a pass", "there is no tail class that some of them lack"
-    draft.decide("images", text, "" if "data.sampler" in draft.given else reason, names)
 
 
 def _rates(draft: Draft, batch: int, steps: int) -> None:
