@@ -11,7 +11,7 @@ from typing import Any
 
 from aucseg.configs import find_config
 from aucseg.hints import closest, import_object
-from aucseg.models.recipes import BATCH_SIZE, recipe_of
+from aucseg.models.recipes import BATCH_SIZE, Recipe, recipe_of
 from aucseg.safe_files import read_yaml_mapping
 
 Configuration = dict[str, Any]
@@ -252,6 +252,13 @@ def holding_out(base: Configuration, share: float) -> Configuration:
     return merged(base, {"data": changes})
 
 
+def recipe_for(config: Configuration) -> Recipe:
+    """The rates that go with the model and the batch of a configuration."""
+    model, data = config.get("model") or {}, config.get("data") or {}
+    batch_size = int(data.get("batch_size", BATCH_SIZE))
+    return recipe_of(model.get("model", "smp/fpn"), model.get("model_options"), batch_size=batch_size)
+
+
 def second_stage_config(
     method: Method, first: Configuration, checkpoint: Path, class_counts: Sequence[int] | None
 ) -> Configuration:
@@ -270,11 +277,7 @@ def second_stage_config(
     steps = max(1, config["trainer"]["max_steps"] // _DISALIGN_BUDGET)
     config["trainer"].update(max_steps=steps, val_check_interval=steps)
     warmup = config["model"].get("warmup_steps")
-    recipe = recipe_of(
-        first["model"].get("model", "smp/fpn"),
-        first["model"].get("model_options"),
-        batch_size=config["data"].get("batch_size", BATCH_SIZE),
-    )
+    recipe = recipe_for(first)
     config["model"].setdefault("learning_rate", recipe.learning_rate)
     config["model"].setdefault("head_rate_factor", recipe.head_rate_factor)
     config["model"].update(

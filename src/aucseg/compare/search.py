@@ -15,8 +15,7 @@ from typing import Any
 
 import yaml
 
-from aucseg.compare.methods import DISALIGN, POSTHOC, Configuration, Method, at_path, merged
-from aucseg.models.recipes import BATCH_SIZE, recipe_of
+from aucseg.compare.methods import DISALIGN, POSTHOC, Configuration, Method, at_path, merged, recipe_for
 
 # Dotted name in the configuration, and values in the order in which fewer trials take them: every first part of them
 # has equal ratios (of `ohem` equal differences), by which a grid goes on beyond its edge.
@@ -337,9 +336,7 @@ def _settings(method: Method, base: Configuration) -> tuple[tuple[str, tuple[flo
 
 
 def _rates(base: Configuration) -> tuple[str, tuple[float, ...]]:
-    model = base.get("model") or {}
-    rate = model.get("learning_rate")
+    rate = (base.get("model") or {}).get("learning_rate")
     if rate is None:
-        batch_size = int((base.get("data") or {}).get("batch_size", BATCH_SIZE))
-        rate = recipe_of(model.get("model", "smp/fpn"), model.get("model_options"), batch_size=batch_size).learning_rate
+        rate = recipe_for(base).learning_rate
     return _RATE, tuple(float(rate) * factor for factor in _RATE_FACTORS)
