@@ -141,3 +141,12 @@ def test_models_are_names_or_files(tmp_path: Path) -> None:
     assert all(config["data"] == base["data"] for config in models.values())
     with pytest.raises(ValueError, match="two models"):
         load_models(["smp/fpn", "smp/fpn"], BASE)
+
+
+@pytest.mark.parametrize("left_out", [{}, {"learning_rate": None, "head_rate_factor": None}])
+def test_a_second_stage_has_the_rates_of_its_first_stage_where_none_are_given(left_out: dict[str, None]) -> None:
+    model = {"model": "smp/unet", "model_options": {"encoder": "resnet34"}, **left_out}
+    first = {"model": model, "data": {"batch_size": 2}, "trainer": {"max_steps": 100}}
+    second = second_stage_config(parse_method("ce+disalign", {}), first, Path("last.ckpt"), None)
+    assert second["model"]["learning_rate"] == 5e-4
+    assert second["model"]["head_rate_factor"] == 3.0

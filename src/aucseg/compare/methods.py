@@ -278,8 +278,9 @@ def second_stage_config(
     config["trainer"].update(max_steps=steps, val_check_interval=steps)
     warmup = config["model"].get("warmup_steps")
     recipe = recipe_for(first)
-    config["model"].setdefault("learning_rate", recipe.learning_rate)
-    config["model"].setdefault("head_rate_factor", recipe.head_rate_factor)
+    for name, value in (("learning_rate", recipe.learning_rate), ("head_rate_factor", recipe.head_rate_factor)):
+        if config["model"].get(name) is None:  # else the second stage would take that of its own, unknown model
+            config["model"][name] = value
     config["model"].update(
         model=f"{module}:disalign_model", model_options=options, loss=DISALIGN, loss_options=None, bank=None,
         warmup_steps=None if warmup is None else warmup // _DISALIGN_BUDGET,
