@@ -37,6 +37,28 @@ class OverlapLoss(CrossEntropyLoss):
         """Loss of the probabilities (B, K, P) against labels (B, P), a scalar."""
         raise NotImplementedError
 
+
+class SmoothedOverlapLoss(OverlapLoss):
+    """A loss of overlap from sums over the pixels, smoothed.
+
+    Args:
+        class_counts: Not used.
+        ignore_index: Pixels with this label don't count.
+        smooth: What is added to both sides of the ratio, at least 0.
+        ce_weight: Weight of cross-entropy beside it, at least 0.
+    """
+
+    def __init__(
+        self,
+        class_counts: Tensor | Sequence[float] | None = None,
+        ignore_index: int = 255,
+        *,
+        smooth: float = 0.0,
+        ce_weight: float = 0.0,
+    ) -> None:
+        super().__init__(class_counts, ignore_index, ce_weight=ce_weight)
+        self.smooth = _check_not_negative(smooth, "smooth")
+
     def sums(self, p: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Sums over the valid pixels, each (K,) in `wide_dtype`.
 
@@ -49,7 +71,7 @@ class OverlapLoss(CrossEntropyLoss):
         return own, total, is_own.sum(dim=(0, 2)).to(wide)
 
 
-class DiceLoss(OverlapLoss):
+class DiceLoss(SmoothedOverlapLoss):
     r"""Soft Dice loss over the classes that occur in the batch (Milletari et al., *V-Net*, 3DV 2016).
 
     .. math:: \frac{1}{|P|} \sum_{c \in P} \Big(1 - \frac{2 \sum_x p_c(x) [y(x) = c] + 2 s}
@@ -68,24 +90,13 @@ class DiceLoss(OverlapLoss):
         tensor(0.5333)
     """
 
-    def __init__(
-        self,
-        class_counts: Tensor | Sequence[float] | None = None,
-        ignore_index: int = 255,
-        *,
-        smooth: float = 0.0,
-        ce_weight: float = 0.0,
-    ) -> None:
-        super().__init__(class_counts, ignore_index, ce_weight=ce_weight)
-        self.smooth = _check_not_negative(smooth, "smooth")
-
     def overlap(self, p: Tensor, target: Tensor) -> Tensor:
         """See :meth:`OverlapLoss.overlap`."""
         own, total, count = self.sums(p, target)
         return _mean_of_present(total + count - 2 * own, total + count + 2 * self.smooth, count)
 
 
-class JaccardMetricLoss(OverlapLoss):
+class JaccardMetricLoss(SmoothedOverlapLoss):
     r"""Jaccard metric loss (JML): the soft Jaccard loss that is a metric, over the classes that occur in the batch.
 
     .. math:: \frac{1}{|P|} \sum_{c \in P} \Big(1 - \frac{\|p_c\|_1 + \|y_c\|_1 - \|p_c - y_c\|_1 + 2 s}
@@ -108,17 +119,6 @@ class JaccardMetricLoss(OverlapLoss):
         >>> JaccardMetricLoss()(torch.zeros(1, 2, 4), torch.tensor([[0, 0, 0, 1]]))  # (1 - 3/7 + 1 - 1/5) / 2
         tensor(0.6857)
     """
-
-    def __init__(
-        self,
-        class_counts: Tensor | Sequence[float] | None = None,
-        ignore_index: int = 255,
-        *,
-        smooth: float = 0.0,
-        ce_weight: float = 0.0,
-    ) -> None:
-        super().__init__(class_counts, ignore_index, ce_weight=ce_weight)
-        self.smooth = _check_not_negative(smooth, "smooth")
 
     def overlap(self, p: Tensor, target: Tensor) -> Tensor:
         """See :meth:`OverlapLoss.overlap`."""
