@@ -1,7 +1,11 @@
-"""What Triton kernels see of a pixel: its label and its logits, upsampled on the way where they are smaller.
+"""What Triton kernels of loss and metrics share: whether they work, and what they see of a pixel.
 
-Functions that kernels are built of. ``KIND`` is the dtype of the arithmetic, float32 or float64.
+That is its label and its logits, upsampled on the way where they are smaller, in functions that kernels are built of.
+``KIND`` is the dtype of the arithmetic, float32 or float64.
 """
+
+import warnings
+from collections.abc import Callable
 
 import torch
 import triton
@@ -9,6 +13,26 @@ import triton.language as tl
 from torch import Tensor
 
 _MAX_INT32 = 2**31 - 2**14  # the last program looks at places beyond the last pixel
+
+
+def kernels_work(try_out: Callable[[], object], device: torch.device, without: str) -> bool:
+    """Whether kernels can be built for a device; else a warning says why not.
+
+    Args:
+        try_out: Launches the kernels once.
+        device: The device.
+        without: What happens without them, such as ``"the AUC loss falls back"``.
+    """
+    try:
+        try_out()
+    except Exception as error:  # no compiler, an old device, a driver that does not fit: Triton has no error for these
+        if "out of memory" in str(error):  # says nothing about Triton
+            raise
+        warnings.warn(
+            f"{without} to slower operations of torch: Triton does not work on {device} ({error})", stacklevel=3
+        )
+        return False
+    return True
 
 
 def fits_32_bits(logits: Tensor, target: Tensor) -> bool:

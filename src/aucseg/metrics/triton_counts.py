@@ -7,7 +7,6 @@ two bins, whose last digit depends on the device anyway, may fall to the other s
 """
 
 import math
-import warnings
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from aucseg.triton_pixels import fits_32_bits, label_of, logit, places
+from aucseg.triton_pixels import fits_32_bits, kernels_work, label_of, logit, places
 
 # Scores that a program holds at a time.
 TILE = 4096
@@ -126,17 +125,7 @@ def offered(logits: Tensor, target: Tensor) -> bool:
 @lru_cache(maxsize=64)
 def works_on(device: torch.device) -> bool:
     """Whether kernels can be built for a device; says why not, once."""
-    try:
-        _try_out(device)
-    except Exception as error:  # no compiler, an old device, a driver that does not fit: Triton has no error for these
-        if "out of memory" in str(error):  # says nothing about Triton
-            raise
-        warnings.warn(
-            f"pixel metrics fall back to slower operations of torch: Triton does not work on {device} ({error})",
-            stacklevel=2,
-        )
-        return False
-    return True
+    return kernels_work(lambda: _try_out(device), device, "pixel metrics fall back")
 
 
 def _try_out(device: torch.device) -> None:

@@ -5,7 +5,6 @@ and `gradient`, with the interface of `aucseg.losses.auc.torch_passes`, are its 
 batches or processes, weights of class pairs. The launches are in `aucseg.losses.auc.triton_launches`.
 """
 
-import warnings
 from functools import lru_cache
 from typing import Any
 
@@ -19,6 +18,7 @@ from aucseg.losses.auc.options import Objective, PassOptions, working_dtype
 from aucseg.losses.auc.pixels import CrossEntropyWeights
 from aucseg.losses.auc.triton_launches import Passes, count
 from aucseg.losses.auc.triton_limits import offered as offered  # part of what a backend has
+from aucseg.triton_pixels import kernels_work
 
 
 @lru_cache(maxsize=64)
@@ -29,18 +29,8 @@ def works_on(device: torch.device, *, by_pair: bool = False) -> bool:
         device: The device.
         by_pair: Asks for the kernel that sums by channel and label, which has to be able to do more.
     """
-    try:
-        _try_out(device, by_pair)
-    except Exception as error:  # no compiler, an old device, a driver that does not fit: Triton has no error for these
-        if "out of memory" in str(error):  # says nothing about Triton
-            raise
-        what = "with pair weights and micro-batches " if by_pair else ""
-        warnings.warn(
-            f"the AUC loss {what}falls back to slower operations of torch: Triton does not work on {device} ({error})",
-            stacklevel=2,
-        )
-        return False
-    return True
+    what = "with pair weights and micro-batches " if by_pair else ""
+    return kernels_work(lambda: _try_out(device, by_pair), device, f"the AUC loss {what}falls back")
 
 
 def _try_out(device: torch.device, by_pair: bool) -> None:
