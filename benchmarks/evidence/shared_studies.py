@@ -273,7 +273,7 @@ _ABOUT = (
     "learning rate. Nothing is trained on the held-out images; offsets of the classes are fitted on them."
 )
 _ON_GPU = f"FPN with EfficientNet-Lite0 in bfloat16. {_ABOUT}"
-_RISING = "At this budget cross-entropy still rises."
+_RISING = "Whether cross-entropy has stopped rising at this budget was not measured."
 _CPU_ABOUT = (
     "FPN with EfficientNet-Lite0 on the CPU, in float32. The learning rate is the best of three for cross-entropy on "
     "held-out training images, the main setting of every other method the best of three there, and of more where it "

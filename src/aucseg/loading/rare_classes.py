@@ -46,7 +46,7 @@ class RareClassSampler(Sampler[int]):
         statistics: Counts of the data set, image i being its sample i.
         num_samples: Draws an epoch over all ranks; the number of images by default. Rounded up to a multiple of
             ``num_replicas``.
-        temperature: T > 0; smaller means rarer classes more often. 0.3 was best on held-out photographs of those tried.
+        temperature: T > 0; smaller means rarer classes more often. 0.3 did better than 0.1 on Cityscapes.
         by: ``presence`` or ``frequency``.
         seed: Seed of the draws.
         num_replicas: Number of ranks.
