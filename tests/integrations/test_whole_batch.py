@@ -1,8 +1,5 @@
 """Parts of a batch, in one process or two, train as the whole batch does, in every framework of the documentation."""
 
-import subprocess
-import sys
-from os import environ, pathsep
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from tests.integrations.whole_batch import (
     differences,
     expected_update,
     make_loss,
+    results_in_two_processes,
     update_by,
 )
 
@@ -51,13 +49,7 @@ def test_parts_in_one_process(name: str, parts: int, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_parts_in_two_processes(tmp_path: Path) -> None:
-    environment = {**environ, "PYTHONPATH": pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launcher, "-m", "tests.integrations.whole_batch", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    for rank in range(2):
-        results = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    for results in results_in_two_processes("tests.integrations.whole_batch", tmp_path):
         assert set(results) == {(name, parts) for name in FRAMEWORKS for parts in PARTS}
         for (name, _), found in results.items():
             check(name, found)

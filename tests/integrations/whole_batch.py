@@ -6,6 +6,7 @@ Run under torchrun, it saves what every framework makes of the batch: ``-m tests
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -196,6 +197,16 @@ def main(folder: Path) -> None:
     dist.barrier()
     sys.stdout.flush()
     os._exit(0)  # gloo's threads may outlive the group, and abort a process that they see being torn down
+
+
+def results_in_two_processes(module: str, folder: Path) -> list[Any]:
+    """What each of two processes of a module has saved in the folder."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launcher, "-m", module, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 if __name__ == "__main__":

@@ -1,9 +1,6 @@
 """Parts of a batch, in one process or two, train a segmentor as the whole batch does. Runs under make test-mmseg."""
 
-import os
 import re
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ from torch import nn
 
 from aucseg.integrations.mmseg import MMSegAUCSegLoss
 from tests.integrations.mmseg.whole_batch import LOSSES, PARTS, expected_update, make_runner, make_segmentor, update_by
-from tests.integrations.whole_batch import NUM_CLASSES, differences
+from tests.integrations.whole_batch import NUM_CLASSES, differences, results_in_two_processes
 
 pytestmark = pytest.mark.slow
 register_all_modules(init_default_scope=True)
@@ -35,13 +32,7 @@ def test_parts_in_one_process(name: str, parts: int, tmp_path: Path) -> None:
 
 
 def test_parts_in_two_processes(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launcher, "-m", "tests.integrations.mmseg.whole_batch", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    for rank in range(2):
-        results = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    for results in results_in_two_processes("tests.integrations.mmseg.whole_batch", tmp_path):
         assert set(results) == {(name, parts) for name in LOSSES for parts in PARTS}
         for (name, parts), found in results.items():
             value, weights = expected_update(name)
