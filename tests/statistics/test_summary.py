@@ -2,10 +2,13 @@ import json
 import textwrap
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 
+from aucseg import AUCSegLoss
 from aucseg.datasets import DatasetCard
+from aucseg.losses.build import RECOMMENDED_OPTIONS, build_loss
 from aucseg.statistics.class_statistics import ClassStatistics
 from aucseg.statistics.summary import format_report, make_report, write_chart, write_csv
 from aucseg.training.task import SegmentationTask
@@ -53,3 +56,19 @@ def test_a_configuration_takes_the_suggested_settings() -> None:
     assert len(settings["tail_classes"]) < len(card.tail_classes or ())  # not those in very few or in many images
     assert set(settings["protect_classes"]) <= set(task.bank.protect_classes)
     assert suggested["bank"]["resize_ratio"] == settings["resize_ratio"] == task.bank.resize_ratio
+
+
+@pytest.mark.parametrize("presence", [0.05, 1.0])
+def test_the_loss_that_is_advised_is_that_of_the_plan_in_python_and_in_a_configuration(presence: float) -> None:
+    statistics = long_tail(tail_presence=presence)
+    text = format_report(make_report(statistics))
+    _, _, block = text.partition("in a configuration:\n")
+    model = yaml.safe_load(textwrap.dedent(block.partition("\n\n")[0]))["model"]
+    assert model["loss"] == "aucseg"
+    assert model["loss_options"] == RECOMMENDED_OPTIONS
+    assert ("bank" in model) == ("memory bank: use it" in text)
+    configured = build_loss("aucseg", statistics.pixel_counts.tolist(), **model["loss_options"])
+    line = next(line for line in text.splitlines() if "AUCSegLoss(" in line)
+    written = eval(line, {"AUCSegLoss": AUCSegLoss})
+    torch.testing.assert_close(written.class_weight, configured.class_weight, rtol=5e-3, atol=0.0)
+    assert written.auc_weight == configured.auc_weight

@@ -71,6 +71,11 @@ LOSSES: dict[str, Callable[..., nn.Module]] = {
 }
 """Losses by name. ``disalign`` is the loss of its second stage, which trains an `aucseg.models.DisAlignModel`."""
 
+RECOMMENDED_OPTIONS: dict[str, Any] = {"auc_weight": 1.0, "class_weight": {"rule": "inverse", "power": 0.25}}
+"""Options of ``aucseg`` that `aucseg stats` and the plan of `aucseg fit FOLDER` advise: mild class weights in the
+cross-entropy beside the AUC loss. They were chosen on held-out training images of several data sets
+(docs/method.md)."""
+
 
 def build_loss(name: str, class_counts: Tensor | Sequence[float] | None = None, **options: Any) -> nn.Module:
     """Make a loss by its name.

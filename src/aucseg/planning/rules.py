@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from aucseg.datasets.card_bands import describe_range
 from aucseg.datasets.propose_bands import CUT_OFF
 from aucseg.durations import format_duration
+from aucseg.losses.build import RECOMMENDED_OPTIONS
 from aucseg.models.pretrained import with_pretrained_weights
 from aucseg.models.recipes import recipe_of
 from aucseg.planning.budget import decide_budget
@@ -47,8 +49,6 @@ _NEAR = 0.8
 _MIN_AREA = 32
 _BATCH = {"cpu": 8, "cuda": 16}
 _WHOLE_IMAGE_PIXELS = 4_000_000
-# Chosen on held-out training images, see docs/method.md.
-_CLASS_WEIGHT = {"rule": "inverse", "power": 0.25}
 _CACHE_SHARE = 0.25
 
 
@@ -251,8 +251,9 @@ def _loss_and_bank(draft: Draft, data: DataFingerprint, batch: int) -> tuple[dic
     """Decides on loss and bank; returns the advice, and the options of a bank to try."""
     loss = draft.set("model.loss", "aucseg")
     if loss == "aucseg":
-        options = draft.set("model.loss_options", {"auc_weight": 1.0, "class_weight": dict(_CLASS_WEIGHT)}) or {}
-        text = "mildly weighted cross-entropy" if options.get("class_weight") == _CLASS_WEIGHT else "cross-entropy"
+        options = draft.set("model.loss_options", deepcopy(RECOMMENDED_OPTIONS)) or {}
+        is_mild = options.get("class_weight") == RECOMMENDED_OPTIONS["class_weight"]
+        text = "mildly weighted cross-entropy" if is_mild else "cross-entropy"
         text += f" + {options.get('auc_weight', 1.0):g} x AUC"
         reason = "rare classes weigh more in the first, and as much as any other in the second"
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import yaml
 
 from aucseg.datasets.card import GROUP_NAMES, DatasetCard
 from aucseg.hints import import_extra
+from aucseg.losses.build import RECOMMENDED_OPTIONS
+from aucseg.losses.class_weights import class_weights
 from aucseg.safe_files import text_cell
 from aucseg.statistics.advice import advise_bank, bank_options, choose_groups
 from aucseg.statistics.class_statistics import ClassStatistics
@@ -62,10 +65,18 @@ def make_report(
             "trials": trials,
         },
         "bound": statistics.generalization_bound(),
+        "loss": _advise_loss(statistics),
         "advice": advise_bank(
             statistics, groups["tail"], groups["middle"], batch_size=batch_size, by_share=groups == statistics.groups()
         ),
     }
+
+
+def _advise_loss(statistics: ClassStatistics) -> dict[str, Any]:
+    """The loss of the plan: its options in a configuration, and in Python."""
+    weights = class_weights(statistics, **RECOMMENDED_OPTIONS["class_weight"]).tolist()
+    in_python = RECOMMENDED_OPTIONS | {"class_weight": [float(f"{weight:.3g}") for weight in weights]}
+    return {"loss_options": deepcopy(RECOMMENDED_OPTIONS), "in_python": in_python}
 
 
 def _class_rows(statistics: ClassStatistics, groups: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
@@ -145,28 +156,38 @@ def format_report(report: dict[str, Any]) -> str:
     if report["absent_classes"]:
         names = [report["classes"][class_id]["name"] for class_id in report["absent_classes"]]
         lines.append(f"classes that never occur (left out of batch size and tau): {', '.join(names)}")
-    settings = ", ".join(f"{key}={value!r}" for key, value in advice["settings"].items())
+    power = report["loss"]["loss_options"]["class_weight"]["power"]
     lines += [
         "",
+        f"loss: cross-entropy with mild class weights (frequency to the power {-power:g}), and AUC",
         f"memory bank: {advice['answer']}",
         *(f"  - {reason}" for reason in advice["reasons"]),
+        "",
+        "in Python:",
+        f"  AUCSegLoss({_keywords(report['loss']['in_python'])})",
     ]
-    if settings:
-        lines += [
-            "",
-            "in Python:" if advice["use_bank"] else "to compare with a bank all the same, in Python:",
-            f"  TailMemoryBank({settings})",
-            "in a configuration:",
-            *(f"  {line}" for line in _configuration(advice["settings"], report["groups"]).splitlines()),
-        ]
+    model = {"loss": "aucseg", "loss_options": report["loss"]["loss_options"]}
+    if not advice["settings"]:
+        return "\n".join([*lines, *_configuration(model)])
+    bank = f"  TailMemoryBank({_keywords(advice['settings'])})"
+    # The card of `aucseg fit` knows the groups.
+    options = {"bank": bank_options(advice["settings"], report["groups"])}
+    if advice["use_bank"]:
+        lines += [bank, *_configuration(model | options)]
+    else:
+        lines += [*_configuration(model), "", "to compare with a bank all the same, in Python:", bank]
+        lines += _configuration(options)
     return "\n".join(lines)
 
 
-def _configuration(settings: dict[str, Any], groups: dict[str, list[int]]) -> str:
-    """The bank's settings for ``aucseg fit``, whose card knows the groups."""
-    bank = bank_options(settings, groups)
-    text: str = yaml.safe_dump({"model": {"loss": "aucseg", "bank": bank}}, sort_keys=False, default_flow_style=None)
-    return text
+def _keywords(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value!r}" for key, value in options.items())
+
+
+def _configuration(model: Mapping[str, Any]) -> list[str]:
+    """The lines of settings of ``model`` in the configuration of ``aucseg fit``."""
+    text = yaml.safe_dump({"model": dict(model)}, sort_keys=False, default_flow_style=None)
+    return ["in a configuration:", *(f"  {line}" for line in text.splitlines())]
 
 
 def _short(value: float) -> str:
