@@ -264,7 +264,7 @@ _REST = (
     *("blv", "ohem", "ce+rcs"),
 )
 _WITH_BANK = ("ce+bank", "wce-inverse+bank", "ce-jml+bank", "la+bank")
-_FEW = ("ce", "wce-inverse", "auc", "aucseg")
+_FEW = ("ce", "wce-inverse", "auc-inverse", "auc", "aucseg")
 _SECOND_MODEL = ("ce", BEST_RIVAL, "aucseg")
 _RATES = (0.001, 0.002, 0.004, 0.008, 0.016)
 _ABOUT = (
