@@ -5,6 +5,9 @@
 ``wceP``                cross-entropy whose classes are weighted by frequency to the power ``-P``
 ``aucW``                square AUC loss of the sigmoid scores, weight W
 ``aucsoftmaxW``         the same of the softmax scores
+``auctailW``            the same as ``aucW``, over the pairs with a class below 0.5 % of the pixels
+``aucconfW``            the same as ``aucW``, pairs weighted by how far the two classes are confused in the batch
+``lateF:W``             the same as ``aucW``, from the share F of the steps on
 ``expG:W``              exponential AUC loss of the softmax scores with rate G, weight W
 ``klT:W``               partial AUC by tilting: the log of one plus the exponential AUC loss of the log-odds divided by
                         T, a class (KL-constrained distributionally robust one-way partial AUC; Zhu et al., "When AUC
@@ -33,6 +36,7 @@ from aucseg.losses.baselines import LovaszSoftmaxLoss
 FlatLoss = Callable[[Tensor, Tensor], Tensor]
 # Log-odds beyond this are no more told apart; exp stays finite.
 _MAX_LOG_ODDS = 15.0
+_TAIL_SHARE = 0.005
 
 
 class Candidate(nn.Module):
@@ -41,14 +45,15 @@ class Candidate(nn.Module):
     Args:
         name: see above.
         pixel_counts: (K,) pixels of each class in the training images.
+        steps: of the training.
         ignore_index: label of pixels that do not count.
     """
 
-    def __init__(self, name: str, pixel_counts: Tensor, ignore_index: int = 255) -> None:
+    def __init__(self, name: str, pixel_counts: Tensor, steps: int = 0, ignore_index: int = 255) -> None:
         super().__init__()
         self.ignore_index = ignore_index
         share = pixel_counts.double().clamp(min=1)
-        self.parts = [flat_loss(part, share / share.sum()) for part in name.split("+")]
+        self.parts = [flat_loss(part, share / share.sum(), steps) for part in name.split("+")]
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of logits (B, K, h, w), upsampled where they are smaller than the labels (B, H, W)."""
@@ -65,12 +70,13 @@ def flattened(logits: Tensor, target: Tensor, ignore_index: int = 255) -> tuple[
     return logits.movedim(1, -1).flatten(0, 2)[counts], target.flatten()[counts].long()
 
 
-def flat_loss(part: str, share: Tensor) -> FlatLoss:
+def flat_loss(part: str, share: Tensor, steps: int = 0) -> FlatLoss:
     """One part of a name.
 
     Args:
         part: such as ``"auc1"``.
         share: (K,) share of the pixels, by class.
+        steps: of the training.
 
     Raises:
         ValueError: nothing is called so.
@@ -79,11 +85,15 @@ def flat_loss(part: str, share: Tensor) -> FlatLoss:
     kind, first, last = found.groups() if found else ("", None, None)
     number, weight = float(first or 0), float(last or 1)
     class_weight = (share**-weight / (share ** (1 - weight)).sum()).float()
+    is_tail = share < _TAIL_SHARE
     losses: dict[str, FlatLoss] = {
         "ce": F.cross_entropy,
         "wce": lambda z, y: (F.cross_entropy(z, y, reduction="none") * class_weight[y]).mean(),
         "auc": lambda z, y: weight * _as_map(PairwiseAUCLoss(), z, y),
         "aucsoftmax": lambda z, y: weight * _as_map(PairwiseAUCLoss(scores="softmax"), z, y),
+        "auctail": lambda z, y: weight * _as_map(PairwiseAUCLoss(pair_weight=_pairs_with(is_tail)), z, y),
+        "aucconf": lambda z, y: weight * _as_map(PairwiseAUCLoss(pair_weight=_confusion(z, y)), z, y),
+        "late": _Late(lambda z, y: weight * _as_map(PairwiseAUCLoss(), z, y), int(number * steps)),
         "exp": lambda z, y: weight * _exponential(number * z.softmax(1), y).mean(),
         "kl": lambda z, y: weight * number * _exponential(log_odds(z) / number, y).log1p().mean(),
         "klova": lambda z, y: weight * number * _exponential(log_odds(z) / number, y, all_at_once=True).log1p().mean(),
@@ -95,6 +105,30 @@ def flat_loss(part: str, share: Tensor) -> FlatLoss:
     if kind not in losses:
         raise ValueError(f"no loss is called {part!r}; there are {', '.join(losses)}")
     return losses[kind]
+
+
+class _Late:
+    """A loss that is zero in the first steps."""
+
+    def __init__(self, loss: FlatLoss, start: int) -> None:
+        self._loss, self._start, self._step = loss, start, 0
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        self._step += 1
+        return self._loss(logits, labels) if self._step > self._start else logits.sum() * 0
+
+
+def _pairs_with(classes: Tensor) -> Tensor:
+    """(K, K) 1 for the pairs with one of the classes (K,)."""
+    return (classes[:, None] | classes[None]).float()
+
+
+def _confusion(logits: Tensor, labels: Tensor) -> Tensor:
+    """(K, K) mean probability of one class where the other is true, both ways added."""
+    num_classes = logits.shape[1]
+    sums = logits.new_zeros(num_classes, num_classes).index_add(0, labels, logits.detach().softmax(1))
+    means = sums / torch.bincount(labels, minlength=num_classes).clamp(min=1)[:, None]
+    return means + means.T
 
 
 def log_odds(logits: Tensor) -> Tensor:

@@ -21,11 +21,12 @@ from torch.nn import functional as F
 LOSSES = (
     "ce", "wce0.25", "ce+auc1", "ce+auc2", "ce+aucsoftmax1", "wce0.25+auc1", "ce+jml1", "ce+dice1", "ce+lovasz1",
     "wce0.25+jml1", "ce+exp4:1", "ce+exp8:0.5", "ce+kl1:0.2", "ce+kl2:0.2", "ce+klova1:0.2", "wce0.25+kl1:0.2",
-    "ce+top1:1", "ce+top3:1",
+    "ce+top1:1", "ce+top3:1", "wce0.25+auctail1", "wce0.25+aucconf1", "wce0.25+late0.5:1",
 )  # fmt: skip
+_STEPS = 400
 
 
-def train_layer(features: Features, loss: Candidate, *, steps: int = 400, seed: int = 0) -> tuple[Tensor, Tensor]:
+def train_layer(features: Features, loss: Candidate, *, steps: int = _STEPS, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Weight and bias of a new last layer, trained with Adam on batches of 12."""
     torch.manual_seed(seed)
     weight = nn.Parameter(nn.init.kaiming_uniform_(torch.empty_like(features.weight), a=5**0.5))
@@ -45,7 +46,7 @@ def train_layer(features: Features, loss: Candidate, *, steps: int = 400, seed: 
 
 def measure(features: Features, name: str) -> dict[str, Any]:
     """Figures of one loss on the held-out images, at the features' resolution."""
-    weight, bias = train_layer(features, Candidate(name, features.pixel_counts))
+    weight, bias = train_layer(features, Candidate(name, features.pixel_counts, _STEPS))
     inputs, truth = features.held_out
     num_classes = len(bias)
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.float64)

@@ -96,7 +96,7 @@ def screen(args: argparse.Namespace) -> dict[str, Any]:
         data.card.name if args.data == "camvid" else str(_CARDS / f"{args.data}.yaml"),
         "smp/fpn",
         _MODEL,
-        loss=Candidate(args.loss, data.class_counts()),
+        loss=Candidate(args.loss, data.class_counts(), args.steps),
         bank=args.bank,
         mean=[127.0] * 3,
         std=[128.0] * 3,
