@@ -20,6 +20,9 @@ _NAMES = {
 _TAGS = {
     "bounded": "bank as `aucseg stats` sets it",
     "paper_capacity50": "bank as in the paper, capacity 50",
+    "old_default": "bank that brings the tail as often as the middle",
+    "rate0.002": "learning rate 0.002",
+    "rate0.008": "learning rate 0.008",
     "rare_class": "rare images, T 0.1",
     "rare_class0.3": "rare images, T 0.3",
     "rare_class0.5": "rare images, T 0.5",
