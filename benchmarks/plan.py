@@ -1,6 +1,7 @@
 """Plans of ``aucseg fit FOLDER``: printed for five folders, and trained beside configurations written by hand.
 
 ``python -m benchmarks.plan show FOLDER`` makes the five folders of ``docs/plan.md`` and puts their plans into it.
+``python -m benchmarks.plan estimate FOLDER`` trains on them as planned: estimated times beside true ones.
 ``python -m benchmarks.plan train DATA --time 20m`` trains on ``DATA/images`` and ``DATA/masks`` as planned and, at the
 same time and with half of the cores each, by the configuration of ``benchmarks/evidence/configs`` with as many steps
 as take this time, and writes ``benchmarks/results/plan_NAME.json``.
@@ -12,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -130,14 +132,20 @@ def aucseg(*arguments: object) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
 
 
-def show(folder: Path) -> None:
-    """Makes the folders where they are missing, and puts their plans into the page, without the line about the time."""
+def make_folders(folder: Path) -> None:
+    """Makes the folders where they are missing, and goes there."""
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
-    page = PAGE.read_text(encoding="utf-8")
     for name, make in FOLDERS.items():
         if not Path(name).exists():
             make(Path(name))
+
+
+def show(folder: Path) -> None:
+    """Puts the plans of the folders into the page, without the line about the time."""
+    make_folders(folder)
+    page = PAGE.read_text(encoding="utf-8")
+    for name in FOLDERS:
         plan = Planner(Request(name)).plan(find_machine()).describe()
         print(f"\n{plan}\n", flush=True)
         before, mark, rest = page.partition(f"<!-- plan of {name} -->\n```text\n")
@@ -145,6 +153,35 @@ def show(folder: Path) -> None:
             raise ValueError(f"{PAGE} has no place for the plan of {name}")
         page = f"{before}{mark}{plan}\n{rest[rest.index('```') :]}"
     PAGE.write_text(page, encoding="utf-8")
+
+
+def estimate(folder: Path) -> None:
+    """Trains on the folders, one after the other, and puts the times into the page."""
+    make_folders(folder)
+    rows = []
+    for name in FOLDERS:
+        environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
+        command = (sys.executable, "-m", "aucseg.cli", "fit", name, "--out", f"runs/{name}", "--overwrite", "true")
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if found := re.match(r"  time +about ([\d.,]+) (\w)", line):
+                    estimated, begin = parse_duration("".join(found.groups())), time.perf_counter()
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
+        seconds = time.perf_counter() - begin
+        result = json.loads(Path("runs", name, "result.json").read_text(encoding="utf-8"))
+        rows.append({"folder": name, "steps": result["step"], "estimated": estimated, "seconds": round(seconds, 1)})
+        print(rows[-1], flush=True)
+    figures = {"threads": THREADS, "torch": torch.__version__, "folders": rows}
+    (ROOT / "benchmarks" / "results" / "plan_times.json").write_text(json.dumps(figures, indent=1) + "\n")
+    table = "| folder | steps | estimate, minutes | truth |\n|---|---:|---:|---:|\n" + "".join(
+        f"| {row['folder']} | {row['steps']:,} | {row['estimated'] / 60:.1f} | {row['seconds'] / 60:.1f} |\n"
+        for row in rows
+    )
+    page, mark = PAGE.read_text(encoding="utf-8"), "<!-- estimates -->\n"
+    before, _, rest = page.partition(mark)
+    PAGE.write_text(before + mark + table + rest[rest.index("\n\n") + 1 :], encoding="utf-8")
 
 
 def run_of(folder: Path, *arguments: object) -> dict[str, Any]:
@@ -217,6 +254,8 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     shown = commands.add_parser("show", help="plans of five folders, for the page")
     shown.add_argument("folder", type=Path, help="where the folders are made")
+    estimated = commands.add_parser("estimate", help="estimated and true times of five folders, for the page")
+    estimated.add_argument("folder", type=Path, help="where the folders are made")
     trained = commands.add_parser("train", help="a plan beside a configuration")
     trained.add_argument("data", type=Path, nargs="+", help="folders called as their configuration: camvid, ccp, ...")
     trained.add_argument("--time", default="20m", help="of each training (default: %(default)s)")
@@ -227,6 +266,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.command == "show":
         show(args.folder)
+    if args.command == "estimate":
+        estimate(args.folder)
     for data in getattr(args, "data", []):
         train(data.resolve(), args.time, args.out, args.seed)
 
