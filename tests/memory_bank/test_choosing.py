@@ -60,6 +60,37 @@ def test_scope_image_gives_every_image_what_it_lacks() -> None:
     assert sorted(bank.last_pastes) == [(0, 4, 16), (1, 3, 16), (2, 3, 16), (2, 4, 16)]
 
 
+def test_presence_rises_by_a_bounded_factor() -> None:
+    presence = [1.0, 0.9, 0.0, 0.05, 0.2, 0.45]
+    bank = make_bank(presence_target=0.5, max_factor=2.0, presence=presence, placement="uniform")
+    for class_id in TAIL:
+        masks = one_object(class_id, slice(0, 1), slice(0, 1), height=16, width=16)
+        bank(colours(masks), masks)
+    pasted = dict.fromkeys(TAIL, 0)
+    for _ in range(20):
+        bank(colours(empty(16, 16, 200)), empty(16, 16, 200))
+        for _, class_id, _ in bank.last_pastes:
+            pasted[class_id] += 1
+    # (min(0.5, 2 p) - p) / (1 - p) of 4,000 images, and four standard deviations.
+    for class_id, share in ((3, 0.05 / 0.95), (4, 0.2 / 0.8), (5, 0.05 / 0.55)):
+        assert abs(pasted[class_id] - 4000 * share) < 4 * math.sqrt(4000 * share * (1 - share))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_factor": 5.0}, "max_factor 5.0 bounds presence_target"),
+        ({"max_factor": 5.0, "sample_ratio": 0.1}, "max_factor 5.0 bounds presence_target"),
+        ({"max_factor": 0.5, "presence_target": 0.1}, "max_factor must be a number from 1 on, got 0.5"),
+        ({"max_factor": math.nan, "presence_target": 0.1}, "max_factor must be a number from 1 on, got nan"),
+        ({"max_factor": math.inf, "presence_target": 0.1}, "max_factor must be a number from 1 on, got inf"),
+    ],
+)
+def test_a_factor_that_bounds_nothing_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TailMemoryBank([1], 2, **options)
+
+
 def test_presence_target_lifts_rare_classes_and_leaves_common_ones_alone() -> None:
     shares = {3: 0.1, 4: 0.3, 5: 0.7}
     presence = [1.0, 0.9, 0.0, *shares.values()]

@@ -89,12 +89,14 @@ class TailMemoryBank(UncompiledModule):
         generator: CPU generator of all random choices; by default an own one, seeded from torch's global generator.
             Its state is saved and loaded with the bank.
         presence_target: share of images (0..1) that should hold each tail class; see above.
+        max_factor: with ``presence_target``, presence rises at most this many times, at least 1: :math:`t` becomes
+            :math:`\min(t, \mathrm{max\_factor} \cdot p)`, and about so often a sample is shown in an epoch.
         presence: (K,) share of images that hold each class, as ``ClassStatistics`` counts it, for whole images; a crop
             holds fewer, and too little would be pasted. By default it is estimated from the images seen so far.
         max_components: components stored per class and image, at least 1.
 
     Raises:
-        ValueError: an argument out of range, or ``sample_ratio`` beside ``presence_target``.
+        ValueError: an argument out of range, ``sample_ratio`` beside ``presence_target``, ``max_factor`` without it.
 
     Example:
         >>> bank = TailMemoryBank([2], num_classes=3, sample_ratio=1.0, resize_ratio=1.0, min_pixels=1, scope="image")
@@ -130,6 +132,7 @@ class TailMemoryBank(UncompiledModule):
         presence: Sequence[float] | Tensor | None = None,
         max_components: int = 32,
         protect_classes: Iterable[int] = (),
+        max_factor: float | None = None,
     ) -> None:
         super().__init__()
         self.tail_classes = checked_tail_classes(tail_classes, num_classes, ignore_index)
@@ -141,18 +144,15 @@ class TailMemoryBank(UncompiledModule):
             {"scope": (scope, ("batch", "image")), "placement": (placement, ("canvas", "uniform"))},
             generator,
         )
-        check_policy(sample_ratio, presence_target)
+        check_policy(sample_ratio, presence_target, max_factor)
         self.num_classes = num_classes
         self.capacity, self.max_bytes = capacity, max_bytes
         self.sample_ratio = 0.05 if sample_ratio is None and presence_target is None else sample_ratio
-        self.resize_ratio = resize_ratio
-        self.scope = scope
-        self.placement = placement
+        self.resize_ratio, self.scope, self.placement = resize_ratio, scope, placement
         self.protect_tail = protect_tail
         self.protect_classes = checked_classes(protect_classes, num_classes, "protect_classes")
-        self.min_pixels = min_pixels
-        self.ignore_index = ignore_index
-        self.presence_target = presence_target
+        self.min_pixels, self.ignore_index = min_pixels, ignore_index
+        self.presence_target, self.max_factor = presence_target, max_factor
         self.max_components = max_components
         self._presence = checked_presence(presence, presence_target, self.tail_classes, num_classes)
         if generator is None:
@@ -235,7 +235,7 @@ class TailMemoryBank(UncompiledModule):
         return (
             f"{len(self.tail_classes)} of {self.num_classes} classes, capacity={self.capacity}, "
             f"sample_ratio={self.sample_ratio}, resize_ratio={self.resize_ratio}, scope={self.scope!r}, "
-            f"placement={self.placement!r}, presence_target={self.presence_target}"
+            f"placement={self.placement!r}, presence_target={self.presence_target}, max_factor={self.max_factor}"
         )
 
     @torch.no_grad()
@@ -337,7 +337,7 @@ class TailMemoryBank(UncompiledModule):
         shares = list(self.presence.values())
         if self.scope == "batch":
             shares = [1 - (1 - share) ** batch_size for share in shares]
-        return draw_to_presence(stored, shares, self.presence_target, self._generator)
+        return draw_to_presence(stored, shares, self.presence_target, self._generator, self.max_factor)
 
     def _draw(self, ranges: list[int]) -> list[int]:
         """An integer below each of the ranges; equal ones that follow each other are drawn at once, which is faster."""

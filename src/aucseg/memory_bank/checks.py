@@ -82,13 +82,21 @@ def check_settings(
         )
 
 
-def check_policy(sample_ratio: float | None, presence_target: float | None) -> None:
-    """ValueError where two policies are asked for."""
+def check_policy(sample_ratio: float | None, presence_target: float | None, max_factor: float | None) -> None:
+    """ValueError where two policies are asked for, or a bound that neither knows."""
     if sample_ratio is not None and presence_target is not None:
         raise ValueError(
             f"sample_ratio {sample_ratio} and presence_target {presence_target} are two policies, and only one can "
             "choose what is pasted: leave sample_ratio out (None) to go by presence, presence_target for the paper's "
             "share of the missing classes"
+        )
+    if max_factor is None:
+        return
+    if presence_target is None:
+        raise ValueError(f"max_factor {max_factor} bounds presence_target: give that, too, or leave max_factor out")
+    if not (math.isfinite(max_factor) and max_factor >= 1):
+        raise ValueError(
+            f"max_factor must be a number from 1 on, got {max_factor}: 1 pastes nothing, None has no bound"
         )
 
 

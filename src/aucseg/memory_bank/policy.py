@@ -74,7 +74,11 @@ def draw_share_of_missing(
 
 
 def draw_to_presence(
-    stored: Sequence[int], shares: Sequence[float], target: float, generator: torch.Generator
+    stored: Sequence[int],
+    shares: Sequence[float],
+    target: float,
+    generator: torch.Generator,
+    max_factor: float | None = None,
 ) -> list[int]:
     r"""Each class on its own, with the probability :math:`\max(0, (t - p) / (1 - p))` that lifts it to the target.
 
@@ -83,16 +87,20 @@ def draw_to_presence(
         shares: :math:`p` of each tail class, the share of the units that hold it, 0..1.
         target: :math:`t`, 0..1.
         generator: CPU generator of the draws.
+        max_factor: the target of a class is at most this many times :math:`p`; None for no bound.
 
     Example:
         >>> draw_to_presence([0, 1], shares=[0.2, 0.9], target=1.0, generator=torch.Generator())
         [0, 1]
         >>> draw_to_presence([0, 1], shares=[0.6, 0.9], target=0.5, generator=torch.Generator())
         []
+        >>> draw_to_presence([0, 1], shares=[0.0, 0.5], target=1.0, generator=torch.Generator(), max_factor=2.0)
+        [1]
     """
+    targets = [target if max_factor is None else min(target, max_factor * share) for share in shares]
     uniform: list[float] = torch.rand(len(stored), generator=generator, dtype=torch.float64, device="cpu").tolist()
     return [
         position
         for position, draw in zip(stored, uniform, strict=True)
-        if shares[position] < 1 and draw < (target - shares[position]) / (1 - shares[position])
+        if shares[position] < 1 and draw < (targets[position] - shares[position]) / (1 - shares[position])
     ]

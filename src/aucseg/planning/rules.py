@@ -268,6 +268,8 @@ def _loss_and_bank(draft: Draft, data: DataFingerprint, batch: int) -> tuple[dic
         num_pasted = len(bank.get("tail_classes", tail))
         which = f"{num_pasted} of the {len(tail)} tail classes" if len(tail) > 1 else "the tail class"
         text = f"{which} into {100 * bank['presence_target']:.2g} % of the images"
+        if bank.get("max_factor") is not None:
+            text += f", at most {bank['max_factor']:g} times as often as now"
     # What the user has set follows from nothing that was counted.
     reason = "" if "model.bank" in draft.given else str(advice["summary"])
     draft.decide("bank", text, reason, ("model.bank",))

@@ -142,7 +142,7 @@ def _answer(
     if place > _FIXED:
         return LEAVE_OUT, "the tail classes keep to their places, which pastes would not", reasons
     if high < _OFTEN and place <= _MOVABLE:
-        return USE, f"{often}; no sample is shown more than {_MAX_FACTOR:g} times an epoch", reasons
+        return USE, often, reasons
     reasons.append("another draw of images might tell otherwise: train without a bank, or try both ('aucseg compare')")
     return NOT_CLEAR, "not clear whether one helps: try both with 'aucseg compare'", reasons
 
@@ -171,33 +171,32 @@ def _settings(
 ) -> tuple[dict[str, Any], list[str]]:
     """Settings of the bank, none where there is nothing to paste, and what there is to say about them."""
     wanted = 1 - (1 - _IN_BATCH) ** (1 / batch_size)
-    target, pasted = _best_target(statistics, tail, wanted)
+    target, pasted, num_pasted = _best_target(statistics, tail, wanted)
     if not pasted:
         return {}, [
             f"no tail class is both in less than {_percent(wanted)} of the images and in {_MIN_IMAGES} different ones "
             "or more: there is nothing to paste, or pastes would be copies of a few samples"
         ]
-    presence = statistics.presence[pasted]
-    factor = float((target / presence).max())
     reasons = [
         f"presence_target {target:g}: "
         + (
             f"a class is then in {_percent(_IN_BATCH)} of the batches"
             if target >= wanted - 0.001
-            else "as far as the bounds below let it rise"
-        )
-        + f"; a sample is shown up to {factor:.1f} times an epoch (at most {_MAX_FACTOR:g})",
+            else f"more would be above {_MAX_PASTES:g} pasted into an image"
+        ),
+        f"max_factor {_MAX_FACTOR:g}: or so many times as often as it is now, where that is less; a sample is shown "
+        "about as many times an epoch",
         f"tail_classes: {len(pasted)} of the {len(tail)} that occur"
         + (
             ""
             if len(pasted) == len(tail)
-            else "; the others are in as many images already, or in so few that their samples would be shown too often"
+            else f"; the others are in as many images already, or in fewer than {_MIN_IMAGES}"
         ),
     ]
     if middle:
         reasons.append("protect_classes: the middle classes, which pastes would otherwise cover")
     area = float(statistics.mean_pixels_where_present[pasted].mean())
-    num_pasted = max(1.0, float((target - presence).sum()))
+    num_pasted = max(1.0, num_pasted)
     share = area / statistics.max_image_pixels
     resize_ratio = min(1.0, max(0.1, round(math.sqrt(_PASTED_AREA / (num_pasted * share)), 1)))
     reasons += [
@@ -211,6 +210,7 @@ def _settings(
         "num_classes": statistics.num_classes,
         "capacity": _CAPACITY,
         "presence_target": target,
+        "max_factor": _MAX_FACTOR,
         "resize_ratio": resize_ratio,
         "scope": "image",
         "protect_classes": middle,
@@ -218,20 +218,17 @@ def _settings(
     return settings, reasons
 
 
-def _best_target(statistics: ClassStatistics, tail: list[int], wanted: float) -> tuple[float, list[int]]:
-    """The target that brings most pastes within the bounds, in thousandths, and the classes that it is for."""
+def _best_target(statistics: ClassStatistics, tail: list[int], wanted: float) -> tuple[float, list[int], float]:
+    """The highest target, in thousandths, that pastes few enough; the classes that it is for; pastes into an image."""
     enough = [c for c in tail if statistics.image_counts[c] >= _MIN_IMAGES]
-    best: tuple[float, float, list[int]] = (0.0, 0.0, [])
-    for limit in {min(wanted, _MAX_FACTOR * float(statistics.presence[c])) for c in enough}:
-        target = math.floor(1000 * limit + 1e-9) / 1000
-        pasted = [c for c in enough if target / _MAX_FACTOR <= statistics.presence[c] < target]
-        gain = float((target - statistics.presence[pasted]).sum())
-        while gain > _MAX_PASTES:
-            target = round(target - 0.001, 3)
-            pasted = [c for c in pasted if statistics.presence[c] < target]
-            gain = float((target - statistics.presence[pasted]).sum())
-        best = max(best, (gain, target, pasted))
-    return best[1:]
+    target = math.floor(1000 * wanted + 1e-9) / 1000
+    while True:
+        pasted = [c for c in enough if statistics.presence[c] < target]
+        presence = statistics.presence[pasted]
+        gain = float((np.minimum(target, _MAX_FACTOR * presence) - presence).sum())
+        if gain <= _MAX_PASTES:
+            return target, pasted, gain
+        target = round(target - 0.001, 3)
 
 
 def _percent(share: float) -> str:
