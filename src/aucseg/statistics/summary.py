@@ -14,8 +14,6 @@ import yaml
 
 from aucseg.datasets.card import GROUP_NAMES, DatasetCard
 from aucseg.hints import import_extra
-from aucseg.losses.build import RECOMMENDED_OPTIONS
-from aucseg.losses.class_weights import class_weights
 from aucseg.safe_files import text_cell
 from aucseg.statistics.advice import advise_bank, bank_options, choose_groups
 from aucseg.statistics.class_statistics import ClassStatistics
@@ -74,6 +72,10 @@ def make_report(
 
 def _advise_loss(statistics: ClassStatistics) -> dict[str, Any]:
     """The loss of the plan: its options in a configuration, and in Python."""
+    # The command line prints its help without torch.
+    from aucseg.losses.build import RECOMMENDED_OPTIONS
+    from aucseg.losses.class_weights import class_weights
+
     weights = class_weights(statistics, **RECOMMENDED_OPTIONS["class_weight"]).tolist()
     in_python = RECOMMENDED_OPTIONS | {"class_weight": [float(f"{weight:.3g}") for weight in weights]}
     return {"loss_options": deepcopy(RECOMMENDED_OPTIONS), "in_python": in_python}
