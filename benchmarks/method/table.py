@@ -31,7 +31,7 @@ _TAGS = {
     "rare_crop0.5": "half of the crops at the tail",
     "rare_both0.5": "rare images, T 0.1, half of the crops at the tail",
 }
-_NETWORKS = {"trained": "Trained with cross-entropy:", "auc_trained": "Trained with cross-entropy and the square AUC loss:"}
+_NETWORKS = {"trained": "Trained with cross-entropy:", "auc_trained": "Trained with the square AUC loss as well:"}
 _TEXT = """# The search for a method: every trial
 
 Mean IoU in %, on images of the training split that were held out; [What was tried](../method.md#what-was-tried) says
