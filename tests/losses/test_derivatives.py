@@ -143,6 +143,22 @@ def test_softmax_scores_keep_their_digits_where_another_class_is_sure(surrogate:
     check_digits({"surrogate": surrogate}, 15.0, top)
 
 
+@pytest.mark.usefixtures("kernels_in_place")
+@pytest.mark.parametrize("surrogate", ["square", "hinge", "exponential", "logistic"])
+def test_ignored_pixels_read_nothing_that_was_not_written(surrogate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from aucseg.losses.auc.triton_launches import Passes  # where triton is installed
+
+    target = torch.arange(40) % 4
+    target[::3] = 255
+    logits = torch.randn(40, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    loss_fn = PairwiseAUCLoss(surrogate, scores="softmax")
+    _, (expected,) = value_and_grad(loss_fn(logits, target), logits)
+    made = Passes.empty_tables
+    monkeypatch.setattr(Passes, "empty_tables", lambda self: made(self).fill_(3e38))
+    _, (found,) = value_and_grad(loss_fn(logits, target), logits)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def check_digits(options: dict[str, Any], gap: float, top: Tensor) -> None:
     """Value and gradient to five digits, entry by entry; channel ``top`` of each pixel leads by ``gap``."""
     target = torch.arange(40) % 4

@@ -249,10 +249,8 @@ def gradient_kernel(
             mean += tl.where(own, 0.0, score * (slope - pivot))
             lack += tl.where(own, 0.0, score)
             channel_logits += stride_c
-        # Of an ignored pixel, which stores none of this, that of a class that is in the tables.
-        known = tl.minimum(label, num_classes - 1)
         score, _, slope = slope_by_score(
-            own_logit, lse, lack, known, known, weight, MARGIN, by_sums, by_pairs, size, scale,
+            own_logit, lse, lack, label, label, weight, MARGIN, by_sums, by_pairs, size, scale,
             FORM, DEGREE, SCORES, PAIRS,
         )  # fmt: skip
         higher = own_logit >= highest

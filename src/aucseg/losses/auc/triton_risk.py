@@ -77,7 +77,8 @@ def set_risk(
     """
     kind: tl.constexpr = tables.dtype.element_ty
     channel = tl.arange(0, CLASSES)
-    inside, size = channel < num_classes, num_classes + 1
+    # Beyond the classes, where ignored pixels look, zeros are stored.
+    inside, stored, size = channel < num_classes, channel <= num_classes, num_classes + 1
     value = tl.zeros([CLASSES], tl.float64)
     if FORM != "":
         inverse = tl.load(wide + channel, mask=inside, other=0.0, cache_modifier=".cg")
@@ -103,8 +104,8 @@ def set_risk(
                     by_q += tl.load(coefficients + k * (DEGREE + 1) + j) * other
                 value += p * by_p
                 if j > 0:
-                    tl.store(out + (j - 1) * size, (by_p * inverse).to(kind), mask=inside)
-                    tl.store(out + (negative + j - 1) * size, (by_q * weight).to(kind), mask=inside)
+                    tl.store(out + (j - 1) * size, (by_p * inverse).to(kind), mask=stored)
+                    tl.store(out + (negative + j - 1) * size, (by_q * weight).to(kind), mask=stored)
         else:
             p = inverse * summed(sums, 0, num_classes, ROWS, num_parts, num_classes, CLASSES, PARTS)
             q = weight * summed(sums, negative, num_classes, ROWS, num_parts, num_classes, CLASSES, PARTS)
@@ -112,18 +113,18 @@ def set_risk(
                 p2 = inverse * summed(sums, 1, num_classes, ROWS, num_parts, num_classes, CLASSES, PARTS)
                 q2 = weight * summed(sums, negative + 1, num_classes, ROWS, num_parts, num_classes, CLASSES, PARTS)
                 value = 0.5 * q2 + p * q + 0.5 * p2 * mass
-                tl.store(out, (q * inverse).to(kind), mask=inside)
-                tl.store(out + size, (0.5 * mass * inverse).to(kind), mask=inside)
-                tl.store(out + 2 * size, (p * weight).to(kind), mask=inside)
-                tl.store(out + 3 * size, (0.5 * weight).to(kind), mask=inside)
+                tl.store(out, (q * inverse).to(kind), mask=stored)
+                tl.store(out + size, (0.5 * mass * inverse).to(kind), mask=stored)
+                tl.store(out + 2 * size, (p * weight).to(kind), mask=stored)
+                tl.store(out + 3 * size, (0.5 * weight).to(kind), mask=stored)
             elif FORM == "linear":
                 value = q + p * mass
-                tl.store(out, (mass * inverse).to(kind), mask=inside)
-                tl.store(out + size, weight.to(kind), mask=inside)
+                tl.store(out, (mass * inverse).to(kind), mask=stored)
+                tl.store(out + size, weight.to(kind), mask=stored)
             else:
                 value = p * q
-                tl.store(out, (q * inverse).to(kind), mask=inside)
-                tl.store(out + size, (p * weight).to(kind), mask=inside)
+                tl.store(out, (q * inverse).to(kind), mask=stored)
+                tl.store(out + size, (p * weight).to(kind), mask=stored)
     # The cross-entropy is in the first column.
     entropy = summed(sums, ROWS - 1, 1, ROWS, num_parts, num_classes, CLASSES, PARTS)
     total = tl.sum(value, 0) + tl.sum(entropy, 0)
