@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -125,11 +126,15 @@ FOLDERS = {
 }
 
 
-def aucseg(*arguments: object) -> str:
-    """Runs a command, and returns what it printed; its progress goes to the screen."""
+def aucseg(*arguments: object) -> Iterator[str]:
+    """Runs a command, and gives the lines that it prints, as they come; its progress goes to the screen."""
     command = [sys.executable, "-m", "aucseg.cli", *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        yield from process.stdout
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
 
 
 def make_folders(folder: Path) -> None:
@@ -160,15 +165,9 @@ def estimate(folder: Path) -> None:
     make_folders(folder)
     rows = []
     for name in FOLDERS:
-        environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
-        command = (sys.executable, "-m", "aucseg.cli", "fit", name, "--out", f"runs/{name}", "--overwrite", "true")
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if found := re.match(r"  time +about ([\d.,]+) (\w)", line):
-                    estimated, begin = parse_duration("".join(found.groups())), time.perf_counter()
-        if process.returncode:
-            raise subprocess.CalledProcessError(process.returncode, command)
+        for line in aucseg("fit", name, "--out", f"runs/{name}", "--overwrite", "true"):
+            if found := re.match(r"  time +about ([\d.,]+) (\w)", line):
+                estimated, begin = parse_duration("".join(found.groups())), time.perf_counter()
         seconds = time.perf_counter() - begin
         result = json.loads(Path("runs", name, "result.json").read_text(encoding="utf-8"))
         rows.append({"folder": name, "steps": result["step"], "estimated": estimated, "seconds": round(seconds, 1)})
@@ -187,7 +186,8 @@ def estimate(folder: Path) -> None:
 def run_of(folder: Path, *arguments: object) -> dict[str, Any]:
     """Trains, and returns metrics, steps and the seconds of the whole command."""
     start = time.perf_counter()
-    aucseg("fit", *arguments, "--out", folder, "--overwrite", "true")
+    for _ in aucseg("fit", *arguments, "--out", folder, "--overwrite", "true"):
+        pass
     seconds = time.perf_counter() - start
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     metrics = {name: round(100 * float(result["metrics"][name]), 2) for name in COLUMNS}
