@@ -80,7 +80,7 @@ def train(job: dict[str, Any], folder: Path) -> int:
 def with_offsets(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The scores on the held-out images, and those of both splits with the offsets that are best on these images."""
     import torch
-    from benchmarks.evidence.shared_studies import HELD_OUT
+    from benchmarks.evidence.shared_study import HELD_OUT
     from torch.nn import functional as F
     from torch.utils.data import DataLoader
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.evidence.one_run import BUSY, JOB_FILE, LOG_FILE, MEASURED_FILE
 from benchmarks.evidence.records import read_result, unique
-from benchmarks.evidence.shared_studies import Job, SharedStudy
+from benchmarks.evidence.shared_study import Job, SharedStudy
 from filelock import FileLock
 
 import aucseg

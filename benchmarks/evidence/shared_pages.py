@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.evidence.shared_studies import SharedStudy, best_methods, is_rival
+from benchmarks.evidence.shared_study import SharedStudy, best_methods, is_rival
 
 from aucseg.compare.intervals import Interval, paired_difference, t_interval
 from aucseg.compare.tables import METRICS, Table, make_tables, markdown_text

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 from benchmarks.evidence.pool import on_machine
-from benchmarks.evidence.shared_studies import SHARED_STUDIES, SharedStudy
+from benchmarks.evidence.shared_studies import SHARED_STUDIES
+from benchmarks.evidence.shared_study import SharedStudy
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 

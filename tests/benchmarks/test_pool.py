@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from benchmarks.evidence import one_run, pool, run, speed
 from benchmarks.evidence.pool import Pool
-from benchmarks.evidence.shared_studies import SHARED_STUDIES, Job, SharedStudy, best_methods
+from benchmarks.evidence.shared_studies import SHARED_STUDIES
+from benchmarks.evidence.shared_study import Job, SharedStudy, best_methods
 from filelock import FileLock
 
 from aucseg.datasets import DatasetCard, SegmentationDataset
