@@ -54,6 +54,8 @@ CASES = [
     Case("512x512, K=150, ADE20K settings, 4 stored", 150, ADE20K, 512, 1, 4, torch.uint8, ADE_OPTIONS),
     Case("512x512, K=150, ADE20K settings, 4 stored, float32", 150, ADE20K, 512, 1, 4, torch.float32, ADE_OPTIONS),
     Case("16 x 512x512, K=150, ADE20K settings, 4 stored each", 150, ADE20K, 512, 16, 4, torch.uint8, ADE_OPTIONS),
+    Case("16 x 512x512, K=19, presence target 0.3, 1 stored each", 19, CITYSCAPES, 512, 16, 1, torch.uint8,
+         {"presence_target": 0.3, "resize_ratio": 1.0, "scope": "image"}),
     Case("32 x 96x128-like, K=35, 18 tail, R_S 0.2, uniform", 35, list(range(17, 35)), 112, 32, 1, torch.uint8,
          {"sample_ratio": 0.2, "resize_ratio": 1.0, "scope": "image", "placement": "uniform"}),
 ]  # fmt: skip
@@ -162,7 +164,7 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
         "plan_cpu_ms": round(statistics.median(plan_times), 2),
         "planned_cpu_ms": round(statistics.median(planned_times), 2),
         "host_cpu_ms": round(statistics.median(host_times), 2),
-        "pastes": statistics.mean(pastes),
+        "pastes": round(statistics.mean(pastes), 1),
         "pasted_pixels": round(statistics.mean(pixels)),
         "bank_bytes": nbytes,
         "whole_float_images_over_bank": round(whole / nbytes, 1),

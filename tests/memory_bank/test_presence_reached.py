@@ -135,7 +135,7 @@ def test_what_shrinks_to_nothing_is_not_tried_again() -> None:
     twin.set_state(bank.get_extra_state()["generator"])
     bank(colours(empty(HEIGHT, WIDTH)), empty(HEIGHT, WIDTH))
     assert bank.last_pastes == []
-    torch.randperm(1, generator=twin)  # the class, the sample, one place
-    torch.randint(1, (), generator=twin)
+    torch.rand(1, 3, generator=twin, dtype=torch.float64)  # the class, the sample, one place
+    torch.randint(2**31, (1,), generator=twin)
     torch.randint(2**31, (3, 1), generator=twin)
     assert torch.equal(twin.get_state(), bank.get_extra_state()["generator"])

@@ -5,7 +5,6 @@ Source of the idea: Han et al., "AUCSeg: AUC-oriented Pixel-level Long-tail Sema
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -25,12 +24,12 @@ from aucseg.memory_bank.checks import (
     checked_tail_classes,
     workable,
 )
-from aucseg.memory_bank.components import Bools
+from aucseg.memory_bank.components import Bools, Ints
 from aucseg.memory_bank.paper import paper_settings
 from aucseg.memory_bank.paste import Paste, is_present, place_samples
 from aucseg.memory_bank.pixels import dense_format, paste_pixels
 from aucseg.memory_bank.plan import BankPlanner, BatchPlan
-from aucseg.memory_bank.policy import PresenceCounts, draw_share_of_missing, draw_to_presence, in_any
+from aucseg.memory_bank.policy import PresenceCounts, draw_below, draw_share_of_missing, draw_to_presence, in_any
 from aucseg.memory_bank.store import NeverStored, SampleStore
 from aucseg.memory_bank.uncompiled import UncompiledModule
 
@@ -312,39 +311,25 @@ class TailMemoryBank(UncompiledModule):
 
     def _choose(self, present: Bools) -> list[Paste]:
         """Draws classes, images and samples."""
-        has_sample = np.array([len(samples) > 0 for samples in self._store.samples])
-        pastes = []
+        num_samples = np.array([len(samples) for samples in self._store.samples])
         missing = ~(present if self.scope == "image" else in_any(present))
-        for number, (stored, num_missing) in enumerate(zip(missing & has_sample, missing.sum(1).tolist(), strict=True)):
-            drawn = self._draw_classes(np.flatnonzero(stored).tolist(), num_missing, len(present))
-            ranges = [len(self._store.samples[position]) for position in drawn]
-            if self.scope == "image":
-                images, indices = [number] * len(drawn), self._draw(ranges)
-            else:
-                draws = self._draw([high for count in ranges for high in (len(present), count)])
-                images, indices = draws[::2], draws[1::2]
-            for position, image, index in zip(drawn, images, indices, strict=True):
-                pastes.append(Paste(image, self.tail_classes[position], self._store.samples[position][index]))
-        return pastes
+        unit, position = self._draw_classes(missing, missing & (num_samples > 0), len(present))
+        image = unit if self.scope == "image" else draw_below(np.full_like(unit, len(present)), self._generator)
+        index = draw_below(num_samples[position], self._generator)
+        return [
+            Paste(number, self.tail_classes[which], self._store.samples[which][one])
+            for number, which, one in zip(image.tolist(), position.tolist(), index.tolist(), strict=True)
+        ]
 
-    def _draw_classes(self, stored: list[int], num_missing: int, batch_size: int) -> list[int]:
+    def _draw_classes(self, missing: Bools, stored: Bools, batch_size: int) -> tuple[Ints, Ints]:
         """Draws among the tail classes that a unit lacks and that have something stored."""
-        if not stored:
-            return []
         if self.presence_target is None:
             assert self.sample_ratio is not None
-            return draw_share_of_missing(stored, num_missing, self.sample_ratio, self._generator)
+            return draw_share_of_missing(missing, stored, self.sample_ratio, self._generator)
         shares = list(self.presence.values())
         if self.scope == "batch":
             shares = [1 - (1 - share) ** batch_size for share in shares]
         return draw_to_presence(stored, shares, self.presence_target, self._generator, self.max_factor)
-
-    def _draw(self, ranges: list[int]) -> list[int]:
-        """An integer below each of the ranges; equal ones that follow each other are drawn at once, which is faster."""
-        drawn: list[int] = []
-        for high, same in itertools.groupby(ranges):
-            drawn += torch.randint(high, (len(list(same)),), generator=self._generator, device="cpu").tolist()
-        return drawn
 
     def add_samples(self, samples: Sequence[Sequence[Mapping[str, Any]]]) -> None:
         """Stores samples of a bank with the same tail classes, such as that of another process.

@@ -160,3 +160,13 @@ def sum_by(index: Ints, values: Ints, size: int) -> Ints:
         [0, 7, 5, 0]
     """
     return np.bincount(index, weights=values, minlength=size).astype(np.int64)
+
+
+def pick(draw: Ints, count: Ints) -> Ints:
+    """Index 0..count-1 from a uniform draw of 31 bits, in integers.
+
+    Example:
+        >>> pick(np.array([0, 2**30, 2**31 - 1]), np.array([4, 4, 4])).tolist()
+        [0, 2, 3]
+    """
+    return (draw * count) >> 31

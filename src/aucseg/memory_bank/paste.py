@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from aucseg.memory_bank.components import Bools, Ints, before, expand, sum_by
+from aucseg.memory_bank.components import Bools, Ints, before, expand, pick, sum_by
 from aucseg.memory_bank.intervals import gaps, overlaps, settle, subtract, union
 from aucseg.memory_bank.pixels import Floats, Pieces, Resizing
 from aucseg.memory_bank.plan import BatchPlan
@@ -167,7 +167,7 @@ def _place(
     fit = np.minimum(sides.astype(np.float32) / canvas.astype(np.float32), np.float32(resize_ratio)).min(0)
     resized = np.clip(np.rint(canvas.astype(np.float32) * fit).astype(np.int64), 1, sides)
     if aim is None:
-        offset = _pick(draws[:-1], sides - resized + 1)
+        offset = pick(draws[:-1], sides - resized + 1)
     else:
         run, pixel = _draw_runs(runs, draws[0], sum_by(runs.owner, runs.length, num_pastes))
         place = runs.place[:, run]
@@ -223,14 +223,9 @@ def _runs(pastes: list[Paste], canvas: Ints) -> tuple[_Runs, Ints]:
 def _draw_runs(runs: _Runs, draw: Ints, pixels_of: Ints) -> tuple[Ints, Ints]:
     """A random pixel of each paste: its run, and its place in it."""
     reach = np.cumsum(runs.length)
-    pixel = before(pixels_of) + _pick(draw, pixels_of)
+    pixel = before(pixels_of) + pick(draw, pixels_of)
     run = np.searchsorted(reach, pixel, side="right")
     return run, pixel - (reach[run] - runs.length[run])
-
-
-def _pick(draw: Ints, count: Ints) -> Ints:
-    """Index 0..count-1 from a uniform draw of 31 bits, in integers."""
-    return (draw * count) >> 31
 
 
 def _crop(runs: _Runs) -> tuple[_Runs, Ints]:
@@ -335,7 +330,10 @@ def _neighbours(index: Ints, size: Ints, scale: Floats) -> list[tuple[Ints, Floa
 def is_present(plan: BatchPlan, pastes: list[Paste], placement: Placement) -> Bools:
     """Which tail classes each image holds after pasting, (B, T)."""
     position = {class_id: number for number, class_id in enumerate(plan.planner.tail_classes)}
-    held = plan.tail_pixels > covered_pixels(placement.pieces, plan)
+    if plan.planner.protects_tail:
+        held = plan.present.copy()
+    else:
+        held = plan.tail_pixels > covered_pixels(placement.pieces, plan)
     for paste, count in zip(pastes, placement.counts, strict=True):
         held[paste.image, position[paste.class_id]] |= count > 0
     return held

@@ -108,6 +108,11 @@ class BankPlanner:
     min_pixels: int
     max_components: int
 
+    @property
+    def protects_tail(self) -> bool:
+        """Whether no tail class is pasted over."""
+        return set(self.tail_classes) <= set(self.protected)
+
     def __call__(self, masks: Tensor) -> BatchPlan:
         """Looks at a batch of masks.
 
