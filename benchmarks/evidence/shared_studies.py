@@ -83,7 +83,7 @@ _FREEDOOM_LT_400 = replace(
 
 def _on_cpu(study: SharedStudy, title: str, text: str, **changes: Any) -> SharedStudy:
     return replace(
-        study, title=f"{title}, on the CPU", text=f"{_CPU_ABOUT} {text}", rates=(0.002, 0.004, 0.008), limit=4,
+        study, title=f"{title}, on the CPU", text=f"{_CPU_ABOUT} {text}", rates=(0.002, 0.004, 0.008), limit=6,
         tunes_rates=False, **changes,
     )  # fmt: skip
 
