@@ -36,6 +36,8 @@ def policies(middle: list[int]) -> dict[str, dict[str, Any]]:
     for target in (0.05, 0.1, 0.2, 0.3):
         options = {"scope": "image", "presence_target": target, "protect_classes": middle}
         result[f"presence_target {target:g}, by image, middle protected"] = options
+    advised = {"scope": "image", "presence_target": 0.082, "max_factor": 5.0, "protect_classes": middle}
+    result["presence_target 0.082, max_factor 5, by image, middle protected"] = advised
     return result
 
 

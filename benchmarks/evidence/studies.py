@@ -6,13 +6,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import aucseg
 from aucseg.compare.methods import DISALIGN, POSTHOC
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 _CONFIGS = HERE / "configs"
-_FREEDOOM = Path(aucseg.__file__).parent / "configs" / "freedoom_lt_fpn_aucseg.yaml"
+_FREEDOOM = _CONFIGS / "freedoom_lt_before.yaml"
 
 _RIVALS = (
     *("wce-inverse", "wce-median", "wce-effective", "focal", "cb-focal", "ohem", "ldam", "la", "vs"),
