@@ -78,6 +78,7 @@ _FREEDOOM_LT_400 = replace(
     search_steps=200,
     steps=400,
     seeds=5,
+    options={"model": {"warmup_steps": 50}},
 )
 
 
@@ -92,7 +93,10 @@ def _at_3000_steps(study: SharedStudy, text: str) -> SharedStudy:
     """8 crops of 128 x 128, an eighth of the pixels of the study: 20 minutes a run instead of some hours."""
     return _on_cpu(
         study, study.title, f"8 crops of 128 x 128, scale 0.5 to 1, 3,000 steps, two seeds{text}", methods=_FEW,
-        search_steps=400, steps=3000, seeds=2, data={"batch_size": 8, "crop_size": [128, 128], "scale": [0.5, 1.0]},
+        search_steps=400, steps=3000, seeds=2, options={
+            "model": {"warmup_steps": 100},
+            "data": {"batch_size": 8, "crop_size": [128, 128], "scale": [0.5, 1.0]},
+        },
     )  # fmt: skip
 
 

@@ -85,7 +85,7 @@ class SharedStudy:
         change: Name of a file of changes to the base configuration, for another model.
         rival_of: Study whose held-out images choose `BEST_RIVAL`.
         frequent: Classes over which the mean IoU is reported as well, where others have too few images.
-        data: Changes to the data options of the base configuration.
+        options: Changes to the base configuration.
     """
 
     title: str
@@ -104,7 +104,7 @@ class SharedStudy:
     change: str | None = None
     rival_of: str | None = None
     frequent: tuple[str, ...] = ()
-    data: Mapping[str, Any] = field(default_factory=dict)
+    options: Configuration = field(default_factory=dict)
 
     def resolved(self, results: Path) -> SharedStudy:
         """The study with the method that `BEST_RIVAL` stands for.
@@ -226,7 +226,8 @@ class SharedStudy:
         if self.change is not None:
             change = read_yaml_mapping(_HERE / "configs" / f"{self.change}.yaml")
             base = merged(merged(base, {"model": {"model_options": None}}), change)
-        return merged(base, {"data": {"card": str(self.card_path), **self.data}, "model": {"pixel_metrics": True}})
+        changes = {"data": {"card": str(self.card_path)}, "model": {"pixel_metrics": True}}
+        return merged(merged(base, changes), self.options)
 
     def _job(self, part: str, method: Method, seed: int, grids: tuple[Grid, ...], point: Point) -> Job:
         is_trial = part == "trials"
