@@ -32,8 +32,19 @@ def test_names_become_configurations() -> None:
     assert model("auc") == {"loss": "aucseg", "loss_options": {"auc_weight": 4.0}, "bank": None}
     assert model("aucseg") == {"loss": "aucseg", "loss_options": {"auc_weight": 4.0}, "bank": {"capacity": 3}}
     assert parse_method("ce+rcs", {}).configure(BASE)["data"]["sampler"] == "rare_class"
+    assert parse_method("ce+rfs", {}).configure(BASE)["data"]["sampler"] == "repeat_factor"
     assert parse_method("ce", {}).configure(BASE)["data"]["sampler"] == "random"
     assert BASE["model"]["bank"] == {"capacity": 3}  # type: ignore[index]
+
+
+def test_options_go_with_their_sampler() -> None:
+    base = {"model": {}, "data": {"sampler": "repeat_factor", "sampler_options": {"threshold": 0.2}}}
+    expected = {"ce+rfs": {"threshold": 0.2}, "ce+rcs": None, "ce": None}
+    assert {n: parse_method(n, {}).configure(base)["data"]["sampler_options"] for n in expected} == expected
+    with pytest.raises(ValueError, match=r"two samplers: \+rcs or \+rfs"):
+        parse_method("ce+rcs+rfs", {})
+    of_definition = parse_method("mine+rfs", {"mine": Definition("ce+rcs", {})})
+    assert of_definition.sampler == "repeat_factor"
 
 
 def test_a_base_without_a_bank_gives_the_banks_defaults() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from aucseg.compare.methods import parse_methods
 from aucseg.compare.search import Grid, Outcome, Point, outcome, parse_search, trial_config
 
-METHODS = parse_methods(["ce", "la", "aucseg", "ce+bank", "ce+rcs", "ce+posthoc-la"], {})
+METHODS = parse_methods(["ce", "la", "aucseg", "ce+bank", "ce+rcs", "ce+rfs", "ce+posthoc-la"], {})
 BASE = {"model": {"learning_rate": "2e-4"}}
 
 
@@ -23,6 +23,7 @@ def test_every_method_gets_as_many_trials() -> None:
     assert grids["ce"] == (Grid("model.learning_rate", (1e-4, 2e-4, 4e-4), 2e-4),)
     assert grids["ce+bank"][0].path == "model.bank.sample_ratio"
     assert grids["ce+rcs"][0].path == "data.sampler_options.temperature"
+    assert grids["ce+rfs"][0].path == "data.sampler_options.threshold"
     assert grids["ce+posthoc-la"][0].path == "model.model_options.tau"
     assert search.limit == 6
 

@@ -218,9 +218,12 @@ def test_the_cap_spares_the_tail_of_the_card(tiny_card: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sampler": "rare"}, "must be 'random', 'sequential' or 'rare_class'"),
-        ({"shards": "a.tar", "sampler": "rare_class"}, "no sampler 'rare_class'"),
-        ({"shards": "a.tar", "held_out_share": 0.1}, "no sampler 'rare_class', held_out_share or fold"),
+        ({"sampler": "rare"}, "must be 'random', 'sequential', 'rare_class' or 'repeat_factor'"),
+        ({"sampler_options": {"threshold": 0.3}}, "go with the samplers"),
+        ({"sampler": "repeat_factor", "sampler_options": {"temperature": 0.3}}, "no option 'temperature'"),
+        ({"shards": "a.tar", "sampler": "rare_class"}, "no sampler 'rare_class' or 'repeat_factor'"),
+        ({"shards": "a.tar", "sampler": "repeat_factor"}, "no sampler 'rare_class' or 'repeat_factor'"),
+        ({"shards": "a.tar", "held_out_share": 0.1}, "no held_out_share or fold"),
         ({"rare_crop": 1.5, "rare_crop_classes": [1]}, "must be in"),
         ({"rare_crop": 0.5, "rare_crop_classes": [9]}, "rare_crop_classes holds 9"),
     ],

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _EPILOG = """methods: a loss (ce, wce-inverse, focal, cb-focal, ohem, ldam, la, vs, balanced-softmax, blv, seesaw, dice,
 ce-dice, ce-jml, ce-lovasz, ...), 'aucseg' (AUCSegLoss and the bank) or 'auc' (AUCSegLoss alone), with
   +bank        the tail memory bank, with the base configuration's options
-  +rcs         rare-class sampling
+  +rcs         rare-class sampling, +rfs repeat-factor sampling
   +posthoc-la  logit adjustment of the trained model (ce+posthoc-la after ce)
   +disalign    DisAlign's second stage on the trained model (ce+disalign after ce), a quarter of the steps
   +offsets     one offset a class for the trained model (ce+offsets after ce), fitted for mean IoU on training images

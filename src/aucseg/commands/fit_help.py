@@ -38,7 +38,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("--data.eval_batch_size N", "validation images in a batch (default: 1)"),
             ("--data.num_workers N", "loader processes (default: 2)"),
             ("--data.held_out_share S", "validate on this share of the training images, without a validation split"),
-            ("--data.sampler NAME", "random, sequential or rare_class (default: random)"),
+            ("--data.sampler NAME", "random, sequential, rare_class or repeat_factor (default: random)"),
             ("--data.cache memory", "keep the training images in memory"),
             ("--data.on_error skip", "leave out files that cannot be read (default: raise)"),
         ),

@@ -18,7 +18,8 @@ Configuration = dict[str, Any]
 
 POSTHOC, DISALIGN, OFFSETS = "posthoc-la", "disalign", "offsets"
 _SECOND_STAGES = (POSTHOC, DISALIGN, OFFSETS)
-_SUFFIXES = ("bank", "rcs", *_SECOND_STAGES)
+_SAMPLERS = {"rcs": "rare_class", "rfs": "repeat_factor"}
+_SUFFIXES = ("bank", *_SAMPLERS, *_SECOND_STAGES)
 # The second stage of DisAlign trains a few hundred parameters.
 _DISALIGN_BUDGET = 4
 
@@ -39,7 +40,7 @@ class Method:
         name: As given on the command line.
         loss: Name of a loss, see `aucseg.losses.build_loss`.
         bank: Whether the memory bank pastes.
-        rare_class_sampling: Whether images of rare classes are drawn more often.
+        sampler: ``"random"``, or ``"rare_class"`` or ``"repeat_factor"``, which draw images of rare classes more often.
         second_stage: ``"posthoc-la"``, ``"disalign"``, ``"offsets"`` or None.
         first_stage: Name of the method whose trained model the second stage begins with, or None.
         overrides: Changes to the configuration, merged last.
@@ -48,7 +49,7 @@ class Method:
     name: str
     loss: str
     bank: bool = False
-    rare_class_sampling: bool = False
+    sampler: str = "random"
     second_stage: str | None = None
     first_stage: str | None = None
     overrides: Configuration | None = None
@@ -66,7 +67,8 @@ class Method:
     def configure(self, base: Configuration) -> Configuration:
         """The configuration of this method (of its first stage, if it has two), from one for any method.
 
-        Options of the base's loss are kept where the method has the same loss, those of its bank where it has a bank.
+        Options of the base's loss are kept where the method has the same loss, those of its bank where it has a bank,
+        and those of its sampler where that is the same.
         """
         config = copy.deepcopy(base)
         model, data = config.setdefault("model", {}), config.setdefault("data", {})
@@ -74,9 +76,9 @@ class Method:
             model["loss_options"] = None
         model["loss"] = self.loss
         model["bank"] = (model.get("bank") or {}) if self.bank else None
-        if not self.rare_class_sampling:
+        if data.get("sampler") != self.sampler:
             data["sampler_options"] = None
-        data["sampler"] = "rare_class" if self.rare_class_sampling else "random"
+        data["sampler"] = self.sampler
         return merged(config, self.overrides or {})
 
 
@@ -84,10 +86,10 @@ def parse_methods(names: Sequence[str], definitions: Mapping[str, Definition]) -
     """Methods from their names.
 
     Args:
-        names: Each ``LOSS`` or the name of a definition, then any of ``+bank``, ``+rcs`` (rare-class sampling), and at
-            last ``+posthoc-la``, ``+disalign``, ``+offsets`` or ``+disalign+offsets``. LOSS is a name of
-            `aucseg.losses.build_loss` (``package.module:Name`` for the user's own), ``aucseg`` for AUCSegLoss with the
-            bank, or ``auc`` for AUCSegLoss without.
+        names: Each ``LOSS`` or the name of a definition, then any of ``+bank``, ``+rcs`` (rare-class sampling) or
+            ``+rfs`` (repeat-factor sampling), and at last ``+posthoc-la``, ``+disalign``, ``+offsets`` or
+            ``+disalign+offsets``. LOSS is a name of `aucseg.losses.build_loss` (``package.module:Name`` for the user's
+            own), ``aucseg`` for AUCSegLoss with the bank, or ``auc`` for AUCSegLoss without.
         definitions: From `load_definitions`.
 
     Raises:
@@ -127,13 +129,17 @@ def parse_method(name: str, definitions: Mapping[str, Definition]) -> Method:
             f"method {name!r}: +{second[0]} is a second stage: write it last, and one alone (or +disalign+offsets)"
         )
     overrides: Configuration = {}
-    loss, bank, sampling = head, "bank" in suffixes, "rcs" in suffixes
+    samplers = [_SAMPLERS[suffix] for suffix in suffixes if suffix in _SAMPLERS]
+    if len(samplers) > 1:
+        raise ValueError(f"method {name!r} names two samplers: +rcs or +rfs, not both")
+    loss, bank, sampler = head, "bank" in suffixes, samplers[0] if samplers else "random"
     if head in definitions:
         definition = definitions[head]
         inner = parse_method(definition.method, {})
         if inner.second_stage is not None:
             raise ValueError(f"method {head!r}: define the first stage, and add +{inner.second_stage} to its name")
-        loss, bank, sampling = inner.loss, inner.bank or bank, inner.rare_class_sampling or sampling
+        loss, bank = inner.loss, inner.bank or bank
+        sampler = sampler if samplers else inner.sampler
         overrides = definition.overrides
     elif head in ("auc", "aucseg"):
         loss, bank = "aucseg", bank or head == "aucseg"
@@ -144,7 +150,7 @@ def parse_method(name: str, definitions: Mapping[str, Definition]) -> Method:
         suffixed = ", ".join(f"+{known}" for known in _SUFFIXES)
         raise ValueError(f"unknown method {name!r}; {closest(head, candidates)} (each also with {suffixed})")
     first_stage = "+".join([head, *suffixes[:-1]]) if second else None
-    return Method(name, loss, bank, sampling, second[-1] if second else None, first_stage, overrides)
+    return Method(name, loss, bank, sampler, second[-1] if second else None, first_stage, overrides)
 
 
 def load_definitions(path: Path | None) -> dict[str, Definition]:

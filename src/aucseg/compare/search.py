@@ -44,7 +44,10 @@ _BANK_SETTINGS = {
     "presence_target": ("model.bank.presence_target", (0.15, 0.3, 0.075, 0.6, 0.0375, 0.01875)),
     "sample_ratio": ("model.bank.sample_ratio", (0.2, 0.4, 0.1, 0.05, 0.8, 0.025)),
 }
-_SAMPLING_SETTING = ("data.sampler_options.temperature", (0.3, 0.15, 0.6, 0.075, 1.2, 0.0375))
+_SAMPLING_SETTINGS = {
+    "rare_class": ("data.sampler_options.temperature", (0.3, 0.15, 0.6, 0.075, 1.2, 0.0375)),
+    "repeat_factor": ("data.sampler_options.threshold", (0.3, 0.15, 0.6, 0.075, 1.2, 0.0375)),
+}
 _SECOND_STAGE_SETTINGS = {
     POSTHOC: ("model.model_options.tau", (0.5, 0.25, 1.0, 0.125, 2.0, 0.0625)),
     DISALIGN: ("model.loss_options.rho", (0.3, 0.15, 0.6, 0.075, 1.2, 0.0375)),
@@ -325,8 +328,8 @@ def _settings(method: Method, base: Configuration) -> tuple[tuple[str, tuple[flo
         return (_SECOND_STAGE_SETTINGS[method.second_stage],)
     if method.loss in _LOSS_SETTINGS:
         return _LOSS_SETTINGS[method.loss]
-    if method.rare_class_sampling:
-        return (_SAMPLING_SETTING,)
+    if method.sampler in _SAMPLING_SETTINGS:
+        return (_SAMPLING_SETTINGS[method.sampler],)
     model = base.get("model") or {}
     if method.bank and method.loss == "ce":  # of any other loss the same is tuned with the bank as without it
         # With a presence target the sample ratio has no effect.

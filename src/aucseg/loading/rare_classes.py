@@ -1,12 +1,14 @@
-"""Images of rare classes more often: the sampler. Crops around their pixels: `aucseg.loading.crops`."""
+"""Images of rare classes more often: two samplers. Crops around their pixels: `aucseg.loading.crops`."""
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 
 if TYPE_CHECKING:
@@ -32,12 +34,70 @@ class DrawnIndex(int):
         return drawn
 
 
-class RareClassSampler(Sampler[int]):
+class _DrawnSampler(Sampler[int]):
+    """Draws as many images an epoch as asked for, on all ranks together.
+
+    Each epoch is one sequence of draws that depends on seed and epoch alone; rank r of R takes the draws r, r + R, r +
+    2R, ..., so the sequence does not depend on the number of ranks, nor on that of the loader's workers.
+    """
+
+    def __init__(
+        self, statistics: ClassStatistics, num_samples: int | None, by: str, seed: int, num_replicas: int, rank: int
+    ) -> None:
+        if by not in ("presence", "frequency"):
+            raise ValueError(f"by must be 'presence' or 'frequency', not {by!r}")
+        if num_replicas < 1 or not 0 <= rank < num_replicas:
+            raise ValueError(f"rank must lie in 0..num_replicas-1, not rank={rank} with num_replicas={num_replicas}")
+        if num_samples is not None and num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, not {num_samples}")
+        if not statistics.image_classes.any():
+            raise ValueError("no class occurs in these statistics; count the training set first")
+        self.num_samples = math.ceil((num_samples or statistics.num_images) / num_replicas)
+        self.seed, self.num_replicas, self.rank = seed, num_replicas, rank
+        self.epoch = 0
+        self._first = 0
+
+    @abstractmethod
+    def _images_of(self, total: int, generator: torch.Generator) -> Tensor:
+        """The images of an epoch, in their order."""
+
+    def __len__(self) -> int:
+        """Draws that this rank still makes in the epoch."""
+        return self.num_samples - self._first
+
+    def __iter__(self) -> Iterator[int]:
+        total = self.num_samples * self.num_replicas
+        images = self._images_of(total, numbered_generator(self.seed, self.epoch)).tolist()
+        first, self._first = self._first, 0
+        for i in range(self.rank + first * self.num_replicas, total, self.num_replicas):
+            yield DrawnIndex(images[i], self.epoch * total + i)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the sequence of draws; call it before each epoch."""
+        self.epoch = epoch
+
+    def state_dict(self, num_consumed: int = 0) -> dict[str, int]:
+        """Return what :meth:`load_state_dict` needs to go on in the middle of an epoch.
+
+        Args:
+            num_consumed: Samples of this epoch that this rank has trained on. The sampler cannot know: a loader's
+                workers are ahead.
+        """
+        return {"epoch": self.epoch, "num_consumed": num_consumed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken: the next epoch's iteration begins after the consumed samples."""
+        if not 0 <= state["num_consumed"] <= self.num_samples:
+            raise ValueError(f"num_consumed must lie in 0..{self.num_samples}, not {state['num_consumed']}")
+        self.epoch, self._first = state["epoch"], state["num_consumed"]
+
+
+class RareClassSampler(_DrawnSampler):
     """Draws a class, rare ones more often, then an image that holds it (DAFormer, Hoyer et al., CVPR 2022).
 
     ``P(c) ~ exp((1 - q_c) / T)`` over the classes that occur, with q_c the class's presence (share of the images) or
     frequency (share of the pixels; DAFormer's choice); then an image uniformly among those with the class. Images are
-    drawn with replacement.
+    drawn with replacement, those without a rare class seldom.
 
     Each epoch is one sequence of draws that depends on seed and epoch alone; rank r of R takes the draws r, r + R, r +
     2R, ..., so the sequence does not depend on the number of ranks, nor on that of the loader's workers.
@@ -77,58 +137,99 @@ class RareClassSampler(Sampler[int]):
         num_replicas: int = 1,
         rank: int = 0,
     ) -> None:
-        if by not in ("presence", "frequency"):
-            raise ValueError(f"by must be 'presence' or 'frequency', not {by!r}")
+        super().__init__(statistics, num_samples, by, seed, num_replicas, rank)
         if not (math.isfinite(temperature) and temperature > 0):
             raise ValueError(f"temperature must be positive, not {temperature}")
-        if num_replicas < 1 or not 0 <= rank < num_replicas:
-            raise ValueError(f"rank must lie in 0..num_replicas-1, not rank={rank} with num_replicas={num_replicas}")
-        if num_samples is not None and num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, not {num_samples}")
-        image_classes = torch.from_numpy(statistics.image_classes)
+        image_classes, share = torch.from_numpy(statistics.image_classes), _share(statistics, by)
         occurs = image_classes.any(0)
-        if not occurs.any():
-            raise ValueError("no class occurs in these statistics; count the training set first")
-        share = torch.from_numpy(statistics.presence if by == "presence" else statistics.frequency)
         self.class_probabilities = torch.softmax(((1 - share) / temperature).masked_fill(~occurs, -math.inf), 0)
         # Images grouped by class, one after the other: class c has the places start[c] .. start[c] + count[c] - 1.
         self._images = image_classes.T.nonzero()[:, 1]
         self._count = image_classes.sum(0)
         self._start = self._count.cumsum(0) - self._count
-        self.num_samples = math.ceil((num_samples or statistics.num_images) / num_replicas)
-        self.seed, self.num_replicas, self.rank = seed, num_replicas, rank
-        self.epoch = 0
-        self._first = 0
 
-    def __len__(self) -> int:
-        """Draws that this rank still makes in the epoch."""
-        return self.num_samples - self._first
-
-    def __iter__(self) -> Iterator[int]:
-        total = self.num_samples * self.num_replicas
-        generator = numbered_generator(self.seed, self.epoch)
+    def _images_of(self, total: int, generator: torch.Generator) -> Tensor:
         classes = torch.multinomial(self.class_probabilities, total, replacement=True, generator=generator)
         place = (torch.rand(total, generator=generator, dtype=torch.float64) * self._count[classes]).long()
-        images = self._images[self._start[classes] + place].tolist()
-        first, self._first = self._first, 0
-        for i in range(self.rank + first * self.num_replicas, total, self.num_replicas):
-            yield DrawnIndex(images[i], self.epoch * total + i)
+        return self._images[self._start[classes] + place]
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the sequence of draws; call it before each epoch."""
-        self.epoch = epoch
 
-    def state_dict(self, num_consumed: int = 0) -> dict[str, int]:
-        """Return what :meth:`load_state_dict` needs to go on in the middle of an epoch.
+class RepeatFactorSampler(_DrawnSampler):
+    r"""Draws each image as often as its rarest class asks for (Gupta, Dollár & Girshick, LVIS, CVPR 2019).
 
-        Args:
-            num_consumed: Samples of this epoch that this rank has trained on. The sampler cannot know: a loader's
-                workers are ahead.
-        """
-        return {"epoch": self.epoch, "num_consumed": num_consumed}
+    .. math:: r_c = \min(r_{max}, \max(1, \sqrt{t / q_c})), \qquad r_i = \max_{c \in i} r_c,
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken: the next epoch's iteration begins after the consumed samples."""
-        if not 0 <= state["num_consumed"] <= self.num_samples:
-            raise ValueError(f"num_consumed must lie in 0..{self.num_samples}, not {state['num_consumed']}")
-        self.epoch, self._first = state["epoch"], state["num_consumed"]
+    with :math:`q_c` the class's presence (share of the images) or frequency (share of the pixels). An image comes
+    :math:`r_i / \bar r` times an epoch on average: each epoch has this number of it, rounded up or down, so that no
+    image is left out for long. LVIS has no bound :math:`r_{max}`, and longer epochs instead of the mean :math:`\bar r`.
+
+    Args:
+        statistics: Counts of the data set, image i being its sample i.
+        num_samples: Draws an epoch over all ranks; the number of images by default. Rounded up to a multiple of
+            ``num_replicas``.
+        threshold: t > 0: classes with a greater share ask for nothing.
+        max_factor: :math:`r_{max}`, at least 1.
+        by: ``presence`` or ``frequency``.
+        seed: Seed of the draws.
+        num_replicas: Number of ranks.
+        rank: This rank.
+
+    Attributes:
+        factors: (number of images,) times an epoch that each image comes on average.
+
+    Raises:
+        ValueError: An argument out of its range, or statistics without a class.
+
+    Example:
+        >>> import numpy as np
+        >>> from aucseg.statistics.class_statistics import ClassStatistics
+        >>> statistics = ClassStatistics(2)
+        >>> for labels in ([[0, 0]], [[0, 0]], [[0, 0]], [[0, 1]]):
+        ...     statistics.update(np.array(labels))
+        >>> RepeatFactorSampler(statistics, threshold=1.0).factors.tolist()
+        [0.8, 0.8, 0.8, 1.6]
+    """
+
+    def __init__(
+        self,
+        statistics: ClassStatistics,
+        *,
+        num_samples: int | None = None,
+        threshold: float = 0.3,
+        max_factor: float = 5.0,
+        by: str = "presence",
+        seed: int = 0,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
+        super().__init__(statistics, num_samples, by, seed, num_replicas, rank)
+        if not (math.isfinite(threshold) and threshold > 0):
+            raise ValueError(f"threshold must be positive, not {threshold}")
+        if not max_factor >= 1:
+            raise ValueError(f"max_factor must be at least 1, not {max_factor}")
+        image_classes = torch.from_numpy(statistics.image_classes)
+        by_class = (threshold / _share(statistics, by)).sqrt().clamp(1, max_factor)
+        # An image of ignored pixels alone has no class.
+        by_image = torch.where(image_classes, by_class, 1).amax(1)
+        self.factors: Tensor = by_image / by_image.mean()
+
+    def _images_of(self, total: int, generator: torch.Generator) -> Tensor:
+        # Places at equal distances over the factors, one beside the other: each image has its factor's number of them,
+        # rounded up or down.
+        order = torch.randperm(len(self.factors), generator=generator)
+        reach = self.factors[order].cumsum(0)
+        places = (torch.arange(total) + torch.rand((), generator=generator, dtype=torch.float64)) * (reach[-1] / total)
+        images = order[torch.searchsorted(reach, places, right=True).clamp(max=len(order) - 1)]
+        return images[torch.randperm(total, generator=generator)]
+
+
+def _share(statistics: ClassStatistics, by: str) -> Tensor:
+    """Each class's share of the images or of the pixels (K,), float64."""
+    return torch.from_numpy(statistics.presence if by == "presence" else statistics.frequency)
+
+
+SAMPLERS: dict[str, type[RareClassSampler] | type[RepeatFactorSampler]] = {
+    "rare_class": RareClassSampler,
+    "repeat_factor": RepeatFactorSampler,
+}
+"""Samplers that need the counts of the classes, by the name that ``data.sampler`` has for them."""

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from aucseg.datasets import SegmentationDataset
-from aucseg.loading.rare_classes import RareClassSampler
+from aucseg.loading.rare_classes import SAMPLERS
 from aucseg.randomness import seeded, stable_seed
 from aucseg.statistics.class_statistics import ClassStatistics
 
@@ -120,19 +120,20 @@ def sequential_order(length: int, epoch: int) -> range:
     return range(length)
 
 
-def rare_class_order(statistics: ClassStatistics, seed: int, **options: Any) -> EpochOrder:
-    """As many samples an epoch as there are images, drawn by `aucseg.loading.rare_classes.RareClassSampler`.
+def drawn_order(sampler: str, statistics: ClassStatistics, seed: int, **options: Any) -> EpochOrder:
+    """As many samples an epoch as there are images, drawn by a sampler of `aucseg.loading.rare_classes`.
 
     Args:
+        sampler: its name, of ``SAMPLERS``.
         statistics: counts of the data set, image i being its sample i.
         seed: seed of the draws.
         **options: options of the sampler, such as ``temperature`` and ``by``.
     """
-    sampler = RareClassSampler(statistics, seed=seed, **options)
+    drawn = SAMPLERS[sampler](statistics, seed=seed, **options)
 
     def order(epoch: int) -> list[int]:
-        sampler.set_epoch(epoch)
-        return [int(index) for index in sampler]
+        drawn.set_epoch(epoch)
+        return [int(index) for index in drawn]
 
     return order
 
@@ -144,14 +145,14 @@ def epoch_order(
     statistics_of: Callable[[], ClassStatistics],
     options: Mapping[str, Any],
 ) -> EpochOrder:
-    """The order of a sampler: "random", "sequential" or "rare_class".
+    """The order of a sampler: "random", "sequential", "rare_class" or "repeat_factor".
 
     Args:
         sampler: its name.
         length: number of training images.
         seed: seed of the draws.
         statistics_of: counts the training images, for those that need it.
-        options: of the rare-class sampler.
+        options: of a sampler that needs the counts.
 
     Raises:
         ValueError: the counts are not of all images.
@@ -163,7 +164,7 @@ def epoch_order(
     statistics = statistics_of()
     if statistics.num_images != length:
         raise ValueError(
-            f"rare-class sampling needs the counts of all {length} training images, but "
+            f"the sampler {sampler!r} needs the counts of all {length} training images, but "
             f"{length - statistics.num_images} cannot be read: repair or remove them ('aucseg stats' names them)"
         )
-    return rare_class_order(statistics, seed, **options)
+    return drawn_order(sampler, statistics, seed, **options)

@@ -80,9 +80,9 @@ class SegmentationDataModule(LightningDataModule):
         tile: side in pixels of the windows by which larger images are read, see `aucseg.SegmentationDataset`: in
             training any window around each tile, in validation all tiles. None reads images whole.
         seed: seed of order and augmentation.
-        sampler: "random" (every image once an epoch), "sequential" (the same in the order of the files) or "rare_class"
-            (`aucseg.loading.rare_classes.RareClassSampler`).
-        sampler_options: options of the rare-class sampler, such as ``temperature`` and ``by``.
+        sampler: "random" (every image once an epoch), "sequential" (the same in the order of the files), "rare_class"
+            or "repeat_factor" (`aucseg.loading.rare_classes`: `RareClassSampler`, `RepeatFactorSampler`).
+        sampler_options: options of the last two, such as ``temperature`` and ``max_factor``.
         held_out_share: for choosing settings without looking at the validation split: this share of the training
             images is kept from training and validated on, each class in its share (`aucseg.loading.held_out`), the same
             images whatever the seed. 0 for an ordinary run; None for what the card says where it has no validation

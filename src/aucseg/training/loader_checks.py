@@ -10,12 +10,14 @@ from typing import Any
 
 from aucseg.datasets import DatasetCard
 from aucseg.hints import check_options
-from aucseg.loading.rare_classes import RareClassSampler
+from aucseg.loading.rare_classes import SAMPLERS
 from aucseg.statistics.class_statistics import ClassStatistics
 
-# Options of the rare-class sampler that follow from the run.
+# Options of a sampler that follow from the run.
 _SET_BY_THE_RUN = ("statistics", "seed", "num_replicas", "rank")
-_IN_ORDER = "shards are read in their order: no sampler 'rare_class', held_out_share or fold with them"
+_IN_ORDER = (
+    "shards are read in their order: no sampler 'rare_class' or 'repeat_factor', no held_out_share or fold with them"
+)
 
 
 def check_sampling(*, cache: str | None, shards: Any, sampler: str, sampler_options: Mapping[str, Any]) -> None:
@@ -29,13 +31,14 @@ def check_sampling(*, cache: str | None, shards: Any, sampler: str, sampler_opti
         raise ValueError(f"cache must be 'memory' or null, not {cache!r}")
     if cache is not None and shards is not None:
         raise ValueError("cache keeps images of files; shards are read as a stream: leave one of the two out")
-    if sampler not in ("random", "sequential", "rare_class"):
-        raise ValueError(f"sampler must be 'random', 'sequential' or 'rare_class', not {sampler!r}")
-    if sampler_options and sampler != "rare_class":
-        raise ValueError("sampler_options go with sampler 'rare_class'")
-    check_options(sampler_options, RareClassSampler, "data.sampler_options", given=_SET_BY_THE_RUN)
-    if shards is not None and sampler == "rare_class":
-        raise ValueError(_IN_ORDER)
+    if sampler not in ("random", "sequential", *SAMPLERS):
+        raise ValueError(f"sampler must be 'random', 'sequential', 'rare_class' or 'repeat_factor', not {sampler!r}")
+    if sampler in SAMPLERS:
+        check_options(sampler_options, SAMPLERS[sampler], "data.sampler_options", given=_SET_BY_THE_RUN)
+        if shards is not None:
+            raise ValueError(_IN_ORDER)
+    elif sampler_options:
+        raise ValueError("sampler_options go with the samplers 'rare_class' and 'repeat_factor'")
 
 
 def check_tile(tile: int | None, *, cache: str | None, shards: Any, base_size: Any) -> None:
