@@ -36,7 +36,7 @@ from aucseg.statistics.class_statistics import ClassStatistics
 _MARGIN = 1.1
 # So long before the end, runs are asked to stop.
 _SECONDS_TO_END = 10.0
-_POLL_SECONDS = 0.2
+_POLL_SECONDS = 1.0
 _SECONDS_TO_TRY_AGAIN = 10.0
 
 
