@@ -103,12 +103,14 @@ class Pool:
         result = self._begin()
         steps_before = _steps(result)
         too_long: list[Job] = []
+        wanted = self.study.jobs(result)
         try:
             while time.monotonic() < end - _SECONDS_TO_END:
                 if self._reap():
                     result = self._merge()
+                    wanted = self.study.jobs(result, frozenset(self.failed))
                 left = end - _SECONDS_TO_END - time.monotonic()
-                jobs = [j for j in self.study.jobs(result, frozenset(self.failed)) if j.place not in self._running]
+                jobs = [job for job in wanted if job.place not in self._running]
                 too_long = [job for job in jobs if self.expected_seconds(result, job.steps) > left]
                 pending = [job for job in jobs if job not in too_long]
                 now = time.monotonic()
@@ -209,7 +211,7 @@ class Pool:
         print(f"begun: {job.title}", flush=True)
 
     def _reap(self) -> bool:
-        """Takes note of runs that have ended; returns whether one is finished."""
+        """Takes note of runs that have ended; returns whether what is to do next may have changed."""
         is_changed = any((self.out / place / MEASURED_FILE).is_file() for place in self._busy)
         for place, (job, child) in list(self._running.items()):
             status = child.poll()
@@ -224,6 +226,7 @@ class Pool:
                 self._busy[place] = time.monotonic()
             else:
                 self.failed.add(place)
+                is_changed = True
                 log = (self.out / place / LOG_FILE).read_text(encoding="utf-8", errors="replace")
                 last = "".join(f"  | {line}\n" for line in log.splitlines()[-8:])
                 print(f"failed (status {status}): {job.title}\n{last}", flush=True)
