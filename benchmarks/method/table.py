@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ _TAGS = {
     "rare_class0.3": "rare images, T 0.3",
     "rare_class0.5": "rare images, T 0.5",
     "rare_crop0.5": "half of the crops at the tail",
+    "repeat0.3": "repeat factors, threshold 0.3, at most 5",
+    "bounded_rare3": "rare images, T 0.3, none more than three times as often",
     "rare_both0.5": "rare images, T 0.1, half of the crops at the tail",
 }
 _NETWORKS = {"trained": "Trained with cross-entropy:", "auc_trained": "Trained with the square AUC loss as well:"}
@@ -72,7 +76,7 @@ def page(folder: Path) -> str:
         runs = [run for run in all_runs if run["data"] == data]
         for steps in sorted({run["steps"] for run in runs}):
             chosen = [run for run in runs if run["steps"] == steps]
-            sections.append(f"\n## {title}, {steps:,} steps\n\n{table(sorted(chosen, key=_order))}")
+            sections.append(f"\n## {title}, {steps:,} steps\n\n{table(_with_means(sorted(chosen, key=_order)))}")
     probe = json.loads((folder / "probe_cityscapes_256.json").read_text())
     named = [{"loss": name, "tag": "", **figures} for name, figures in probe.items()]
     older = sum("note" in run for run in all_runs)
@@ -104,6 +108,21 @@ def table(runs: list[dict[str, Any]]) -> str:
         cells = [method, *([str(run["seed"])] if "seed" in run else []), *(f"{value:.1f}" for value in figures)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _with_means(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs, and after those of one method their mean over the seeds."""
+    rows = []
+    for _, group in itertools.groupby(runs, key=lambda run: (run["loss"], run["tag"])):
+        same = list(group)
+        rows += same
+        if len(same) > 1:
+            means = {
+                key: {name: statistics.mean(run[key][name] for run in same) for name in _GROUPS}
+                for key in ("plain", "offsets", "ap")
+            }
+            rows.append(same[0] | means | {"seed": f"mean of {len(same)}"})
+    return rows
 
 
 def _order(run: dict[str, Any]) -> tuple[Any, ...]:
