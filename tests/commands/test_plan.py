@@ -194,22 +194,24 @@ def test_compare_plans_once_for_all_methods(
     assert run(line) == 0
     out = capsys.readouterr().out
     # Eight images of which two have a gem: nothing to paste, so no bank.
-    assert "2 trainings (ce, auc): about " in out
+    assert "2 trainings (ce, auc+rfs): about " in out
     assert len(launches()) == 2
     assert measured[0]["model"]["pixel_metrics"] is True
     folder = tiles / "runs" / "tiles-compare"
     plan = yaml.safe_load((folder / "plan.yaml").read_text())
     assert 2000 < plan["trainer"]["max_steps"] <= 3000  # half of ten minutes, less the imports
-    runs = [folder / "smp-fpn" / name / "seed0" / "input.yaml" for name in ("ce", "auc")]
+    runs = [folder / "smp-fpn" / name / "seed0" / "input.yaml" for name in ("ce", "auc+rfs")]
     inputs = [yaml.safe_load(path.read_text()) for path in runs]
     assert [config["model"]["loss"] for config in inputs] == ["ce", "aucseg"]
     assert all(config["trainer"].items() >= plan["trainer"].items() for config in inputs)
-    assert "next: open the report; aucseg predict runs/tiles-compare/smp-fpn/auc/seed0" in out
+    assert "next: open the report; aucseg predict runs/tiles-compare/smp-fpn/auc+rfs/seed0" in out
     # It goes on by the same plan.
     assert run(f"{line} --seeds 0,1") == 0
     assert len(launches()) == 2
     assert len(measured) == 1
-    # Cross-entropy has no weights of classes, what is planned has.
+    # Cross-entropy has no weights of classes, and each image once a pass; what is planned has both.
+    ordered = [(config["data"]["sampler"], config["data"]["sampler_options"]) for config in inputs]
+    assert ordered == [("random", None), ("repeat_factor", {"threshold": 0.3, "max_factor": 5.0})]
     assert inputs[0]["model"]["loss_options"] is None
     assert inputs[1]["model"]["loss_options"] == plan["model"]["loss_options"]
     assert plan["model"]["loss_options"]["class_weight"] == {"rule": "inverse", "power": 0.25}

@@ -139,6 +139,28 @@ def test_the_loss_weights_classes_mildly_unless_it_is_set() -> None:
     assert "mildly" not in set_by_user.describe()
 
 
+def test_images_of_rare_classes_come_more_often_where_there_are_any() -> None:
+    plan = make_plan(CITYSCAPES, CPU)
+    assert plan.settings["data.sampler"] == "repeat_factor"
+    assert plan.settings["data.sampler_options"] == {"threshold": 0.3, "max_factor": 5.0}
+    assert "a class that is in less than 30 % of them more often" in " ".join(plan.describe().split())
+    for data, given in (
+        (LESIONS, {}),
+        (CITYSCAPES, {"data.sampler": "random"}),
+        (CITYSCAPES, {"data.shards": "x"}),
+        (CITYSCAPES, {"data.on_error": "skip"}),
+    ):
+        plan = make_plan(data, CPU, given)
+        assert plan.settings["data.sampler"] == "random"
+        assert "data.sampler_options" not in plan.settings
+        assert "every image once a pass" in " ".join(plan.describe().split())
+    milder = make_plan(CITYSCAPES, CPU, {"data.sampler_options.threshold": 0.1})
+    assert milder.settings["data.sampler_options"] == {"threshold": 0.1, "max_factor": 5.0}
+    assert "less than 10 %" in " ".join(milder.describe().split())
+    other = make_plan(CITYSCAPES, CPU, {"data.sampler": "rare_class"})
+    assert "data.sampler_options" not in other.settings
+
+
 def test_one_tail_class_in_all_images_asks_for_no_bank() -> None:
     plan = make_plan(LESIONS, CPU)
     assert plan.settings["model.bank"] is None

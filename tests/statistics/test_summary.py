@@ -8,6 +8,7 @@ import yaml
 
 from aucseg import AUCSegLoss
 from aucseg.datasets import DatasetCard
+from aucseg.loading.rare_classes import RepeatFactorSampler
 from aucseg.losses.build import RECOMMENDED_OPTIONS, build_loss
 from aucseg.statistics.class_statistics import ClassStatistics
 from aucseg.statistics.summary import format_report, make_report, write_chart, write_csv
@@ -67,6 +68,16 @@ def test_the_loss_that_is_advised_is_that_of_the_plan_in_python_and_in_a_configu
     assert model["loss"] == "aucseg"
     assert model["loss_options"] == RECOMMENDED_OPTIONS
     assert ("bank" in model) == ("memory bank: use it" in text)
+    data = yaml.safe_load(textwrap.dedent(block.partition("\n\n")[0])).get("data")
+    sampler = "  RepeatFactorSampler(statistics, threshold=0.3, max_factor=5.0)"
+    if presence < 0.3:
+        assert data == {"sampler": "repeat_factor", "sampler_options": {"threshold": 0.3, "max_factor": 5.0}}
+        assert RepeatFactorSampler(statistics, **data["sampler_options"]).factors.max() > 1
+        assert sampler in text.splitlines()
+    else:
+        assert data is None
+        assert sampler not in text.splitlines()
+        assert "order: every image once an epoch" in text
     configured = build_loss("aucseg", statistics.pixel_counts.tolist(), **model["loss_options"])
     line = next(line for line in text.splitlines() if "AUCSegLoss(" in line)
     written = eval(line, {"AUCSegLoss": AUCSegLoss})

@@ -92,12 +92,15 @@ def say_next(out: Path, methods: Sequence[str]) -> None:
 
 
 def _methods_for(plan: Plan) -> str:
-    """Cross-entropy, and AUCSeg with the bank, without, or both where the counts leave that open."""
-    from aucseg.statistics.advice import NOT_CLEAR
+    """Cross-entropy, and what is planned: AUCSeg with the bank, without, or both where the counts leave that open."""
+    from aucseg.statistics.advice import NOT_CLEAR, SAMPLER
 
     if plan.settings["model.bank"] is not None:
-        return "ce,aucseg"
-    return "ce,auc,aucseg" if plan.bank_answer == NOT_CLEAR and plan.bank_to_try else "ce,auc"
+        planned = ["aucseg"]
+    else:
+        planned = ["auc", "aucseg"] if plan.bank_answer == NOT_CLEAR and plan.bank_to_try else ["auc"]
+    order = "+rfs" if plan.settings["data.sampler"] == SAMPLER else ""
+    return ",".join(["ce", *(name + order for name in planned)])
 
 
 def _number(count: int, noun: str) -> str:

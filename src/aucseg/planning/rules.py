@@ -17,7 +17,7 @@ from aucseg.planning.budget import decide_budget
 from aucseg.planning.fingerprint import DataFingerprint
 from aucseg.planning.machine import Machine
 from aucseg.planning.plan import Draft, Plan
-from aucseg.statistics.advice import advise_bank, bank_options
+from aucseg.statistics.advice import SAMPLER, SAMPLER_OPTIONS, advise_bank, asks_for_sampler, bank_options
 
 if TYPE_CHECKING:
     from aucseg.training.speed import Speed
@@ -87,6 +87,7 @@ def make_plan(
         _bands(draft, data, data.bands)
     size = _images(draft, data, kind)
     batch = _batch(draft, data, machine, kind, size, max_batch_size)
+    _order(draft, data)
     advice, bank = _loss_and_bank(draft, data, batch)
     steps, total = decide_budget(draft, data, kind, batch, size, speed, seconds, spent)
     _rates(draft, batch, steps)
@@ -234,6 +235,27 @@ def _bands(draft: Draft, data: DataFingerprint, statistics: tuple[Sequence[float
             within = f"it holds {100 - 200 * CUT_OFF:g} % of the pixels of each class"
             reason = f"{within}, and what is beyond is cut off; {reason}"
     draft.decide("bands", text, reason, ("model.mean", "model.std", "data.fill"))
+
+
+def _order(draft: Draft, data: DataFingerprint) -> None:
+    why_not = ""
+    if draft.given.get("data.shards") is not None:
+        why_not = "shards are read as they come"
+    elif draft.given.get("data.on_error") == "skip":
+        why_not = "another order needs the counts of all images"
+    elif not asks_for_sampler(data.statistics):
+        why_not = "no class is in few of them"
+    sampler = draft.set("data.sampler", "random" if why_not else SAMPLER)
+    names, text, reason = ["data.sampler"], str(sampler), why_not
+    if sampler == SAMPLER:
+        options = draft.set("data.sampler_options", dict(SAMPLER_OPTIONS)) or {}
+        names.append("data.sampler_options")
+        rare = 100 * options.get("threshold", SAMPLER_OPTIONS["threshold"])
+        text = f"those with a class that is in less than {rare:g} % of them more often, and every one in its turn"
+        reason = "on photographs the tail gains by it"
+    elif sampler == "random":
+        text = "every image once a pass"
+    draft.decide("images", text, "" if "data.sampler" in draft.given else reason, names)
 
 
 def _rates(draft: Draft, batch: int, steps: int) -> None:

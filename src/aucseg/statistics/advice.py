@@ -15,6 +15,8 @@ from aucseg.statistics.groups import TAIL_SHARE
 
 USE, LEAVE_OUT, NOT_CLEAR = "use it", "do not use it", "not clear"
 
+SAMPLER, SAMPLER_OPTIONS = "repeat_factor", {"threshold": 0.3, "max_factor": 5.0}
+"""The order of the training images that is advised, see docs/method.md, where `asks_for_sampler` says so."""
 _CAPACITY = 5
 # Pastes into an image on average, at most: the embedded data gain from 3 (see docs/bank.md), and more hide the scene.
 _MAX_PASTES = 3.0
@@ -54,6 +56,12 @@ def choose_groups(statistics: ClassStatistics, card: DatasetCard | None = None) 
         groups = {"head": head, "middle": middle, "tail": list(card.tail_classes)}
         return groups, "tail as the card names it; of the others head from 2 % of the labelled pixels"
     return by_share, "by share of the labelled pixels: head from 2 %, tail below 0.5 %"
+
+
+def asks_for_sampler(statistics: ClassStatistics) -> bool:
+    """Return whether a class is in so few of the images that those with it are to be drawn more often."""
+    presence = statistics.presence
+    return bool(((presence > 0) & (presence < SAMPLER_OPTIONS["threshold"])).any())
 
 
 def advise_bank(

@@ -15,7 +15,14 @@ import yaml
 from aucseg.datasets.card import GROUP_NAMES, DatasetCard
 from aucseg.hints import import_extra
 from aucseg.safe_files import text_cell
-from aucseg.statistics.advice import advise_bank, bank_options, choose_groups
+from aucseg.statistics.advice import (
+    SAMPLER,
+    SAMPLER_OPTIONS,
+    advise_bank,
+    asks_for_sampler,
+    bank_options,
+    choose_groups,
+)
 from aucseg.statistics.class_statistics import ClassStatistics
 
 # Draws of a simulated batch are bounded, so that a class in one image of 100,000 does not stop the report.
@@ -64,6 +71,7 @@ def make_report(
         },
         "bound": statistics.generalization_bound(),
         "loss": _advise_loss(statistics),
+        "order": {"sampler": SAMPLER, "sampler_options": dict(SAMPLER_OPTIONS)} if asks_for_sampler(statistics) else {},
         "advice": advise_bank(
             statistics, groups["tail"], groups["middle"], batch_size=batch_size, by_share=groups == statistics.groups()
         ),
@@ -159,25 +167,34 @@ def format_report(report: dict[str, Any]) -> str:
         names = [report["classes"][class_id]["name"] for class_id in report["absent_classes"]]
         lines.append(f"classes that never occur (left out of batch size and tau): {', '.join(names)}")
     power = report["loss"]["loss_options"]["class_weight"]["power"]
+    order = report["order"]
+    if order:
+        rare = f"with a class that is in less than {100 * order['sampler_options']['threshold']:g} % of them"
+        about_order = f"images {rare} more often (sampler {order['sampler']})"
+        sampler = [f"  RepeatFactorSampler(statistics, {_keywords(order['sampler_options'])})"]
+    else:
+        about_order, sampler = "every image once an epoch: no class is in few of them", []
     lines += [
         "",
         f"loss: cross-entropy with mild class weights (frequency to the power {-power:g}), and AUC",
+        f"order: {about_order}",
         f"memory bank: {advice['answer']}",
         *(f"  - {reason}" for reason in advice["reasons"]),
         "",
         "in Python:",
         f"  AUCSegLoss({_keywords(report['loss']['in_python'])})",
+        *sampler,
     ]
     model = {"loss": "aucseg", "loss_options": report["loss"]["loss_options"]}
     if not advice["settings"]:
-        return "\n".join([*lines, *_configuration(model)])
+        return "\n".join([*lines, *_configuration(model, order)])
     bank = f"  TailMemoryBank({_keywords(advice['settings'])})"
     # The card of `aucseg fit` knows the groups.
     options = {"bank": bank_options(advice["settings"], report["groups"])}
     if advice["use_bank"]:
-        lines += [bank, *_configuration(model | options)]
+        lines += [bank, *_configuration(model | options, order)]
     else:
-        lines += [*_configuration(model), "", "to compare with a bank all the same, in Python:", bank]
+        lines += [*_configuration(model, order), "", "to compare with a bank all the same, in Python:", bank]
         lines += _configuration(options)
     return "\n".join(lines)
 
@@ -186,9 +203,10 @@ def _keywords(options: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value!r}" for key, value in options.items())
 
 
-def _configuration(model: Mapping[str, Any]) -> list[str]:
-    """The lines of settings of ``model`` in the configuration of ``aucseg fit``."""
-    text = yaml.safe_dump({"model": dict(model)}, sort_keys=False, default_flow_style=None)
+def _configuration(model: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> list[str]:
+    """The lines of settings of ``model`` and ``data`` in the configuration of ``aucseg fit``."""
+    sections = {"model": dict(model)} | ({"data": dict(data)} if data else {})
+    text = yaml.safe_dump(sections, sort_keys=False, default_flow_style=None)
     return ["in a configuration:", *(f"  {line}" for line in text.splitlines())]
 
 
