@@ -7,15 +7,29 @@ from typing import Any
 
 from benchmarks.evidence.shared_study import BEST_RIVAL, SharedStudy
 
-_ORDER = ("ce", "wce-inverse", "auc", "aucseg", "auc-inverse", "ce-jml", "ce-dice", "la")
+_ORDER = (
+    "ce",
+    "wce-inverse",
+    "auc-inverse+rfs",
+    "wce-inverse+rfs",
+    "auc",
+    "aucseg",
+    "auc-inverse",
+    "ce-jml",
+    "ce-dice",
+    "la",
+)
 _REST = (
     *("vs", "ldam", "ce-lovasz", "focal", "cb-focal", "wce-effective", "wce-median", "seesaw", "balanced-softmax"),
-    *("blv", "ohem", "ce+rcs"),
+    *("blv", "ohem", "ce+rcs", "ce+rfs"),
 )
-_WITH_BANK = ("ce+bank", "wce-inverse+bank", "auc-inverse+bank", "ce-jml+bank", "la+bank")
-_WITH_RECIPE = ("ce", "wce-inverse", "auc-inverse+bank", "wce-inverse+bank", "auc-inverse", "aucseg", "auc")
-_FEW = ("ce", "wce-inverse", "auc-inverse", "auc")
-_SECOND_MODEL = ("ce", BEST_RIVAL, "auc-inverse")  # what `aucseg stats` advises on these two data sets
+_WITH_BANK = ("ce+bank", "wce-inverse+bank", "auc-inverse+bank", "auc-inverse+bank+rfs", "ce-jml+bank", "la+bank")
+_WITH_RECIPE = (
+    *("ce", "wce-inverse", "auc-inverse+bank", "wce-inverse+bank", "auc-inverse+bank+rfs", "auc-inverse", "aucseg"),
+    "auc",
+)
+_FEW = ("ce", "wce-inverse", "auc-inverse+rfs", "wce-inverse+rfs", "auc")
+_SECOND_MODEL = ("ce", BEST_RIVAL, "auc-inverse+rfs")  # what `aucseg stats` advises on these two data sets
 _RATES = (0.001, 0.002, 0.004, 0.008, 0.016)
 _ABOUT = (
     "The learning rate of cross-entropy is the best of five on held-out training images, and more where the best lies "

@@ -29,7 +29,7 @@ number comes from there.
 
 Names of methods: `ce` is cross-entropy, `auc` cross-entropy with the AUC loss, `aucseg` the same with the memory bank;
 a number behind one of them is its AUC weight. The others are [other losses](../rivals.md); `+bank` adds the bank,
-`+rcs` rare-class sampling.
+`+rcs` rare-class sampling, `+rfs` repeat-factor sampling.
 """
 # Digests (`hashes.code` of a run) of the code whose training images had their colour channels permuted.
 _PERMUTED = {"d60d30651117", "86a5c50e945d", "8ffa47038b8b", "8b058dc8e0eb", "c057b1650ef5"}

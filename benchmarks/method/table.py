@@ -22,6 +22,7 @@ _NAMES = {
 _TAGS = {
     "bounded": "bank, target 0.082, without the classes that would rise more than five times",
     "factor5": "bank as `aucseg stats` sets it: target 0.082, factor 5",
+    "factor5_repeat0.3": "the same bank, and repeat factors",
     "factor5_0.14": "bank, target 0.14, factor 5",
     "paper_capacity50": "bank as in the paper, capacity 50",
     "old_default": "bank that makes the tail as frequent as the middle",
@@ -31,8 +32,7 @@ _TAGS = {
     "rare_class0.3": "rare images, T 0.3",
     "rare_class0.5": "rare images, T 0.5",
     "rare_crop0.5": "half of the crops at the tail",
-    "repeat0.3": "repeat factors, threshold 0.3, at most 5",
-    "bounded_rare3": "rare images, T 0.3, none more than three times as often",
+    "repeat0.3": "repeat factors",
     "rare_both0.5": "rare images, T 0.1, half of the crops at the tail",
 }
 _NETWORKS = {"trained": "Trained with cross-entropy:", "auc_trained": "Trained with the square AUC loss as well:"}
@@ -45,7 +45,8 @@ with one offset a class, fitted on half of these images and judged on the other 
 the average precision, which does not depend on where the line between two classes is drawn.
 
 Network: FPN on EfficientNet-lite0, pretrained, batches of 8 crops. "Rare images": images with rare classes are drawn
-more often, with the temperature T ([how](../data.md#samplers)). Bank, sampler and crops stand in the files.
+more often, with the temperature T; "repeat factors" draw them as the plan does ([how](../data.md#samplers)). Bank,
+sampler and crops stand in the files.
 
 {older}
 {runs}

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from benchmarks.evidence import budgets, run, tables
+from benchmarks.evidence.shared_studies import SHARED_STUDIES
 from benchmarks.evidence.studies import RESULTS, STUDIES, best_rivals
 from benchmarks.method import screen
 from benchmarks.method import table as screening
@@ -246,7 +247,9 @@ def test_a_shared_study_has_a_page(tmp_path: Path) -> None:
     }  # fmt: skip
     write(tmp_path, "ccp", shared_runs(), [choice])
     texts, figures = tables.pages(tmp_path)
-    assert "(ccp.md): 8 of 60 runs, 2,400 steps. **Not complete" in texts["index.md"]
+    study = SHARED_STUDIES["ccp"]
+    num_runs = len(study.methods) * study.seeds
+    assert f"(ccp.md): 8 of {num_runs} runs, 2,400 steps. **Not complete" in texts["index.md"]
     assert "benchmarks.evidence.run ccp --" not in texts["index.md"]
     assert "benchmarks.evidence.run cityscapes_256 --minutes 60 --processes 8 --root" in texts["index.md"]
     text = texts["ccp.md"]

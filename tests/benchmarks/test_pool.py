@@ -212,7 +212,7 @@ def test_the_best_rival_is_that_of_the_held_out_images(tmp_path: Path) -> None:
     runs += [finished("vs", 0, 0.7), finished("wce-inverse", 0, 0.6), finished("wce-inverse", 1, 0.6)]
     (tmp_path / "ccp.json").write_text(json.dumps({"runs": runs}))
     resolved = second.resolved(tmp_path)
-    assert resolved.methods == ("ce", "wce-inverse", "auc-inverse")  # of vs a seed is missing
+    assert resolved.methods == ("ce", "wce-inverse", "auc-inverse+rfs")  # of vs a seed is missing
     assert resolved.jobs({"trials": [], "runs": []})[0].config["model"]["model"] == "smp/segformer"
     assert best_methods(runs)[:2] == ["auc", "ce"]
 
