@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -137,6 +138,28 @@ class _PlainLoader(yaml.SafeLoader):
             if key.tag == "tag:yaml.org,2002:merge":
                 raise yaml.constructor.ConstructorError(None, None, "merge keys (<<) are not read", key.start_mark)
         super().flatten_mapping(node)
+
+
+# YAML 1.1 takes 1e-4 for a word; the configurations of `aucseg fit` take it for a number.
+_PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text, such as an option of a command line.
+
+    Raises:
+        ValueError: it is not YAML.
+
+    Example:
+        >>> parse_yaml("{rate: 1e-4, steps: [10, 20]}")
+        {'rate': 0.0001, 'steps': [10, 20]}
+    """
+    try:
+        return yaml.load(text, Loader=_PlainLoader)  # nosec B506
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{text!r} is not YAML: {' '.join(str(error).split())}") from error
 
 
 def read_text(path: Path) -> str:

@@ -77,11 +77,28 @@ def test_auto_and_none() -> None:
         (["tau=1"], "at least two values"),
         (["vs:model.x=1,2"], "none of the methods"),
         (["tau=1,2", "auc_weight=1,2,3"], "same number of trials"),
+        (["tau={,"], "is not YAML"),
     ],
 )
 def test_wrong_searches_are_told(items: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_search(items, METHODS)
+
+
+def test_rates_are_numbers_however_they_are_written() -> None:
+    search = parse_search(["learning_rate=3e-3,1e-4,3e-4"], METHODS)
+    assert search is not None
+    grids = search.grids_of(METHODS[0], BASE)
+    assert grids == (Grid("model.learning_rate", (1e-4, 3e-4, 3e-3)),)
+    # So the grid goes on beyond its edge.
+    assert outcome(grids, 6, {(1e-4,): 0.3, (3e-4,): 0.2, (3e-3,): 0.1}).wanted == ((3.33333e-05,),)
+
+
+def test_values_of_a_setting_that_no_method_has_are_refused() -> None:
+    search = parse_search(["auc_weigth=0.5,1"], METHODS)
+    assert search is not None
+    with pytest.raises(ValueError, match="tuned by 'auc_weigth'; did you mean auc_weight"):
+        search.check(METHODS, BASE)
 
 
 def test_more_trials_than_known_values_are_refused() -> None:

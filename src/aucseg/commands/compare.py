@@ -141,8 +141,7 @@ def _comparison(args: argparse.Namespace) -> Comparison:
         check_folds(models)
     search = parse_search(args.search, methods, args.search_limit)
     if search is not None:
-        for method in filter(lambda method: method.has_setting, methods):
-            search.grids_of(method, base)  # a wrong grid is told before hours of runs
+        search.check(methods, base)
     return Comparison(
         models=models,
         methods=methods,

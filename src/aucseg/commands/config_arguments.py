@@ -9,12 +9,12 @@ import yaml
 
 from aucseg.configs import find_config
 from aucseg.hints import Entries
-from aucseg.safe_files import read_text
+from aucseg.safe_files import parse_yaml, read_text
 
 
 def entries(value: Any) -> Entries:
     """What the parser makes of a list in a configuration, or of its text on the command line."""
-    value = yaml.safe_load(value) if isinstance(value, str) else value
+    value = parse_yaml(value) if isinstance(value, str) else value
     if not isinstance(value, list):
         raise ValueError(f"expected a list, got {value!r}")
     return Entries(value)

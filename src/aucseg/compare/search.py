@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from aucseg.compare.methods import DISALIGN, POSTHOC, Configuration, Method, at_path, merged, recipe_for
+from aucseg.hints import closest
+from aucseg.safe_files import parse_yaml
 
 # Dotted name in the configuration, and values in the order in which fewer trials take them: every first part of them
 # has equal ratios (of `ohem` equal differences), by which a grid goes on beyond its edge.
@@ -138,6 +138,21 @@ class Search:
             grids += (self._grid(method, *_rates(base)),)
         return grids
 
+    def check(self, methods: Sequence[Method], base: Configuration) -> None:
+        """Tells before hours of runs what is wrong with what was asked for.
+
+        Raises:
+            ValueError: As `grids_of`; or values of a setting that no method is tuned by, which would be left aside.
+        """
+        tuned = [method for method in methods if method.has_setting]
+        names = {grid.name for method in tuned for grid in self.grids_of(method, base)}
+        for name in self.values:
+            if name not in names:
+                raise ValueError(
+                    f"--search {name}: none of the methods is tuned by {name!r}; {closest(name, names)} (any other "
+                    "setting is given with its method, as METHOD:DOTTED.NAME=V1,V2,...)"
+                )
+
     def _grid(self, method: Method, path: str, values: tuple[float, ...]) -> Grid:
         name = path.rpartition(".")[2]
         if name in self.values:
@@ -174,7 +189,7 @@ def parse_search(items: Sequence[str], methods: Sequence[Method], limit: int | N
         if item in ("auto", "rates"):
             continue
         name, equals, text = item.partition("=")
-        listed = tuple(yaml.safe_load(f"[{text}]")) if equals else ()
+        listed = tuple(parse_yaml(f"[{text}]")) if equals else ()
         method, colon, path = name.rpartition(":")
         if not name or len(set(map(str, listed))) < 2:
             raise ValueError(
