@@ -1,6 +1,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +105,9 @@ def test_stats_writes_the_plan_of_fit(
         ("compare --methods ce", "give a folder or card to plan for (aucseg compare FOLDER), or --config FILE"),
         ("compare tils", "there is no folder or card 'tils'"),
         ("compare tiles --methods ce,aucseg", "no bank can be planned for tiles"),
+        ("fit tiles --data.batch_size 0", "--data.batch_size must be a whole number of at least 1, got 0"),
+        ("fit tiles --model.bank true", "--model.bank must be a mapping"),
+        ("fit tiles --data.val_split vall", "tiles has no split 'vall' to validate on, only train, val"),
     ],
 )
 @pytest.mark.usefixtures("measured")
@@ -217,10 +221,25 @@ def test_compare_plans_once_for_all_methods(
     assert plan["model"]["loss_options"]["class_weight"] == {"rule": "inverse", "power": 0.25}
 
 
+def test_folds_need_no_validation_split(
+    tiles: Path, measured: list[dict[str, Any]], launches: Callable[[], list[str]]
+) -> None:
+    for folder in ("images", "masks"):
+        shutil.rmtree(tiles / "tiles" / folder / "val")
+    assert run("compare tiles --methods ce --folds 2 --no-report") == 0
+    assert len(launches()) == 2
+    data = yaml.safe_load((tiles / "runs" / "tiles-compare" / "plan.yaml").read_text())["data"]
+    assert data["fold"] == [0, 2]
+    assert "held_out_share" not in data
+
+
 def test_what_a_request_takes_from_the_command_line() -> None:
     request, rest = split_request(["--data.fill", "-1", "tiles", "--weights=random", "--trainer.precision", "32-true"])
     assert request is not None
     assert (request.source, request.random_weights, request.seconds) == ("tiles", True, None)
     assert request.given == {"data.fill": -1, "trainer.precision": "32-true"}
     assert rest == ["--data.fill", "-1", "--trainer.precision", "32-true"]
+    request, _ = split_request(["tiles", "--model.bank", "{presence_target: 5e-2}", "--data.root", "a [folder"])
+    assert request is not None
+    assert request.given == {"model.bank": {"presence_target": 0.05}, "data.root": "a [folder"}
     assert split_request(["--data.card", "tiles.yaml"]) == (None, ["--data.card", "tiles.yaml"])

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from aucseg.durations import format_duration, parse_duration
+from aucseg.planning.given import check_given
 from aucseg.planning.machine import Machine
 from aucseg.planning.rules import make_plan
 from aucseg.statistics.advice import USE, advise_bank
@@ -332,3 +333,44 @@ def test_durations_are_read_as_they_are_written() -> None:
         number, unit = format_duration(seconds).split()
         assert parse_duration(f"{float(number):f}{unit[0]}") == pytest.approx(seconds, rel=0.06)
     assert math.isclose(parse_duration("0.5h"), 1800)
+
+
+def test_a_fold_is_validated_on_in_the_place_of_images_held_out() -> None:
+    plan = make_plan(dataclasses.replace(UNSPLIT, fold=(1, 5)), CPU)
+    assert plan.settings["data.fold"] == [1, 5]
+    assert "data.held_out_share" not in plan.settings
+    assert "180 images of the fold" in plan.describe()
+
+
+def test_images_read_by_windows_are_neither_scaled_nor_kept() -> None:
+    settings = make_plan(UNSPLIT, CPU).settings
+    assert (settings["data.base_size"], settings["data.cache"]) == ([256, 192], "memory")
+    plan = make_plan(UNSPLIT, CPU, {"data.tile": 256})
+    assert (plan.settings["data.base_size"], plan.settings["data.eval_base_size"]) == (None, None)
+    assert plan.settings["data.cache"] is None
+    assert "above a quarter of the free memory" not in plan.describe()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"data.eval_batch_size": 0}, "--data.eval_batch_size must be a whole number of at least 1, got 0"),
+        ({"data.crop_size": 64}, "--data.crop_size must be two whole numbers"),
+        ({"data.scale": 1}, "--data.scale must be two numbers"),
+        ({"data.fold": [5, 5]}, "--data.fold must be"),
+        ({"trainer.max_steps": 0}, "--trainer.max_steps must be"),
+        ({"trainer.val_check_interval": 0}, "--trainer.val_check_interval must be"),
+        ({"model.loss_options": {"auc_weight": "big"}}, "--model.loss_options.auc_weight must be a number, got 'big'"),
+        ({"model.bank": {"presence_target": "all"}}, "--model.bank.presence_target must be a number or null"),
+        ({"model.learning_rate": None}, "--model.learning_rate must be a number, got None"),
+    ],
+)
+def test_what_no_plan_can_be_made_with_is_told(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_given(given)
+
+
+def test_what_a_run_takes_a_plan_takes() -> None:
+    given = {"data.scale": [1, 1.5], "data.num_workers": 0, "data.base_size": None, "model.bank": None}
+    given |= {"trainer.max_epochs": -1, "trainer.val_check_interval": 0.5, "data.fold": [0, 5], "data.flip": 0}
+    check_given(given)

@@ -51,6 +51,8 @@ def fill_in(args: argparse.Namespace) -> None:
     given = {} if args.steps is None else {"--trainer.max_steps": str(args.steps)}
     if args.folds is None:
         args.seeds = args.seeds or _SEEDS_OF_FOLDER
+    else:  # the images held out for want of a split would be those of no fold
+        given["--data.fold"] = f"[0, {args.folds}]"
     args.out = args.out or Path(f"{default_folder(args.source)}-compare")
     args.config = args.out / PLAN_FILE
     planner = Planner(request_of(args.source, args, given), measured_with={"model.pixel_metrics": True})

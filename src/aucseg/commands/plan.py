@@ -193,6 +193,13 @@ class Planner:
                 mean, std = band_statistics(images)
             bands = tuple(round(float(v), 4) for v in mean), tuple(round(float(v), 4) for v in std)
         val_split, held_out = given.get("data.val_split", "val"), given.get("data.held_out_share")
+        if "data.val_split" in given and val_split not in card.splits:
+            raise ValueError(
+                f"{request.source} has no split {val_split!r} to validate on, only {', '.join(card.splits)}: leave out "
+                "--data.val_split to have training images held out for that"
+            )
+        # Images held out are none of a fold; whoever gives both validates on the former.
+        fold = None if held_out else given.get("data.fold")
         has_split = not held_out and val_split in files.splits and files.splits[val_split].pairs
         found = fingerprint(
             card,
@@ -201,6 +208,7 @@ class Planner:
             val_split=val_split,
             num_validation=len(files.splits[val_split].pairs) if has_split else None,
             held_out_share=held_out,
+            fold=None if fold is None else (fold[0], fold[1]),
             bands=bands,
             proposes_range=is_proposed,
             read_mask=dataset.read_mask,

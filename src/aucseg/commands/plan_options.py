@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from aucseg.announce import seconds_since_start
 from aucseg.commands.fit_help import split_words
 from aucseg.durations import parse_duration
+from aucseg.planning.given import check_given
+from aucseg.safe_files import parse_yaml
 
 # Sections of a configuration: what is set in them is part of a plan.
 _SECTIONS = ("trainer", "model", "data")
@@ -100,8 +100,12 @@ def request_of(source: str, own: argparse.Namespace, options: Mapping[str, str])
         source: Folder or card.
         own: What `add_plan_arguments` has read.
         options: The other options with their values, of which those of a section are settings.
+
+    Raises:
+        ValueError: No time, or a setting that no plan can be made with.
     """
     given = {name.removeprefix("--"): _value(text) for name, text in options.items() if _is_planned(name)}
+    check_given(given)
     seconds = None if own.time is None else parse_duration(own.time)
     return Request(source, own.root, seconds, own.weights == "random", given)
 
@@ -148,11 +152,8 @@ def _is_planned(option: str) -> bool:
 
 
 def _value(text: str) -> Any:
-    """A value as the parser of ``aucseg fit`` takes it: YAML, with numbers such as 4e-3."""
-    value = yaml.safe_load(text)
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    """A value as the parser of ``aucseg fit`` takes it: YAML, or the text as it stands."""
+    try:
+        return parse_yaml(text)
+    except ValueError:
+        return text

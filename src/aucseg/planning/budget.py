@@ -137,7 +137,11 @@ def _validation(
     names += ("trainer.limit_val_batches",)
     num_images = _validated_images(draft, data)
     part = "all" if num_images == data.num_validation else f"{num_images:,} of the"
-    if data.val_split is None:
+    if data.fold is not None:
+        draft.set("data.fold", list(data.fold))
+        names += ("data.fold",)
+        images, why = f"on {part} {data.num_validation:,} images of the fold", ""
+    elif data.val_split is None:
         draft.set("data.held_out_share", data.held_out_share)
         names += ("data.held_out_share",)
         held_out = f"{100 * data.held_out_share:.0f} % of the training images"

@@ -40,7 +40,8 @@ class DataFingerprint:
             occurrences or more; None without a tail.
         val_split: Name of the split to validate on, None where training images are held out for that.
         num_validation: Images to validate on.
-        held_out_share: Share of the training images that is held out, 0 where there is a split.
+        held_out_share: Share of the training images that is validated on, 0 where there is a split.
+        fold: Number of the fold that these are, and how many there are; None where they are held out.
         bands: Mean and standard deviation of each band in 0..255 where the card names bands, else None.
         value_range: For each band the values that become 0 and 255; None where they are 0 and 255.
         proposes_range: Whether that range was found in the images, and not given by a card.
@@ -62,10 +63,11 @@ class DataFingerprint:
     bands: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     value_range: tuple[tuple[float, float], ...] | None = None
     proposes_range: bool = False
+    fold: tuple[int, int] | None = None
 
     @property
     def num_training(self) -> int:
-        """Images to train on, without those held out."""
+        """Images to train on, without those held out or in the fold."""
         return max(1, self.statistics.num_images - round(self.held_out_share * self.statistics.num_images))
 
 
@@ -159,6 +161,7 @@ def fingerprint(
     val_split: str = "val",
     num_validation: int | None = None,
     held_out_share: float | None = None,
+    fold: tuple[int, int] | None = None,
     bands: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     proposes_range: bool = False,
     read_mask: Callable[[int], npt.NDArray[Any]] | None = None,
@@ -172,13 +175,17 @@ def fingerprint(
         val_split: Split to validate on.
         num_validation: Its number of images; None where there is no such split, or training images are to be held out.
         held_out_share: Share of the training images to hold out in that case; None for the card's, or else a fifth.
+        fold: Number of the fold to validate on instead, and how many there are.
         bands: Mean and standard deviation of each band where the card names bands.
         proposes_range: Whether the card's range of values was found in the images.
         read_mask: Mask of a training image by its place, see `ImageSizes.smallest_share`.
     """
     groups, _ = choose_groups(statistics, card)
     share = 0.0
-    if num_validation is None:
+    if fold is not None:
+        share = 1 / fold[1]
+        num_validation = max(1, round(share * statistics.num_images))
+    elif num_validation is None:
         share = held_out_share or card.held_out_share or HELD_OUT_SHARE
         num_validation = max(1, round(share * statistics.num_images))
     return DataFingerprint(
@@ -198,4 +205,5 @@ def fingerprint(
         bands=bands,
         value_range=card.value_range,
         proposes_range=proposes_range,
+        fold=fold,
     )

@@ -43,6 +43,8 @@ _STRONG_MEMORY = 12e9
 _SHORT_EDGE = {"cpu": 192, "cuda": 512}
 _CROP = {"cpu": 128, "cuda": 512}
 _STRIDE = 32
+# With these images are read by windows, or as a stream, so that they are neither scaled to a size nor kept.
+_READ_OTHERWISE = ("data.tile", "data.shards")
 # Scaling down by less saves too little.
 _NEAR = 0.8
 # A cell of the logits is 4 x 4 pixels: two of them are the least that an object must be left with.
@@ -156,7 +158,8 @@ def _images(draft: Draft, data: DataFingerprint, kind: str) -> tuple[int, int]:
                 f"a tenth of the tail's objects has {small:,.0f} pixels or fewer, of which {_MIN_AREA} must be left"
             )
     base = None
-    if factor < _NEAR:
+    in_windows = draft.given.get("data.tile") is not None
+    if factor < _NEAR and not in_windows:
         base = [round(factor * max(height, width)), round(factor * min(height, width))]
     base = draft.set("data.base_size", base)
     evaluated = draft.set("data.eval_base_size", base)
@@ -164,6 +167,8 @@ def _images(draft: Draft, data: DataFingerprint, kind: str) -> tuple[int, int]:
     if base is None:
         if "data.base_size" in draft.given:
             reason = ""
+        elif in_windows:
+            reason = "windows of them are read, as data.tile says"
         elif small is None or factor < 1 or small >= _MIN_AREA / _NEAR**2:
             reason = f"with a short edge of {min(height, width)} they are small enough"
         else:
@@ -198,7 +203,8 @@ def _batch(
     channels = data.num_channels * (4 if data.bands is not None else 1)
     needed = data.num_training * data.mean_pixels * (channels + 1)
     fits = needed < _CACHE_SHARE * machine.free_memory
-    cache = draft.set("data.cache", "memory" if fits else None)
+    is_kept = fits and all(draft.given.get(name) is None for name in _READ_OTHERWISE)
+    cache = draft.set("data.cache", "memory" if is_kept else None)
     workers = draft.set("data.num_workers", min(2 if kind == "cpu" else 8, max(0, machine.num_cores - 1)))
     pixels = size[0] * size[1]
     per_batch = 8 if kind == "cpu" else 16
@@ -216,7 +222,7 @@ def _batch(
         reason = f"the most that the free memory holds, of {_BATCH[kind]}, as steps of larger ones have shown"
     text = f"{batch} crops, {workers} loader process{'es' * (workers != 1)}"
     text += ", images kept in memory" if cache else ", images read from disk"
-    if not cache:
+    if not fits:
         reason += f"; decoded, the images take {needed / 1e9:.1f} GB, above a quarter of the free memory"
     draft.decide("batch", text, reason, ("data.batch_size", "data.num_workers", "data.cache", "data.eval_batch_size",
                  "model.evaluation", "trainer.precision", "data.photometric"))  # fmt: skip
