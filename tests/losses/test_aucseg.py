@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aucseg.losses import AUCSegLoss, PairwiseAUCLoss
+from aucseg.statistics.class_statistics import ClassStatistics
 from tests.oracles import auc_loss_oracle, value_and_grad
 
 
@@ -184,9 +185,10 @@ def test_training_lowers_both_terms() -> None:
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AUCSegLoss(**options)
-    rule: Any = {"rule": "inverse"}
-    with pytest.raises(TypeError, match="pass them to build_loss"):
-        AUCSegLoss(class_weight=rule)
+    rules: list[Any] = [{"rule": "inverse"}, "inverse", ClassStatistics(3)]
+    for rule in rules:
+        with pytest.raises(TypeError, match=r"class_weight must be numbers, one for each class.* by build_loss"):
+            AUCSegLoss(class_weight=rule)
 
 
 def test_bad_inputs() -> None:

@@ -1,6 +1,7 @@
 """class_weights against the formulas written out."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aucseg.losses.build import build_loss
 from aucseg.losses.class_weights import WeightRule, check_class_counts, class_weights
 from aucseg.statistics.class_statistics import ClassStatistics
 
@@ -101,9 +103,27 @@ def test_errors() -> None:
         ([0.9, 0.1], {"rule": "effective"}, "not shares"),
         (COUNTS, {"rule": "enet", "offset": 1.0}, "offset"),
         (COUNTS, {"rule": "median", "image_pixels": [1.0, 2.0]}, "2 classes, but counts has 4"),
+        (
+            COUNTS,
+            {"rule": "median", "power": 0.25},
+            "power 0.25 goes with the rule 'inverse', but",
+        ),
+        (COUNTS, {"beta": 0.9}, "beta 0.9 goes with the rule 'effective'"),
     ):
         with pytest.raises(ValueError, match=message):
             weigh(counts, **{"rule": "inverse", **options})
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    power: Any = np.float32(0.5)
+    weights = class_weights(COUNTS, "inverse", power=power)
+    torch.testing.assert_close(weights, class_weights(COUNTS, "inverse", power=0.5))
+
+
+def test_statistics_are_not_taken_for_counts() -> None:
+    counts: Any = ClassStatistics(3)
+    with pytest.raises(ValueError, match="give the pixel_counts of the statistics"):
+        build_loss("la", counts)
 
 
 def test_counts_are_not_changed() -> None:

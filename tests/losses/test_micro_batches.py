@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aucseg.losses import AUCSegLoss, MicroBatchAUC, PairwiseAUCLoss, accumulate
+from aucseg.losses import AUCSegLoss, MicroBatchAUC, PairwiseAUCLoss, accumulate, build_loss
 
 
 def network(*extra: nn.Module) -> nn.Module:
@@ -161,6 +161,8 @@ def test_misuse() -> None:
         whole.collect(images, target)
     with pytest.raises(ValueError, match="computed by sorting"):
         accumulate(AUCSegLoss(surrogate="hinge", margin=0.5), model, micro(2))
+    with pytest.raises(TypeError, match="CrossEntropyLoss has no sums over micro-batches"):
+        MicroBatchAUC(build_loss("ce"), network())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least one micro-batch"):
         accumulate(AUCSegLoss(), model, [])
 

@@ -12,6 +12,7 @@ from aucseg.losses.auc.checks import check_class_weight, check_inputs, check_opt
 from aucseg.losses.auc.class_sums import ClassSums
 from aucseg.losses.auc.objective import class_sums, weighted_loss
 from aucseg.losses.auc.options import LossOptions
+from aucseg.losses.class_weights import PixelCounts
 from aucseg.losses.pairwise_auc import PairwiseAUCLoss
 
 _MAX_WEIGHT = 1e6  # a weighted loss stays within float32
@@ -46,8 +47,8 @@ class AUCSegLoss(nn.Module):
 
     Raises:
         ValueError: Unknown or unsuitable options; a shape, dtype, device or label that does not fit.
-        TypeError: ``class_weight`` is a mapping, which only `build_loss` and configurations take; an option that the
-            loss does not have.
+        TypeError: ``class_weight`` is no numbers, as a mapping, which only `build_loss` and configurations take; an
+            option that the loss does not have.
         NotImplementedError: As `PairwiseAUCLoss`.
 
     Example:
@@ -81,10 +82,11 @@ class AUCSegLoss(nn.Module):
                 raise ValueError(f"{name} must lie in 0..{_MAX_WEIGHT:g}, got {weight}")
         if not 0 <= label_smoothing <= 1:
             raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
-        if isinstance(class_weight, Mapping):
+        if isinstance(class_weight, Mapping | str | PixelCounts):
             raise TypeError(
-                f"class_weight {dict(class_weight)} is made of the class counts: pass them to build_loss('aucseg', "
-                "class_counts, class_weight=...), or pass the numbers that class_weights(class_counts, ...) returns"
+                f"class_weight must be numbers, one for each class, not {class_weight!r}: pass what "
+                "class_weights(class_counts, rule) returns, or have them made of the counts by build_loss('aucseg', "
+                "class_counts, class_weight={'rule': 'inverse', 'power': 0.25})"
             )
         if class_weight is not None:
             class_weight = torch.as_tensor(

@@ -39,6 +39,7 @@ def _aucseg(
     if isinstance(class_weight, Mapping):
         if "rule" not in class_weight:
             raise ValueError(f"class_weight {dict(class_weight)} names no rule, as {{rule: inverse, power: 0.15}} does")
+        check_option_names("class_weight", class_weight, partial(class_weights, ()))
         if class_counts is None:
             raise ValueError(f"class_weight {dict(class_weight)} is made of class_counts, which were not given")
         class_weight = class_weights(class_counts, **class_weight)

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
 
 WeightRule = Literal["inverse", "effective", "median", "enet"]
+# The one rule that takes each option, and the value that stands for none.
+_OPTIONS: dict[str, tuple[WeightRule, float | None]] = {
+    "power": ("inverse", 1.0),
+    "beta": ("effective", None),
+    "offset": ("enet", 1.02),
+}
 
 
 @runtime_checkable
@@ -54,6 +61,11 @@ def check_class_counts(counts: Tensor | Sequence[float], name: str = "class_coun
 
 
 def _float64(counts: Tensor | Sequence[float]) -> Tensor:
+    if isinstance(counts, PixelCounts):
+        raise ValueError(
+            "class_counts must be numbers, one for each class: give the pixel_counts of the statistics, not the "
+            f"{type(counts).__name__} itself"
+        )
     # A few numbers, once: on the CPU, as not every device has float64.
     return torch.as_tensor(counts.cpu() if isinstance(counts, Tensor) else counts, dtype=torch.float64, device="cpu")
 
@@ -94,7 +106,7 @@ def class_weights(
         Weights (K,), float32, positive, on the CPU.
 
     Raises:
-        ValueError: Bad counts, an unknown rule, options out of range.
+        ValueError: Bad counts, an unknown rule, options out of range or of another rule.
 
     Example:
         >>> class_weights([800, 150, 50], "inverse")
@@ -108,8 +120,11 @@ def class_weights(
         counts = torch.as_tensor(counts.pixel_counts)
     values = check_class_counts(counts, "counts")
     for name, value in (("power", power), ("beta", beta), ("offset", offset)):
-        if not (isinstance(value, (int, float)) and math.isfinite(value)) and (name, value) != ("beta", None):
+        if not (isinstance(value, Real) and math.isfinite(value)) and (name, value) != ("beta", None):
             raise ValueError(f"{name} must be a finite number, not {value!r}")
+        owner, default = _OPTIONS[name]
+        if value != default and rule != owner and rule in get_args(WeightRule):
+            raise ValueError(f"{name} {value} goes with the rule {owner!r}, but the rule is {rule!r}: leave one out")
     if rule == "inverse":
         weights = (values.mean() / values) ** power
         if not weights.float().isfinite().all():

@@ -36,6 +36,7 @@ class MicroBatchAUC:
         model: From what you pass as ``inputs`` to logits.
 
     Raises:
+        TypeError: A loss without such sums.
         ValueError: From `collect` for losses that are computed by sorting.
         RuntimeError: When the two passes do not fit together. After any error in `collect` or `loss` the batch is
             forgotten: the next call of `collect` begins a new one.
@@ -54,6 +55,11 @@ class MicroBatchAUC:
     """
 
     def __init__(self, loss: LossFromSums, model: nn.Module) -> None:
+        if not hasattr(loss, "class_sums"):
+            raise TypeError(
+                f"{type(loss).__name__} has no sums over micro-batches, as AUCSegLoss and PairwiseAUCLoss have: a loss "
+                "that is a mean over pixels is the mean of those of the micro-batches, weighted by their valid pixels"
+            )
         self._loss, self._model = loss, model
         self.reset()
 
