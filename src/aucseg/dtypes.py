@@ -1,5 +1,6 @@
 """Which dtypes numbers, labels and images have, on every device: one rule each, for all that computes."""
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 import torch
@@ -79,6 +80,23 @@ def float64_of(values: Tensor) -> Tensor:
     return torch.from_numpy(values.detach().cpu().numpy()).double()
 
 
+def check_tensor(value: object, name: str) -> None:
+    """Refuse what is no tensor, such as the mapping that models of torchvision return.
+
+    Raises:
+        TypeError: It is none; the message says what it is.
+
+    Example:
+        >>> check_tensor({"out": torch.zeros(1, 2, 4, 4)}, "logits")
+        Traceback (most recent call last):
+        TypeError: logits must be a torch.Tensor, got dict: pass the entry that holds it ('out')
+    """
+    if not isinstance(value, Tensor):
+        keys = ", ".join(map(repr, value)) if isinstance(value, Mapping) else ""
+        hint = f": pass the entry that holds it ({keys})" if keys else ""
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}{hint}")
+
+
 def int64_labels(labels: Tensor, name: str = "target") -> Tensor:
     """Labels as int64, the dtype in which they are compared: in a narrow one a number such as -100 would wrap around.
 
@@ -87,12 +105,13 @@ def int64_labels(labels: Tensor, name: str = "target") -> Tensor:
         name: What to call them in messages.
 
     Raises:
-        TypeError: Labels that are not integers, or uint64, which int64 does not hold.
+        TypeError: No tensor, labels that are not integers, or uint64, which int64 does not hold.
 
     Example:
         >>> int64_labels(torch.tensor([3, 255], dtype=torch.uint8))
         tensor([  3, 255])
     """
+    check_tensor(labels, name)
     if labels.is_floating_point() or labels.is_complex():
         raise TypeError(
             f"{name} must hold integer class ids, not {labels.dtype}: convert labels with {name}.long(); predictions "

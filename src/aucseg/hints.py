@@ -2,11 +2,14 @@
 
 import difflib
 import inspect
+import operator
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import Any
+
+_CLASS_IDS = "give class ids, a list of integers (DatasetCard.ids_of finds them)"
 
 
 def closest(name: str, known: Iterable[str]) -> str:
@@ -61,6 +64,36 @@ def check_options(options: Iterable[str], function: Callable[..., Any], name: st
     for option in options:
         if option not in known:
             raise TypeError(f"{name} has no option {str(option)!r}; {closest(str(option), known)}")
+
+
+def class_ids(classes: Any, name: str) -> list[int]:
+    """The ids in a list of classes, as plain integers.
+
+    Args:
+        classes: Integers of any kind, in whatever can be iterated.
+        name: What to call the setting in messages.
+
+    Raises:
+        TypeError: Something else, such as names, or a mask that says of each class whether it is meant.
+
+    Example:
+        >>> class_ids([False, True], "tail_classes")
+        Traceback (most recent call last):
+        ...
+        TypeError: tail_classes holds False: give class ids, a list of integers (DatasetCard.ids_of finds them)
+    """
+    if not isinstance(classes, Iterable):
+        raise TypeError(f"{name} is {classes!r}: {_CLASS_IDS}")
+    return [_class_id(entry, name) for entry in classes]
+
+
+def _class_id(entry: Any, name: str) -> int:
+    # Python and torch take a truth for 0 or 1.
+    is_truth = isinstance(entry, bool) or str(getattr(entry, "dtype", "")).endswith("bool")
+    try:
+        return operator.index(None if is_truth else entry)
+    except TypeError as error:
+        raise TypeError(f"{name} holds {entry!r}: {_CLASS_IDS}") from error
 
 
 def import_extra(module: str, extra: str) -> Any:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aucseg.losses import AUCSegLoss, PairwiseAUCLoss, accumulate
+from aucseg.losses import AUCSegLoss, PairwiseAUCLoss, accumulate, build_loss
 from tests.oracles import auc_loss_oracle, partial_auc_oracle, value_and_grad
 
 NUM_CLASSES = 4
@@ -151,3 +151,10 @@ def test_micro_batches(dtype: torch.dtype) -> None:
 def test_other_dtypes_are_refused_with_the_way_out(dtype: torch.dtype) -> None:
     with pytest.raises(ValueError, match=rf"integer class labels, got {dtype}: pass target\.long\(\)"):
         PairwiseAUCLoss()(torch.zeros(1, 2, 3), torch.zeros(1, 3, dtype=dtype))
+
+
+@pytest.mark.parametrize("name", ["ce", "aucseg"])
+def test_what_torchvision_returns_is_not_taken_for_logits(name: str) -> None:
+    logits, target = torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)
+    with pytest.raises(TypeError, match=r"logits must be a torch.Tensor, got dict: pass the entry .*'out', 'aux'"):
+        build_loss(name)({"out": logits, "aux": logits}, target)

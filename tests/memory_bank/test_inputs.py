@@ -1,6 +1,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -140,6 +141,8 @@ def test_images_unlike_the_stored_ones() -> None:
         ([2, 3, 2], {}, "tail class 2 is given twice"),
         ([0, 3], {"ignore_index": 3}, "tail class 3 is ignore_index"),
         (TAIL, {"capacity": 0}, "capacity must be at least 1, got 0"),
+        (TAIL, {"capacity": 5.0}, "capacity must be a whole number, got 5.0"),
+        (TAIL, {"min_pixels": 1.5}, "min_pixels must be a whole number"),
         (TAIL, {"capacity": -1}, "capacity must be at least 1, got -1"),
         (TAIL, {"min_pixels": 0}, "min_pixels must be at least 1"),
         (TAIL, {"max_components": 0}, "max_components must be at least 1"),
@@ -166,6 +169,17 @@ def test_images_unlike_the_stored_ones() -> None:
 def test_wrong_arguments(tail_classes: list[int], options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TailMemoryBank(tail_classes, NUM_CLASSES, **options)
+
+
+@pytest.mark.parametrize("tail", ["12", [1.7], [False, True], torch.tensor([False, True]), ["imp"], 2])
+def test_classes_are_given_by_their_ids(tail: Any) -> None:
+    with pytest.raises(TypeError, match=r"tail_classes .*: give class ids"):
+        TailMemoryBank(tail, NUM_CLASSES)
+
+
+def test_ids_may_be_integers_of_any_kind() -> None:
+    for tail in (torch.tensor([2, 1]), np.array([2, 1], dtype=np.uint8), {1, 2}):
+        assert TailMemoryBank(tail, NUM_CLASSES).tail_classes == (1, 2)
 
 
 def test_repr_names_the_settings() -> None:

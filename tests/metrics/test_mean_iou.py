@@ -3,6 +3,7 @@
 import math
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -237,6 +238,12 @@ def test_bad_options(arguments: dict[str, object], message: str) -> None:
         make(**arguments)
 
 
+@pytest.mark.parametrize("tail", ["12", [1.5], [False, False, True], 2])
+def test_groups_hold_class_ids(tail: Any) -> None:
+    with pytest.raises(TypeError, match=r"group 'tail' .*: give class ids"):
+        GroupedMeanIoU(3, {"tail": tail})
+
+
 @pytest.mark.parametrize(
     ("preds", "target", "error", "message"),
     [
@@ -253,9 +260,11 @@ def test_bad_options(arguments: dict[str, object], message: str) -> None:
         (torch.randn(2, 3, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long), ValueError, "don't fit together"),
         (torch.full((1, 3, 1), math.nan), torch.zeros(1, 1, dtype=torch.long), ValueError, r"logit nan at \(0, 0, 0\)"),
         (torch.randn(1, 3, 1, 1, 1, 1), torch.zeros(1, 2, 1, 1, 1, dtype=torch.long), ValueError, "1 to 3 spatial"),
+        ({"out": torch.randn(1, 3, 2, 2)}, torch.zeros(1, 2, 2), TypeError, r"preds must be .*got dict: .*\('out'\)"),
+        (torch.randn(1, 3, 2, 2), [[[0, 0], [0, 0]]], TypeError, "target must be a torch.Tensor, got list"),
     ],
 )
-def test_bad_input(preds: Tensor, target: Tensor, error: type[Exception], message: str) -> None:
+def test_bad_input(preds: Any, target: Any, error: type[Exception], message: str) -> None:
     metric = GroupedMeanIoU(3)
     with pytest.raises(error, match=message):
         metric.update(preds, target)

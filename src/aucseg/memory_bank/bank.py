@@ -95,6 +95,7 @@ class TailMemoryBank(UncompiledModule):
         max_components: components stored per class and image, at least 1.
 
     Raises:
+        TypeError: classes that are not given by their ids.
         ValueError: an argument out of range, ``sample_ratio`` beside ``presence_target``, ``max_factor`` without it.
 
     Example:
@@ -136,7 +137,12 @@ class TailMemoryBank(UncompiledModule):
         super().__init__()
         self.tail_classes = checked_tail_classes(tail_classes, num_classes, ignore_index)
         check_settings(
-            {"capacity": capacity, "min_pixels": min_pixels, "max_components": max_components},
+            {
+                "num_classes": num_classes,
+                "capacity": capacity,
+                "min_pixels": min_pixels,
+                "max_components": max_components,
+            },
             {"sample_ratio": sample_ratio, "presence_target": presence_target},
             resize_ratio,
             max_bytes,

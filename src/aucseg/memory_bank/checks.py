@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from aucseg.dtypes import check_tensor
+from aucseg.hints import class_ids
 from aucseg.memory_bank.pixels import send
 
 if TYPE_CHECKING:
@@ -24,7 +27,7 @@ _OTHER_MASK_DTYPES = (torch.bool, torch.int8, torch.uint16, torch.uint32)
 
 def checked_tail_classes(tail_classes: Iterable[int], num_classes: int, ignore_index: int) -> tuple[int, ...]:
     """The tail classes in ascending order; ValueError for one that cannot be a tail class."""
-    tail = sorted(_class_id(class_id, "tail_classes") for class_id in tail_classes)
+    tail = sorted(class_ids(tail_classes, "tail_classes"))
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     if not tail:
@@ -39,12 +42,6 @@ def checked_tail_classes(tail_classes: Iterable[int], num_classes: int, ignore_i
     return tuple(tail)
 
 
-def _class_id(value: Any, name: str) -> int:
-    if isinstance(value, str):  # also each letter of a name that was given for a list
-        raise TypeError(f"{name} holds {value!r}: give class ids, a list of integers (DatasetCard.ids_of finds them)")
-    return int(value)
-
-
 def check_settings(
     counts: Mapping[str, int],
     shares: Mapping[str, float | None],
@@ -56,7 +53,7 @@ def check_settings(
     """ValueError for the first setting out of its range.
 
     Args:
-        counts: settings that are at least 1.
+        counts: settings that are whole numbers, at least 1.
         shares: settings in 0..1, or None where they are not used.
         resize_ratio: above 0 and finite.
         max_bytes: at least 1, or None.
@@ -64,6 +61,8 @@ def check_settings(
         generator: on the CPU, or None.
     """
     for name, count in counts.items():
+        if not isinstance(count, Integral):  # a number such as 5.0 would fail when the bank is full
+            raise ValueError(f"{name} must be a whole number, got {count!r}")
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
     if max_bytes is not None and max_bytes < 1:
@@ -102,7 +101,7 @@ def check_policy(sample_ratio: float | None, presence_target: float | None, max_
 
 def checked_classes(classes: Iterable[int], num_classes: int, name: str) -> tuple[int, ...]:
     """The classes in ascending order, each once; ValueError for an id outside 0..num_classes-1."""
-    ids = sorted({_class_id(class_id, name) for class_id in classes})
+    ids = sorted(set(class_ids(classes, name)))
     for class_id in ids:
         if not 0 <= class_id < num_classes:
             raise ValueError(f"{name} holds {class_id}, which is outside 0..{num_classes - 1}")
@@ -131,6 +130,7 @@ def checked_presence(
 
 def check_masks(masks: Tensor, tail_classes: Sequence[int]) -> None:
     """TypeError or ValueError for masks that the bank cannot take."""
+    check_tensor(masks, "masks")
     if masks.dtype not in (*MASK_DTYPES, *_OTHER_MASK_DTYPES):
         raise TypeError(
             f"masks must hold integer labels (bool, uint8 to uint32, int8 to int64), got {masks.dtype}: "
@@ -146,6 +146,7 @@ def check_masks(masks: Tensor, tail_classes: Sequence[int]) -> None:
 
 def check_batch(images: Tensor, masks: Tensor, tail_classes: Sequence[int]) -> None:
     """TypeError or ValueError for images or masks that the bank cannot take."""
+    check_tensor(images, "images")
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise TypeError(f"images must be uint8 or floating, got {images.dtype}")
     check_masks(masks, tail_classes)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aucseg.dtypes import float64_of, int64_labels
+from aucseg.dtypes import check_tensor, float64_of, int64_labels
 from aucseg.metrics.pixel_metric import (
     PixelMetric,
     bands_at,
@@ -99,6 +99,7 @@ class GroupedMeanIoU(PixelMetric):
             TypeError: Labels that are not integers.
             ValueError: Shapes that don't fit, labels out of range, non-finite logits.
         """
+        check_tensor(preds, "preds")
         if preds.is_floating_point():
             logits, target = check_logits(preds, target, self.num_classes)
             kernels = triton_counts_for(logits, target) if logits.shape[1] > 1 else None

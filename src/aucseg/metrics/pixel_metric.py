@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from aucseg.dtypes import int64_labels
+from aucseg.dtypes import check_tensor, int64_labels
+from aucseg.hints import class_ids
 from aucseg.metrics.class_bars import draw_class_bars
 from aucseg.upsampling import upsampled_bands
 
@@ -177,10 +178,10 @@ def check_groups(
     group_of: dict[int, str] = {}
     if groups is not None and not isinstance(groups, Mapping):
         raise TypeError(f"groups must map names to class ids, got {groups!r}")
-    for name, class_ids in (groups or {}).items():
+    for name, members in (groups or {}).items():
         if name in reserved:
             raise ValueError(f"a group cannot be called {name!r}: that key of the result means something else")
-        checked[name] = [int(class_id) for class_id in class_ids]
+        checked[name] = class_ids(members, f"group {name!r}")
         for class_id in checked[name]:
             if not 0 <= class_id < num_classes:
                 raise ValueError(f"class id {class_id} of group {name!r} is outside 0..{num_classes - 1}")
@@ -194,7 +195,7 @@ def check_groups(
 
 def group_means(per_class: Tensor, groups: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
     """Mean of the classes of each group that are not NaN; NaN where a group has none."""
-    return {name: per_class[list(class_ids)].nanmean() for name, class_ids in groups.items()}
+    return {name: per_class[list(members)].nanmean() for name, members in groups.items()}
 
 
 def check_logits(logits: Tensor, target: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -207,6 +208,7 @@ def check_logits(logits: Tensor, target: Tensor, num_classes: int) -> tuple[Tens
         TypeError: Logits that are not floating point, or labels that are not integers.
         ValueError: Shapes that don't fit together.
     """
+    check_tensor(logits, "logits")
     target = int64_labels(target)
     if not logits.is_floating_point():
         raise TypeError(f"logits must be floating point, not {logits.dtype}")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from aucseg.dtypes import check_tensor
 from aucseg.hints import closest
 from aucseg.losses.auc.surrogates import SURROGATES
 
@@ -131,9 +132,8 @@ def check_inputs(logits: Tensor, target: Tensor, options: LossOptions, *, upsamp
 
     Values of labels are checked on the CPU only: on an accelerator that would wait for the device.
     """
-    for name, value in (("logits", logits), ("target", target)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    check_tensor(logits, "logits")
+    check_tensor(target, "target")
     if not logits.is_floating_point():
         raise ValueError(f"logits must be floating point, got {logits.dtype}")
     if target.dtype not in _LABEL_DTYPES:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aucseg.dtypes import int64_labels, wide_dtype, wide_sum
+from aucseg.dtypes import check_tensor, int64_labels, wide_dtype, wide_sum
 from aucseg.losses.class_weights import check_class_counts
 
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -74,7 +74,7 @@ class LongTailLoss(nn.Module):
             A scalar, float32 (float64 for float64 logits); a zero connected to the graph where no pixel is valid.
 
         Raises:
-            TypeError: Logits that are not floating point, labels that are not integers.
+            TypeError: No tensors, logits that are not floating point, labels that are not integers.
             ValueError: Shapes that don't fit, labels out of range (checked on the CPU only: elsewhere it would wait for
                 the device).
         """
@@ -110,6 +110,7 @@ class LongTailLoss(nn.Module):
         return values[target.where(valid, 0)].where(valid, 0)
 
     def _check(self, logits: Tensor, target: Tensor) -> Tensor:
+        check_tensor(logits, "logits")
         if not logits.is_floating_point():
             raise TypeError(f"logits must be floating point, not {logits.dtype}")
         target = int64_labels(target)
