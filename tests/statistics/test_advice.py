@@ -29,6 +29,8 @@ def test_bank_advice_depends_on_the_data() -> None:
     fixed = advise_bank(long_tail(400, tail_presence=0.05, fixed=True), [2, 3], [], batch_size=2)
     assert fixed["answer"] == LEAVE_OUT
     assert any("keep to their places" in reason for reason in fixed["reasons"])
+    assert fixed["reasons"][0].startswith("at batch size 8, as which one of 2 is judged, a tail class is in")
+    assert rare["reasons"][0].startswith("at batch size 8 a tail class is in")
     between = advise_bank(long_tail(tail_presence=0.095), [2, 3], [], batch_size=8)  # 1 - 0.905^8 = 0.55
     assert (between["answer"], between["use_bank"]) == (NOT_CLEAR, False)
     assert any("try both" in reason for reason in between["reasons"])
@@ -39,6 +41,11 @@ def test_a_few_samples_are_not_shown_again_and_again() -> None:
     few = advise_bank(long_tail(tail_presence=0.02), [2, 3], [], batch_size=8)  # in 5 and 6 images
     assert few["answer"] == NOT_CLEAR
     assert few["settings"] == {}
+    # There is nothing to try, either where it is the answer that is not clear.
+    few = advise_bank(long_tail(12, tail_presence=0.2), [2, 3], [], batch_size=8)
+    assert (few["answer"], few["settings"]) == (NOT_CLEAR, {})
+    assert "try both" not in " ".join([few["summary"], *few["reasons"]])
+    assert "in enough different images to paste" in few["summary"]
     statistics = ClassStatistics(4)
     for i in range(1000):
         mask = np.zeros((8, 8), np.uint8)

@@ -100,9 +100,13 @@ def advise_bank(
         return {"answer": answer, "use_bank": False, "summary": reason, "settings": {}, "reasons": [reason]}
     settings, about_settings = _settings(statistics, tail, middle, batch_size)
     answer, summary, reasons = _answer(statistics, tail, batch_size, by_share)
-    if not settings and answer == USE:
+    if not settings and answer != LEAVE_OUT:
         # A draw decides whether a class has one image more: the answer is never the opposite of `USE`.
-        answer, summary = NOT_CLEAR, "the tail has too few different samples to paste"
+        answer, summary = NOT_CLEAR, "no tail class is both rare and in enough different images to paste"
+    elif answer == NOT_CLEAR:
+        reasons.append(
+            "another draw of images might tell otherwise: train without a bank, or try both ('aucseg compare')"
+        )
     reasons += about_settings
     return {
         "answer": answer,
@@ -126,14 +130,15 @@ def _answer(
     statistics: ClassStatistics, tail: list[int], batch_size: int, by_share: bool
 ) -> tuple[str, str, list[str]]:
     """The answer, the main reason in a line, and all of them."""
-    batch_size = max(batch_size, _MIN_BATCH)
+    asked, batch_size = batch_size, max(batch_size, _MIN_BATCH)
+    as_which = "" if asked == batch_size else f", as which one of {asked} is judged,"
     in_batch = 1 - (1 - statistics.presence[tail]) ** batch_size
     drawn = list(_resampled(statistics, tail, batch_size, by_share))
     low, high = min(drawn), max(drawn)
     reasons = [
-        f"at batch size {batch_size} a tail class is in {_percent(in_batch.mean())} of the batches on average (between "
-        f"{_percent(low)} and {_percent(high)} in {_NUM_RESAMPLES} data sets drawn from this one): a bank helps where "
-        f"it is below {_percent(_OFTEN)}, and has nothing to bring back above"
+        f"at batch size {batch_size}{as_which} a tail class is in {_percent(in_batch.mean())} of the batches on "
+        f"average (between {_percent(low)} and {_percent(high)} in {_NUM_RESAMPLES} data sets drawn from this one): a "
+        f"bank helps where it is below {_percent(_OFTEN)}, and has nothing to bring back above"
     ]
     known = statistics.image_counts[tail] >= _MIN_IMAGES
     places = statistics.fixedness[tail][known]
@@ -151,7 +156,6 @@ def _answer(
         return LEAVE_OUT, "the tail classes keep to their places, which pastes would not", reasons
     if high < _OFTEN and place <= _MOVABLE:
         return USE, often, reasons
-    reasons.append("another draw of images might tell otherwise: train without a bank, or try both ('aucseg compare')")
     return NOT_CLEAR, "not clear whether one helps: try both with 'aucseg compare'", reasons
 
 
