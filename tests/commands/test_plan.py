@@ -233,6 +233,20 @@ def test_folds_need_no_validation_split(
     assert "held_out_share" not in data
 
 
+@pytest.mark.parametrize(
+    ("options", "minutes"),
+    [("--search auto --search-limit 4", 50), ("--models smp/fpn,smp/unet", 20), ("--folds 2 --search auto", 180)],
+)
+@pytest.mark.usefixtures("measured")
+def test_the_time_of_a_comparison_is_that_of_all_models_and_trials(
+    tiles: Path, options: str, minutes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aucseg.commands.compare_folder.seconds_since_start", lambda: 0.0)
+    assert run(f"compare tiles --methods ce,auc --time {minutes}m --dry-run {options}") == 0
+    plan = yaml.safe_load((tiles / "runs" / "tiles-compare" / "plan.yaml").read_text())
+    assert 2000 < plan["trainer"]["max_steps"] <= 3000  # of 0.1 s: five minutes for each
+
+
 def test_what_a_request_takes_from_the_command_line() -> None:
     request, rest = split_request(["--data.fill", "-1", "tiles", "--weights=random", "--trainer.precision", "32-true"])
     assert request is not None

@@ -63,6 +63,7 @@ def fill_in(args: argparse.Namespace) -> None:
 def _complete(planner: Planner, args: argparse.Namespace, start_of_run: float) -> None:
     """Chooses methods, and plans where the folder has no plan yet."""
     from aucseg.compare.methods import load_base, load_definitions, parse_methods
+    from aucseg.compare.search import parse_search
     from aucseg.durations import format_duration
     from aucseg.planning.machine import find_machine
 
@@ -75,15 +76,22 @@ def _complete(planner: Planner, args: argparse.Namespace, start_of_run: float) -
         load_base(args.config)
         print(f"the plan is that of {args.config}; another --out begins with a new one", flush=True)
         return
-    num_runs = len(methods) * (args.folds or len(args.seeds.split(",")))
+    num_models = len([item for item in args.models.split(",") if item]) or 1
+    num_runs = num_models * len(methods) * (args.folds or len(args.seeds.split(",")))
+    num_trials = 0
+    if (search := parse_search(args.search, methods, args.search_limit)) is not None:
+        tuned = [method for method in methods if method.has_setting]
+        num_trials = num_models * len(tuned) * (args.folds or 1) * search.limit
     request = planner.request
     if request.seconds is not None:
-        request.seconds = (request.seconds - seconds_since_start()) / num_runs - start_of_run
+        request.seconds = (request.seconds - seconds_since_start()) / (num_runs + num_trials) - start_of_run
         request.begin = time.perf_counter()
     plan = planner.plan_into(args.config, args.out / CARD_FILE, with_bank_to_try=True)
     assert plan.seconds is not None
-    total = format_duration(num_runs * (plan.seconds + start_of_run))
-    print(f"{_number(num_runs, 'training')} ({', '.join(method.name for method in methods)}): about {total} in all\n")
+    total = format_duration((num_runs + num_trials) * (plan.seconds + start_of_run))
+    trials = f" and at most {_number(num_trials, 'trial')}" if num_trials else ""
+    names = ", ".join(method.name for method in methods)
+    print(f"{_number(num_runs, 'training')}{trials} ({names}): about {total} in all\n")
 
 
 def say_next(out: Path, methods: Sequence[str]) -> None:
