@@ -90,8 +90,9 @@ def class_ids(classes: Any, name: str) -> list[int]:
 def _class_id(entry: Any, name: str) -> int:
     # Python and torch take a truth for 0 or 1.
     is_truth = isinstance(entry, bool) or str(getattr(entry, "dtype", "")).endswith("bool")
+    number: Any = None if is_truth else entry
     try:
-        return operator.index(None if is_truth else entry)
+        return operator.index(number)
     except TypeError as error:
         raise TypeError(f"{name} holds {entry!r}: {_CLASS_IDS}") from error
 

@@ -119,7 +119,8 @@ def class_weights(
             image_pixels = torch.as_tensor(counts.labelled_counts)
         counts = torch.as_tensor(counts.pixel_counts)
     values = check_class_counts(counts, "counts")
-    for name, value in (("power", power), ("beta", beta), ("offset", offset)):
+    options: dict[str, Any] = {"power": power, "beta": beta, "offset": offset}
+    for name, value in options.items():
         if not (isinstance(value, Real) and math.isfinite(value)) and (name, value) != ("beta", None):
             raise ValueError(f"{name} must be a finite number, not {value!r}")
         owner, default = _OPTIONS[name]

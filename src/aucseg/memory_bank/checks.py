@@ -43,7 +43,7 @@ def checked_tail_classes(tail_classes: Iterable[int], num_classes: int, ignore_i
 
 
 def check_settings(
-    counts: Mapping[str, int],
+    counts: Mapping[str, Any],
     shares: Mapping[str, float | None],
     resize_ratio: float,
     max_bytes: int | None,
