@@ -41,7 +41,8 @@ _RISING = "Whether cross-entropy has stopped rising at this budget was not measu
 _CPU_ABOUT = (
     "FPN with EfficientNet-Lite0 on the CPU, in float32. The learning rate is the best of three for cross-entropy on "
     "held-out training images, the main setting of every other method the best of three there, and of more where it "
-    "lies at the edge. Nothing is trained on the held-out images; offsets of the classes are fitted on them."
+    "lies at the edge. Nothing is trained on the held-out images; offsets of the classes are fitted on them. "
+    "Seconds a step are those of a machine with other work to do."
 )
 _CITYSCAPES = "The scores compare methods; they are not comparable with published ones."
 # The classes of the data set with at least five test images, the background included.
