@@ -33,7 +33,11 @@ def test_bank_advice_depends_on_the_data() -> None:
     assert rare["reasons"][0].startswith("at batch size 8 a tail class is in")
     between = advise_bank(long_tail(tail_presence=0.095), [2, 3], [], batch_size=8)  # 1 - 0.905^8 = 0.55
     assert (between["answer"], between["use_bank"]) == (NOT_CLEAR, False)
-    assert any("try both" in reason for reason in between["reasons"])
+    assert between["settings"] == {}
+    assert not any("try both" in reason for reason in between["reasons"])
+    open_question = advise_bank(long_tail(tail_presence=0.075), [2, 3], [], batch_size=8)
+    assert (open_question["answer"], open_question["settings"]["tail_classes"]) == (NOT_CLEAR, [3])
+    assert any("try both" in reason for reason in open_question["reasons"])
     assert advise_bank(long_tail(), [], [], batch_size=8)["settings"] == {}
 
 
