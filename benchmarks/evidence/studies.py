@@ -131,7 +131,7 @@ STUDIES = {
         "The bank beside the two losses that were best on the held-out images.",
         (RIVALS_WITH_BANK,),
         5,
-        _MAIN,
+        (*_UNTUNED, "--search", "auto", "--search-steps", "200"),
         joins="main",
     ),
     "mild_weights": Study(
