@@ -232,7 +232,8 @@ class OHEMCrossEntropyLoss(CrossEntropyLoss):
         """See :meth:`LongTailLoss.loss`."""
         losses, valid = self.cross_entropy(logits, target), self.valid(target)
         probability = torch.exp(-losses.detach()).where(valid, torch.inf)
-        ascending = probability.flatten().sort().values
+        # One more, so that there is a smallest without a pixel, too.
+        ascending = F.pad(probability.flatten(), (0, 1), value=torch.inf).sort().values
         # The k-th smallest without waiting for the device to know k.
         kth = (wide_sum(valid) * self.min_kept).ceil().long().sub(1).clamp(min=0)
         limit = ascending.gather(0, kth.view(1)).clamp(min=self.threshold)
