@@ -357,6 +357,8 @@ def test_images_read_by_windows_are_neither_scaled_nor_kept() -> None:
         ({"data.eval_batch_size": 0}, "--data.eval_batch_size must be a whole number of at least 1, got 0"),
         ({"data.crop_size": 64}, "--data.crop_size must be two whole numbers"),
         ({"data.scale": 1}, "--data.scale must be two numbers"),
+        ({"data.sampler_options": 3}, "--data.sampler_options must be a mapping"),
+        ({"data.sampler_options": {"threshold": "rare"}}, "--data.sampler_options.threshold must be a number"),
         ({"data.fold": [5, 5]}, "--data.fold must be"),
         ({"trainer.max_steps": 0}, "--trainer.max_steps must be"),
         ({"trainer.val_check_interval": 0}, "--trainer.val_check_interval must be"),

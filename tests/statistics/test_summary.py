@@ -73,6 +73,7 @@ def test_the_loss_that_is_advised_is_that_of_the_plan_in_python_and_in_a_configu
     if presence < 0.3:
         assert data == {"sampler": "repeat_factor", "sampler_options": {"threshold": 0.3, "max_factor": 5.0}}
         assert RepeatFactorSampler(statistics, **data["sampler_options"]).factors.max() > 1
+        assert list(RepeatFactorSampler(statistics, **data["sampler_options"])) == list(RepeatFactorSampler(statistics))
         assert sampler in text.splitlines()
     else:
         assert data is None
