@@ -95,6 +95,7 @@ def table(runs: list[dict[str, Any]]) -> str:
         *(["seed"] if "seed" in runs[0] else []),
         *_GROUPS,
         "offsets: overall",
+        "head",
         "tail",
         "AP: overall",
         "tail",
@@ -104,7 +105,8 @@ def table(runs: list[dict[str, Any]]) -> str:
         method = f"`{run['loss']}`" + (f", {_TAGS[run['tag']]}" if run["tag"] else "")
         figures = [
             *(run["plain"][group] for group in _GROUPS),
-            *(run[key][group] for key in ("offsets", "ap") for group in ("overall", "tail")),
+            *(run["offsets"][group] for group in ("overall", "head", "tail")),
+            *(run["ap"][group] for group in ("overall", "tail")),
         ]
         cells = [method, *([str(run["seed"])] if "seed" in run else []), *(f"{value:.1f}" for value in figures)]
         lines.append("| " + " | ".join(cells) + " |")
