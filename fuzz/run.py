@@ -11,6 +11,7 @@ folder; ``python fuzz/run.py TARGET --input FILE`` runs it again.
 from __future__ import annotations
 
 import argparse
+import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +59,10 @@ def main() -> None:
     corpus.mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(SEEDS.get(args.target, [])):
         (corpus / f"seed-{number}").write_bytes(seed)
-    options = ["-max_len=4096", f"-max_total_time={args.seconds}", f"-artifact_prefix={corpus}/", "-timeout=60"]
+    # The peak that libFuzzer compares with its limit begins with that of the process that started this one.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (2**20 if sys.platform == "darwin" else 2**10)
+    limits = ["-max_len=4096", f"-max_total_time={args.seconds}", "-timeout=60", f"-rss_limit_mb={peak + 2048}"]
+    options = [*limits, f"-artifact_prefix={corpus}/"]
     place = str(args.input) if args.input is not None else str(corpus)
     atheris.Setup([sys.argv[0], *options, place], known[args.target])
     atheris.Fuzz()

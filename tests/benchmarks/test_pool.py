@@ -1,4 +1,5 @@
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -129,8 +130,13 @@ def test_an_interruption_ends_the_runs_and_keeps_what_is_finished(
     )
     code = FAKE.replace("if record", stop + "if record", 1).replace("FAILING", "''")
     interrupting.command = (sys.executable, "-c", code)
-    with pytest.raises(KeyboardInterrupt):
-        interrupting.run()
+    # What is started in the background has it ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupting.run()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "cut off: auc, auc_weight 0.5, learning_rate 0.002, search" in capsys.readouterr().out
     result = json.loads((tmp_path / "results/small.json").read_text())
     assert [entry["method"] for entry in result["runs"]] == ["ce", "ce"]
