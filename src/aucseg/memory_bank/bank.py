@@ -26,12 +26,14 @@ from aucseg.memory_bank.checks import (
 )
 from aucseg.memory_bank.components import Bools, Ints
 from aucseg.memory_bank.paper import paper_settings
-from aucseg.memory_bank.paste import Paste, is_present, place_samples
+from aucseg.memory_bank.paste import Pastes, is_present, place_samples
 from aucseg.memory_bank.pixels import dense_format, paste_pixels
 from aucseg.memory_bank.plan import BankPlanner, BatchPlan
 from aucseg.memory_bank.policy import PresenceCounts, draw_below, draw_share_of_missing, draw_to_presence, in_any
 from aucseg.memory_bank.store import NeverStored, SampleStore
 from aucseg.memory_bank.uncompiled import UncompiledModule
+
+_NO_PASTES: Ints = np.zeros((3, 0), dtype=np.int64)
 
 
 class TailMemoryBank(UncompiledModule):
@@ -202,7 +204,7 @@ class TailMemoryBank(UncompiledModule):
         self._store = SampleStore(num_tail, self.capacity, self.max_bytes)
         self._counts = PresenceCounts(num_tail)
         self._never_stored = NeverStored(self.tail_classes, self.min_pixels, self.max_bytes)
-        self._last_pastes: list[tuple[int, int, int]] = []
+        self._last_pastes: Ints = _NO_PASTES
 
     @property
     def nbytes(self) -> int:
@@ -233,7 +235,7 @@ class TailMemoryBank(UncompiledModule):
 
         Pastes of which nothing is left (shrunk to nothing, or no free pixel within reach) are not listed.
         """
-        return list(self._last_pastes)
+        return [(image, class_id, count) for image, class_id, count in self._last_pastes.T.tolist()]
 
     def extra_repr(self) -> str:
         """Main settings, for ``print(bank)``."""
@@ -266,7 +268,7 @@ class TailMemoryBank(UncompiledModule):
                 that is not ``ignore_index``, or a plan of other settings or masks (on CUDA other masks of the same
                 shape are an assertion of the device, which says so later; on other accelerators nobody notices).
         """
-        self._last_pastes = []
+        self._last_pastes = _NO_PASTES
         if not self.training:
             return images, masks
         check_batch(images, masks, self.tail_classes)
@@ -298,9 +300,9 @@ class TailMemoryBank(UncompiledModule):
         """
         return self._planner(masks)
 
-    def _paste(self, images: Tensor, masks: Tensor, plan: BatchPlan, pastes: list[Paste]) -> Bools:
+    def _paste(self, images: Tensor, masks: Tensor, plan: BatchPlan, pastes: Pastes) -> Bools:
         """Pastes into images and masks, in place; returns (B, T) which tail classes each image holds then."""
-        if not pastes:
+        if not pastes.samples:
             return plan.present
         placed = place_samples(
             pastes,
@@ -312,20 +314,19 @@ class TailMemoryBank(UncompiledModule):
         )
         if len(placed.pieces.begin):
             paste_pixels(images, masks, self._store.pixels, placed.pieces)
-        self._last_pastes = [(p.image, p.class_id, n) for p, n in zip(pastes, placed.counts, strict=True) if n]
+        self._last_pastes = np.stack([pastes.image, pastes.label, placed.counts])[:, placed.counts > 0]
         return is_present(plan, pastes, placed)
 
-    def _choose(self, present: Bools) -> list[Paste]:
+    def _choose(self, present: Bools) -> Pastes:
         """Draws classes, images and samples."""
         num_samples = np.array([len(samples) for samples in self._store.samples])
         missing = ~(present if self.scope == "image" else in_any(present))
         unit, position = self._draw_classes(missing, missing & (num_samples > 0), len(present))
         image = unit if self.scope == "image" else draw_below(np.full_like(unit, len(present)), self._generator)
         index = draw_below(num_samples[position], self._generator)
-        return [
-            Paste(number, self.tail_classes[which], self._store.samples[which][one])
-            for number, which, one in zip(image.tolist(), position.tolist(), index.tolist(), strict=True)
-        ]
+        stored = self._store.samples
+        samples = [stored[which][one] for which, one in zip(position.tolist(), index.tolist(), strict=True)]
+        return Pastes(image, position, np.array(self.tail_classes)[position], samples)
 
     def _draw_classes(self, missing: Bools, stored: Bools, batch_size: int) -> tuple[Ints, Ints]:
         """Draws among the tail classes that a unit lacks and that have something stored."""

@@ -7,6 +7,7 @@ paste are free, and which of two pastes has a pixel, is known before any pixel i
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -22,12 +23,18 @@ _NUM_TRIES = 5
 """Places tried for a paste of which nothing would be left."""
 
 
-class Paste(NamedTuple):
-    """One sample to paste into one image of a batch."""
+class Pastes(NamedTuple):
+    """Samples to paste into the images of a batch, in this order."""
 
-    image: int
-    class_id: int
-    sample: Sample
+    image: Ints  # (N,)
+    position: Ints  # (N,) of the class among the tail classes
+    label: Ints  # (N,)
+    samples: list[Sample]
+
+    def part(self, numbers: list[int]) -> Pastes:
+        """Some of them."""
+        chosen = [self.samples[number] for number in numbers]
+        return Pastes(self.image[numbers], self.position[numbers], self.label[numbers], chosen)
 
 
 class _Runs(NamedTuple):
@@ -44,7 +51,6 @@ class _Placed(NamedTuple):
 
     sizes: Ints  # (N,) pixels of each paste after resizing
     counts: Ints  # (N,) pixels of it that are free and its own
-    image: Ints  # (N,)
     label: Ints  # (N,)
     canvas: Ints  # (axes, N) size of the canvas, and of the resized canvas
     resized: Ints
@@ -60,16 +66,16 @@ class Placement(NamedTuple):
     """Where everything goes.
 
     Attributes:
-        counts: pixels pasted by each paste.
+        counts: (N,) pixels pasted by each paste.
         pieces: what to write.
     """
 
-    counts: list[int]
+    counts: Ints
     pieces: Pieces
 
 
 def place_samples(
-    pastes: list[Paste],
+    pastes: Pastes,
     plan: BatchPlan,
     *,
     resize_ratio: float,
@@ -92,7 +98,7 @@ def place_samples(
         generator: CPU generator of the places.
     """
 
-    def place(part: list[Paste], taken: tuple[Ints, Ints], aim: Ints | None = None) -> _Placed:
+    def place(part: Pastes, taken: tuple[Ints, Ints], aim: Ints | None = None) -> _Placed:
         return _place(part, plan.shape[1:], taken, resize_ratio, placement, first_wins, generator, aim)
 
     tries = [place(pastes, plan.protected)]
@@ -106,17 +112,16 @@ def place_samples(
             np.concatenate([plan.spared_end, *(done.end for done in tries)]),
         )
         pixels = plan.pixels_per_image
-        free = {
-            image: gaps(*taken, low=image * pixels, high=(image + 1) * pixels)
-            for image in {pastes[number].image for number in lost}
-        }
-        lost = [number for number in lost if len(free[pastes[number].image][0])]
-        if not lost:
+        images = pastes.image[lost].tolist()
+        free = {image: gaps(*taken, low=image * pixels, high=(image + 1) * pixels) for image in set(images)}
+        found = [(number, image) for number, image in zip(lost, images, strict=True) if len(free[image][0])]
+        if not found:
             break
-        aim = np.array([_draw_free(*free[pastes[number].image], generator) for number in lost])
-        tries.append(place([pastes[number] for number in lost], taken, aim % pixels))
+        lost = [number for number, _ in found]
+        aim = np.array([_draw_free(*free[image], generator) for _, image in found])
+        tries.append(place(pastes.part(lost), taken, aim % pixels))
         counts[lost] = tries[-1].counts
-    return Placement(counts.tolist(), _pieces(tries))
+    return Placement(counts, _pieces(tries))
 
 
 def covered_pixels(pieces: Pieces, plan: BatchPlan) -> Ints:
@@ -137,7 +142,7 @@ def _draw_free(begin: Ints, length: Ints, generator: torch.Generator) -> int:
 
 
 def _place(
-    pastes: list[Paste],
+    pastes: Pastes,
     size: tuple[int, ...],
     taken: tuple[Ints, Ints],
     resize_ratio: float,
@@ -151,15 +156,12 @@ def _place(
     The places are random. With ``aim`` (number of pastes,), a pixel of the flattened image for each, a random pixel of
     the sample lies there, or as near as the edges allow.
     """
-    num_pastes = len(pastes)
+    num_pastes = len(pastes.samples)
     sides = np.array(size)[:, None]
-    image = np.array([paste.image for paste in pastes])
-    canvas = np.array([paste.sample.size for paste in pastes]).T
     draws: Ints = torch.randint(2**31, (len(size) + 1, num_pastes), generator=generator, device="cpu").numpy()
-    runs, component = _runs(pastes, canvas)
+    runs, component, canvas = _runs(pastes.samples)
     if placement == "uniform":
-        pixels_of = np.array([paste.sample.num_pixels for paste in pastes])
-        chosen = component[_draw_runs(runs, draws[-1], pixels_of)[0]]
+        chosen = component[_draw_runs(runs, draws[-1], sum_by(runs.owner, runs.length, num_pastes))[0]]
         kept = component == chosen[runs.owner]
         runs = _Runs(runs.owner[kept], runs.place[:, kept], runs.length[kept], runs.first[kept])
         runs, canvas = _crop(runs)
@@ -179,7 +181,7 @@ def _place(
     source, place, length = _resize(runs, canvas, resized)
     owner = runs.owner[source]
     whole = np.ravel_multi_index(tuple(place + offset[:, owner]), size)
-    begin = image[owner] * int(np.prod(size)) + whole
+    begin = pastes.image[owner] * math.prod(size) + whole
     sizes = sum_by(owner, length, num_pastes)
     piece, left, right = subtract(begin, begin + length, *taken)
     won, left, right = settle(owner[piece], left, right, first_wins)
@@ -190,8 +192,7 @@ def _place(
     return _Placed(
         sizes,
         sum_by(owner, right - left, num_pastes),
-        image,
-        np.array([paste.class_id for paste in pastes]),
+        pastes.label,
         canvas,
         resized,
         runs,
@@ -203,11 +204,12 @@ def _place(
     )
 
 
-def _runs(pastes: list[Paste], canvas: Ints) -> tuple[_Runs, Ints]:
-    """The runs of all pastes, and the number of each one's component."""
-    start, length, component = np.concatenate([paste.sample.runs for paste in pastes], axis=1).astype(np.int64)
-    num_runs = np.array([paste.sample.runs.shape[1] for paste in pastes])
-    owner = np.repeat(np.arange(len(pastes)), num_runs)
+def _runs(samples: list[Sample]) -> tuple[_Runs, Ints, Ints]:
+    """The runs of all samples, the number of each one's component, and (axes, N) the size of each canvas."""
+    start, length, component = np.concatenate([sample.runs for sample in samples], axis=1).astype(np.int64)
+    facts = np.array([(s.runs.shape[1], s.num_pixels, s.first, *s.size) for s in samples]).T
+    num_runs, pixels_of, first, canvas = facts[0], facts[1], facts[2], facts[3:]
+    owner = np.repeat(np.arange(len(samples)), num_runs)
     place = np.empty((len(canvas), len(start)), dtype=np.int64)
     for axis in range(len(canvas) - 1, 0, -1):
         side = canvas[axis, owner]
@@ -215,9 +217,7 @@ def _runs(pastes: list[Paste], canvas: Ints) -> tuple[_Runs, Ints]:
         place[axis] = start - above * side
         start = above
     place[0] = start
-    pixels_of = np.array([paste.sample.num_pixels for paste in pastes])
-    shift = np.array([paste.sample.first for paste in pastes]) - before(pixels_of)
-    return _Runs(owner, place, length, before(length) + shift[owner]), component
+    return _Runs(owner, place, length, before(length) + (first - before(pixels_of))[owner]), component, canvas
 
 
 def _draw_runs(runs: _Runs, draw: Ints, pixels_of: Ints) -> tuple[Ints, Ints]:
@@ -327,13 +327,12 @@ def _neighbours(index: Ints, size: Ints, scale: Floats) -> list[tuple[Ints, Floa
     return [(low, 1 - fraction), (np.minimum(low + 1, size - 1), fraction)]
 
 
-def is_present(plan: BatchPlan, pastes: list[Paste], placement: Placement) -> Bools:
+def is_present(plan: BatchPlan, pastes: Pastes, placement: Placement) -> Bools:
     """Which tail classes each image holds after pasting, (B, T)."""
-    position = {class_id: number for number, class_id in enumerate(plan.planner.tail_classes)}
     if plan.planner.protects_tail:
         held = plan.present.copy()
     else:
         held = plan.tail_pixels > covered_pixels(placement.pieces, plan)
-    for paste, count in zip(pastes, placement.counts, strict=True):
-        held[paste.image, position[paste.class_id]] |= count > 0
+    pasted = placement.counts > 0
+    held[pastes.image[pasted], pastes.position[pasted]] = True
     return held
