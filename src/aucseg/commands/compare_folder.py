@@ -103,14 +103,15 @@ def say_next(out: Path, methods: Sequence[str]) -> None:
 
 def _methods_for(plan: Plan) -> str:
     """Cross-entropy, and what is planned: AUCSeg with the bank, without, or both where the counts leave that open."""
-    from aucseg.statistics.advice import NOT_CLEAR, SAMPLER
+    from aucseg.compare.methods import SUFFIX_OF_SAMPLER
+    from aucseg.statistics.advice import NOT_CLEAR
 
     if plan.settings["model.bank"] is not None:
         planned = ["aucseg"]
     else:
         planned = ["auc", "aucseg"] if plan.bank_answer == NOT_CLEAR and plan.bank_to_try else ["auc"]
-    order = "+rfs" if plan.settings["data.sampler"] == SAMPLER else ""
-    return ",".join(["ce", *(name + order for name in planned)])
+    suffix = SUFFIX_OF_SAMPLER[plan.settings["data.sampler"]]
+    return ",".join(["ce", *(name + suffix for name in planned)])
 
 
 def _number(count: int, noun: str) -> str:

@@ -19,6 +19,8 @@ Configuration = dict[str, Any]
 POSTHOC, DISALIGN, OFFSETS = "posthoc-la", "disalign", "offsets"
 _SECOND_STAGES = (POSTHOC, DISALIGN, OFFSETS)
 _SAMPLERS = {"rcs": "rare_class", "rfs": "repeat_factor"}
+SUFFIX_OF_SAMPLER = {"random": "", **{sampler: f"+{suffix}" for suffix, sampler in _SAMPLERS.items()}}
+"""What a method's name ends with, by the sampler that it takes."""
 _SUFFIXES = ("bank", *_SAMPLERS, *_SECOND_STAGES)
 # The second stage of DisAlign trains a few hundred parameters.
 _DISALIGN_BUDGET = 4
