@@ -108,6 +108,9 @@ def test_predict_writes_label_maps_of_the_input_size(finished_run: Path, tiny_ca
         with Image.open(out / name) as picture:
             assert picture.size == (64, 48)
     assert len((out / "areas.csv").read_text().splitlines()) > 4
+    result = aucseg("predict", finished_run, tiny_card.parent / "images" / "val", "--out", out, "--tau", "0.5")
+    assert result.returncode == 2
+    assert "--tau is the strength of the adjustment by --class-counts FILE" in result.stderr
 
 
 def test_export_is_checked_on_validation_images(

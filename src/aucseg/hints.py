@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import Any
 
+DEFAULT_IGNORE_INDEX = 255
 _CLASS_IDS = "give class ids, a list of integers (DatasetCard.ids_of finds them)"
 
 
@@ -95,6 +96,25 @@ def _class_id(entry: Any, name: str) -> int:
         return operator.index(number)
     except TypeError as error:
         raise TypeError(f"{name} holds {entry!r}: {_CLASS_IDS}") from error
+
+
+def refuse_default_ignore_label(ignore_index: int, num_classes: int) -> None:
+    """Refuse the default ignore label where it is one of the classes, as their pixels would not count.
+
+    Raises:
+        ValueError: It is 255, and there are more classes than 255.
+
+    Example:
+        >>> refuse_default_ignore_label(255, 300)
+        Traceback (most recent call last):
+        ...
+        ValueError: ignore_index=255 (the default) is one of the 300 classes: choose another ignore label, such as -100
+    """
+    if ignore_index == DEFAULT_IGNORE_INDEX < num_classes:
+        raise ValueError(
+            f"ignore_index={DEFAULT_IGNORE_INDEX} (the default) is one of the {num_classes} classes: choose another "
+            "ignore label, such as -100"
+        )
 
 
 def import_extra(module: str, extra: str) -> Any:

@@ -72,6 +72,8 @@ def test_files(tmp_path: Path, stored: Any, capsys: pytest.CaptureFixture[str]) 
     weights = tmp_path / "model.safetensors"
     assert main(["export", "runs/a", "--to", str(weights)]) == 0
     assert not load_checkpoint(task(None).model, weights)
+    assert main(["export", "runs/a", "--to", str(weights), "--images", str(tmp_path / "*.png")]) == 2
+    assert "--images checks what is exported to .onnx or .pt2" in capsys.readouterr().err
 
 
 def test_checks_on_validation_images_of_the_run(

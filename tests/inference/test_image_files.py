@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from aucseg.datasets.tree import IMAGE_ENDINGS
 from aucseg.inference.image_files import ImageError, find_images, predict_paths, read_image
 from aucseg.inference.predictor import InferenceOptions, Predictor
 from tests.datasets.files import png_of_16_bits
@@ -156,6 +157,41 @@ def test_equal_names_do_not_collide(tmp_path: Path) -> None:
     predict(paths, tmp_path / "out")
     written = {p.relative_to(tmp_path / "out/labels").as_posix() for p in (tmp_path / "out/labels").rglob("*.png")}
     assert written == {"x/a.png", "y/a.png", "y/b.png.png", "y/b.tif.png"}
+
+
+def test_a_name_that_is_another_ones_stem_does_not_collide(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("x.jpg", "x.png", "x.jpg.png")]
+    for seed, path in enumerate(paths):
+        save(picture(seed=seed), path)
+    assert len(predict(paths, tmp_path / "out").done) == 3
+    with Image.open(tmp_path / "out" / "labels" / "x.jpg.png.png") as image:
+        assert np.array_equal(np.array(image), expected_labels(picture(seed=2)))
+    assert len(list((tmp_path / "out" / "labels").iterdir())) == 3
+
+
+def test_what_an_earlier_prediction_wrote_does_not_stay_beside_a_new_one(tmp_path: Path) -> None:
+    """Else ``evaluate`` takes the labels of one model and the scores of another."""
+    paths = [save(picture(), tmp_path / f"{name}.png") for name in "ab"]
+    predict(paths, tmp_path / "out", scores=True)
+    predict(paths[:1], tmp_path / "out", overlays=False)
+    written = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").glob("*/*"))
+    assert written == ["labels/a.png", "labels/b.png", "overlays/b.png", "scores/b.npy"]
+
+
+@pytest.mark.parametrize("folder", ["labels", "scores"])
+def test_files_that_are_no_predictions_are_not_overwritten(folder: str, tmp_path: Path) -> None:
+    path = save(picture(), tmp_path / "images" / "a.png")
+    mine = save(picture(), tmp_path / folder / "a.png")
+    before = mine.read_bytes()
+    with pytest.raises(ValueError, match=f"{folder} has files that are not predictions"):
+        predict([path], tmp_path)
+    assert mine.read_bytes() == before
+
+
+@pytest.mark.parametrize("ending", sorted(IMAGE_ENDINGS))
+def test_a_folder_is_searched_for_every_format_that_training_takes(ending: str, tmp_path: Path) -> None:
+    (tmp_path / f"a{ending}").touch()
+    assert find_images([tmp_path]) == [tmp_path / f"a{ending}"]
 
 
 @pytest.mark.parametrize(

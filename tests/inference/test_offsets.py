@@ -34,6 +34,26 @@ def test_a_known_shift_is_found(shifted_images: list[Batch]) -> None:
     assert fit.gain > 0.04
 
 
+def test_a_batch_that_is_refused_leaves_nothing_behind() -> None:
+    """It may be mended and given again; its images before the bad one must not count twice."""
+    batches = gaussian_images(6, [0] * 3, prior=[0.6, 0.3, 0.1], size=12)
+    batches = [
+        (torch.cat([a[0], b[0]]), torch.cat([a[1], b[1]])) for a, b in zip(batches[::2], batches[1::2], strict=True)
+    ]
+    fits = []
+    for repeats in (False, True):
+        fitter = OffsetFitter(3, max_scores=500)
+        for logits, target in batches:
+            if repeats:
+                bad = logits.clone()
+                bad[1, 0, 0, 0] = -math.inf
+                with pytest.raises(ValueError, match="logits must be finite"):
+                    fitter.update(bad, target)
+            fitter.update(logits, target)
+        fits.append(fitter.fit())
+    assert fits[0] == fits[1]
+
+
 def test_two_classes_reach_the_threshold_that_theory_says() -> None:
     """With calibrated probabilities the best threshold for the IoU J of one class is J / (1 + J): half the best F1."""
     batches = gaussian_images(60, (0.0, 0.0), prior=(0.8, 0.2), size=40)

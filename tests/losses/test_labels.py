@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aucseg.inference import OffsetFitter
 from aucseg.losses import AUCSegLoss, PairwiseAUCLoss, accumulate, build_loss
+from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
+from aucseg.metrics.boundary_iou import boundary_overlap
 from tests.oracles import auc_loss_oracle, partial_auc_oracle, value_and_grad
 
 NUM_CLASSES = 4
@@ -158,3 +162,23 @@ def test_what_torchvision_returns_is_not_taken_for_logits(name: str) -> None:
     logits, target = torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)
     with pytest.raises(TypeError, match=r"logits must be a torch.Tensor, got dict: pass the entry .*'out', 'aux'"):
         build_loss(name)({"out": logits, "aux": logits}, target)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: PairwiseAUCLoss()(torch.zeros(1, 300, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64)),
+        lambda: build_loss("ce")(torch.zeros(1, 300, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64)),
+        lambda: build_loss("dice")(torch.zeros(1, 300, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64)),
+        lambda: GroupedMeanIoU(300),
+        lambda: PixelAUROC(300),
+        lambda: PixelAveragePrecision(300),
+        lambda: OffsetFitter(300),
+        lambda: boundary_overlap(torch.zeros(1, 2, 2, dtype=torch.int64), torch.zeros(1, 2, 2, dtype=torch.int64), 300),
+    ],
+    ids=["auc", "ce", "dice", "mIoU", "AUROC", "AP", "offsets", "boundary"],
+)  # fmt: skip
+def test_the_default_ignore_label_is_refused_where_it_is_a_class(make: Callable[[], object]) -> None:
+    """Else the pixels of class 255 would silently not count."""
+    with pytest.raises(ValueError, match=r"ignore_index=255 \(the default\) is one of the 300 classes"):
+        make()

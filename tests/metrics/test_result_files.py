@@ -25,3 +25,10 @@ def test_an_evaluation_without_scores_has_no_curves_and_a_class_that_is_not_ther
     curves = json.loads((tmp_path / "x" / "curves.json").read_text())
     assert curves == {"here": curve_points(*rates["here"])}
     assert curves["here"]["auroc"] == 0.625
+
+
+def test_curves_of_an_earlier_evaluation_do_not_stay(tmp_path: Path) -> None:
+    rates = {"a": (torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0]))}
+    write_results(tmp_path, {"step": 1}, confusion=[[1]], images={}, roc_curves=rates)
+    write_results(tmp_path, {"step": None}, confusion=[[1]], images={})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["confusion.json", "images.json", "result.json"]

@@ -46,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
         from aucseg.run_files import best_of
         from aucseg.training.stored_task import load_task
 
+    if args.images and args.to.suffix in ("", ".safetensors"):
+        raise ValueError("--images checks what is exported to .onnx or .pt2; weights are written as they are")
     if args.best:
         args.run = best_of(args.run)
     task = load_task(args.run)

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--flip", action="store_true", help="average with the mirrored image")
     add("--class-counts", type=Path, metavar="FILE", help="counts of 'aucseg stats --save FILE': adjust the "
         "logits by the class frequencies")  # fmt: skip
-    add("--tau", type=float, default=1.0, help="strength of that adjustment (default: %(default)s)")
+    add("--tau", type=float, help="strength of that adjustment (default: 1)")
     add("--scores", action="store_true", help="also write class probabilities, float16 (K, H, W)")
     add("--no-overlays", action="store_true", help="write label maps only")
     add("--opacity", type=float, default=0.5, help="of the colours in the overlays (default: %(default)s)")
@@ -63,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
         from aucseg.statistics.class_statistics import ClassStatistics
         from aucseg.training.stored_task import load_task
 
+    if args.tau is not None and args.class_counts is None:
+        raise ValueError("--tau is the strength of the adjustment by --class-counts FILE, which is missing")
     counts = None
     if args.class_counts is not None:
         counts = tuple(ClassStatistics.load(args.class_counts).pixel_counts.tolist())
@@ -73,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         scales=tuple(args.scales),
         flip=args.flip,
         class_frequency=counts,
-        tau=args.tau,
+        tau=1.0 if args.tau is None else args.tau,
         batch_size=args.batch_size,
     )
     paths = find_images(args.inputs, exclude=args.out)

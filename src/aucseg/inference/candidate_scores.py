@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from aucseg.hints import refuse_default_ignore_label
 from aucseg.metrics.pixel_metric import bands_at, check_logits
 
 Integers = npt.NDArray[np.integer[Any]]
@@ -147,6 +148,7 @@ class ScoreCollector:
     def __init__(self, num_classes: int, *, ignore_index: int, max_offset: float, max_scores: int) -> None:
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
             raise ValueError(f"num_classes must be an integer of at least 2, got {num_classes!r}")
+        refuse_default_ignore_label(ignore_index, num_classes)
         if not 0 < max_offset < 1e4:
             raise ValueError(f"max_offset must lie between 0 and 10,000, got {max_offset}")
         if max_scores < 1:
@@ -167,18 +169,34 @@ class ScoreCollector:
         logits, target = check_logits(logits, target, self.num_classes)
         if clusters is not None and len(clusters) != len(target):
             raise ValueError(f"{len(clusters)} clusters for a batch of {len(target)} images: give one for each")
-        for index in range(len(target)):
+        state = self._generator.bit_generator.state
+        try:
+            images = [
+                [
+                    self._read(band[0].flatten(1), labels.flatten())
+                    for band, labels in bands_at(logits[index : index + 1], target[index : index + 1])
+                ]
+                for index in range(len(target))
+            ]
+        except ValueError:  # nothing of a batch that is refused is kept
+            self._generator.bit_generator.state = state
+            raise
+        for index, bands in enumerate(images):
             # A name that no user gives, for an image that is a cluster of its own.
             name = ("image", len(self._clusters)) if clusters is None else clusters[index]
             cluster = self._clusters.setdefault(name, len(self._clusters))
             if cluster == len(self._counts):
                 self._counts.append(np.zeros((3, self.num_classes), dtype=np.int64))
-            for band, labels in bands_at(logits[index : index + 1], target[index : index + 1]):
-                self._add(band[0].flatten(1), labels.flatten(), cluster)
+            for counts, num_open, chunk in bands:
+                self._counts[cluster] += counts
+                self._open += num_open
+                chunk.cluster[:] = cluster
+                self._chunks.append(chunk)
         self._make_room()
 
     @torch.no_grad()
-    def _add(self, scores: Tensor, labels: Tensor, cluster: int) -> None:
+    def _read(self, scores: Tensor, labels: Tensor) -> tuple[Integers, Integers, _Chunk]:
+        """Pixels that are true, settled hits and settled predictions (3, K), open ones (K,), and what is kept."""
         valid = labels != self.ignore_index
         if not bool(valid.all()):
             scores, labels = scores[:, valid], labels[valid]
@@ -195,12 +213,11 @@ class ScoreCollector:
         least = torch.nextafter(top - 2 * self.max_offset, top.new_tensor(-torch.inf))
         is_open = (scores >= least).sum(dim=0) > 1
         settled, hit = ~is_open, predicted == labels
-        counts = self._counts[cluster]
-        for row, chosen in enumerate((labels, labels[settled & hit], predicted[settled])):
-            counts[row] += torch.bincount(chosen, minlength=self.num_classes).cpu().numpy()
+        counted = (labels, labels[settled & hit], predicted[settled])
+        counts = torch.stack([torch.bincount(chosen, minlength=self.num_classes) for chosen in counted])
         place = is_open.nonzero()[:, 0]
         label = labels[place].cpu().numpy()
-        self._open += np.bincount(label, minlength=self.num_classes)
+        num_open = np.bincount(label, minlength=self.num_classes)
         draw = self._generator.random(len(label), dtype=np.float32)
         kept = draw < self._share[label]
         place = place[torch.from_numpy(kept).to(place.device)]
@@ -208,13 +225,13 @@ class ScoreCollector:
         may_win = scores >= least[:, None]
         chunk = _Chunk(
             label[kept].astype(np.int32),
-            np.full(len(place), cluster, dtype=np.int32),
+            np.zeros(len(place), dtype=np.int32),
             draw[kept],
             may_win.sum(dim=1).cpu().numpy().astype(np.int32),
             may_win.nonzero()[:, 1].cpu().numpy().astype(np.int32),
             scores[may_win].cpu().numpy(),
         )
-        self._chunks.append(chunk)
+        return counts.cpu().numpy(), num_open, chunk
 
     @property
     def num_scores(self) -> int:

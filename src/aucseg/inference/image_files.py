@@ -6,6 +6,7 @@ The work on files, for any model; :mod:`aucseg.inference.predictor` does the wor
 import csv
 import itertools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from aucseg.datasets.bands import read_card_image
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.deep_color import read_deep_color
 from aucseg.datasets.files import SampleError, bits_per_channel, load_oriented, to_rgb, without_pixel_limit
-from aucseg.datasets.tree import is_hidden, is_system_file
+from aucseg.datasets.tree import IMAGE_ENDINGS, ending_of, is_hidden, is_system_file
 from aucseg.inference.georeference import georeference, write_geotiff
 from aucseg.inference.large_rasters import LargeRaster, label_array, open_large, small_overlay
 from aucseg.inference.predictor import Predictor
@@ -30,7 +31,9 @@ from aucseg.safe_files import replacing, text_cell
 
 Array = npt.NDArray[Any]
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm")
+_AREAS = "areas.csv"
+# What is written of an image: folders, and endings in them.
+_OUTPUTS = {"labels": (".png", ".tif"), "overlays": (".png",), "scores": (".npy",)}
 # The least white of integers in 16 bits that are taken for such without being told.
 _LEAST_WHITE = 1 << 14
 
@@ -83,7 +86,7 @@ def find_images(inputs: Iterable[str | Path], *, exclude: Path | None = None) ->
         if path.is_file():
             matches = [] if is_system_file(path.name) else [path]
         elif path.is_dir():
-            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and _is_data(p, path))
+            matches = sorted(p for p in path.rglob("*") if ending_of(p.name) in IMAGE_ENDINGS and _is_data(p, path))
         else:
             # Unlike glob.glob, "**" does not follow links, which may lead in circles.
             top = Path(path.anchor)
@@ -207,7 +210,7 @@ def predict_paths(
               formula have an apostrophe in front.)
 
             NAME is the file's path without suffix below the folder that all files share; with its suffix where two
-            would collide.
+            would collide. What an earlier prediction of this NAME has written there is removed.
         class_names: K names.
         palette: K colours ``(red, green, blue)`` in 0..255.
         overlays: Whether to write overlays.
@@ -221,7 +224,8 @@ def predict_paths(
             ``value_range`` then stands for the card's. Pixels without data are predicted like others.
 
     Raises:
-        ValueError: No paths, an opacity or value range that is none, or names and palette of different lengths.
+        ValueError: No paths, an opacity or value range that is none, names and palette of different lengths, or a
+            folder that has other files where the predictions go.
         TypeError: The model's logits have another number of classes.
     """
     if not paths:
@@ -234,13 +238,22 @@ def predict_paths(
         raise ValueError(f"opacity must be in 0..1, got {opacity}")
     predictor = model if isinstance(model, Predictor) else Predictor(model)
     out_dir = Path(out_dir)
+    for name in _OUTPUTS:
+        if not (out_dir / _AREAS).is_file() and (out_dir / name).is_dir() and any((out_dir / name).iterdir()):
+            raise ValueError(
+                f"{out_dir / name} has files that are not predictions (there is no {_AREAS} beside it), and might be "
+                "overwritten: write to another folder (--out)"
+            )
     out_dir.mkdir(parents=True, exist_ok=True)
     colors = np.array(palette, dtype=np.uint8).reshape(-1, 3)
     files = [Path(path) for path in paths]
     summary = PredictionSummary(pixels=np.zeros(len(class_names), dtype=np.int64))
     (out_dir / "errors.csv").unlink(missing_ok=True)
-    with _Table(out_dir / "areas.csv", ["image", "class_id", "class", "pixels", "share"]) as areas:
+    with _Table(out_dir / _AREAS, ["image", "class_id", "class", "pixels", "share"]) as areas:
         for path, name in zip(tqdm(files, unit="image", disable=not progress), output_names(files), strict=True):
+            for folder, endings in _OUTPUTS.items():  # of an earlier prediction, which may have written more
+                for ending in endings:
+                    (out_dir / folder / f"{name}{ending}").unlink(missing_ok=True)
             try:
                 image, bits = _read_as_trained(path, card, exif, value_range, max_pixels)
                 if value_range is not None and bits <= 8:
@@ -319,12 +332,16 @@ def output_names(paths: Sequence[Path]) -> list[str]:
     Example:
         >>> output_names([Path("a/x.png"), Path("a/b/x.png"), Path("a/y.png"), Path("a/y.jpg")])
         ['x', 'b/x', 'y.png', 'y.jpg']
+        >>> output_names([Path("x.jpg"), Path("x.png"), Path("x.jpg.png")])
+        ['x.jpg', 'x.png', 'x.jpg.png']
     """
     absolute = [path.absolute() for path in paths]
     root = os.path.commonpath([path.parent for path in absolute])
     relative = [path.relative_to(root) for path in absolute]
     stems = [path.with_suffix("") for path in relative]
-    return [(path if stems.count(stem) > 1 else stem).as_posix() for path, stem in zip(relative, stems, strict=True)]
+    # A stem may be the whole name of another file, too: x.jpg.png beside x.jpg.
+    taken = Counter([*relative, *stems])
+    return [(path if taken[stem] > 1 else stem).as_posix() for path, stem in zip(relative, stems, strict=True)]
 
 
 def _predict(

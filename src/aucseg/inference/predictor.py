@@ -1,6 +1,7 @@
 """Inference at full size, of images and volumes: whole, by sliding windows in constant memory, at several scales."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -73,8 +74,10 @@ class InferenceOptions:
             raise ValueError("stride needs a window")
         if self.blend not in ("average", "linear"):
             raise ValueError(f"blend must be 'average' or 'linear', got {self.blend!r}")
-        if not self.scales or min(self.scales) <= 0:
-            raise ValueError(f"scales must be positive, got {self.scales}")
+        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
+            raise ValueError(f"scales must be positive numbers, got {self.scales}")
+        if not math.isfinite(self.tau):
+            raise ValueError(f"tau must be a number, got {self.tau}")
         for name in ("batch_size", "block_width"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aucseg.dtypes import int64_labels
+from aucseg.hints import refuse_default_ignore_label
 
 # Share of the image's diagonal that the bands are wide: the value of the paper for COCO.
 DILATION_RATIO = 0.02
@@ -114,6 +115,7 @@ def boundary_overlap(
             f"predicted labels of shape {tuple(predicted.shape)} and target of shape {tuple(target.shape)}: expected "
             "(B, *spatial) for both"
         )
+    refuse_default_ignore_label(ignore_index, num_classes)
     if width is None:
         width = boundary_width(target.shape[1:])
     counted = target != ignore_index

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from aucseg.dtypes import check_tensor, int64_labels
-from aucseg.hints import class_ids
+from aucseg.hints import class_ids, refuse_default_ignore_label
 from aucseg.metrics.class_bars import draw_class_bars
 from aucseg.upsampling import upsampled_bands
 
@@ -59,6 +59,7 @@ class PixelMetric(Metric):
             )
         if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
             raise TypeError(f"ignore_index must be an integer, not {ignore_index!r}")
+        refuse_default_ignore_label(ignore_index, num_classes)
         if class_names is not None and (isinstance(class_names, str) or len(class_names) != num_classes):
             raise ValueError(f"class_names must hold {num_classes} names, one a class, got {class_names!r}")
         self.num_classes = num_classes

@@ -55,6 +55,8 @@ def write_results(
         roc_curves: false and true positive rates by class name; None for a prediction without scores.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for name in (RESULT_FILE, CURVES_FILE):  # of an earlier evaluation
+        (folder / name).unlink(missing_ok=True)
     write_json(folder / CONFUSION_FILE, {"counts": confusion})
     write_json(folder / IMAGES_FILE, dict(sorted(images.items())))
     if roc_curves is not None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from aucseg.dtypes import check_tensor
-from aucseg.hints import closest
+from aucseg.hints import closest, refuse_default_ignore_label
 from aucseg.losses.auc.surrogates import SURROGATES
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 SCORES = ("sigmoid", "softmax", "identity")
 STRATEGIES = ("ovo", "ova")
-DEFAULT_IGNORE_INDEX = 255
 # Beyond this the square of a margin leaves float32 where gradients are computed.
 MAX_MARGIN = 1e6
 ONCE = "the AUC loss can be differentiated once; second derivatives (create_graph=True) are not offered"
@@ -175,11 +174,7 @@ def _check_number_of_channels(num_channels: int, options: LossOptions) -> None:
         raise ValueError(
             "scores='softmax' of a single channel is constant: use 'sigmoid' or 'identity' with one logit a pixel"
         )
-    if options.auc.ignore_index == DEFAULT_IGNORE_INDEX < num_channels:
-        raise ValueError(
-            f"ignore_index={DEFAULT_IGNORE_INDEX} (the default) is one of the {num_channels} classes: choose another "
-            "ignore label, such as -100"
-        )
+    refuse_default_ignore_label(options.auc.ignore_index, num_channels)
     if options.pair_weight is not None and options.pair_weight.shape[0] != num_channels:
         raise ValueError(f"pair_weight is {tuple(options.pair_weight.shape)} but logits have {num_channels} channels")
     if options.class_weight is not None and options.class_weight.numel() != max(num_channels, 2):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aucseg.dtypes import check_tensor, int64_labels, wide_dtype, wide_sum
+from aucseg.hints import refuse_default_ignore_label
 from aucseg.losses.class_weights import check_class_counts
 
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -122,6 +123,7 @@ class LongTailLoss(nn.Module):
         num_classes = logits.shape[1]
         if num_classes < 2:
             raise ValueError("logits need at least 2 channels; one logit z is the two logits (0, z)")
+        refuse_default_ignore_label(self.ignore_index, num_classes)
         if self.class_counts is not None and len(self.class_counts) != num_classes:
             raise ValueError(
                 f"logits have {num_classes} channels, but class_counts has {len(self.class_counts)} classes"
