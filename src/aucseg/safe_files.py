@@ -69,6 +69,9 @@ def replacing(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
         temporary = Path(folder, path.name)
         yield temporary
+        new = Path(folder, ".new")
+        new.touch()
+        temporary.chmod(new.stat().st_mode)  # some libraries make files that nobody else may read
         os.replace(temporary, path)
 
 

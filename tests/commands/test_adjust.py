@@ -12,6 +12,7 @@ from aucseg.cli import main
 from aucseg.compare.second_stage import offsets_model
 from aucseg.datasets import SegmentationDataset
 from aucseg.models.checkpoint import TRUST_VARIABLE
+from aucseg.report.examples import collect_examples
 from aucseg.report.runs import read_run
 from aucseg.training.stored_task import load_task
 from tests.conftest import write_tiny_dataset
@@ -157,6 +158,7 @@ def test_wrong_calls_are_told(card: Path, tmp_path: Path, capsys: pytest.Capture
         (["--objective", "tial"], "expected one of miou, head, middle, tail"),
         (["--class-weight", "gme=2"], "classes are ground, box, crate, gem"),
         (["--class-weight", "gem=x"], "'x' is not a number"),
+        (["--class-weight", "gem=nan"], "--class-weight gem=nan: a weight must be a number of at least 0"),
         (["--folds", "1"], "at least 2"),
         (["--out", str(tmp_path / "taken")], "is not empty"),
         (["--device", "nowhere"], "--device nowhere"),
@@ -165,6 +167,23 @@ def test_wrong_calls_are_told(card: Path, tmp_path: Path, capsys: pytest.Capture
         assert message in capsys.readouterr().err
     assert main(["adjust", str(tmp_path / "nothing")]) == 2
     assert "is not a run folder" in capsys.readouterr().err
+
+
+def test_from_another_folder_the_card_is_that_of_the_checkpoint(
+    card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The configuration has the card's path as it was given, from where the training was started."""
+    run = make_run(tmp_path / "run", card, "with_bias")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"]["card"] = card.name
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.chdir(tmp_path)
+    assert main(["adjust", str(run), "--root", str(card.parent), "--device", "cpu"]) == 0
+    result = json.loads((tmp_path / "run-adjusted" / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result))
+    assert collect_examples([run], root=card.parent)
+    (run / "checkpoints" / "last.ckpt").unlink()
+    assert main(["adjust", str(run), "--root", str(card.parent)]) == 2
 
 
 def test_an_adjusted_run_is_replaced_on_request_only(card: Path, tmp_path: Path) -> None:

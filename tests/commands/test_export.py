@@ -55,6 +55,19 @@ def test_folder_for_the_hub(tmp_path: Path, stored: Any, capsys: pytest.CaptureF
     with torch.no_grad():
         expected = source.model((pixels.float() - source.mean) / source.std)
         torch.testing.assert_close(loaded(pixels), expected, rtol=0, atol=0)
+    modes = {path.stat().st_mode for path in folder.iterdir() if path.is_file()}
+    assert len(modes) == 1  # also of the weights, which safetensors would make readable for nobody else
+    assert main(["export", "runs/a", "--to", str(folder)]) == 0  # it is replaced
+    assert main(["export", "runs/a", "--to", f"{tmp_path / 'v1.2'}/"]) == 0
+    assert (tmp_path / "v1.2" / "model.safetensors").is_file()
+    capsys.readouterr()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text('{"mine": 1}')
+    assert main(["export", "runs/a", "--to", str(tmp_path / "mine")]) == 2
+    assert "has another model's files" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "config.json").read_text() == '{"mine": 1}'
+    assert main(["export", "runs/a", "--to", str(tmp_path / "a.pth")]) == 2
+    assert "end it in .onnx, .pt2 or .safetensors, or in / for a folder" in capsys.readouterr().err
     stored(task(None))
     assert main(["export", "runs/a", "--to", str(tmp_path / "other")]) == 2
     assert "given as a module" in capsys.readouterr().err
@@ -72,6 +85,7 @@ def test_files(tmp_path: Path, stored: Any, capsys: pytest.CaptureFixture[str]) 
     weights = tmp_path / "model.safetensors"
     assert main(["export", "runs/a", "--to", str(weights)]) == 0
     assert not load_checkpoint(task(None).model, weights)
+    assert weights.stat().st_mode == target.stat().st_mode
     assert main(["export", "runs/a", "--to", str(weights), "--images", str(tmp_path / "*.png")]) == 2
     assert "--images checks what is exported to .onnx or .pt2" in capsys.readouterr().err
 

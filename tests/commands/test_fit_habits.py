@@ -179,6 +179,15 @@ def test_everything_of_the_users_own_is_found_in_the_current_folder(run: str) ->
     assert rows(run, "lr-SGD/pg3")[0] == pytest.approx(0.2)
 
 
+def test_one_callback_needs_no_list_and_an_epoch_is_what_the_sampler_draws(folder: Path) -> None:
+    Path("marked").unlink(missing_ok=True)
+    options = ("--trainer.max_epochs", "2", "--trainer.max_steps", "-1", "--trainer.val_check_interval", "null")
+    sampler = ("--data.sampler", "repeat_factor", "--data.sampler_options.num_samples", "2")
+    assert fit(*options, *sampler, "--trainer.callbacks", "habit_parts.Marker", "--out", "one") == 0
+    assert Path("marked").exists()
+    assert json.loads(Path("one", "result.json").read_text())["step"] == 2  # of two images, two at a time
+
+
 def test_loggers_are_added_to_the_runs_own(run: str) -> None:
     assert {"config.yaml", "metrics.csv", "checkpoints"} <= set(os.listdir(run))
     assert list(Path(run).glob("events.out.tfevents.*"))

@@ -89,6 +89,12 @@ def test_stats_writes_the_plan_of_fit(
     config = yaml.safe_load((tiles / "run.yaml").read_text())
     assert config["data"]["card"] == "my.yaml"
     assert not (tiles / "run_card.yaml").exists()
+    # Where a training would stop at a file nothing is planned, and it is said.
+    next((tiles / "tiles").rglob("*.png")).write_bytes(b"no image")
+    capsys.readouterr()
+    assert run("stats tiles --workers 0 --write-config other.yaml") == 1
+    assert "other.yaml was not written, since a training would stop" in capsys.readouterr().err
+    assert not (tiles / "other.yaml").exists()
 
 
 @pytest.mark.parametrize(

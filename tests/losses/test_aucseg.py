@@ -191,6 +191,24 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
             AUCSegLoss(class_weight=rule)
 
 
+@pytest.mark.parametrize("name", ["auc_weight", "ce_weight", "label_smoothing", "margin", "max_fpr"])
+def test_the_text_of_a_number_is_none(name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be a number, got '1'"):
+        AUCSegLoss(**{name: "1"})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_narrower_module_does_not_round_its_weights(dtype: torch.dtype) -> None:
+    """1e5 is infinite in float16, and the loss would be NaN."""
+    class_weight, pair_weight = torch.tensor([1.0, 1e5, 1.001]), torch.rand(3, 3)
+    loss_fn = AUCSegLoss(class_weight=class_weight, pair_weight=pair_weight)
+    logits, target = torch.randn(2, 3, 4, 4), torch.randint(3, (2, 4, 4))
+    expected = loss_fn(logits, target)
+    assert torch.equal(loss_fn.to(dtype)(logits, target), expected)
+    assert loss_fn.double().class_weight is not None
+    assert torch.equal(loss_fn.double().auc.pair_weight, pair_weight.double())
+
+
 def test_bad_inputs() -> None:
     logits, target = torch.zeros(2, 3, 4, 5), torch.zeros(2, 8, 10).long()
     with pytest.raises(ValueError, match="target must have shape"):

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"{out} is not empty: {way_out}")
     if args.best:
         args.run = best_of(args.run)
-    datamodule = _datamodule(args.run / CONFIG_FILE, args.root)
+    datamodule = _datamodule(args.run, args.root)
     held_out = args.held_out or (args.split is None and datamodule.held_out_share > 0)
     split = None if held_out else (args.split or datamodule.val_split)
     device = device_named(args.device)
@@ -120,14 +120,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _datamodule(config: Path, root: str | None) -> SegmentationDataModule:
+def _datamodule(run: Path, root: str | None) -> SegmentationDataModule:
+    from aucseg.run_files import CONFIG_FILE
     from aucseg.safe_files import read_yaml_mapping
     from aucseg.training.datamodule import SegmentationDataModule
+    from aucseg.training.stored_task import card_of
 
+    config = run / CONFIG_FILE
     options = read_yaml_mapping(config).get("data") if config.is_file() else None
     if not isinstance(options, dict) or not options.get("card"):
         raise ValueError(f"{config} does not say on which data the run was trained")
-    options = dict(options) | {"validate_held_out": False}
+    options = dict(options) | {"card": card_of(run, options["card"]), "validate_held_out": False}
     return SegmentationDataModule(**(options if root is None else options | {"root": root}))
 
 
@@ -145,9 +148,12 @@ def _objective(name: str, items: Sequence[str], task: SegmentationTask) -> str |
         if class_name not in names:
             raise ValueError(f"--class-weight {item}: expected CLASS=W; classes are {', '.join(names)}")
         try:
-            weights[names.index(class_name)] = float(text)
+            weight = float(text)
         except ValueError as error:
             raise ValueError(f"--class-weight {item}: {text!r} is not a number") from error
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"--class-weight {item}: a weight must be a number of at least 0")
+        weights[names.index(class_name)] = weight
     return weights
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,7 +99,7 @@ def say_next(out: Path, methods: Sequence[str]) -> None:
     """Says what one does with the models of a comparison."""
     runs = sorted(out.glob(f"*/{methods[-1].replace(':', '.')}/seed*"))
     if runs:
-        print(f"next: open the report; aucseg predict {runs[0]} PHOTOS --out predictions")
+        print(f"next: open the report; aucseg predict {shlex.quote(str(runs[0]))} PHOTOS --out predictions")
 
 
 def _methods_for(plan: Plan) -> str:

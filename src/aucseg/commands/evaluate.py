@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -110,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
         if evaluation.left_out or evaluation.extra:
             print(f"{folder}: {described(evaluation.left_out, evaluation.extra)}", file=sys.stderr)
         status = max(status, int(bool(evaluation.left_out)))
-        print(f"wrote {out / RESULT_FILE}; a report of it: aucseg report {out}\n")
+        print(f"wrote {out / RESULT_FILE}; a report of it: aucseg report {shlex.quote(str(out))}\n")
     for folder, evaluation in zip(args.predictions[1:], evaluations[1:], strict=True):
         print(_difference(folder, args.predictions[0], evaluation, evaluations[0]))
     return status

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--best", action="store_true", help="the best checkpoint of RUN (fit --keep_best) instead of the last"
     )
     parser.add_argument(
-        "--to", type=Path, required=True, metavar="PATH", help="*.onnx, *.pt2, *.safetensors, or a folder for the hub"
+        "--to", required=True, metavar="PATH", help="*.onnx, *.pt2, *.safetensors, or a folder for the hub"
     )
     parser.add_argument(
         "--images",
@@ -46,7 +47,11 @@ def run(args: argparse.Namespace) -> int:
         from aucseg.run_files import best_of
         from aucseg.training.stored_task import load_task
 
-    if args.images and args.to.suffix in ("", ".safetensors"):
+    to = Path(args.to)
+    is_folder = args.to.endswith(("/", os.sep)) or not to.suffix or to.is_dir()
+    if not is_folder and to.suffix not in (".onnx", ".pt2", ".safetensors"):
+        raise ValueError(f"--to {args.to}: end it in .onnx, .pt2 or .safetensors, or in / for a folder for the hub")
+    if args.images and (is_folder or to.suffix == ".safetensors"):
         raise ValueError("--images checks what is exported to .onnx or .pt2; weights are written as they are")
     if args.best:
         args.run = best_of(args.run)
@@ -58,15 +63,15 @@ def run(args: argparse.Namespace) -> int:
         tuple(task.std.flatten().tolist()),
         getattr(task.model, "stride", 32),
     )
-    if args.to.suffix == ".safetensors":
-        save_weights(task.model, args.to, metadata.as_strings())
-    elif args.to.suffix == "":
+    if is_folder:
         name, options = (task.hparams[key] for key in ("model", "model_options"))
         if name is None:
             raise ValueError(
                 "the run's model was given as a module, not by name, so that a reader could not build it again"
             )
-        save_for_hub(task.model, args.to, metadata, name=name, options=options)
+        save_for_hub(task.model, to, metadata, name=name, options=options)
+    elif to.suffix == ".safetensors":
+        save_weights(task.model, to, metadata.as_strings())
     else:
         if args.images:
             found = find_images(args.images)[:4]
@@ -79,11 +84,11 @@ def run(args: argparse.Namespace) -> int:
         if images is None:
             print("no validation images of the run were found; checking on random colours (better: --images)")
         try:
-            print(export_model(task.model, args.to, metadata, images=images, in_channels=task.card.num_channels))
+            print(export_model(task.model, to, metadata, images=images, in_channels=task.card.num_channels))
         except ExportError as error:
             print(f"aucseg export: {error}")
             return 1
-    print(f"wrote {args.to}")
+    print(f"wrote {to}")
     return 0
 
 

@@ -186,6 +186,8 @@ class AUCSegCLI(LightningCLI):
         self._is_resumed = False
         config = self.config_init[self.subcommand]
         out, trainer = Path(config.out), config.trainer
+        if isinstance(trainer.callbacks, Callback):
+            trainer.callbacks = [trainer.callbacks]
         epochs = EpochCount(trainer)
         checkpoint = None
         self.result_writer = ResultWriter(out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -222,7 +223,8 @@ def write_plan_of(request: Request, path: Path) -> None:
     card = path.with_name(f"{path.stem}_{CARD_FILE}")
     Planner(request).plan_into(path, card)
     written = [path, *([card] if card.is_file() else [])]
-    print(f"wrote {' and '.join(map(str, written))}; next: aucseg fit --config {path} --out runs/{path.stem}")
+    config, out = (shlex.quote(str(place)) for place in (path, Path("runs", path.stem)))
+    print(f"wrote {' and '.join(map(str, written))}; next: aucseg fit --config {config} --out {out}")
 
 
 def with_plan(arguments: Sequence[str]) -> list[str]:

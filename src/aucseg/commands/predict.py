@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--class-counts", type=Path, metavar="FILE", help="counts of 'aucseg stats --save FILE': adjust the "
         "logits by the class frequencies")  # fmt: skip
     add("--tau", type=float, help="strength of that adjustment (default: 1)")
-    add("--scores", action="store_true", help="also write class probabilities, float16 (K, H, W)")
+    add("--scores", action="store_true", help="also write class probabilities (K, H, W)")
+    add("--score-dtype", choices=("float32", "float16"), help="their dtype (default: float32); float16 is half as "
+        "large, but too coarse for the pixel AUC of a confident model: all near 1 are equal")  # fmt: skip
     add("--no-overlays", action="store_true", help="write label maps only")
     add("--opacity", type=float, default=0.5, help="of the colours in the overlays (default: %(default)s)")
     add("--value-range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="values that mean black and white, for "
@@ -65,6 +67,10 @@ def run(args: argparse.Namespace) -> int:
 
     if args.tau is not None and args.class_counts is None:
         raise ValueError("--tau is the strength of the adjustment by --class-counts FILE, which is missing")
+    if args.score_dtype is not None and not args.scores:
+        raise ValueError("--score-dtype goes with --scores, which is missing")
+    if args.out.is_file():
+        raise ValueError(f"--out {args.out} is a file: give a folder")
     counts = None
     if args.class_counts is not None:
         counts = tuple(ClassStatistics.load(args.class_counts).pixel_counts.tolist())
@@ -94,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
             overlays=not args.no_overlays,
             opacity=args.opacity,
             scores=args.scores,
+            score_dtype=args.score_dtype or "float32",
             exif=args.exif,
             value_range=None if args.value_range is None else tuple(args.value_range),
             max_pixels=args.max_pixels,

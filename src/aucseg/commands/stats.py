@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -152,9 +153,17 @@ def _run(args: argparse.Namespace) -> int:
         groups = statistics.groups()
         card = replace(card, groups=groups, tail_classes=tuple(groups["tail"]))
         _write_card(args.write_card, card, Path(args.card))
-    if args.write_config is not None and (check.is_clean or args.on_error == "skip"):
+    if not check.is_clean and args.on_error != "skip":
+        if args.write_config is not None:
+            print(
+                f"\n{args.write_config} was not written, since a training would stop at the files above: mend them, or "
+                "leave them out with --on-error skip",
+                file=sys.stderr,
+            )
+        return 1
+    if args.write_config is not None:
         write_config(args)
-    return 0 if check.is_clean or args.on_error == "skip" else 1
+    return 0
 
 
 def _unpack(args: argparse.Namespace) -> None:
@@ -303,4 +312,7 @@ def _write_card(path: Path, card: DatasetCard, root: Path) -> None:
         "in the\n# groups (by share of the labelled pixels), and check the rest.\n"
     )
     path.write_text(comment + card.to_yaml(), encoding="utf-8")
-    print(f"\nwrote {path}: give the classes their names, then run aucseg stats {path} --root {root}")
+    print(
+        f"\nwrote {path}: give the classes their names, then run "
+        f"aucseg stats {shlex.quote(str(path))} --root {shlex.quote(str(root))}"
+    )

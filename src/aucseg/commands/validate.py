@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -105,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         metrics = evaluate_checkpoint(checkpoint, datamodule, out, device, precision=precision, notes=notes)
     told = ", ".join(f"{name} {metrics[name]:.4f}" for name in _TOLD if name in metrics)
     print(f"{args.run}, {datamodule.validation_name}: {told}")
-    print(f"wrote {out / RESULT_FILE}; a report of it: aucseg report {out}")
+    print(f"wrote {out / RESULT_FILE}; a report of it: aucseg report {shlex.quote(str(out))}")
     return 0
 
 

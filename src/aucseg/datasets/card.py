@@ -158,11 +158,13 @@ class DatasetCard:
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> DatasetCard:
-        """Load a card that comes with the package, by name, or any other, by the path of its YAML file.
+        """Load a card that comes with the package, by name, or any other, by the path of its YAML file or by its text.
 
         Raises:
             ValueError: No such card, or the file breaks the schema; the message names file and line.
         """
+        if isinstance(name_or_path, str) and "\n" in name_or_path:
+            return cls.from_yaml(name_or_path)
         path = Path(name_or_path)
         if path.suffix not in (".yaml", ".yml") and len(path.parts) == 1:
             path = CARDS_FOLDER / f"{name_or_path}.yaml"

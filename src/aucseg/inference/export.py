@@ -276,10 +276,17 @@ def save_for_hub(
         options: Options of :func:`aucseg.models.build_model`.
 
     Raises:
+        ValueError: The folder has a model or settings that were not written here.
         ImportError: huggingface_hub is missing.
     """
+    config = Path(folder, "config.json")
+    is_ours = config.is_file() and b'"pixel_mean"' in config.read_bytes()
+    if not is_ours and any(Path(folder, name).exists() for name in ("config.json", "model.safetensors")):
+        raise ValueError(f"{folder} has another model's files (config.json, model.safetensors): give another folder")
     hub = import_extra("aucseg.models.hub", "export")
     settings = {key: value for key, value in asdict(metadata).items() if key != "stride"}
     copy_of_model = hub.HubModel(name, **settings, options=options)
     copy_of_model.model.load_state_dict(model.state_dict())
     copy_of_model.save_pretrained(folder)
+    # safetensors makes files that nobody else may read.
+    Path(folder, "model.safetensors").chmod(config.stat().st_mode)

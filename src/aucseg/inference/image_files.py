@@ -183,6 +183,7 @@ def predict_paths(
     overlays: bool = True,
     opacity: float = 0.5,
     scores: bool = False,
+    score_dtype: Literal["float32", "float16"] = "float32",
     exif: Literal["apply", "ignore"] = "apply",
     value_range: tuple[float, float] | None = None,
     max_pixels: int = 2**30,
@@ -204,7 +205,7 @@ def predict_paths(
               georeferenced raster ``labels/NAME.tif``, a GeoTIFF in the same place, where rasterio is installed, and
               so of a raster of more than 128 megapixels, which is then read by windows;
             - ``overlays/NAME.png``: the image under the colours of its labels, of such a raster every n-th pixel;
-            - ``scores/NAME.npy``: class probabilities (softmax), float16 ``(K, H, W)``;
+            - ``scores/NAME.npy``: class probabilities (softmax), ``(K, H, W)`` of ``score_dtype``;
             - ``areas.csv``: image, class_id, class, pixels, share; one line for each class that was predicted;
             - ``errors.csv``: image, error; when there are any. (In tables names that a spreadsheet would take for a
               formula have an apostrophe in front.)
@@ -215,7 +216,9 @@ def predict_paths(
         palette: K colours ``(red, green, blue)`` in 0..255.
         overlays: Whether to write overlays.
         opacity: Weight of the colours in them, 0..1.
-        scores: Whether to write score maps: 2 K bytes for each pixel.
+        scores: Whether to write score maps: 4 K bytes for each pixel.
+        score_dtype: Their dtype. In float16, half the size, all probabilities above 0.9998 are equal, so that AUC and
+            average precision of a confident model come out lower than they are.
         exif: See :func:`read_image`.
         value_range: See :func:`read_image`.
         max_pixels: See :func:`read_image`.
@@ -264,7 +267,7 @@ def predict_paths(
                 score_path = out_dir / "scores" / f"{name}.npy" if scores else None
                 dtype = np.uint8 if len(class_names) <= 256 else np.uint16
                 with label_array(out_dir if is_large else None, image.shape[:2], dtype) as labels:
-                    pixels = _predict(predictor, image, labels, len(class_names), score_path)
+                    pixels = _predict(predictor, image, labels, len(class_names), score_path, np.dtype(score_dtype))
                     place = georeference(path, labels.shape)
                     if place is None and not is_large:
                         _save(_label_image(labels, colors), out_dir / "labels" / f"{name}.png")
@@ -345,11 +348,16 @@ def output_names(paths: Sequence[Path]) -> list[str]:
 
 
 def _predict(
-    predictor: Predictor, image: Any, labels: Array, num_classes: int, score_path: Path | None
+    predictor: Predictor,
+    image: Any,
+    labels: Array,
+    num_classes: int,
+    score_path: Path | None,
+    score_dtype: np.dtype[Any],
 ) -> npt.NDArray[np.int64]:
     """Predict the labels ``(H, W)`` and return the number of pixels of each class, and write the scores."""
     pixels = np.zeros(num_classes, dtype=np.int64)
-    with _score_map(score_path, (num_classes, *image.shape[:2])) as score_map:
+    with _score_map(score_path, (num_classes, *image.shape[:2]), score_dtype) as score_map:
         for place, logits in predictor.blocks(image):
             if len(logits) != num_classes:
                 raise TypeError(f"the model has {len(logits)} classes, but there are names for {num_classes}")
@@ -362,12 +370,12 @@ def _predict(
 
 
 @contextmanager
-def _score_map(path: Path | None, shape: tuple[int, ...]) -> Iterator[Array | None]:
+def _score_map(path: Path | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[Array | None]:
     if path is None:
         yield None
         return
     with replacing(path) as temporary:
-        score_map = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
+        score_map = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
         yield score_map
         score_map.flush()
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from aucseg.losses.auc.checks import check_class_weight, check_inputs, check_option_names
+from aucseg.dtypes import ExactBuffers
+from aucseg.losses.auc.checks import check_class_weight, check_inputs, check_number, check_option_names
 from aucseg.losses.auc.class_sums import ClassSums
 from aucseg.losses.auc.objective import class_sums, weighted_loss
 from aucseg.losses.auc.options import LossOptions
@@ -18,7 +19,7 @@ from aucseg.losses.pairwise_auc import PairwiseAUCLoss
 _MAX_WEIGHT = 1e6  # a weighted loss stays within float32
 
 
-class AUCSegLoss(nn.Module):
+class AUCSegLoss(ExactBuffers):
     r"""``auc_weight * AUC + ce_weight * CE``, computed together.
 
     Logits smaller than the target are upsampled bilinearly (``align_corners=False``) a band of rows at a time, in the
@@ -78,8 +79,10 @@ class AUCSegLoss(nn.Module):
         super().__init__()
         check_option_names("AUCSegLoss", auc_options, AUCSegLoss.__init__, PairwiseAUCLoss.__init__)
         for name, weight in (("auc_weight", auc_weight), ("ce_weight", ce_weight)):
+            check_number(name, weight)
             if not 0 <= weight <= _MAX_WEIGHT:
                 raise ValueError(f"{name} must lie in 0..{_MAX_WEIGHT:g}, got {weight}")
+        check_number("label_smoothing", label_smoothing)
         if not 0 <= label_smoothing <= 1:
             raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
         if isinstance(class_weight, Mapping | str | PixelCounts):

@@ -9,6 +9,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from aucseg.dtypes import ExactBuffers
 from aucseg.losses.auc.checks import (
     check_inputs,
     check_pair_weight,
@@ -76,7 +77,7 @@ def _check_process_group(group: dist.ProcessGroup | None, options: AUCOptions) -
         check_sums_are_enough(options, "which do not travel between processes: pass process_group=None")
 
 
-class PairwiseAUCLoss(nn.Module):
+class PairwiseAUCLoss(ExactBuffers):
     r"""The pixel-level AUC loss of AUCSeg, exact over all pairs of pixels of the batch.
 
     For channel c the pixels of class c are positives, those of every other class a negatives:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 import numpy as np
@@ -46,7 +47,8 @@ def class_table(run: Run) -> str:
     if len(order) > _MAX_CLASSES:
         known = [c for c in order if scores[c][0] is not None]
         shown = sorted(known, key=lambda c: scores[c][0] or 0.0)[:_NUM_WORST]
-        title = f"the {len(shown)} worst of {len(order)} classes (all of them: aucseg report {run.folder}):\n"
+        all_of_them = f"aucseg report {shlex.quote(str(run.folder))}"
+        title = f"the {len(shown)} worst of {len(order)} classes (all of them: {all_of_them}):\n"
     names = [run.class_names[c][:_MAX_NAME] for c in shown]
     width = max(map(len, ("class", *names)))
     lines = [f"{'class':{width}}  {'group':6}  {'IoU %':>5}  precision %  recall %"]

@@ -169,6 +169,7 @@ class _Sums:
         self.images: dict[str, dict[int, list[int]]] = {}
         self.without_scores: list[str] = []
         self.with_scores = with_scores
+        self.is_coarse = False
         self.pixel_metrics: tuple[PixelAUROC, PixelAveragePrecision] | None = None
 
     def add(self, name: str, truth: NDArray[Any], predictions: PredictionFiles) -> None:
@@ -191,6 +192,7 @@ class _Sums:
             self.without_scores.append(name)
             return
         if self.pixel_metrics is None:
+            self.is_coarse = self.kind == "identity" and bool((scores.half() == scores).all())
             options: dict[str, Any] = {"scores": self.kind, "ignore_index": card.ignore_index}
             self.pixel_metrics = (
                 PixelAUROC(card.num_classes, **options),
@@ -241,6 +243,11 @@ class _Sums:
             metrics["auroc"] = float(auroc["auroc"])
             tail = groups.get("tail", [])
             roc_curves = {card.class_names[c]: self.pixel_metrics[0].roc_curve(c) for c in tail}
+            if self.is_coarse:
+                notes.append(
+                    "the scores are float16 numbers, in which all above 0.9998 are equal: AUC and average precision "
+                    "of a confident model come out lower than they are; write float32, or logits"
+                )
         elif self.with_scores:
             notes.append(f"no AUC and average precision: no scores for {shortened(self.without_scores)}")
         if "tail" in groups:

@@ -300,10 +300,12 @@ def _load_task(run: Run, device: str) -> Any:
 
 def _datamodule(run: Run, root: str | Path | None) -> Any:
     from aucseg.training.datamodule import SegmentationDataModule
+    from aucseg.training.stored_task import card_of
 
     options = _configuration(run, "data")
     # A configuration of LightningCLI may name the class beside its arguments.
     options = dict(options.get("init_args", options))
+    options["card"] = card_of(run.folder, options["card"])
     if root is not None:
         options["root"] = str(root)
     return SegmentationDataModule(**options)

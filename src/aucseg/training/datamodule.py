@@ -49,7 +49,7 @@ class SegmentationDataModule(LightningDataModule):
     validation batch with images of unequal sizes image and mask are lists of B tensors.
 
     Args:
-        card: name of a shipped card or path of a card's YAML file.
+        card: name of a shipped card, path of a card's YAML file, or a card's YAML text.
         root: folder of the data set; None for data that is embedded in the package, or in ``hf``.
         hf: a data set of the library ``datasets`` instead of a folder: what it has saved to disk, parquet files, or a
             name on the hub; see `aucseg.datasets.hub_folder`.

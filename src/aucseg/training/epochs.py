@@ -16,7 +16,8 @@ _INTERVAL = 1000
 class EpochCount:
     """What the options of a trainer count in epochs, taken out of them until there is a trainer to count in steps.
 
-    An epoch is as many images as there are to train on; the last batch of one goes on with the next.
+    An epoch is as many images as there are to train on, or as the sampler's ``num_samples`` says; the last batch of one
+    goes on with the next.
 
     Args:
         options: ``max_epochs``, ``max_steps``, ``val_check_interval`` and ``check_val_every_n_epoch`` of the trainer,
@@ -50,7 +51,7 @@ class EpochCount:
             )
         if (self._max_epochs or 1) < 1 or (self._between or 1) <= 0:
             raise ValueError(f"trainer.max_epochs must be at least 1, got {self._max_epochs}")
-        num_images = len(datamodule.training_dataset(None))
+        num_images = (datamodule.sampler_options or {}).get("num_samples") or len(datamodule.training_dataset(None))
         per_batch = datamodule.batch_size * trainer.world_size
         if self._between is not None:
             trainer.val_check_interval = max(1, round(self._between * num_images / per_batch))

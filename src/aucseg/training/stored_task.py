@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from aucseg.datasets import DatasetCard
 from aucseg.inference.offset_model import OFFSET_MODEL
 from aucseg.models.build import is_import_path
 from aucseg.models.checkpoint import TRUST_VARIABLE, files_are_trusted, load_plain
@@ -25,6 +26,27 @@ _OWN_MODELS = (
     *(f"aucseg.compare.second_stage:{name}" for name in ("posthoc_model", "disalign_model", "offsets_model")),
     OFFSET_MODEL,
 )
+
+
+def card_of(run: Path, named: str) -> str:
+    """The card of a run's data: as its configuration names it or, where that is not found, as its checkpoint holds it.
+
+    A path in a configuration is relative to where the training was started.
+
+    Args:
+        run: the folder of the run.
+        named: name or path of the card in its configuration.
+
+    Raises:
+        ValueError: it is not found, and there is no checkpoint; or whatever `load_task` refuses.
+    """
+    try:
+        DatasetCard.load(named)
+    except ValueError:
+        if not checkpoint_in(run).is_file():
+            raise
+        return str(load_task(run).hparams["card"])
+    return named
 
 
 def load_task(run: str | Path, map_location: str | torch.device = "cpu") -> SegmentationTask:

@@ -132,7 +132,7 @@ class SegmentationTask(LightningModule):
             raise ValueError(f"model.micro_batches must be at least 1, got {micro_batches}")
         if bank_exchange_every < 0:
             raise ValueError(f"model.bank_exchange_every must not be negative, got {bank_exchange_every}")
-        self.card = DatasetCard.from_yaml(card) if "\n" in card else DatasetCard.load(card)
+        self.card = DatasetCard.load(card)
         self.save_hyperparameters(ignore=["card", "model", "loss"])
         named = {name: value if isinstance(value, str) else None for name, value in (("model", model), ("loss", loss))}
         self._init_from = init_from  # no part of a checkpoint, which brings the weights

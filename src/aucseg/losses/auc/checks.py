@@ -62,6 +62,12 @@ def names_nearest_option(init: Callable[_P, None]) -> Callable[_P, None]:
     return checked
 
 
+def check_number(name: str, value: object) -> None:
+    """Raise a TypeError for what is no number, such as the text of one."""
+    if not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+
+
 def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Raise a ValueError unless ``value`` is one of ``allowed``."""
     if value not in allowed:
@@ -74,12 +80,15 @@ def check_auc_options(options: AUCOptions) -> None:
         one_of("surrogate", options.surrogate, tuple(SURROGATES))
     one_of("scores", options.scores, SCORES)
     one_of("strategy", options.strategy, STRATEGIES)
+    check_number("margin", options.margin)
     if not 0 < options.margin <= MAX_MARGIN:
         raise ValueError(f"margin must be a number above 0, at most {MAX_MARGIN:g}, got {options.margin}")
     if not isinstance(options.ignore_index, int):
         raise TypeError(f"ignore_index must be an int, got {options.ignore_index!r}")
     if not -(2**63) <= options.ignore_index < 2**63:
         raise ValueError(f"ignore_index must fit into 64 bits, got {options.ignore_index}")
+    if options.max_fpr is not None:
+        check_number("max_fpr", options.max_fpr)
     if options.max_fpr is not None and not 0 < options.max_fpr <= 1:
         raise ValueError(f"max_fpr must lie in (0, 1], got {options.max_fpr}")
 
