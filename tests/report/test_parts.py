@@ -249,12 +249,13 @@ def trained_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     def load(path: Path, map_location: str) -> _Task:
         return _Task(*banks[path.name])
 
-    for module, name, stand_in in (
-        ("aucseg.training.stored_task", "load_task", load),
-        ("aucseg.training.datamodule", "SegmentationDataModule", data_module),
-    ):
+    stand_ins: dict[str, dict[str, Any]] = {
+        "aucseg.training.stored_task": {"load_task": load, "card_of": lambda run, named: named},
+        "aucseg.training.datamodule": {"SegmentationDataModule": data_module},
+    }
+    for module, objects in stand_ins.items():
         fake = ModuleType(module)
-        setattr(fake, name, stand_in)
+        vars(fake).update(objects)
         monkeypatch.setitem(sys.modules, module, fake)
     return folders
 
