@@ -305,7 +305,8 @@ def _datamodule(run: Run, root: str | Path | None) -> Any:
     options = _configuration(run, "data")
     # A configuration of LightningCLI may name the class beside its arguments.
     options = dict(options.get("init_args", options))
-    options["card"] = card_of(run.folder, options["card"])
+    if isinstance(options.get("card"), str):
+        options["card"] = card_of(run.folder, options["card"])
     if root is not None:
         options["root"] = str(root)
     return SegmentationDataModule(**options)
