@@ -64,8 +64,12 @@ def test_labels_overlays_scores_and_areas(tmp_path: Path) -> None:
     assert np.abs(overlay - (0.75 * pixels + 0.25 * np.array(PALETTE)[labels])).max() <= 1
     logits = brightest_channel(torch.from_numpy(pixels).permute(2, 0, 1)[None].float())[0]
     scores = np.load(out / "scores" / "a.npy")
-    assert scores.dtype == np.float16
-    np.testing.assert_allclose(scores, logits.softmax(0), atol=1e-3)
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, logits.softmax(0), rtol=1e-5, atol=1e-12)
+    predict([path], tmp_path / "half", scores=True, score_dtype="float16")
+    halves = np.load(tmp_path / "half" / "scores" / "a.npy")
+    assert halves.dtype == np.float16
+    np.testing.assert_allclose(halves, logits.softmax(0), atol=1e-3)
 
     rows = table(out / "areas.csv")
     assert {row["class"]: int(row["pixels"]) for row in rows} == {
