@@ -89,8 +89,8 @@ def check_auc_options(options: AUCOptions) -> None:
         raise ValueError(f"ignore_index must fit into 64 bits, got {options.ignore_index}")
     if options.max_fpr is not None:
         check_number("max_fpr", options.max_fpr)
-    if options.max_fpr is not None and not 0 < options.max_fpr <= 1:
-        raise ValueError(f"max_fpr must lie in (0, 1], got {options.max_fpr}")
+        if not 0 < options.max_fpr <= 1:
+            raise ValueError(f"max_fpr must lie in (0, 1], got {options.max_fpr}")
 
 
 def check_sums_are_enough(options: AUCOptions, what: str) -> None:
