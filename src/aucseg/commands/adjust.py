@@ -121,16 +121,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _datamodule(run: Path, root: str | None) -> SegmentationDataModule:
-    from aucseg.run_files import CONFIG_FILE
-    from aucseg.safe_files import read_yaml_mapping
     from aucseg.training.datamodule import SegmentationDataModule
+    from aucseg.training.evaluation import run_configuration
     from aucseg.training.stored_task import card_of
 
-    config = run / CONFIG_FILE
-    options = read_yaml_mapping(config).get("data") if config.is_file() else None
-    if not isinstance(options, dict) or not options.get("card"):
-        raise ValueError(f"{config} does not say on which data the run was trained")
-    options = dict(options) | {"card": card_of(run, options["card"]), "validate_held_out": False}
+    options = run_configuration(run)["data"]
+    options |= {"card": card_of(run, options["card"]), "validate_held_out": False}
     return SegmentationDataModule(**(options if root is None else options | {"root": root}))
 
 
