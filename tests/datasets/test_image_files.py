@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 
 from aucseg.datasets import SampleError
+from aucseg.datasets.bands import open_raster
 from aucseg.datasets.deep_color import read_deep_color
 from aucseg.datasets.files import check_image, read_image
+from aucseg.inference.image_files import ImageError
 from aucseg.inference.image_files import read_image as read_any_image
 from tests.datasets.files import Array, png_of_16_bits, tiff_of_16_bits
 
@@ -134,3 +136,40 @@ def test_links_to_nothing_and_placeholders_say_how_to_fetch_the_file(tmp_path: P
     with pytest.raises(SampleError, match="a placeholder of Git LFS: run git lfs pull"):
         read_image(pointer)
     assert not os.path.exists(link)
+
+
+def _pages(path: Path, *sizes: tuple[int, int]) -> Path:
+    first, *others = (Image.fromarray(np.full((*size, 3), 40 * i, np.uint8)) for i, size in enumerate(sizes))
+    first.save(path, save_all=True, append_images=others)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["tif", "gif", "webp", "png"])
+def test_a_file_of_several_images_is_refused(ending: str, tmp_path: Path) -> None:
+    path = _pages(tmp_path / f"a.{ending}", (6, 10), (6, 10), (6, 10))
+    for data in (None, path.read_bytes()):
+        with pytest.raises(SampleError, match=r"a\.\w+: holds 3 images .* write each to a file of its own"):
+            read_image(path, data=data)
+        if ending == "tif":
+            with pytest.raises(SampleError, match="holds 3 images"), open_raster(path, data):
+                pass
+    with pytest.raises(SampleError, match="holds 3 images"):
+        check_image(path)
+    with pytest.raises(ImageError, match="holds 3 images"):
+        read_any_image(path)
+
+
+def test_smaller_copies_of_an_image_are_no_further_images(tmp_path: Path) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    pyramid = tmp_path / "pyramid.tif"
+    place = {"crs": "EPSG:32632", "transform": rasterio.Affine(10, 0, 500000, 0, -10, 6000000)}
+    with rasterio.open(pyramid, "w", driver="COG", height=1200, width=1100, count=3, dtype="uint8", **place) as raster:
+        raster.write(np.full((3, 1200, 1100), 7, np.uint8))
+    with Image.open(pyramid) as image:
+        assert getattr(image, "n_frames", 1) > 1
+    for path, shape in ((pyramid, (1200, 1100)), (_pages(tmp_path / "thumbnail.tif", (60, 100), (6, 10)), (60, 100))):
+        for pixels in (read_image(path), read_any_image(path)):
+            assert pixels.shape == (*shape, 3)
+            assert (pixels == pixels[0, 0]).all()
+        with open_raster(path) as raster:
+            assert raster.shape == shape

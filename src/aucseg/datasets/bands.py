@@ -13,7 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from aucseg.datasets.card import DatasetCard
-from aucseg.datasets.files import READ_BY_WINDOWS, SampleError, check_exists, check_image, image_sizes, read_image
+from aucseg.datasets.files import (
+    READ_BY_WINDOWS,
+    SampleError,
+    check_exists,
+    check_image,
+    image_sizes,
+    read_image,
+    refuse_pages,
+)
 from aucseg.datasets.windows import Window, read_rgb_window, read_window
 from aucseg.hints import import_extra
 
@@ -115,7 +123,7 @@ def open_raster(path: Path, data: bytes | None = None) -> Iterator[Any]:
     """Opens a raster with rasterio.
 
     Raises:
-        SampleError: No such file, or no raster.
+        SampleError: No such file, no raster, or several (the pages of a stack).
         ImportError: rasterio is missing.
     """
     rasterio = import_extra("rasterio", "geo")
@@ -128,11 +136,24 @@ def open_raster(path: Path, data: bytes | None = None) -> Iterator[Any]:
             # Photographs and microscope images lie nowhere on the earth.
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
             raster = _guarded(path, lambda: rasterio.open(path) if memory is None else memory.open())
+            pages = _guarded(path, lambda: _number_of_pages(raster, rasterio))
         with raster:
+            refuse_pages(pages, path)
             yield raster
     finally:
         if memory is not None:
             memory.close()
+
+
+def _number_of_pages(raster: Any, rasterio: Any) -> int:
+    """How many images of its size a TIFF file holds."""
+    if raster.driver != "GTiff" or not raster.subdatasets:
+        return 1
+    sizes = []
+    for name in raster.subdatasets:
+        with rasterio.open(name) as page:
+            sizes.append(page.shape)
+    return sizes.count(raster.shape)
 
 
 def _guarded(path: Path, action: Any) -> Any:

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 _ORIENTATION_TAG = 0x0112
 _BITS_TAG, _WIDTH_TAG, _HEIGHT_TAG = 258, 256, 257
+_KIND_OF_PAGE_TAG, _SMALLER_COPY, _MASK_OF_PAGE = 254, 1, 4
 # Turns a picture as shown back to the pixels as stored; the others undo themselves.
 _TURN_BACK = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -150,18 +151,56 @@ def open_image(path: Path, data: bytes | None = None) -> Image.Image:
     """Opens an image file, or its bytes, by its header.
 
     Raises:
-        SampleError: Missing, oversized, or not an image.
+        SampleError: Missing, oversized, of several pages, or not an image.
     """
     if data is None:
         check_exists(path)
     try:
-        return Image.open(path if data is None else io.BytesIO(data))
+        image = Image.open(path if data is None else io.BytesIO(data))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise SampleError(
             f"{path}: {error}. If the size is right, {READ_BY_WINDOWS}, or raise PIL.Image.MAX_IMAGE_PIXELS"
         ) from error
     except Exception as error:
         raise SampleError(f"{path}: not a readable image: {error}; {_way_out(path, data)}") from error
+    try:
+        check_pages(image, path)
+    except SampleError:
+        image.close()
+        raise
+    return image
+
+
+def check_pages(image: Image.Image, path: str | Path) -> None:
+    """Raises ``SampleError`` where a file just opened holds several images: a stack, or an animation.
+
+    Smaller copies and masks of the first page of a TIFF file do not count, nor does the preview in a camera's JPEG.
+    """
+    refuse_pages(guard(path, lambda: _number_of_pages(image)), path)
+
+
+def refuse_pages(number: int, path: str | Path) -> None:
+    """Raises ``SampleError`` for a file of more than one image."""
+    if number > 1:
+        raise SampleError(
+            f"{path}: holds {number} images (pages, frames), of which only the first would be read; write each to a "
+            "file of its own"
+        )
+
+
+def _number_of_pages(image: Image.Image) -> int:
+    count = getattr(image, "n_frames", 1)
+    if count == 1 or image.format == "MPO":
+        return 1
+    if image.format != "TIFF":
+        return int(count)
+    size, pages = _stored_size(image), 0
+    for page in range(count):
+        image.seek(page)
+        kind = getattr(image, "tag_v2", {}).get(_KIND_OF_PAGE_TAG, 0)
+        pages += _stored_size(image) == size and not kind & (_SMALLER_COPY | _MASK_OF_PAGE)
+    image.seek(0)
+    return pages
 
 
 @contextmanager

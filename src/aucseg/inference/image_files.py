@@ -22,7 +22,14 @@ from tqdm import tqdm
 from aucseg.datasets.bands import read_card_image
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.deep_color import read_deep_color
-from aucseg.datasets.files import SampleError, bits_per_channel, load_oriented, to_rgb, without_pixel_limit
+from aucseg.datasets.files import (
+    SampleError,
+    bits_per_channel,
+    check_pages,
+    load_oriented,
+    to_rgb,
+    without_pixel_limit,
+)
 from aucseg.datasets.tree import IMAGE_ENDINGS, ending_of, is_hidden, is_system_file
 from aucseg.inference.georeference import georeference, write_geotiff
 from aucseg.inference.large_rasters import LargeRaster, label_array, open_large, small_overlay
@@ -119,7 +126,7 @@ def read_image(
     """Read an image file as 8-bit RGB.
 
     Args:
-        path: PNG, JPEG, TIFF or anything else that Pillow reads; of several pages the first.
+        path: PNG, JPEG, TIFF or anything else that Pillow reads.
         exif: Whether to turn the image as its EXIF orientation says.
         value_range: Values that become 0 and 255 in images with more than 8 bits a channel, grey or colour. Default:
             0..65535 for integers; float images need it, and images whose values stay below 2^14, which are data of 12
@@ -130,7 +137,8 @@ def read_image(
         ``(H, W, 3)`` uint8. Transparency is dropped, grey is repeated, a palette is looked up.
 
     Raises:
-        ImageError: The file is missing, damaged, no image, too large, holds NaN, or needs ``value_range``.
+        ImageError: The file is missing, damaged, no image, too large, of several pages (a stack, an animation), holds
+            NaN, or needs ``value_range``.
     """
     return _read(path, exif, value_range, max_pixels)[0]
 
@@ -144,6 +152,7 @@ def _read(
             with Image.open(path) as file:
                 if file.width * file.height > max_pixels:
                     raise ImageError(f"{path}: more than {max_pixels} pixels; raise max_pixels if that is right")
+                check_pages(file, path)
                 bits = bits_per_channel(file)
                 is_gray = file.mode.startswith(("I", "F"))
                 if bits > 8 and not is_gray:
@@ -152,6 +161,8 @@ def _read(
                 return (_to_8_bits(np.asarray(image), path, value_range) if is_gray else np.array(to_rgb(image))), bits
         except ImageError:
             raise
+        except SampleError as error:
+            raise ImageError(str(error)) from error
         except Exception as error:  # decoders fail in many ways on damaged bytes
             raise ImageError(f"{path}: no readable image: {str(error).removeprefix(f'{path}: ')}") from error
 
