@@ -31,6 +31,7 @@ from aucseg.report.charts import (
 from aucseg.report.encode import labels_uri, outline_uri, photo_uri
 from aucseg.report.examples import choose_names, rank_by_gain
 from aucseg.report.runs import load_comparison, read_run
+from aucseg.training.stored_task import run_configuration
 from tests.report.synthetic import class_counts, example, examples, scene, write_run
 
 
@@ -250,7 +251,7 @@ def trained_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         return _Task(*banks[path.name])
 
     stand_ins: dict[str, dict[str, Any]] = {
-        "aucseg.training.stored_task": {"load_task": load, "card_of": lambda run, named: named},
+        "aucseg.training.stored_task": {"load_task": load, "run_configuration": run_configuration},
         "aucseg.training.datamodule": {"SegmentationDataModule": data_module},
     }
     for module, objects in stand_ins.items():

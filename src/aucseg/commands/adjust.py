@@ -122,11 +122,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _datamodule(run: Path, root: str | None) -> SegmentationDataModule:
     from aucseg.training.datamodule import SegmentationDataModule
-    from aucseg.training.evaluation import run_configuration
-    from aucseg.training.stored_task import card_of
+    from aucseg.training.stored_task import run_configuration
 
-    options = run_configuration(run)["data"]
-    options |= {"card": card_of(run, options["card"]), "validate_held_out": False}
+    options = run_configuration(run)["data"] | {"validate_held_out": False}
     return SegmentationDataModule(**(options if root is None else options | {"root": root}))
 
 

@@ -94,16 +94,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _validation_images(run: Path, number: int = 4) -> list[npt.NDArray[Any]] | None:
     """The first images that the run was validated on; None where they are not to be found any more."""
-    from aucseg.hints import import_extra
-    from aucseg.run_files import CONFIG_FILE, run_folder_of
-    from aucseg.safe_files import read_yaml_mapping
+    from aucseg.run_files import run_folder_of
+    from aucseg.training.datamodule import SegmentationDataModule
+    from aucseg.training.stored_task import run_configuration
 
-    config = run_folder_of(run) / CONFIG_FILE
-    if not config.is_file():
-        return None
     try:
-        module = import_extra("aucseg.training.datamodule", "train")
-        dataset = module.SegmentationDataModule(**read_yaml_mapping(config)["data"]).validation_dataset(None)
+        options = run_configuration(run_folder_of(run))["data"]
+        dataset = SegmentationDataModule(**options).validation_dataset(None)
         return [dataset[i]["image"].permute(1, 2, 0).numpy() for i in range(min(number, len(dataset)))]
     except (ValueError, TypeError, KeyError, OSError):
         return None

@@ -69,9 +69,9 @@ def run(args: argparse.Namespace) -> int:
         from aucseg.run_files import RESULT_FILE, best_of
         from aucseg.safe_files import no_empty_folders
         from aucseg.training.datamodule import SegmentationDataModule
-        from aucseg.training.evaluation import evaluate_checkpoint, run_configuration, run_of
+        from aucseg.training.evaluation import evaluate_checkpoint, run_of
         from aucseg.training.result_writer import check_writable
-        from aucseg.training.stored_task import card_of
+        from aucseg.training.stored_task import run_configuration
 
     if args.run.suffix in (".yaml", ".yml"):
         raise ValueError(f"{args.run} is a configuration: give the folder of the run, or --config {args.run}")
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     config = run_configuration(folder)
     changes = {
         "root": args.root,
-        "card": args.card or card_of(folder, config["data"]["card"]),
+        "card": args.card,
         "eval_batch_size": args.batch_size,
         "num_workers": args.workers,
     }

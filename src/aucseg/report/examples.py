@@ -198,7 +198,7 @@ def _validation_images(run: Run, root: str | Path | None) -> Any:
         return datamodule.validation_dataset(datamodule.evaluation_transform)
     from aucseg.datasets import SegmentationDataset
 
-    data = _configuration(run, "data")
+    data = read_yaml_mapping(run.folder / CONFIG_FILE)["data"]
     return SegmentationDataset(data["card"], root or data.get("root"), data["val_split"])
 
 
@@ -222,7 +222,7 @@ def _predicted_labels(run: Run, device: str) -> Callable[[str, dict[str, Any]], 
 def _read_labels(run: Run, dataset: Any) -> Callable[[str, dict[str, Any]], NDArray[Any] | None]:
     from aucseg.datasets.prediction_files import PredictionFiles
 
-    options = _configuration(run, "predictions")
+    options = read_yaml_mapping(run.folder / CONFIG_FILE)["predictions"]
     names = [pair.name for pair in dataset.pairs]
     files = PredictionFiles(Path(options["folder"]), dataset.card, names, options["ids"])
 
@@ -300,24 +300,10 @@ def _load_task(run: Run, device: str) -> Any:
 
 def _datamodule(run: Run, root: str | Path | None) -> Any:
     from aucseg.training.datamodule import SegmentationDataModule
-    from aucseg.training.stored_task import card_of
+    from aucseg.training.stored_task import run_configuration
 
-    options = _configuration(run, "data")
-    # A configuration of LightningCLI may name the class beside its arguments.
-    options = dict(options.get("init_args", options))
-    if isinstance(options.get("card"), str):
-        options["card"] = card_of(run.folder, options["card"])
-    if root is not None:
-        options["root"] = str(root)
-    return SegmentationDataModule(**options)
-
-
-def _configuration(run: Run, section: str) -> dict[str, Any]:
-    path = run.folder / CONFIG_FILE
-    options = read_yaml_mapping(path).get(section) if path.is_file() else None
-    if not isinstance(options, dict) or not options:
-        raise ValueError(f"{path} does not say on which data the run was trained: give the pictures as Example objects")
-    return options
+    options = run_configuration(run.folder)["data"]
+    return SegmentationDataModule(**(options if root is None else options | {"root": str(root)}))
 
 
 def class_ids_in(arrays: Iterable[NDArray[Any]], num_classes: int, min_pixels: int = 1) -> list[int]:

@@ -13,8 +13,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from aucseg.datasets.data_report import check_has_masks
-from aucseg.run_files import CONFIG_FILE, checkpoint_in
-from aucseg.safe_files import read_yaml_mapping
+from aucseg.run_files import checkpoint_in
 from aucseg.training.checkpoints import checkpoint_step
 from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.result_writer import ResultWriter
@@ -35,20 +34,6 @@ def run_of(path: Path) -> tuple[Path, Path]:
     if not checkpoint.is_file():
         raise ValueError(f"there is no checkpoint at {checkpoint}: give a run folder of 'aucseg fit', or a .ckpt file")
     return folder, checkpoint
-
-
-def run_configuration(folder: Path) -> dict[str, Any]:
-    """The configuration of a run.
-
-    Raises:
-        ValueError: it does not say on which data the run was trained.
-    """
-    path = folder / CONFIG_FILE
-    config = read_yaml_mapping(path) if path.is_file() else {}
-    data = config.get("data")
-    if not isinstance(data, dict) or not data.get("card"):
-        raise ValueError(f"{path} does not say on which data the run was trained")
-    return config
 
 
 def evaluate_checkpoint(

@@ -18,7 +18,8 @@ from aucseg.datasets import DatasetCard
 from aucseg.inference.offset_model import OFFSET_MODEL
 from aucseg.models.build import is_import_path
 from aucseg.models.checkpoint import TRUST_VARIABLE, files_are_trusted, load_plain
-from aucseg.run_files import checkpoint_in
+from aucseg.run_files import CONFIG_FILE, checkpoint_in
+from aucseg.safe_files import read_yaml_mapping
 from aucseg.training.task import SegmentationTask
 
 # Models of this package that a checkpoint may name by import path; they load a checkpoint themselves, with `load_task`.
@@ -28,18 +29,30 @@ _OWN_MODELS = (
 )
 
 
-def card_of(run: Path, named: str) -> str:
-    """The card of a run's data: as its configuration names it or, where that is not found, as its checkpoint holds it.
+def run_configuration(run: Path) -> dict[str, Any]:
+    """The configuration of a run, whose entry ``data`` holds the arguments of the data module.
 
-    A path in a configuration is relative to where the training was started.
+    A path of a card is relative to where the training was started: where it is not found, the card is the one that the
+    checkpoint holds.
 
     Args:
         run: the folder of the run.
-        named: name or path of the card in its configuration.
 
     Raises:
-        ValueError: it is not found, and there is no checkpoint; or whatever `load_task` refuses.
+        ValueError: it does not say on which data the run was trained, its card is not found and there is no checkpoint;
+            or whatever `load_task` refuses.
     """
+    path = run / CONFIG_FILE
+    config = read_yaml_mapping(path) if path.is_file() else {}
+    data = config.get("data")
+    # A configuration of LightningCLI may name the class beside its arguments.
+    data = data.get("init_args", data) if isinstance(data, dict) else None
+    if not isinstance(data, dict) or not data.get("card"):
+        raise ValueError(f"{path} does not say on which data the run was trained")
+    return config | {"data": data | {"card": _card_of(run, data["card"])}}
+
+
+def _card_of(run: Path, named: str) -> str:
     try:
         DatasetCard.load(named)
     except ValueError:
