@@ -160,9 +160,16 @@ def parse_yaml(text: str) -> Any:
         {'rate': 0.0001, 'steps': [10, 20]}
     """
     try:
+        return _loaded(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not YAML: {error}") from error
+
+
+def _loaded(text: str) -> Any:
+    try:
         return yaml.load(text, Loader=_PlainLoader)  # nosec B506
     except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{text!r} is not YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def read_text(path: Path) -> str:
@@ -191,9 +198,8 @@ def read_yaml_mapping(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     try:
-        text = read_text(path)
-        content = yaml.load(text, Loader=_PlainLoader)  # nosec B506
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        content = _loaded(read_text(path))
+    except ValueError as error:
         raise ValueError(f"{path} is not a YAML file: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a mapping, not a {type(content).__name__}")

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -251,6 +252,23 @@ def test_the_time_of_a_comparison_is_that_of_all_models_and_trials(
     assert run(f"compare tiles --methods ce,auc --time {minutes}m --dry-run {options}") == 0
     plan = yaml.safe_load((tiles / "runs" / "tiles-compare" / "plan.yaml").read_text())
     assert 2000 < plan["trainer"]["max_steps"] <= 3000  # of 0.1 s: five minutes for each
+
+
+@pytest.mark.usefixtures("measured")
+def test_short_trials_count_as_such(
+    tiles: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("aucseg.commands.compare_folder.seconds_since_start", lambda: 0.0)
+    seconds = []
+    for steps in ("3000", "300"):
+        options = f"--steps 3000 --search auc:auc_weight=1,2,4 --search-steps {steps} --out {steps} --dry-run"
+        assert run(f"compare {tiles} --methods ce,auc {options}") == 0
+        found = re.search(
+            r"^2 trainings and at most 12 trials \(ce, auc\): about (\d+) min", capsys.readouterr().out, re.M
+        )
+        assert found is not None
+        seconds.append(60 * int(found[1]))
+    assert seconds[0] / seconds[1] == pytest.approx((2 + 12) / (2 + 12 * 0.1), rel=0.1)
 
 
 def test_what_a_request_takes_from_the_command_line() -> None:

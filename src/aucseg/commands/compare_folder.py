@@ -89,7 +89,10 @@ def _complete(planner: Planner, args: argparse.Namespace, start_of_run: float) -
         request.begin = time.perf_counter()
     plan = planner.plan_into(args.config, args.out / CARD_FILE, with_bank_to_try=True)
     assert plan.seconds is not None
-    total = format_duration((num_runs + num_trials) * (plan.seconds + start_of_run))
+    part = 1.0 if args.search_steps is None else args.search_steps / plan.settings["trainer.max_steps"]
+    total = format_duration(
+        num_runs * (plan.seconds + start_of_run) + num_trials * (part * plan.seconds + start_of_run)
+    )
     trials = f" and at most {_number(num_trials, 'trial')}" if num_trials else ""
     names = ", ".join(method.name for method in methods)
     print(f"{_number(num_runs, 'training')}{trials} ({names}): about {total} in all\n")
