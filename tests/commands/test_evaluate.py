@@ -47,6 +47,15 @@ def test_two_folders_are_told_and_compared(card: Path, tmp_path: Path, capsys: p
     assert "pictures are left out: there is no folder of predictions" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_what_half_precision_of_scores_costs_is_told(
+    dtype: str, card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_nnunet(tmp_path / "p", {case: s.astype(dtype) for case, s in probabilities(card, 2.0).items()})
+    assert main(["evaluate", str(folder), "--card", str(card), "--root", str(card.parent)]) == 0
+    assert ("the scores are float16 numbers" in capsys.readouterr().out) == (dtype == "float16")
+
+
 def test_a_part_is_evaluated_when_asked_for(card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_nnunet(tmp_path / "p", probabilities(card, 2.0))
     (folder / "case_003.png").rename(folder / "case_999.png")

@@ -1,3 +1,4 @@
+import math
 import subprocess
 import sys
 import textwrap
@@ -286,6 +287,7 @@ def test_training_mode_is_refused() -> None:
         ({"blend": "cubic"}, "blend must be"),
         ({"scales": (0.0,)}, "scales must be positive"),
         ({"scales": ()}, "scales must be positive"),
+        ({"scales": (1.0, math.nan)}, "scales must be positive"),
         ({"batch_size": 0}, "at least 1"),
         ({"class_frequency": (1.0, -1.0)}, "class_frequency must be finite and not negative"),
         ({"class_frequency": (1.0, float("nan"))}, "class_frequency must be finite"),
