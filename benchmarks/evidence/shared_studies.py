@@ -115,6 +115,15 @@ def _at_3000_steps(study: SharedStudy, text: str) -> SharedStudy:
     )  # fmt: skip
 
 
+def _other_budget(study: SharedStudy, name: str, steps: int, seeds: int = 2, **changes: Any) -> SharedStudy:
+    text = (
+        f"As '{study.title}', with {steps:,} steps and the settings that its trials chose; no settings were tuned for "
+        "this budget."
+    )
+    title = f"{study.title}, {steps:,} steps"
+    return replace(study, title=title, text=text, steps=steps, seeds=seeds, settings_of=name, **changes)
+
+
 def _second_model(study: SharedStudy, name: str) -> SharedStudy:
     text = f"The decoder of SegFormer on the same encoder, two seeds, everything else as in '{study.title}'."
     return replace(
@@ -122,6 +131,14 @@ def _second_model(study: SharedStudy, name: str) -> SharedStudy:
         rival_of=name,
     )  # fmt: skip
 
+
+_CITYSCAPES_256_CPU = _at_3000_steps(_CITYSCAPES_256, f". {_CITYSCAPES}")
+_FREEDOOM_LT_CPU = _on_cpu(
+    _FREEDOOM_LT_400,
+    "Freedoom-LT, 400 steps, whole maps held out",
+    "8 crops of 96 x 128, scale 0.75 to 1.5, 400 steps, five seeds.",
+    methods=(*_WITH_RECIPE, *(name for name in (*_ORDER, *_WITH_BANK, *_REST) if name not in _WITH_RECIPE)),
+)
 
 SHARED_STUDIES = {
     "cityscapes_256": _CITYSCAPES_256,
@@ -141,13 +158,16 @@ SHARED_STUDIES = {
     ),
     "cityscapes_256_segformer": _second_model(_CITYSCAPES_256, "cityscapes_256"),
     "ccp_segformer": _second_model(_CCP, "ccp"),
-    "cityscapes_256_cpu": _at_3000_steps(_CITYSCAPES_256, f". {_RISING} {_CITYSCAPES}"),
+    "cityscapes_256_cpu": _CITYSCAPES_256_CPU,
+    "cityscapes_256_750_cpu": _other_budget(_CITYSCAPES_256_CPU, "cityscapes_256_cpu", 750),
+    "cityscapes_256_1500_cpu": _other_budget(_CITYSCAPES_256_CPU, "cityscapes_256_cpu", 1500),
     "ccp_cpu": _at_3000_steps(_CCP, f"; scores on the test split. {_RISING}"),
-    "freedoom_lt_400_cpu": _on_cpu(
-        _FREEDOOM_LT_400,
-        "Freedoom-LT, 400 steps, whole maps held out",
-        "8 crops of 96 x 128, scale 0.75 to 1.5, 400 steps, five seeds.",
-        methods=(*_WITH_RECIPE, *(name for name in (*_ORDER, *_WITH_BANK, *_REST) if name not in _WITH_RECIPE)),
+    "freedoom_lt_400_cpu": _FREEDOOM_LT_CPU,
+    "freedoom_lt_2000_cpu": _other_budget(
+        replace(_FREEDOOM_LT_CPU, title="Freedoom-LT, whole maps held out, on the CPU"),
+        "freedoom_lt_400_cpu",
+        2000,
+        methods=("ce", "wce-inverse", "auc-inverse+bank", "wce-inverse+bank"),
     ),
     "rehearsal": SharedStudy(
         "Rehearsal",

@@ -84,8 +84,10 @@ class SharedStudy:
         embedded: Whether the images are part of the package.
         change: Name of a file of changes to the base configuration, for another model.
         rival_of: Study whose held-out images choose `BEST_RIVAL`.
+        settings_of: Study of another budget whose trials choose the settings here, too; this one then has no trials.
         frequent: Classes over which the mean IoU is reported as well, where others have too few images.
         options: Changes to the base configuration.
+        trials: Those of `settings_of`, as `resolved` finds them.
     """
 
     title: str
@@ -103,11 +105,13 @@ class SharedStudy:
     embedded: bool = False
     change: str | None = None
     rival_of: str | None = None
+    settings_of: str | None = None
     frequent: tuple[str, ...] = ()
     options: Configuration = field(default_factory=dict)
+    trials: tuple[Mapping[str, Any], ...] = ()
 
     def resolved(self, results: Path) -> SharedStudy:
-        """The study with the method that `BEST_RIVAL` stands for.
+        """The study with what it takes from others: the method that `BEST_RIVAL` stands for, and trials.
 
         Args:
             results: Folder of the JSON files.
@@ -115,14 +119,15 @@ class SharedStudy:
         Raises:
             ValueError: The other study has not been run yet.
         """
+        study = self
+        if self.settings_of is not None:
+            study = replace(study, trials=tuple(_records(results, self.settings_of, "trials")))
         if BEST_RIVAL not in self.methods:
-            return self
-        path = results / f"{self.rival_of}.json"
-        runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else []
-        rivals = best_methods([run for run in runs if is_rival(run["method"])])
+            return study
+        rivals = best_methods([run for run in _records(results, self.rival_of, "runs") if is_rival(run["method"])])
         if not rivals:
             raise ValueError(f"'{self.title}' takes the best rival of the study {self.rival_of!r}: run that first")
-        return replace(self, methods=tuple(rivals[0] if name == BEST_RIVAL else name for name in self.methods))
+        return replace(study, methods=tuple(rivals[0] if name == BEST_RIVAL else name for name in self.methods))
 
     def only(self, methods: Sequence[str]) -> SharedStudy:
         """The study with some of its methods; cross-entropy, whose learning rate they need, is always among them.
@@ -161,6 +166,9 @@ class SharedStudy:
         Args:
             result: Finished ``trials`` and ``runs``.
             failed: Places of jobs that failed: nobody waits for them.
+
+        Raises:
+            ValueError: The trials of the study that chooses the settings are not finished.
         """
         done = {Path(run["method"], f"seed{run['seed']}") for run in result["runs"]} | failed
         jobs: list[Job] = []
@@ -171,6 +179,11 @@ class SharedStudy:
             grids = self._grids(method, rate)
             found, _ = self._search(method, grids, result, failed)
             if found.wanted:
+                if self.settings_of is not None:
+                    raise ValueError(
+                        f"'{self.title}' takes the settings of the study {self.settings_of!r}, whose trials of "
+                        f"{method.name} are not finished: run that first"
+                    )
                 trials = [self._job("trials", method, 0, grids, point) for point in found.wanted]
                 jobs += [job for job in trials if not _is_done(job, result) and job.place not in failed]
             elif found.point is not None:
@@ -185,7 +198,7 @@ class SharedStudy:
         choices = []
         rate = None
         for method in self._parsed():
-            trials = [trial for trial in result["trials"] if trial["method"] == method.name]
+            trials = [trial for trial in (*self.trials, *result["trials"]) if trial["method"] == method.name]
             if not trials or (rate is None and method.name != _FIRST):
                 continue
             grids = self._grids(method, rate)
@@ -211,7 +224,8 @@ class SharedStudy:
     def _search(
         self, method: Method, grids: tuple[Grid, ...], result: Mapping[str, Any], failed: frozenset[Path] = frozenset()
     ) -> tuple[Outcome, dict[Point, float | None]]:
-        finished = {t["trial"]: t["metrics"]["miou"] for t in result["trials"] if t["method"] == method.name}
+        known_trials = [trial for trial in (*self.trials, *result["trials"]) if trial["method"] == method.name]
+        finished = {trial["trial"]: trial["metrics"]["miou"] for trial in known_trials}
         finished |= {place.name: None for place in failed if place.parts[:2] == ("search", method.name)}
         scores: dict[Point, float | None] = {}
         while True:
@@ -239,6 +253,11 @@ class SharedStudy:
             "data": {"seed": seed} | ({"val_split": HELD_OUT} if is_trial else {}),
         })  # fmt: skip
         return Job(part, method.name, seed, config, label(grids, point) if is_trial else "")
+
+
+def _records(results: Path, study: str | None, part: str) -> list[dict[str, Any]]:
+    path = results / f"{study}.json"
+    return list(json.loads(path.read_text(encoding="utf-8"))[part]) if path.is_file() else []
 
 
 def _is_done(job: Job, result: Mapping[str, Any]) -> bool:

@@ -1,6 +1,7 @@
 import json
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -223,12 +224,28 @@ def test_the_best_rival_is_that_of_the_held_out_images(tmp_path: Path) -> None:
     assert best_methods(runs)[:2] == ["auc", "ce"]
 
 
+def test_another_budget_takes_the_settings_that_were_chosen(tmp_path: Path) -> None:
+    longer = replace(STUDY, title="Longer", steps=40, settings_of="small", methods=("ce", "auc"))
+    nothing: dict[str, Any] = {"trials": [], "runs": []}
+    with pytest.raises(ValueError, match="'small', whose trials of ce are not finished: run that first"):
+        longer.resolved(tmp_path).jobs(nothing)
+    assert make_pool(tmp_path).run() == 0
+    resolved = longer.resolved(tmp_path / "results")
+    jobs = resolved.jobs(nothing)
+    assert titles(jobs) == ["ce 0", "ce 1", "auc 0", "auc 1"]
+    assert {(job.steps, job.rate) for job in jobs} == {(40, 0.002)}
+    assert {job.config["model"]["loss_options"]["auc_weight"] for job in jobs if job.method == "auc"} == {4.0}
+    small = json.loads((tmp_path / "results/small.json").read_text())
+    assert resolved.choices(nothing) == [choice for choice in small["search"] if choice["method"] != "aucseg"]
+
+
 @pytest.mark.parametrize("name", SHARED_STUDIES)
 def test_every_study_has_its_configurations(name: str, tmp_path: Path) -> None:
     study = SHARED_STUDIES[name]
     if study.rival_of is not None:
         (tmp_path / f"{study.rival_of}.json").write_text(json.dumps({"runs": [finished("la", 0, 0.5)]}))
         study = study.resolved(tmp_path)
+    study = replace(study, settings_of=None)
     middle = len(study.rates) // 2
     trials = [trial(rate, 0.3 if i == middle else 0.1) for i, rate in enumerate(study.rates)]
     jobs = study.jobs({"trials": trials, "runs": []})
