@@ -31,8 +31,8 @@ _IMAGE_WORDS = _set(
 # Words that leave a name what its other words make it.
 _NEUTRAL = _set(
     "png jpg jpeg tif tiff bmp bit bits left right fine coarse class classes id ids color colour colored colors gray "
-    "grey binary semantic instance raw all set data dataset final new full resized crop crops original tiles patches "
-    "ground of the and my"
+    "grey binary semantic instance instances panoptic coco json raw all set data dataset final new full resized crop "
+    "crops original tiles patches ground of the and my"
 )
 _NEGATIONS = _set("with without no non")
 _UNLABELLED = _set("unlabeled unlabelled unannotated")

@@ -32,13 +32,13 @@ class ImageFiles:
             self._by_name.setdefault(normalized(PurePosixPath(path).name), []).append(path)
             self._by_stem.setdefault(normalized(PurePosixPath(path).stem), []).append(path)
 
-    def find(self, file_name: str, split: str | None) -> str:
-        """Returns the path, below the root, of the image that is meant.
+    def find(self, file_name: str, split: str | None) -> tuple[str, int]:
+        """Returns the path, below the root, of the image that is meant, and how many folders it shares with the name.
 
         Of files with one name that with most folders in common is taken, then that of the split.
 
         Raises:
-            AnnotationError: None, or several.
+            AnnotationError: None, several, or one of another split.
         """
         wanted = [part for part in file_name.split("/") if part not in ("", ".", "..")]
         name = wanted[-1] if wanted else file_name
@@ -50,7 +50,7 @@ class ImageFiles:
         )
         if not candidates:
             raise AnnotationError(f"there is no image {file_name} below {self.root} (--images)")
-        shared = {path: _common_end(PurePosixPath(path).parent.parts, tuple(wanted[:-1])) for path in candidates}
+        shared = {path: common_end(PurePosixPath(path).parent.parts, tuple(wanted[:-1])) for path in candidates}
         best = [path for path in candidates if shared[path] == max(shared.values())]
         if len(best) > 1 and split is not None:
             best = [path for path in best if split_of_path(str(PurePosixPath(path).parent)) == split] or best
@@ -59,10 +59,23 @@ class ImageFiles:
                 f"the image {file_name} may be {' or '.join(best[:3])}; move away all but one, or narrow the folder of "
                 "images (--images)"
             )
-        return best[0]
+        found_split = split_of_path(str(PurePosixPath(best[0]).parent))
+        # The path of another machine may name a split anywhere.
+        own_split = split if split is not None or shared[best[0]] else split_of_path("/".join(wanted[:-1]))
+        if contradict(own_split, found_split):
+            raise AnnotationError(
+                f"there is no image {file_name} of split {own_split} below {self.root}, but {best[0]}, of another one"
+            )
+        return best[0], shared[best[0]]
 
 
-def _common_end(one: tuple[str, ...], other: tuple[str, ...]) -> int:
+def contradict(one: str | None, other: str | None) -> bool:
+    """Whether two names of splits are known and differ."""
+    return one is not None and other is not None and one != other
+
+
+def common_end(one: tuple[str, ...], other: tuple[str, ...]) -> int:
+    """How many folders two paths have in common, counted from the last one."""
     count = 0
     for a, b in zip(reversed(one), reversed(other), strict=False):
         if normalized(a) != normalized(b):

@@ -171,16 +171,32 @@ def _classes(annotations: Annotations, options: PaintOptions) -> _Classes:
     return _Classes(tuple(names), id_of, ignored_id if is_ignored else 0, ignored_id)
 
 
+def _place_of(image: AnnotatedImage, files: ImageFiles, report: MaskReport) -> tuple[str, int] | None:
+    """As `ImageFiles.find`; None, and a problem in the report, where that finds nothing."""
+    try:
+        return files.find(image.file_name, image.split)
+    except AnnotationError as error:
+        # A file that cannot be read does not say which image it means.
+        report.problems += image.problems or [f"{image.where}: {error}"]
+        return None
+
+
+def _folder_of(image: AnnotatedImage) -> PurePosixPath:
+    return PurePosixPath(image.file_name).parent
+
+
 def _jobs(annotations: Annotations, report: MaskReport) -> list[_Job]:
     files = ImageFiles(annotations)
     jobs: list[_Job] = []
     taken: dict[str, _Job] = {}
-    for image in annotations.images:
-        try:
-            file = files.find(image.file_name, image.split)
-        except AnnotationError as error:
-            # A file that cannot be read does not say which image it means.
-            report.problems += image.problems or [f"{image.where}: {error}"]
+    found = [(image, *place) for image in annotations.images if (place := _place_of(image, files, report)) is not None]
+    # Where images lie as one folder of annotations says, one of the same name elsewhere is not meant.
+    as_said = {_folder_of(image) for image, _, shared in found if shared}
+    for image, file, shared in found:
+        if not shared and _folder_of(image) in as_said:
+            report.problems.append(
+                f"{image.where}: there is no image {image.file_name} below {annotations.root}, but {file}, elsewhere"
+            )
             continue
         if file in taken:
             report.problems.append(f"{image.where}: {file} is annotated already, in {taken[file].image.where}")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from aucseg.datasets.annotations import shapes
+from aucseg.datasets.annotations.images import common_end, contradict
 from aucseg.datasets.annotations.model import AnnotatedImage, Annotations, Region
 from aucseg.datasets.naming import split_of_path
 from aucseg.datasets.pairing import read_lines
-from aucseg.datasets.tree import IMAGE_ENDINGS, Tree
+from aucseg.datasets.tree import IMAGE_ENDINGS, Tree, normalized
 from aucseg.safe_files import read_text, read_yaml_mapping
 
 _YAML_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -32,16 +34,18 @@ def read_yolo(root: Path, yaml_path: Path | None, images_root: Path | None = Non
     names = _names(settings, root, yaml_path)
     images = Tree(found.root).files(IMAGE_ENDINGS)
     texts = [path for path in Tree(root).files((".txt",)) if PurePosixPath(path).name not in _OTHER_TEXTS]
-    by_stem: dict[str, list[str]] = {}
-    for text in texts:
-        by_stem.setdefault(PurePosixPath(text).stem, []).append(text)
-    split_of = _Splits(settings, root, yaml_path)
+    text_of = _texts_of(images, texts)
+    splits = _Splits(settings, root, yaml_path, images)
+    found.problems += splits.problems
     without: list[str] = []
     read: set[str] = set()
     for name in images:
-        own_text = _text_of(name, by_stem)
-        split = split_of(name)
+        own_text = text_of.get(name)
+        listed = splits.listed(name)
+        split = listed or split_of_path(str(PurePosixPath(name).parent))
         if own_text is None:
+            if splits.are_listed and listed is None:
+                continue  # no image of the data set: a logo, or what a training has drawn
             without.append(name)
             found.images.append(AnnotatedImage(name, f"{found.root / name}", split=split))
             continue
@@ -101,43 +105,111 @@ def _names(settings: dict[str, Any], root: Path, yaml_path: Path | None) -> dict
     return {}
 
 
-def _text_of(image: str, by_stem: dict[str, list[str]]) -> str | None:
-    """The text file of an image: the same path but for ``images`` and ``labels``, as far as the folders are alike."""
-    path = PurePosixPath(image)
-    candidates = by_stem.get(path.stem, [])
-    parents = [part for part in path.parent.parts if part != "images"]
-    exact = [text for text in candidates if [p for p in PurePosixPath(text).parent.parts if p != "labels"] == parents]
-    if len(exact) == 1:
-        return exact[0]
-    return candidates[0] if len(candidates) == 1 and not exact else None
+def _texts_of(images: list[str], texts: list[str]) -> dict[str, str]:
+    """The text file of each image that has one: that of the same path but for ``images`` and ``labels``.
+
+    What is left is paired by names that stand for one image and one text file alone, of no two splits.
+    """
+    by_place: dict[tuple[str, ...], list[str]] = {}
+    for text in texts:
+        by_place.setdefault(_place(text, "labels"), []).append(text)
+    paired = {}
+    for image in images:
+        fitting = by_place.get(_place(image, "images"), [])
+        if len(fitting) == 1:
+            paired[image] = fitting[0]
+    left = [
+        _by_stem(path for path in paths if path not in taken)
+        for paths, taken in ((images, paired.keys()), (texts, set(paired.values())))
+    ]
+    for stem, of_stem in left[0].items():
+        candidates = left[1].get(stem, [])
+        if len(of_stem) == len(candidates) == 1 and not _contradict(of_stem[0], candidates[0]):
+            paired[of_stem[0]] = candidates[0]
+    return paired
+
+
+def _place(path: str, folder: str) -> tuple[str, ...]:
+    parts = PurePosixPath(path)
+    return (*(part for part in parts.parent.parts if part != folder), parts.stem)
+
+
+def _by_stem(paths: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for path in paths:
+        found.setdefault(PurePosixPath(path).stem, []).append(path)
+    return found
+
+
+def _contradict(one: str, other: str) -> bool:
+    """Whether the folders of two files name different splits."""
+    return contradict(*(split_of_path(str(PurePosixPath(path).parent)) for path in (one, other)))
 
 
 class _Splits:
-    """The split of an image: what the YAML file says, or the names of its folders."""
+    """What the YAML file says of the splits of images.
 
-    def __init__(self, settings: dict[str, Any], root: Path, yaml_path: Path | None) -> None:
-        self.folders: list[tuple[str, str]] = []
-        self.files: dict[str, str] = {}
+    Args:
+        settings: Content of the YAML file.
+        root: Where the lists are looked for without one.
+        yaml_path: The YAML file.
+        images: The images.
+    """
+
+    def __init__(self, settings: dict[str, Any], root: Path, yaml_path: Path | None, images: list[str]) -> None:
+        self.problems: list[str] = []
+        self._folders: list[tuple[str, str]] = []
+        # With the number of folders that the image and the entry have in common.
+        self._files: dict[str, tuple[int, str]] = {}
+        by_name: dict[str, list[str]] = {}
+        for image in images:
+            by_name.setdefault(normalized(PurePosixPath(image).name), []).append(image)
         for key, split in _YAML_SPLITS.items():
             for value in _as_list(settings.get(key)):
                 # Paths are of the machine that exported, or relative to a folder that is gone: their ends count.
-                parts = [part for part in value.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+                parts = _parts(value)
                 if not value.endswith(".txt"):
-                    self.folders.append(("/".join(parts), split))
+                    self._folders.append(("/".join(parts), split))
                     continue
                 base = yaml_path.parent if yaml_path is not None else root
                 listing = next((p for p in (base / "/".join(parts), base / parts[-1]) if p.is_file()), None)
                 if listing is None:
                     raise ValueError(f"{yaml_path}: {key} names {value}, which is not there")
-                self.files.update((PurePosixPath(line.replace("\\", "/")).name, split) for line in read_lines(listing))
+                for line in filter(None, read_lines(listing)):
+                    self._add(line, listing, split, by_name)
 
-    def __call__(self, image: str) -> str | None:
-        listed = self.files.get(PurePosixPath(image).name)
-        if listed is not None:
-            return listed
-        folder = "/" + str(PurePosixPath(image).parent) + "/"
-        fitting = [(len(end), split) for end, split in self.folders if f"/{end}/" in folder]
-        return max(fitting)[1] if fitting else split_of_path(folder.strip("/"))
+    def _add(self, line: str, listing: Path, split: str, by_name: dict[str, list[str]]) -> None:
+        *folders, name = _parts(line)
+        candidates = by_name.get(normalized(name), [])
+        shared = {path: common_end(PurePosixPath(path).parent.parts, tuple(folders)) for path in candidates}
+        best = [p for p in candidates if shared[p] == max(shared.values()) and (shared[p] or not _contradict(p, line))]
+        if len(best) != 1:
+            which = f"it may be {' or '.join(best[:3])}" if best else "there is no such image"
+            self.problems.append(f"{listing}: {line}: {which}")
+            return
+        (image,) = best
+        known = self._files.get(image)
+        if known is not None and known[1] != split and known[0] == shared[image]:
+            self.problems.append(f"{listing}: {line} is listed for {known[1]}, too")
+        if known is None or shared[image] > known[0]:
+            self._files[image] = (shared[image], split)
+
+    @property
+    def are_listed(self) -> bool:
+        """Whether there are any."""
+        return bool(self._folders or self._files)
+
+    def listed(self, image: str) -> str | None:
+        """The split of an image; None where it is in none."""
+        if image in self._files:
+            return self._files[image][1]
+        folder = f"/{PurePosixPath(image).parent}/"
+        fitting = [(len(end), split) for end, split in self._folders if f"/{end}/" in folder]
+        return max(fitting)[1] if fitting else None
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
 
 
 def _read(path: Path, image_name: str, split: str | None, names: dict[int, str]) -> AnnotatedImage:

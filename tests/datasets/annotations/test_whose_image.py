@@ -1,0 +1,119 @@
+"""Annotations and the image that each of them means, where names repeat and files are missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from aucseg.datasets.annotations.recognize import read_annotations
+from aucseg.datasets.annotations.write import MaskReport, write_masks
+
+SQUARE = "0 0.25 0.25 0.75 0.25 0.75 0.75 0.25 0.75\n"
+
+
+def photos(root: Path, *names: str) -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20)).save(path)
+
+
+def labels(root: Path, *names: str) -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(SQUARE)
+
+
+def write(root: Path) -> MaskReport:
+    return write_masks(read_annotations([root]), root.with_name("out"), on_error="skip")
+
+
+def labelled(root: Path) -> dict[str, bool]:
+    """Whether each mask has anything but background."""
+    masks = root.with_name("out") / "masks"
+    return {p.relative_to(masks).as_posix(): bool(np.array(Image.open(p)).any()) for p in sorted(masks.rglob("*.png"))}
+
+
+def test_yolo_image_without_text_file_is_empty_though_another_split_has_its_name(tmp_path: Path) -> None:
+    root = tmp_path / "yolo"
+    photos(root, *(f"images/{split}/{i}.jpg" for split in ("train", "val") for i in range(2)))
+    labels(root, "labels/train/0.txt", "labels/val/0.txt", "labels/val/1.txt")
+    assert not write(root).problems
+    assert labelled(root) == {"train/0.png": True, "train/1.png": False, "val/0.png": True, "val/1.png": True}
+
+
+def test_yolo_text_file_of_a_missing_image_goes_to_no_other_split(tmp_path: Path) -> None:
+    root = tmp_path / "yolo"
+    photos(root, "images/train/0.jpg", "images/train/1.jpg")
+    labels(root, "labels/train/0.txt", "labels/val/1.txt")
+    report = write(root)
+    assert [problem.partition(": ")[0] for problem in report.problems] == [str(root / "labels/val/1.txt")]
+    assert labelled(root) == {"train/0.png": True, "train/1.png": False}
+
+
+def test_yolo_folders_of_other_names_are_paired_by_name(tmp_path: Path) -> None:
+    root = tmp_path / "yolo"
+    photos(root, "photos/a.jpg", "photos/b.jpg")
+    labels(root, "drawn/a.txt", "drawn/b.txt")
+    assert write(root).num_masks == {"train": 2}
+
+
+def test_yolo_lists_tell_images_of_one_name_apart(tmp_path: Path) -> None:
+    root = tmp_path / "yolo"
+    for split, number in (("train", 3), ("val", 2)):
+        names = [f"{split}/{i}" for i in range(number)]
+        photos(root, *(f"images/{name}.jpg" for name in names))
+        labels(root, *(f"labels/{name}.txt" for name in names))
+        lines = [f"/home/test/data/images/{name}.jpg" for name in [*names, *(["train/9"] if split == "train" else [])]]
+        (root / f"{split}.txt").write_text("\n".join(lines))
+    (root / "data.yaml").write_text("names: [cat]\ntrain: train.txt\nval: val.txt\n")
+    report = write(root)
+    assert report.problems == [f"{root / 'train.txt'}: /home/test/data/images/train/9.jpg: there is no such image"]
+    assert report.num_masks == {"train": 3, "val": 2}
+
+
+def test_yolo_images_of_no_listed_split_are_left_out(tmp_path: Path) -> None:
+    root = tmp_path / "yolo"
+    photos(root, "images/train/0.jpg", "images/val/1.jpg", "logo.png", "runs/segment/batch.jpg")
+    labels(root, "labels/train/0.txt")
+    (root / "data.yaml").write_text("names: [cat]\ntrain: images/train\nval: images/val\n")
+    report = write(root)
+    assert any("2 images are in no annotation and are left out: logo.png" in note for note in report.notes)
+    assert labelled(root) == {"train/0.png": True, "val/1.png": False}
+
+
+@pytest.mark.parametrize("name", ["train/1.jpg", "1.jpg"])
+def test_coco_image_of_another_split_is_not_meant(name: str, tmp_path: Path) -> None:
+    root = tmp_path / "coco"
+    photos(root, "train/0.jpg", "test/1.jpg")
+    content = {
+        "images": [{"id": i, "file_name": n, "height": 20, "width": 20} for i, n in enumerate(("train/0.jpg", name))],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 1, "segmentation": [[5, 5, 15, 5, 15, 15]], "iscrowd": 0}
+            for i in range(2)
+        ],
+    }
+    (root / "instances_train.json").write_text(json.dumps(content))
+    (problem,) = write(root).problems
+    assert f"there is no image {name} of split train below {root}, but test/1.jpg, of another one" in problem
+    assert labelled(root) == {"train/0.png": True}
+
+
+def test_labelme_file_of_a_missing_image_means_none_of_another_folder(tmp_path: Path) -> None:
+    root = tmp_path / "labelme"
+    photos(root, "a/0.jpg", "b/1.jpg")
+    shape = {"label": "cat", "shape_type": "polygon", "points": [[5, 5], [15, 5], [15, 15]]}
+    for i in range(2):
+        (root / f"a/{i}.json").write_text(json.dumps({"imagePath": f"{i}.jpg", "shapes": [shape]}))
+    options = read_annotations([root])
+    (problem,) = write_masks(options, tmp_path / "out", on_error="raise").problems
+    assert problem == f"{root / 'a/1.json'}: there is no image a/1.jpg below {root}, but b/1.jpg, elsewhere"
+    # With all images elsewhere the names alone tell.
+    (root / "a/0.jpg").rename(root / "b/0.jpg")
+    assert not write_masks(options, tmp_path / "out", on_error="raise").problems
