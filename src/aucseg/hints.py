@@ -5,7 +5,7 @@ import inspect
 import operator
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -249,3 +249,30 @@ def add_note(error: BaseException, note: str) -> None:
         ['the weights are safe']
     """
     error.__notes__ = [*getattr(error, "__notes__", []), note]  # type: ignore[attr-defined, unused-ignore]
+
+
+def difference_of_classes(stored: Sequence[str], now: Sequence[str], where: str) -> tuple[str, bool] | None:
+    """The first difference between two lists of class names, and whether the classes may just have been renamed.
+
+    Args:
+        stored: Names of the classes in a file.
+        now: Names in the card.
+        where: What to call the first, such as "in the file".
+
+    Returns:
+        None where they are alike. Renamed they may be where there are as many; the same names in another order are
+        other classes.
+
+    Example:
+        >>> difference_of_classes(("road", "rider"), ("road", "cyclist"), "in the file")
+        ("class 1 is 'rider' in the file and 'cyclist' in the card", True)
+        >>> difference_of_classes(("road", "rider"), ("rider", "road"), "in the file")
+        ("class 0 is 'road' in the file and 'rider' in the card", False)
+    """
+    if tuple(stored) == tuple(now):
+        return None
+    shorter = min(len(stored), len(now))
+    changed = next((i for i in range(shorter) if stored[i] != now[i]), shorter)
+    old, new = (repr(names[changed]) if changed < len(names) else "none" for names in (stored, now))
+    may_be_renamed = len(stored) == len(now) and set(stored) != set(now)
+    return f"class {changed} is {old} {where} and {new} in the card", may_be_renamed

@@ -150,6 +150,30 @@ def test_shards_and_merging(run: Run, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "4 images" in capsys.readouterr().out
 
 
+def test_counts_of_other_classes_are_refused(
+    run: Run, card_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = DatasetCard.load(card_path)
+    names = list(card.class_names)
+    file = tmp_path / "counts.json"
+    for changed, message in (
+        ([*names[1:], names[0]], f"class 0 is '{names[1]}' there and '{names[0]}' in the card"),
+        (names[:-1], f"class {len(names) - 1} is none there and '{names[-1]}' in the card"),
+        ([*names, "new"], f"class {len(names)} is 'new' there and none in the card"),
+    ):
+        statistics = ClassStatistics(len(changed), ignore_index=card.ignore_index, class_names=changed)
+        statistics.update(np.arange(len(changed))[None])
+        statistics.save(file)
+        assert run(card_path, "--merge", file) == 2
+        assert f"counts of other classes than those of the card {card.name!r}: {message}" in capsys.readouterr().err
+    # Renamed, they may be the same.
+    renamed = ClassStatistics(len(names), ignore_index=card.ignore_index, class_names=["new", *names[1:]])
+    renamed.update(np.arange(len(names))[None])
+    renamed.save(file)
+    assert run(card_path, "--merge", file) == 0
+    assert f"its classes bear other names than those of the card {card.name!r}" in capsys.readouterr().err
+
+
 def test_what_cannot_run(
     run: Run, card_path: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

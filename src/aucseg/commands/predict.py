@@ -71,25 +71,21 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--score-dtype goes with --scores, which is missing")
     if args.out.is_file():
         raise ValueError(f"--out {args.out} is a file: give a folder")
-    counts = None
-    if args.class_counts is not None:
-        counts = tuple(ClassStatistics.load(args.class_counts).pixel_counts.tolist())
+    statistics = None if args.class_counts is None else ClassStatistics.load(args.class_counts)
     options = InferenceOptions(
         window=None if args.window is None else tuple(args.window),
         stride=None if args.stride is None else tuple(args.stride),
         blend=args.blend,
         scales=tuple(args.scales),
         flip=args.flip,
-        class_frequency=counts,
+        class_frequency=None if statistics is None else tuple(statistics.pixel_counts.tolist()),
         tau=1.0 if args.tau is None else args.tau,
         batch_size=args.batch_size,
     )
     paths = find_images(args.inputs, exclude=args.out)
     task = load_task(best_of(args.run) if args.best else args.run).to(device_named(args.device))
-    if counts is not None and len(counts) != task.card.num_classes:
-        raise ValueError(
-            f"{args.class_counts} counts {len(counts)} classes, the model of {args.run} has {task.card.num_classes}"
-        )
+    if statistics is not None and (notice := statistics.check_classes(task.card, args.class_counts)):
+        print(notice, file=sys.stderr)
     with torch.inference_mode():
         summary = predict_paths(
             Predictor(task, options),

@@ -183,6 +183,9 @@ def _count(
 ) -> tuple[ClassStatistics, Check]:
     if args.merge:
         parts = [ClassStatistics.load(path) for path in args.merge]
+        for path, part in zip(args.merge, parts, strict=True):
+            if notice := part.check_classes(card, path):
+                print(notice, file=sys.stderr)
         return sum(parts[1:], parts[0]), Check()
     if args.shards:
         from aucseg.datasets.shards import StreamedSegmentationDataset

@@ -162,7 +162,12 @@ def epoch_order(
     if sampler == "sequential":
         return partial(sequential_order, length)
     statistics = statistics_of()
-    if statistics.num_images != length:
+    if statistics.num_images > length:
+        raise ValueError(
+            f"the sampler {sampler!r} needs the counts of the {length} training images, but those that were given are "
+            f"of {statistics.num_images}: count this split ('aucseg stats --save'), or leave data.statistics out"
+        )
+    if statistics.num_images < length:
         raise ValueError(
             f"the sampler {sampler!r} needs the counts of all {length} training images, but "
             f"{length - statistics.num_images} cannot be read: repair or remove them ('aucseg stats' names them)"

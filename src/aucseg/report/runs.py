@@ -371,6 +371,12 @@ def _class_counts(
     counts = tuple(float(count) for count in getattr(statistics, "pixel_counts", statistics))
     if num_classes and len(counts) != num_classes:
         raise ValueError(f"the statistics count {len(counts)} classes, the runs have {num_classes}")
+    names = getattr(statistics, "class_names", None) or ()
+    known = next((run.class_names for run in runs if run.class_names), ())
+    if names and known and tuple(names) != tuple(known) and set(names) == set(known):
+        raise ValueError(
+            "the statistics count the classes of the runs in another order: count with the card of the runs"
+        )
     images = getattr(statistics, "image_counts", None)
     return counts, None if images is None else tuple(int(count) for count in images), "training pixels"
 

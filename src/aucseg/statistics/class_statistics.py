@@ -14,12 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from aucseg.datasets.counting import GRID, MaskScan, scan_mask, unpack_cells
+from aucseg.hints import difference_of_classes
 from aucseg.statistics.bound import bound_terms
 from aucseg.statistics.groups import HEAD_SHARE, TAIL_SHARE, groups_by_share
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from aucseg.datasets.card import DatasetCard
     from aucseg.datasets.dataset import SegmentationDataset
 
 _FORMAT = "aucseg class statistics 1"
@@ -373,6 +375,34 @@ class ClassStatistics:
         width = (statistics.num_classes + 7) // 8
         statistics._rows = [rows[i : i + width] for i in range(0, len(rows), width)]
         return statistics
+
+    def check_classes(self, card: DatasetCard, source: str | Path) -> str | None:
+        """Refuse statistics of other classes than those of a card.
+
+        Args:
+            card: The card that they are used with.
+            source: The file that they are from, for messages.
+
+        Returns:
+            What to say where the classes bear other names, as after a renaming; None where all is alike.
+
+        Raises:
+            ValueError: Another number of classes, or the same names in another order.
+        """
+        if self.class_names is None:
+            if self.num_classes == card.num_classes:
+                return None
+            difference, may_be_renamed = f"{self.num_classes} there, {card.num_classes} in the card", False
+        elif (found := difference_of_classes(self.class_names, card.class_names, "there")) is None:
+            return None
+        else:
+            difference, may_be_renamed = found
+        if may_be_renamed:
+            return f"{source}: its classes bear other names than those of the card {card.name!r}: {difference}"
+        raise ValueError(
+            f"{source}: counts of other classes than those of the card {card.name!r}: {difference}; count again with "
+            "'aucseg stats'"
+        )
 
     @classmethod
     def _parse(cls, state: dict[str, Any]) -> tuple[ClassStatistics, bytes]:

@@ -12,6 +12,7 @@ from aucseg.datasets import DatasetCard
 from aucseg.hints import check_options
 from aucseg.loading.rare_classes import SAMPLERS
 from aucseg.statistics.class_statistics import ClassStatistics
+from aucseg.training.processes import say_once
 
 # Options of a sampler that follow from the run.
 _SET_BY_THE_RUN = ("statistics", "seed", "num_replicas", "rank")
@@ -76,17 +77,14 @@ def check_held_out(share: float, by: str, *, fold: tuple[int, int] | None, shard
 
 
 def load_statistics(path: str, card: DatasetCard) -> ClassStatistics:
-    """Loads class statistics, of as many classes as the card has.
+    """Loads class statistics of the card's classes.
 
     Raises:
-        ValueError: they have another number.
+        ValueError: they are of others, see `ClassStatistics.check_classes`.
     """
     statistics = ClassStatistics.load(Path(path))
-    if statistics.num_classes != card.num_classes:
-        raise ValueError(
-            f"{path} has {statistics.num_classes} classes, the card {card.name!r} {card.num_classes}: count again with "
-            "'aucseg stats'"
-        )
+    if notice := statistics.check_classes(card, path):
+        say_once(notice)
     return statistics
 
 

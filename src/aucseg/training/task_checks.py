@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from aucseg.datasets import DatasetCard
-from aucseg.hints import check_options
+from aucseg.hints import check_options, difference_of_classes
 from aucseg.inference.predictor import InferenceOptions
 from aucseg.losses import build_loss
 from aucseg.losses.pairwise_auc import PairwiseAUCLoss, auc_losses
@@ -101,13 +101,11 @@ def check_classes(checkpoint: Mapping[str, Any], card: DatasetCard) -> None:
     if not isinstance(text, str) or "\n" not in text:
         return
     stored = DatasetCard.from_yaml(text, "the card in the checkpoint")
-    if stored.class_names == card.class_names:
+    found = difference_of_classes(stored.class_names, card.class_names, "in the checkpoint")
+    if found is None:
         return
-    pairs = list(zip(stored.class_names, card.class_names, strict=False))
-    changed = next((i for i, (old, new) in enumerate(pairs) if old != new), len(pairs))
-    names = [f"{c.class_names[changed]!r}" if changed < c.num_classes else "none" for c in (stored, card)]
-    difference = f"class {changed} is {names[0]} in the checkpoint and {names[1]} in the card"
-    if stored.num_classes == card.num_classes and set(stored.class_names) != set(card.class_names):
+    difference, may_be_renamed = found
+    if may_be_renamed:
         say_once(f"the checkpoint's classes bear other names than those of the card {card.name!r}: {difference}")
         return
     raise ValueError(
