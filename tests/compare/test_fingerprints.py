@@ -10,7 +10,10 @@ from aucseg.compare.fingerprints import (
     data_fingerprint,
     differences,
     digest,
+    named_files_fingerprint,
 )
+from aucseg.datasets import SegmentationDataset
+from aucseg.datasets.shards import write_shards
 from tests.source_imports import MODULES, PACKAGE, reached_from
 
 
@@ -70,6 +73,42 @@ def test_data_is_the_content_of_card_and_files(tiny_card: Path, tmp_path: Path) 
     image.write_bytes(image.read_bytes()[:-1] + b"x")
     (change,) = differences(original, fingerprint(copy))
     assert change.startswith("files of split 'train'")
+
+
+def test_data_are_the_shards_where_there_are_any(tiny_card: Path, tmp_path: Path) -> None:
+    pytest.importorskip("webdataset")
+    dataset = SegmentationDataset(tiny_card, tiny_card.parent, "train")
+    for folder in ("one", "two"):
+        write_shards(dataset, tmp_path / folder, samples_per_shard=3)
+
+    def fingerprint(folder: str, **options: Any) -> dict[str, Any]:
+        shards = {"shards": str(tmp_path / folder / "*.tar"), "val_shards": "https://a.org/{0..1}.tar"}
+        return data_fingerprint({"data": {"card": str(tiny_card), **shards, **options}})  # no root: there are no files
+
+    original = fingerprint("one")
+    assert original["val_shards elsewhere"] == ["https://a.org/0.tar", "https://a.org/1.tar"]
+    assert {"card", "shards", "val_shards elsewhere"} == original.keys()
+    next((tmp_path / "one").glob("*.tar")).unlink()
+    (change,) = differences(original, fingerprint("one"))
+    assert change.startswith("shards: ")
+    # A split of files is validated on where there are no shards of it.
+    assert "files of split 'val'" in fingerprint("two", val_shards=None, root=str(tiny_card.parent))
+
+
+def test_files_that_a_configuration_names_count_by_their_content(tmp_path: Path) -> None:
+    counts, weights = tmp_path / "counts.json", tmp_path / "weights.pth"
+    for path in (counts, weights):
+        path.write_text("1")
+    config = {
+        "model": {"init_from": str(weights), "model": "smp/fpn", "model_options": {"encoder_weights": "imagenet"}},
+        "data": {"statistics": str(counts), "card": str(counts), "root": str(tmp_path)},
+    }
+    original = named_files_fingerprint(config)
+    assert original.keys() == {"file of model.init_from", "file of data.statistics"}
+    weights.write_text("2")
+    assert [text.partition(":")[0] for text in differences(original, named_files_fingerprint(config))] == [
+        "file of model.init_from"
+    ]
 
 
 def test_configuration_leaves_places_out() -> None:

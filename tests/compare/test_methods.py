@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -152,6 +153,20 @@ def test_models_are_names_or_files(tmp_path: Path) -> None:
     assert all(config["data"] == base["data"] for config in models.values())
     with pytest.raises(ValueError, match="two models"):
         load_models(["smp/fpn", "smp/fpn"], BASE)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "named"),
+    [
+        ({"max_epochs": 3}, "max_epochs"),
+        ({"max_time": "00:01:00:00"}, "max_time"),
+        ({"callbacks": [{"class_path": "lightning.pytorch.callbacks.EarlyStopping"}]}, "EarlyStopping"),
+    ],
+)
+def test_what_ends_a_run_early_is_refused_before_the_first(trainer: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=rf"makes trainer\.max_steps steps; leave \S*{named} out"):
+        load_models([], merged(BASE, {"trainer": trainer}))
+    assert load_models([], merged(BASE, {"trainer": {"max_epochs": -1, "max_time": None}}))
 
 
 @pytest.mark.parametrize("left_out", [{}, {"learning_rate": None, "head_rate_factor": None}])

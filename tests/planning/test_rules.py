@@ -301,6 +301,20 @@ def test_a_time_is_used_up_and_not_exceeded(name: str, minutes: int) -> None:
     assert number == 1 or number * data.num_validation * FAST.image <= 0.1 * 60 * minutes
 
 
+@pytest.mark.parametrize("seconds", [1800, None])
+def test_accumulated_batches_are_one_step(seconds: int | None) -> None:
+    plain = make_plan(PHOTOGRAPHS, CPU, {"data.batch_size": 8}, speed=FAST, seconds=seconds)
+    given = {"data.batch_size": 2, "trainer.accumulate_grad_batches": 4}
+    speed = FAST._replace(step=FAST.step / 4)
+    accumulated = make_plan(PHOTOGRAPHS, CPU, given, speed=speed, seconds=seconds)
+    for name in ("trainer.max_steps", "model.learning_rate", "model.warmup_steps"):
+        assert accumulated.settings[name] == plain.settings[name]
+    # Lightning counts batches there.
+    interval = "trainer.val_check_interval"
+    assert accumulated.settings[interval] == 4 * plain.settings[interval]
+    assert accumulated.seconds == plain.seconds
+
+
 def test_a_time_that_is_too_short_is_refused_with_one_that_is_not() -> None:
     with pytest.raises(ValueError, match="30 seconds are too short: the start takes 5 seconds, a validation") as caught:
         make_plan(CITYSCAPES, CPU, speed=FAST, seconds=30)

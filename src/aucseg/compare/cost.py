@@ -16,10 +16,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 class CostMeter(Callback):
     """Writes ``{"seconds_per_step", "peak_memory", "device"}`` when training ends.
 
-    ``seconds_per_step`` is the median of the times from the end of one step to the end of the next, loading included,
-    without the first tenth of the run and without validations. ``peak_memory`` is in bytes, of the training before the
-    first validation: on CUDA what tensors held (``torch.cuda.max_memory_allocated``), on the CPU the largest resident
-    set of the process, the libraries included.
+    ``seconds_per_step`` is the median of the times from the end of one step of the optimizer to the end of the next,
+    loading and accumulated batches included, without the first tenth of the run and without validations.
+    ``peak_memory`` is in bytes, of the training before the first validation: on CUDA what tensors held
+    (``torch.cuda.max_memory_allocated``), on the CPU the largest resident set of the process, the libraries included.
 
     Args:
         file: JSON file to write.
@@ -29,14 +29,17 @@ class CostMeter(Callback):
         self.file = Path(file)
         self._seconds: list[float] = []
         self._last: float | None = None
+        self._step = 0
         self._peak_memory: int | None = None
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Notes the time since the last step."""
+        if trainer.global_step == self._step:
+            return  # one of several batches of a step
         now = time.perf_counter()
         if self._last is not None:
             self._seconds.append(now - self._last)
-        self._last = now
+        self._last, self._step = now, trainer.global_step
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops the clock, and reads the memory before the first validation."""

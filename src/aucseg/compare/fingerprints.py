@@ -66,7 +66,10 @@ def code_fingerprint(config: Mapping[str, Any]) -> Fingerprint:
 
 
 def data_fingerprint(config: Mapping[str, Any]) -> Fingerprint:
-    """Digests of the card, and of the images and masks of the training and the validation split."""
+    """Digests of the card, and of the images and masks, or shards, of the training and the validation split.
+
+    Of shards that lie elsewhere, the URLs.
+    """
     from aucseg.datasets import DatasetCard, SegmentationDataset
     from aucseg.datasets.hub_folder import root_of
     from aucseg.loading.held_out import validates_held_out
@@ -74,14 +77,45 @@ def data_fingerprint(config: Mapping[str, Any]) -> Fingerprint:
     data = config["data"]
     card = DatasetCard.load(data["card"])
     result = {"card": _digest(card.to_yaml().encode())}
-    splits = (("train_split", "train"), ("val_split", "val"))
-    for key, default in splits[:1] if data.get("fold") or validates_held_out(data) else splits:
-        split = data.get(key, default)
-        options = {"on_error": data.get("on_error", "raise"), "follow_symlinks": data.get("follow_symlinks", True)}
-        dataset = SegmentationDataset(card, root_of(data), split, **options)
-        names = [name for pair in dataset.pairs for name in (pair.image, pair.mask) if name is not None]
-        result[f"files of split {split!r}"] = _digest_of_files(dataset.root, names)
+    parts = (("train_split", "train", "shards"), ("val_split", "val", "val_shards"))
+    is_validated_on_training_images = data.get("fold") or validates_held_out(data)
+    for key, default, shards in parts:
+        if data.get(shards) is not None:
+            result |= _digests_of_shards(shards, data[shards])
+        elif shards == "shards" or not is_validated_on_training_images:
+            split = data.get(key, default)
+            options = {"on_error": data.get("on_error", "raise"), "follow_symlinks": data.get("follow_symlinks", True)}
+            dataset = SegmentationDataset(card, root_of(data), split, **options)
+            names = [name for pair in dataset.pairs for name in (pair.image, pair.mask) if name is not None]
+            result[f"files of split {split!r}"] = _digest_of_files({name: dataset.root / name for name in names})
     return result
+
+
+def _digests_of_shards(key: str, patterns: str | list[str]) -> Fingerprint:
+    from aucseg.datasets.shards import shard_urls
+
+    urls = shard_urls(patterns)
+    local = {url: Path(url) for url in urls if "://" not in url}
+    found: Fingerprint = {key: _digest_of_files(local)} if local else {}
+    remote = [url for url in urls if url not in local]
+    return found | ({f"{key} elsewhere": remote} if remote else {})
+
+
+def named_files_fingerprint(config: Mapping[str, Any]) -> Fingerprint:
+    """Digests of the files that a configuration names beside its images: counts, weights."""
+    found = {}
+    for section in ("model", "data"):
+        for key, value in _flatten(config.get(section), f"{section}.").items():
+            if isinstance(value, str) and not (key + ".").startswith(_dotted(_NOT_CONFIGURATION)) and _is_file(value):
+                found[f"file of {key}"] = _digest_of_files({"": Path(value)})
+    return found
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # no name of a file
+        return False
 
 
 def configuration_fingerprint(config: Mapping[str, Any], first_stage: Fingerprint | None = None) -> Fingerprint:
@@ -177,14 +211,15 @@ def _modules_outside(config: Any) -> dict[str, Path]:
     return found
 
 
-def _digest_of_files(root: Path, names: list[str]) -> str:
-    sizes = [(root / name).stat().st_size for name in names]
+def _digest_of_files(files: Mapping[str, Path]) -> str:
+    """Digest of files by what they are called, wherever they lie."""
+    sizes = [path.stat().st_size for path in files.values()]
     step = max(1, -(-sum(sizes) // _MAX_HASHED_BYTES))
     total = hashlib.sha256()
-    for index, (name, size) in enumerate(zip(names, sizes, strict=True)):
+    for index, ((name, path), size) in enumerate(zip(files.items(), sizes, strict=True)):
         total.update(f"{name}\0{size}\0".encode())
         if index % step == 0:
-            with (root / name).open("rb") as file:
+            with path.open("rb") as file:
                 while block := file.read(1 << 20):
                     total.update(block)
     return total.hexdigest()[:12]

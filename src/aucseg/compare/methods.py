@@ -200,7 +200,7 @@ def load_models(items: Sequence[str], base: Configuration) -> dict[str, Configur
         base: The base configuration, whose ``model_options`` belong to its own model: another begins without.
 
     Raises:
-        ValueError: Two models of the same name.
+        ValueError: Two models of the same name, or a training that may end before its steps are made.
     """
     own = str((base.get("model") or {}).get("model", "smp/fpn"))
     models: dict[str, Configuration] = {}
@@ -215,7 +215,21 @@ def load_models(items: Sequence[str], base: Configuration) -> dict[str, Configur
         is_own = (change.get("model") or {}).get("model", own) == own
         start = base if is_own else merged(base, {"model": {"model_options": None}})
         models[name] = merged(start, change)
+        _check_budget(models[name]["trainer"], name)
     return models
+
+
+def _check_budget(trainer: Mapping[str, Any], name: str) -> None:
+    """Refuses what ends a run early: one of another budget would be thrown away when it has been trained."""
+    ends = [key for key, none in (("max_epochs", -1), ("max_time", None)) if trainer.get(key) not in (None, none)]
+    callbacks = trainer.get("callbacks") or []
+    paths = [entry.get("class_path") for entry in callbacks if isinstance(entry, Mapping)]
+    ends += [str(path) for path in paths if str(path).rpartition(".")[2] == "EarlyStopping"]
+    if ends:
+        named = ", ".join(ends)
+        raise ValueError(
+            f"{name}: every run of a comparison makes trainer.max_steps steps; leave {named} out of trainer"
+        )
 
 
 def check_folds(models: Mapping[str, Configuration]) -> None:

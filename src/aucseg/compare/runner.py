@@ -23,6 +23,7 @@ from aucseg.compare.fingerprints import (
     data_fingerprint,
     differences,
     digest,
+    named_files_fingerprint,
 )
 from aucseg.compare.methods import Configuration
 from aucseg.models.build import is_import_path
@@ -98,7 +99,7 @@ class Runner:
         """Of what the run's result would be made now."""
         # Of these what is hashed depends on: the files of the validation split where that is validated on alone.
         place = ("card", "root", "hf", "image_column", "mask_column", "train_split", "val_split")
-        keys = (*place, "on_error", "follow_symlinks", "held_out_share", "validate_held_out", "val_shards")
+        keys = (*place, "on_error", "follow_symlinks", "held_out_share", "validate_held_out", "shards", "val_shards")
         data = {key: run.config["data"].get(key) for key in keys}
         key = json.dumps({**data, "has_fold": bool(run.config["data"].get("fold"))})
         if key not in self._data:
@@ -106,7 +107,7 @@ class Runner:
         first = None if run.first_stage is None else configuration_fingerprint(run.first_stage.config)
         return {
             "code": code_fingerprint(run.config),
-            "data": self._data[key],
+            "data": self._data[key] | named_files_fingerprint(run.config),
             "configuration": configuration_fingerprint(run.config, first),
         }
 

@@ -63,12 +63,7 @@ class StreamedSegmentationDataset(IterableDataset[Sample]):
             raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
         if shuffle < 0:
             raise ValueError(f"shuffle is the size of a buffer, at least 0, not {shuffle}")
-        webdataset = import_extra("webdataset", "stream")
-        patterns = [urls] if isinstance(urls, (str, Path)) else urls
-        urls_of_patterns = [url for pattern in patterns for url in webdataset.shardlists.expand_urls(str(pattern))]
-        self.urls = [path for url in urls_of_patterns for path in _expand_wildcards(url)]
-        if not self.urls:
-            raise ValueError("urls is empty; give at least one shard")
+        self.urls = shard_urls(urls)
         self.card = card if isinstance(card, DatasetCard) else DatasetCard.load(card)
         self.label_map = LabelMap(self.card, train_ids=train_ids)
         self.transform, self.shuffle, self.seed, self.on_error = transform, shuffle, seed, on_error
@@ -167,6 +162,26 @@ class StreamedSegmentationDataset(IterableDataset[Sample]):
                 f"(it has {endings}); pass the right pattern as image= or mask="
             )
         return found[0]
+
+
+def shard_urls(urls: str | Path | Sequence[str | Path]) -> list[str]:
+    """The shards that paths, URLs and patterns stand for.
+
+    Raises:
+        ValueError: No shard, a pattern that fits no file, a ``pipe:`` URL.
+        ImportError: ``webdataset`` is not installed.
+    """
+    webdataset = import_extra("webdataset", "stream")
+    patterns = [urls] if isinstance(urls, (str, Path)) else urls
+    found = [
+        path
+        for pattern in patterns
+        for url in webdataset.shardlists.expand_urls(str(pattern))
+        for path in _expand_wildcards(url)
+    ]
+    if not found:
+        raise ValueError("urls is empty; give at least one shard")
+    return found
 
 
 def _expand_wildcards(url: str) -> list[str]:

@@ -37,7 +37,7 @@ def decide_budget(
         draft: With crop and batch size decided.
         data: The figures of the data set.
         kind: ``"cpu"`` or ``"cuda"``.
-        batch: Crops in a batch.
+        batch: Crops in a step, those of all accumulated batches.
         size: (height, width) of an image in validation.
         speed: What was measured, None for a plan without an estimate.
         seconds: Time that is left for start, training and validation, None for as many steps as the images ask for.
@@ -47,13 +47,14 @@ def decide_budget(
         ValueError: The time is too short to train and validate in.
     """
     crop = draft.settings["data.crop_size"]
+    accumulated = accumulated_batches(draft)
     num_images = _validated_images(draft, data)
     if speed is None:
         # In steps, of which one costs as much as its pixels.
         step, start = 1.0, 0.0
         validation = num_images * size[0] * size[1] * _COST_OF_EVALUATION / (batch * crop[0] * crop[1])
     else:
-        step, validation, start = speed.step, num_images * speed.image, speed.start
+        step, validation, start = accumulated * speed.step, num_images * speed.image, speed.start
     low, high = _STEPS[kind]
     wanted = round(_PASSES[kind] * data.num_training / batch)
     steps = min(max(wanted, low), high)
@@ -85,15 +86,21 @@ def decide_budget(
         interval = max(1, steps // number if is_timed else round(steps / number))
         steps = interval * number
     steps = int(draft.set("trainer.max_steps", steps))
-    interval = draft.set("trainer.val_check_interval", interval)
+    # Lightning counts batches.
+    interval = draft.set("trainer.val_check_interval", interval * accumulated)
     draft.decide("steps", f"{steps:,}", reason if "trainer.max_steps" not in draft.given else "",
                  ("trainer.max_steps",))  # fmt: skip
-    number = max(1, round(steps / interval)) if isinstance(interval, int) else number
+    number = max(1, round(steps * accumulated / interval)) if isinstance(interval, int) else number
     total = None if speed is None else start + steps * step + number * validation
     share = number * validation / (steps * step + number * validation)
     names = ("trainer.val_check_interval",)
     _validation(draft, data, number, share, names, is_measured=speed is not None)
     return steps, total
+
+
+def accumulated_batches(draft: Draft) -> int:
+    """Of how many batches a step of the optimizer is."""
+    return int(draft.given.get("trainer.accumulate_grad_batches", 1))
 
 
 def _epochs(

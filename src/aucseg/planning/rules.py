@@ -13,7 +13,7 @@ from aucseg.durations import format_duration
 from aucseg.losses.build import RECOMMENDED_OPTIONS
 from aucseg.models.pretrained import with_pretrained_weights
 from aucseg.models.recipes import recipe_of
-from aucseg.planning.budget import decide_budget
+from aucseg.planning.budget import accumulated_batches, decide_budget
 from aucseg.planning.fingerprint import DataFingerprint
 from aucseg.planning.machine import Machine
 from aucseg.planning.plan import Draft, Plan
@@ -91,10 +91,14 @@ def make_plan(
     batch = _batch(draft, data, machine, kind, size, max_batch_size)
     _order(draft, data)
     advice, bank = _loss_and_bank(draft, data, batch)
-    steps, total = decide_budget(draft, data, kind, batch, size, speed, seconds, spent)
-    _rates(draft, batch, steps)
+    batch_of_step = batch * accumulated_batches(draft)
+    steps, total = decide_budget(draft, data, kind, batch_of_step, size, speed, seconds, spent)
+    _rates(draft, batch_of_step, steps)
     if total is not None and speed is not None:
-        how = f"{speed.step:.2g} s a step, {speed.image:.2g} s an image in validation, measured in {speed.steps} steps"
+        unit = "step" if batch_of_step == batch else "batch"
+        how = (
+            f"{speed.step:.2g} s a {unit}, {speed.image:.2g} s an image in validation, measured in {speed.steps} steps"
+        )
         draft.decide("time", f"about {format_duration(total)}", how, ())
     draft.set("trainer.enable_model_summary", False)
     height, width = data.size

@@ -141,7 +141,8 @@ def optimizer_and_schedule(
 def _with_recipe(settings: Mapping[str, Any], trainer: Trainer) -> dict[str, Any]:
     """The settings with those rates that are left open, which is said."""
     batch_size = int(getattr(getattr(trainer, "datamodule", None), "batch_size", None) or BATCH_SIZE)
-    recipe = recipe_of(settings["model"], settings["model_options"], batch_size=batch_size)
+    images = batch_size * trainer.accumulate_grad_batches
+    recipe = recipe_of(settings["model"], settings["model_options"], batch_size=images)
     chosen = {
         "learning_rate": recipe.learning_rate,
         "head_rate_factor": recipe.head_rate_factor,

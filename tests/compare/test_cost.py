@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from aucseg.compare import cost
+
+
+class _Slow(LightningModule):
+    """Every batch takes a second of a clock that is not real."""
+
+    def __init__(self, clock: list[float]) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.clock = clock
+
+    def training_step(self, batch: list[torch.Tensor], _: Any) -> torch.Tensor:
+        self.clock[0] += 1
+        loss: torch.Tensor = self.layer(batch[0]).sum()
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.parametrize("accumulated", [1, 4])
+def test_a_step_is_one_of_the_optimizer(accumulated: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(
+        max_steps=5, accumulate_grad_batches=accumulated, callbacks=[cost.CostMeter(str(tmp_path / "cost.json"))],
+        accelerator="cpu", enable_model_summary=False, **quiet,
+    )  # fmt: skip
+    trainer.fit(_Slow(clock), torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(40, 1))))
+    assert json.loads((tmp_path / "cost.json").read_text())["seconds_per_step"] == accumulated
