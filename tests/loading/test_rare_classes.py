@@ -109,16 +109,20 @@ def test_sampler_is_deterministic_and_changes_with_epoch_and_seed(
 
 
 @both
-@pytest.mark.parametrize("num_replicas", [1, 2, 3])
+@pytest.mark.parametrize("num_replicas", [1, 2, 3, 4, 30])
 def test_ranks_share_one_sequence(
     num_replicas: int, make: Callable[..., RareClassSampler], statistics: ClassStatistics
 ) -> None:
-    whole = list(make(statistics, num_samples=24, seed=1))
-    ranks = [
-        list(make(statistics, num_samples=24, seed=1, num_replicas=num_replicas, rank=rank))
-        for rank in range(num_replicas)
-    ]
-    assert [index for step in zip(*ranks, strict=True) for index in step] == whole
+    def drawn(**options: int) -> list[tuple[int, int]]:
+        sampler = make(statistics, num_samples=22, seed=1, **options)
+        sampler.set_epoch(2)
+        return [(int(index), index.draw) for index in sampler if isinstance(index, DrawnIndex)]
+
+    whole = drawn()
+    assert [draw for _, draw in whole] == list(range(44, 66))
+    ranks = [drawn(num_replicas=num_replicas, rank=rank) for rank in range(num_replicas)]
+    joined = [index for step in zip(*ranks, strict=True) for index in step]
+    assert joined == [*whole, *whole[: -22 % num_replicas]]
 
 
 @both

@@ -109,6 +109,7 @@ def _comparison(args: argparse.Namespace) -> Comparison:
     from aucseg.compare.methods import (
         OFFSETS,
         at_path,
+        budget_of,
         check_folds,
         holding_out,
         load_base,
@@ -124,7 +125,7 @@ def _comparison(args: argparse.Namespace) -> Comparison:
     if args.root is not None:
         base = merged(base, at_path("data.root", args.root))
     if args.steps is not None:
-        base = merged(base, {"trainer": {"max_steps": args.steps, "val_check_interval": args.steps}})
+        base = merged(base, {"trainer": budget_of(args.steps, base["trainer"])})
     if args.folds is not None:
         base = merged(base, {"data": {"fold": [0, args.folds]}})  # of each run its own
     base["model"] = {"pixel_metrics": True} | (base.get("model") or {})

@@ -84,7 +84,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("--overwrite true", "replace the run that is in it (default: false)"),
             ("--resume auto", "go on with the run in --out, or start it; or a checkpoint (default: never)"),
             ("--seed_everything N", "seed (default: 0)"),
-            ("--trainer.val_check_interval N", "steps between validations; 1000, or an epoch with max_epochs"),
+            ("--trainer.val_check_interval N", "batches between validations; 1000, or an epoch with max_epochs"),
             ("--keep_best METRIC", "such as val/tail: keep its best checkpoint beside the last, for RUN --best"),
             ("--checkpoint_every N", "steps between checkpoints (default: 500)"),
             ("--trainer.logger NAME", "WandbLogger, MLFlowLogger, ... beside TensorBoard; false for none"),

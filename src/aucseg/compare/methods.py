@@ -219,6 +219,16 @@ def load_models(items: Sequence[str], base: Configuration) -> dict[str, Configur
     return models
 
 
+def budget_of(steps: int, trainer: Mapping[str, Any]) -> Configuration:
+    """The trainer's settings of a run of so many steps, with one validation, at the end.
+
+    Example:
+        >>> budget_of(100, {"accumulate_grad_batches": 4})  # Lightning counts batches there
+        {'max_steps': 100, 'val_check_interval': 400}
+    """
+    return {"max_steps": steps, "val_check_interval": steps * int(trainer.get("accumulate_grad_batches") or 1)}
+
+
 def _check_budget(trainer: Mapping[str, Any], name: str) -> None:
     """Refuses what ends a run early: one of another budget would be thrown away when it has been trained."""
     ends = [key for key, none in (("max_epochs", -1), ("max_time", None)) if trainer.get(key) not in (None, none)]
@@ -297,7 +307,7 @@ def second_stage_config(
         config["model"].update(model=f"{module}:offsets_model", model_options=options, bank=None)
         return config
     steps = max(1, config["trainer"]["max_steps"] // _DISALIGN_BUDGET)
-    config["trainer"].update(max_steps=steps, val_check_interval=steps)
+    config["trainer"].update(budget_of(steps, config["trainer"]))
     warmup = config["model"].get("warmup_steps")
     recipe = recipe_for(first)
     for name, value in (("learning_rate", recipe.learning_rate), ("head_rate_factor", recipe.head_rate_factor)):

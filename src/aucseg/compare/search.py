@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aucseg.compare.methods import DISALIGN, POSTHOC, Configuration, Method, at_path, merged, recipe_for
+from aucseg.compare.methods import DISALIGN, POSTHOC, Configuration, Method, at_path, budget_of, merged, recipe_for
 from aucseg.hints import closest
 from aucseg.safe_files import parse_yaml
 
@@ -307,7 +307,7 @@ def trial_config(config: Configuration, share: float, steps: int | None) -> Conf
     if not config["data"].get("validate_held_out", True):  # offsets would have them, in the runs
         changes["data"]["validate_held_out"] = True
     if steps is not None:
-        changes = merged(changes, {"trainer": {"max_steps": steps, "val_check_interval": steps}})
+        changes = merged(changes, {"trainer": budget_of(steps, config["trainer"])})
     return merged(config, changes)
 
 
