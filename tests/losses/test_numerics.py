@@ -44,6 +44,22 @@ def test_infinite_logits_with_sigmoid_scores(surrogate: str) -> None:
         assert bool(gradient.isfinite().all())
 
 
+@pytest.mark.parametrize("num_classes", [3, 9])
+@pytest.mark.parametrize("scores", ["sigmoid", "softmax", "identity"])
+@pytest.mark.parametrize(("surrogate", "margin"), [("square", 1.0), ("hinge", 0.5), ("squared_hinge", 0.5)])
+def test_a_nan_is_in_the_loss_where_it_is_in_the_gradient(
+    surrogate: str, margin: float, scores: str, num_classes: int
+) -> None:
+    logits = torch.randn(1, num_classes, 4, 4)
+    logits[0, 2, 1, 1] = float("nan")  # of a class that does not occur
+    logits.requires_grad_()
+    loss = pairwise_auc_loss(logits, torch.arange(16).view(1, 4, 4) % 2, surrogate, margin=margin, scores=scores)
+    loss.backward()
+    assert logits.grad is not None
+    assert bool(loss.isnan()) == bool(logits.grad.isnan().any())
+    assert scores != "softmax" or loss.isnan()
+
+
 def test_nan_logits_are_not_hidden_and_can_be_named() -> None:
     logits, target = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))
     logits[1, 2, 3, 4] = float("nan")

@@ -101,8 +101,9 @@ class PairwiseAUCLoss(ExactBuffers):
     Linear in pixels and channels, no pair is formed; the backward pass keeps logits and labels only. Arithmetic is
     float32 per pixel (float64 for float64 logits and identity scores) and float64 for sums, whatever the autocast
     dtype. It can be differentiated once, by a backward pass. A batch with fewer than two classes gives a zero that is
-    connected to the graph. NaN logits of valid pixels give a NaN loss; infinite logits are well-defined with sigmoid
-    scores and give NaN with the others; ignored pixels never count, whatever their logits.
+    connected to the graph. NaN logits of valid pixels give a NaN loss (in the channel of a class that does not occur
+    they may not be looked at); infinite logits are well-defined with sigmoid scores and give NaN with the others;
+    ignored pixels never count, whatever their logits.
 
     Args:
         surrogate: One of the names above, a `SmoothSurrogate`, or a smooth function of the difference (a callable on

@@ -156,7 +156,9 @@ def sorted_risk(
         value += torch.where(finite, risks, math.nan).sum()
         slope[part] = by_negative.scatter_add_(1, order, by_positive).to(slope.dtype)
     if scores == "sigmoid":
-        slope.mul_(values).mul_(logits.neg().sigmoid_())
+        # The channel of a class without a pair may hold NaN, which is nobody's slope.
+        at_rest = slope == 0
+        slope.mul_(values).mul_(logits.neg().sigmoid_()).masked_fill_(at_rest, 0)
     elif scores == "softmax":
         through_softmax(slope, values, 0)
     return value, slope
