@@ -15,6 +15,7 @@ from PIL import Image
 
 from aucseg import cli
 from aucseg.commands.plan_options import split_request
+from aucseg.datasets import DatasetCard
 from aucseg.training import speed
 from aucseg.training.speed import Speed
 from tests.conftest import write_tiny_dataset
@@ -252,6 +253,16 @@ def test_the_time_of_a_comparison_is_that_of_all_models_and_trials(
     assert run(f"compare tiles --methods ce,auc --time {minutes}m --dry-run {options}") == 0
     plan = yaml.safe_load((tiles / "runs" / "tiles-compare" / "plan.yaml").read_text())
     assert 2000 < plan["trainer"]["max_steps"] <= 3000  # of 0.1 s: five minutes for each
+
+
+@pytest.mark.usefixtures("measured")
+def test_a_folder_with_a_card_is_planned_by_it(tiles: Path) -> None:
+    own = write_tiny_dataset(tiles / "other").read_text().replace("tiny", "mine")
+    (tiles / "tiles" / "card.yaml").write_text(own)
+    assert run("stats tiles --write-config run.yaml") == 0
+    written = DatasetCard.load(tiles / "run_card.yaml")
+    assert (written.name, written.class_names) == ("mine", DatasetCard.from_yaml(own).class_names)
+    assert yaml.safe_load((tiles / "run.yaml").read_text())["data"]["card"] == "run_card.yaml"
 
 
 @pytest.mark.usefixtures("measured")

@@ -134,6 +134,27 @@ def test_a_folder_without_a_card(run: Run, root: Path, tmp_path: Path, capsys: p
     assert run(path, "--root", root) == 0
 
 
+def test_the_card_in_a_folder_is_taken(
+    run: Run, card_path: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = DatasetCard.load(card_path)
+    own = root / "card.yaml"
+    own.write_text(card_path.read_text())
+    Image.new("RGB", (8, 8)).save(root / "contact_sheet.png")
+    assert run(root) == 0
+    out = capsys.readouterr().out
+    assert f"card: {own}, {card.num_classes} classes" in out
+    assert all(name in out for name in card.class_names)
+    assert run(root, "--write-card", root / "new.yaml") == 2
+    assert "holds one, card.yaml already" in capsys.readouterr().err
+    # What is no card does not stand in the way, but is named.
+    own.write_text("title: another card\n")
+    assert run(root) == 1  # the picture is in no pair of a proposed card
+    out = capsys.readouterr().out
+    assert f"note: {own} is no card that can be used, so one is proposed" in out
+    assert "proposed card: 3 classes" in out
+
+
 def test_shards_and_merging(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tree = next(tree for tree in trees() if tree.card == "loveda")
     for i in range(4):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from aucseg.datasets.annotations.recognize import PANOPTIC, describe_annotations
 from aucseg.datasets.card import DatasetCard
@@ -16,6 +17,7 @@ from aucseg.datasets.propose import propose_card
 from aucseg.datasets.scan import scan_samples
 from aucseg.datasets.scan_cache import ScanCache
 from aucseg.datasets.split import SplitOfFiles
+from aucseg.run_files import CARD_FILE
 from aucseg.safe_files import cache_folder
 from aucseg.statistics.class_statistics import ClassStatistics
 
@@ -105,10 +107,26 @@ def _missing_message(dataset: SplitOfFiles, pair: Pair) -> str:
     return f"{dataset.root / pair.image}: its mask {pair.mask} is missing; add it, or move the image away"
 
 
+class Source(NamedTuple):
+    """A data set as a command was given it.
+
+    Attributes:
+        card: Its card.
+        root: Its folder; None for that of an embedded data set.
+        is_folder: Whether it was given as a folder, without a card.
+        is_proposed: Whether the card was proposed for the folder, which then holds none.
+    """
+
+    card: DatasetCard
+    root: Path | None
+    is_folder: bool
+    is_proposed: bool
+
+
 def card_and_root(
     source: str, root: str | Path | None, *, num_workers: int, cache: ScanCache | None, tile: int | None = None
-) -> tuple[DatasetCard, Path | None]:
-    """The card and its root: a proposed one where the source is a folder, which then is the root.
+) -> Source:
+    """The card and its root: where the source is a folder, this is the root, and the card that in it or a proposed one.
 
     Raises:
         ValueError: No such card, or a folder of which no card can be made.
@@ -116,8 +134,10 @@ def card_and_root(
     is_folder = Path(source).is_dir() and source not in DatasetCard.available()
     if not is_folder:
         _refuse_annotations(Path(source))
-        return DatasetCard.load(source), None if root is None else Path(root)
+        return Source(DatasetCard.load(source), None if root is None else Path(root), False, False)
     folder = Path(source)
+    if (own := _own_card(folder)) is not None:
+        return Source(own, folder, True, False)
     # Panoptic files look like masks of colours.
     annotations = describe_annotations(folder)
     if annotations is not None and PANOPTIC in annotations:
@@ -135,7 +155,21 @@ def card_and_root(
         + ("" if card.bands is None else f", bands {list(card.bands)}")
         + ("" if card.value_range is None else f", value_range {describe_range(card.value_range)}")
     )
-    return card, folder
+    return Source(card, folder, True, True)
+
+
+def _own_card(folder: Path) -> DatasetCard | None:
+    """The card that lies in a folder, such as `aucseg masks` writes."""
+    path = folder / CARD_FILE
+    if not path.is_file():
+        return None
+    try:
+        card = DatasetCard.load(path)
+    except ValueError as error:
+        print(f"note: {path} is no card that can be used, so one is proposed: {error}")
+        return None
+    print(f"card: {path}, {card.num_classes} classes, splits {', '.join(card.splits)}")
+    return card
 
 
 def _refuse_annotations(path: Path) -> None:

@@ -98,6 +98,5 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"wrote {args.out}: masks of {counts} images, {report.num_regions:,} regions, {report.card.num_classes} classes"
     )
-    card, root = (shlex.quote(str(path)) for path in (args.out / "card.yaml", args.out))
-    print(f"look at {args.out / 'contact_sheet.png'}, then run: aucseg stats {card} --root {root}")
+    print(f"look at {args.out / 'contact_sheet.png'}, then run: aucseg stats {shlex.quote(str(args.out))}")
     return 0

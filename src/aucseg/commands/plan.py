@@ -118,16 +118,16 @@ class Planner:
 
         Args:
             path: The file of the configuration.
-            card_path: The file of the card, where one was proposed for a folder.
+            card_path: The file of the card, where a folder was given.
             with_bank_to_try: Whether the configuration has a bank for the methods with one, whatever was advised.
         """
-        is_proposed = self.root is not None and self.root == Path(self.request.source)
-        card = card_path if is_proposed else self.request.source
+        card = card_path if self.source.is_folder else self.request.source
         with signals_as_exit(), no_empty_folders(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                if is_proposed:
-                    comment = _CARD_COMMENT + ("" if self.card.value_range is None else _RANGE_COMMENT)
+                if self.source.is_folder:
+                    comment = _CARD_COMMENT if self.source.is_proposed else f"# That of {self.source.root}.\n"
+                    comment += "" if self.card.value_range is None else _RANGE_COMMENT
                     replace_file(card_path, (comment + self.card.to_yaml()).encode())
                 accelerator = str(self.request.given.get("trainer.accelerator", "auto"))
                 plan = self.measured_plan(find_machine(accelerator), card)
@@ -135,7 +135,7 @@ class Planner:
                 print(f"\n{plan.describe()}\n", flush=True)
                 replace_file(path, self._on_data(plan, card).to_yaml().encode())
             except BaseException:
-                if is_proposed:
+                if self.source.is_folder:
                     card_path.unlink(missing_ok=True)
                 raise
         return plan
@@ -155,13 +155,13 @@ class Planner:
         workers = num_cores()
         cache = ScanCache.open(default_cache())
         try:
-            card, self.root = card_and_root(
+            self.source = card_and_root(
                 request.source, given.get("data.root", request.root), num_workers=workers, cache=cache
             )
-            is_proposed = self.root is not None and self.root == Path(request.source)
+            card, self.root = self.source.card, self.source.root
             split = given.get("data.train_split", "train")
             dataset = SplitOfFiles(card, self.root, split, on_error="skip")
-            files = report_files(card, dataset.root, is_proposed=is_proposed)
+            files = report_files(card, dataset.root, is_proposed=self.source.is_proposed)
             print("\n".join(files.lines([split, given.get("data.val_split", "val")])), flush=True)
             sizes = ImageSizes()
             statistics, check = count_and_check(
@@ -184,7 +184,7 @@ class Planner:
             )
         if statistics.num_labelled == 0:
             raise ValueError(f"{request.source}: not one pixel of the training masks has a class")
-        if is_proposed:
+        if self.source.is_folder and not card.groups:
             groups = statistics.groups()
             card = replace(card, groups=groups, tail_classes=tuple(groups["tail"]))
         bands = None
@@ -211,7 +211,7 @@ class Planner:
             held_out_share=held_out,
             fold=None if fold is None else (fold[0], fold[1]),
             bands=bands,
-            proposes_range=is_proposed,
+            proposes_range=self.source.is_proposed,
             read_mask=dataset.read_mask,
         )
         return card, found

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from aucseg.child_processes import num_cores
-from aucseg.commands.data_check import Check, card_and_root, count_and_check, default_cache
+from aucseg.commands.data_check import Check, Source, card_and_root, count_and_check, default_cache
 from aucseg.commands.plan_options import add_plan_arguments, request_of
 from aucseg.datasets.bands import band_statistics
 from aucseg.datasets.card import DatasetCard
@@ -25,6 +25,7 @@ from aucseg.datasets.propose import HELD_OUT_SHARE
 from aucseg.datasets.scan_cache import ScanCache
 from aucseg.datasets.split import SplitOfFiles
 from aucseg.loading.sequences import sequences_of_names
+from aucseg.run_files import CARD_FILE
 from aucseg.statistics.class_statistics import ClassStatistics
 from aucseg.statistics.summary import format_report, make_report, write_chart, write_csv
 
@@ -135,10 +136,12 @@ def _run(args: argparse.Namespace) -> int:
         raise ValueError("what is to be counted? Give a card, a folder, or --hf DATASET")
     cache = None if args.no_cache or args.merge or args.shards else ScanCache.open(args.cache or default_cache())
     try:
-        card, root = card_and_root(args.card, args.root, num_workers=args.workers, cache=cache, tile=args.tile)
-        if root != Path(args.card) and args.write_card is not None:
-            raise ValueError(f"--write-card proposes a card for a folder; {args.card} is a card already")
-        statistics, check = _count(args, card, root, cache)
+        source = card_and_root(args.card, args.root, num_workers=args.workers, cache=cache, tile=args.tile)
+        if not source.is_proposed and args.write_card is not None:
+            already = f"holds one, {CARD_FILE}" if source.is_folder else "is a card"
+            raise ValueError(f"--write-card proposes a card for a folder; {args.card} {already} already")
+        card = source.card
+        statistics, check = _count(args, source, cache)
     finally:
         if cache is not None:
             cache.close()
@@ -178,9 +181,8 @@ def _unpack(args: argparse.Namespace) -> None:
         args.root = folder
 
 
-def _count(
-    args: argparse.Namespace, card: DatasetCard, root: Path | None, cache: ScanCache | None
-) -> tuple[ClassStatistics, Check]:
+def _count(args: argparse.Namespace, source: Source, cache: ScanCache | None) -> tuple[ClassStatistics, Check]:
+    card, root = source.card, source.root
     if args.merge:
         parts = [ClassStatistics.load(path) for path in args.merge]
         for path, part in zip(args.merge, parts, strict=True):
@@ -196,7 +198,7 @@ def _count(
     split = args.split if args.split in card.splits or args.split != "train" else next(iter(card.splits))
     # Missing files are findings of the check like all others: they are listed, and the exit status tells.
     dataset = SplitOfFiles(card, root, split, on_error="skip", follow_symlinks=args.follow_symlinks, tile=args.tile)
-    files = report_files(card, dataset.root, is_proposed=root is not None and root == Path(args.card))
+    files = report_files(card, dataset.root, is_proposed=source.is_proposed)
     lines = [*files.lines([split]), *_describe_tiles(dataset), *_describe_validation(card, dataset)]
     print("\n".join(lines), flush=True)
     statistics, check = count_and_check(

@@ -23,6 +23,7 @@ from aucseg.datasets.colors import default_color
 from aucseg.datasets.file_report import shorten
 from aucseg.datasets.files import SampleError
 from aucseg.datasets.naming import split_of_path
+from aucseg.datasets.propose import HELD_OUT_SHARE
 from aucseg.datasets.tree import normalized
 from aucseg.hints import closest
 
@@ -142,7 +143,7 @@ def write_masks(
     return report
 
 
-_COMMENT = "# Made by `aucseg masks`. Look at contact_sheet.png, then run: aucseg stats card.yaml --root .\n"
+_COMMENT = "# Made by `aucseg masks`. Look at contact_sheet.png, then run: aucseg stats FOLDER\n"
 
 
 def _umask() -> int:
@@ -331,6 +332,7 @@ def _card(name: str, annotations: Annotations, classes: _Classes, kept: Sequence
         mask_encoding="gray" if classes.ignored_id == 255 else "gray16",
         exif=next((entry.exif for entry in kept if entry.exif != "error"), "error"),
         source=f"Made from {annotations.format}.",
+        held_out_share=None if "val" in splits else HELD_OUT_SHARE,
     )
     return DatasetCard.from_yaml(card.to_yaml(), "the card")
 
