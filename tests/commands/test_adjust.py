@@ -14,6 +14,7 @@ from aucseg.datasets import SegmentationDataset
 from aucseg.models.checkpoint import TRUST_VARIABLE
 from aucseg.report.examples import collect_examples
 from aucseg.report.runs import read_run
+from aucseg.training.adjustment import write_adjusted_checkpoint
 from aucseg.training.stored_task import load_task
 from tests.conftest import write_tiny_dataset
 from tests.inference.color_models import HELD_BACK
@@ -74,6 +75,53 @@ def test_a_class_that_was_held_back_is_found(
     adjusted = read_run(out)
     assert (adjusted.step, adjusted.is_finished) == (7, True)
     assert adjusted.metrics["tail"] == record["iou_after"]["gem"]
+
+
+def test_offsets_are_those_of_logits_where_evaluation_takes_means_of_probabilities(
+    card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run", card, "with_bias")
+    found = []
+    for evaluation in (None, {"flip": True, "scales": [0.5, 1.0]}):
+        content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=False)
+        content["hyper_parameters"]["evaluation"] = evaluation
+        torch.save(content, run / "checkpoints" / "last.ckpt")
+        assert main(["adjust", str(run), "--device", "cpu", "--overwrite"]) == 0
+        told = "without the flip and the scales" in capsys.readouterr().out
+        result = json.loads((tmp_path / "run-adjusted" / "result.json").read_text())
+        assert told == ("evaluation" in result) == (evaluation is not None)
+        found.append(json.loads((tmp_path / "run-adjusted" / "adjust.json").read_text())["offsets"])
+    assert found[0] == found[1]
+
+
+class _Gated(torch.nn.Module):
+    """The gate makes K outputs as well, but acts where it is above zero alone."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.colors = torch.nn.Conv2d(3, num_classes, 1)
+        self.gate = torch.nn.Conv2d(3, num_classes, 1)
+        # Open for a grey image, closed for a dark one.
+        state = {"weight": torch.ones_like(self.gate.weight), "bias": torch.full((num_classes,), -200.0)}
+        self.gate.load_state_dict(state)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.colors(images) + self.gate(images).relu()
+        return logits
+
+
+def gated(num_classes: int) -> torch.nn.Module:
+    return _Gated(num_classes)
+
+
+def test_the_bias_is_one_that_acts_on_all_images(card: Path, tmp_path: Path) -> None:
+    task = SegmentationTask(
+        str(card), "tests.commands.test_adjust:gated", mean=[0.0] * 3, std=[1.0] * 3, loss="ce", model_options={}
+    )
+    content = {"state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams), "global_step": 1}
+    torch.save(content | {"pytorch-lightning_version": "2.6.0"}, tmp_path / "model.ckpt")
+    layer = write_adjusted_checkpoint(tmp_path / "model.ckpt", [0.5, 0.0, 0.0, -0.5], tmp_path / "out")
+    assert layer.endswith("colors")
 
 
 @pytest.mark.parametrize("model", ["with_bias", "WithoutBias"])

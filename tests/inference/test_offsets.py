@@ -64,6 +64,20 @@ def test_two_classes_reach_the_threshold_that_theory_says() -> None:
     assert fit.offsets[1] - fit.offsets[0] == pytest.approx(expected, abs=0.12)
 
 
+def test_one_logit_is_two_of_which_the_first_is_zero() -> None:
+    torch.manual_seed(0)
+    target = torch.randint(0, 2, (6, 8, 8))
+    logit = torch.randn(6, 1, 8, 8) + 2 * target[:, None] - 2
+    fits = []
+    for logits in (logit, torch.cat([torch.zeros_like(logit), logit], dim=1)):
+        fitter = OffsetFitter(2)
+        fitter.update(logits, target)
+        fits.append(fitter.fit())
+    assert fits[0] == fits[1]
+    assert fits[0].before > 0.4
+    assert min(fits[0].iou_before) > 0.2
+
+
 def test_what_differs_from_image_to_image_is_not_fitted() -> None:
     """Each image has shifts of its own, so what fits some says nothing about the others."""
     accepted = [

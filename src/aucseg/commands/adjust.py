@@ -62,7 +62,12 @@ def run(args: argparse.Namespace) -> int:
         from aucseg.commands.predict import device_named
         from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT, best_of, checkpoint_in
         from aucseg.safe_files import write_json
-        from aucseg.training.adjustment import evaluation_batches, fit_task_offsets, write_adjusted_checkpoint
+        from aucseg.training.adjustment import (
+            averages,
+            evaluation_batches,
+            fit_task_offsets,
+            write_adjusted_checkpoint,
+        )
         from aucseg.training.evaluation import evaluate_checkpoint
         from aucseg.training.stored_task import load_task
 
@@ -85,6 +90,9 @@ def run(args: argparse.Namespace) -> int:
     if split == datamodule.val_split and datamodule.fold is not None:
         where = f"images of {datamodule.validation_name}"
     print(f"fitting one offset a class on {num_images} {where} ...", flush=True)
+    if averages(task):
+        where += ", without the flip and the scales of model.evaluation"
+        print("offsets act on logits: they are fitted and judged without the flip and the scales of model.evaluation")
     fit = fit_task_offsets(task, batches, objective=objective, num_folds=args.folds)
     print(_table(fit, task, f"{num_images} {where}"))
     if not fit.accepted:
@@ -155,6 +163,7 @@ def _write_cross_fitted(fit: OffsetFit, task: SegmentationTask, out: Path) -> No
     """Writes the result of a run whose validation images were fitted on: each with the offsets that others gave."""
     from aucseg.run_files import LAST_CHECKPOINT, RESULT_FILE
     from aucseg.safe_files import write_json
+    from aucseg.training.adjustment import averages
     from aucseg.training.checkpoints import checkpoint_step
 
     card = task.card
@@ -167,6 +176,8 @@ def _write_cross_fitted(fit: OffsetFit, task: SegmentationTask, out: Path) -> No
         "class_names": list(card.class_names),
         "palette": [list(color) for color in card.palette],
     }
+    if averages(task):
+        result["evaluation"] = "without flip and scales"
     write_json(out / RESULT_FILE, result, indent=2)
 
 

@@ -167,6 +167,8 @@ class ScoreCollector:
     def update(self, logits: Tensor, target: Tensor, clusters: Sequence[Hashable] | None = None) -> None:
         """Add a batch, see :meth:`aucseg.inference.OffsetFitter.update`."""
         logits, target = check_logits(logits, target, self.num_classes)
+        if logits.shape[1] == 1:
+            logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
         if clusters is not None and len(clusters) != len(target):
             raise ValueError(f"{len(clusters)} clusters for a batch of {len(target)} images: give one for each")
         state = self._generator.bit_generator.state

@@ -25,7 +25,8 @@ def add_to_bias(model: nn.Module, offsets: Sequence[float] | Tensor, images: Ten
     Args:
         model: From images to logits ``(B, K, ...)``, in evaluation mode.
         offsets: ``(K,)``.
-        images: An example ``(B, C, H, W)`` of what the model takes.
+        images: Examples ``(B, C, H, W)`` of what the model takes, several and various: parts of a network may rest on
+            a plain one.
 
     Returns:
         Dotted name of the layer; None where no bias does it, and the model is as it was.

@@ -124,7 +124,8 @@ class OffsetFitter:
 
         Args:
             logits: ``(B, K, *spatial)`` float, at most as large as the target; smaller ones are upsampled (bilinear,
-                ``align_corners=False``). ``(N, K)`` logits with ``(N,)`` labels are one image.
+                ``align_corners=False``). ``(N, K)`` logits with ``(N,)`` labels are one image; of two classes one logit
+                z, ``(B, 1, *spatial)``, is the two logits (0, z).
             target: ``(B, *spatial)`` integers in ``0..K - 1`` or ``ignore_index``.
             clusters: For each image what it belongs to (a city, a video): folds keep clusters whole. Default: each
                 image by itself.

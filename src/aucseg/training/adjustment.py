@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from aucseg.training.task import SegmentationTask
 
 # Any size will do to see what a bias changes; small for the networks with the largest strides.
 _EXAMPLE_SIZE = (64, 96)
+_NUM_EXAMPLES = 8
 
 
 def fit_task_offsets(
@@ -35,7 +38,9 @@ def fit_task_offsets(
     num_folds: int = 5,
     progress: bool = True,
 ) -> OffsetFit:
-    """Fits offsets to the logits that validation takes from a task.
+    """Fits offsets to the logits that validation takes from a task, without flip and scales.
+
+    These take means of probabilities, which no offset in a model moves by the same offset.
 
     Args:
         task: in evaluation mode.
@@ -46,11 +51,28 @@ def fit_task_offsets(
         progress: whether to show a bar.
     """
     fitter = OffsetFitter(task.card.num_classes, ignore_index=task.card.ignore_index)
-    with torch.inference_mode():
+    with torch.inference_mode(), without_averaging(task):
         for batch in tqdm(batches, "offsets", disable=not (progress and sys.stderr.isatty()), leave=False):
             for _, images, masks in same_size_parts(batch):
                 fitter.update(task.evaluation_logits(images.to(task.device)), masks.to(task.device))
     return fitter.fit(objective, groups=task.groups, num_folds=num_folds)
+
+
+def averages(task: SegmentationTask) -> bool:
+    """Whether the evaluation of a task takes means of probabilities, by flip or scales."""
+    return task.evaluation is not None and (task.evaluation.flip or task.evaluation.scales != (1.0,))
+
+
+@contextmanager
+def without_averaging(task: SegmentationTask) -> Iterator[None]:
+    """Evaluates a task without flip and scales within the block."""
+    before = task.evaluation
+    if before is not None:
+        task.evaluation = replace(before, flip=False, scales=(1.0,))
+    try:
+        yield
+    finally:
+        task.evaluation = before
 
 
 def evaluation_batches(datamodule: SegmentationDataModule, split: str | None) -> tuple[int, DataLoader[dict[str, Any]]]:
@@ -100,7 +122,12 @@ def write_adjusted_checkpoint(checkpoint: Path, offsets: Sequence[float], folder
     """
     task = load_task(checkpoint)
     content = load_plain(checkpoint)
-    layer = add_to_bias(task.model, offsets, task.normalize(torch.full((1, task.mean.numel(), *_EXAMPLE_SIZE), 127.0)))
+    # Noise of many strengths, so that parts of a network that rest on plain images are at work.
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand((_NUM_EXAMPLES, task.mean.numel(), *_EXAMPLE_SIZE), generator=generator)
+    level = torch.rand((2, _NUM_EXAMPLES, task.mean.numel(), 1, 1), generator=generator) * 255
+    low, high = level.amin(0), level.amax(0)
+    layer = add_to_bias(task.model, offsets, task.normalize(low + noise * (high - low)))
     if layer is None:
         _wrap(content, torch.tensor(offsets, dtype=torch.float32))
     else:
