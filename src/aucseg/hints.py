@@ -209,15 +209,32 @@ def build_by_path(spec: Any, name: str, within: str | None = None, *positional: 
     if isinstance(spec, str):
         spec = {"class_path": spec}
     if not is_class_path_entry(spec):
-        raise TypeError(f"{name} must be an import path, or class_path with init_args, got {spec!r}")
+        raise TypeError(f"{name} must be an import path, or class_path with all options in init_args, got {spec!r}")
     factory = import_object(spec["class_path"], within)
-    options = {key: _built(value, name, within) for key, value in (spec.get("init_args") or {}).items()}
+    options = {key: _built(value, name, within) for key, value in init_args_of(spec, name).items()}
     title = f"{name}: {spec['class_path'].rpartition('.')[2]}"
     check_options(options, factory, title, given=list(inspect.signature(factory).parameters)[: len(positional)])
     try:
         return factory(*positional, **(defaults | options))
     except TypeError as error:
         raise TypeError(f"{title}: {error}") from error
+
+
+def init_args_of(spec: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The options in ``{class_path, init_args}``.
+
+    Raises:
+        TypeError: They are no mapping.
+
+    Example:
+        >>> init_args_of({"class_path": "SGD", "init_args": "{lr:0.1}"}, "model.optimizer")
+        Traceback (most recent call last):
+        TypeError: model.optimizer: init_args must be a mapping such as '{lr: 0.1}', spaces included, got '{lr:0.1}'
+    """
+    options = spec.get("init_args") or {}
+    if not isinstance(options, Mapping):
+        raise TypeError(f"{name}: init_args must be a mapping such as '{{lr: 0.1}}', spaces included, got {options!r}")
+    return dict(options)
 
 
 class Entries(list[Any]):

@@ -253,6 +253,42 @@ def test_early_stopping_says_why_and_when_and_a_finished_run_that_nothing_is_lef
     assert not list(Path("elsewhere").glob("[!.]*"))
 
 
+def test_a_limited_epoch_is_as_long_as_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--trainer.max_steps", -1, "--trainer.max_epochs", 2, "--overwrite", "true")
+    for limit, images in ((1, 2), (0.5, 2), (1.0, 4), (9, 4)):
+        assert fit("--out", "limited", *options, "--trainer.limit_train_batches", limit) == 0
+        assert f"trainer.max_epochs 2 of {images} images is {images} steps" in capsys.readouterr().err
+
+
+def _optimizer_of(run: str) -> tuple[list[float], list[float]]:
+    """Base rates and weight decays of the groups in the last checkpoint."""
+    state = torch.load(Path(run, "checkpoints", "last.ckpt"), weights_only=False)["optimizer_states"][0]
+    groups = state["param_groups"]
+    return sorted({g["initial_lr"] for g in groups}), sorted({g["weight_decay"] for g in groups})
+
+
+def test_a_resumed_run_takes_other_rates_and_more_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit("--out", "more", "--model.head_rate_factor", 10) == 0
+    assert _optimizer_of("more") == ([0.01, 0.1], [0.0, 0.01])
+    changes = ("--model.learning_rate", 0.02, "--model.head_rate_factor", 1, "--model.weight_decay", 0.3)
+    assert fit("--out", "more", "--resume", "auto", "--trainer.max_steps", 8, *changes) == 0
+    assert _optimizer_of("more") == ([0.02], [0.0, 0.3])
+    with Path("more", "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row.get("lr-AdamW/pg1")]
+    rates = {int(row["step"]): float(row["lr-AdamW/pg1"]) for row in rows}
+    assert [rates[step] for step in range(4, 8)] == pytest.approx([0.02 * (1 - step / 8) for step in range(4, 8)])
+    # What the state does not fit is refused before anything of the run is changed.
+    before = Path("more", "config.yaml").read_bytes()
+    for other, told in (
+        (("--model.optimizer", "SGD"), "it knows nothing of"),
+        (("--model.freeze", "network.backbone"), "it trains"),
+    ):
+        capsys.readouterr()
+        assert fit("--out", "more", "--resume", "auto", "--trainer.max_steps", 12, *changes, *other) == 2
+        assert told in capsys.readouterr().err
+        assert Path("more", "config.yaml").read_bytes() == before
+
+
 def test_a_rehearsal_leaves_nothing_behind(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     before = sorted(folder.rglob("*"))
     assert fit("--out", "rehearsed", "--trainer.fast_dev_run", "true", "--keep_best", "val/miou") == 0
@@ -317,6 +353,18 @@ def test_weights_of_other_classes_and_a_frozen_encoder(run: str, capsys: pytest.
             marks=pytest.mark.skipif(find_spec("wandb") is not None, reason="it is installed"),
         ),
         (["--data.augmentation", "[RandomRotaton]"], "'RandomRotaton'; did you mean RandomRotation"),
+        (["--trainer.max_epochs", "0"], "trainer.max_epochs must be at least 1, got 0"),
+        (["--trainer.max_steps", "0"], "trainer.max_steps must be at least 1, got 0"),
+        (["--trainer.val_check_interval", "-0.5"], "trainer.val_check_interval must be above 0, got -0.5"),
+        (["--trainer.val_check_interval", "0.0"], "trainer.val_check_interval must be above 0, got 0.0"),
+        (
+            ["--model.optimizer.class_path", "SGD", "--model.optimizer.init_args", "{momentum:0.9}"],
+            "model.optimizer: init_args must be a mapping such as '{lr: 0.1}', spaces included, got '{momentum:0.9}'",
+        ),
+        (
+            ["--model.schedule.class_path", "CosineAnnealingLR", "--model.schedule.init_args", "{T_max:6}"],
+            "model.schedule: init_args must be a mapping",
+        ),
     ],
 )
 def test_what_is_wrong_is_told_with_the_nearest_name(

@@ -65,7 +65,14 @@ _TRAINED_MODELS = "aucseg.compare.second_stage:"
 
 
 class RunConfig(SaveConfigCallback):
-    """Keeps a run's configuration without what concerns one start of it alone, so that it can be used again."""
+    """Keeps a run's configuration without what concerns one start of it alone, so that it can be used again.
+
+    Attributes:
+        waits: whether it is written when training begins only, as that of a resumed run, whose checkpoint
+            may not fit.
+    """
+
+    waits = False
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **options: Any) -> None:
         config = config.clone()
@@ -73,11 +80,15 @@ class RunConfig(SaveConfigCallback):
         super().__init__(parser, config, **options)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leaves the configuration of a run as it was trained, where it is validated into its own folder."""
-        if not _is_rehearsal(trainer) and (
-            stage != "validate" or not Path(trainer.default_root_dir, LAST_CHECKPOINT).is_file()
-        ):
+        """Leaves the configuration of a run as it was trained where it is validated into its own folder, or resumed."""
+        is_kept = stage == "validate" and Path(trainer.default_root_dir, LAST_CHECKPOINT).is_file()
+        if not (_is_rehearsal(trainer) or is_kept or self.waits):
             super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the configuration where it was to wait."""
+        if not _is_rehearsal(trainer):
+            super().setup(trainer, pl_module, "fit")
 
 
 class AUCSegCLI(LightningCLI):
@@ -248,6 +259,9 @@ class AUCSegCLI(LightningCLI):
         """Prepares the folder for a new run, or for one that goes on from a checkpoint and has something to train."""
         if checkpoint is not None:
             self._is_resumed, config.ckpt_path = True, str(checkpoint)
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, RunConfig):
+                    callback.waits = True
             reason = nothing_to_train(checkpoint, trainer)
             if reason is not None and config.resume != "auto":
                 raise ValueError(f"{reason}; give more steps, or evaluate it with 'aucseg validate {checkpoint}'")

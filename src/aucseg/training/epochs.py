@@ -41,18 +41,30 @@ class EpochCount:
         """Tells the trainer how many steps it takes, and says so.
 
         Raises:
-            ValueError: a number of epochs below 1, or data in shards, of which nobody knows how many images they hold.
+            ValueError: a number of epochs or steps, or an interval, that is too small; or epochs of data in shards, of
+                which nobody knows how many images they hold.
         """
+        if self._max_epochs is not None and self._max_epochs < 1:
+            raise ValueError(f"trainer.max_epochs must be at least 1, got {self._max_epochs}")
+        if trainer.max_steps != -1 and trainer.max_steps < 1:
+            raise ValueError(f"trainer.max_steps must be at least 1, got {trainer.max_steps}")
+        interval = trainer.val_check_interval if self._between is None else self._between
+        if interval <= 0:
+            raise ValueError(f"trainer.val_check_interval must be above 0, got {interval}")
         if self._max_epochs is None and self._between is None:
             return
         if datamodule.shards is not None:
             raise ValueError(
                 "epochs of data.shards have no known length: give trainer.max_steps and val_check_interval"
             )
-        if (self._max_epochs or 1) < 1 or (self._between or 1) <= 0:
-            raise ValueError(f"trainer.max_epochs must be at least 1, got {self._max_epochs}")
         num_images = (datamodule.sampler_options or {}).get("num_samples") or len(datamodule.training_dataset(None))
         per_batch = datamodule.batch_size * trainer.world_size
+        limit = trainer.limit_train_batches
+        num_images = min(num_images, int(limit * (per_batch if isinstance(limit, int) else num_images)))
+        if num_images == 0:
+            raise ValueError(f"trainer.limit_train_batches {limit} leaves nothing to train on")
+        # It has done what it is to do; the order of the images, which has no end, goes on from epoch to epoch.
+        trainer.limit_train_batches = 1.0
         if self._between is not None:
             trainer.val_check_interval = max(1, round(self._between * num_images / per_batch))
         if self._max_epochs is not None:

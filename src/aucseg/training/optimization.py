@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
 from torch import nn
 
-from aucseg.hints import build_by_path
+from aucseg.hints import build_by_path, init_args_of
 from aucseg.models import split_parameters
 from aucseg.models.recipes import BATCH_SIZE, recipe_of
 from aucseg.training.processes import say_once
@@ -82,7 +82,7 @@ def build_optimizer(
         ImportError: the import path leads nowhere.
         TypeError: an option that the optimizer does not have.
     """
-    options = {} if optimizer is None or isinstance(optimizer, str) else dict(optimizer.get("init_args") or {})
+    options = {} if optimizer is None or isinstance(optimizer, str) else init_args_of(optimizer, "model.optimizer")
     learning_rate = options.pop("lr", learning_rate)
     weight_decay = options.pop("weight_decay", weight_decay)
     without = undecayed(model)
@@ -136,6 +136,72 @@ def optimizer_and_schedule(
     warmup_and_decay = {name: settings[name] for name in ("warmup_steps", "warmup_factor", "poly_power")}
     schedule = schedule_of(optimizer, trainer, settings["schedule"], **warmup_and_decay)
     return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+
+Groups = Sequence[Mapping[str, Any]]
+
+
+def group_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """What the groups of an optimizer were built with, beside their parameters."""
+    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+
+
+def check_groups(optimizer: torch.optim.Optimizer, stored: Groups) -> None:
+    """Refuses an optimizer that the state in a checkpoint is not of, before torch does so in the middle of it.
+
+    Args:
+        optimizer: as built.
+        stored: the groups in the checkpoint's state.
+
+    Raises:
+        ValueError: other groups of parameters, or another kind of optimizer.
+    """
+    own = optimizer.param_groups
+    sizes = [[len(group["params"]) for group in groups] for groups in (stored, own)]
+    missing = sorted({key for group in own for key in group} - {key for group in stored for key in group})
+    if sizes[0] != sizes[1]:
+        what = f"it trains groups of {sizes[0]} tensors, this one of {sizes[1]}"
+    elif missing:
+        what = f"it knows nothing of {', '.join(missing)}"
+    else:
+        return
+    raise ValueError(
+        f"the checkpoint's optimizer is another than {type(optimizer).__name__} as set up here ({what}): resume with "
+        "model.optimizer, model.freeze and model.model as in the config.yaml of the run; with others start a new run "
+        "with model.init_from, which takes over the weights"
+    )
+
+
+def take_over_changes(
+    optimizer: torch.optim.Optimizer, schedule: Any, then: Groups | None, now: Groups, *, is_own_schedule: bool
+) -> None:
+    """Puts changed settings in force in a resumed training, whose optimizer and schedule have their old ones again.
+
+    Args:
+        optimizer: with its state restored.
+        schedule: with its state restored.
+        then: `group_settings` of the training that wrote the checkpoint; None where it did not say.
+        now: those of this one.
+        is_own_schedule: whether the schedule is that of `build_schedule`, whose rates follow from the step alone.
+    """
+    rates = ("lr", "initial_lr")
+    changes = [
+        {key: value for key, value in new.items() if old.get(key) != value}
+        for old, new in zip(then or now, now, strict=True)
+    ]
+    if not is_own_schedule and any(rate in change for change in changes for rate in rates):
+        say_once("the learning rates stay those that model.schedule has come to: it cannot be told of others midway")
+    for group, change in zip(optimizer.param_groups, changes, strict=True):
+        group.update({key: value for key, value in change.items() if key not in rates})
+        if is_own_schedule and "initial_lr" in change:
+            group["initial_lr"] = change["initial_lr"]
+    if is_own_schedule:
+        # Of another number of steps the rate is another one from the first step on.
+        schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+        factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+        schedule._last_lr = [base * factor for base, factor in zip(schedule.base_lrs, factors, strict=True)]
+        for group, rate in zip(optimizer.param_groups, schedule._last_lr, strict=True):
+            group["lr"] = rate
 
 
 def _with_recipe(settings: Mapping[str, Any], trainer: Trainer) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from aucseg.models import build_model, forward_with_auxiliary, without_weights
 from aucseg.randomness import random_states, set_random_states, stable_seed
 from aucseg.training.image_channels import normalization, with_channels
 from aucseg.training.micro_batches import backward_all_but_last, check_micro_batches, scaled_backward
-from aucseg.training.optimization import optimizer_and_schedule
+from aucseg.training.optimization import check_groups, group_settings, optimizer_and_schedule, take_over_changes
 from aucseg.training.precision import clip_gradients, keeping_digits, unscales
 from aucseg.training.processes import cpu_state, draw_apart, gathered, say_once, state_of_process
 from aucseg.training.start_weights import frozen_parts, take_over
@@ -153,6 +153,9 @@ class SegmentationTask(LightningModule):
         self._exchanged_at = 0
         self._has_stepped = False
         self._random_states: dict[str, Any] | None = None
+        # What the optimizer was built with, and what a checkpoint says of its own until it is in force.
+        self._group_settings: list[dict[str, Any]] | None = None
+        self._resumed: dict[str, Any] | None = None
         self.groups = groups_of(self.card)
         # Not Lightning's mean over processes, which rounds down how many images each one has.
         self.mean_loss = MeanMetric(nan_strategy="disable")
@@ -327,7 +330,20 @@ class SegmentationTask(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with its own rate for the head, linear warm-up and polynomial decay; or what the options say."""
-        return optimizer_and_schedule(self.model, self.hparams, self.trainer)
+        configured = optimizer_and_schedule(self.model, self.hparams, self.trainer)
+        self._group_settings = group_settings(configured["optimizer"])
+        if self._resumed is not None:
+            check_groups(configured["optimizer"], self._resumed["groups"])
+        return configured
+
+    def on_train_start(self) -> None:
+        """Puts settings in force that a resumed run has changed."""
+        if self._resumed is not None and self._group_settings is not None:
+            (config,) = self.trainer.lr_scheduler_configs
+            then, is_own = self._resumed["settings"], self.hparams["schedule"] is None
+            (optimizer,) = self.trainer.optimizers
+            take_over_changes(optimizer, config.scheduler, then, self._group_settings, is_own_schedule=is_own)
+            self._resumed = None
 
     def configure_gradient_clipping(
         self,
@@ -361,6 +377,7 @@ class SegmentationTask(LightningModule):
         """Adds the random states, and the banks of the other processes, as plain containers."""
         # Those that a resumed run goes on with are to be restored until its first step.
         own: dict[str, Any] = {"random_states": self._random_states or random_states(self.device)}
+        checkpoint["group_settings"] = self._group_settings
         if self.trainer.world_size == 1:
             checkpoint["processes"] = [own]
             return
@@ -390,6 +407,8 @@ class SegmentationTask(LightningModule):
         # Predicting from a checkpoint must not disturb the caller's random numbers.
         if "processes" not in checkpoint or self._trainer is None or not self.trainer.training:
             return
+        if states := checkpoint.get("optimizer_states"):
+            self._resumed = {"groups": states[0]["param_groups"], "settings": checkpoint.get("group_settings")}
         own = state_of_process(checkpoint["processes"], self.global_rank, self.trainer.world_size)
         self._random_states = own.get("random_states")
         key = "bank._extra_state"
