@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aucseg import SegmentationDataModule, SegmentationDataset
+from aucseg.loading.folds import fold_of_images
 from aucseg.loading.held_out import held_out_images, stratified_split
 from aucseg.loading.sequences import sequences_of_names
 from tests.conftest import write_tiny_dataset
@@ -124,4 +125,13 @@ def test_whole_sequences_are_held_out_with_the_rare_class_in_both_parts(tmp_path
     assert not drives[0] & drives[1]
     for part in (found.kept, found.held_out):
         assert any((dataset.read_mask(i) == 3).any() for i in part)
-    assert held_out_images(dataset, 0.25, by="image").num_sequences is None
+    by_image = held_out_images(dataset, 0.25, by="image")
+    assert by_image.num_sequences is None
+    assert "sequences" not in by_image.describe()
+    # Three may be videos, or something else: that frames of each are on both sides is told.
+    for folder in ("images", "masks"):
+        for path in (tmp_path / folder / "train").iterdir():
+            path.rename(path.with_name(f"drive{int(path.name[5]) % 3}_{path.name[5]}{path.name[7:]}"))
+    dataset = SegmentationDataset(str(card), tmp_path)
+    for held_out in (held_out_images(dataset, 0.25), fold_of_images(dataset, (0, 2))):
+        assert "the names may tell 3 sequences, too few to be kept whole" in held_out.describe()

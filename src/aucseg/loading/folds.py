@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from aucseg.datasets import SegmentationDataset
 from aucseg.loading.held_out import HeldOut, classes_of_images, rasters_of
-from aucseg.loading.sequences import sequences_of_names
+from aucseg.loading.sequences import say_if_few, sequences_of_names
 
 
 def stratified_folds(
@@ -79,7 +79,7 @@ def fold_of_images(
         dataset: a mask that cannot be read is one without classes; reading the sample later tells.
         fold: number of the fold, from 0, and how many there are.
         num_workers: processes that read masks; 0 means this one.
-        by: "sequence" keeps sequences whole where the names tell any, "image" takes images one by one.
+        by: "sequence" keeps sequences whole where the names tell four or more, "image" takes images one by one.
 
     Returns:
         The images of the fold as those held out.
@@ -88,7 +88,8 @@ def fold_of_images(
         ValueError: there are fewer images or sequences than folds.
     """
     number, num_folds = fold
-    sequences = sequences_of_names([pair.name for pair in dataset.pairs]) if by == "sequence" else None
+    names = [pair.name for pair in dataset.pairs]
+    sequences = sequences_of_names(names) if by == "sequence" else None
     if sequences is not None and len(set(sequences)) < num_folds:
         raise ValueError(
             f"{num_folds} folds of {len(set(sequences))} sequences, which the names of the images tell and which stay "
@@ -98,6 +99,6 @@ def fold_of_images(
     folds = stratified_folds(classes_of_images(dataset, num_workers), num_folds, groups)
     rest, own = (np.flatnonzero(is_in).tolist() for is_in in (folds != number, folds == number))
     if sequences is None:
-        return HeldOut(rest, own)
+        return HeldOut(rest, own, note=say_if_few(names, "in a fold") if by == "sequence" else "")
     of = np.asarray(sequences)
     return HeldOut(rest, own, (len(np.unique(of[own])), len(np.unique(of))))

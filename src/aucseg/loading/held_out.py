@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from aucseg.datasets import DatasetCard, SegmentationDataset
 from aucseg.datasets.scan import scan_samples
-from aucseg.loading.sequences import sequences_of_names
+from aucseg.loading.sequences import say_if_few, sequences_of_names
 
 # A part of whole sequences may miss its share by this factor, else images are taken one by one.
 _TOLERANCE = 1.5
@@ -50,17 +50,19 @@ class HeldOut:
         kept: indices of the images to train on, in order.
         held_out: indices of the images held out, in order.
         num_sequences: number of sequences held out and of all, where whole ones are; else None.
+        note: what else there is to say.
     """
 
     kept: list[int]
     held_out: list[int]
     num_sequences: tuple[int, int] | None = None
+    note: str = ""
 
     def describe(self, what: str = "held out") -> str:
         """Returns a sentence about it."""
         text = f"{what}: {len(self.held_out):,} of {len(self.kept) + len(self.held_out):,} training images"
         if self.num_sequences is None:
-            return text
+            return text + self.note
         return f"{text}, {self.num_sequences[0]:,} of {self.num_sequences[1]:,} sequences that their names tell"
 
 
@@ -140,13 +142,15 @@ def held_out_images(dataset: SegmentationDataset, share: float, num_workers: int
             had nearly; "image" takes images one by one.
     """
     image_classes = classes_of_images(dataset, num_workers)
-    sequences = sequences_of_names([pair.name for pair in dataset.pairs]) if by == "sequence" else None
+    names = [pair.name for pair in dataset.pairs]
+    sequences = sequences_of_names(names) if by == "sequence" else None
     if sequences is not None:
         kept, held_out = stratified_split(image_classes, share, sequences)
         if share / _TOLERANCE <= len(held_out) / len(dataset) <= share * _TOLERANCE:
             of = np.asarray(sequences)
             return HeldOut(kept, held_out, (len(np.unique(of[held_out])), len(np.unique(of))))
-    return HeldOut(*stratified_split(image_classes, share, rasters_of(dataset)))
+    note = say_if_few(names, "held out") if by == "sequence" else ""
+    return HeldOut(*stratified_split(image_classes, share, rasters_of(dataset)), note=note)
 
 
 def rasters_of(dataset: SegmentationDataset) -> list[int] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,3 +118,54 @@ def test_labelme_file_of_a_missing_image_means_none_of_another_folder(tmp_path: 
     # With all images elsewhere the names alone tell.
     (root / "a/0.jpg").rename(root / "b/0.jpg")
     assert not write_masks(options, tmp_path / "out", on_error="raise").problems
+
+
+def test_tags_of_cvat_are_of_whole_images(tmp_path: Path) -> None:
+    root = tmp_path / "cvat"
+    photos(root, "a.png")
+    polygon = '<polygon label="cat" points="5,5;15,5;15,15" z_order="0"/>'
+    image = f'<image id="0" name="a.png" width="20" height="20"><tag label="sunny"/>{polygon}</image>'
+    (root / "annotations.xml").write_text(f"<annotations><version>1.1</version>{image}</annotations>")
+    report = write(root)
+    assert not report.problems
+    assert report.card is not None
+    assert report.card.class_names == ("background", "cat")
+
+
+def test_label_studio_tasks_that_nobody_has_looked_at_are_left_out(tmp_path: Path) -> None:
+    root = tmp_path / "studio"
+    photos(root, *(f"{name}.png" for name in "abcde"))
+    place = {"original_width": 20, "original_height": 20}
+    points = [[25, 25], [75, 25], [75, 75], [25, 75]]
+    together: list[dict[str, Any]] = [
+        {**place, "type": "polygonlabels", "value": {"points": points, "polygonlabels": ["cat"]}}
+    ]
+    apart = [
+        {**place, "id": "1", "type": "polygon", "value": {"points": points}},
+        {**place, "id": "1", "type": "labels", "value": {"points": points, "labels": ["cat"]}},
+        {"id": "2", "type": "choices", "value": {"choices": ["sunny"]}},
+    ]
+    annotations: dict[str, list[dict[str, Any]]] = {
+        "a": [{"result": together}],
+        "b": [{"result": apart}],
+        "c": [{"result": [], "was_cancelled": True}],
+        "d": [],
+        "e": [{"result": []}],  # looked at, and found empty
+    }
+    tasks = [
+        {"id": i, "data": {"image": f"{name}.png"}, "annotations": of}
+        for i, (name, of) in enumerate(annotations.items())
+    ]
+    (root / "export.json").write_text(json.dumps(tasks))
+    report = write(root)
+    assert not report.problems
+    assert "2 tasks have no annotation, or were skipped, and are left out: c.png, d.png" in report.notes
+    assert labelled(root) == {"train/a.png": True, "train/b.png": True, "train/e.png": False}
+    # A shape that is not read is no background.
+    annotations["a"][0]["result"] = [
+        {**place, "type": "vectorlabels", "value": {"vertices": [], "vectorlabels": ["cat"]}}
+    ]
+    tasks[0]["annotations"] = annotations["a"]
+    (root / "export.json").write_text(json.dumps(tasks))
+    (problem,) = write_masks(read_annotations([root]), tmp_path / "other").problems
+    assert "a vectorlabels is not read; draw a polygon or a brush" in problem

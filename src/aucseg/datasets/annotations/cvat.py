@@ -52,7 +52,7 @@ def _image(entry: Any, path: Path) -> AnnotatedImage:
         image.problems.append(f"{where}: its height and width are not numbers")
     for number, child in enumerate(entry):
         label = child.get("label")
-        if label is None:
+        if label is None or child.tag == "tag":  # of the image as a whole
             continue
         attributes = {
             (attribute.get("name") or "").lower()

@@ -20,10 +20,13 @@ from aucseg.datasets.annotations.model import (
     read_json,
     size_of,
 )
+from aucseg.datasets.file_report import shorten
 from aucseg.datasets.naming import split_of_path
 from aucseg.datasets.tree import IMAGE_ENDINGS, ending_of
 
 _KINDS = ("polygonlabels", "brushlabels", "ellipselabels", "rectanglelabels", "keypointlabels")
+# What a result with a place in the image has; others (choices, texts) have none.
+_PLACES = {"points", "rle", "x", "vertices", "imageDataURL", "sequence"}
 
 
 def read_label_studio(paths: list[Path], root: Path) -> Annotations:
@@ -33,6 +36,7 @@ def read_label_studio(paths: list[Path], root: Path) -> Annotations:
         ValueError: A file is no such export.
     """
     found = Annotations("Label Studio JSON", root)
+    unseen: list[str] = []
     for path in paths:
         tasks = read_json(path)
         if not isinstance(tasks, list):
@@ -45,10 +49,27 @@ def read_label_studio(paths: list[Path], root: Path) -> Annotations:
             if image is None:
                 found.problems.append(f"{path}: task {task.get('id', number)}: it names no image file")
                 continue
+            if not _is_annotated(task):
+                unseen.append(image.file_name)
+                continue
             found.images.append(image)
             found.add_labels([region.label for region in image.regions])
     found.labels.sort()
+    if unseen:
+        found.notes.append(
+            f"{len(unseen)} tasks have no annotation, or were skipped, and are left out: {shorten(unseen, 5)}"
+        )
     return found
+
+
+def _is_annotated(task: dict[str, Any]) -> bool:
+    """Whether somebody has looked at a task, be it to find nothing; of JSON-MIN nobody knows."""
+    annotations = task.get("annotations")
+    return not isinstance(annotations, list) or bool(_that_count(annotations))
+
+
+def _that_count(annotations: list[Any]) -> list[dict[str, Any]]:
+    return [entry for entry in annotations if isinstance(entry, dict) and not entry.get("was_cancelled")]
 
 
 def _task(task: dict[str, Any], where: str) -> AnnotatedImage | None:
@@ -90,18 +111,40 @@ def _results(task: dict[str, Any], image: AnnotatedImage) -> list[Any]:
             for entry in entries
             if isinstance(entry, dict) and (kind := next((kind for kind in _KINDS if kind in entry), None))
         ]
-    annotations = [a for a in task["annotations"] if isinstance(a, dict) and not a.get("was_cancelled")]
+    annotations = _that_count(task["annotations"])
     chosen = [a for a in annotations if a.get("ground_truth")] or annotations
     if len(chosen) > 1:
         image.problems.append(
             f"{image.where}: it has {len(chosen)} annotations; mark one as ground truth, or export one a task"
         )
     results = chosen[0].get("result") if len(chosen) == 1 else []
-    return [r for r in results if isinstance(r, dict) and r.get("type") in _KINDS] if isinstance(results, list) else []
+    return _with_labels([r for r in results if isinstance(r, dict)]) if isinstance(results, list) else []
+
+
+def _with_labels(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The regions of an annotation; where shape and label are two results of one id, joined."""
+    labels = {r.get("id"): _value(r).get("labels") for r in results if r.get("type") == "labels"}
+    regions = []
+    for result in results:
+        kind = f"{result.get('type')}labels"
+        if kind in _KINDS:
+            joined = {**_value(result), kind: labels.get(result.get("id"))}
+            regions.append({**result, "type": kind, "value": joined})
+        elif result.get("type") != "labels" and not _PLACES.isdisjoint(_value(result)):
+            regions.append(result)
+    return regions
+
+
+def _value(result: dict[str, Any]) -> dict[str, Any]:
+    value = result.get("value")
+    return value if isinstance(value, dict) else {}
 
 
 def _add_result(image: AnnotatedImage, result: dict[str, Any], where: str) -> None:
-    kind, value = str(result["type"]), result.get("value")
+    kind, value = str(result.get("type")), result.get("value")
+    if kind not in _KINDS:
+        image.problems.append(f"{where}: a {kind} is not read; draw a polygon or a brush")
+        return
     labels = value.get(kind) if isinstance(value, dict) else None
     if not isinstance(labels, list) or len(labels) != 1 or not isinstance(labels[0], str):
         image.problems.append(f"{where}: it has {len(labels) if isinstance(labels, list) else 'no'} labels, not one")

@@ -185,8 +185,8 @@ def _format_of(path: Path) -> str | None:
     if has("shapes") and (has("imagePath") or has("shape_type")):
         return LABELME
     if text.lstrip("\ufeff \t\r\n").startswith("["):
-        is_label_studio = re.search(r'"(polygon|brush|ellipse|rectangle|keypoint)labels"', text) is not None
-        return LABEL_STUDIO if is_label_studio else None
+        kinds = r'"original_width"|"(polygon|brush|ellipse|rectangle|keypoint)labels"'
+        return LABEL_STUDIO if re.search(kinds, text) is not None else None
     if has("images") and (has("categories") or has("file_name")):
         if has("segments_info"):
             return PANOPTIC
