@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 
 from aucseg.cli import main
+from aucseg.training.result_writer import ResultWriter
 from tests.conftest import write_tiny_dataset
 
 PARTS = '''
@@ -253,6 +255,37 @@ def test_early_stopping_says_why_and_when_and_a_finished_run_that_nothing_is_lef
     assert not list(Path("elsewhere").glob("[!.]*"))
 
 
+def test_the_best_may_be_the_validation_that_was_cut_off(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = ResultWriter.on_validation_end
+
+    def cut_off(self: ResultWriter, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == 4:
+            raise OSError("no space left on device")
+        whole(self, trainer, pl_module)
+
+    options = ("--out", "cut", "--keep_best", "val/miou")
+    with monkeypatch.context() as patch:
+        patch.setattr(ResultWriter, "on_validation_end", cut_off)
+        assert fit(*options) != 0
+    value, _ = _best("cut")
+    # Whatever came before is worse.
+    content = torch.load("cut/checkpoints/last.ckpt", weights_only=False)
+    content["callbacks"]["BestCheckpoint[val/miou]"]["value"] = -1.0
+    torch.save(content, "cut/checkpoints/last.ckpt")
+    capsys.readouterr()
+    assert fit(*options, "--resume", "auto") == 0
+    assert "of step 4, kept in" in capsys.readouterr().err
+    assert _best("cut")[1] == 4
+    assert _best("cut")[0] == json.loads(Path("cut", "result.json").read_text())["metrics"]["miou"] != value
+
+
+def _best(run: str) -> tuple[float, int]:
+    result = json.loads(Path(run, "best", "result.json").read_text())
+    return result["metrics"]["miou"], result["step"]
+
+
 def test_a_limited_epoch_is_as_long_as_it_says(capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--trainer.max_steps", -1, "--trainer.max_epochs", 2, "--overwrite", "true")
     for limit, images in ((1, 2), (0.5, 2), (1.0, 4), (9, 4)):
@@ -353,6 +386,17 @@ def test_weights_of_other_classes_and_a_frozen_encoder(run: str, capsys: pytest.
             marks=pytest.mark.skipif(find_spec("wandb") is not None, reason="it is installed"),
         ),
         (["--data.augmentation", "[RandomRotaton]"], "'RandomRotaton'; did you mean RandomRotation"),
+        (
+            ["--trainer.callbacks", "[{class_path: GradientAccumulationScheduler, init_args: {scheduling: {2: 4}}}]"],
+            "GradientAccumulationScheduler waits for epochs of Lightning's, and a training here is a single one; set",
+        ),
+        (
+            [
+                *("--model.schedule", "{class_path: ReduceLROnPlateau, monitor: val/miou}"),
+                *("--trainer.accumulate_grad_batches", "3"),
+            ],
+            "make trainer.val_check_interval (2 batches) a multiple of trainer.accumulate_grad_batches (3)",
+        ),
         (["--trainer.max_epochs", "0"], "trainer.max_epochs must be at least 1, got 0"),
         (["--trainer.max_steps", "0"], "trainer.max_steps must be at least 1, got 0"),
         (["--trainer.val_check_interval", "-0.5"], "trainer.val_check_interval must be above 0, got -0.5"),

@@ -8,6 +8,7 @@ import json
 import logging
 import warnings
 from argparse import ArgumentError
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from jsonargparse.typing import register_type
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    Checkpoint,
+    GradientAccumulationScheduler,
+    LearningRateMonitor,
+    ProgressBar,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins import CheckpointIO
 
@@ -59,6 +67,12 @@ from aucseg.training.task import SegmentationTask
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
+
+_EPOCH_COUNTERS: dict[type[Callback], str] = {
+    StochasticWeightAveraging: "EMAWeightAveraging averages by steps (docs/recipes.md)",
+    GradientAccumulationScheduler: "set trainer.accumulate_grad_batches",
+    BackboneFinetuning: "train with model.freeze first, then go on with model.init_from",
+}
 
 # Models that bring weights that were trained already.
 _TRAINED_MODELS = "aucseg.compare.second_stage:"
@@ -199,6 +213,8 @@ class AUCSegCLI(LightningCLI):
         out, trainer = Path(config.out), config.trainer
         if isinstance(trainer.callbacks, Callback):
             trainer.callbacks = [trainer.callbacks]
+        if self.subcommand == "fit":
+            _refuse_epoch_counters(trainer.callbacks or [])
         epochs = EpochCount(trainer)
         checkpoint = None
         self.result_writer = ResultWriter(out)
@@ -311,6 +327,21 @@ class AUCSegCLI(LightningCLI):
         metrics = self.trainer.callback_metrics
         found = [f"{name} {float(metrics[f'val/{name}']):.4f}" for name in ("miou", "tail") if f"val/{name}" in metrics]
         say_once(", ".join([f"{self.result_writer.folder}: step {self.trainer.global_step}", *found]))
+
+
+def _refuse_epoch_counters(callbacks: Sequence[Callback]) -> None:
+    """Refuses callbacks that wait for one of Lightning's epochs.
+
+    Raises:
+        ValueError: one of them, with what to use.
+    """
+    for callback in callbacks:
+        instead = next((text for kind, text in _EPOCH_COUNTERS.items() if isinstance(callback, kind)), None)
+        if instead is not None:
+            raise ValueError(
+                f"trainer.callbacks: {type(callback).__name__} waits for epochs of Lightning's, and a training here is "
+                f"a single one; {instead}"
+            )
 
 
 def _checkpoint_to_validate(config: Any) -> str | None:

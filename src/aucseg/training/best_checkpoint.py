@@ -72,10 +72,14 @@ class BestCheckpoint(Callback):
         return f"BestCheckpoint[{self.metric}]"
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Copies the checkpoint if the validation is the best so far."""
-        if trainer.state.fn != "fit":
-            return
+        """Copies the checkpoint if the validation is the best so far.
+
+        That of a run that was stopped in its last one is made after training.
+        """
         metrics = trainer.callback_metrics
+        is_late = trainer.state.fn != "fit"
+        if is_late and self.metric not in metrics:
+            return
         # Training metrics are there after the first step only.
         if self.metric not in metrics and not (trainer.sanity_checking and self.metric.startswith("train/")):
             raise ValueError(
@@ -89,6 +93,8 @@ class BestCheckpoint(Callback):
                 if (self.folder / name).is_file():
                     _copy(self.folder / name, self.folder / BEST_FOLDER / name)
             _copy(self.folder / LAST_CHECKPOINT, self.folder / BEST_CHECKPOINT)
+        if is_late:
+            self.on_fit_end(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says which step was the best."""

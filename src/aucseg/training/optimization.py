@@ -237,7 +237,7 @@ def schedule_of(
     Raises:
         ImportError: the import path leads nowhere.
         TypeError: an option that the schedule does not have.
-        ValueError: there is a plateau to be found, and no ``monitor``.
+        ValueError: there is a plateau to be found, and no ``monitor``, or it would miss validations.
     """
     if spec is None:
         return {"scheduler": build_schedule(optimizer, trainer.max_steps, **warmup_and_decay), "interval": "step"}
@@ -250,6 +250,12 @@ def schedule_of(
         raise ValueError("model.schedule: ReduceLROnPlateau needs a monitor beside class_path, such as val/miou")
     # After each validation, which is counted in batches or else in epochs.
     in_batches = isinstance(trainer.val_check_interval, int)
+    if in_batches and trainer.val_check_interval % trainer.accumulate_grad_batches:
+        raise ValueError(
+            "model.schedule: ReduceLROnPlateau moves on after a validation, but not in the midst of a step: make "
+            f"trainer.val_check_interval ({trainer.val_check_interval} batches) a multiple of "
+            f"trainer.accumulate_grad_batches ({trainer.accumulate_grad_batches})"
+        )
     return {
         "scheduler": schedule,
         "interval": "step" if in_batches else "epoch",
