@@ -113,7 +113,7 @@ class Source(NamedTuple):
     Attributes:
         card: Its card.
         root: Its folder; None for that of an embedded data set.
-        is_folder: Whether it was given as a folder, without a card.
+        is_folder: Whether it was given as a folder, not as a card.
         is_proposed: Whether the card was proposed for the folder, which then holds none.
     """
 
@@ -126,7 +126,7 @@ class Source(NamedTuple):
 def card_and_root(
     source: str, root: str | Path | None, *, num_workers: int, cache: ScanCache | None, tile: int | None = None
 ) -> Source:
-    """The card and its root: where the source is a folder, this is the root, and the card that in it or a proposed one.
+    """The card and its root: a folder is the root, and its card the one that lies in it, or else a proposed one.
 
     Raises:
         ValueError: No such card, or a folder of which no card can be made.
