@@ -190,7 +190,7 @@ def refuse_pages(number: int, path: str | Path) -> None:
 
 def _number_of_pages(image: Image.Image) -> int:
     count = getattr(image, "n_frames", 1)
-    if count == 1 or image.format == "MPO":
+    if count == 1 or image.format in ("MPO", "PSD"):  # previews and layers of one picture
         return 1
     if image.format != "TIFF":
         return int(count)
