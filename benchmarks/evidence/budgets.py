@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from benchmarks.evidence.shared_study import best_methods, is_rival
 
 from aucseg.compare.intervals import Interval, t_interval
@@ -21,7 +22,6 @@ _GROUPS = ("miou", "head", "middle", "tail")
 _SERIES: dict[str, tuple[tuple[str, ...], ...]] = {
     "Freedoom-LT": (
         ("freedoom_lt_400", "freedoom_lt_8000"),
-        ("freedoom_lt_400_cpu", "freedoom_lt_2000_cpu"),
         ("main", "rivals_with_bank", "mild_weights", "steps_2000", "steps_8000"),
     ),
     "CamVid": (("camvid_heldout",), ("camvid", "camvid_1200", "camvid_2400", "camvid_4800")),
@@ -46,6 +46,7 @@ class Budget:
     method: str
     seeds: int
     values: Mapping[str, Interval]
+    ranges: Mapping[str, tuple[float, float]]
 
 
 def budgets(results: Path) -> list[Budget]:
@@ -60,7 +61,8 @@ def budgets(results: Path) -> list[Budget]:
                 metrics = [run["metrics"] for run in here if run["method"] == method]
                 known = {key: [100 * m[key] for m in metrics if m.get(key) is not None] for key in _GROUPS}
                 values = {key: t_interval(scores) for key, scores in known.items()}
-                found.append(Budget(data, steps, role, method, len(metrics), values))
+                ranges = {key: (min(scores), max(scores)) for key, scores in known.items() if scores}
+                found.append(Budget(data, steps, role, method, len(metrics), values, ranges))
     return found
 
 
@@ -88,7 +90,7 @@ def _runs(path: Path) -> list[dict[str, Any]]:
 
 
 def draw_budgets(rows: list[Budget], path: Path) -> None:
-    """Tail and overall mean IoU against the number of steps, a column for each data set, with 95 % intervals."""
+    """Tail and overall mean IoU against the number of steps, a column for each data set, with bars (`_bar`)."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -107,7 +109,7 @@ def draw_budgets(rows: list[Budget], path: Path) -> None:
                     axes.errorbar(
                         [row.steps for row in points],
                         [row.values[key].mean for row in points],
-                        yerr=[0.0 if row.seeds == 1 else row.values[key].half_width for row in points],
+                        yerr=np.transpose([_bar(row, key) for row in points]),
                         fmt="o-",
                         color=color,
                         label=role,
@@ -115,6 +117,7 @@ def draw_budgets(rows: list[Budget], path: Path) -> None:
                     )
                 steps = sorted({row.steps for row in rows if row.data == data})
                 axes.set_xscale("log")
+                axes.set_xlim(steps[0] / 1.25, 1.25 * steps[-1])
                 axes.set_xticks(steps, [f"{step:,}" for step in steps])
                 axes.minorticks_off()
                 axes.set_ylabel(f"{title} mIoU, %")
@@ -124,6 +127,15 @@ def draw_budgets(rows: list[Budget], path: Path) -> None:
             grid[1, column].set_xlabel("training steps")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Date": None})
+
+
+def _bar(row: Budget, key: str) -> tuple[float, float]:
+    """How far a bar reaches below and above the mean: the 95 % interval, or from one of two seeds to the other."""
+    value = row.values[key]
+    if row.seeds > 2:
+        return value.half_width, value.half_width
+    low, high = row.ranges[key]
+    return value.mean - low, high - value.mean
 
 
 def budget_table(rows: list[Budget]) -> str:
@@ -146,7 +158,8 @@ def budget_table(rows: list[Budget]) -> str:
     return "\n".join([
         "## What more steps change\n",
         "![Tail and overall mIoU against the number of training steps](../images/results-budgets.svg)\n",
-        "Mean IoU in %, averaged over the seeds. In brackets: for cross-entropy the gain over the next smaller budget, "
+        "Mean IoU in %, averaged over the seeds; bars are 95 % intervals, of two seeds from one to the other. In "
+        "brackets: for cross-entropy the gain over the next smaller budget, "
         "for the other methods the difference to cross-entropy. The best rival and AUCSeg are the methods that are "
         "best on held-out training images; in the older studies, which have no such scores, AUCSeg is the variant that "
         "the counts of the data advise, and the best rival the one with the best score here, which favours it. "
