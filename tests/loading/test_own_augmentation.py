@@ -89,7 +89,7 @@ def test_draws_follow_from_torchs_generator() -> None:
             "must leave the image torch.uint8, as it came, not torch.f",
         ),
         (f"{__name__}:forget", ValueError, "forget must return a sample with image and mask"),
-        (7, TypeError, "must be an import path, or class_path with init_args, got 7"),
+        (7, TypeError, "must be an import path, or class_path with all options in init_args, got 7"),
         ("torch.nn.Idntity", ImportError, "did you mean Identity"),
     ],
 )
