@@ -85,6 +85,16 @@ def predicted_labels(logits: Tensor, size: Sequence[int]) -> Tensor:
     return labels
 
 
+def two_logits(logits: Tensor) -> Tensor:
+    """Logits of two classes, (B, 2, *spatial), where there is one logit z a pixel: (0, z); all others as they are.
+
+    Example:
+        >>> two_logits(torch.tensor([[1.5], [-2.0]])).tolist()
+        [[0.0, 1.5], [0.0, -2.0]]
+    """
+    return torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
+
+
 def labels_of(logits: Tensor) -> Tensor:
     """The labels (B, *spatial) int64 of logits (B, K, *spatial) as they are; see `predicted_labels`."""
     # The place of the maximum: argmax, which finds the same, takes two to four times as long on a CPU.

@@ -107,8 +107,14 @@ def named_files_fingerprint(config: Mapping[str, Any]) -> Fingerprint:
     for section in ("model", "data"):
         for key, value in _flatten(config.get(section), f"{section}.").items():
             if isinstance(value, str) and not (key + ".").startswith(_dotted(_NOT_CONFIGURATION)) and _is_file(value):
-                found[f"file of {key}"] = _digest_of_files({"": Path(value)})
+                stat = Path(value).stat()
+                found[f"file of {key}"] = _digest_of_named(Path(value).resolve(), stat.st_mtime_ns, stat.st_size)
     return found
+
+
+@cache
+def _digest_of_named(path: Path, mtime_ns: int, size: int) -> str:
+    return _digest_of_files({"": path})
 
 
 def _is_file(text: str) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from aucseg.hints import refuse_default_ignore_label
 from aucseg.metrics.pixel_metric import bands_at, check_logits
+from aucseg.upsampling import two_logits
 
 Integers = npt.NDArray[np.integer[Any]]
 Floats = npt.NDArray[np.floating[Any]]
@@ -167,8 +168,7 @@ class ScoreCollector:
     def update(self, logits: Tensor, target: Tensor, clusters: Sequence[Hashable] | None = None) -> None:
         """Add a batch, see :meth:`aucseg.inference.OffsetFitter.update`."""
         logits, target = check_logits(logits, target, self.num_classes)
-        if logits.shape[1] == 1:
-            logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+        logits = two_logits(logits)
         if clusters is not None and len(clusters) != len(target):
             raise ValueError(f"{len(clusters)} clusters for a batch of {len(target)} images: give one for each")
         state = self._generator.bit_generator.state

@@ -16,7 +16,7 @@ from aucseg.dtypes import in_model_dtype
 from aucseg.losses.baselines.logit_adjustment import log_prior
 from aucseg.losses.class_weights import check_class_counts
 from aucseg.models.segmentation_model import resize
-from aucseg.upsampling import upsampled_bands
+from aucseg.upsampling import two_logits, upsampled_bands
 
 Array = npt.NDArray[Any]
 Place = tuple[slice, ...]
@@ -312,9 +312,7 @@ class Predictor:
         if logits.ndim != images.ndim or len(logits) != len(images):
             sides = "h, w" if images.ndim == 4 else "d, h, w"
             raise ValueError(f"the model returned shape {tuple(logits.shape)}; expected ({len(images)}, K, {sides})")
-        logits = logits.float()
-        if logits.shape[1] == 1:  # one logit z a pixel: two classes with the logits (0, z)
-            logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+        logits = two_logits(logits.float())
         if self._adjustment is not None and logits.shape[1] != len(self._adjustment):
             raise ValueError(f"{len(self._adjustment)} class frequencies for a model of {logits.shape[1]} classes")
         return logits

@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aucseg.datasets import SegmentationDataset
-from aucseg.loading.held_out import HeldOut, classes_of_images, rasters_of
-from aucseg.loading.sequences import say_if_few, sequences_of_names
+from aucseg.loading.held_out import HeldOut, classes_of_images, rasters_of, sequences_of
 
 
 def stratified_folds(
@@ -88,8 +87,7 @@ def fold_of_images(
         ValueError: there are fewer images or sequences than folds.
     """
     number, num_folds = fold
-    names = [pair.name for pair in dataset.pairs]
-    sequences = sequences_of_names(names) if by == "sequence" else None
+    sequences, note = sequences_of(dataset, by, "in a fold")
     if sequences is not None and len(set(sequences)) < num_folds:
         raise ValueError(
             f"{num_folds} folds of {len(set(sequences))} sequences, which the names of the images tell and which stay "
@@ -99,6 +97,6 @@ def fold_of_images(
     folds = stratified_folds(classes_of_images(dataset, num_workers), num_folds, groups)
     rest, own = (np.flatnonzero(is_in).tolist() for is_in in (folds != number, folds == number))
     if sequences is None:
-        return HeldOut(rest, own, note=say_if_few(names, "in a fold") if by == "sequence" else "")
+        return HeldOut(rest, own, note=note)
     of = np.asarray(sequences)
     return HeldOut(rest, own, (len(np.unique(of[own])), len(np.unique(of))))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from aucseg.datasets import DatasetCard, SegmentationDataset
 from aucseg.datasets.scan import scan_samples
-from aucseg.loading.sequences import say_if_few, sequences_of_names
+from aucseg.loading.sequences import sequences_and_note
 
 # A part of whole sequences may miss its share by this factor, else images are taken one by one.
 _TOLERANCE = 1.5
@@ -142,15 +142,28 @@ def held_out_images(dataset: SegmentationDataset, share: float, num_workers: int
             had nearly; "image" takes images one by one.
     """
     image_classes = classes_of_images(dataset, num_workers)
-    names = [pair.name for pair in dataset.pairs]
-    sequences = sequences_of_names(names) if by == "sequence" else None
+    sequences, note = sequences_of(dataset, by, "held out")
     if sequences is not None:
         kept, held_out = stratified_split(image_classes, share, sequences)
         if share / _TOLERANCE <= len(held_out) / len(dataset) <= share * _TOLERANCE:
             of = np.asarray(sequences)
             return HeldOut(kept, held_out, (len(np.unique(of[held_out])), len(np.unique(of))))
-    note = say_if_few(names, "held out") if by == "sequence" else ""
     return HeldOut(*stratified_split(image_classes, share, rasters_of(dataset)), note=note)
+
+
+def sequences_of(dataset: SegmentationDataset, by: str, what: str) -> tuple[list[int] | None, str]:
+    """The sequences that are kept whole, and what else there is to say, see `sequences_and_note`.
+
+    Args:
+        dataset: the images.
+        by: "sequence", or "image" for none.
+        what: what a part of the images is, in words.
+    """
+    if by != "sequence":
+        return None, ""
+    sequences, note = sequences_and_note([pair.name for pair in dataset.pairs], what)
+    # Windows of a raster stay together, whatever their names.
+    return sequences, note if rasters_of(dataset) is None else ""
 
 
 def rasters_of(dataset: SegmentationDataset) -> list[int] | None:

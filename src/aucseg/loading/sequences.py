@@ -29,35 +29,28 @@ def sequences_of_names(names: Sequence[str]) -> list[int] | None:
         >>> sequences_of_names([f"images/frame_{frame:03}" for frame in range(40)]) is None
         True
     """
-    numbers = _numbers(names)
-    return numbers if _MIN_SEQUENCES <= max(numbers, default=0) + 1 < len(names) else None
+    return sequences_and_note(names, "")[0]
 
 
-def say_if_few(names: Sequence[str], what: str) -> str:
-    """What to add to a sentence on images that were taken one by one though their names may tell a few sequences.
+def sequences_and_note(names: Sequence[str], what: str) -> tuple[list[int] | None, str]:
+    """`sequences_of_names`, and what to add to a sentence on images that are taken one by one though these may be few.
 
     Args:
-        names: As for `sequences_of_names`.
-        what: What was taken, such as "held out".
+        names: Paths of the images below the root, without their endings.
+        what: What is taken, such as "held out".
 
     Example:
-        >>> say_if_few([f"video{video}/{frame}" for video in range(3) for frame in range(8)], "held out")
+        >>> sequences_and_note([f"video{video}/{frame}" for video in range(3) for frame in range(8)], "held out")[1]
         '; the names may tell 3 sequences, too few to be kept whole: frames of one may be held out and trained on'
-        >>> say_if_few([f"images/{frame}" for frame in range(8)], "held out")
-        ''
     """
-    number = max(_numbers(names), default=0) + 1
-    if not 1 < number < min(_MIN_SEQUENCES, len(names)):
-        return ""
-    return (
-        f"; the names may tell {number} sequences, too few to be kept whole: frames of one may be {what} and trained on"
-    )
-
-
-def _numbers(names: Sequence[str]) -> list[int]:
     keys = [_sequence(name) for name in names]
     number_of = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    return [number_of[key] for key in keys]
+    if not 1 < len(number_of) < len(names):
+        return None, ""
+    if len(number_of) >= _MIN_SEQUENCES:
+        return [number_of[key] for key in keys], ""
+    few = f"{len(number_of)} sequences, too few to be kept whole"
+    return None, f"; the names may tell {few}: frames of one may be {what} and trained on"
 
 
 def _sequence(name: str) -> str:

@@ -95,10 +95,9 @@ def make_plan(
     steps, total = decide_budget(draft, data, kind, batch_of_step, size, speed, seconds, spent)
     _rates(draft, batch_of_step, steps)
     if total is not None and speed is not None:
-        unit = "step" if batch_of_step == batch else "batch"
-        how = (
-            f"{speed.step:.2g} s a {unit}, {speed.image:.2g} s an image in validation, measured in {speed.steps} steps"
-        )
+        unit, units = ("step", "steps") if batch_of_step == batch else ("batch", "batches")
+        measured = f"measured in {speed.steps} {units}"
+        how = f"{speed.step:.2g} s a {unit}, {speed.image:.2g} s an image in validation, {measured}"
         draft.decide("time", f"about {format_duration(total)}", how, ())
     draft.set("trainer.enable_model_summary", False)
     height, width = data.size

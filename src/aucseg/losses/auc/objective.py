@@ -18,6 +18,7 @@ from aucseg.losses.auc.class_sums import ClassSums, all_reduced, with_value
 from aucseg.losses.auc.operators import pixel_counts, pixel_sums, triton_passes_for
 from aucseg.losses.auc.options import LossOptions, Objective, may_overflow, working_dtype
 from aucseg.losses.auc.pair_risk import PairWeights, mean_cross_entropy, pair_risk
+from aucseg.upsampling import two_logits
 
 _INTERPOLATION = {3: "linear", 4: "bilinear", 5: "trilinear"}
 
@@ -123,8 +124,7 @@ def _zero(weights: PairWeights) -> Tensor:
 
 def _prepared(logits: Tensor, target: Tensor, options: LossOptions) -> Tensor:
     """Logits as the passes take them: two channels or more, upsampled unless that is done band by band."""
-    if logits.shape[1] == 1:  # one logit z is the same as the two logits (0, z), of which only the second is scored
-        logits = torch.cat([torch.zeros_like(logits), logits], 1)
+    logits = two_logits(logits)  # of one logit's two only the second is scored
     if logits.shape[2:] == target.shape[1:]:
         # The gradient is written pixel by pixel through a flat view, which a transposed image has not.
         return logits if _is_flat(logits) else logits.contiguous()
