@@ -1,9 +1,9 @@
-"""What a policy of the memory bank does to Freedoom-LT's batches: ``python -m benchmarks.bank_policy [--batches N]``.
+"""What a policy of the memory bank does to Freedoom-LT's batches: `python -m benchmarks.bank_policy [--batches N]`.
 
-No training: the training batches of ``freedoom_lt_fpn_aucseg.yaml`` go through banks with different policies. For each
+No training: the training batches of `freedoom_lt_fpn_aucseg.yaml` go through banks with different policies. For each
 one: pastes an image; how many images hold a class of the tail and of the middle, before and after (mean over the
 classes of the group); the tail's pixels after over before; the share of the middle's and the head's pixels that pastes
-cover. Prints a table and writes ``benchmarks/results/bank_policy.json``.
+cover. Prints a table and writes `benchmarks/results/bank_policy.json`.
 """
 
 import argparse

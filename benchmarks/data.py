@@ -1,4 +1,4 @@
-"""Counting and loading, side by side with the plain ways: ``python -m benchmarks.data``.
+"""Counting and loading, side by side with the plain ways: `python -m benchmarks.data`.
 
 Everything is made here: scenes of overlapping ellipses, as masks (PNG) and images (JPEG). Times are medians over rounds
 in which the rivals take turns, so that a busy moment of the machine hits all of them.
@@ -45,7 +45,7 @@ splits:
 
 
 def scene(height: int, width: int, num_classes: int, rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Draw a mask of about 60 overlapping ellipses of random classes."""
+    """Draws a mask of about 60 overlapping ellipses of random classes."""
     image = Image.new("L", (width, height))
     draw = ImageDraw.Draw(image)
     for _ in range(60):
@@ -56,7 +56,7 @@ def scene(height: int, width: int, num_classes: int, rng: np.random.Generator) -
 
 
 def medians(rivals: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return the median seconds of each rival over rounds in which they take turns."""
+    """Returns the median seconds of each rival over rounds in which they take turns."""
     times: dict[str, list[float]] = {name: [] for name in rivals}
     for _ in range(rounds):
         for name, run in rivals.items():
@@ -141,7 +141,7 @@ print(counts.sum())
 
 
 def seconds_of(command: list[str]) -> tuple[float, float]:
-    """Return the wall-clock and the CPU seconds of a command with all its processes."""
+    """Returns the wall-clock and the CPU seconds of a command with all its processes."""
     start = time.perf_counter()
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)
@@ -152,7 +152,7 @@ def seconds_of(command: list[str]) -> tuple[float, float]:
 
 
 def stats_beside_a_loop(root: Path, rounds: int) -> dict[str, object]:
-    """Time ``aucseg stats``, all checks on, beside a loop over the masks alone, in turns: median, least, most."""
+    """Time `aucseg stats`, all checks on, beside a loop over the masks alone, in turns: median, least, most."""
     stats = [sys.executable, "-m", "aucseg.cli", "stats", str(root / "card.yaml"), "--root", str(root)]
     cache = root / "cache.sqlite"
     commands = {
@@ -210,7 +210,7 @@ def load(dataset: SegmentationDataset, num_images: int, rounds: int) -> dict[str
 
 
 def load_by_stage(dataset: SegmentationDataset, rounds: int) -> dict[str, float]:
-    """Return milliseconds an image for each stage of a sample's way."""
+    """Returns milliseconds an image for each stage of a sample's way."""
     from aucseg.loading.crops import ClassAwareCrop
     from aucseg.loading.transforms import training_transform
 

@@ -1,7 +1,7 @@
-"""Walks through ``docs/getting-started.md`` as a reader does and writes down times and gain.
+"""Walks through `docs/getting-started.md` as a reader does and writes down times and gain.
 
-``python -m benchmarks.getting_started`` runs the page's blocks in a fresh folder, with the whole training, writes
-``benchmarks/results/getting_started.json``, and puts its table into the page.
+`python -m benchmarks.getting_started` runs the page's blocks in a fresh folder, with the whole training, writes
+`benchmarks/results/getting_started.json`, and puts its table into the page.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Time and memory on a GPU, beside cross-entropy: ``python -m benchmarks.gpu [--repeats N] [--only TABLE ...]``.
+"""Time and memory on a GPU, beside cross-entropy: `python -m benchmarks.gpu [--repeats N] [--only TABLE ...]`.
 
-With ``--device cpu --small`` a rehearsal of the same code on any machine: the first case of each table, in miniature.
+With `--device cpu --small` a rehearsal of the same code on any machine: the first case of each table, in miniature.
 
-- *loss*: forward and backward on float32 and bfloat16 logits, the losses of ``benchmarks.loss``; peak memory beyond
+- *loss*: forward and backward on float32 and bfloat16 logits, the losses of `benchmarks.loss`; peak memory beyond
   logits and their gradient.
 - *paths*: the other ways of the loss beside the square with uniform weights: weights of class pairs, smooth surrogates,
   identity scores, the sums of a micro-batch, what needs a sort.
@@ -14,7 +14,7 @@ With ``--device cpu --small`` a rehearsal of the same code on any machine: the f
 
 The ways of a case take turns; each is timed with the device's clock between synchronizations. Prints medians over the
 turns and ratios to the first way of the case (medians of the ratios turn by turn). Writes
-``benchmarks/results/gpu.json``.
+`benchmarks/results/gpu.json`.
 """
 
 import argparse

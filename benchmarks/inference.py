@@ -1,11 +1,11 @@
-"""Time and memory of inference by image size: ``python -m benchmarks.inference [--sizes 1000 10000 ...]``.
+"""Time and memory of inference by image size: `python -m benchmarks.inference [--sizes 1000 10000 ...]`.
 
 FPN with the tf_efficientnet_lite0 encoder and 19 classes (random weights) labels square images that lie in
 memory-mapped files, in windows of 1024 x 1024 every 896 pixels, and small ones whole as well. Each case runs in a
 process of its own. Seconds are processor time of one thread, which other programs on the machine change little. The
-memory is what the process adds for itself (``RssAnon``) above what it held with the model loaded; pages of the mapped
+memory is what the process adds for itself (`RssAnon`) above what it held with the model loaded; pages of the mapped
 files, which the system can drop at any time, are not in it. Prints a table and writes
-``benchmarks/results/inference.json``.
+`benchmarks/results/inference.json`.
 """
 
 import argparse

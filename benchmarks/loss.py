@@ -1,10 +1,10 @@
-"""Time and memory of the loss beside cross-entropy: ``python -m benchmarks.loss [--repeats N] [--only TABLE ...]``.
+"""Time and memory of the loss beside cross-entropy: `python -m benchmarks.loss [--repeats N] [--only TABLE ...]`.
 
 Forward and backward on float32 logits. Every case has a process of its own: what ran before decides how much memory a
 process keeps, and cross-entropy takes up to twice as long where it has to ask for pages. All ways of a case take turns
 there, so that a noisy machine disturbs all alike. Prints medians over the turns and ratios to the first way of the case
 (the median of the ratios turn by turn, of wall time and of CPU time), and the peak of what a way allocates beyond
-logits and their gradient. Writes ``benchmarks/results/loss.json`` and the charts ``docs/images/loss_*.svg``.
+logits and their gradient. Writes `benchmarks/results/loss.json` and the charts `docs/images/loss_*.svg`.
 """
 
 import argparse
@@ -142,7 +142,7 @@ def case(
     scale: int = 1,
     channels_last: bool = False,
 ) -> Row:
-    """Measure and print one case: logits of ``shape``, labels ``scale`` times as high and wide."""
+    """Measures and prints one case: logits of `shape`, labels `scale` times as high and wide."""
     arguments = (ways, shape, labels, repeats, scale, channels_last, torch.get_num_threads())
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
         rows = fresh.submit(measure_case, *arguments).result()

@@ -1,4 +1,4 @@
-"""Charts of ``benchmarks/results/loss.json``: ``python -m benchmarks.loss_charts``."""
+"""Charts of `benchmarks/results/loss.json`: `python -m benchmarks.loss_charts`."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def draw(report: dict[str, Any], name: str, label: str) -> None:
 
 
 def main() -> None:
-    """Draw what has been measured."""
+    """Draws what has been measured."""
     mpl.use("Agg")
     mpl.rcParams["svg.hashsalt"] = "aucseg"
     report = json.loads(RESULTS.read_text())

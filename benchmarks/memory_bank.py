@@ -1,10 +1,10 @@
-"""Time and memory of the tail memory bank: ``python -m benchmarks.memory_bank [--repeats N] [--threads 1 2]``.
+"""Time and memory of the tail memory bank: `python -m benchmarks.memory_bank [--repeats N] [--threads 1 2]`.
 
 Scenes are random smooth regions of non-tail classes with elliptic objects of tail classes on top. A call stores and
 pastes; the bank is full before the clock starts. Prints medians in milliseconds of wall time, and of the CPU time of
 the calling thread, which a busy machine distorts less: of a plain call; of a plan, which a loader's worker makes where
 there is a GPU; of a call with a plan; and of such a call without the copies of pixels, which a GPU does. Writes them to
-``benchmarks/results/memory_bank.json``.
+`benchmarks/results/memory_bank.json`.
 """
 
 import argparse
@@ -62,7 +62,7 @@ CASES = [
 
 
 def scene(size: int, head_classes: list[int], tail_classes: list[int], generator: torch.Generator) -> Tensor:
-    """Label map (size, size) uint8: regions of ``head_classes``, 1 to 3 objects of each tail class, 0.1-2 % in all."""
+    """Label map (size, size) uint8: regions of `head_classes`, 1 to 3 objects of each tail class, 0.1-2 % in all."""
     noise = torch.rand(1, min(len(head_classes), 12), 9, 9, generator=generator)
     regions = F.interpolate(noise, size=(size, size), mode="bicubic").argmax(1)[0]
     chosen = torch.tensor(head_classes)[torch.randperm(len(head_classes), generator=generator)[:12]]

@@ -1,7 +1,7 @@
-"""Time and state of the metrics beside torchmetrics': ``python -m benchmarks.metrics [--repeats N]``.
+"""Time and state of the metrics beside torchmetrics': `python -m benchmarks.metrics [--repeats N]`.
 
 One update and one compute on random logits and labels with one thread, and the labels that validation takes from
-low-resolution logits. Prints medians and writes them to ``benchmarks/results/metrics.json``.
+low-resolution logits. Prints medians and writes them to `benchmarks/results/metrics.json`.
 """
 
 import argparse

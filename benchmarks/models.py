@@ -1,11 +1,11 @@
-"""What a training step costs, by model: ``python -m benchmarks.models [--repeats N] [--only segnext/large]``.
+"""What a training step costs, by model: `python -m benchmarks.models [--repeats N] [--only segnext/large]`.
 
 For each model: parameters; floating-point operations of forward and backward for one 512 x 512 image, three times the
 forward ones, counted without computing (2 for each multiply-add); and measured on the CPU, one image a step, 150
 classes: seconds of a step with cross-entropy and with AUCSeg and its memory bank, each with backward and AdamW
 (medians, both in turns), and the peak memory of the process. Seconds are processor time of one thread, which other
 programs on the machine change little. Each case runs in a process of its own. Prints a table and writes
-``benchmarks/results/models.json``.
+`benchmarks/results/models.json`.
 """
 
 import argparse

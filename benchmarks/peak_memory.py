@@ -7,7 +7,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(function: Callable[[], Any]) -> int:
-    """Most bytes of CPU tensors alive at a time that ``function`` allocated itself, its result included.
+    """Most bytes of CPU tensors alive at a time that `function` allocated itself, its result included.
 
     Counts every tensor, scratch memory inside operators too (what math libraries allocate on their own is not seen).
     Exact, so the same at every call, on a busy machine too.

@@ -1,10 +1,10 @@
-"""Plans of ``aucseg fit FOLDER``: printed for five folders, and trained beside configurations written by hand.
+"""Plans of `aucseg fit FOLDER`: printed for five folders, and trained beside configurations written by hand.
 
-``python -m benchmarks.plan show FOLDER`` makes the five folders of ``docs/plan.md`` and puts their plans into it.
-``python -m benchmarks.plan estimate FOLDER`` trains on them as planned: estimated times beside true ones.
-``python -m benchmarks.plan train DATA --time 20m`` trains on ``DATA/images`` and ``DATA/masks`` as planned and, at the
-same time and with half of the cores each, by the configuration of ``benchmarks/evidence/configs`` with as many steps
-as take this time, and writes ``benchmarks/results/plan_NAME.json``.
+`python -m benchmarks.plan show FOLDER` makes the five folders of `docs/plan.md` and puts their plans into it.
+`python -m benchmarks.plan estimate FOLDER` trains on them as planned: estimated times beside true ones.
+`python -m benchmarks.plan train DATA --time 20m` trains on `DATA/images` and `DATA/masks` as planned and, at the
+same time and with half of the cores each, by the configuration of `benchmarks/evidence/configs` with as many steps
+as take this time, and writes `benchmarks/results/plan_NAME.json`.
 """
 
 from __future__ import annotations

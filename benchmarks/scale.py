@@ -1,8 +1,8 @@
-"""What several processes cost: ``python -m benchmarks.scale [--repeats N]``.
+"""What several processes cost: `python -m benchmarks.scale [--repeats N]`.
 
 Measures messages between two gloo processes on this machine, fits latency and bandwidth to them, counts the bytes that
 a training step of aucseg sends, and extrapolates to many GPUs. Prints tables, with what is measured and what is assumed
-beside every figure, and writes ``benchmarks/results/scale.json``.
+beside every figure, and writes `benchmarks/results/scale.json`.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def print_rows(rows: list[dict[str, float]]) -> None:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=200, help="repeats of each message (%(default)s)")
     parser.add_argument("--latency-us", type=float, default=ASSUMED["latency_us"], help="assumed, of one hop")

@@ -1,4 +1,4 @@
-"""Whether a long run stays as small as it begins: ``python -m benchmarks.soak``.
+"""Whether a long run stays as small as it begins: `python -m benchmarks.soak`.
 
 Trains with the real command (task, data module, two loader processes, bank, checkpoints, logs, validation), a small
 model and small crops, and records every 50 steps: memory and open files of the main process and of each loader process,
@@ -30,9 +30,9 @@ class Recorder(Callback):
     """Appends a line of JSON to a file every so many steps.
 
     Args:
-        path: the file.
-        run: folder of the run.
-        every: optimizer steps between lines.
+        path: The file.
+        run: Folder of the run.
+        every: Optimizer steps between lines.
     """
 
     def __init__(self, path: str, run: str, every: int = 50) -> None:
@@ -101,7 +101,7 @@ def configuration(record: Path, run: Path, steps: int, every: int) -> dict[str, 
 
 
 def train(steps: int, every: int, folder: Path) -> list[dict[str, Any]]:
-    """Runs ``aucseg fit`` in this process and returns what was recorded."""
+    """Runs `aucseg fit` in this process and returns what was recorded."""
     from aucseg.commands.fit import run_lightning
 
     record, config = folder / "record.jsonl", folder / "soak.yaml"

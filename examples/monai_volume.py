@@ -27,7 +27,7 @@ torch.manual_seed(args.seed)
 
 
 def ball(size: tuple[int, ...], radius: float, margin: float) -> torch.Tensor:
-    """A ball somewhere in the volume, at least ``margin`` voxels from its faces."""
+    """A ball somewhere in the volume, at least `margin` voxels from its faces."""
     axes = [torch.arange(side) - (margin + float(torch.rand(())) * (side - 1 - 2 * margin)) for side in size]
     return torch.stack(torch.meshgrid(*axes, indexing="ij")).square().sum(0).sqrt() < radius
 

@@ -58,9 +58,9 @@ def code_blocks(page: Path) -> Iterator[Block]:
 class PageRunner:
     """Runs the blocks of one page in one namespace, in the current folder.
 
-    ``python`` is executed, ``pycon`` compared with what it shows, ``console`` run as a shell would (`aucseg` commands
-    here, others are looked up), ``diff`` executed as it reads after the change, ``yaml`` parsed. A title is the name of
-    a file that the block becomes. ``text`` and a few others are only shown.
+    `python` is executed, `pycon` compared with what it shows, `console` run as a shell would (`aucseg` commands
+    here, others are looked up), `diff` executed as it reads after the change, `yaml` parsed. A title is the name of
+    a file that the block becomes. `text` and a few others are only shown.
 
     Args:
         page: The Markdown file.

@@ -1,6 +1,6 @@
 """Kills training runs in child processes, resumes them, and compares what they leave with an undisturbed run.
 
-``python -m tests.interruptions FOLDER SCENARIO ...`` imports everything once and forks a child for each run. It prints
+`python -m tests.interruptions FOLDER SCENARIO ...` imports everything once and forks a child for each run. It prints
 a JSON line for each scenario: what differs from the undisturbed run (nothing, if all is well), and how often it died.
 """
 
@@ -84,7 +84,7 @@ def arguments(data: Path, out: Path, workers: int) -> list[str]:
 
 
 def fit(data: Path, out: Path, workers: int = 0, prepare: Callable[[], Callback | None] | None = None) -> int:
-    """Runs ``aucseg fit`` in a child; its exit status, negative for the signal that killed it."""
+    """Runs `aucseg fit` in a child; its exit status, negative for the signal that killed it."""
     sys.stdout.flush()
     child = os.fork()
     if child:
@@ -117,7 +117,7 @@ def fit(data: Path, out: Path, workers: int = 0, prepare: Callable[[], Callback 
 
 
 def kill_in_write(name: str, count: int) -> None:
-    """Dies at the ``count``-th call that brings a file to the disk."""
+    """Dies at the `count`-th call that brings a file to the disk."""
     original, calls = getattr(os, name), [0]
 
     def call(*args: Any) -> Any:
@@ -130,7 +130,7 @@ def kill_in_write(name: str, count: int) -> None:
 
 
 def full_disk(count: int) -> None:
-    """No space for the ``count``-th checkpoint."""
+    """No space for the `count`-th checkpoint."""
     original, calls = durable_files.replace_file, [0]
 
     def write(path: Path, data: Any, keep: Path | None = None) -> None:

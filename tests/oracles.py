@@ -20,12 +20,12 @@ SURROGATES: dict[str, Callable[[Tensor, float], Tensor]] = {
 
 
 def surrogate_oracle(t: Tensor, name: str, margin: float = 1.0) -> Tensor:
-    """``l(t)`` elementwise."""
+    """`l(t)` elementwise."""
     return SURROGATES[name](t, margin)
 
 
 def pixel_scores(logits: Tensor, target: Tensor, scores: str) -> tuple[Tensor, Tensor]:
-    """Scores ``(N, K)`` in float64 and labels ``(N,)``."""
+    """Scores `(N, K)` in float64 and labels `(N,)`."""
     flat = logits.double().movedim(1, -1).reshape(-1, logits.shape[1])
     if scores == "sigmoid":
         flat = flat.sigmoid()
@@ -77,7 +77,7 @@ def auc_loss_oracle(
 def partial_auc_oracle(
     logits: Tensor, target: Tensor, surrogate: str, max_fpr: float, *, margin: float = 1.0, strategy: str = "ovo"
 ) -> Tensor:
-    """One-way partial AUC loss of sigmoid scores: the mean over the ``ceil(max_fpr n)`` hardest of n negatives."""
+    """One-way partial AUC loss of sigmoid scores: the mean over the `ceil(max_fpr n)` hardest of n negatives."""
     values, labels = pixel_scores(logits, target, "sigmoid")
     present = [c for c in range(logits.shape[1]) if bool((labels == c).any())]
     terms = []

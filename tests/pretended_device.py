@@ -5,9 +5,9 @@ the CPU. Every operation on one passes `PretendedMPS.__torch_dispatch__`, backwa
 MPS would refuse it:
 
 - a result of a dtype that MPS has not: float64, complex128, uint16 to uint64;
-- an operator that torch has written for the CPU but not for MPS (as ``native_functions.yaml`` of the installed release
+- an operator that torch has written for the CPU but not for MPS (as `native_functions.yaml` of the installed release
   lists them);
-- operators that MPS has for some dtypes alone: ``histc`` of floating values; ``index_add``, and minima and maxima by
+- operators that MPS has for some dtypes alone: `histc` of floating values; `index_add`, and minima and maxima by
   index, not in int64 (in older releases of torch that the package supports);
 - tensors of the two devices in one operation (a scalar tensor of the CPU is allowed, an index is not).
 """
@@ -214,7 +214,7 @@ def has_mps_kernel(func: Any) -> bool:
 
 @lru_cache(maxsize=1)
 def _without_mps() -> frozenset[str]:
-    """Operators, as ``name.overload``, that have a kernel for the CPU and none that serves MPS."""
+    """Operators, as `name.overload`, that have a kernel for the CPU and none that serves MPS."""
     assert torchgen.__file__ is not None
     path = Path(torchgen.__file__).parent / "packaged/ATen/native/native_functions.yaml"
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -12,7 +12,7 @@ _IMPORTERS = ("import_module", "import_extra")
 
 
 def module_name(path: Path) -> str:
-    """``losses/auc/pixels.py`` as ``aucseg.losses.auc.pixels``; an ``__init__.py`` has its folder's name."""
+    """`losses/auc/pixels.py` as `aucseg.losses.auc.pixels`; an `__init__.py` has its folder's name."""
     names = ["aucseg", *path.relative_to(PACKAGE).with_suffix("").parts]
     return ".".join(names[:-1] if names[-1] == "__init__" else names)
 

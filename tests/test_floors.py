@@ -41,7 +41,7 @@ QUICK = ("compare", "demo", "evaluate", "export", "masks", "predict", "report")
 
 
 def room_of(name: str) -> str:
-    """The first name below ``aucseg`` of a dotted one; the package itself is ``__init__``."""
+    """The first name below `aucseg` of a dotted one; the package itself is `__init__`."""
     return name.split(".")[1] if "." in name else "__init__"
 
 

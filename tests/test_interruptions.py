@@ -1,4 +1,4 @@
-"""Runs that are killed, interrupted or out of disk go on with ``--resume auto`` and end like undisturbed ones."""
+"""Runs that are killed, interrupted or out of disk go on with `--resume auto` and end like undisturbed ones."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""``aucseg fit``, resume and ``validate`` in two processes under torchrun, against one process."""
+"""`aucseg fit`, resume and `validate` in two processes under torchrun, against one process."""
 
 import json
 import os

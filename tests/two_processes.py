@@ -135,7 +135,7 @@ class ExpectSyncBatchNorm(Callback):
 
 
 def uneven_arguments(folder: Path, out: str, eval_batch_size: int) -> list[str]:
-    """Of ``aucseg validate``: the model of ``whole`` on images of unequal sizes; needs the data in ``data``."""
+    """Of `aucseg validate`: the model of `whole` on images of unequal sizes; needs the data in `data`."""
     checkpoint = folder / "whole" / "checkpoints" / "last.ckpt"
     options: dict[str, object] = {"data.eval_batch_size": eval_batch_size, "ckpt_path": checkpoint}
     return arguments(folder / "data" / "tiny.yaml", folder / out, **options)

@@ -1,21 +1,19 @@
-"""What docstrings and pages hold beyond Markdown: formulas, doctests and roles.
+"""What docstrings and pages hold beyond Markdown: formulas and doctests.
 
 A hook of MkDocs. Formulas become MathML: no script, no font and no server is needed to read them. Pages write
-``$...$`` and ``$$...$$``; docstrings write the roles and directives of reStructuredText,
-``:math:`...``` and ``.. math:: ...``, which ``help()`` shows well enough.
+`$...$` and `$$...$$`; docstrings write the role and the directive of reStructuredText,
+``:math:`...``` and `.. math:: ...`, which `help()` shows well enough.
 """
 
 import re
 from pathlib import Path
 from typing import Any
-from xml.etree.ElementTree import Element
 
 from latex2mathml.converter import convert
 from markdown import Markdown
 from markdown.extensions import Extension
 from markdown.inlinepatterns import InlineProcessor
 from markdown.preprocessors import Preprocessor
-from markdown.util import AtomicString
 
 _DIRECTIVE = re.compile(r"^(?P<indent> *)\.\. math::(?P<first>.*)$")
 _END = re.compile(r"\$\$([.,;]?)\s*$")
@@ -24,13 +22,6 @@ _END = re.compile(r"\$\$([.,;]?)\s*$")
 class _InlineMath(InlineProcessor):  # type: ignore[misc]
     def handleMatch(self, m: re.Match[str], data: str) -> Any:  # noqa: N802
         return self.md.htmlStash.store(convert(m.group(1))), m.start(0), m.end(0)
-
-
-class _Role(InlineProcessor):  # type: ignore[misc]
-    def handleMatch(self, m: re.Match[str], data: str) -> tuple[Element, int, int]:  # noqa: N802
-        code = Element("code")
-        code.text = AtomicString(m.group(1))
-        return code, m.start(0), m.end(0)
 
 
 class _BlockMath(Preprocessor):  # type: ignore[misc]
@@ -68,7 +59,7 @@ class _BlockMath(Preprocessor):  # type: ignore[misc]
 
 
 class _Doctests(Preprocessor):  # type: ignore[misc]
-    """Examples of docstrings become highlighted code; without this ``>>>`` is a quotation in a quotation."""
+    """Examples of docstrings become highlighted code; without this `>>>` is a quotation in a quotation."""
 
     def run(self, lines: list[str]) -> list[str]:
         out: list[str] = []
@@ -88,19 +79,18 @@ class _Doctests(Preprocessor):  # type: ignore[misc]
 
 
 class DocstringExtension(Extension):  # type: ignore[misc]
-    """Formulas, doctests, and the roles for code (``:func:`...```) of reStructuredText."""
+    """Formulas and doctests."""
 
     def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802
         """Registers the processors: after fenced code and code spans where what they hold must stay as it is."""
         md.preprocessors.register(_Doctests(md), "doctests", 28)
         md.preprocessors.register(_BlockMath(md), "block_math", 15)
         md.inlinePatterns.register(_InlineMath(r":math:`([^`]+)`", md), "math_role", 200)
-        md.inlinePatterns.register(_Role(r":(?:func|class|meth|mod|attr|data):`~?([^`]+)`", md), "code_role", 200)
         md.inlinePatterns.register(_InlineMath(r"(?<![\w$\\])\$(?=\S)([^$\n]+?)(?<=\S)\$(?![\w$])", md), "dollars", 185)
 
 
 def on_config(config: Any) -> Any:
-    """Adds the extension to those of ``mkdocs.yml`` (docstrings get it too), and the version to the site's name."""
+    """Adds the extension to those of `mkdocs.yml` (docstrings get it too), and the version to the site's name."""
     package = (Path(config.config_file_path).parent / "src" / "aucseg" / "__init__.py").read_text(encoding="utf-8")
     version = re.search(r'^__version__ = "([^"]+)"', package, re.MULTILINE)
     config.site_name = f"{config.site_name} {version[1]}" if version else config.site_name

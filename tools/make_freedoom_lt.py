@@ -1,6 +1,6 @@
 """Make the embedded data set Freedoom-LT: views of the Freedoom levels with a label for every pixel.
 
-Needs PyPI's ``vizdoom``, which carries the engine and the two Freedoom game files. The same versions of vizdoom, numpy
+Needs PyPI's `vizdoom`, which carries the engine and the two Freedoom game files. The same versions of vizdoom, numpy
 and Pillow give the same bytes on every run::
 
     python tools/make_freedoom_lt.py --package-dir src/aucseg/datasets
@@ -90,7 +90,7 @@ class Scene:
 
 
 def start_game(wad: str, seed: int) -> Any:
-    """Return a running engine for ``wad`` that draws the scene alone: no status bar, weapon, messages or particles."""
+    """Returns a running engine for `wad` that draws the scene alone: no status bar, weapon, messages or particles."""
     game = vizdoom.DoomGame()
     game.set_doom_game_path(str(Path(vizdoom.__file__).parent / f"{wad}.wad"))
     game.set_doom_map(WADS[wad][0])
@@ -123,7 +123,7 @@ def start_game(wad: str, seed: int) -> Any:
 
 
 def walls(wad: bytes, level: str) -> Float:
-    """Return the lines (N, 4) of ``level`` that no view may cross: one-sided ones, and those that stop a player."""
+    """Returns the lines (N, 4) of `level` that no view may cross: one-sided ones, and those that stop a player."""
     count, start = struct.unpack_from("<ii", wad, 4)
     lumps = [struct.unpack_from("<ii8s", wad, start + 16 * index) for index in range(count)]
     names = [name.rstrip(b"\0").decode("latin-1") for _, _, name in lumps]
@@ -140,7 +140,7 @@ def walls(wad: bytes, level: str) -> Float:
 
 
 def crosses(start: Float, end: Float, lines: Float) -> bool:
-    """Tell whether the segment from ``start`` to ``end`` crosses any of ``lines`` (N, 4)."""
+    """Tells whether the segment from `start` to `end` crosses any of `lines` (N, 4)."""
     first, second = lines[:, :2], lines[:, 2:]
     along, way = second - first, end - start
 
@@ -153,7 +153,7 @@ def crosses(start: Float, end: Float, lines: Float) -> bool:
 
 
 def distance_to(point: Float, lines: Float) -> float:
-    """Return the distance from ``point`` to the nearest of ``lines`` (N, 4)."""
+    """Returns the distance from `point` to the nearest of `lines` (N, 4)."""
     first, along = lines[:, :2], lines[:, 2:] - lines[:, :2]
     length = np.maximum((along**2).sum(1), 1e-9)
     t = np.clip(((point - first) * along).sum(1) / length, 0, 1)
@@ -161,7 +161,7 @@ def distance_to(point: Float, lines: Float) -> float:
 
 
 def propose_view(rng: np.random.Generator, scene: Scene) -> tuple[int, int, float] | None:
-    """Return a place with a free line of sight to a random object and an angle that has it in view, or None."""
+    """Returns a place with a free line of sight to a random object and an angle that has it in view, or None."""
     goal = scene.targets[rng.integers(len(scene.targets))]
     direction = rng.uniform(0, 2 * math.pi)
     distance = math.exp(rng.uniform(*np.log(DISTANCE)))
@@ -175,7 +175,7 @@ def propose_view(rng: np.random.Generator, scene: Scene) -> tuple[int, int, floa
 
 
 def kinds_of(state: Any, luma: Float) -> UInt8 | None:
-    """Return the kind of every pixel (240, 320), or None for ambiguous labels or the player's own body in view."""
+    """Returns the kind of every pixel (240, 320), or None for ambiguous labels or the player's own body in view."""
     labels: UInt8 = state.labels_buffer
     pixels = np.bincount(labels.ravel(), minlength=256)
     seen = [label for label in state.labels if pixels[label.value]]
@@ -191,7 +191,7 @@ def kinds_of(state: Any, luma: Float) -> UInt8 | None:
 
 
 def halve_labels(kinds: UInt8) -> UInt8:
-    """Return the commonest label of each 2x2 block; an object wins a tie with the background: thin ones last."""
+    """Returns the commonest label of each 2x2 block; an object wins a tie with the background: thin ones last."""
     height, width = kinds.shape
     blocks = kinds.reshape(height // 2, 2, width // 2, 2).transpose(0, 2, 1, 3).reshape(height // 2, width // 2, 4)
     votes = 2 * (blocks[..., :, None] == blocks[..., None, :]).sum(-1) + (blocks >= 2)
@@ -199,7 +199,7 @@ def halve_labels(kinds: UInt8) -> UInt8:
 
 
 def to_frame(state: Any) -> Frame | None:
-    """Return the frame at half the size, or None where it shows too little, too much of one thing, or no light."""
+    """Returns the frame at half the size, or None where it shows too little, too much of one thing, or no light."""
     image: UInt8 = state.screen_buffer
     luma = image @ np.array([0.299, 0.587, 0.114])
     kinds = kinds_of(state, luma)
@@ -216,7 +216,7 @@ def to_frame(state: Any) -> Frame | None:
 
 
 def views(game: Any, level: str, walls: Float, rng: np.random.Generator) -> Iterator[Any]:
-    """Yield engine states seen from random places of ``level``."""
+    """Yields engine states seen from random places of `level`."""
     for _ in range(EPISODES_PER_MAP):
         game.set_doom_map(level)
         game.new_episode()
@@ -239,7 +239,7 @@ def views(game: Any, level: str, walls: Float, rng: np.random.Generator) -> Iter
 
 
 def frames_of_map(game: Any, level: str, walls: Float, rng: np.random.Generator) -> list[Frame]:
-    """Return up to FRAMES_PER_MAP useful frames of ``level``, no two nearly alike."""
+    """Returns up to FRAMES_PER_MAP useful frames of `level`, no two nearly alike."""
     frames: list[Frame] = []
     for state in views(game, level, walls, rng):
         frame = to_frame(state)
@@ -251,7 +251,7 @@ def frames_of_map(game: Any, level: str, walls: Float, rng: np.random.Generator)
 
 
 def render_all() -> dict[str, dict[str, list[Frame]]]:
-    """Return the frames of each split by map name; a map is in one split alone."""
+    """Returns the frames of each split by map name; a map is in one split alone."""
     pool: dict[str, dict[str, list[Frame]]] = {"train": {}, "val": {}}
     with tqdm(total=sum(map(len, WADS.values())), desc="maps") as progress:
         for wad_id, (wad, levels) in enumerate(WADS.items()):
@@ -267,14 +267,14 @@ def render_all() -> dict[str, dict[str, list[Frame]]]:
 
 
 def choose(pool: dict[str, list[Frame]], number: int) -> dict[str, Frame]:
-    """Return ``number`` frames of ``pool`` drawn at random, by file stem in order."""
+    """Returns `number` frames of `pool` drawn at random, by file stem in order."""
     stems = [(f"{level}_{index:04d}", frame) for level, frames in pool.items() for index, frame in enumerate(frames)]
     chosen = np.random.default_rng(0).permutation(len(stems))[:number]
     return {stems[index][0]: stems[index][1] for index in sorted(chosen)}
 
 
 def choose_classes(splits: dict[str, dict[str, Frame]]) -> list[int]:
-    """Return the kinds seen in enough frames of each split: wall and floor first, objects by training pixels."""
+    """Returns the kinds seen in enough frames of each split: wall and floor first, objects by training pixels."""
     pixels = {
         split: np.array([np.bincount(frame.kinds.ravel(), minlength=256) for frame in frames.values()])
         for split, frames in splits.items()
@@ -285,14 +285,14 @@ def choose_classes(splits: dict[str, dict[str, Frame]]) -> list[int]:
 
 
 def to_lab(linear: Float) -> Float:
-    """Return CIE L*a*b* (D65) of linear RGB colours in 0..1, shape (..., 3)."""
+    """Returns CIE L*a*b* (D65) of linear RGB colours in 0..1, shape (..., 3)."""
     xyz = linear @ np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]).T
     f = np.cbrt(np.maximum(xyz / np.array([0.9505, 1.0, 1.089]), 0.008856))
     return np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], -1)
 
 
 def make_palette(number: int) -> list[list[int]]:
-    """Return colours as far apart as may be, to normal and to red- and green-blind sight; the first two are greys.
+    """Returns colours as far apart as may be, to normal and to red- and green-blind sight; the first two are greys.
 
     Farthest-point choice in CIELAB; colour blindness after Machado et al. 2009 at full severity.
     """
@@ -314,7 +314,7 @@ def make_palette(number: int) -> list[list[int]]:
 
 
 def write_images(folder: Path, splits: dict[str, dict[str, Frame]], classes: list[int]) -> None:
-    """Write images and masks, kinds turned into train ids, into the emptied ``folder``."""
+    """Writes images and masks, kinds turned into train ids, into the emptied `folder`."""
     train_ids = np.full(256, IGNORE, np.uint8)
     train_ids[classes] = np.arange(len(classes))
     for split, frames in splits.items():
@@ -327,7 +327,7 @@ def write_images(folder: Path, splits: dict[str, dict[str, Frame]], classes: lis
 
 
 def card_text(splits: dict[str, dict[str, Frame]], classes: list[int]) -> str:
-    """Return the data set card as YAML, with the share and the number of frames of every class in comments."""
+    """Returns the data set card as YAML, with the share and the number of frames of every class in comments."""
     kinds = {split: np.stack([frame.kinds for frame in frames.values()]) for split, frames in splits.items()}
     pixels = np.bincount(kinds["train"].ravel(), minlength=256)[classes]
     share = pixels / pixels.sum()
@@ -348,7 +348,7 @@ def card_text(splits: dict[str, dict[str, Frame]], classes: list[int]) -> str:
 
 
 def digest(folder: Path) -> str:
-    """Return the SHA-256 over the names and bytes of all images and masks."""
+    """Returns the SHA-256 over the names and bytes of all images and masks."""
     total = hashlib.sha256()
     for path in sorted([*folder.rglob("*.jpg"), *folder.rglob("*.png")]):
         total.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())

@@ -1,7 +1,7 @@
-"""One run of a shared study, in a process of its own: ``python -m benchmarks.evidence.one_run FOLDER < JOB``.
+"""One run of a shared study, in a process of its own: `python -m benchmarks.evidence.one_run FOLDER < JOB`.
 
-The job is JSON, see `benchmarks.evidence.pool`. Trains, validates, and with ``offsets`` fits one offset a class on the
-held-out images and measures it on the validation split. What was measured is in the folder's ``measured.json``; with
+The job is JSON, see `benchmarks.evidence.pool`. Trains, validates, and with `offsets` fits one offset a class on the
+held-out images and measures it on the validation split. What was measured is in the folder's `measured.json`; with
 that a run is finished. A run that was cut off goes on from its checkpoint, one of other code, data or configuration
 makes room. Exit status 75: another process is at this run.
 """

@@ -1,7 +1,7 @@
 """Several processes on one device share the runs of a study, for some minutes.
 
 Each run is a process of its own (`benchmarks.evidence.one_run`) that holds the lock of its folder, so that two pools
-may work on one study. What is finished is merged into ``STUDY.json`` at once; the next pool, also on another machine,
+may work on one study. What is finished is merged into `STUDY.json` at once; the next pool, also on another machine,
 takes it from there. A run that cannot end in the time that is left is not begun: its length is known from those before.
 """
 
@@ -41,7 +41,7 @@ _SECONDS_TO_TRY_AGAIN = 10.0
 
 
 def commit_of_code() -> str | None:
-    """The commit that the package in use was built from (its version ends in ``+gCOMMIT``); None for another."""
+    """The commit that the package in use was built from (its version ends in `+gCOMMIT`); None for another."""
     _, plus, commit = aucseg.__version__.partition("+g")
     return commit if plus else None
 
@@ -63,7 +63,7 @@ class Pool:
         root: Folder of its data.
         out: Folder of the runs.
         results: Folder of the JSON files.
-        device: ``"cuda"`` or ``"cpu"``.
+        device: `"cuda"` or `"cpu"`.
         processes: Runs at a time.
         loaders: Loader processes of each.
         minutes: None for as long as it takes.

@@ -1,13 +1,13 @@
-"""Runs a study in pieces: ``python -m benchmarks.evidence.run STUDY [--minutes N] [--root DIR]``.
+"""Runs a study in pieces: `python -m benchmarks.evidence.run STUDY [--minutes N] [--root DIR]`.
 
 A piece ends after N minutes, or with Ctrl-C. The next call goes on: finished runs are not repeated, the run that was
 cut off goes on from its checkpoint. After every piece what is finished is written to
-``benchmarks/evidence/results/STUDY.json``, and read from there by the next piece, also on another machine (where a run
-that was cut off begins anew). Several processes at once share the runs of a study. What follows ``--`` goes to
-``aucseg compare``, such as ``--dry-run``.
+`benchmarks/evidence/results/STUDY.json`, and read from there by the next piece, also on another machine (where a run
+that was cut off begins anew). Several processes at once share the runs of a study. What follows `--` goes to
+`aucseg compare`, such as `--dry-run`.
 
-The studies of `benchmarks.evidence.shared_studies` are for a GPU: ``--processes N`` runs at a time share it, a run that
-would not end in time is not begun, and the code is that of one commit (``--code``), whose hash stands in the JSON.
+The studies of `benchmarks.evidence.shared_studies` are for a GPU: `--processes N` runs at a time share it, a run that
+would not end in time is not begun, and the code is that of one commit (`--code`), whose hash stands in the JSON.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def collect(study: str, out: Path) -> dict[str, Any]:
 
     Args:
         study: Its name.
-        out: Folder that ``aucseg compare`` worked in.
+        out: Folder that `aucseg compare` worked in.
     """
     runs, trials, search = [], [], []
     for path in out.glob(f"*/*/seed*/{RECORD_FILE}"):
@@ -189,7 +189,7 @@ def _digests(records: Sequence[Mapping[str, Any]], part: str) -> set[str]:
 
 
 def restore(result: Mapping[str, Any], methods: Sequence[str], out: Path) -> None:
-    """Puts the finished runs and trials of some methods back where ``aucseg compare`` looks for them.
+    """Puts the finished runs and trials of some methods back where `aucseg compare` looks for them.
 
     A run whose model a second stage still needs is left out: models are not part of the results.
 

@@ -28,11 +28,11 @@ class Job:
     """One training.
 
     Attributes:
-        part: ``"trials"`` of the search, validated on held-out images, or ``"runs"``, validated on the study's split.
+        part: `"trials"` of the search, validated on held-out images, or `"runs"`, validated on the study's split.
         method: Name in the tables.
         seed: Seed of the run.
         config: The whole configuration, but for the device.
-        trial: What a trial is called, such as ``learning_rate=0.004``; empty for a run.
+        trial: What a trial is called, such as `learning_rate=0.004`; empty for a run.
     """
 
     part: str
@@ -71,7 +71,7 @@ class SharedStudy:
     Attributes:
         title: Heading in the results.
         text: What is compared.
-        card: Name of a card of this folder; its split ``heldout`` chooses, and nothing is trained on it.
+        card: Name of a card of this folder; its split `heldout` chooses, and nothing is trained on it.
         config: Name of the base configuration.
         methods: In the order in which they are run.
         rates: Learning rates that cross-entropy begins with.
@@ -164,7 +164,7 @@ class SharedStudy:
         """What is to do next, in its order: of each method the trials that are wanted now, or its runs.
 
         Args:
-            result: Finished ``trials`` and ``runs``.
+            result: Finished `trials` and `runs`.
             failed: Places of jobs that failed: nobody waits for them.
 
         Raises:
@@ -194,7 +194,7 @@ class SharedStudy:
         return jobs
 
     def choices(self, result: Mapping[str, Any], failed: frozenset[Path] = frozenset()) -> list[dict[str, Any]]:
-        """What was chosen for the methods whose trials are done, as ``search.json`` of a comparison has it."""
+        """What was chosen for the methods whose trials are done, as `search.json` of a comparison has it."""
         choices = []
         rate = None
         for method in self._parsed():

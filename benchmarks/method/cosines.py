@@ -1,4 +1,4 @@
-"""How far the gradient of a loss is from that of a reweighting: ``python -m benchmarks.method.cosines RUN``.
+"""How far the gradient of a loss is from that of a reweighting: `python -m benchmarks.method.cosines RUN`.
 
 For one batch of a trained network, the cosine between the gradient of each loss with respect to all logits and that of
 a pointwise loss whose classes count alike (the mean over each class's pixels, then over the classes), and with the

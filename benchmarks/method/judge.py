@@ -22,12 +22,12 @@ def judge(
         confusion: (K, K) pixels at full size, by truth and prediction.
         logits: (K, N) of each image, at the network's resolution, in the images' order.
         labels: (N,) of the same pixels.
-        groups: class ids by group.
+        groups: Class ids by group.
 
     Returns:
-        ``plain`` (mean IoU), ``offsets`` (mean IoU where one offset a class is fitted on every other block of the
-        images and judged on the rest, and the other way round), ``ap`` (mean average precision of one class against
-        the others, by log-odds), ``iou`` and ``aps`` (by class).
+        `plain` (mean IoU), `offsets` (mean IoU where one offset a class is fitted on every other block of the
+        images and judged on the rest, and the other way round), `ap` (mean average precision of one class against
+        the others, by log-odds), `iou` and `aps` (by class).
     """
     num_classes = len(confusion)
     every = max(1, sum(map(len, labels)) // _MAX_PIXELS)

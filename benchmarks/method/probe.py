@@ -1,4 +1,4 @@
-"""The last layer of a trained network anew by each loss: ``python -m benchmarks.method.probe RUN [LOSS ...]``.
+"""The last layer of a trained network anew by each loss: `python -m benchmarks.method.probe RUN [LOSS ...]`.
 
 A first filter that costs about a minute a loss, no verdict: the features are those of the loss that trained them.
 """

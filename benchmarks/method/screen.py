@@ -1,4 +1,4 @@
-"""Trains with one loss and bank, judges on held-out training images: ``python -m benchmarks.method.screen DATA LOSS``.
+"""Trains with one loss and bank, judges on held-out training images: `python -m benchmarks.method.screen DATA LOSS`.
 
 Settings of a data set are the same for every method; see README.md for examples.
 """

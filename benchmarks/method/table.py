@@ -1,4 +1,4 @@
-"""Writes ``docs/results/screening.md`` from the results: ``python -m benchmarks.method.table``."""
+"""Writes `docs/results/screening.md` from the results: `python -m benchmarks.method.table`."""
 
 from __future__ import annotations
 

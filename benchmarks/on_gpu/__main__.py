@@ -1,6 +1,6 @@
-"""Makes the most of some minutes on a GPU: ``make gpu``, or ``python -m benchmarks.on_gpu [--slices tests,studies]``.
+"""Makes the most of some minutes on a GPU: `make gpu`, or `python -m benchmarks.on_gpu [--slices tests,studies]`.
 
-Installs the wheels from ``.wheels``, unpacks the packs in ``.packs``, and runs slices in order of importance, each with
+Installs the wheels from `.wheels`, unpacks the packs in `.packs`, and runs slices in order of importance, each with
 a time limit of its own; what each found is written as it comes, so that a stop at any moment loses one slice. At the
 end a table: what passed, failed, did not fit, and the first lines of each failure. All results lie flat in one folder.
 """

@@ -1,7 +1,7 @@
-"""A plugin of pytest, ``-p benchmarks.on_gpu.outcomes``: writes the outcome of each test as it comes, one JSON a line.
+"""A plugin of pytest, `-p benchmarks.on_gpu.outcomes`: writes the outcome of each test as it comes, one JSON a line.
 
-The file is named by the environment variable ``OUTCOMES_FILE``; its first line holds the number of tests. Tests whose
-names begin with one of those in ``TESTS_FIRST`` (separated by commas) come first, in that order.
+The file is named by the environment variable `OUTCOMES_FILE`; its first line holds the number of tests. Tests whose
+names begin with one of those in `TESTS_FIRST` (separated by commas) come first, in that order.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A study's data in tar files of a bounded size: ``python -m benchmarks.on_gpu.packs pack|unpack|delete STUDY``.
+"""A study's data in tar files of a bounded size: `python -m benchmarks.on_gpu.packs pack|unpack|delete STUDY`.
 
-``pack`` (here) writes the images and masks of the study's splits, as they are, to ``.packs/STUDY``, with checksums in a
-manifest. Each pack may travel alone, the manifest with each of them. ``unpack`` (there) checks and unpacks the packs
-that have arrived, and says which are missing yet (exit status 3). ``delete`` removes packs and data.
+`pack` (here) writes the images and masks of the study's splits, as they are, to `.packs/STUDY`, with checksums in a
+manifest. Each pack may travel alone, the manifest with each of them. `unpack` (there) checks and unpacks the packs
+that have arrived, and says which are missing yet (exit status 3). `delete` removes packs and data.
 
 Both folders are ignored by git. The terms of data sets allow measuring on machines of one's own and nothing else: packs
 are never committed, published or shipped, and deleted where they were taken to.

@@ -44,7 +44,7 @@ class Setting:
     """Where everything is, and which studies to run.
 
     Attributes:
-        device: ``"cuda"`` or ``"cpu"``.
+        device: `"cuda"` or `"cpu"`.
         out: Folder of all results.
         studies: Names of the studies, in their order.
         processes: Runs at a time.
@@ -61,7 +61,7 @@ class Setting:
         return self.out / "log.txt"
 
     def environment(self, *, pinned: bool) -> dict[str, str]:
-        """Environment in which the package is that of the commit (``pinned``) or that of the checkout."""
+        """Environment in which the package is that of the commit (`pinned`) or that of the checkout."""
         package = PINNED if pinned else Path("src")
         before = [part for part in (os.environ.get("PYTHONPATH"),) if part]
         path = os.pathsep.join([str(package.resolve()), str(SITE.resolve()), *before])
@@ -92,9 +92,9 @@ class Outcome:
 def run_for(
     command: list[str], seconds: float, log: Path, environment: Mapping[str, str], seconds_to_end: float = 15.0
 ) -> int | None:
-    """Runs a command, its output appended to ``log``; returns its exit status, None where the time was up.
+    """Runs a command, its output appended to `log`; returns its exit status, None where the time was up.
 
-    A command whose time is up is asked to end, and after ``seconds_to_end`` ended with everything that it started.
+    A command whose time is up is asked to end, and after `seconds_to_end` ended with everything that it started.
     """
     with log.open("ab") as file:
         child = subprocess.Popen(

@@ -1,8 +1,8 @@
-"""Wheels that a bare machine lacks: ``python -m benchmarks.on_gpu.wheels fetch|install``.
+"""Wheels that a bare machine lacks: `python -m benchmarks.on_gpu.wheels fetch|install`.
 
-``fetch`` (here, with a network) builds the package of one commit, downloads what its extras ``train`` and ``demo`` need
+`fetch` (here, with a network) builds the package of one commit, downloads what its extras `train` and `demo` need
 and `machine.txt` does not list, for Linux x86-64 and CPython 3.12, and checks all versions against each other.
-``install`` (there, without) unpacks the wheels into folders of the checkout, and checks the versions that are there.
+`install` (there, without) unpacks the wheels into folders of the checkout, and checks the versions that are there.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def machine_packages() -> dict[str, Package]:
 
 
 def problems_of(find: Find) -> list[str]:
-    """What the package's extras need and ``find`` does not have, each as a sentence; needs of needs included.
+    """What the package's extras need and `find` does not have, each as a sentence; needs of needs included.
 
     Args:
         find: From a requirement to the package that would be used for it, or None.
@@ -107,7 +107,7 @@ def package_of_wheel(path: Path) -> Package:
 
 
 def build_pinned(commit: str, folder: Path) -> Path:
-    """Builds the wheel of a commit, whose hash becomes the local part of the version (``1.0+gHASH``).
+    """Builds the wheel of a commit, whose hash becomes the local part of the version (`1.0+gHASH`).
 
     Raises:
         ValueError: There is no such commit.
@@ -169,7 +169,7 @@ def _wheel(requirement: Requirement, folder: Path) -> Path:
 
 
 def install(folder: Path, site: Path, pinned: Path) -> list[str]:
-    """Installs the wheels, the package itself into ``pinned`` and the rest into ``site``; returns what does not fit.
+    """Installs the wheels, the package itself into `pinned` and the rest into `site`; returns what does not fit.
 
     Raises:
         ValueError: There are no wheels.

@@ -1,6 +1,6 @@
 """AUC-oriented long-tail semantic segmentation for PyTorch.
 
-The public names are imported on first use, so that ``import aucseg`` stays light and a missing extra is noticed only by
+The public names are imported on first use, so that `import aucseg` stays light and a missing extra is noticed only by
 what needs it.
 """
 

@@ -17,8 +17,8 @@ class Announcement:
     """Says on the standard error what is going on if it takes longer than a moment; the first process alone does.
 
     Args:
-        what: such as "reading 1,340 masks".
-        patience: seconds to wait first, by default `PATIENCE`.
+        what: Such as "reading 1,340 masks".
+        patience: Seconds to wait first, by default `PATIENCE`.
         enabled: False says nothing.
 
     Example:

@@ -1,6 +1,6 @@
-"""The command line: ``aucseg COMMAND``.
+"""The command line: `aucseg COMMAND`.
 
-This module imports no heavy package, so that ``aucseg --help`` answers at once; every command imports what it needs.
+This module imports no heavy package, so that `aucseg --help` answers at once; every command imports what it needs.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Args:
-        argv: the arguments, by default those of the process.
+        argv: The arguments, by default those of the process.
 
     Returns:
         Exit status: 0 done, 1 done with failures that were reported, 2 wrong input, 3 stopped because too many steps

@@ -98,7 +98,7 @@ def float64_of(values: Tensor) -> Tensor:
 
 
 def check_tensor(value: object, name: str) -> None:
-    """Refuse what is no tensor, such as the mapping that models of torchvision return.
+    """Refuses what is not a tensor, such as the mapping that models of torchvision return.
 
     Raises:
         TypeError: It is none; the message says what it is.

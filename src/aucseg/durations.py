@@ -26,7 +26,7 @@ def parse_duration(text: str) -> float:
         raise ValueError(f"{text!r} is not a duration: write 90s, 30m, 1h30m or 2d")
     seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
     if seconds <= 0:
-        raise ValueError(f"{text!r} is no time to train in: write 90s, 30m, 1h30m or 2d")
+        raise ValueError(f"{text!r} is not a time to train in: write 90s, 30m, 1h30m or 2d")
     return seconds
 
 

@@ -14,7 +14,7 @@ _CLASS_IDS = "give class ids, a list of integers (DatasetCard.ids_of finds them)
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """Say which known names are nearest to a misspelt one.
+    """Says which known names are nearest to a misspelt one.
 
     Example:
         >>> closest("deeplab3+", ["fpn", "deeplabv3plus", "deeplabv3"])
@@ -41,7 +41,7 @@ def nearest_names(name: str, known: Iterable[str]) -> list[str]:
 
 
 def check_options(options: Iterable[str], function: Callable[..., Any], name: str, given: Iterable[str] = ()) -> None:
-    """Refuse options that a function or class does not take.
+    """Refuses options that a function or class does not take.
 
     Args:
         options: Names of the options.
@@ -99,7 +99,7 @@ def _class_id(entry: Any, name: str) -> int:
 
 
 def refuse_default_ignore_label(ignore_index: int, num_classes: int) -> None:
-    """Refuse the default ignore label where it is one of the classes, as their pixels would not count.
+    """Refuses the default ignore label where it is one of the classes, as their pixels would not count.
 
     Raises:
         ValueError: It is 255, and there are more classes than 255.
@@ -118,7 +118,7 @@ def refuse_default_ignore_label(ignore_index: int, num_classes: int) -> None:
 
 
 def import_extra(module: str, extra: str) -> Any:
-    """Import a module of an optional dependency.
+    """Imports a module of an optional dependency.
 
     Args:
         module: Name of the module.
@@ -142,17 +142,17 @@ def import_extra(module: str, extra: str) -> Any:
 
 
 def search_current_folder() -> None:
-    """Let Python find modules in the current folder, where a user's own files lie; the console script does not."""
+    """Lets Python find modules in the current folder, where a user's own files lie; the console script does not."""
     if (folder := os.getcwd()) not in sys.path:
         sys.path.append(folder)
 
 
 def import_object(path: str, within: str | None = None) -> Any:
-    """Import a class or function by its import path; its module may lie in the current folder.
+    """Imports a class or function by its import path; its module may lie in the current folder.
 
     Args:
-        path: ``package.module:Name`` or ``package.module.Name``.
-        within: Module of a bare ``Name``.
+        path: `package.module:Name` or `package.module.Name`.
+        within: Module of a bare `Name`.
 
     Raises:
         ImportError: There is no such module, or nothing of that name in it that can be called; the message has the
@@ -169,7 +169,7 @@ def import_object(path: str, within: str | None = None) -> Any:
     module_name, _, attribute = path.rpartition(":" if ":" in path else ".")
     module_name = module_name or within or ""
     if not module_name or not attribute:
-        raise ImportError(f"{path!r} is no import path, such as package.module:Name")
+        raise ImportError(f"{path!r} is not an import path, such as package.module:Name")
     search_current_folder()
     try:
         module = import_module(module_name)
@@ -185,14 +185,14 @@ def import_object(path: str, within: str | None = None) -> Any:
 
 
 def build_by_path(spec: Any, name: str, within: str | None = None, *positional: Any, **defaults: Any) -> Any:
-    """Build an object from ``{class_path, init_args}``, as Lightning's configurations have it, or from a path alone.
+    """Builds an object from `{class_path, init_args}`, as Lightning's configurations have it, or from a path alone.
 
     Args:
         spec: The mapping, or an import path; init_args may hold more of such mappings, which are built first.
         name: What to call the place where it is set.
         within: Module of a bare name.
         *positional: First arguments of the class.
-        **defaults: Further arguments, unless ``init_args`` has them.
+        **defaults: Further arguments, unless `init_args` has them.
 
     Raises:
         ImportError: As in `import_object`.
@@ -221,10 +221,10 @@ def build_by_path(spec: Any, name: str, within: str | None = None, *positional: 
 
 
 def init_args_of(spec: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The options in ``{class_path, init_args}``.
+    """The options in `{class_path, init_args}`.
 
     Raises:
-        TypeError: They are no mapping.
+        TypeError: They are not a mapping.
 
     Example:
         >>> init_args_of({"class_path": "SGD", "init_args": "{lr:0.1}"}, "model.optimizer")
@@ -242,7 +242,7 @@ class Entries(list[Any]):
 
 
 def is_class_path_entry(value: Any) -> bool:
-    """Whether a value of a configuration is ``{class_path, init_args}``."""
+    """Whether a value of a configuration is `{class_path, init_args}`."""
     return (
         isinstance(value, Mapping)
         and isinstance(value.get("class_path"), str)
@@ -257,7 +257,7 @@ def _built(value: Any, name: str, within: str | None) -> Any:
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Add a sentence to an exception, as PEP 678 has it; before Python 3.11 tracebacks do not show it.
+    """Adds a sentence to an exception, as PEP 678 has it; before Python 3.11 tracebacks do not show it.
 
     Example:
         >>> error = ValueError("no image")

@@ -14,7 +14,7 @@ import torch
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch (on the CPU), `random` and numpy inside the block; afterwards their states are as before.
+    """Seeds torch (on the CPU), `random` and numpy inside the block; afterwards their states are as before.
 
     Example:
         >>> with seeded(3):
@@ -37,7 +37,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def stable_seed(*parts: int) -> int:
-    """A seed in [0, 2**63) drawn from all ``parts``, unrelated between neighbours and the same on every platform.
+    """A seed in [0, 2**63) drawn from all `parts`, unrelated between neighbours and the same on every platform.
 
     Example:
         >>> stable_seed(0, 1) == stable_seed(0, 1), stable_seed(0, 1) == stable_seed(1, 0)
@@ -48,7 +48,7 @@ def stable_seed(*parts: int) -> int:
 
 
 def random_states(device: torch.device) -> dict[str, Any]:
-    """States of `random`, numpy, torch and, if ``device`` is an accelerator, of its generator."""
+    """States of `random`, numpy, torch and, if `device` is an accelerator, of its generator."""
     version, internal, gauss = random.getstate()
     # The legacy generator is the one that transforms of other libraries draw from.
     name, keys, position, has_gauss, cached = cast(Any, np.random.get_state(legacy=True))  # noqa: NPY002

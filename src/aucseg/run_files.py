@@ -1,28 +1,28 @@
 """Names of the files in a run's folder, for what writes them and for what reads them.
 
 ======================  ===========================================================================================
-``config.yaml``         the whole configuration, defaults included
-``plan.yaml``           the plan it began with, a reason beside each setting; only of ``aucseg fit FOLDER``
-``card.yaml``           the card that was proposed for the folder; only of ``aucseg fit FOLDER``
-``metrics.csv``         what was logged, step by step
-``checkpoints/``        ``last.ckpt``, the one before it as ``previous.ckpt``, and ``best.ckpt`` with ``--keep_best``
-``best/``               configuration and result files of the validation that ``best.ckpt`` is of
-``skipped/``            batches of steps that were left out, see `aucseg.training.step_guard`; only if there were any
-``result.json``         the last validation: metrics, IoU of each class, groups, class names and colours
-``confusion.json``      ``{"counts": K x K}``, rows are the truth
-``images.json``         for each validation image the pixels of intersection, union and truth of each class in it
-``validation.png``      some validation images with truth and prediction, drawn at the end of a training
-``curves.json``         ROC curve of each tail class against all others; only with ``model.pixel_metrics``
+`config.yaml`         the whole configuration, defaults included
+`plan.yaml`           the plan it began with, a reason beside each setting; only of `aucseg fit FOLDER`
+`card.yaml`           the card that was proposed for the folder; only of `aucseg fit FOLDER`
+`metrics.csv`         what was logged, step by step
+`checkpoints/`        `last.ckpt`, the one before it as `previous.ckpt`, and `best.ckpt` with `--keep_best`
+`best/`               configuration and result files of the validation that `best.ckpt` is of
+`skipped/`            batches of steps that were left out, see `aucseg.training.step_guard`; only if there were any
+`result.json`         the last validation: metrics, IoU of each class, groups, class names and colours
+`confusion.json`      `{"counts": K x K}`, rows are the truth
+`images.json`         for each validation image the pixels of intersection, union and truth of each class in it
+`validation.png`      some validation images with truth and prediction, drawn at the end of a training
+`curves.json`         ROC curve of each tail class against all others; only with `model.pixel_metrics`
 ======================  ===========================================================================================
 
-A run of ``aucseg compare`` has these beside them:
+A run of `aucseg compare` has these beside them:
 
 ======================  ===========================================================================================
-``compare.json``        metrics, cost and fingerprints; a run is finished when it is there
-``started.json``        what a run that has begun is made of, and how long it has run
-``input.yaml``          the configuration it was started with
-``cost.json``           seconds a step, memory, device
-``log.txt``             what the run printed
+`compare.json`        metrics, cost and fingerprints; a run is finished when it is there
+`started.json`        what a run that has begun is made of, and how long it has run
+`input.yaml`          the configuration it was started with
+`cost.json`           seconds a step, memory, device
+`log.txt`             what the run printed
 ======================  ===========================================================================================
 """
 
@@ -71,7 +71,7 @@ def best_of(run: Path) -> Path:
     """The folder of a run's best validation.
 
     Raises:
-        ValueError: the run has kept none, or ``run`` is no folder.
+        ValueError: The run has kept none, or `run` is not a folder.
     """
     if not run.is_dir():
         raise ValueError(f"--best is for the folder of a run, and {run} is none: name the checkpoint alone")

@@ -19,12 +19,12 @@ def replace_file(path: Path, data: bytes | memoryview, keep: Path | None = None)
     """Writes a file so that at any moment, also at a power cut, the old or the new content is there as a whole.
 
     Args:
-        path: the file.
-        data: its new content.
-        keep: where the old content is kept, in the same folder; None to drop it.
+        path: The file.
+        data: Its new content.
+        keep: Where the old content is kept, in the same folder; None to drop it.
 
     Raises:
-        OSError: it cannot be written, for example because the disk is full; the old file is as it was.
+        OSError: It cannot be written, for example because the disk is full; the old file is as it was.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -55,7 +55,7 @@ def replacing(path: Path) -> Iterator[Path]:
     disk.
 
     Args:
-        path: the file; its folder is made.
+        path: The file; its folder is made.
 
     Example:
         >>> path = Path(tempfile.mkdtemp(), "new", "a.txt")
@@ -134,7 +134,7 @@ MAX_BYTES = 10_000_000
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Safe tags only, and no merge keys (``<<``): nested ones double what they hold at every level."""
+    """Safe tags only, and no merge keys (`<<`): nested ones double what they hold at every level."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         for key, _ in node.value:
@@ -153,7 +153,7 @@ def parse_yaml(text: str) -> Any:
     """The value of a YAML text, such as an option of a command line.
 
     Raises:
-        ValueError: it is not YAML.
+        ValueError: It is not YAML.
 
     Example:
         >>> parse_yaml("{rate: 1e-4, steps: [10, 20]}")
@@ -176,13 +176,13 @@ def read_text(path: Path) -> str:
     """The text of a file of at most 10 MB.
 
     Raises:
-        ValueError: the file is larger, or no UTF-8 text.
-        OSError: it cannot be read.
+        ValueError: The file is larger, or no UTF-8 text.
+        OSError: It cannot be read.
     """
     with path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        raise ValueError(f"{path}: more than {MAX_BYTES // 10**6} MB; this is no such file")
+        raise ValueError(f"{path}: more than {MAX_BYTES // 10**6} MB, too large for a file of this kind")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -193,7 +193,7 @@ def read_yaml_mapping(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        ValueError: there is no such file, or it is not YAML, or holds something else than a mapping.
+        ValueError: There is no such file, or it is not YAML, or holds something else than a mapping.
     """
     if not path.is_file():
         raise ValueError(f"there is no file {path}")

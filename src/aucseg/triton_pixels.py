@@ -1,7 +1,7 @@
 """What Triton kernels of loss and metrics share: whether they work, and what they see of a pixel.
 
 That is its label and its logits, upsampled on the way where they are smaller, in functions that kernels are built of.
-``KIND`` is the dtype of the arithmetic, float32 or float64.
+`KIND` is the dtype of the arithmetic, float32 or float64.
 """
 
 import warnings
@@ -21,7 +21,7 @@ def kernels_work(try_out: Callable[[], object], device: torch.device, without: s
     Args:
         try_out: Launches the kernels once.
         device: The device.
-        without: What happens without them, such as ``"the AUC loss falls back"``.
+        without: What happens without them, such as `"the AUC loss falls back"`.
     """
     try:
         try_out()
@@ -52,7 +52,7 @@ def fits_32_bits(logits: Tensor, target: Tensor) -> bool:
 
 @triton.jit
 def label_of(target, image, pixels, num_pixels, num_classes, ignore_index):
-    """Labels of a block of pixels, ``num_classes`` for those that do not count."""
+    """Labels of a block of pixels, `num_classes` for those that do not count."""
     inside = pixels < num_pixels
     label = tl.load(target + image.to(tl.int64) * num_pixels + pixels, mask=inside, other=0).to(tl.int64)
     valid = inside & (label != ignore_index) & (label >= 0) & (label < num_classes)

@@ -1,8 +1,8 @@
 """Logits at the size of the labels, a band of rows at a time: the whole of them need never be in memory.
 
-Bilinear interpolation (linear, trilinear) with ``align_corners=False``, that of `torch.nn.functional.interpolate`, in
+Bilinear interpolation (linear, trilinear) with `align_corners=False`, that of `torch.nn.functional.interpolate`, in
 single operations, each of them rounded correctly: the numbers are the same whatever the bands, the layout in memory
-and the device. (Those of ``interpolate`` differ in their last digit from layout to layout.)
+and the device. (Those of `interpolate` differ in their last digit from layout to layout.)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def upsampled_bands(logits: Tensor, size: Sequence[int]) -> Iterator[tuple[int, 
 
     Args:
         logits: (B, K, *spatial), floating point.
-        size: spatial size of the result, of as many dimensions.
+        size: Spatial size of the result, of as many dimensions.
 
     Yields:
         Number of the image, rows (of the first spatial dimension), and their logits (1, K, rows, ...) float32.
@@ -68,7 +68,7 @@ def predicted_labels(logits: Tensor, size: Sequence[int]) -> Tensor:
     Args:
         logits: (B, K, *spatial), floating point; with one logit z a pixel (K = 1) the classes are 1 where z > 0, else
             0. Of equal logits the first class wins.
-        size: spatial size of the labels.
+        size: Spatial size of the labels.
 
     Returns:
         (B, *size) int64.
@@ -105,7 +105,7 @@ _Taps = tuple[Tensor, Tensor, Tensor]
 
 
 def _taps(source: int, full: int, places: slice, like: Tensor) -> tuple[slice, _Taps]:
-    """The source places that some places of ``full`` are between, and within them the two neighbours of each.
+    """The source places that some places of `full` are between, and within them the two neighbours of each.
 
     Returns:
         The source places from first to last; then counted from the first: lower neighbour, upper neighbour, share of

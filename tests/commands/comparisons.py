@@ -1,4 +1,4 @@
-"""What tests of ``aucseg compare`` share."""
+"""What tests of `aucseg compare` share."""
 
 import csv
 from pathlib import Path

@@ -49,7 +49,7 @@ def launches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], li
 
 @pytest.fixture
 def compare(base_config: Path, tmp_path: Path) -> Compare:
-    """Calls the command on the base configuration and the folder ``out``."""
+    """Calls the command on the base configuration and the folder `out`."""
 
     def call(*options: str) -> int:
         parser = argparse.ArgumentParser()

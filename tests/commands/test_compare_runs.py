@@ -1,4 +1,4 @@
-"""``aucseg compare`` with trainings that are real, of a tiny network."""
+"""`aucseg compare` with trainings that are real, of a tiny network."""
 
 import json
 import os

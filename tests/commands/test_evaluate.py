@@ -1,4 +1,4 @@
-"""``aucseg evaluate`` through the command line."""
+"""`aucseg evaluate` through the command line."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ class StopError(Exception):
 
 @pytest.fixture(scope="module")
 def options() -> dict[str, Any]:
-    """Every option of the parser behind ``aucseg fit``, and its default."""
+    """Every option of the parser behind `aucseg fit`, and its default."""
     found = {}
 
     class Command(fit.AUCSegCLI):

@@ -151,7 +151,7 @@ def test_the_card_in_a_folder_is_taken(
     own.write_text("title: another card\n")
     assert run(root) == 1  # the picture is in no pair of a proposed card
     out = capsys.readouterr().out
-    assert f"note: {own} is no card that can be used, so one is proposed" in out
+    assert f"note: {own} is not a card that can be used, so one is proposed" in out
     assert "proposed card: 3 classes" in out
 
 

@@ -1,4 +1,4 @@
-"""``aucseg validate`` and ``aucseg test``: a trained run on splits of its data, and runs without a validation split."""
+"""`aucseg validate` and `aucseg test`: a trained run on splits of its data, and runs without a validation split."""
 
 import json
 import shutil

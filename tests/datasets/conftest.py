@@ -25,7 +25,7 @@ splits:
 
 @pytest.fixture
 def write_card(tmp_path: Path) -> Callable[..., DatasetCard]:
-    """Write a card text, with replacements, and load it."""
+    """Writes a card text, with replacements, and loads it."""
 
     def write(text: str = MINI, **replace: str) -> DatasetCard:
         for old, new in replace.items():

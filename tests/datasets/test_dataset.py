@@ -228,7 +228,7 @@ def test_symbolic_links_out_of_the_root_are_followed_unless_forbidden(
 
 
 def bad_files(root: Path, kind: str) -> str:
-    """Spoil sample 1; return the pattern of the message."""
+    """Spoils sample 1; returns the pattern of the message."""
     image, mask = root / "images/1.png", root / "masks/1.png"
     if kind == "size":
         save_mask(np.zeros((16, 12)), mask)

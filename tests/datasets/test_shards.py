@@ -128,7 +128,7 @@ def test_transform_is_applied(shards: list[Path]) -> None:
 
 
 def spoil(shard: Path, index: int) -> None:
-    """Rewrite a shard with the image of one sample broken."""
+    """Rewrites a shard with the image of one sample broken."""
     with tarfile.open(shard) as tar:
         entries = [(member, tar.extractfile(member).read()) for member in tar.getmembers()]  # type: ignore[union-attr]
     with tarfile.open(shard, "w") as tar:

@@ -52,7 +52,7 @@ def save_mat(mask: Mask, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Tree:
-    """One sample of a data set in its real layout; ``table`` maps the raw ids of the files to train ids."""
+    """One sample of a data set in its real layout; `table` maps the raw ids of the files to train ids."""
 
     card: str
     split: str
@@ -63,7 +63,7 @@ class Tree:
     lists: tuple[tuple[str, str], ...] = ()
 
     def make(self, root: Path, seed: int = 0) -> Mask:
-        """Write image and mask below the root, every raw id somewhere in the mask; return the mask in train ids."""
+        """Writes image and mask below the root, every raw id somewhere in the mask; returns the mask in train ids."""
         rng = np.random.default_rng(seed)
         raw = rng.choice(list(self.table), (HEIGHT, WIDTH))
         raw.reshape(-1)[: len(self.table)] = list(self.table)

@@ -1,8 +1,8 @@
 """How the fuzz targets are run, and the damaged bytes and values that they are fed.
 
-``AUCSEG_FUZZ=50 pytest tests/fuzz`` takes 50 times as many examples, new ones at each run (hypothesis keeps what fails
-in ``.hypothesis``). Without it the examples are few and always the same, so that a failure is about a change in the
-code; ``AUCSEG_FUZZ_FIXED=1`` makes them the same with an effort, too. ``python fuzz/run.py`` drives the same targets by
+`AUCSEG_FUZZ=50 pytest tests/fuzz` takes 50 times as many examples, new ones at each run (hypothesis keeps what fails
+in `.hypothesis`). Without it the examples are few and always the same, so that a failure is about a change in the
+code; `AUCSEG_FUZZ_FIXED=1` makes them the same with an effort, too. `python fuzz/run.py` drives the same targets by
 coverage.
 """
 
@@ -20,7 +20,7 @@ Target = Callable[..., None]
 
 
 def fuzzed(num_examples: int, *arguments: Any, **named: Any) -> Callable[[Target], Target]:
-    """``hypothesis.given`` with so many examples, times the effort asked for; an example that hangs fails."""
+    """`hypothesis.given` with so many examples, times the effort asked for; an example that hangs fails."""
 
     def decorate(target: Target) -> Target:
         chosen = settings(

@@ -11,7 +11,7 @@ _SCALE = 20_000
 
 
 def _weights() -> tuple[Tensor, Tensor]:
-    """Nearest colour as a linear rule: the largest ``2 c x - c c``."""
+    """Nearest colour as a linear rule: the largest `2 c x - c c`."""
     colors = torch.tensor(TINY_COLORS, dtype=torch.float32)
     bias = -(colors**2).sum(1) / _SCALE
     bias[3] -= HELD_BACK

@@ -21,7 +21,7 @@ def gaussian_images(
 ) -> list[Batch]:
     """Images of independent pixels with logits that are true log probabilities, plus a shift.
 
-    Each class has a Gaussian in the plane; the logits are the log posteriors, to which ``shift`` is added, and for each
+    Each class has a Gaussian in the plane; the logits are the log posteriors, to which `shift` is added, and for each
     image one more shift of its own.
     """
     generator = torch.Generator().manual_seed(seed)

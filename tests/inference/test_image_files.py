@@ -174,7 +174,7 @@ def test_a_name_that_is_another_ones_stem_does_not_collide(tmp_path: Path) -> No
 
 
 def test_what_an_earlier_prediction_wrote_does_not_stay_beside_a_new_one(tmp_path: Path) -> None:
-    """Else ``evaluate`` takes the labels of one model and the scores of another."""
+    """Else `evaluate` takes the labels of one model and the scores of another."""
     paths = [save(picture(), tmp_path / f"{name}.png") for name in "ab"]
     predict(paths, tmp_path / "out", scores=True)
     predict(paths[:1], tmp_path / "out", overlays=False)

@@ -1,6 +1,6 @@
 """One update of a network in each framework, from a batch in parts and over processes: all must equal the whole.
 
-Run under torchrun, it saves what every framework makes of the batch: ``-m tests.integrations.whole_batch FOLDER``.
+Run under torchrun, it saves what every framework makes of the batch: `-m tests.integrations.whole_batch FOLDER`.
 """
 
 from __future__ import annotations

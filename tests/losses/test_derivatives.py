@@ -94,7 +94,7 @@ def test_weights_without_a_gradient_are_refused_where_they_ask_for_one() -> None
 
 
 def softmax_oracle(logits: Tensor, target: Tensor, surrogate: str) -> Tensor:
-    """The definition for ``(N, K)`` logits and margin 1, with ``1 - p`` as the sum of the other channels, float64."""
+    """The definition for `(N, K)` logits and margin 1, with `1 - p` as the sum of the other channels, float64."""
     logits = logits.double()
     total = logits.logsumexp(1)
     terms = []
@@ -160,7 +160,7 @@ def test_ignored_pixels_read_nothing_that_was_not_written(surrogate: str, monkey
 
 
 def check_digits(options: dict[str, Any], gap: float, top: Tensor) -> None:
-    """Value and gradient to five digits, entry by entry; channel ``top`` of each pixel leads by ``gap``."""
+    """Value and gradient to five digits, entry by entry; channel `top` of each pixel leads by `gap`."""
     target = torch.arange(40) % 4
     logits = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
     logits[torch.arange(40), top] = logits.amax(1) + gap

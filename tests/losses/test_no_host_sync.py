@@ -1,6 +1,6 @@
 """On an accelerator nothing waits for the device: tensors without data go through every pass.
 
-A fake tensor on "cuda" has a shape but no values: whatever asks for one (``item``, ``nonzero``, a shape that depends on
+A fake tensor on "cuda" has a shape but no values: whatever asks for one (`item`, `nonzero`, a shape that depends on
 data) raises, and so does arithmetic between devices.
 """
 

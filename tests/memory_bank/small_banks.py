@@ -20,7 +20,7 @@ def colours(masks: Tensor, dtype: torch.dtype = torch.uint8, channels: int = 3) 
 
 
 def random_masks(generator: torch.Generator, batch_size: int, height: int, width: int, low: int = 0) -> Tensor:
-    """Masks (B, H, W) uint8 of random rectangles of all classes from ``low`` on, some pixels ignored."""
+    """Masks (B, H, W) uint8 of random rectangles of all classes from `low` on, some pixels ignored."""
     masks = torch.zeros(batch_size, height, width, dtype=torch.uint8)
     for mask in masks:
         for _ in range(5):

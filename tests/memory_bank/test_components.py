@@ -29,7 +29,7 @@ def flood_fill(mask: Tensor) -> Tensor:
 
 
 def components_per_pixel(masks: Tensor) -> Tensor:
-    """``connected_components`` on the pixels (B, H, W): flat index of the first pixel of each one's component."""
+    """`connected_components` on the pixels (B, H, W): flat index of the first pixel of each one's component."""
     start, length, label = horizontal_runs(masks)
     root = connected_components(start, length, label, masks.shape[1:])
     run, column = expand(length)

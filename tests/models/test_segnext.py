@@ -1,6 +1,6 @@
 """SegNeXt against the released code: names and shapes of every size, outputs of the tiny one.
 
-``tests/data/segnext`` was made by running the released code once: the state dicts' names and shapes for 19 classes, and
+`tests/data/segnext` was made by running the released code once: the state dicts' names and shapes for 19 classes, and
 the outputs for an input and weights that are sines, so that they can be made again here.
 """
 

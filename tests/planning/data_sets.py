@@ -20,7 +20,7 @@ FAST = Speed(step=0.25, image=0.05, start=5.0, steps=20)
 
 
 def statistics_of(num_images: int, presence: tuple[float, ...], area: int = 30) -> ClassStatistics:
-    """Classes in these shares of the images: the first covers what the others leave, each of ``area`` pixels."""
+    """Classes in these shares of the images: the first covers what the others leave, each of `area` pixels."""
     rng = np.random.default_rng(0)
     statistics = ClassStatistics(len(presence))
     for index in range(num_images):
@@ -43,7 +43,7 @@ def data_set(
     num_validation: int | None = None,
     **changes: Any,
 ) -> DataFingerprint:
-    """A data set whose last class is its tail; without ``num_validation`` a fifth of the images is held out."""
+    """A data set whose last class is its tail; without `num_validation` a fifth of the images is held out."""
     last = len(presence) - 1
     held_out = 0.2 if num_validation is None else 0.0
     found = DataFingerprint(

@@ -17,7 +17,7 @@ COLORS = ((0, 0, 0), (200, 60, 60), (60, 200, 60), (60, 60, 220))
 
 
 def write_cases(root: Path, number: int = 6, size: tuple[int, int] = (40, 52)) -> Path:
-    """A data set in nnU-Net's layout: ``imagesTs/case_000_0000.png`` with ``labelsTs/case_000.png``; its card."""
+    """A data set in nnU-Net's layout: `imagesTs/case_000_0000.png` with `labelsTs/case_000.png`; its card."""
     rng = np.random.default_rng(0)
     for folder in ("imagesTs", "labelsTs"):
         (root / folder).mkdir(parents=True)
@@ -47,7 +47,7 @@ def truths(card: Path) -> dict[str, NDArray[np.uint8]]:
 
 
 def probabilities(card: Path, signal: float, seed: int = 0) -> dict[str, NDArray[np.float32]]:
-    """For each case softmax scores (K, H, W), the better the larger ``signal`` is."""
+    """For each case softmax scores (K, H, W), the better the larger `signal` is."""
     rng = np.random.default_rng(seed)
     made = {}
     for case, truth in truths(card).items():
@@ -59,7 +59,7 @@ def probabilities(card: Path, signal: float, seed: int = 0) -> dict[str, NDArray
 
 
 def write_nnunet(folder: Path, scores: dict[str, NDArray[np.float32]]) -> Path:
-    """What ``nnUNetv2_predict --save_probabilities`` leaves: maps, probabilities (K, 1, H, W), and its own files."""
+    """What `nnUNetv2_predict --save_probabilities` leaves: maps, probabilities (K, 1, H, W), and its own files."""
     folder.mkdir(parents=True)
     for case, values in scores.items():
         Image.fromarray(values.argmax(0).astype(np.uint8)).save(folder / f"{case}.png")

@@ -37,7 +37,7 @@ def write_run(
     max_steps: int = 800,
     parts: tuple[str, ...] = ("config", "metrics", "result", "confusion", "images", "curves"),
 ) -> Path:
-    """Writes a run whose tail is the better the higher ``strength`` (0..1) is."""
+    """Writes a run whose tail is the better the higher `strength` (0..1) is."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(seed)
     num_classes = len(class_names)

@@ -172,7 +172,7 @@ def test_missing_extra_and_misshapen_files_are_named(card: Path, nnunet: Path, t
     [
         (np.zeros((5, 40, 52), np.float32), r"scores of shape \(5, 40, 52\), but the card has 4 classes"),
         (np.zeros((4, 20, 26), np.float32), r"write them as \(4, 40, 52\)"),
-        (np.full((4, 40, 52), np.nan, np.float32), "no finite numbers"),
+        (np.full((4, 40, 52), np.nan, np.float32), "not finite numbers"),
         (np.full((4, 40, 52), 3.0, np.float32), "scores from 3 to 3, but those of other images"),
     ],
 )

@@ -1,4 +1,4 @@
-"""``aucseg adjust``: from ranking to labels, one offset a class fitted to a trained run."""
+"""`aucseg adjust`: from ranking to labels, one offset a class fitted to a trained run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of ``aucseg adjust``."""
+    """Adds the options of `aucseg adjust`."""
     parser.epilog = _EPILOG
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="run folder of 'aucseg fit'")

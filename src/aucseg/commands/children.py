@@ -21,7 +21,7 @@ _SECONDS_BETWEEN_LOOKS = 0.1
 def signals_as_exit() -> Iterator[None]:
     """Raises KeyboardInterrupt at SIGTERM and SIGHUP, too, so that children end first, and failed starts are removed.
 
-    A closed terminal is one of the reasons: a child in a session of its own is not ended by the system. What ``nohup``
+    A closed terminal is one of the reasons: a child in a session of its own is not ended by the system. What `nohup`
     has the process ignore stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
@@ -42,13 +42,13 @@ def signals_as_exit() -> Iterator[None]:
 
 
 def train_side_by_side(runs: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    """Runs ``aucseg fit`` once for each title, all at the same time; what they tell is shown with the title in front.
+    """Runs `aucseg fit` once for each title, all at the same time; what they tell is shown with the title in front.
 
     Small steps on a few cores leave most of them waiting for each other; trainings side by side, each with its share of
     the cores, do not. On Ctrl-C, or when one fails, the others are asked to end, and save a checkpoint.
 
     Args:
-        runs: for each title the options of ``aucseg fit``.
+        runs: For each title the options of `aucseg fit`.
 
     Returns:
         For each title the exit status, negative for the signal that ended it.

@@ -1,4 +1,4 @@
-"""``aucseg compare FOLDER``, or ``--config base.yaml --methods ce,la,aucseg --seeds 0,1,2``."""
+"""`aucseg compare FOLDER`, or `--config base.yaml --methods ce,la,aucseg --seeds 0,1,2`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``aucseg compare FOLDER``: one plan for all methods, kept in the folder of the comparison."""
+"""`aucseg compare FOLDER`: one plan for all methods, kept in the folder of the comparison."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def fill_in(args: argparse.Namespace) -> None:
     A comparison that goes on keeps the plan that it began with.
 
     Args:
-        args: Options of ``aucseg compare``.
+        args: Options of `aucseg compare`.
 
     Raises:
         ValueError: Neither or both of source and configuration, or nothing can be planned for the source.

@@ -1,4 +1,4 @@
-"""Configurations among the arguments of ``aucseg fit``: those of the package by name, and lists that stay lists."""
+"""Configurations among the arguments of `aucseg fit`: those of the package by name, and lists that stay lists."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def entries(value: Any) -> Entries:
 
 
 def with_shipped_configs(arguments: list[str]) -> list[str]:
-    """Replaces the value of each ``--config`` that names a configuration of the package by its path."""
+    """Replaces the value of each `--config` that names a configuration of the package by its path."""
     out: list[str] = []
     for argument in arguments:
         option, equals, value = argument.partition("=")

@@ -59,7 +59,7 @@ def count_and_check(
     cache: ScanCache | None = None,
     note: Callable[[MaskScan, int], None] | None = None,
 ) -> tuple[ClassStatistics, Check]:
-    """Count a data set and check every file of it; samples that cannot be used go to the check, not the counts.
+    """Counts a data set and checks every file of it; samples that cannot be used go to the check, not the counts.
 
     Args:
         dataset: The images and masks of a split.
@@ -166,14 +166,14 @@ def _own_card(folder: Path) -> DatasetCard | None:
     try:
         card = DatasetCard.load(path)
     except ValueError as error:
-        print(f"note: {path} is no card that can be used, so one is proposed: {error}")
+        print(f"note: {path} is not a card that can be used, so one is proposed: {error}")
         return None
     print(f"card: {path}, {card.num_classes} classes, splits {', '.join(card.splits)}")
     return card
 
 
 def _refuse_annotations(path: Path) -> None:
-    """Raises ``ValueError`` where a card's place is taken by a file of annotations."""
+    """Raises `ValueError` where a card's place is taken by a file of annotations."""
     if path.suffix.lower() in (".json", ".xml") and path.is_file():
         message = describe_annotations(path)
         if message is not None:

@@ -1,4 +1,4 @@
-"""``aucseg demo``: cross-entropy beside AUCSeg on the embedded data, with the same seed and budget, and a report."""
+"""`aucseg demo`: cross-entropy beside AUCSeg on the embedded data, with the same seed and budget, and a report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _STEPS = 400
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of ``aucseg demo``."""
+    """Adds the options of `aucseg demo`."""
     parser.epilog = (
         "Stop it at any time and call it again: it goes on from its last checkpoints.\n\n"
         "example:\n  aucseg demo --iterations 2000 --out runs/longer    the rare classes go on learning"

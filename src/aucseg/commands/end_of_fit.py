@@ -24,9 +24,9 @@ def show_end(folder: Path, task: SegmentationTask, datamodule: SegmentationDataM
     """Prints the table of classes and the next commands, and draws the picture.
 
     Args:
-        folder: of the run, with the files of its last validation.
-        task: what was trained.
-        datamodule: what it was trained on.
+        folder: Of the run, with the files of its last validation.
+        task: What was trained.
+        datamodule: What it was trained on.
     """
     from aucseg.report.class_table import class_table
     from aucseg.report.runs import read_run

@@ -18,16 +18,16 @@ def status_of(command: str, train: Callable[[], object], goes_on: str | None = N
     """Trains, and says what stopped it.
 
     Args:
-        command: name of the command, for the sentence.
-        train: what is done.
-        goes_on: the command line that goes on after an interruption, where it is not the one that the run notes.
+        command: Name of the command, for the sentence.
+        train: What is done.
+        goes_on: The command line that goes on after an interruption, where it is not the one that the run notes.
 
     Returns:
         Exit status: 0 done, 3 stopped by a failure that is named, 128 + n stopped by signal n with a checkpoint.
 
     Raises:
         KeyboardInterrupt: Ctrl-C before there was a checkpoint.
-        ValueError: options that the trainer refuses.
+        ValueError: Options that the trainer refuses.
     """
     try:
         train()

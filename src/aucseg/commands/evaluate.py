@@ -1,4 +1,4 @@
-"""``aucseg evaluate PREDICTIONS [PREDICTIONS ...] --card CARD --root DIR``: measures predictions of any framework."""
+"""`aucseg evaluate PREDICTIONS [PREDICTIONS ...] --card CARD --root DIR`: measures predictions of any framework."""
 
 from __future__ import annotations
 

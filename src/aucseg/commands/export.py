@@ -1,4 +1,4 @@
-"""``aucseg export RUN --to model.onnx``: a trained model for other programs."""
+"""`aucseg export RUN --to model.onnx`: a trained model for other programs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of ``aucseg export``."""
+    """Adds the options of `aucseg export`."""
     parser.epilog = """examples:
   aucseg export runs/a --to model.onnx --images photos/
   aucseg export runs/a/checkpoints/last.ckpt --to model.pt2

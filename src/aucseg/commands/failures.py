@@ -17,7 +17,7 @@ def explanation(error: BaseException) -> str | None:
     """Cause and way out of an error during a run, or None where its own message says it.
 
     Args:
-        error: what was raised.
+        error: What was raised.
 
     Example:
         >>> print(explanation(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")))
@@ -48,9 +48,9 @@ def explanation(error: BaseException) -> str | None:
     sample = re.search(r"SampleError: (.*)\Z", text, re.DOTALL)
     if "DataLoader worker process" in text and sample:
         # What a loader process raises arrives with the text of its traceback.
-        return f"{sample[1].strip()}. Mend the file or leave such samples out (--data.on_error skip). {_GO_ON}"
+        return f"{sample[1].strip()}. Fix the file or leave such samples out (--data.on_error skip). {_GO_ON}"
     if type(error).__name__ == "SampleError" and "on_error" not in text:
-        return f"{text}. Mend the file or leave such samples out (--data.on_error skip). {_GO_ON}"
+        return f"{text}. Fix the file or leave such samples out (--data.on_error skip). {_GO_ON}"
     if is_out_of_memory(error):
         parts = re.split(r"(?<=[\w.\]])[.:] |\n", text)
         cause = next((part for part in parts if any(p in part for p in _OUT_OF_MEMORY)), "MemoryError")

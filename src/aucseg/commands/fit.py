@@ -1,4 +1,4 @@
-"""``aucseg fit`` and ``aucseg validate``: LightningCLI over task and data module, one folder for each run."""
+"""`aucseg fit` and `aucseg validate`: LightningCLI over task and data module, one folder for each run."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class RunConfig(SaveConfigCallback):
     """Keeps a run's configuration without what concerns one start of it alone, so that it can be used again.
 
     Attributes:
-        waits: whether it is written when training begins only, as that of a resumed run, whose checkpoint
+        waits: Whether it is written when training begins only, as that of a resumed run, whose checkpoint
             may not fit.
     """
 
@@ -106,12 +106,12 @@ class RunConfig(SaveConfigCallback):
 
 
 class AUCSegCLI(LightningCLI):
-    """LightningCLI that keeps everything about a run in the folder ``--out``; a failed start leaves no new folder.
+    """LightningCLI that keeps everything about a run in the folder `--out`; a failed start leaves no new folder.
 
     Args:
-        locks: keeps other processes out of that folder as long as it is open.
-        *args: of LightningCLI.
-        **kwargs: of LightningCLI.
+        locks: Keeps other processes out of that folder as long as it is open.
+        *args: Of LightningCLI.
+        **kwargs: Of LightningCLI.
     """
 
     def __init__(self, *args: Any, locks: ExitStack, **kwargs: Any) -> None:
@@ -133,7 +133,7 @@ class AUCSegCLI(LightningCLI):
         """Reads the options.
 
         Raises:
-            ValueError: one of them is unknown, or its value is of another type; the message is a sentence.
+            ValueError: One of them is unknown, or its value is of another type; the message is a sentence.
         """
         try:
             super().parse_arguments(parser, args)
@@ -188,7 +188,7 @@ class AUCSegCLI(LightningCLI):
         """Says that the model is built, where its weights take a while.
 
         Raises:
-            ValueError: a logger or another class of the configuration needs a package that is not installed.
+            ValueError: A logger or another class of the configuration needs a package that is not installed.
         """
         with Announcement("building the model and loading its weights"):
             try:
@@ -333,7 +333,7 @@ def _refuse_epoch_counters(callbacks: Sequence[Callback]) -> None:
     """Refuses callbacks that wait for one of Lightning's epochs.
 
     Raises:
-        ValueError: one of them, with what to use.
+        ValueError: One of them, with what to use.
     """
     for callback in callbacks:
         instead = next((text for kind, text in _EPOCH_COUNTERS.items() if isinstance(callback, kind)), None)
@@ -345,12 +345,12 @@ def _refuse_epoch_counters(callbacks: Sequence[Callback]) -> None:
 
 
 def _checkpoint_to_validate(config: Any) -> str | None:
-    """The checkpoint that is named, or the last one of the run that the configuration is of, or that is in ``--out``.
+    """The checkpoint that is named, or the last one of the run that the configuration is of, or that is in `--out`.
 
     None for a model that is made of a trained one (`aucseg.compare.second_stage`).
 
     Raises:
-        ValueError: there is none, or two runs may be meant.
+        ValueError: There is none, or two runs may be meant.
     """
     if config.ckpt_path is not None:
         return str(config.ckpt_path)
@@ -375,7 +375,7 @@ def _is_rehearsal(trainer: Any) -> bool:
 
 
 def run(command: str, arguments: list[str]) -> int:
-    """Runs ``fit`` or ``validate`` with Lightning's options.
+    """Runs `fit` or `validate` with Lightning's options.
 
     Returns:
         Exit status: 0 done, 3 stopped by a failure that is named, 128 + n stopped by signal n with a checkpoint.
@@ -433,7 +433,7 @@ def run_lightning(command: str, arguments: list[str]) -> AUCSegCLI:
                 "num_sanity_val_steps": 2,
                 "use_distributed_sampler": False,
                 "sync_batchnorm": True,
-                "enable_model_summary": False,  # a table of modules that are no user's, above everything else
+                "enable_model_summary": False,  # a table of modules that no user wrote, above everything else
                 "log_every_n_steps": None,
             },
             auto_configure_optimizers=False,  # model.optimizer and model.schedule keep the rates of encoder and head

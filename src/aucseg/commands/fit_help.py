@@ -1,4 +1,4 @@
-"""What ``aucseg fit`` says before anything heavy is imported: its help, and what its command line lacks."""
+"""What `aucseg fit` says before anything heavy is imported: its help, and what its command line lacks."""
 
 from __future__ import annotations
 
@@ -117,13 +117,13 @@ def help_text() -> str:
 
 
 def told_at_once(arguments: Sequence[str]) -> str | None:
-    """The text that ``--help`` asks for; None where the command is to run.
+    """The text that `--help` asks for; None where the command is to run.
 
     Args:
-        arguments: what follows ``aucseg fit``, or ``aucseg validate`` with a configuration.
+        arguments: What follows `aucseg fit`, or `aucseg validate` with a configuration.
 
     Raises:
-        ValueError: an option or configuration that there is not, or no data; the message says what is near, or missing.
+        ValueError: An option or configuration that there is not, or no data; the message says what is near, or missing.
 
     Example:
         >>> told_at_once(["--data.card", "camvid", "--batch_size", "4"])
@@ -174,7 +174,7 @@ def split_words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def check_source(source: str) -> None:
-    """Raises ``ValueError`` where there is nothing to plan for: no such folder or card.
+    """Raises `ValueError` where there is nothing to plan for: no such folder or card.
 
     Example:
         >>> check_source("camvd")

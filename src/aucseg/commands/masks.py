@@ -1,4 +1,4 @@
-"""``aucseg masks``: masks and a card from the annotations of other tools."""
+"""`aucseg masks`: masks and a card from the annotations of other tools."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MAX_SHOWN = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of ``aucseg masks`` to a parser."""
+    """Adds the arguments of `aucseg masks` to a parser."""
     parser.description = "Make masks and a card from polygons, run lengths or panoptic files."
     parser.epilog = _EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs ``aucseg masks``; returns the exit status."""
+    """Runs `aucseg masks`; returns the exit status."""
     from aucseg.datasets.annotations import PaintOptions, read_annotations, write_masks
 
     options = PaintOptions(
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"problem: and {len(report.problems) - _MAX_SHOWN:,} more")
     if report.card is None:
         print(
-            f"aucseg masks: {len(report.problems):,} problems; nothing was written. Mend the annotations, or leave out "
+            f"aucseg masks: {len(report.problems):,} problems; nothing was written. Fix the annotations, or leave out "
             "the images that hold them (--on-error skip)",
             file=sys.stderr,
         )

@@ -1,4 +1,4 @@
-"""What is wrong with the options of ``aucseg fit`` and ``validate``, in one sentence instead of a page of types."""
+"""What is wrong with the options of `aucseg fit` and `validate`, in one sentence instead of a page of types."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def option_error(message: str, known: Iterable[str]) -> str:
     r"""One sentence about a message of the parser.
 
     Args:
-        message: what jsonargparse says.
-        known: names of the options, without dashes.
+        message: What jsonargparse says.
+        known: Names of the options, without dashes.
 
     Example:
         >>> option_error('Parser key "model.tau":\n  Expected a <class \'float\'>. Got value: big', [])

@@ -228,7 +228,7 @@ def write_plan_of(request: Request, path: Path) -> None:
 
 
 def with_plan(arguments: Sequence[str]) -> list[str]:
-    """Replaces a folder or card among the arguments of ``aucseg fit`` by the configuration that is planned for it.
+    """Replaces a folder or card among the arguments of `aucseg fit` by the configuration that is planned for it.
 
     Raises:
         ValueError: The data cannot be used, the folder of the run is taken, or there is nothing to plan with.

@@ -58,7 +58,7 @@ def run_folder(request: Request, options: Mapping[str, str]) -> Path:
 
 
 def split_request(arguments: Sequence[str]) -> tuple[Request | None, list[str]]:
-    """Finds the folder or card among the arguments of ``aucseg fit``, and what is said about the plan.
+    """Finds the folder or card among the arguments of `aucseg fit`, and what is said about the plan.
 
     Returns:
         The request, None where there is nothing to plan for, and the arguments that are left.
@@ -152,7 +152,7 @@ def _is_planned(option: str) -> bool:
 
 
 def _value(text: str) -> Any:
-    """A value as the parser of ``aucseg fit`` takes it: YAML, or the text as it stands."""
+    """A value as the parser of `aucseg fit` takes it: YAML, or the text as it stands."""
     try:
         return parse_yaml(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""``aucseg predict``: label maps and overlays of image files, with the model of a run."""
+"""`aucseg predict`: label maps and overlays of image files, with the model of a run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of ``aucseg predict``."""
+    """Adds the options of `aucseg predict`."""
     parser.epilog = _EXAMPLES
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="run folder of 'aucseg fit', or a checkpoint")
@@ -111,10 +111,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def device_named(name: str | None) -> torch.device:
-    """The device of an option ``--device``, by default CUDA where there is any.
+    """The device of an option `--device`, by default CUDA where there is any.
 
     Raises:
-        ValueError: there is no such device.
+        ValueError: There is no such device.
     """
     import torch
 

@@ -28,7 +28,7 @@ class RunProgress(ProgressBar):
     """Shows loss, speed, time left and what the last validation found of the tail, on the standard error.
 
     Args:
-        is_terminal: whether there is somebody to see a bar; None asks the standard error.
+        is_terminal: Whether there is somebody to see a bar; None asks the standard error.
     """
 
     def __init__(self, is_terminal: bool | None = None) -> None:

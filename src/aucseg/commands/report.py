@@ -1,4 +1,4 @@
-"""``aucseg report RUN [RUN ...]``."""
+"""`aucseg report RUN [RUN ...]`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``aucseg stats``: check a data set, count its classes, say what the long tail asks for."""
+"""`aucseg stats`: check a data set, count its classes, say what the long tail asks for."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _MAX_SHOWN = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``aucseg stats`` to a parser."""
+    """Adds the arguments of `aucseg stats` to a parser."""
     parser.description = "Check every file of a data set, count its classes, and say what its long tail asks for."
     parser.epilog = _EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -106,7 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run ``aucseg stats``; returns the exit status."""
+    """Runs `aucseg stats`; returns the exit status."""
     try:
         return _run(args)
     except BrokenPipeError:
@@ -159,7 +159,7 @@ def _run(args: argparse.Namespace) -> int:
     if not check.is_clean and args.on_error != "skip":
         if args.write_config is not None:
             print(
-                f"\n{args.write_config} was not written, since a training would stop at the files above: mend them, or "
+                f"\n{args.write_config} was not written, since a training would stop at the files above: fix them, or "
                 "leave them out with --on-error skip",
                 file=sys.stderr,
             )
@@ -170,7 +170,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _unpack(args: argparse.Namespace) -> None:
-    """Puts the folder of a data set of the library ``datasets`` in the place of the folder that is not given."""
+    """Puts the folder of a data set of the library `datasets` in the place of the folder that is not given."""
     if args.root is not None:
         raise ValueError("--root and --hf both say where the data is: leave one of them out")
     folder = unpack_hub_dataset(args.hf, image_column=args.image_column, mask_column=args.mask_column)

@@ -1,4 +1,4 @@
-"""``aucseg test RUN``: the metrics of a trained run on the test split."""
+"""`aucseg test RUN`: the metrics of a trained run on the test split."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from aucseg.commands.validate import run as run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of ``aucseg test``."""
+    """Adds the options of `aucseg test`."""
     validate.add_options(parser, "test", "test")

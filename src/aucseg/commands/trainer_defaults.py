@@ -1,4 +1,4 @@
-"""What ``aucseg fit`` fills in of the trainer's settings, where the user says nothing."""
+"""What `aucseg fit` fills in of the trainer's settings, where the user says nothing."""
 
 from __future__ import annotations
 

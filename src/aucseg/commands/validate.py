@@ -1,4 +1,4 @@
-"""``aucseg validate RUN`` and ``aucseg test RUN``: the metrics of a trained run on a split of its data."""
+"""`aucseg validate RUN` and `aucseg test RUN`: the metrics of a trained run on a split of its data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TOLD = ("miou", "head", "middle", "tail", "precision", "recall", "f1", "auroc",
 
 
 def names_run(arguments: Sequence[str]) -> bool:
-    """Whether the arguments of ``aucseg validate`` name a run, rather than a configuration and options of the trainer.
+    """Whether the arguments of `aucseg validate` name a run, rather than a configuration and options of the trainer.
 
     Example:
         >>> names_run(["runs/a", "--split", "test"]), names_run(["--config=run.yaml"]), names_run(["--data.card", "x"])
@@ -35,17 +35,17 @@ def names_run(arguments: Sequence[str]) -> bool:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of ``aucseg validate RUN``."""
+    """Adds the options of `aucseg validate RUN`."""
     add_options(parser, "validate", None)
 
 
 def add_options(parser: argparse.ArgumentParser, command: str, split: str | None) -> None:
-    """Adds the options that ``validate`` and ``test`` have in common.
+    """Adds the options that `validate` and `test` have in common.
 
     Args:
-        parser: of the command.
-        command: its name.
-        split: the split that it takes by default; None for what the run was validated on.
+        parser: Of the command.
+        command: Its name.
+        split: The split that it takes by default; None for what the run was validated on.
     """
     more = _MORE if split is None else ""
     parser.epilog = _EXAMPLES.format(command=command, name=split or "val", more=more)

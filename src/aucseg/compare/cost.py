@@ -14,12 +14,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class CostMeter(Callback):
-    """Writes ``{"seconds_per_step", "peak_memory", "device"}`` when training ends.
+    """Writes `{"seconds_per_step", "peak_memory", "device"}` when training ends.
 
-    ``seconds_per_step`` is the median of the times from the end of one step of the optimizer to the end of the next,
+    `seconds_per_step` is the median of the times from the end of one step of the optimizer to the end of the next,
     loading and accumulated batches included, without the first tenth of the run and without validations.
-    ``peak_memory`` is in bytes, of the training before the first validation: on CUDA what tensors held
-    (``torch.cuda.max_memory_allocated``), on the CPU the largest resident set of the process, the libraries included.
+    `peak_memory` is in bytes, of the training before the first validation: on CUDA what tensors held
+    (`torch.cuda.max_memory_allocated`), on the CPU the largest resident set of the process, the libraries included.
 
     Args:
         file: JSON file to write.

@@ -53,7 +53,7 @@ def code_fingerprint(config: Mapping[str, Any]) -> Fingerprint:
     """A digest for each module of the package that training uses, and the versions of the libraries.
 
     Comments, docstrings and formatting do not count. Modules outside the package that the configuration names, as
-    ``package.module:Name`` or as a ``class_path``, are included.
+    `package.module:Name` or as a `class_path`, are included.
     """
     files = {}
     for path in sorted(_PACKAGE.rglob("*.py")):

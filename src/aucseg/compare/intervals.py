@@ -16,7 +16,7 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and half the width of its 95 % interval (NaN for one value); ``p`` is of the two-sided t test against 0.
+    """A mean and half the width of its 95 % interval (NaN for one value); `p` is of the two-sided t test against 0.
 
     Attributes:
         n: Number of values.
@@ -39,7 +39,7 @@ class Cell:
         mean: Over the seeds.
         difference: To the baseline, over the seeds that both have; None for the baseline itself.
         p_holm: Of the difference, Holm-corrected over the methods.
-        mark: ``"best"`` or ``"second"`` where that is significant, else ``""``.
+        mark: `"best"` or `"second"` where that is significant, else `""`.
     """
 
     mean: Interval
@@ -51,14 +51,14 @@ class Cell:
 def t_interval(values: Sequence[float], folds: int | None = None) -> Interval:
     """Mean, 95 % t interval and p value.
 
-    The variance of the mean is ``s^2 / n`` for independent values. Models of a cross-validation are trained on largely
-    the same images, so that their values are not independent: there it is ``s^2 (1 / n + 1 / (folds - 1))``, the last
+    The variance of the mean is `s^2 / n` for independent values. Models of a cross-validation are trained on largely
+    the same images, so that their values are not independent: there it is `s^2 (1 / n + 1 / (folds - 1))`, the last
     term being the number of validation images over that of training images (Nadeau and Bengio, *Inference for the
     Generalization Error*, Machine Learning 52, 2003).
 
     Args:
-        values: n of them.
-        folds: number of folds of the cross-validation that they are of; None for independent values.
+        values: N of them.
+        folds: Number of folds of the cross-validation that they are of; None for independent values.
 
     Example:
         >>> interval = t_interval([1.0, 2.0, 3.0])
@@ -80,12 +80,12 @@ def t_interval(values: Sequence[float], folds: int | None = None) -> Interval:
 
 
 def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float], folds: int | None = None) -> Interval:
-    """Interval of ``values - baseline`` over the seeds (or folds) that both have (paired t test).
+    """Interval of `values - baseline` over the seeds (or folds) that both have (paired t test).
 
     Args:
         values: Value by seed.
         baseline: Value by seed.
-        folds: see `t_interval`.
+        folds: See `t_interval`.
 
     Example:
         >>> paired_difference({0: 3.0, 1: 5.0, 2: 9.0}, {0: 1.0, 1: 2.0}).mean
@@ -124,10 +124,10 @@ def summarize(
         values: For each method its value by seed; NaN values count as missing.
         baseline: Method that the others are compared with.
         rank: Whether larger is better; False for a metric that is not ranked.
-        folds: see `t_interval`.
+        folds: See `t_interval`.
 
     Returns:
-        A cell for each method, in the order of ``values``.
+        A cell for each method, in the order of `values`.
     """
     finite = {
         method: {seed: value for seed, value in by_seed.items() if not math.isnan(value)}

@@ -42,8 +42,8 @@ class Method:
         name: As given on the command line.
         loss: Name of a loss, see `aucseg.losses.build_loss`.
         bank: Whether the memory bank pastes.
-        sampler: ``"random"``, or ``"rare_class"`` or ``"repeat_factor"``, which draw images of rare classes more often.
-        second_stage: ``"posthoc-la"``, ``"disalign"``, ``"offsets"`` or None.
+        sampler: `"random"`, or `"rare_class"` or `"repeat_factor"`, which draw images of rare classes more often.
+        second_stage: `"posthoc-la"`, `"disalign"`, `"offsets"` or None.
         first_stage: Name of the method whose trained model the second stage begins with, or None.
         overrides: Changes to the configuration, merged last.
     """
@@ -88,10 +88,10 @@ def parse_methods(names: Sequence[str], definitions: Mapping[str, Definition]) -
     """Methods from their names.
 
     Args:
-        names: Each ``LOSS`` or the name of a definition, then any of ``+bank``, ``+rcs`` (rare-class sampling) or
-            ``+rfs`` (repeat-factor sampling), and at last ``+posthoc-la``, ``+disalign``, ``+offsets`` or
-            ``+disalign+offsets``. LOSS is a name of `aucseg.losses.build_loss` (``package.module:Name`` for the user's
-            own), ``aucseg`` for AUCSegLoss with the bank, or ``auc`` for AUCSegLoss without.
+        names: Each `LOSS` or the name of a definition, then any of `+bank`, `+rcs` (rare-class sampling) or
+            `+rfs` (repeat-factor sampling), and at last `+posthoc-la`, `+disalign`, `+offsets` or
+            `+disalign+offsets`. LOSS is a name of `aucseg.losses.build_loss` (`package.module:Name` for the user's
+            own), `aucseg` for AUCSegLoss with the bank, or `auc` for AUCSegLoss without.
         definitions: From `load_definitions`.
 
     Raises:
@@ -156,7 +156,7 @@ def parse_method(name: str, definitions: Mapping[str, Definition]) -> Method:
 
 
 def load_definitions(path: Path | None) -> dict[str, Definition]:
-    """Methods of a methods file: YAML ``NAME: {method: EXPRESSION, model: {...}, data: {...}, trainer: {...}}``.
+    """Methods of a methods file: YAML `NAME: {method: EXPRESSION, model: {...}, data: {...}, trainer: {...}}`.
 
     Raises:
         ValueError: The file is not of this form.
@@ -176,10 +176,10 @@ def load_definitions(path: Path | None) -> dict[str, Definition]:
 
 
 def load_base(path: Path) -> Configuration:
-    """The base configuration, as ``aucseg fit --config`` takes it.
+    """The base configuration, as `aucseg fit --config` takes it.
 
     Raises:
-        ValueError: Unknown sections, or no ``trainer.max_steps``.
+        ValueError: Unknown sections, or no `trainer.max_steps`.
     """
     config = read_yaml_mapping(find_config(path))
     config.pop("out", None)
@@ -197,7 +197,7 @@ def load_models(items: Sequence[str], base: Configuration) -> dict[str, Configur
 
     Args:
         items: Names of `aucseg.build_model`, or YAML files of changes; none for the base's own model.
-        base: The base configuration, whose ``model_options`` belong to its own model: another begins without.
+        base: The base configuration, whose `model_options` belong to its own model: another begins without.
 
     Raises:
         ValueError: Two models of the same name, or a training that may end before its steps are made.
@@ -322,7 +322,7 @@ def second_stage_config(
 
 
 def merged(config: Configuration, changes: Mapping[str, Any]) -> Configuration:
-    """A copy of ``config`` with ``changes``: mappings are merged, everything else replaces.
+    """A copy of `config` with `changes`: mappings are merged, everything else replaces.
 
     Example:
         >>> merged({"model": {"loss": "ce", "bank": None}}, {"model": {"bank": {"capacity": 3}}})

@@ -63,7 +63,7 @@ class Run:
         title: What to call it in messages.
         folder: Its run folder.
         config: Its whole configuration.
-        command: ``"fit"`` or ``"validate"``.
+        command: `"fit"` or `"validate"`.
         first_stage: The run whose model it starts from, or None.
     """
 
@@ -115,7 +115,7 @@ class Runner:
         """The record of a finished run; None for one that has to be run.
 
         Raises:
-            ValueError: The run was made of other code, data or configuration, and ``redo`` is False.
+            ValueError: The run was made of other code, data or configuration, and `redo` is False.
         """
         path = run.folder / RECORD_FILE
         if not path.is_file():
@@ -141,7 +141,7 @@ class Runner:
     def execute(self, run: Run) -> dict[str, Any] | None:
         """The run's record, from its folder or by running it; None if it failed.
 
-        A failure is printed and noted in ``failures``; the next call tries again.
+        A failure is printed and noted in `failures`; the next call tries again.
 
         Raises:
             RunIsBusy: Another process is at it, or a run that a killed comparison has left behind goes on.

@@ -109,11 +109,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Search:
-    """What ``--search`` asks for.
+    """What `--search` asks for.
 
     Attributes:
         num_trials: Values of the first grid of every method.
-        values: Given values by the last part of a setting's name, such as ``{"auc_weight": (0.5, 1, 2, 4)}``.
+        values: Given values by the last part of a setting's name, such as `{"auc_weight": (0.5, 1, 2, 4)}`.
         grids: Given grids by method.
         limit: Most trials that any method may have.
         rates: Whether the learning rate of every method is tuned, too, after its other settings.
@@ -166,10 +166,10 @@ class Search:
 
 
 def parse_search(items: Sequence[str], methods: Sequence[Method], limit: int | None = None) -> Search | None:
-    """What the ``--search`` options say; None for no search.
+    """What the `--search` options say; None for no search.
 
     Args:
-        items: ``auto``, ``rates``, ``SETTING=V1,V2,...`` or ``METHOD:DOTTED.NAME=V1,V2,...``. Several settings of one
+        items: `auto`, `rates`, `SETTING=V1,V2,...` or `METHOD:DOTTED.NAME=V1,V2,...`. Several settings of one
             method are tuned one after another.
         methods: The methods of the comparison.
         limit: Most trials of any method; None for twice those of the first grid.
@@ -319,7 +319,7 @@ def with_settings(config: Configuration, settings: Mapping[str, Any]) -> Configu
 
 
 def label(grids: Sequence[Grid], point: Point) -> str:
-    """What a trial is called: ``tau=0.5``, or ``tau=0.5,gamma=0.15``.
+    """What a trial is called: `tau=0.5`, or `tau=0.5,gamma=0.15`.
 
     Example:
         >>> label([Grid("model.loss_options.tau", (0.5, 1.0))], (0.5,))

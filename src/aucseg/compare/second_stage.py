@@ -1,6 +1,6 @@
 """Models that begin with the trained model of another run: post-hoc logit adjustment, offsets and DisAlign.
 
-They are named in a configuration by import path, as ``model.model: aucseg.compare.second_stage:posthoc_model``.
+They are named in a configuration by import path, as `model.model: aucseg.compare.second_stage:posthoc_model`.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class AdjustedModel(nn.Module):
 def posthoc_model(
     num_classes: int, *, checkpoint: str, class_counts: Sequence[float], tau: float = 1.0
 ) -> SegmentationModel:
-    """The model of a checkpoint with adjusted logits; ``aucseg validate`` evaluates it, nothing is trained.
+    """The model of a checkpoint with adjusted logits; `aucseg validate` evaluates it, nothing is trained.
 
     Args:
         num_classes: K.
-        checkpoint: A run's ``checkpoints/last.ckpt``.
+        checkpoint: A run's `checkpoints/last.ckpt`.
         class_counts: Training pixels of each class (K,).
         tau: Strength.
     """
@@ -55,13 +55,13 @@ def posthoc_model(
 def offsets_model(num_classes: int, *, checkpoint: str, data: Mapping[str, Any]) -> SegmentationModel:
     """The model of a checkpoint with offsets fitted for mean IoU on the training images that its run held out.
 
-    ``aucseg validate`` evaluates it, nothing is trained. Where the gain is not above its spread the model stays as it
+    `aucseg validate` evaluates it, nothing is trained. Where the gain is not above its spread the model stays as it
     is. The log of the run says what was found.
 
     Args:
         num_classes: K.
-        checkpoint: A run's ``checkpoints/last.ckpt``.
-        data: Options of the run's data module, ``held_out_share`` among them.
+        checkpoint: A run's `checkpoints/last.ckpt`.
+        data: Options of the run's data module, `held_out_share` among them.
     """
     from aucseg.training.adjustment import evaluation_batches, fit_task_offsets
     from aucseg.training.datamodule import SegmentationDataModule
@@ -81,11 +81,11 @@ def offsets_model(num_classes: int, *, checkpoint: str, data: Mapping[str, Any])
 
 
 def disalign_model(num_classes: int, *, checkpoint: str, classifier: str | None = None) -> SegmentationModel:
-    """The model of a checkpoint, frozen, with DisAlign's calibrated head, to be trained with the loss ``disalign``.
+    """The model of a checkpoint, frozen, with DisAlign's calibrated head, to be trained with the loss `disalign`.
 
     Args:
         num_classes: K.
-        checkpoint: A run's ``checkpoints/last.ckpt``.
+        checkpoint: A run's `checkpoints/last.ckpt`.
         classifier: See `aucseg.models.DisAlignModel`.
     """
     model = _trained_model(checkpoint)

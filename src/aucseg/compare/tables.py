@@ -84,7 +84,7 @@ class Table:
 
 
 def unit_of(folds: int | None) -> str:
-    """What the runs of a method differ in: ``"seed"``, or ``"fold"`` in a cross-validation."""
+    """What the runs of a method differ in: `"seed"`, or `"fold"` in a cross-validation."""
     return "seed" if folds is None else "fold"
 
 

@@ -24,7 +24,7 @@ SEARCH_FILE = "search.json"
 def tune(comparison: Comparison) -> None:
     """Chooses the settings of every method, and leaves out methods of which not one trial gave a result.
 
-    What is chosen is in ``comparison.chosen`` and ``search.json``, the trial that won in ``comparison.winners``.
+    What is chosen is in `comparison.chosen` and `search.json`, the trial that won in `comparison.winners`.
     """
     search = comparison.search
     assert search is not None
@@ -98,9 +98,9 @@ def _tune_method(
 
 
 def choice_of(grids: Sequence[Grid], found: Outcome, scores: Mapping[Point, float | None]) -> dict[str, Any]:
-    """What a search has chosen, for JSON: ``settings``, ``tried`` and ``at_edge`` by the dotted names of the settings.
+    """What a search has chosen, for JSON: `settings`, `tried` and `at_edge` by the dotted names of the settings.
 
-    ``scores`` has every trial by its label; None for one that failed.
+    `scores` has every trial by its label; None for one that failed.
     """
     assert found.point is not None
     return {
@@ -129,7 +129,7 @@ def tuned_settings(chosen: Mapping[tuple[str, str, int], Mapping[str, Any]]) -> 
 
 
 def read_choices(path: Path, seed: int) -> dict[tuple[str, str, int], dict[str, Any]]:
-    """What ``search.json`` says was chosen, by (model, method, fold); ``seed`` where there are no folds."""
+    """What `search.json` says was chosen, by (model, method, fold); `seed` where there are no folds."""
     choices = json.loads(path.read_text(encoding="utf-8"))
     return {(choice["model"], choice["method"], choice.get("fold", seed)): choice for choice in choices}
 

@@ -8,11 +8,11 @@ CONFIGS = Path(__file__).parent
 
 
 def find_config(path: str | Path) -> Path:
-    """Find a configuration: a file of the user's, or one that comes with the package.
+    """Finds a configuration: a file of the user's, or one that comes with the package.
 
     Args:
         path: A path. Where there is no such file, its last part is looked up among the shipped configurations, with or
-            without ``.yaml``.
+            without `.yaml`.
 
     Raises:
         ValueError: No such file, and no such configuration; the message has the nearest ones.

@@ -1,4 +1,4 @@
-"""Images with any number of bands and bits, read by rasterio: what a card's ``bands`` and ``value_range`` ask for."""
+"""Images with any number of bands and bits, read by rasterio: what a card's `bands` and `value_range` ask for."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ def read_card_image(
 
     Args:
         path: The image.
-        card: Its ``bands``, ``value_range`` and ``exif`` count.
+        card: Its `bands`, `value_range` and `exif` count.
         data: The bytes of the file where it is not on disk (a shard).
         window: The pixels to read, by rasterio, where the whole does not fit into memory; None for all.
 
     Returns:
-        (H, W, C): without ``bands`` uint8 RGB. With them the bands in their order, uint8 as they are in the file, or
-        with ``value_range`` float32 in which that range has become 0..255 (values beyond are cut off). And the pixels
+        (H, W, C): without `bands` uint8 RGB. With them the bands in their order, uint8 as they are in the file, or
+        with `value_range` float32 in which that range has become 0..255 (values beyond are cut off). And the pixels
         (H, W) that hold data: not those with a NaN, nor those of which every band has the file's no-data value, which
         are 0 in the image; None where all do.
 
     Raises:
         SampleError: The file cannot be read so.
-        ImportError: rasterio is missing.
+        ImportError: Rasterio is missing.
     """
     if card.bands is None and window is None:
         return read_image(path, card.exif, data), None
@@ -83,11 +83,11 @@ def read_values(path: Path, bands: Sequence[int], window: Window | None = None) 
         window: The pixels to read; None for all.
 
     Returns:
-        (H, W, C) in the dtype of the file, and the pixels (H, W) that hold data, see :func:`read_card_image`.
+        (H, W, C) in the dtype of the file, and the pixels (H, W) that hold data, see `read_card_image`.
 
     Raises:
         SampleError: The file cannot be read so.
-        ImportError: rasterio is missing.
+        ImportError: Rasterio is missing.
     """
     with open_raster(path) as raster:
         return _read(raster, path, bands, window)
@@ -103,10 +103,10 @@ def _read(raster: Any, path: Path, bands: Sequence[int], window: Window | None) 
 
 
 def check_card_image(path: Path, card: DatasetCard, decode: bool = False) -> tuple[int, int]:
-    """Returns (height, width) of an image as :func:`read_card_image` gives it, from its header alone unless ``decode``.
+    """Returns (height, width) of an image as `read_card_image` gives it, from its header alone unless `decode`.
 
     Raises:
-        SampleError: As :func:`read_card_image`.
+        SampleError: As `read_card_image`.
     """
     if card.bands is None:
         return check_image(path, card.exif, decode)
@@ -124,7 +124,7 @@ def open_raster(path: Path, data: bytes | None = None) -> Iterator[Any]:
 
     Raises:
         SampleError: No such file, no raster, or several (the pages of a stack).
-        ImportError: rasterio is missing.
+        ImportError: Rasterio is missing.
     """
     rasterio = import_extra("rasterio", "geo")
     if data is None:
@@ -188,7 +188,7 @@ def _check(raster: Any, path: Path, card: DatasetCard, data: bytes | None = None
 
 
 def check_orientation(path: Path, card: DatasetCard, data: bytes | None) -> None:
-    """Raises ``SampleError`` for an orientation tag, unless the card says to ignore it: rasters are read as stored."""
+    """Raises `SampleError` for an orientation tag, unless the card says to ignore it: rasters are read as stored."""
     if card.exif != "ignore" and _is_turned(path, data):
         raise SampleError(
             f"{path}: an orientation tag turns the picture, and rasters are read as stored; set 'exif: ignore' in the "
@@ -208,7 +208,7 @@ def band_statistics(images: Iterator[tuple[Array, npt.NDArray[np.bool_] | None]]
     """Returns mean and standard deviation of each band over the pixels that hold data, in units of 0..255.
 
     Args:
-        images: What :func:`read_card_image` gives for each image.
+        images: What `read_card_image` gives for each image.
 
     Raises:
         ValueError: No pixel holds data.

@@ -30,14 +30,14 @@ class Layout:
     """Where the files of a split lie below the root folder, and how images and masks pair.
 
     Attributes:
-        images: Pattern of the images. Wildcards: ``*`` (within one folder), ``**`` (any folders), ``?``; all else,
-            brackets included, stands for itself. The ending fits in upper and lower case, ``.*`` is any ending of an
-            image. With ``list``, a template in which ``{stem}`` is a line of that file.
-        masks: Template of an image's mask: ``{stem}`` is the image's file name without its ending, ``{1}``, ``{2}``,
-            ... what the first, second, ... wildcard of ``images`` matched; ``{{`` and ``}}`` are braces, a final ``.*``
+        images: Pattern of the images. Wildcards: `*` (within one folder), `**` (any folders), `?`; all else,
+            brackets included, stands for itself. The ending fits in upper and lower case, `.*` is any ending of an
+            image. With `list`, a template in which `{stem}` is a line of that file.
+        masks: Template of an image's mask: `{stem}` is the image's file name without its ending, `{1}`, `{2}`,
+            ... what the first, second, ... wildcard of `images` matched; `{{` and `}}` are braces, a final `.*`
             is any ending of a mask. Where no such file exists, one that differs in upper and lower case or in the
             composition of its characters is taken. None for a split without masks.
-        stems: ``(first, last)``: of the images only those whose file name without its ending lies in this range of the
+        stems: `(first, last)`: of the images only those whose file name without its ending lies in this range of the
             alphabet, both ends included; a part of a folder that is another split. None for all.
         list: Text file with one image a line (stem, name or path), or None.
         train_ids: Whether the masks hold train ids already, so that the card's raw ids do not apply.
@@ -55,24 +55,24 @@ class DatasetCard:
     """What there is to know of a data set, read from a YAML file; everything else follows from it.
 
     Attributes:
-        name: Short name, as in ``aucseg stats NAME``.
+        name: Short name, as in `aucseg stats NAME`.
         title: Name for people.
         class_names: Names of the classes in the order of their train ids 0..K-1.
         palette: Colour of each class, parts in 0..255.
         splits: For each split its layouts; its files are those of all of them together.
-        raw_ids: For each class the raw ids in the mask files that mean it (with ``rgb`` masks ``65536 red + 256 green +
-            blue``).
+        raw_ids: For each class the raw ids in the mask files that mean it (with `rgb` masks `65536 red + 256 green +
+            blue`).
         ignore_ids: Raw ids that mean "ignore".
         ignore_index: Train id of ignored pixels, outside 0..K-1.
-        mask_encoding: ``gray`` (8 bits or less), ``palette`` (the index counts, not the colour), ``gray16``, ``rgb``
-            (the colour counts), ``mat`` (a MATLAB file with the matrix ``mat_key``).
-        check_palette: Whether the palette of a ``palette`` mask must show the card's colours.
-        exif: What an orientation tag in an image means: ``error``, ``ignore`` (masks fit the pixels as stored),
-            ``apply`` (masks fit the picture as shown).
+        mask_encoding: `gray` (8 bits or less), `palette` (the index counts, not the colour), `gray16`, `rgb`
+            (the colour counts), `mat` (a MATLAB file with the matrix `mat_key`).
+        check_palette: Whether the palette of a `palette` mask must show the card's colours.
+        exif: What an orientation tag in an image means: `error`, `ignore` (masks fit the pixels as stored),
+            `apply` (masks fit the picture as shown).
         bands: Which bands of the images are read, in this order, the first one is 1; None for images read as RGB.
         value_range: For each band the values that become 0 and 255; None for bands of 8 bits as they are.
-        unmapped: What a raw id outside the map is: ``error`` or ``ignore``.
-        groups: ``{"head": [class ids], "middle": [...], "tail": [...]}``, or None where nobody has named all three.
+        unmapped: What a raw id outside the map is: `error` or `ignore`.
+        groups: `{"head": [class ids], "middle": [...], "tail": [...]}`, or None where nobody has named all three.
         tail_classes: The tail classes, also where only they are named; else None.
         held_out_share: For data without a validation split: the share of the training images, in (0, 1), that runs
             keep from training and validate on, unless their configuration says otherwise; None for no say in it.
@@ -123,7 +123,7 @@ class DatasetCard:
         return 3 if self.bands is None else len(self.bands)
 
     def ids_of(self, classes: Sequence[int | str], name: str) -> list[int]:
-        """Return the train ids of classes that are given by id or by name, in their order.
+        """Returns the train ids of classes that are given by id or by name, in their order.
 
         Args:
             classes: Ids 0..K-1, names, or both.
@@ -153,12 +153,12 @@ class DatasetCard:
 
     @staticmethod
     def available() -> list[str]:
-        """Return the names of the cards that come with the package."""
+        """Returns the names of the cards that come with the package."""
         return sorted(path.stem for path in CARDS_FOLDER.glob("*.yaml"))
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> DatasetCard:
-        """Load a card that comes with the package, by name, or any other, by the path of its YAML file or by its text.
+        """Loads a card that comes with the package, by name, or any other, by the path of its YAML file or by its text.
 
         Raises:
             ValueError: No such card, or the file breaks the schema; the message names file and line.
@@ -179,16 +179,16 @@ class DatasetCard:
 
     @classmethod
     def from_yaml(cls, text: str, source: str = "card") -> DatasetCard:
-        """Read a card from YAML text, as :meth:`to_yaml` writes it; ``source`` stands for the file in messages."""
+        """Reads a card from YAML text, as `to_yaml` writes it; `source` stands for the file in messages."""
         return _parse_card(YamlValue.parse(text, source), None)
 
     def embedded_root(self) -> Path | None:
-        """Return the folder inside the package that holds this data set, or None where the data is not embedded."""
+        """Returns the folder inside the package that holds this data set, or None where the data is not embedded."""
         folder = CARDS_FOLDER.parent / self.name
         return folder if self.path is not None and self.path.parent == CARDS_FOLDER and folder.is_dir() else None
 
     def to_yaml(self) -> str:
-        """Return the card as YAML text that :meth:`load` reads back."""
+        """Returns the card as YAML text that `load` reads back."""
         is_rgb = self.mask_encoding == "rgb"
         id_key, ignore_key = ("mask_colors", "ignore_colors") if is_rgb else ("ids", "ignore_ids")
 

@@ -16,7 +16,7 @@ def parse_bands(bands: YamlValue) -> tuple[int, ...]:
 
 
 def parse_value_range(value_range: YamlValue, bands: tuple[int, ...] | None) -> tuple[tuple[float, float], ...]:
-    """Returns a range of values for each band, of one ``[low, high]`` for all or one for each."""
+    """Returns a range of values for each band, of one `[low, high]` for all or one for each."""
     if bands is None:
         value_range.error("'value_range' goes with 'bands': say which bands are read, for example bands: [1, 2, 3]")
     entries = value_range.sequence()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def pack_color(color: Sequence[int]) -> int:
-    """Return the raw id ``65536 red + 256 green + blue`` of a colour.
+    """Returns the raw id `65536 red + 256 green + blue` of a colour.
 
     Example:
         >>> pack_color((1, 2, 3)), unpack_color(66051)
@@ -16,12 +16,12 @@ def pack_color(color: Sequence[int]) -> int:
 
 
 def unpack_color(raw_id: int) -> tuple[int, int, int]:
-    """Return the colour of a raw id, the inverse of :func:`pack_color`."""
+    """Returns the colour of a raw id, the inverse of `pack_color`."""
     return raw_id >> 16, raw_id >> 8 & 255, raw_id & 255
 
 
 def default_color(class_id: int) -> tuple[int, int, int]:
-    """Return the colour of an id in the Pascal VOC colour map: its bits dealt out to the top bits of the channels.
+    """Returns the colour of an id in the Pascal VOC colour map: its bits dealt out to the top bits of the channels.
 
     Example:
         >>> default_color(1), default_color(15)

@@ -27,10 +27,10 @@ class MaskScan:
     Attributes:
         ids: int64 (n,): the ids that occur, ascending.
         counts: int64 (n,): pixels of each.
-        cells: uint64 (n,): for each the cells of an 8 x 8 grid in which it was seen, bit ``8 row + column``.
+        cells: uint64 (n,): for each the cells of an 8 x 8 grid in which it was seen, bit `8 row + column`.
         height: Height in pixels.
         width: Width in pixels.
-        colors: int64 (n,): the colour of each id in the palette of the file, ``65536 red + 256 green + blue``, -1 where
+        colors: int64 (n,): the colour of each id in the palette of the file, `65536 red + 256 green + blue`, -1 where
             it has none; None where the file has no palette.
     """
 
@@ -43,7 +43,7 @@ class MaskScan:
 
 
 def count_ids(mask: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the ids that occur in an integer array of any shape, ascending, and how often each occurs.
+    """Returns the ids that occur in an integer array of any shape, ascending, and how often each occurs.
 
     Example:
         >>> import numpy as np
@@ -70,7 +70,7 @@ def count_ids(mask: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArra
 
 
 def scan_mask(mask: npt.NDArray[Any]) -> MaskScan:
-    """Return the ids of a mask (H, W), their pixels, and the cells of an 8 x 8 grid in which they lie.
+    """Returns the ids of a mask (H, W), their pixels, and the cells of an 8 x 8 grid in which they lie.
 
     The cells come from sample points (at most 128 x 128), so an object smaller than their distance may leave no cell.
     """
@@ -81,7 +81,7 @@ def scan_mask(mask: npt.NDArray[Any]) -> MaskScan:
 
 
 def scan_image(image: Image.Image) -> MaskScan:
-    """Return what :func:`scan_mask` returns of a decoded image of mode L or P, whose pixels are ids.
+    """Returns what `scan_mask` returns of a decoded image of mode L or P, whose pixels are ids.
 
     The pixels stay where Pillow has them: as an array they would have to be copied first.
     """
@@ -121,7 +121,7 @@ def _cells(ids: npt.NDArray[np.int64], sampled: npt.NDArray[Any], height: int, w
 def _sample_points(
     height: int, width: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return rows and columns of the sample points, and the cell in which each pair of them lies."""
+    """Returns rows and columns of the sample points, and the cell in which each pair of them lies."""
     num_rows, num_columns = min(height, _SAMPLES), min(width, _SAMPLES)
     rows = np.arange(num_rows) * height // num_rows
     columns = np.arange(num_columns) * width // num_columns
@@ -129,7 +129,7 @@ def _sample_points(
 
 
 def unpack_cells(cells: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    """Return (n, 8, 8) booleans for n sets of cells.
+    """Returns (n, 8, 8) booleans for n sets of cells.
 
     Example:
         >>> import numpy as np

@@ -37,7 +37,7 @@ def describe_files(card: DatasetCard, root: str | Path | None, used: Sequence[st
 
 
 def describe_data(data: Mapping[str, Any]) -> list[str]:
-    """Returns :func:`describe_files` of the ``data`` section of a configuration; nothing for shards."""
+    """Returns `describe_files` of the `data` section of a configuration; nothing for shards."""
     if "card" not in data or data.get("shards"):
         return []
     used = [data.get("train_split", "train")] + ([] if data.get("fold") else [data.get("val_split", "val")])

@@ -34,7 +34,7 @@ def decode_sample(
     tile: Tile | None = None,
     window: Window | None = None,
 ) -> Sample:
-    """Return the sample made of an image file and a mask file, each a path and its bytes where it is not on disk.
+    """Returns the sample made of an image file and a mask file, each a path and its bytes where it is not on disk.
 
     With a tile and a window of its image only the window is read.
 
@@ -65,20 +65,20 @@ def decode_sample(
 class SegmentationDataset(SplitOfFiles, Dataset[Sample]):
     """The images and masks of one split of a data set that a card describes.
 
-    A sample is ``{"image": uint8 (3, H, W), "mask": (H, W) train ids, "name": str}``, where the card names ``bands``
-    with these as channels, float32 where it has a ``value_range``; the mask is uint8 where K and the
-    ignore label fit, else int64, and missing where the split has no masks. ``name`` is the image's path below the root
+    A sample is `{"image": uint8 (3, H, W), "mask": (H, W) train ids, "name": str}`, where the card names `bands`
+    with these as channels, float32 where it has a `value_range`; the mask is uint8 where K and the
+    ignore label fit, else int64, and missing where the split has no masks. `name` is the image's path below the root
     without its ending.
 
-    An index from a sampler of :mod:`aucseg.loading.rare_classes` carries the number of its draw; it is passed on as
-    ``sample["draw"]``.
+    An index from a sampler of `aucseg.loading.rare_classes` carries the number of its draw; it is passed on as
+    `sample["draw"]`.
 
     Args:
         card: A card, the name of one that comes with the package, or the path of a card file.
         root: Folder of the data; None for data embedded in the package.
         split: A split that the card names.
         transform: Called with each sample; its result is returned.
-        on_error: ``raise``, or ``skip``: a sample that cannot be read is counted, logged, and the next readable one
+        on_error: `raise`, or `skip`: a sample that cannot be read is counted, logged, and the next readable one
             takes its place.
         follow_symlinks: Whether files may lie outside the root, reached by symbolic links below it (DVC, git-annex, the
             cache of a hub). False where the folder is a stranger's.
@@ -130,7 +130,7 @@ class SegmentationDataset(SplitOfFiles, Dataset[Sample]):
         return int(self._num_skipped)
 
     def keep_in_memory(self, num_threads: int = 1) -> int:
-        """Read all samples now and keep them decoded, 3 to 4 bytes a pixel; whoever reads one later gets a copy.
+        """Reads all samples now and keeps them decoded, 3 to 4 bytes a pixel; whoever reads one later gets a copy.
 
         Loader processes that are forked share the memory. Samples that cannot be read stay errors, or are skipped.
 
@@ -156,11 +156,11 @@ class SegmentationDataset(SplitOfFiles, Dataset[Sample]):
         return sample if self.transform is None else self.transform(sample)
 
     def read(self, index: int) -> Sample:
-        """Return a sample without the transform.
+        """Returns a sample without the transform.
 
         Raises:
             IndexError: No such sample.
-            SampleError: With ``on_error="raise"``, a file that cannot be used; with "skip", only when no sample can be
+            SampleError: With `on_error="raise"`, a file that cannot be used; with "skip", only when no sample can be
                 read.
         """
         if not -len(self) <= index < len(self):

@@ -22,7 +22,7 @@ def read_deep_color(path: str | Path, exif: str = "ignore") -> npt.NDArray[np.ui
 
     Args:
         path: The file.
-        exif: What to do with an orientation tag: ``error``, ``ignore``, ``apply``.
+        exif: What to do with an orientation tag: `error`, `ignore`, `apply`.
 
     Returns:
         uint16 (H, W, 3). Transparency is dropped.

@@ -41,7 +41,7 @@ def find_duplicates(
 
     Files are compared by size, then by a few blocks, and as a whole only where these agree: of most data sets hardly
     anything is read. Images of one height and width are compared by their pixels as well, as they are stored, so that
-    an image that was saved anew without loss is found under any name: where the images are few, or with ``decode``;
+    an image that was saved anew without loss is found under any name: where the images are few, or with `decode`;
     else only those of one name in two splits that differ in their endings.
 
     Args:

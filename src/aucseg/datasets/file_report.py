@@ -62,7 +62,7 @@ class FileReport:
         return {split: images for split, images in found.items() if images}
 
     def lines(self, used: Sequence[str] = (), limit: int = _MAX_SHOWN) -> list[str]:
-        """Returns the numbers of images and what is not used as lines of text, at most ``limit`` names of each kind.
+        """Returns the numbers of images and what is not used as lines of text, at most `limit` names of each kind.
 
         Args:
             used: The splits that are used now; the others are called so.

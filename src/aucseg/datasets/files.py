@@ -45,8 +45,8 @@ def read_image(path: Path, exif: str = "error", data: bytes | None = None) -> np
 
     Args:
         path: JPEG, PNG or anything else that Pillow reads.
-        exif: What to do with an orientation tag: ``error``, ``ignore``, ``apply``; see :class:`DatasetCard`.
-        data: The bytes of the file where it is not on disk (a shard); ``path`` is then its name in messages.
+        exif: What to do with an orientation tag: `error`, `ignore`, `apply`; see `DatasetCard`.
+        data: The bytes of the file where it is not on disk (a shard); `path` is then its name in messages.
 
     Returns:
         Writable uint8 array (H, W, 3). Transparency is dropped, grey is repeated, a palette is looked up.
@@ -61,10 +61,10 @@ def read_image(path: Path, exif: str = "error", data: bytes | None = None) -> np
 
 
 def check_image(path: Path, exif: str = "error", decode: bool = False) -> tuple[int, int]:
-    """Returns (height, width) of an image as :func:`read_image` gives it, from its header alone unless ``decode``.
+    """Returns (height, width) of an image as `read_image` gives it, from its header alone unless `decode`.
 
     Raises:
-        SampleError: As :func:`read_image`; damage beyond the header is found with ``decode`` only.
+        SampleError: As `read_image`; damage beyond the header is found with `decode` only.
     """
     if decode:
         height, width, _ = read_image(path, exif).shape
@@ -91,12 +91,12 @@ def image_sizes(path: Path, data: bytes | None = None) -> tuple[tuple[int, int],
 
 
 def load_oriented(image: Image.Image, path: str | Path, exif: str) -> Image.Image:
-    """Decodes an open image and turns it as ``exif`` says: ``error``, ``ignore`` or ``apply``.
+    """Decodes an open image and turns it as `exif` says: `error`, `ignore` or `apply`.
 
     Pillow turns TIFF files itself when it decodes them, other containers not; orientations outside 2..8 mean no turn.
 
     Raises:
-        SampleError: The file is damaged, or an orientation tag with ``error``.
+        SampleError: The file is damaged, or an orientation tag with `error`.
     """
     # The tag of a TIFF file is gone once it is decoded; that of a PNG file may stand behind its pixels.
     before = guard(path, lambda: _orientation_tag(image)) if image.format == "TIFF" else 1
@@ -136,7 +136,7 @@ def size_message(mask: Path, mask_size: tuple[int, ...], image: str, image_size:
 
 
 def check_exists(path: Path) -> None:
-    """Raises ``SampleError`` where there is no such file, or only a link or a placeholder of it."""
+    """Raises `SampleError` where there is no such file, or only a link or a placeholder of it."""
     if path.is_file():
         return
     if path.is_symlink():
@@ -172,7 +172,7 @@ def open_image(path: Path, data: bytes | None = None) -> Image.Image:
 
 
 def check_pages(image: Image.Image, path: str | Path) -> None:
-    """Raises ``SampleError`` where a file just opened holds several images: a stack, or an animation.
+    """Raises `SampleError` where a file just opened holds several images: a stack, or an animation.
 
     Smaller copies and masks of the first page of a TIFF file do not count, nor does the preview in a camera's JPEG.
     """
@@ -180,7 +180,7 @@ def check_pages(image: Image.Image, path: str | Path) -> None:
 
 
 def refuse_pages(number: int, path: str | Path) -> None:
-    """Raises ``SampleError`` for a file of more than one image."""
+    """Raises `SampleError` for a file of more than one image."""
     if number > 1:
         raise SampleError(
             f"{path}: holds {number} images (pages, frames), of which only the first would be read; write each to a "
@@ -230,7 +230,7 @@ def _way_out(path: Path, data: bytes | None) -> str:
 
 
 def guard(path: str | Path, action: Callable[[], _T]) -> _T:
-    """Returns what an action on a file returns; what it raises becomes ``SampleError``.
+    """Returns what an action on a file returns; what it raises becomes `SampleError`.
 
     Pillow's decoders raise many kinds of exceptions on damaged bytes (OSError, SyntaxError, struct.error, ...).
     """

@@ -1,4 +1,4 @@
-"""Data sets of Hugging Face's library ``datasets`` as folders of images and masks."""
+"""Data sets of Hugging Face's library `datasets` as folders of images and masks."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ def unpack_hub_dataset(
     mask_column: str | None = None,
     folder: str | Path | None = None,
 ) -> Path:
-    """Writes the images and masks of a data set of ``datasets`` into a folder, which cards, training and all else take.
+    """Writes the images and masks of a data set of `datasets` into a folder, which cards, training and all else take.
 
     The bytes of the files stay as they are in the data set. What was unpacked once is found again, as long as the data
     set is the same.
 
     Args:
-        source: A ``Dataset`` or ``DatasetDict``; the folder of ``save_to_disk``, a folder of parquet files, or one such
+        source: A `Dataset` or `DatasetDict`; the folder of `save_to_disk`, a folder of parquet files, or one such
             file; else the name of a data set on the hub, which is downloaded.
         image_column: The column of the images.
         mask_column: The column of the masks: images, or arrays (H, W) of whole numbers. By default the column that
-            there is of ``mask``, ``label``, ``annotation``, ...
+            there is of `mask`, `label`, `annotation`, ...
         folder: Where to; by default a folder in the user's cache.
 
     Returns:
-        A folder with ``SPLIT/images`` and ``SPLIT/masks`` for each split, such as ``train``, ``val``, ``test``.
+        A folder with `SPLIT/images` and `SPLIT/masks` for each split, such as `train`, `val`, `test`.
 
     Raises:
         ValueError: No such data set or column, or a row without image or mask.
-        ImportError: ``datasets`` is missing.
+        ImportError: `datasets` is missing.
     """
     splits, name = _splits_of(source)
     columns = {split: _mask_column(rows, image_column, mask_column, split) for split, rows in splits.items()}
@@ -76,7 +76,7 @@ def unpack_hub_dataset(
 
 
 def root_of(data: Mapping[str, Any]) -> str | None:
-    """Returns the folder of a run's data, given the options of its data module: ``root``, else that of ``hf``."""
+    """Returns the folder of a run's data, given the options of its data module: `root`, else that of `hf`."""
     if data.get("root") is not None or data.get("hf") is None:
         root: str | None = data.get("root")
         return root
@@ -152,12 +152,12 @@ def _names(rows: Any, image_column: str) -> list[str]:
 
 
 def _write_entry(entry: Any, path: Path) -> None:
-    """Writes an image as its bytes are, or an array of ids; ``path`` has no ending yet."""
+    """Writes an image as its bytes are, or an array of ids; `path` has no ending yet."""
     if not isinstance(entry, Mapping):
         try:
             np.save(path.with_name(f"{path.name}.npy"), np.asarray(entry, dtype=np.int64))
         except (ValueError, TypeError, OverflowError) as error:
-            raise ValueError(f"row {path.name}: its mask is no array (H, W) of whole numbers: {error}") from error
+            raise ValueError(f"row {path.name}: its mask is not an array (H, W) of whole numbers: {error}") from error
         return
     content = entry.get("bytes")
     if content is None:

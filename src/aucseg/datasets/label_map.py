@@ -18,7 +18,7 @@ class LabelMap:
 
     Args:
         card: The data set card.
-        train_ids: Whether the files hold train ids already: then 0..K-1 stay and ``ignore_index`` is ignored pixels.
+        train_ids: Whether the files hold train ids already: then 0..K-1 stay and `ignore_index` is ignored pixels.
 
     Example:
         >>> import numpy as np
@@ -57,7 +57,7 @@ class LabelMap:
         """Map raw ids (H, W) to train ids (H, W): uint8 where K and the ignore label fit, else int64.
 
         Raises:
-            ValueError: A raw id outside the map, where the card says ``unmapped: error``; the message lists them.
+            ValueError: A raw id outside the map, where the card says `unmapped: error`; the message lists them.
         """
         table = self._table
         mapped: Array
@@ -75,7 +75,7 @@ class LabelMap:
         """Map the scan of a mask of raw ids to one of train ids.
 
         Returns:
-            The scan, without unknown ids, and the unknown ids with their pixels (none with ``unmapped: ignore``).
+            The scan, without unknown ids, and the unknown ids with their pixels (none with `unmapped: ignore`).
         """
         mapped = self._table[scan.ids].astype(np.int64)
         known = mapped != self._unknown
@@ -88,7 +88,7 @@ class LabelMap:
         return MaskScan(train_ids, counts, cells, scan.height, scan.width), unknown
 
     def describe_unknown(self, counts: dict[int, int]) -> str:
-        """Return the message about unknown raw ids, given the number of pixels of each."""
+        """Returns the message about unknown raw ids, given the number of pixels of each."""
         shown = [
             f"{unpack_color(raw) if self.card.mask_encoding == 'rgb' else raw} ({count} pixels)"
             for raw, count in sorted(counts.items())[:10]

@@ -90,7 +90,7 @@ class Palettes:
     """The colours that the indices of palette masks stand for, file by file.
 
     Attributes:
-        colors: For each index its colours (``65536 red + 256 green + blue``), each with the first file that shows it.
+        colors: For each index its colours (`65536 red + 256 green + blue`), each with the first file that shows it.
     """
 
     colors: dict[int, dict[int, str]] = field(default_factory=dict)

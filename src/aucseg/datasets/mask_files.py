@@ -58,12 +58,12 @@ class RawMask:
 
     @property
     def values(self) -> Array:
-        """The ids (H, W): uint8 (grey, palette), uint16 (16 bits), int32 (``65536 red + 256 green + blue``)."""
+        """The ids (H, W): uint8 (grey, palette), uint16 (16 bits), int32 (`65536 red + 256 green + blue`)."""
         return self.pixels if isinstance(self.pixels, np.ndarray) else np.array(self.pixels)
 
 
 def read_raw_mask(path: Path, card: DatasetCard, data: bytes | None = None) -> Array:
-    """Reads a mask as raw ids, the values that stand in the file; see :func:`read_mask`."""
+    """Reads a mask as raw ids, the values that stand in the file; see `read_mask`."""
     return read_mask(path, card, data).values
 
 
@@ -71,7 +71,7 @@ def read_mask(path: Path, card: DatasetCard, data: bytes | None = None) -> RawMa
     """Reads a mask as raw ids and, where it has one, its palette.
 
     Args:
-        path: Image that Pillow reads, ``.npy`` array, or MATLAB file.
+        path: Image that Pillow reads, `.npy` array, or MATLAB file.
         card: Says how the ids are encoded.
         data: The bytes of the file where it is not on disk (a shard).
 
@@ -135,7 +135,7 @@ def _packed_colors(image: Image.Image, path: Path) -> Array:
 
 
 def pack_colors(colors: Array) -> Array:
-    """Returns the ids ``65536 red + 256 green + blue`` of colours (..., 3 or 4)."""
+    """Returns the ids `65536 red + 256 green + blue` of colours (..., 3 or 4)."""
     parts = colors.astype(np.int32)
     packed: Array = parts[..., 0] << 16 | parts[..., 1] << 8 | parts[..., 2]
     return packed
@@ -167,7 +167,7 @@ def encoding_of_mode(mode: str) -> str | None:
 
 
 def mode_and_format(path: Path) -> tuple[str, str | None]:
-    """Returns Pillow's mode and format of an image file, from its header; those that go with it of an ``.npy`` file."""
+    """Returns Pillow's mode and format of an image file, from its header; those that go with it of an `.npy` file."""
     if ending_of(path.name) == ".npy":
         shape, dtype = _npy_header(path, None)
         if len(shape) == 3 and shape[-1] == 3:
@@ -212,7 +212,7 @@ def encoding_message(path: Path, mode: str, encoding: str | None, expected: str)
 
 
 def check_palette(palette: Array, values: Array, path: Path, card: DatasetCard) -> None:
-    """Raises ``SampleError`` where an index that occurs does not have the card's colour."""
+    """Raises `SampleError` where an index that occurs does not have the card's colour."""
     color_of = {raw: card.palette[c] for c, ids in enumerate(card.raw_ids) for raw in ids}
     for raw in np.unique(values).tolist():
         if raw in color_of and (raw >= len(palette) or tuple(palette[raw].tolist()) != color_of[raw]):
@@ -225,7 +225,7 @@ def check_palette(palette: Array, values: Array, path: Path, card: DatasetCard) 
 
 
 def whole_numbers(values: Array, path: Path, what: str) -> Array:
-    """Returns ids as uint16; ``SampleError`` where they are not whole numbers in 0..65535."""
+    """Returns ids as uint16; `SampleError` where they are not whole numbers in 0..65535."""
     if values.size and not np.isfinite(values).all():
         raise SampleError(f"{path}: {what} holds values that are not numbers (NaN); give those pixels an id to ignore")
     low, high = values.min(initial=0), values.max(initial=0)
@@ -261,14 +261,14 @@ def _read_npy(path: Path, encoding: str, data: bytes | None) -> Array:
 
 
 def npy_memory_map(path: Path) -> Array:
-    """Returns the array of an ``.npy`` file without reading it."""
+    """Returns the array of an `.npy` file without reading it."""
     _npy_header(path, None)
     values: Array = np.load(path, mmap_mode="r", allow_pickle=False)
     return values
 
 
 def npy_ids(values: Array, path: Path, encoding: str) -> Array:
-    """Returns the ids in the array of an ``.npy`` file."""
+    """Returns the ids in the array of an `.npy` file."""
     shape, dtype = values.shape, values.dtype
     if encoding == "rgb" and len(shape) == 3 and shape[-1] == 3 and dtype == np.uint8:
         return pack_colors(values)

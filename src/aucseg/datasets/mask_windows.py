@@ -29,10 +29,10 @@ _LOSSY_COMPRESSIONS = ("JPEG", "YCbCr JPEG", "WEBP", "JXL")
 
 
 def read_mask_window(path: Path, card: DatasetCard, window: Window, size: tuple[int, int]) -> RawMask:
-    """Reads a window of a mask as raw ids, as :func:`aucseg.datasets.mask_files.read_mask` would give them.
+    """Reads a window of a mask as raw ids, as `aucseg.datasets.mask_files.read_mask` would give them.
 
     Args:
-        path: Image that rasterio reads, or ``.npy`` array.
+        path: Image that rasterio reads, or `.npy` array.
         card: Says how the ids are encoded.
         window: What to read.
         size: (height, width) of the image, which the mask must have.
@@ -40,7 +40,7 @@ def read_mask_window(path: Path, card: DatasetCard, window: Window, size: tuple[
     Raises:
         SampleError: The file cannot be read so, is compressed with loss, is not encoded as the card says, or has
             another size.
-        ImportError: rasterio is missing.
+        ImportError: Rasterio is missing.
     """
     if card.mask_encoding == "mat":
         raise SampleError(

@@ -36,7 +36,7 @@ class DecodedSamples:
 
     Args:
         pairs: Files of the samples.
-        read: From the files of a sample to ``{"image": (C, H, W), "name": str}``, with ``"mask": (H, W)`` where there
+        read: From the files of a sample to `{"image": (C, H, W), "name": str}`, with `"mask": (H, W)` where there
             is one.
         num_threads: Threads that read.
 
@@ -69,7 +69,7 @@ class DecodedSamples:
         return sum(buffer.nbytes for buffer in self._buffers)
 
     def sample(self, pair: Pair) -> dict[str, Any]:
-        """Return a copy of a sample, laid out as it was read.
+        """Returns a copy of a sample, laid out as it was read.
 
         Raises:
             SampleError: Its files could not be used.

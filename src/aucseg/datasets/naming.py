@@ -69,7 +69,7 @@ def words(name: str) -> tuple[str, ...]:
 
 
 def kind_of_name(name: str) -> str | None:
-    """Returns whether a name says ``mask`` or ``image``, or None.
+    """Returns whether a name says `mask` or `image`, or None.
 
     Example:
         >>> kind_of_name("SegmentationClass"), kind_of_name("images_png"), kind_of_name("with_mask")
@@ -89,7 +89,7 @@ def _kind_of_word(word: str) -> str | None:
 
 
 def split_of_path(folder: str) -> str | None:
-    """Returns ``train``, ``val`` or ``test`` where the folder nearest the root that names a split says so, or None.
+    """Returns `train`, `val` or `test` where the folder nearest the root that names a split says so, or None.
 
     Example:
         >>> split_of_path("training/images"), split_of_path("images/valencia"), split_of_path("val2017")

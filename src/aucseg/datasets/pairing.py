@@ -207,7 +207,7 @@ def _fields(image: str, groups: tuple[str, ...]) -> dict[str, str]:
 
 
 def fill(template: str, fields: Mapping[str, str]) -> str:
-    """Returns a template with its fields filled in; ``{{`` and ``}}`` stand for braces.
+    """Returns a template with its fields filled in; `{{` and `}}` stand for braces.
 
     Example:
         >>> fill("masks/{stem}.png", {"stem": "a"}), fill("{{a}}/{1}.png", {"1": "b"})

@@ -34,14 +34,14 @@ class PredictionFiles:
         folder: The folder, with its subfolders.
         card: The card of the data.
         names: Paths of the images below their root, without ending.
-        ids: Whether label maps hold the card's ids, ``raw``, or ``train`` ids 0..K-1; None to see from the files.
+        ids: Whether label maps hold the card's ids, `raw`, or `train` ids 0..K-1; None to see from the files.
 
     Attributes:
         labels: File of each image that has a label map, below the folder.
         scores: File of each image that has scores.
         missing: Images without a prediction.
         extra: Files that belong to none of the images.
-        ids: ``raw`` or ``train``.
+        ids: `raw` or `train`.
 
     Raises:
         ValueError: No predictions there, names that fit twice, or label maps whose ids may be either.
@@ -69,7 +69,7 @@ class PredictionFiles:
         """Reads a label map as train ids.
 
         Args:
-            name: An image in ``labels``.
+            name: An image in `labels`.
             truth: (H, W) train ids; what is predicted where the truth is ignored may be anything.
 
         Returns:
@@ -98,11 +98,11 @@ class PredictionFiles:
         """Reads the scores of an image, (K, H, W) float32, or (1, H, W) of two classes.
 
         Args:
-            name: An image in ``scores``.
+            name: An image in `scores`.
             truth: (H, W) train ids.
 
         Raises:
-            SampleError: A file that cannot be read, of another shape, or with values that are no finite numbers.
+            SampleError: A file that cannot be read, of another shape, or with values that are not finite numbers.
         """
         path = self.folder / self.scores[name]
         key, shape, _ = _array_header(path)
@@ -117,7 +117,7 @@ class PredictionFiles:
         scores = values.transpose(2, 0, 1) if is_last and values.ndim == 3 else values.reshape(_plain(shape))
         scores = np.ascontiguousarray(scores, dtype=np.float32)
         if not np.isfinite(scores).all():
-            raise SampleError(f"{path}: holds scores that are no finite numbers")
+            raise SampleError(f"{path}: holds scores that are not finite numbers")
         return scores
 
     def labels_from_any(self, name: str, truth: Array, kind: str | None) -> Array:
@@ -126,7 +126,7 @@ class PredictionFiles:
         Args:
             name: An image with a prediction.
             truth: (H, W) train ids.
-            kind: What scores are: ``identity`` for numbers in 0..1, else logits.
+            kind: What scores are: `identity` for numbers in 0..1, else logits.
 
         Raises:
             SampleError: As `read_labels` and `read_scores`.
@@ -149,14 +149,14 @@ class PredictionFiles:
         mode, _ = mode_and_format(path)
         encoding = encoding_of_mode(mode)
         if encoding is None:
-            raise SampleError(f"{path}: an image of mode {mode} is no label map; save ids as an 8-bit grey PNG")
+            raise SampleError(f"{path}: an image of mode {mode} is not a label map; save ids as an 8-bit grey PNG")
         return encoding
 
     def _read_raw(self, path: Path, encoding: str) -> RawMask:
         return read_mask(path, replace(self.card, mask_encoding=encoding, check_palette=False))
 
     def _label_map(self, path: Path, raw: RawMask, encoding: str) -> LabelMap:
-        """What turns the values of a label map into train ids; whatever is no class becomes the ignore label."""
+        """What turns the values of a label map into train ids; whatever is not a class becomes the ignore label."""
         if raw.palette is not None:
             self._check_palette(path, raw)
         if encoding not in self._label_maps:
@@ -185,7 +185,7 @@ class PredictionFiles:
             index = wrong[0]
             raise SampleError(
                 f"{path}: index {index} has the colour of class {self.card.class_names[meant[index] or 0]!r}, so the "
-                "indices of this palette are no class ids: save the ids as a grey PNG, or the colours as RGB"
+                "indices of this palette are not class ids: save the ids as a grey PNG, or the colours as RGB"
             )
 
     def _ids_seen(self) -> str:

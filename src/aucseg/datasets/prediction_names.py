@@ -49,7 +49,7 @@ def match_predictions(files: Sequence[str], names: Sequence[str]) -> dict[str, s
     """Returns the file of each image that has one.
 
     Names are compared as they stand (without their endings; upper and lower case do not count), then without nnU-Net's
-    ``_0000`` of the image, then by what they have without words such as ``image``, ``mask`` or ``pred``. Where several
+    `_0000` of the image, then by what they have without words such as `image`, `mask` or `pred`. Where several
     files fit, the one whose folders agree with those of the image counts.
 
     Args:

@@ -48,10 +48,10 @@ def propose_card(
 
     Images and masks are told by the names of their folders and files, or else by what is in the files (masks are grey
     or palette files), and paired by what their names have in common, across endings, upper and lower case and
-    compositions of characters. The classes get names like ``class_7``: give them real ones. Palette masks whose
+    compositions of characters. The classes get names like `class_7`: give them real ones. Palette masks whose
     palettes differ from file to file become classes by colour. Without a validation split a fifth of the training
-    images is held out for that. Images of more than 8 bits, or of bands that are no colours, get ``bands`` and
-    ``value_range``. With ``tile`` larger images and masks are read by windows of this side.
+    images is held out for that. Images of more than 8 bits, or of bands that are no colours, get `bands` and
+    `value_range`. With `tile` larger images and masks are read by windows of this side.
 
     Raises:
         ImportError: Images that rasterio alone reads, without it.

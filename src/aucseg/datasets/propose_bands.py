@@ -42,7 +42,7 @@ class _Kind:
 def with_bands(
     card: DatasetCard, datasets: Sequence[SplitOfFiles], images_with: Mapping[int, Sequence[int]]
 ) -> DatasetCard:
-    """Returns the card with ``bands`` and ``value_range``, where the images are not grey or colours of 8 bits.
+    """Returns the card with `bands` and `value_range`, where the images are not grey or colours of 8 bits.
 
     All bands but transparency are read. The range of a band leaves out `CUT_OFF` of the pixels of a class at each end,
     and holds that of every class: a rare class is often the brightest, and would be cut off by that of all pixels.
@@ -54,7 +54,7 @@ def with_bands(
 
     Raises:
         ValueError: Images of several kinds, or of one value alone.
-        ImportError: rasterio is missing.
+        ImportError: Rasterio is missing.
     """
     training = datasets[0]
     if all(_is_photograph(training.image_path(index)) for index in _spread(range(len(training)), _OPENED)):

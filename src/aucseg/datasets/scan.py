@@ -73,7 +73,7 @@ class _Worker:
         self.kinds = {kind: result_kind(kind, card, decode_images) for kind in ("mask", "image")}
 
     def __call__(self, job: _Job) -> _Result:
-        """Return the packed result (or None), the error, and the digest of the content, if it was taken."""
+        """Returns the packed result (or None), the error, and the digest of the content, if it was taken."""
         digest = ""
         try:
             if job.tile is not None:
@@ -127,7 +127,7 @@ def _run_worker(job: _Job) -> _Result:
 
 
 def result_kind(kind: str, card: DatasetCard, decode_images: bool) -> str:
-    """Return the name under which results are cached: all that they depend on beside the content of the file."""
+    """Returns the name under which results are cached: all that they depend on beside the content of the file."""
     if kind == "image":
         bands = "" if card.bands is None else f" {card.bands} {card.value_range}"
         return f"image 2 {card.exif} {'decoded' if decode_images else 'header'}{bands}"
@@ -148,10 +148,10 @@ def scan_samples(
     decode_images: bool = False,
     cache: ScanCache | None = None,
 ) -> Generator[SampleScan, None, None]:
-    """Scan every sample of a data set, in order, and never raise for a bad one.
+    """Scans every sample of a data set, in order, and never raises for a bad one.
 
     Args:
-        dataset: The data set; its ``on_error`` plays no part here.
+        dataset: The data set; its `on_error` plays no part here.
         num_workers: Processes; 0 means this one.
         progress: Whether to show a progress bar.
         check_images: Whether to look at the images too: readable, 8 bits, as large as the mask.
@@ -213,7 +213,7 @@ def scan_samples(
 
 
 def scan_dataset(dataset: SplitOfFiles, *, num_workers: int = 0, progress: bool = False) -> Iterator[MaskScan]:
-    """Scan the masks of a data set in train ids; a bad one raises or is left out, as its ``on_error`` says."""
+    """Scans the masks of a data set in train ids; a bad one raises or is left out, as its `on_error` says."""
     for sample in scan_samples(dataset, num_workers=num_workers, progress=progress, check_images=False):
         errors = list(sample.errors)
         if sample.raw is not None:

@@ -31,7 +31,7 @@ class Signature:
 
     @classmethod
     def of(cls, path: Path) -> Signature | None:
-        """Return the signature of a file, or None where there is none."""
+        """Returns the signature of a file, or None where there is none."""
         try:
             stat = path.stat()
         except OSError:
@@ -87,7 +87,7 @@ class ScanCache:
         return connection
 
     def known(self, path: Path, signature: Signature, kind: str) -> bytes | None:
-        """Return the result of a file that has not changed since, or None."""
+        """Returns the result of a file that has not changed since, or None."""
         if self._is_new:
             return None
         row = self._connection.execute(
@@ -98,14 +98,14 @@ class ScanCache:
         return None if row is None else bytes(row[0])
 
     def result(self, digest: str, kind: str) -> bytes | None:
-        """Return the result of a content, or None."""
+        """Returns the result of a content, or None."""
         row = self._connection.execute(
             "SELECT payload FROM results WHERE digest=? AND kind=?", (digest, kind)
         ).fetchone()
         return None if row is None else bytes(row[0])
 
     def add(self, path: Path, signature: Signature, digest: str, kind: str, payload: bytes) -> None:
-        """Keep a result; every few hundred are written, so that an interrupted run goes on where it was."""
+        """Keeps a result; every few hundred are written, so that an interrupted run goes on where it was."""
         if not self._is_writable:
             return
         try:
@@ -136,18 +136,18 @@ class ScanCache:
         self._num_open = 0
 
     def close(self) -> None:
-        """Write what was added and close the file."""
+        """Writes what was added and closes the file."""
         self.commit()
         self._connection.close()
 
 
 def digest_of(data: bytes | memoryview) -> str:
-    """Return a digest of the bytes of a file."""
+    """Returns a digest of the bytes of a file."""
     return hashlib.blake2b(data, digest_size=20).hexdigest()
 
 
 def content_digest(path: Path) -> str:
-    """Return the same digest of a file that is not in memory."""
+    """Returns the same digest of a file that is not in memory."""
     with path.open("rb") as file:
         digest = hashlib.blake2b(digest_size=20)
         while block := file.read(1 << 20):
@@ -156,7 +156,7 @@ def content_digest(path: Path) -> str:
 
 
 def pack_scan(scan: MaskScan) -> bytes:
-    """Return a scan as bytes."""
+    """Returns a scan as bytes."""
     header = _HEADER.pack(scan.height, scan.width, len(scan.ids), scan.colors is not None)
     columns = [(scan.ids, "<i8"), (scan.counts, "<i8"), (scan.cells, "<u8")]
     if scan.colors is not None:
@@ -165,7 +165,7 @@ def pack_scan(scan: MaskScan) -> bytes:
 
 
 def unpack_scan(payload: bytes) -> MaskScan:
-    """Return the scan that :func:`pack_scan` packed."""
+    """Returns the scan that `pack_scan` packed."""
     height, width, n, has_colors = _HEADER.unpack_from(payload)
     ids, counts, cells, *colors = np.frombuffer(payload, "<i8", offset=_HEADER.size).reshape(3 + has_colors, n)
     return MaskScan(

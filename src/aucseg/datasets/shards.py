@@ -23,27 +23,27 @@ _logger = logging.getLogger(__name__)
 
 
 class StreamedSegmentationDataset(IterableDataset[Sample]):
-    """The samples in tar shards, as :class:`SegmentationDataset` gives them.
+    """The samples in tar shards, as `SegmentationDataset` gives them.
 
     A sample is the files of a shard that share their name up to the first dot, one of them the image, one the mask,
-    their bytes as on disk. Shards are dealt out to ranks (``torch.distributed``, where it runs) and then to the
+    their bytes as on disk. Shards are dealt out to ranks (`torch.distributed`, where it runs) and then to the
     loader's workers. Without shuffling one process yields the samples in the order of shards and files.
 
     Args:
         card: A card, the name of one that comes with the package, or the path of a card file.
-        urls: Shards: paths, URLs, or patterns with braces such as ``train-{0000..0099}.tar``, of paths also with
-            ``*`` and ``?``. A command (``pipe:``) is refused.
+        urls: Shards: paths, URLs, or patterns with braces such as `train-{0000..0099}.tar`, of paths also with
+            `*` and `?`. A command (`pipe:`) is refused.
         transform: Called with each sample; its result is yielded.
         shuffle: Samples in the shuffle buffer; 0 keeps the order. Otherwise the shards are shuffled too.
         seed: Seed of the shuffling, mixed with the epoch.
-        on_error: ``raise``, or ``skip``: count, log and leave out what cannot be read.
+        on_error: `raise`, or `skip`: count, log and leave out what cannot be read.
         image: Pattern of the image's ending (what follows the first dot).
         mask: Pattern of the mask's ending; None for shards without masks.
         train_ids: Whether the masks hold train ids already.
 
     Raises:
-        ValueError: No shard, a pattern that fits no file, a ``pipe:`` URL, fewer shards than ranks.
-        ImportError: ``webdataset`` is not installed.
+        ValueError: No shard, a pattern that fits no file, a `pipe:` URL, fewer shards than ranks.
+        ImportError: `webdataset` is not installed.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class StreamedSegmentationDataset(IterableDataset[Sample]):
         return int(self._num_skipped)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the shuffling; call it before each epoch."""
+        """Chooses the order of the shuffling; call it before each epoch."""
         self._epoch.fill_(epoch)
 
     def __iter__(self) -> Iterator[Sample]:
@@ -91,7 +91,7 @@ class StreamedSegmentationDataset(IterableDataset[Sample]):
             yield sample if self.transform is None else self.transform(sample)
 
     def entries(self, epoch: int, worker: tuple[int, int] | None = None) -> Iterator[dict[str, Any]]:
-        """Yield the undecoded samples of an epoch that fall to this process, for :meth:`decode`.
+        """Yields the undecoded samples of an epoch that fall to this process, for `decode`.
 
         Args:
             epoch: Decides the order where there is shuffling.
@@ -136,7 +136,7 @@ class StreamedSegmentationDataset(IterableDataset[Sample]):
         return urls if worker is None else urls[worker[0] :: worker[1]]
 
     def handle(self, error: Exception) -> bool:
-        """Raise the error, or count and log it, as ``on_error`` says; True tells webdataset to go on."""
+        """Raises the error, or counts and logs it, as `on_error` says; True tells webdataset to go on."""
         if self.on_error == "raise":
             raise error if isinstance(error, SampleError) else SampleError(f"damaged shard: {error}") from error
         _logger.warning("skipped: %s", error)
@@ -144,7 +144,7 @@ class StreamedSegmentationDataset(IterableDataset[Sample]):
         return True
 
     def decode(self, entries: dict[str, Any]) -> Sample:
-        """Return the sample, without the transform; ``SampleError`` where it cannot be read."""
+        """Returns the sample, without the transform; `SampleError` where it cannot be read."""
         shard, key = entries["__url__"], entries["__key__"]
         image_ending = self._ending(entries, self.image)
         mask_ending = None if self.mask is None else self._ending(entries, self.mask)
@@ -168,8 +168,8 @@ def shard_urls(urls: str | Path | Sequence[str | Path]) -> list[str]:
     """The shards that paths, URLs and patterns stand for.
 
     Raises:
-        ValueError: No shard, a pattern that fits no file, a ``pipe:`` URL.
-        ImportError: ``webdataset`` is not installed.
+        ValueError: No shard, a pattern that fits no file, a `pipe:` URL.
+        ImportError: `webdataset` is not installed.
     """
     webdataset = import_extra("webdataset", "stream")
     patterns = [urls] if isinstance(urls, (str, Path)) else urls
@@ -197,7 +197,7 @@ def _expand_wildcards(url: str) -> list[str]:
 
 
 def write_shards(dataset: SegmentationDataset, folder: str | Path, *, samples_per_shard: int = 1000) -> list[Path]:
-    """Write the files of a data set, unchanged and in order, as shards ``<split>-000000.tar`` and so on.
+    """Writes the files of a data set, unchanged and in order, as shards `<split>-000000.tar` and so on.
 
     Returns:
         The paths of the shards.

@@ -33,7 +33,7 @@ class SplitOfFiles:
         card: A card, the name of one that comes with the package, or the path of a card file.
         root: Folder of the data; None for data embedded in the package.
         split: A split that the card names.
-        on_error: ``raise``, or ``skip``: pairs that lack a file are logged and left out.
+        on_error: `raise`, or `skip`: pairs that lack a file are logged and left out.
         follow_symlinks: Whether files may lie outside the root, reached by symbolic links below it.
         tile: Side in pixels of the windows by which larger images are read; each of their tiles is a sample. None
             reads images whole.
@@ -112,7 +112,7 @@ class SplitOfFiles:
         return len(self.pairs)
 
     def read_mask(self, index: int) -> Array:
-        """Return the mask of a sample as an array (H, W) of train ids, without reading the image; errors are raised."""
+        """Returns the mask of a sample as an array (H, W) of train ids, without its image; errors are raised."""
         pair = self.pairs[index]
         try:
             return self.label_map(self.read_raw(index))
@@ -122,30 +122,30 @@ class SplitOfFiles:
             raise SampleError(f"{self.root / (pair.mask or '')}: {error}") from error
 
     def read_raw(self, index: int) -> Array:
-        """Return the raw ids (H, W) of a sample's mask, of a tile those of its core."""
+        """Returns the raw ids (H, W) of a sample's mask, of a tile those of its core."""
         return read_tile_of_mask(self.mask_path(index), self.card, self.pairs[index].tile).values
 
     def read_image(self, index: int) -> tuple[Array, npt.NDArray[np.bool_] | None]:
-        """Return what :func:`aucseg.datasets.bands.read_card_image` gives for a sample, of a tile for its core."""
+        """Returns what `aucseg.datasets.bands.read_card_image` gives for a sample, of a tile for its core."""
         tile = self.pairs[index].tile
         return read_card_image(self.image_path(index), self.card, window=None if tile is None else tile.core)
 
     def image_size(self, index: int) -> tuple[int, int]:
-        """Return (height, width) of a sample's image, or of the window that is read of it, without reading it."""
+        """Returns (height, width) of a sample's image, or of the window that is read of it, without reading it."""
         tile = self.pairs[index].tile
         if tile is not None:
             return tile.window.height, tile.window.width
         return check_card_image(self.image_path(index), self.card)
 
     def mask_path(self, index: int) -> Path:
-        """Return the path of a sample's mask."""
+        """Returns the path of a sample's mask."""
         mask = self.pairs[index].mask
         if mask is None:
             raise SampleError(f"split {self.split!r} of data set {self.card.name!r} has no masks")
         return self._inside(mask)
 
     def image_path(self, index: int) -> Path:
-        """Return the path of a sample's image."""
+        """Returns the path of a sample's image."""
         return self._inside(self.pairs[index].image)
 
     def _inside(self, file: str) -> Path:

@@ -102,7 +102,7 @@ class Tree:
         """Returns the path as it is spelled on disk, or None.
 
         A name as it stands goes first; else the only one that differs in upper and lower case or in the composition of
-        its characters is taken. Where the path ends in ``.*``, any ending of a mask does.
+        its characters is taken. Where the path ends in `.*`, any ending of a mask does.
 
         Raises:
             ValueError: Two files fit.
@@ -152,8 +152,8 @@ class Tree:
     def match(self, pattern: str) -> list[tuple[str, tuple[str, ...]]]:
         """Returns the files that a pattern fits, sorted, each with what the wildcards stand for.
 
-        ``*`` stands for characters within a name, ``**`` for any folders, ``?`` for one character. The ending fits in
-        upper and lower case, ``.*`` and a final ``*`` are any ending of an image. Hidden files are left out.
+        `*` stands for characters within a name, `**` for any folders, `?` for one character. The ending fits in
+        upper and lower case, `.*` and a final `*` are any ending of an image. Hidden files are left out.
         """
         pattern = _composed(pattern)
         regex = pattern_regex(pattern)
@@ -225,7 +225,7 @@ def pattern_regex(pattern: str, *, is_file: bool = True, ending: str | None = No
     """Returns the regular expression of a pattern, a group for each wildcard.
 
     Args:
-        pattern: As in :meth:`Tree.match`.
+        pattern: As in `Tree.match`.
         is_file: Whether the ending fits in upper and lower case.
         ending: A regular expression to take instead of the pattern's ending; None for the pattern's own.
     """

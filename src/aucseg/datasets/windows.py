@@ -91,7 +91,7 @@ class Tile:
 def cut(size: tuple[int, int], side: int) -> list[Tile]:
     """Returns the tiles of a raster.
 
-    Their cores are nearly of one size, so that windows of ``side`` show some of the raster around them.
+    Their cores are nearly of one size, so that windows of `side` show some of the raster around them.
 
     Args:
         size: (height, width) of the raster.
@@ -122,7 +122,7 @@ def tiles_of_files(paths: Sequence[Path], side: int) -> Iterator[list[Tile | Non
     """Yields for each image its tiles; None alone where it is not larger than a window, or cannot be opened.
 
     Raises:
-        ImportError: rasterio is missing.
+        ImportError: Rasterio is missing.
     """
     from aucseg.datasets.bands import open_raster
 

@@ -1,4 +1,4 @@
-"""YAML values that know their place in the file, so that a message about a card can say ``file:line``."""
+"""YAML values that know their place in the file, so that a message about a card can say `file:line`."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class YamlValue:
 
     @classmethod
     def read(cls, path: Path) -> YamlValue:
-        """Parse a file (safe tags only, nothing is constructed); ``ValueError`` names file and line."""
+        """Parses a file (safe tags only, nothing is constructed); `ValueError` names file and line."""
         return cls.parse(read_text(path), str(path))
 
     @classmethod
     def parse(cls, text: str, source: str) -> YamlValue:
-        """Parse YAML text like :meth:`read`; ``source`` stands for the file in messages."""
+        """Parses YAML text like `read`; `source` stands for the file in messages."""
         try:
             node = yaml.compose(text, Loader=yaml.SafeLoader)
         except yaml.MarkedYAMLError as error:
@@ -40,7 +40,7 @@ class YamlValue:
         return cls(node, source, "the card")
 
     def error(self, message: str) -> NoReturn:
-        """Raise ``ValueError`` with the file and the line of this value in front."""
+        """Raises `ValueError` with the file and the line of this value in front."""
         raise ValueError(f"{self._source}:{self._node.start_mark.line + 1}: {message}")
 
     @property
@@ -51,7 +51,7 @@ class YamlValue:
     def mapping(
         self, required: Collection[str] = (), optional: Collection[str] | None = None
     ) -> Mapping[str, YamlValue]:
-        """Return the entries; unknown (unless ``optional`` is None), doubled and missing keys are errors."""
+        """Returns the entries; unknown (unless `optional` is None), doubled and missing keys are errors."""
         if not isinstance(self._node, yaml.MappingNode):
             self.error(f"{self.what} must be a mapping (key: value), not {self._kind()}")
         entries: dict[str, YamlValue] = {}
@@ -69,13 +69,13 @@ class YamlValue:
         return entries
 
     def sequence(self) -> list[YamlValue]:
-        """Return the entries of a list."""
+        """Returns the entries of a list."""
         if not isinstance(self._node, yaml.SequenceNode):
             self.error(f"{self.what} must be a list, not {self._kind()}")
         return [YamlValue(node, self._source, f"an entry of {self.what}") for node in self._node.value]
 
     def string(self) -> str:
-        """Return a non-empty text; a bare ``yes`` or ``12`` is not text in YAML and must be quoted."""
+        """Returns a non-empty text; a bare `yes` or `12` is not text in YAML and must be quoted."""
         value = self._scalar("str", "text")
         if not value.strip():
             self.error(f"{self.what} is empty")
@@ -85,7 +85,7 @@ class YamlValue:
         return value
 
     def integer(self, low: int, high: int) -> int:
-        """Return an integer in ``low..high``."""
+        """Returns an integer in `low..high`."""
         text = self._scalar("int", "an integer")
         try:
             value = int(text.replace("_", ""), 0)
@@ -96,7 +96,7 @@ class YamlValue:
         return value
 
     def number(self) -> float:
-        """Return a finite number, whole or not."""
+        """Returns a finite number, whole or not."""
         node = self._node
         tag = node.tag.rpartition(":")[2] if isinstance(node, yaml.ScalarNode) else ""
         text = self._scalar("float" if tag == "float" else "int", "a number")
@@ -109,29 +109,29 @@ class YamlValue:
         return value
 
     def integers(self, low: int, high: int) -> list[int]:
-        """Return a list of integers in ``low..high``."""
+        """Returns a list of integers in `low..high`."""
         return [entry.integer(low, high) for entry in self.sequence()]
 
     def share(self) -> float:
-        """Return a number between 0 and 1, neither included."""
+        """Returns a number between 0 and 1, neither included."""
         value = float(self._scalar("float", "a number between 0 and 1"))
         if not 0 < value < 1:
             self.error(f"{self.what} must lie between 0 and 1, not {value}")
         return value
 
     def boolean(self) -> bool:
-        """Return true or false."""
+        """Returns true or false."""
         return self._scalar("bool", "true or false").lower() in ("true", "yes", "on")
 
     def choice(self, choices: Collection[str]) -> str:
-        """Return one of the given words."""
+        """Returns one of the given words."""
         value = self.string()
         if value not in choices:
             self.error(f"{self.what} must be one of {', '.join(choices)}, not {value!r}")
         return value
 
     def color(self) -> tuple[int, int, int]:
-        """Return a colour ``[r, g, b]`` with parts in 0..255."""
+        """Returns a colour `[r, g, b]` with parts in 0..255."""
         parts = self.integers(0, 255)
         if len(parts) != 3:
             self.error(f"{self.what} must be three numbers [red, green, blue], not {len(parts)}")

@@ -25,15 +25,15 @@ class CandidateScores:
     N open pixels with E scores in all, G clusters (images, or groups of images), K classes.
 
     Attributes:
-        label: ``(N,)`` label of each open pixel.
-        cluster: ``(N,)`` cluster of each open pixel.
-        weight: ``(K,)`` pixels that an open pixel of each label stands for: 1 unless pixels had to be left out.
-        start: ``(N + 1,)`` where the scores of each pixel begin.
-        class_id: ``(E,)`` class of each score, rising within a pixel.
-        score: ``(E,)`` logits.
-        num_true: ``(G, K)`` pixels of each label, all of them.
-        settled_hits: ``(G, K)`` settled pixels that are predicted rightly.
-        settled_predicted: ``(G, K)`` settled pixels that are predicted as each class.
+        label: `(N,)` label of each open pixel.
+        cluster: `(N,)` cluster of each open pixel.
+        weight: `(K,)` pixels that an open pixel of each label stands for: 1 unless pixels had to be left out.
+        start: `(N + 1,)` where the scores of each pixel begin.
+        class_id: `(E,)` class of each score, rising within a pixel.
+        score: `(E,)` logits.
+        num_true: `(G, K)` pixels of each label, all of them.
+        settled_hits: `(G, K)` settled pixels that are predicted rightly.
+        settled_predicted: `(G, K)` settled pixels that are predicted as each class.
         clusters: What the G clusters are called.
     """
 
@@ -59,10 +59,10 @@ class CandidateScores:
         return bool((self.weight == 1).all())
 
     def of_clusters(self, chosen: npt.NDArray[np.bool_]) -> "CandidateScores":
-        """Give the part of some clusters, which keep their numbers.
+        """Gives the part of some clusters, which keep their numbers.
 
         Args:
-            chosen: ``(G,)`` bool.
+            chosen: `(G,)` bool.
         """
         kept = chosen[self.cluster]
         lengths = np.diff(self.start)
@@ -81,13 +81,13 @@ class CandidateScores:
         )
 
     def counts(self, predicted: Integers) -> tuple[Floats, Floats]:
-        """Count by cluster and class, for a prediction of the open pixels.
+        """Counts by cluster and class, for a prediction of the open pixels.
 
         Args:
-            predicted: ``(N,)`` class ids.
+            predicted: `(N,)` class ids.
 
         Returns:
-            Rightly predicted pixels ``(G, K)`` and predicted pixels ``(G, K)``, the settled ones included.
+            Rightly predicted pixels `(G, K)` and predicted pixels `(G, K)`, the settled ones included.
         """
         weight, shape = self.weight[self.label], self.num_true.shape
         cell, hit = self.cluster * self.num_classes + predicted, predicted == self.label
@@ -96,11 +96,11 @@ class CandidateScores:
 
 
 def weighted_counts(cell: Integers, weight: Floats, shape: tuple[int, ...]) -> Floats:
-    """Add up the weights of each cell of a table, in double precision.
+    """Adds up the weights of each cell of a table, in double precision.
 
     Args:
-        cell: ``(N,)`` numbers of cells, row by row.
-        weight: ``(N,)``.
+        cell: `(N,)` numbers of cells, row by row.
+        weight: `(N,)`.
         shape: Of the table.
     """
     return np.bincount(cell, weight, math.prod(shape)).astype(np.float64).reshape(shape)
@@ -131,15 +131,15 @@ class _Chunk:
 class ScoreCollector:
     """Takes logits and labels image by image and keeps what offsets of a bounded size could change.
 
-    A class whose logit is more than ``2 max_offset`` below the largest can never win, so it is dropped, exactly; a
-    pixel with one class left is settled and becomes a count. Where the scores that are left exceed ``max_scores``, a
+    A class whose logit is more than `2 max_offset` below the largest can never win, so it is dropped, exactly; a
+    pixel with one class left is settled and becomes a count. Where the scores that are left exceed `max_scores`, a
     random half of the pixels of the label that has most of them is dropped, again and again, and the others count for
     more: rare labels stay whole.
 
     Args:
         num_classes: K.
         ignore_index: Pixels with this label don't count.
-        max_offset: Offsets lie in ``[-max_offset, max_offset]``.
+        max_offset: Offsets lie in `[-max_offset, max_offset]`.
         max_scores: Most scores to keep, about 8 bytes each (40 while offsets are searched for).
 
     Raises:
@@ -166,7 +166,7 @@ class ScoreCollector:
         self._generator = np.random.default_rng(0)
 
     def update(self, logits: Tensor, target: Tensor, clusters: Sequence[Hashable] | None = None) -> None:
-        """Add a batch, see :meth:`aucseg.inference.OffsetFitter.update`."""
+        """Adds a batch, see `aucseg.inference.OffsetFitter.update`."""
         logits, target = check_logits(logits, target, self.num_classes)
         logits = two_logits(logits)
         if clusters is not None and len(clusters) != len(target):
@@ -250,7 +250,7 @@ class ScoreCollector:
             self._chunks = [chunk.thinned(self._share) for chunk in self._chunks]
 
     def scores(self) -> CandidateScores:
-        """Give what was collected.
+        """Gives what was collected.
 
         Raises:
             ValueError: There was no labelled pixel.

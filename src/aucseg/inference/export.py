@@ -35,7 +35,7 @@ class ExportMetadata:
 
     Attributes:
         class_names: K names.
-        palette: K colours ``(red, green, blue)`` in 0..255.
+        palette: K colours `(red, green, blue)` in 0..255.
         pixel_mean: To subtract from each channel of an RGB image in 0..255.
         pixel_std: To divide each channel by.
         stride: The sides of the image must be multiples of it: pad at the bottom and the right, cut the result.
@@ -48,7 +48,7 @@ class ExportMetadata:
     stride: int = 32
 
     def as_strings(self) -> dict[str, str]:
-        """Encode every value as JSON."""
+        """Encodes every value as JSON."""
         return {key: json.dumps(value) for key, value in asdict(self).items()}
 
 
@@ -75,10 +75,10 @@ class ExportCheck:
 
 
 class ExportableModel(nn.Module):
-    """A model with its logits brought to the size of the images (bilinear, ``align_corners=False``).
+    """A model with its logits brought to the size of the images (bilinear, `align_corners=False`).
 
     Args:
-        model: From normalized images ``(B, C, H, W)`` to logits ``(B, K, h, w)``.
+        model: From normalized images `(B, C, H, W)` to logits `(B, K, h, w)`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -86,7 +86,7 @@ class ExportableModel(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute logits ``(B, K, H, W)`` of images ``(B, C, H, W)``, H and W multiples of the stride."""
+        """Computes logits `(B, K, H, W)` of images `(B, C, H, W)`, H and W multiples of the stride."""
         return F.interpolate(self.model(images), images.shape[-2:], mode="bilinear", align_corners=False)
 
 
@@ -98,16 +98,16 @@ def export_model(
     images: Sequence[npt.NDArray[Any]] | None = None,
     in_channels: int = 3,
 ) -> ExportCheck:
-    """Export a model and check the file against it.
+    """Exports a model and checks the file against it.
 
     Args:
-        model: From normalized images ``(B, C, H, W)`` to logits ``(B, K, h, w)``; put in evaluation mode, on the CPU,
+        model: From normalized images `(B, C, H, W)` to logits `(B, K, h, w)`; put in evaluation mode, on the CPU,
             as a copy.
-        path: ``*.onnx`` (opset of the installed exporter; one file) or ``*.pt2`` (:func:`torch.export.save`). Input
-            ``images``: float32 ``(B, C, H, W)``, normalized, any B, H and W multiples of ``metadata.stride``. Output
-            ``logits``: ``(B, K, H, W)``.
-        metadata: Written into the file: ONNX metadata properties, each as JSON; ``aucseg.json`` in a ``.pt2``.
-        images: Images ``(H, W, C)`` in units of 0..255 to check on. Default: two of random colours,
+        path: `*.onnx` (opset of the installed exporter; one file) or `*.pt2` (`torch.export.save`). Input
+            `images`: float32 `(B, C, H, W)`, normalized, any B, H and W multiples of `metadata.stride`. Output
+            `logits`: `(B, K, H, W)`.
+        metadata: Written into the file: ONNX metadata properties, each as JSON; `aucseg.json` in a `.pt2`.
+        images: Images `(H, W, C)` in units of 0..255 to check on. Default: two of random colours,
             which show whether the file computes the same, though not on what it is made for.
         in_channels: C.
 
@@ -118,7 +118,7 @@ def export_model(
         ValueError: Unknown suffix, or metadata for another number of classes.
         ExportError: Logits differ by more than 1e-4 (relative to the largest), or fewer than 99.99 % of the labels
             agree.
-        ImportError: onnx, onnxscript or onnxruntime is missing.
+        ImportError: Onnx, onnxscript or onnxruntime is missing.
     """
     path = Path(path)
     write = {".onnx": _write_onnx, ".pt2": _write_torch_export}.get(path.suffix)
@@ -149,7 +149,7 @@ def _on_cpu(model: nn.Module) -> nn.Module:
 
 
 def with_static_padding(model: nn.Module) -> nn.Module:
-    """Replace, in place, timm's convolutions that compute their padding from the size of what they see.
+    """Replaces, in place, timm's convolutions that compute their padding from the size of what they see.
 
     That padding ("same", as TensorFlow has it) is constant where the size is a multiple of the convolution's stride,
     and it is, in images that are multiples of the model's stride. Left as it is, each such convolution nests one more
@@ -243,16 +243,16 @@ def _check(model: nn.Module, run: Callable[[Tensor], Tensor], batches: Iterator[
 
 
 def save_weights(model: nn.Module, path: str | Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a model's weights as safetensors, to be read by :func:`aucseg.models.load_checkpoint` or any other program.
+    """Writes a model's weights as safetensors, to be read by `aucseg.models.load_checkpoint` or any other program.
 
     Args:
         model: Any module.
-        path: ``*.safetensors``.
-        metadata: Strings to write into the file, e.g. of :meth:`ExportMetadata.as_strings`.
+        path: `*.safetensors`.
+        metadata: Strings to write into the file, e.g. of `ExportMetadata.as_strings`.
 
     Raises:
         ValueError: Another suffix.
-        ImportError: safetensors is missing.
+        ImportError: Safetensors is missing.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -266,14 +266,14 @@ def save_weights(model: nn.Module, path: str | Path, metadata: dict[str, str] | 
 def save_for_hub(
     model: nn.Module, folder: str | Path, metadata: ExportMetadata, *, name: str, options: Mapping[str, Any]
 ) -> None:
-    """Write a model as a folder for the Hugging Face hub, to be read by `aucseg.models.hub.HubModel`.
+    """Writes a model as a folder for the Hugging Face hub, to be read by `aucseg.models.hub.HubModel`.
 
     Args:
-        model: What :func:`aucseg.models.build_model` makes of name and options.
+        model: What `aucseg.models.build_model` makes of name and options.
         folder: To write to; made if need be.
         metadata: Class names, palette and normalization, for the settings in the folder.
         name: The model's name, by which a reader builds it again.
-        options: Options of :func:`aucseg.models.build_model`.
+        options: Options of `aucseg.models.build_model`.
 
     Raises:
         ValueError: The folder has a model or settings that were not written here.

@@ -22,7 +22,7 @@ def georeference(path: Path, size: tuple[int, ...]) -> dict[str, Any] | None:
         size: (height, width) of its label map.
 
     Returns:
-        ``{"crs": ..., "transform": ...}``; None where the file has neither, or another size, or where rasterio is not
+        `{"crs": ..., "transform": ...}`; None where the file has neither, or another size, or where rasterio is not
         installed.
     """
     if path.suffix.lower() not in (".tif", ".tiff") or importlib.util.find_spec("rasterio") is None:

@@ -1,6 +1,6 @@
 """Predict image files: label maps, overlays, score maps and a table of class areas.
 
-The work on files, for any model; :mod:`aucseg.inference.predictor` does the work on arrays.
+The work on files, for any model; `aucseg.inference.predictor` does the work on arrays.
 """
 
 import csv
@@ -57,7 +57,7 @@ class PredictionSummary:
         done: Files with a prediction.
         failures: Files without, with the reason.
         pixels: Predicted pixels of each class over all files.
-        unscaled: Files of 8 bits a channel, where a ``value_range`` was given: it does not apply to them.
+        unscaled: Files of 8 bits a channel, where a `value_range` was given: it does not apply to them.
     """
 
     done: list[Path] = field(default_factory=list)
@@ -67,11 +67,11 @@ class PredictionSummary:
 
 
 def find_images(inputs: Iterable[str | Path], *, exclude: Path | None = None) -> list[Path]:
-    """Find the image files that files, folders (with their subfolders) and glob patterns stand for.
+    """Finds the image files that files, folders (with their subfolders) and glob patterns stand for.
 
     Args:
-        inputs: Files of any name, folders, and patterns such as ``"photos/**/*.jpg"``. In folders the files named like
-            images count. Hidden files, and those that a system makes beside a user's (``._x.png``, ``Thumbs.db``), are
+        inputs: Files of any name, folders, and patterns such as `"photos/**/*.jpg"`. In folders the files named like
+            images count. Hidden files, and those that a system makes beside a user's (`._x.png`, `Thumbs.db`), are
             left out.
         exclude: A folder to leave out, such as the one that predictions are written to.
 
@@ -123,7 +123,7 @@ def read_image(
     value_range: tuple[float, float] | None = None,
     max_pixels: int = 2**30,
 ) -> npt.NDArray[np.uint8]:
-    """Read an image file as 8-bit RGB.
+    """Reads an image file as 8-bit RGB.
 
     Args:
         path: PNG, JPEG, TIFF or anything else that Pillow reads.
@@ -134,11 +134,11 @@ def read_image(
         max_pixels: Refuse larger images, which a small file can pretend to hold.
 
     Returns:
-        ``(H, W, 3)`` uint8. Transparency is dropped, grey is repeated, a palette is looked up.
+        `(H, W, 3)` uint8. Transparency is dropped, grey is repeated, a palette is looked up.
 
     Raises:
         ImageError: The file is missing, damaged, no image, too large, of several pages (a stack, an animation), holds
-            NaN, or needs ``value_range``.
+            NaN, or needs `value_range`.
     """
     return _read(path, exif, value_range, max_pixels)[0]
 
@@ -201,41 +201,41 @@ def predict_paths(
     progress: bool = True,
     card: DatasetCard | None = None,
 ) -> PredictionSummary:
-    """Predict image files and write the results.
+    """Predicts image files and writes the results.
 
     A file that cannot be read or predicted is noted and passed over. Every file is written whole or not at all, and the
     tables line by line, so that an interrupted run leaves what it has finished.
 
     Args:
-        model: A :class:`aucseg.inference.predictor.Predictor`, or a callable from images ``(B, 3, H, W)`` float in
+        model: A `aucseg.inference.predictor.Predictor`, or a callable from images `(B, 3, H, W)` float in
             0..255 to logits.
-        paths: Image files, e.g. from :func:`find_images`.
+        paths: Image files, e.g. from `find_images`.
         out_dir: Folder to write to, made if need be:
 
-            - ``labels/NAME.png``: class ids, with the palette (16-bit grey without one above 256 classes); of a
-              georeferenced raster ``labels/NAME.tif``, a GeoTIFF in the same place, where rasterio is installed, and
+            - `labels/NAME.png`: class ids, with the palette (16-bit grey without one above 256 classes); of a
+              georeferenced raster `labels/NAME.tif`, a GeoTIFF in the same place, where rasterio is installed, and
               so of a raster of more than 128 megapixels, which is then read by windows;
-            - ``overlays/NAME.png``: the image under the colours of its labels, of such a raster every n-th pixel;
-            - ``scores/NAME.npy``: class probabilities (softmax), ``(K, H, W)`` of ``score_dtype``;
-            - ``areas.csv``: image, class_id, class, pixels, share; one line for each class that was predicted;
-            - ``errors.csv``: image, error; when there are any. (In tables names that a spreadsheet would take for a
+            - `overlays/NAME.png`: the image under the colours of its labels, of such a raster every n-th pixel;
+            - `scores/NAME.npy`: class probabilities (softmax), `(K, H, W)` of `score_dtype`;
+            - `areas.csv`: image, class_id, class, pixels, share; one line for each class that was predicted;
+            - `errors.csv`: image, error; when there are any. (In tables names that a spreadsheet would take for a
               formula have an apostrophe in front.)
 
             NAME is the file's path without suffix below the folder that all files share; with its suffix where two
             would collide. What an earlier prediction of this NAME has written there is removed.
         class_names: K names.
-        palette: K colours ``(red, green, blue)`` in 0..255.
+        palette: K colours `(red, green, blue)` in 0..255.
         overlays: Whether to write overlays.
         opacity: Weight of the colours in them, 0..1.
         scores: Whether to write score maps: 4 K bytes for each pixel.
         score_dtype: Their dtype. In float16, half the size, all probabilities above 0.9998 are equal, so that AUC and
             average precision of a confident model come out lower than they are.
-        exif: See :func:`read_image`.
-        value_range: See :func:`read_image`.
-        max_pixels: See :func:`read_image`.
+        exif: See `read_image`.
+        value_range: See `read_image`.
+        max_pixels: See `read_image`.
         progress: Whether to show a bar.
         card: The card that the model was trained with, where its images have bands or a range of values of their own;
-            ``value_range`` then stands for the card's. Pixels without data are predicted like others.
+            `value_range` then stands for the card's. Pixels without data are predicted like others.
 
     Raises:
         ValueError: No paths, an opacity or value range that is none, names and palette of different lengths, or a
@@ -366,7 +366,7 @@ def _predict(
     score_path: Path | None,
     score_dtype: np.dtype[Any],
 ) -> npt.NDArray[np.int64]:
-    """Predict the labels ``(H, W)`` and return the number of pixels of each class, and write the scores."""
+    """Predicts the labels `(H, W)` and returns the number of pixels of each class, and writes the scores."""
     pixels = np.zeros(num_classes, dtype=np.int64)
     with _score_map(score_path, (num_classes, *image.shape[:2]), score_dtype) as score_map:
         for place, logits in predictor.blocks(image):

@@ -60,7 +60,7 @@ def open_large(path: Path, card: DatasetCard | None, exif: str, max_pixels: int)
     """Returns a raster to read by windows; None where it is small enough to be read whole, or rasterio is missing.
 
     Raises:
-        SampleError: It has more than ``max_pixels``.
+        SampleError: It has more than `max_pixels`.
     """
     if importlib.util.find_spec("rasterio") is None:
         return None

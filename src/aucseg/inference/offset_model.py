@@ -17,15 +17,15 @@ _TOLERANCE = 1e-4
 
 @torch.no_grad()
 def add_to_bias(model: nn.Module, offsets: Sequence[float] | Tensor, images: Tensor) -> str | None:
-    """Add offsets to the logits of a model by way of a bias, in place.
+    """Adds offsets to the logits of a model by way of a bias, in place.
 
     The layers with K outputs and a bias are tried, the last one first, and one is taken only if the logits of the
     example change by the offsets and by nothing else.
 
     Args:
-        model: From images to logits ``(B, K, ...)``, in evaluation mode.
-        offsets: ``(K,)``.
-        images: Examples ``(B, C, H, W)`` of what the model takes, several and various: parts of a network may rest on
+        model: From images to logits `(B, K, ...)`, in evaluation mode.
+        offsets: `(K,)`.
+        images: Examples `(B, C, H, W)` of what the model takes, several and various: parts of a network may rest on
             a plain one.
 
     Returns:
@@ -68,8 +68,8 @@ class OffsetNetwork(nn.Module):
     """A model with offsets added to its logits.
 
     Args:
-        model: From images ``(B, C, H, W)`` to logits ``(B, K, h, w)``.
-        offsets: ``(K,)``.
+        model: From images `(B, C, H, W)` to logits `(B, K, h, w)`.
+        offsets: `(K,)`.
     """
 
     offsets: Tensor
@@ -80,13 +80,13 @@ class OffsetNetwork(nn.Module):
         self.register_buffer("offsets", torch.as_tensor(offsets, dtype=torch.float32))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute the logits ``(B, K, h, w)`` with offsets of images ``(B, C, H, W)``."""
+        """Computes the logits `(B, K, h, w)` with offsets of images `(B, C, H, W)`."""
         logits: Tensor = self.model(images)
         return logits + self.offsets.to(logits.dtype)[:, None, None]
 
 
 def with_offsets(model: nn.Module, offsets: Sequence[float] | Tensor, num_classes: int) -> SegmentationModel:
-    """Wrap a model in an :class:`OffsetNetwork` that meets the contract of :class:`aucseg.models.SegmentationModel`."""
+    """Wraps a model in an `OffsetNetwork` that meets the contract of `aucseg.models.SegmentationModel`."""
     normalization: dict[str, Any] = {
         name: getattr(model, name) for name in ("pixel_mean", "pixel_std") if hasattr(model, name)
     }
@@ -100,16 +100,16 @@ def offset_model(
     model_options: Mapping[str, Any] | None = None,
     offsets: Sequence[float] | None = None,
 ) -> SegmentationModel:
-    """Build a model by its name with offsets behind it, for models without a bias to add them to.
+    """Builds a model by its name with offsets behind it, for models without a bias to add them to.
 
     Args:
         num_classes: K.
-        model: Name, see :func:`aucseg.models.build_model`.
+        model: Name, see `aucseg.models.build_model`.
         model_options: Its options.
-        offsets: ``(K,)``; 0 by default, for a checkpoint brings them.
+        offsets: `(K,)`; 0 by default, for a checkpoint brings them.
 
     Raises:
-        ValueError: As in :func:`aucseg.models.build_model`.
+        ValueError: As in `aucseg.models.build_model`.
     """
     inner = build_model(model, num_classes, **(model_options or {}))
     return with_offsets(inner, torch.zeros(num_classes) if offsets is None else offsets, num_classes)

@@ -23,20 +23,20 @@ class Objective:
     r"""The mean :math:`\sum_c w_c \mathrm{IoU}_c`, less a penalty for the offsets of classes that few clusters show.
 
     Attributes:
-        weight: ``(K,)`` not negative, sum 1.
-        penalty: ``(K,)`` the penalty of the steps k is the weighted sum of squares of k around its weighted mean.
+        weight: `(K,)` not negative, sum 1.
+        penalty: `(K,)` the penalty of the steps k is the weighted sum of squares of k around its weighted mean.
     """
 
     weight: Floats
     penalty: Floats
 
     def mean_iou(self, hits: Floats, predicted: Floats, num_true: Floats) -> Floats:
-        """Compute the weighted mean of the IoUs for counts ``(..., K)``."""
+        """Computes the weighted mean of the IoUs for counts `(..., K)`."""
         union = num_true + predicted - hits
         return np.divide(hits, union, out=np.zeros_like(union), where=union > 0) @ self.weight
 
     def cost(self, steps: Integers) -> Floats:
-        """Compute the penalty of steps ``(..., K)``."""
+        """Computes the penalty of steps `(..., K)`."""
         total = self.penalty.sum()
         if total == 0:
             return np.zeros(steps.shape[:-1])
@@ -56,7 +56,7 @@ class OffsetSearch:
         objective: What to maximize.
         step: Size of a step, a power of two.
         limit: Most steps up or down.
-        movable: ``(K,)`` bool, the classes whose offsets may differ from 0. Default: those that have a pixel.
+        movable: `(K,)` bool, the classes whose offsets may differ from 0. Default: those that have a pixel.
     """
 
     def __init__(
@@ -82,16 +82,16 @@ class OffsetSearch:
         self._movable = order[self._is_movable[order]]
 
     def run(self) -> Integers:
-        """Search.
+        """Searches.
 
         Returns:
-            ``(K,)`` steps within ``-limit..limit``, 0 for classes that may not move.
+            `(K,)` steps within `-limit..limit`, 0 for classes that may not move.
         """
         best = max(self._starts(), key=lambda steps: self.value(steps))
         return self._ascend(best)
 
     def value(self, steps: Integers) -> float:
-        """Compute the objective of steps ``(K,)``, penalty included."""
+        """Computes the objective of steps `(K,)`, penalty included."""
         hits, predicted = (counts.sum(axis=0) for counts in self.scores.counts(self._best_of(steps)))
         return float(self.objective.mean_iou(hits, predicted, self.num_true) - self.objective.cost(steps))
 
@@ -187,14 +187,14 @@ class OffsetSearch:
 
 
 def predict(scores: CandidateScores, offsets: Floats) -> Integers:
-    """Give the class of the largest logit with its offset for each open pixel; of equal ones the lowest.
+    """Gives the class of the largest logit with its offset for each open pixel; of equal ones the lowest.
 
     Args:
         scores: N open pixels.
-        offsets: ``(K,)``.
+        offsets: `(K,)`.
 
     Returns:
-        ``(N,)`` class ids.
+        `(N,)` class ids.
     """
     if len(scores.label) == 0:
         return np.zeros(0, dtype=np.int64)
@@ -204,7 +204,7 @@ def predict(scores: CandidateScores, offsets: Floats) -> Integers:
 
 
 def _first_maximum(values: Floats, start: Integers, length: Integers) -> Integers:
-    """Where each of the consecutive segments of ``values`` has its maximum for the first time."""
+    """Where each of the consecutive segments of `values` has its maximum for the first time."""
     top = np.maximum.reduceat(values, start)
     at_top = np.flatnonzero(values == np.repeat(top, length))
     return at_top[np.searchsorted(at_top, start)]

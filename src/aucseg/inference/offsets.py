@@ -29,13 +29,13 @@ class OffsetFit:
         spread: Half width of the one-sided 95 % interval of the gain: the standard error over the images (or clusters),
             by the jackknife, times the quantile of Student's t.
         before: The objective without offsets, in 0..1.
-        fitted: The objective with ``offsets`` on the very images that they were fitted on: above ``before + gain``, and
+        fitted: The objective with `offsets` on the very images that they were fitted on: above `before + gain`, and
             no evidence.
         iou_before: IoU of each class; NaN for one in neither truth nor prediction.
         iou_after: The same, cross-fitted.
         num_images: Clusters: images, unless they were given in larger groups.
         num_folds: Parts of them.
-        objective: ``"miou"``, a group, or ``"weights"``.
+        objective: `"miou"`, a group, or `"weights"`.
         is_exact: Whether every pixel was counted; otherwise pixels of frequent labels were drawn to bound the memory.
     """
 
@@ -62,7 +62,7 @@ class OffsetFit:
         return self.gain > self.spread
 
     def as_dict(self) -> dict[str, Any]:
-        """Give everything as plain values for JSON."""
+        """Gives everything as plain values for JSON."""
         return asdict(self) | {"after": self.after, "accepted": self.accepted}
 
 
@@ -77,7 +77,7 @@ class OffsetFitter:
     with :math:`n_c` pixels of the class, :math:`PP_c` predicted ones, C classes in the objective and :math:`m_c` images
     that hold the class, so that the offset of a class is the bolder the more images say so; a class that a single image
     holds is left alone. The counts are exact over all pixels, and the search is coordinate ascent whose line search
-    sees every value of an offset (:class:`aucseg.inference.offset_search.OffsetSearch`), from the best of a few logit
+    sees every value of an offset (`aucseg.inference.offset_search.OffsetSearch`), from the best of a few logit
     adjustments (Menon et al., *Long-tail learning via logit adjustment*, ICLR 2021).
 
     Why thresholds: predicting by the largest probability is optimal for accuracy, not for IoU. For a measure of the
@@ -91,8 +91,8 @@ class OffsetFitter:
     Args:
         num_classes: K, at least 2.
         ignore_index: Pixels with this label in the target don't count.
-        max_offset: Offsets lie in ``[-max_offset, max_offset]`` before their mean is taken off, in units of the logits.
-        max_scores: Bound on the memory, see :class:`aucseg.inference.candidate_scores.ScoreCollector`.
+        max_offset: Offsets lie in `[-max_offset, max_offset]` before their mean is taken off, in units of the logits.
+        max_scores: Bound on the memory, see `aucseg.inference.candidate_scores.ScoreCollector`.
 
     Raises:
         ValueError: A number out of its range.
@@ -120,13 +120,13 @@ class OffsetFitter:
         self._limit = math.floor(max_offset / self._step)
 
     def update(self, logits: Tensor, target: Tensor, clusters: Sequence[Hashable] | None = None) -> None:
-        """Add a batch.
+        """Adds a batch.
 
         Args:
-            logits: ``(B, K, *spatial)`` float, at most as large as the target; smaller ones are upsampled (bilinear,
-                ``align_corners=False``). ``(N, K)`` logits with ``(N,)`` labels are one image; of two classes one logit
-                z, ``(B, 1, *spatial)``, is the two logits (0, z).
-            target: ``(B, *spatial)`` integers in ``0..K - 1`` or ``ignore_index``.
+            logits: `(B, K, *spatial)` float, at most as large as the target; smaller ones are upsampled (bilinear,
+                `align_corners=False`). `(N, K)` logits with `(N,)` labels are one image; of two classes one logit
+                z, `(B, 1, *spatial)`, is the two logits (0, z).
+            target: `(B, *spatial)` integers in `0..K - 1` or `ignore_index`.
             clusters: For each image what it belongs to (a city, a video): folds keep clusters whole. Default: each
                 image by itself.
 
@@ -144,12 +144,12 @@ class OffsetFitter:
         num_folds: int = 5,
         shrinkage: float = 0.01,
     ) -> OffsetFit:
-        r"""Fit on all images, and judge by fitting on all folds but one in turn.
+        r"""Fits on all images, and judges by fitting on all folds but one in turn.
 
         Args:
-            objective: ``"miou"``, all classes alike; a name of ``groups`` such as ``"tail"``, the classes of that group
+            objective: `"miou"`, all classes alike; a name of `groups` such as `"tail"`, the classes of that group
                 alone, at whatever cost for the others; or K weights, not negative.
-            groups: Class ids by group, as in :class:`aucseg.metrics.GroupedMeanIoU`.
+            groups: Class ids by group, as in `aucseg.metrics.GroupedMeanIoU`.
             num_folds: Parts of the images (or clusters), at least 2; with fewer images than that, each is a part.
             shrinkage: The penalty's strength, :math:`\rho` above; 0 for none.
 
@@ -217,13 +217,13 @@ def fit_offsets(
     max_offset: float = 3.0,
     max_scores: int = 2**21,
 ) -> OffsetFit:
-    """Fit one offset a class to the logits of any model, in one pass and in bounded memory.
+    """Fits one offset a class to the logits of any model, in one pass and in bounded memory.
 
     Args:
-        scores_and_labels: Batches ``(logits, target)`` or ``(logits, target, clusters)``, see
-            :meth:`OffsetFitter.update`; of images that the model was not trained on.
-        num_classes: See :class:`OffsetFitter`, as for ``ignore_index``, ``max_offset`` and ``max_scores``.
-        objective: See :meth:`OffsetFitter.fit`, as for ``groups``, ``num_folds`` and ``shrinkage``.
+        scores_and_labels: Batches `(logits, target)` or `(logits, target, clusters)`, see
+            `OffsetFitter.update`; of images that the model was not trained on.
+        num_classes: See `OffsetFitter`, as for `ignore_index`, `max_offset` and `max_scores`.
+        objective: See `OffsetFitter.fit`, as for `groups`, `num_folds` and `shrinkage`.
         groups: As above.
         num_folds: As above.
         shrinkage: As above.
@@ -232,8 +232,8 @@ def fit_offsets(
         max_scores: As above.
 
     Raises:
-        TypeError: As in :meth:`OffsetFitter.update`.
-        ValueError: As in :class:`OffsetFitter` and its methods.
+        TypeError: As in `OffsetFitter.update`.
+        ValueError: As in `OffsetFitter` and its methods.
 
     Example:
         >>> import torch
@@ -288,7 +288,7 @@ def _mean(values: Floats, weight: Floats) -> float:
 
 
 def _spread(before: tuple[Floats, Floats], after: tuple[Floats, Floats], num_true: Integers, weight: Floats) -> float:
-    """Compute the half width of the gain's interval from the gains without each cluster in turn."""
+    """Computes the half width of the gain's interval from the gains without each cluster in turn."""
     from scipy import stats
 
     without = []

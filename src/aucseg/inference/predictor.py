@@ -30,14 +30,14 @@ class InferenceOptions:
     """How to get logits of an image or a volume from a model.
 
     Attributes:
-        window: ``(height, width)`` of the sliding window in pixels, of volumes ``(depth, height, width)``; None for the
+        window: `(height, width)` of the sliding window in pixels, of volumes `(depth, height, width)`; None for the
             whole image at once. Where the image is smaller it is taken whole.
         stride: Step of the window in each direction, at most its size. Default: three quarters of it.
-        blend: Weight of a window's pixels where windows overlap: ``"average"``, equal; ``"linear"``, falling towards
+        blend: Weight of a window's pixels where windows overlap: `"average"`, equal; `"linear"`, falling towards
             the window's border, which hides seams.
         scales: Resize the image (or window) by each factor and average the class probabilities.
         flip: Average with the image mirrored from left to right as well.
-        class_frequency: Pixel counts or shares of the K classes in the training data; ``tau * log(frequency)`` is
+        class_frequency: Pixel counts or shares of the K classes in the training data; `tau * log(frequency)` is
             subtracted from the logits (Menon et al., *Long-tail learning via logit adjustment*, ICLR 2021), which
             favours rare classes. Meant for models trained with plain cross-entropy.
         tau: Strength of that adjustment.
@@ -95,9 +95,9 @@ class Predictor:
     """Logits and labels of images, or of volumes, at full size.
 
     Args:
-        model: From images ``(B, C, H, W)`` float to logits ``(B, K, h, w)`` at any resolution, or from volumes
-            ``(B, C, D, H, W)`` to ``(B, K, d, h, w)``: a module in evaluation mode, or any callable.
-        options: See :class:`InferenceOptions`.
+        model: From images `(B, C, H, W)` float to logits `(B, K, h, w)` at any resolution, or from volumes
+            `(B, C, D, H, W)` to `(B, K, d, h, w)`: a module in evaluation mode, or any callable.
+        options: See `InferenceOptions`.
         pixel_mean: Mean to subtract from each channel, in the units of the images; None when the model normalizes by
             itself.
         pixel_std: Deviation to divide each channel by.
@@ -142,13 +142,13 @@ class Predictor:
             self._adjustment = self.options.tau * prior.float().to(self.device)
 
     def logits(self, image: Tensor | Array) -> Tensor:
-        """Compute the logits ``(K, H, W)`` or ``(K, D, H, W)`` float32 of one image or volume, on the model's device.
+        """Computes the logits `(K, H, W)` or `(K, D, H, W)` float32 of one image or volume, on the model's device.
 
         A model with one logit z a pixel has two classes, with the logits (0, z).
 
         Args:
-            image: A tensor ``(C, H, W)`` or an array ``(H, W, C)``, uint8 or float; of a volume ``(C, D, H, W)`` or
-                ``(D, H, W, C)``.
+            image: A tensor `(C, H, W)` or an array `(H, W, C)`, uint8 or float; of a volume `(C, D, H, W)` or
+                `(D, H, W, C)`.
 
         Returns:
             Logits; with several scales or a flip, logarithms of mean probabilities. The softmax of either gives
@@ -167,20 +167,20 @@ class Predictor:
         return out
 
     def labels(self, image: Tensor | Array, out: Array | None = None) -> Tensor:
-        """Compute the labels ``(H, W)`` or ``(D, H, W)``, with a band of the full-size logits in memory at a time.
+        """Computes the labels `(H, W)` or `(D, H, W)`, with a band of the full-size logits in memory at a time.
 
         The mean over several scales or a flip of a whole image is kept at full size.
 
         Args:
-            image: As in :meth:`logits`; it may be memory-mapped.
-            out: Array ``(H, W)`` or ``(D, H, W)`` of an integer type to write to; it may be memory-mapped. With a
+            image: As in `logits`; it may be memory-mapped.
+            out: Array `(H, W)` or `(D, H, W)` of an integer type to write to; it may be memory-mapped. With a
                 window, the memory then does not depend on the size of the image.
 
         Returns:
-            Labels, int64 on the CPU; with ``out``, a view of it.
+            Labels, int64 on the CPU; with `out`, a view of it.
 
         Raises:
-            ValueError: As in :meth:`logits`; or ``out`` has another shape, or cannot hold every label.
+            ValueError: As in `logits`; or `out` has another shape, or cannot hold every label.
         """
         size = _size_of(image)
         array = np.empty(size, dtype=np.int64) if out is None else out
@@ -193,17 +193,17 @@ class Predictor:
         return torch.from_numpy(array)
 
     def blocks(self, image: Tensor | Array) -> Iterator[tuple[Place, Tensor]]:
-        """Yield ``(place, logits)`` for parts that cover the image, none twice.
+        """Yields `(place, logits)` for parts that cover the image, none twice.
 
         Args:
-            image: As in :meth:`logits`.
+            image: As in `logits`.
 
         Yields:
-            ``(rows, columns)``, of volumes ``(planes, rows, columns)``, as slices, and logits ``(K, rows, columns)`` or
-            ``(K, planes, rows, columns)``.
+            `(rows, columns)`, of volumes `(planes, rows, columns)`, as slices, and logits `(K, rows, columns)` or
+            `(K, planes, rows, columns)`.
 
         Raises:
-            ValueError: As in :meth:`logits`.
+            ValueError: As in `logits`.
         """
         size, window = _size_of(image), self.options.window
         if isinstance(self.model, nn.Module) and self.model.training:
@@ -227,7 +227,7 @@ class Predictor:
     def _slide(
         self, image: Tensor | Array, size: tuple[int, ...], window: tuple[int, ...]
     ) -> Iterator[tuple[Place, Tensor]]:
-        """Work off one column of blocks after the other, each from top to bottom, with one band of sums in memory."""
+        """Works through the columns of blocks in turn, each from top to bottom, with one band of sums in memory."""
         window = tuple(map(min, window, size))
         tops, *across = map(window_offsets, size, window, self.options.steps)
         weight = self._window_weight(window)
@@ -265,7 +265,7 @@ class Predictor:
     def _batches(
         self, image: Tensor | Array, tops: list[int], reached: list[tuple[int, ...]], window: tuple[int, ...]
     ) -> Iterator[tuple[list[tuple[int, ...]], Tensor]]:
-        """Yield corners of windows, without their tops, and their pixels, a batch at a time, from top to bottom."""
+        """Yields corners of windows, without their tops, and their pixels, a batch at a time, from top to bottom."""
         for top in tops:
             for start in range(0, len(reached), self.options.batch_size):
                 corners = reached[start : start + self.options.batch_size]
@@ -288,7 +288,7 @@ class Predictor:
 
     @torch.no_grad()
     def _augmented(self, images: Tensor) -> Tensor:
-        """Compute logits ``(B, K, *spatial)`` at the size of the images ``(B, C, *spatial)``."""
+        """Computes logits `(B, K, *spatial)` at the size of the images `(B, C, *spatial)`."""
         size = images.shape[2:]
         if self._is_plain:
             return resize(self._run(images), size)
@@ -346,17 +346,17 @@ def _size_of(image: Tensor | Array) -> tuple[int, ...]:
 
 
 def _over_channels(values: Tensor, like: Tensor) -> Tensor:
-    """Values of channels, (C,), in a shape that goes with ``like`` (C, *spatial)."""
+    """Values of channels, (C,), in a shape that goes with `like` (C, *spatial)."""
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
 def window_offsets(length: int, window: int, step: int) -> list[int]:
-    """Cover ``length`` by windows every ``step``; the last one ends at the end."""
+    """Covers `length` by windows every `step`; the last one ends at the end."""
     return [*range(0, length - window, step), length - window]
 
 
 def _intervals(length: int, least: int) -> list[tuple[int, int]]:
-    """Cut ``length`` into intervals of at least ``least``, as far as it has it."""
+    """Cuts `length` into intervals of at least `least`, as far as it has it."""
     number = max(1, length // least)
     return list(itertools.pairwise(length * i // number for i in range(number + 1)))
 

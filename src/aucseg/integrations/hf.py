@@ -1,6 +1,6 @@
 """AUCSeg in Hugging Face's `Trainer`: the gradient of the whole batch, however it is split, and the memory bank.
 
-Needs ``pip install "aucseg[hf]"``.
+Needs `pip install "aucseg[hf]"`.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ class AUCSegTrainer(Trainer):
     """`transformers.Trainer` with a loss on logits and masks, and a memory bank that pastes into training batches.
 
     The gradient of an update is that of one process with one batch of all images: those of all processes and of all
-    ``gradient_accumulation_steps``. The AUC loss pairs the pixels of all of them, the mean of the cross-entropy is over
+    `gradient_accumulation_steps`. The AUC loss pairs the pixels of all of them, the mean of the cross-entropy is over
     all valid pixels, and the loss that is logged is that of the whole. With accumulation the model runs forward twice,
     first for the sums over pixels, then for the gradient, see `aucseg.losses.MicroBatchAUC`.
 
-    Batches need ``pixel_values`` (B, C, H, W) and ``labels`` (B, H, W); the model's output has ``logits`` (B, K, h, w),
+    Batches need `pixel_values` (B, C, H, W) and `labels` (B, H, W); the model's output has `logits` (B, K, h, w),
     no larger than the labels. Evaluation takes the loss of each batch alone and pastes nothing. Checkpoints hold the
-    bank. To add it to a Trainer of your own: ``class Mine(AUCSegTrainer, YourTrainer)``.
+    bank. To add it to a Trainer of your own: `class Mine(AUCSegTrainer, YourTrainer)`.
 
     Args:
         *args: Arguments of `transformers.Trainer`.
         loss: From logits and labels to a scalar: `aucseg.AUCSegLoss`, `aucseg.PairwiseAUCLoss`, or, without
             accumulation, any other (of which processes are averaged).
         bank: Stores from and pastes into the batches of the training.
-        **options: Arguments of `transformers.Trainer`, but for ``compute_loss_func``.
+        **options: Arguments of `transformers.Trainer`, but for `compute_loss_func`.
 
     Raises:
-        TypeError: ``compute_loss_func`` is given.
-        ValueError: Accumulation with a loss that cannot be had from sums over parts; a batch without ``pixel_values``
-            or ``labels``.
+        TypeError: `compute_loss_func` is given.
+        ValueError: Accumulation with a loss that cannot be had from sums over parts; a batch without `pixel_values`
+            or `labels`.
     """
 
     def __init__(self, *args: Any, loss: nn.Module, bank: TailMemoryBank | None = None, **options: Any) -> None:

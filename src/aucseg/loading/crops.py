@@ -16,36 +16,36 @@ from aucseg.loading.rare_classes import numbered_generator
 class ClassAwareCrop(nn.Module):
     """Random crop that may look for rare classes, and is redrawn where one class covers too much of it.
 
-    *Rare classes.* With ``rare_probability`` one of the rare classes that the mask holds is drawn, then one of its
+    *Rare classes.* With `rare_probability` one of the rare classes that the mask holds is drawn, then one of its
     pixels; the crop is a random one that contains this pixel, whatever the shares in it. Otherwise, and where the mask
     holds none of them, every place is as likely as any other.
 
-    *Cap.* A crop in which one class covers more than ``max_class_share`` of the labelled pixels gives way to the first
+    *Cap.* A crop in which one class covers more than `max_class_share` of the labelled pixels gives way to the first
     redraw that keeps to it and holds every class of the crop that it replaces. Without this condition the cap would
     take rare classes away: a crop of a small object before a wide background is beyond the cap, the next one without
-    the object may not be. Where ``num_tries`` draws bring no such crop the first one stays. So no class is in fewer
+    the object may not be. Where `num_tries` draws bring no such crop the first one stays. So no class is in fewer
     crops than without the cap.
 
-    Smaller images are padded at the right and the bottom: the image with ``fill``, the mask with the ignore label.
+    Smaller images are padded at the right and the bottom: the image with `fill`, the mask with the ignore label.
 
-    The draws depend on the seed and ``sample["draw"]``, which `aucseg.loading.rare_classes.RareClassSampler` hands on:
+    The draws depend on the seed and `sample["draw"]`, which `aucseg.loading.rare_classes.RareClassSampler` hands on:
     the same on any number of ranks and workers, and after a resume. A sample without it uses torch's global generator.
 
     Args:
-        size: ``(height, width)`` of the crop in pixels.
-        rare_classes: class ids, for example of the tail. The cap spares them: each may fill a crop, and a redraw must
+        size: `(height, width)` of the crop in pixels.
+        rare_classes: Class ids, for example of the tail. The cap spares them: each may fill a crop, and a redraw must
             hold at least as many of its pixels.
-        rare_probability: how often to look for one of them, in [0, 1].
-        max_class_share: largest share of the labelled pixels that one class may hold, in (0, 1]; 1 takes the first
+        rare_probability: How often to look for one of them, in [0, 1].
+        max_class_share: Largest share of the labelled pixels that one class may hold, in (0, 1]; 1 takes the first
             crop.
-        num_tries: crops drawn at most.
-        ignore_index: label of padding; does not count as a class.
-        fill: padding value of each channel, or one for all; rounded for images of integers.
-        seed: seed of the draws for samples with a ``"draw"``.
+        num_tries: Crops drawn at most.
+        ignore_index: Label of padding; does not count as a class.
+        fill: Padding value of each channel, or one for all; rounded for images of integers.
+        seed: Seed of the draws for samples with a `"draw"`.
 
     Raises:
-        ValueError: an argument out of its range; a mask whose dtype cannot hold the ignore label that padding needs;
-            ``fill`` that does not fit the image.
+        ValueError: An argument out of its range; a mask whose dtype cannot hold the ignore label that padding needs;
+            `fill` that does not fit the image.
 
     Example:
         >>> mask = torch.zeros(8, 8, dtype=torch.uint8)
@@ -134,7 +134,7 @@ class ClassAwareCrop(nn.Module):
         return top, draw_start(self.size[1], mask.shape[1], inside_column, generator)
 
     def _counts(self, mask: Tensor, place: tuple[int, int], num_ids: int = 0) -> Tensor:
-        """Pixels of each class id in a crop, (at least ``num_ids``,) int64."""
+        """Pixels of each class id in a crop, (at least `num_ids`,) int64."""
         (top, left), (height, width) = place, self.size
         # Wide first: in a narrow dtype another label may equal the ignore label.
         labels = mask[top : top + height, left : left + width].flatten().long()
@@ -165,7 +165,7 @@ def pad_image(image: Tensor, right: int, below: int, fill: float | Sequence[floa
 
 
 def draw_pixel(mask: Tensor, classes: Sequence[int], generator: torch.Generator) -> tuple[int, int] | None:
-    """Draw one of the classes that the mask (H, W) holds, then the (row, column) of one of its pixels; or None."""
+    """Draws one of the classes that the mask (H, W) holds, then the (row, column) of one of its pixels; or None."""
     ids, counts = count_ids(mask.numpy())
     present = [i for i, class_id in enumerate(ids.tolist()) if class_id in classes]
     if not present:
@@ -176,14 +176,14 @@ def draw_pixel(mask: Tensor, classes: Sequence[int], generator: torch.Generator)
 
 
 def draw_start(size: int, length: int, inside: int | None, generator: torch.Generator) -> int:
-    """Draw the start of an interval of ``size`` within ``length`` that contains the position ``inside``."""
+    """Draws the start of an interval of `size` within `length` that contains the position `inside`."""
     low = 0 if inside is None else max(inside - size + 1, 0)
     high = length - size if inside is None else min(inside, length - size)
     return int(torch.randint(low, high + 1, (), generator=generator))
 
 
 def pad_mask(mask: Tensor, right: int, below: int, ignore_index: int) -> Tensor:
-    """Pad a mask (H, W) with the ignore label.
+    """Pads a mask (H, W) with the ignore label.
 
     Raises:
         ValueError: The mask's dtype cannot hold the ignore label, which would become that of a class.

@@ -21,10 +21,10 @@ def collate_any_size(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Makes a batch of samples; images and masks of unequal sizes stay lists.
 
     Args:
-        samples: dicts with ``"image"`` (C, H, W) and ``"mask"`` (H, W).
+        samples: Dicts with `"image"` (C, H, W) and `"mask"` (H, W).
 
     Returns:
-        The batch of torch's ``default_collate``: images (B, C, H, W) and masks (B, H, W). Where the sizes differ,
+        The batch of torch's `default_collate`: images (B, C, H, W) and masks (B, H, W). Where the sizes differ,
         lists of B tensors instead.
 
     Example:
@@ -46,7 +46,7 @@ def same_size_parts(batch: dict[str, Any]) -> Iterator[tuple[list[int], Tensor, 
     """The parts of a batch that go through a model together: those of equal sizes of image and mask.
 
     Args:
-        batch: ``image`` and ``mask`` as `collate_any_size` gives them.
+        batch: `image` and `mask` as `collate_any_size` gives them.
 
     Yields:
         Positions in the batch, images (B, C, H, W), masks (B, H, W).
@@ -79,16 +79,16 @@ class EvaluationBatches(Sampler[list[int]]):
     """Batches in order, dealt to the processes in turn, each image once; before them a rehearsal, where one is wanted.
 
     Args:
-        length: number of images, at least one for each process.
-        batch_size: images in a batch; fewer where a process would get none otherwise: whoever has no batch would miss
+        length: Number of images, at least one for each process.
+        batch_size: Images in a batch; fewer where a process would get none otherwise: whoever has no batch would miss
             the sums over all processes.
-        rank: this process.
-        world_size: number of processes.
-        rehearse: asked at each start; an index means that the whole batch with this image comes first, on every
+        rank: This process.
+        world_size: Number of processes.
+        rehearse: Asked at each start; an index means that the whole batch with this image comes first, on every
             process, and then again in its place.
 
     Raises:
-        ValueError: fewer images than processes.
+        ValueError: Fewer images than processes.
 
     Example:
         >>> list(EvaluationBatches(5, 2)), list(EvaluationBatches(5, 2, rank=1, world_size=2))

@@ -19,18 +19,18 @@ def stratified_folds(
 
     Iterative stratification (Sechidis et al., *On the Stratification of Multi-label Data*, ECML PKDD 2011): from the
     rarest class to the commonest, each image goes to the fold that lacks the class most, among equals to the one that
-    lacks images most. No fold is empty. Without groups none has more than ``ceil(N / num_folds)`` images.
+    lacks images most. No fold is empty. Without groups none has more than `ceil(N / num_folds)` images.
 
     Args:
-        image_classes: bool (N, K), the classes in each image.
-        num_folds: number of folds, at least 2.
-        groups: for each image its group, which stays together; None for images alone.
+        image_classes: Bool (N, K), the classes in each image.
+        num_folds: Number of folds, at least 2.
+        groups: For each image its group, which stays together; None for images alone.
 
     Returns:
         int64 (N,), the fold of each image in 0..num_folds-1.
 
     Raises:
-        ValueError: fewer than two folds, or fewer images or groups than folds.
+        ValueError: Fewer than two folds, or fewer images or groups than folds.
 
     Example:
         >>> holds_rare = np.arange(9) < 3
@@ -75,16 +75,16 @@ def fold_of_images(
     """`stratified_folds` of a data set, whose masks are read for it.
 
     Args:
-        dataset: a mask that cannot be read is one without classes; reading the sample later tells.
-        fold: number of the fold, from 0, and how many there are.
-        num_workers: processes that read masks; 0 means this one.
+        dataset: A mask that cannot be read is one without classes; reading the sample later tells.
+        fold: Number of the fold, from 0, and how many there are.
+        num_workers: Processes that read masks; 0 means this one.
         by: "sequence" keeps sequences whole where the names tell four or more, "image" takes images one by one.
 
     Returns:
         The images of the fold as those held out.
 
     Raises:
-        ValueError: there are fewer images or sequences than folds.
+        ValueError: There are fewer images or sequences than folds.
     """
     number, num_folds = fold
     sequences, note = sequences_of(dataset, by, "in a fold")

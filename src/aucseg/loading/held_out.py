@@ -21,11 +21,11 @@ _TOLERANCE = 1.5
 def share_to_hold_out(card: DatasetCard, data: Mapping[str, Any]) -> float:
     """Returns the share of the training images that a run holds out: what its options say, or else its card.
 
-    The card's ``held_out_share`` stands in for a validation split, so it counts where there is none alone.
+    The card's `held_out_share` stands in for a validation split, so it counts where there is none alone.
 
     Args:
-        card: the card of the data.
-        data: options of `aucseg.SegmentationDataModule`; what is missing has its default.
+        card: The card of the data.
+        data: Options of `aucseg.SegmentationDataModule`; what is missing has its default.
     """
     share = data.get("held_out_share")
     if share is not None:
@@ -47,10 +47,10 @@ class HeldOut:
     """Which training images are held out.
 
     Attributes:
-        kept: indices of the images to train on, in order.
-        held_out: indices of the images held out, in order.
-        num_sequences: number of sequences held out and of all, where whole ones are; else None.
-        note: what else there is to say.
+        kept: Indices of the images to train on, in order.
+        held_out: Indices of the images held out, in order.
+        num_sequences: Number of sequences held out and of all, where whole ones are; else None.
+        note: What else there is to say.
     """
 
     kept: list[int]
@@ -77,16 +77,16 @@ def stratified_split(
     its images; one of a single image is trained on, where anything else can be held out.
 
     Args:
-        image_classes: bool (N, K), the classes in each image.
-        share: share of the images to hold out, in (0, 1).
-        groups: for each image its group, which stays together: then all this holds of groups instead of images, as
+        image_classes: Bool (N, K), the classes in each image.
+        share: Share of the images to hold out, in (0, 1).
+        groups: For each image its group, which stays together: then all this holds of groups instead of images, as
             nearly as their sizes allow. None for images alone.
 
     Returns:
         Indices of the images to train on, and of those held out, both in order; neither is empty.
 
     Raises:
-        ValueError: fewer than two images, or than two groups.
+        ValueError: Fewer than two images, or than two groups.
 
     Example:
         >>> holds_rare = np.arange(40) < 2
@@ -135,9 +135,9 @@ def held_out_images(dataset: SegmentationDataset, share: float, num_workers: int
     """`stratified_split` of a data set, whose masks are read for it.
 
     Args:
-        dataset: a mask that cannot be read is one without classes; reading the sample later tells.
-        share: share of the images to hold out, in (0, 1).
-        num_workers: processes that read masks; 0 means this one.
+        dataset: A mask that cannot be read is one without classes; reading the sample later tells.
+        share: Share of the images to hold out, in (0, 1).
+        num_workers: Processes that read masks; 0 means this one.
         by: "sequence" holds out whole sequences, where the names tell any (`sequences_of_names`) and the share can be
             had nearly; "image" takes images one by one.
     """
@@ -155,9 +155,9 @@ def sequences_of(dataset: SegmentationDataset, by: str, what: str) -> tuple[list
     """The sequences that are kept whole, and what else there is to say, see `sequences_and_note`.
 
     Args:
-        dataset: the images.
+        dataset: The images.
         by: "sequence", or "image" for none.
-        what: what a part of the images is, in words.
+        what: What a part of the images is, in words.
     """
     if by != "sequence":
         return None, ""
@@ -178,8 +178,8 @@ def classes_of_images(dataset: SegmentationDataset, num_workers: int = 0) -> npt
     """Returns which classes are in each image, bool (N, K), from the masks; in one that cannot be read none is.
 
     Args:
-        dataset: of N images.
-        num_workers: processes that read masks; 0 means this one.
+        dataset: Of N images.
+        num_workers: Processes that read masks; 0 means this one.
     """
     image_classes = np.zeros((len(dataset), dataset.card.num_classes), bool)
     for sample in scan_samples(dataset, num_workers=num_workers, check_images=False):

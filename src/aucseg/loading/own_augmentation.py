@@ -31,15 +31,15 @@ class OwnAugmentation:
     Where a geometric transform leaves a mask empty it is filled with the ignore label.
 
     Args:
-        entries: each an import path, or ``{class_path, init_args}``. A name without a module is one of
-            ``torchvision.transforms.v2``; those of albumentations get what they expect (`AlbumentationsTransform`).
-            Anything else is called with the sample and returns it. ``init_args`` may hold more entries.
-        ignore_index: the ignore label.
-        fill: what else empty places of images are filled with, where a transform has a ``fill``.
+        entries: Each an import path, or `{class_path, init_args}`. A name without a module is one of
+            `torchvision.transforms.v2`; those of albumentations get what they expect (`AlbumentationsTransform`).
+            Anything else is called with the sample and returns it. `init_args` may hold more entries.
+        ignore_index: The ignore label.
+        fill: What else empty places of images are filled with, where a transform has a `fill`.
 
     Raises:
-        ImportError: an import path leads nowhere.
-        TypeError: an entry of another form, or an option that the transform does not have.
+        ImportError: An import path leads nowhere.
+        TypeError: An entry of another form, or an option that the transform does not have.
     """
 
     def __init__(self, entries: Sequence[Any], *, ignore_index: int, fill: float | Sequence[float] = 0.0) -> None:
@@ -54,10 +54,10 @@ class OwnAugmentation:
         """Returns the transformed sample.
 
         Args:
-            sample: ``image`` (C, H, W) and ``mask`` (H, W) as ``tv_tensors``, and ``name``.
+            sample: `image` (C, H, W) and `mask` (H, W) as `tv_tensors`, and `name`.
 
         Raises:
-            ValueError: a transform changes the size or the dtype, or returns no sample.
+            ValueError: A transform changes the size or the dtype, or returns no sample.
         """
         image, mask = sample["image"], sample["mask"]
         for name, transform in zip(self.names, self.transforms, strict=True):
@@ -90,7 +90,7 @@ class AlbumentationsTransform:
     Its random numbers follow from torch's, so that a run that goes on draws as it would have.
 
     Args:
-        transform: takes and returns ``image`` (H, W, C) and ``mask`` (H, W) as arrays.
+        transform: Takes and returns `image` (H, W, C) and `mask` (H, W) as arrays.
     """
 
     def __init__(self, transform: Callable[..., dict[str, Any]]) -> None:
@@ -100,7 +100,7 @@ class AlbumentationsTransform:
         """Returns the transformed sample.
 
         Raises:
-            ValueError: a label above 32767, which OpenCV has no type for.
+            ValueError: A label above 32767, which OpenCV has no type for.
         """
         image, mask = sample["image"].as_subclass(Tensor), sample["mask"].as_subclass(Tensor)
         if mask.dtype != torch.uint8 and int(mask.max()) > _MAX_LABEL:

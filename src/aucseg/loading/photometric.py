@@ -18,11 +18,11 @@ class ColourChange(NamedTuple):
     """What `PhotometricDistortion` draws for one image: the neutral values are those here.
 
     Attributes:
-        shift: added brightness, in units of white.
-        contrast: factor of the values.
-        saturation: factor of the saturation.
-        turn: of the hue, in full circles.
-        contrast_last: whether contrast comes after saturation and hue.
+        shift: Added brightness, in units of white.
+        contrast: Factor of the values.
+        saturation: Factor of the saturation.
+        turn: Of the hue, in full circles.
+        contrast_last: Whether contrast comes after saturation and hue.
     """
 
     shift: float = 0.0
@@ -50,7 +50,7 @@ class PhotometricDistortion(nn.Module):
     step values below 0 (or below the smallest value of the image, where that is negative) and, of uint8, above 255
     are clipped; an integer image is rounded once, at the end.
 
-    The ranges, the order and the probabilities are those of ``PhotoMetricDistortion`` in mmsegmentation, after Liu et
+    The ranges, the order and the probabilities are those of `PhotoMetricDistortion` in mmsegmentation, after Liu et
     al., "SSD: Single Shot MultiBox Detector", ECCV 2016.
 
     Example:
@@ -115,7 +115,7 @@ class DrawColourChange(nn.Module):
         self.distortion = PhotometricDistortion()
 
     def forward(self, sample: Sample) -> Sample:
-        """Returns the sample with its `ColourChange` as a tensor (5,), under the key ``"colour_changes"``."""
+        """Returns the sample with its `ColourChange` as a tensor (5,), under the key `"colour_changes"`."""
         return {**sample, COLOUR_CHANGES: torch.tensor(self.distortion.draw(), dtype=torch.float32)}
 
 
@@ -132,7 +132,7 @@ def distort_colours(images: Tensor, changes: Tensor) -> Tensor:
         Images of the same shape and dtype.
 
     Raises:
-        ValueError: for other shapes.
+        ValueError: For other shapes.
 
     Example:
         >>> orange = torch.tensor([200, 90, 40], dtype=torch.uint8).view(1, 3, 1, 1)
@@ -169,10 +169,10 @@ def distort_colours(images: Tensor, changes: Tensor) -> Tensor:
 
 
 def scale_saturation(pixels: Tensor, factor: float | Tensor) -> Tensor:
-    """Multiplies the HSV saturation of colours (..., 3, H, W) of at least 0 by ``factor``, to at most 1.
+    """Multiplies the HSV saturation of colours (..., 3, H, W) of at least 0 by `factor`, to at most 1.
 
     With V the largest channel of a pixel and m the smallest, its saturation is (V - m) / V. A channel c becomes
-    V - k (V - c), where k is ``factor`` or, if less, what gives saturation 1. A tensor of factors is broadcast.
+    V - k (V - c), where k is `factor` or, if less, what gives saturation 1. A tensor of factors is broadcast.
     """
     smallest, value = torch.aminmax(pixels, dim=-3, keepdim=True)
     largest_factor = value / (value - smallest)  # grey: infinite, or NaN for black, of which nothing changes
@@ -182,7 +182,7 @@ def scale_saturation(pixels: Tensor, factor: float | Tensor) -> Tensor:
 
 
 def turn_hue(pixels: Tensor, turn: float | Tensor) -> Tensor:
-    """Turns the HSV hue of colours (..., 3, H, W) by ``turn``, in full circles; saturation and value stay."""
+    """Turns the HSV hue of colours (..., 3, H, W) by `turn`, in full circles; saturation and value stay."""
     smallest, value = torch.aminmax(pixels, dim=-3, keepdim=True)
     chroma = value - smallest
     unit = chroma.masked_fill(chroma == 0, 1)  # grey has no hue, and none is needed

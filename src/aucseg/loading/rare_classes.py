@@ -28,7 +28,7 @@ class DrawnIndex(int):
     draw: int
 
     def __new__(cls, index: int, draw: int = 0) -> DrawnIndex:
-        """Make the index."""
+        """Makes the index."""
         drawn = super().__new__(cls, index)
         drawn.draw = draw
         return drawn
@@ -76,11 +76,11 @@ class _DrawnSampler(Sampler[int]):
             yield DrawnIndex(images[place], self.epoch * self.num_drawn + place)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the sequence of draws; call it before each epoch."""
+        """Chooses the sequence of draws; call it before each epoch."""
         self.epoch = epoch
 
     def state_dict(self, num_consumed: int = 0) -> dict[str, int]:
-        """Return what :meth:`load_state_dict` needs to go on in the middle of an epoch.
+        """Returns what `load_state_dict` needs to go on in the middle of an epoch.
 
         Args:
             num_consumed: Samples of this epoch that this rank has trained on. The sampler cannot know: a loader's
@@ -89,7 +89,7 @@ class _DrawnSampler(Sampler[int]):
         return {"epoch": self.epoch, "num_consumed": num_consumed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken: the next epoch's iteration begins after the consumed samples."""
+        """Goes on where `state_dict` was taken: the next epoch's iteration begins after the consumed samples."""
         if not 0 <= state["num_consumed"] <= self.num_samples:
             raise ValueError(f"num_consumed must lie in 0..{self.num_samples}, not {state['num_consumed']}")
         self.epoch, self._first = state["epoch"], state["num_consumed"]
@@ -98,7 +98,7 @@ class _DrawnSampler(Sampler[int]):
 class RareClassSampler(_DrawnSampler):
     """Draws a class, rare ones more often, then an image that holds it (DAFormer, Hoyer et al., CVPR 2022).
 
-    ``P(c) ~ exp((1 - q_c) / T)`` over the classes that occur, with q_c the class's presence (share of the images) or
+    `P(c) ~ exp((1 - q_c) / T)` over the classes that occur, with q_c the class's presence (share of the images) or
     frequency (share of the pixels; DAFormer's choice); then an image uniformly among those with the class. Images are
     drawn with replacement, those without a rare class seldom.
 
@@ -110,7 +110,7 @@ class RareClassSampler(_DrawnSampler):
         num_samples: Draws an epoch over all ranks; the number of images by default. Where ranks do not divide it, the
             first draws come once more at the end.
         temperature: T > 0; smaller means rarer classes more often. 0.3 did better than 0.1 on Cityscapes.
-        by: ``presence`` or ``frequency``.
+        by: `presence` or `frequency`.
         seed: Seed of the draws.
         num_replicas: Number of ranks.
         rank: This rank.
@@ -170,9 +170,9 @@ class RepeatFactorSampler(_DrawnSampler):
         statistics: Counts of the data set, image i being its sample i.
         num_samples: Draws an epoch over all ranks; the number of images by default. Where ranks do not divide it, the
             first draws come once more at the end.
-        threshold: t > 0: classes with a greater share ask for nothing.
+        threshold: T > 0: classes with a greater share ask for nothing.
         max_factor: :math:`r_{max}`, at least 1.
-        by: ``presence`` or ``frequency``.
+        by: `presence` or `frequency`.
         seed: Seed of the draws.
         num_replicas: Number of ranks.
         rank: This rank.
@@ -235,4 +235,4 @@ SAMPLERS: dict[str, type[RareClassSampler] | type[RepeatFactorSampler]] = {
     "rare_class": RareClassSampler,
     "repeat_factor": RepeatFactorSampler,
 }
-"""Samplers that need the counts of the classes, by the name that ``data.sampler`` has for them."""
+"""Samplers that need the counts of the classes, by the name that `data.sampler` has for them."""

@@ -21,22 +21,22 @@ EpochOrder = Callable[[int], Sequence[int]]
 
 
 class SampleStream(Sampler[list[tuple[int, int]]]):
-    """An endless stream of batches of ``(index, seed)`` in which the position alone decides sample and augmentation.
+    """An endless stream of batches of `(index, seed)` in which the position alone decides sample and augmentation.
 
     A run that starts at any position therefore sees exactly what an uninterrupted run would see from there on, whatever
     the number of loader processes: there is no state to save but the position. Epochs follow each other inside batches,
     so no sample is dropped and a batch may be larger than the data set.
 
     Args:
-        epoch_order: from an epoch's number to the indices of its samples.
-        batch_size: samples in a batch on this rank.
-        seed: seed of the augmentations.
-        rank: this process; it takes every ``world_size``-th sample.
-        world_size: number of processes.
-        start_batch: batch to begin with, counted from the beginning of the run.
+        epoch_order: From an epoch's number to the indices of its samples.
+        batch_size: Samples in a batch on this rank.
+        seed: Seed of the augmentations.
+        rank: This process; it takes every `world_size`-th sample.
+        world_size: Number of processes.
+        start_batch: Batch to begin with, counted from the beginning of the run.
 
     Raises:
-        ValueError: for an epoch without samples.
+        ValueError: For an epoch without samples.
 
     Example:
         >>> from itertools import islice
@@ -87,7 +87,7 @@ class SeededDataset(Dataset[dict[str, Any]]):
     The seed goes to torch, `random` and numpy, so that transforms may draw from any of them; their states are put back.
 
     Args:
-        dataset: the data set, its transform included.
+        dataset: The data set, its transform included.
     """
 
     def __init__(self, dataset: SegmentationDataset) -> None:
@@ -100,7 +100,7 @@ class SeededDataset(Dataset[dict[str, Any]]):
 
 
 def random_order(length: int, seed: int) -> EpochOrder:
-    """Every sample once an epoch, in an order drawn from ``seed`` and the epoch's number.
+    """Every sample once an epoch, in an order drawn from `seed` and the epoch's number.
 
     Example:
         >>> sorted(random_order(4, seed=0)(epoch=7))
@@ -116,7 +116,7 @@ def random_order(length: int, seed: int) -> EpochOrder:
 
 
 def sequential_order(length: int, epoch: int) -> range:
-    """Every sample once an epoch, in the order of the data set, whatever the ``epoch``."""
+    """Every sample once an epoch, in the order of the data set, whatever the `epoch`."""
     return range(length)
 
 
@@ -124,10 +124,10 @@ def drawn_order(sampler: str, statistics: ClassStatistics, seed: int, **options:
     """As many samples an epoch as there are images, drawn by a sampler of `aucseg.loading.rare_classes`.
 
     Args:
-        sampler: its name, of ``SAMPLERS``.
-        statistics: counts of the data set, image i being its sample i.
-        seed: seed of the draws.
-        **options: options of the sampler, such as ``temperature`` and ``by``.
+        sampler: Its name, of `SAMPLERS`.
+        statistics: Counts of the data set, image i being its sample i.
+        seed: Seed of the draws.
+        **options: Options of the sampler, such as `temperature` and `by`.
     """
     drawn = SAMPLERS[sampler](statistics, seed=seed, **options)
 
@@ -148,14 +148,14 @@ def epoch_order(
     """The order of a sampler: "random", "sequential", "rare_class" or "repeat_factor".
 
     Args:
-        sampler: its name.
-        length: number of training images.
-        seed: seed of the draws.
-        statistics_of: counts the training images, for those that need it.
-        options: of a sampler that needs the counts.
+        sampler: Its name.
+        length: Number of training images.
+        seed: Seed of the draws.
+        statistics_of: Counts the training images, for those that need it.
+        options: Of a sampler that needs the counts.
 
     Raises:
-        ValueError: the counts are not of all images.
+        ValueError: The counts are not of all images.
     """
     if sampler == "random":
         return random_order(length, seed)

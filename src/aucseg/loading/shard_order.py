@@ -17,20 +17,20 @@ class ShardStream(IterableDataset[dict[str, Any]]):
     """Training samples from shards, epoch after epoch, the augmentation of each drawn from its place in the run.
 
     Place and seed are those that the sample would have from a folder: with one rank, at most one loader process and
-    no shuffling, a run sees what a run from the folder with ``sampler: sequential`` sees. A resumed run reads over what
-    the first part has used up, without decoding it (with ``on_error="skip"`` it decodes, to leave out the same).
+    no shuffling, a run sees what a run from the folder with `sampler: sequential` sees. A resumed run reads over what
+    the first part has used up, without decoding it (with `on_error="skip"` it decodes, to leave out the same).
 
     Args:
-        dataset: the shards, without a transform.
-        transform: what is done to each sample.
-        batch_size: samples in a batch on this rank.
-        seed_of: from the position of a sample in the run, over all ranks, to the seed of its augmentation.
-        rank: this process.
-        world_size: number of processes.
-        start_batch: batch to begin with, counted from the beginning of the run.
+        dataset: The shards, without a transform.
+        transform: What is done to each sample.
+        batch_size: Samples in a batch on this rank.
+        seed_of: From the position of a sample in the run, over all ranks, to the seed of its augmentation.
+        rank: This process.
+        world_size: Number of processes.
+        start_batch: Batch to begin with, counted from the beginning of the run.
 
     Raises:
-        ValueError: on iteration, where a loader process gets no shard or no sample.
+        ValueError: On iteration, where a loader process gets no shard or no sample.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class ShardStream(IterableDataset[dict[str, Any]]):
                 yield transformed
 
     def _samples(self, worker: int, num_workers: int, num_done: int) -> Iterator[dict[str, Any]]:
-        """Yield the samples of a worker without those it has had."""
+        """Yields the samples of a worker without those it has had."""
         dataset, number = self.dataset, 0
         for epoch in itertools.count():
             before = number

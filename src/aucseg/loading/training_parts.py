@@ -15,10 +15,10 @@ class TrainingParts:
     Images are held out of those that are not in the fold.
 
     Args:
-        held_out_share: see `aucseg.loading.held_out.held_out_images`; 0 for none.
-        fold: see `aucseg.loading.folds.fold_of_images`; None for none.
+        held_out_share: See `aucseg.loading.held_out.held_out_images`; 0 for none.
+        fold: See `aucseg.loading.folds.fold_of_images`; None for none.
         by: "sequence" or "image", for both.
-        num_workers: processes that read masks.
+        num_workers: Processes that read masks.
     """
 
     def __init__(self, held_out_share: float, fold: tuple[int, int] | None, by: str, num_workers: int) -> None:
@@ -38,7 +38,7 @@ class TrainingParts:
         """Leaves what is held out.
 
         Raises:
-            ValueError: nothing is.
+            ValueError: Nothing is.
         """
         if not self.held_out_share:
             raise ValueError("no training images are held out: held_out_share is 0")

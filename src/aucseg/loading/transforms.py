@@ -1,6 +1,6 @@
 """Training and evaluation transforms on torchvision's v2 API.
 
-A sample is a dict ``{"image": uint8 (C, H, W), "mask": uint8 or int64 (H, W), "name": str}``; every transform takes one
+A sample is a dict `{"image": uint8 (C, H, W), "mask": uint8 or int64 (H, W), "name": str}`; every transform takes one
 and returns one. Images stay uint8: the memory bank pastes and the task normalizes on the device, so that a loader sends
 a quarter of the bytes of float images.
 """
@@ -36,12 +36,12 @@ class WrapSample(nn.Module):
     """Marks image and mask as what they are, so that v2 transforms treat each in its own way.
 
     Raises:
-        ValueError: an image that is not (C, H, W), or a mask that is not (H, W) of the same size.
-        TypeError: an image that is neither of integers nor floating, a mask that is not of integers.
+        ValueError: An image that is not (C, H, W), or a mask that is not (H, W) of the same size.
+        TypeError: An image that is neither of integers nor floating, a mask that is not of integers.
     """
 
     def forward(self, sample: Sample) -> Sample:
-        """Returns a shallow copy of ``sample`` with typed tensors."""
+        """Returns a shallow copy of `sample` with typed tensors."""
         image, mask = sample["image"], sample["mask"]
         if image.ndim != 3 or mask.shape != image.shape[1:]:
             raise ValueError(
@@ -60,7 +60,7 @@ class UnwrapSample(nn.Module):
     """Turns typed tensors back to plain, contiguous ones, which collate faster."""
 
     def forward(self, sample: Sample) -> Sample:
-        """Returns a shallow copy of ``sample`` with plain tensors."""
+        """Returns a shallow copy of `sample` with plain tensors."""
         return {
             **sample,
             "image": sample["image"].as_subclass(Tensor).contiguous(),
@@ -74,8 +74,8 @@ class RandomScale(nn.Module):
     Both take pixel centres to pixel centres: row i of h comes from the place (i + 1/2) H / h of the H rows.
 
     Args:
-        ratio: range of the factor, uniform.
-        base_size: ``(long, short)`` edge in pixels that the image is fitted into before the factor applies, or None
+        ratio: Range of the factor, uniform.
+        base_size: `(long, short)` edge in pixels that the image is fitted into before the factor applies, or None
             for its own size.
 
     Example:
@@ -111,7 +111,7 @@ class RandomScale(nn.Module):
 
 
 def scaled_size(size: Sequence[int], factor: float, base_size: tuple[int, int] | None) -> tuple[int, int]:
-    """The (height, width) of ``size`` fitted into ``base_size = (long, short)``, times ``factor``; at least 1.
+    """The (height, width) of `size` fitted into `base_size = (long, short)`, times `factor`; at least 1.
 
     Example:
         >>> scaled_size((60, 80), 2.0, base_size=(40, 40))
@@ -124,7 +124,7 @@ def scaled_size(size: Sequence[int], factor: float, base_size: tuple[int, int] |
 
 
 def nearest_places(old: int, new: int) -> Tensor:
-    """For each of ``new`` pixels in a row the one of ``old`` pixels that holds its centre: floor((i + 1/2) old / new).
+    """For each of `new` pixels in a row the one of `old` pixels that holds its centre: floor((i + 1/2) old / new).
 
     Example:
         >>> nearest_places(6, 2).tolist()
@@ -154,7 +154,7 @@ class RandomFlip(nn.Module):
 
 
 class FitWithin(nn.Module):
-    """Resizes the image to fit ``(long, short)`` edges; the mask keeps its size: metrics are at full resolution."""
+    """Resizes the image to fit `(long, short)` edges; the mask keeps its size: metrics are at full resolution."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         super().__init__()
@@ -183,19 +183,19 @@ def training_transform(
     """The usual training pipeline: scale, crop with a cap on one class's share, flip, photometric distortion.
 
     Args:
-        crop_size: ``(height, width)`` of the crops in pixels.
-        scale: range of the random scale factor.
-        base_size: ``(long, short)`` edge that images are fitted into before ``scale`` applies; None for their own size.
-        max_class_share: see `aucseg.loading.crops.ClassAwareCrop`.
-        flip: probability of a horizontal flip.
-        photometric: whether to distort brightness, contrast, saturation and hue, see `PhotometricDistortion`; "device"
+        crop_size: `(height, width)` of the crops in pixels.
+        scale: Range of the random scale factor.
+        base_size: `(long, short)` edge that images are fitted into before `scale` applies; None for their own size.
+        max_class_share: See `aucseg.loading.crops.ClassAwareCrop`.
+        flip: Probability of a horizontal flip.
+        photometric: Whether to distort brightness, contrast, saturation and hue, see `PhotometricDistortion`; "device"
             draws the changes alone, see `aucseg.loading.photometric.DrawColourChange`.
-        ignore_index: label of padding.
-        fill: padding value of the image; with the mean of the data set it is about zero after normalization (exactly
+        ignore_index: Label of padding.
+        fill: Padding value of the image; with the mean of the data set it is about zero after normalization (exactly
             so without rounding and distortion).
-        rare_classes: see `aucseg.loading.crops.ClassAwareCrop`.
-        rare_probability: see `aucseg.loading.crops.ClassAwareCrop`.
-        augmentation: what else is done to a crop, before the photometric distortion: entries of
+        rare_classes: See `aucseg.loading.crops.ClassAwareCrop`.
+        rare_probability: See `aucseg.loading.crops.ClassAwareCrop`.
+        augmentation: What else is done to a crop, before the photometric distortion: entries of
             `aucseg.loading.own_augmentation.OwnAugmentation`.
 
     Returns:
@@ -229,7 +229,7 @@ def training_transform(
 
 
 def evaluation_transform(*, base_size: tuple[int, int] | None = None) -> v2.Compose:
-    """Leaves the sample as it is, or fits the image (not the mask) into ``base_size = (long, short)`` edges.
+    """Leaves the sample as it is, or fits the image (not the mask) into `base_size = (long, short)` edges.
 
     Example:
         >>> image, mask = torch.zeros(3, 60, 80, dtype=torch.uint8), torch.zeros(60, 80, dtype=torch.uint8)

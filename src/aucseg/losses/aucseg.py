@@ -20,35 +20,35 @@ _MAX_WEIGHT = 1e6  # a weighted loss stays within float32
 
 
 class AUCSegLoss(ExactBuffers):
-    r"""``auc_weight * AUC + ce_weight * CE``, computed together.
+    r"""`auc_weight * AUC + ce_weight * CE`, computed together.
 
-    Logits smaller than the target are upsampled bilinearly (``align_corners=False``) a band of rows at a time, in the
-    forward and again in the backward pass: value and gradient are those of ``interpolate`` followed by cross-entropy
+    Logits smaller than the target are upsampled bilinearly (`align_corners=False`) a band of rows at a time, in the
+    forward and again in the backward pass: value and gradient are those of `interpolate` followed by cross-entropy
     and `PairwiseAUCLoss`, but full-resolution logits never exist. (One or three spatial dimensions: linear or
     trilinear, at full size.)
 
-    The cross-entropy is that of `torch.nn.functional.cross_entropy` with ``reduction="mean"``, class weights, label
+    The cross-entropy is that of `torch.nn.functional.cross_entropy` with `reduction="mean"`, class weights, label
     smoothing and ignore label included, except that it is 0 where torch's is NaN: when no pixel is valid. With a
-    process group its sum and denominator are those of all ranks. Released configurations use ``auc_weight`` 1
+    process group its sum and denominator are those of all ranks. Released configurations use `auc_weight` 1
     (Cityscapes, COCO-Stuff) or 4 (ADE20K).
 
     Args:
         auc_weight: Weight of the AUC loss.
         ce_weight: Weight of the cross-entropy.
         upsample: Whether logits may be smaller than the target.
-        class_weight: ``(K,)``, of the cross-entropy; ``(2,)`` with one logit a pixel.
+        class_weight: `(K,)`, of the cross-entropy; `(2,)` with one logit a pixel.
         label_smoothing: Of the cross-entropy, in [0, 1].
         **auc_options: The options of `PairwiseAUCLoss`.
 
     Shape:
-        - logits: ``(B, K, *spatial)`` or ``(N, K)``, any floating dtype; ``K = 1`` is binary (the cross-entropy is that
+        - logits: `(B, K, *spatial)` or `(N, K)`, any floating dtype; `K = 1` is binary (the cross-entropy is that
         of a sigmoid).
-        - target: ``(B, *spatial)`` or ``(N,)``, integer labels; each spatial size at least that of the logits.
+        - target: `(B, *spatial)` or `(N,)`, integer labels; each spatial size at least that of the logits.
         - output: scalar, float32 (float64 for float64 logits).
 
     Raises:
         ValueError: Unknown or unsuitable options; a shape, dtype, device or label that does not fit.
-        TypeError: ``class_weight`` is no numbers, as a mapping, which only `build_loss` and configurations take; an
+        TypeError: `class_weight` is not numbers, such as a mapping, which only `build_loss` and configurations take; an
             option that the loss does not have.
         NotImplementedError: As `PairwiseAUCLoss`.
 

@@ -70,29 +70,29 @@ LOSSES: dict[str, Callable[..., nn.Module]] = {
     "disalign": DisAlignLoss,
     "aucseg": _aucseg,
 }
-"""Losses by name. ``disalign`` is the loss of its second stage, which trains an `aucseg.models.DisAlignModel`."""
+"""Losses by name. `disalign` is the loss of its second stage, which trains an `aucseg.models.DisAlignModel`."""
 
 RECOMMENDED_OPTIONS: dict[str, Any] = {"auc_weight": 1.0, "class_weight": {"rule": "inverse", "power": 0.25}}
-"""Options of ``aucseg`` that `aucseg stats` and the plan of `aucseg fit FOLDER` advise: mild class weights in the
+"""Options of `aucseg` that `aucseg stats` and the plan of `aucseg fit FOLDER` advise: mild class weights in the
 cross-entropy beside the AUC loss. They were chosen on held-out training images of several data sets
 (docs/method.md)."""
 
 
 def build_loss(name: str, class_counts: Tensor | Sequence[float] | None = None, **options: Any) -> nn.Module:
-    """Make a loss by its name.
+    """Makes a loss by its name.
 
     Args:
-        name: A key of ``LOSSES``: ``ce``, ``wce-inverse``, ``wce-median``, ``wce-effective``, ``wce-enet``, ``focal``,
-            ``cb-focal``, ``ohem``, ``ldam``, ``la``, ``vs``, ``balanced-softmax``, ``blv``, ``seesaw``, ``dice``,
-            ``jml``, ``lovasz``, ``ce-dice``, ``ce-jml``, ``ce-lovasz``, ``disalign`` or ``aucseg``; or
-            ``package.module:Name``, a class or function of the user's own, whose module may lie in the current folder.
+        name: A key of `LOSSES`: `ce`, `wce-inverse`, `wce-median`, `wce-effective`, `wce-enet`, `focal`,
+            `cb-focal`, `ohem`, `ldam`, `la`, `vs`, `balanced-softmax`, `blv`, `seesaw`, `dice`,
+            `jml`, `lovasz`, `ce-dice`, `ce-jml`, `ce-lovasz`, `disalign` or `aucseg`; or
+            `package.module:Name`, a class or function of the user's own, whose module may lie in the current folder.
         class_counts: Pixels of each class in the training set (K,); losses that don't need it accept None. The user's
-            own get it, and ``ignore_index``, if they have parameters of these names.
-        **options: Options of the loss, such as ``ignore_index``, ``gamma`` or ``tau``. ``class_weight`` of ``aucseg``
-            may be the arguments of `aucseg.class_weights` instead of numbers: ``{"rule": "inverse", "power": 0.15}``.
+            own get it, and `ignore_index`, if they have parameters of these names.
+        **options: Options of the loss, such as `ignore_index`, `gamma` or `tau`. `class_weight` of `aucseg`
+            may be the arguments of `aucseg.class_weights` instead of numbers: `{"rule": "inverse", "power": 0.15}`.
 
     Returns:
-        A module with ``forward(logits (B, K, *spatial), target (B, *spatial))``, a scalar.
+        A module with `forward(logits (B, K, *spatial), target (B, *spatial))`, a scalar.
 
     Raises:
         ValueError: An unknown name, or options out of range.

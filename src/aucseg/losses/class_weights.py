@@ -33,7 +33,7 @@ class PixelCounts(Protocol):
 
 
 def check_class_counts(counts: Tensor | Sequence[float], name: str = "class_counts") -> Tensor:
-    """Return ``counts`` as a float64 tensor, on the CPU, in which absent classes have the smallest count of the others.
+    """Returns `counts` as a float64 tensor, on the CPU, in which absent classes have the smallest count of the others.
 
     A class that is missing from the counts but occurs later is rarer than all others, as far as anybody knows; a
     count of zero would give it an infinite weight or a prior of zero.
@@ -81,26 +81,26 @@ def class_weights(
 ) -> Tensor:
     r"""Weight of every class in a loss, from its count n_c; N is the sum of the counts.
 
-    - ``inverse``: :math:`(N / (K n_c))^\rho`, :math:`\rho` = ``power``: 1 for a class of average frequency.
-    - ``effective``: :math:`\propto (1 - \beta) / (1 - \beta^{n_c})`, with sum K (Cui et al., *Class-Balanced Loss Based
+    - `inverse`: :math:`(N / (K n_c))^\rho`, :math:`\rho` = `power`: 1 for a class of average frequency.
+    - `effective`: :math:`\propto (1 - \beta) / (1 - \beta^{n_c})`, with sum K (Cui et al., *Class-Balanced Loss Based
       on Effective Number of Samples*, CVPR 2019).
-    - ``median``: :math:`\mathrm{median}(f) / f_c`, with f_c the share of class c in the pixels of the images that
+    - `median`: :math:`\mathrm{median}(f) / f_c`, with f_c the share of class c in the pixels of the images that
       contain it (Eigen and Fergus, *Predicting Depth, Surface Normals and Semantic Labels*, ICCV 2015).
-    - ``enet``: :math:`1 / \log(\mathrm{offset} + n_c / N)` (Paszke et al., *ENet*, 2016).
+    - `enet`: :math:`1 / \log(\mathrm{offset} + n_c / N)` (Paszke et al., *ENet*, 2016).
 
     Classes that are absent from the counts get the weight of the rarest class.
 
     Args:
         counts: Pixels (or images) of each class (K,), or what has counted them, such as the `aucseg.ClassStatistics` of
-            the training set: of these the pixel counts are taken and, for the ``median`` rule, the labelled pixels of
+            the training set: of these the pixel counts are taken and, for the `median` rule, the labelled pixels of
             the images with a class.
         rule: One of the names above.
-        power: Exponent of the ``inverse`` rule; 0.5 is the common softened form.
-        beta: Of the ``effective`` rule, in 0..1. Classes with far more than 1 / (1 - beta) counts weigh the same, so
+        power: Exponent of the `inverse` rule; 0.5 is the common softened form.
+        beta: Of the `effective` rule, in 0..1. Classes with far more than 1 / (1 - beta) counts weigh the same, so
             that the 0.9999 that is common for images levels pixel counts out. None for 1 - 1 / median(counts).
-        image_pixels: For the ``median`` rule, the labelled pixels of the images that contain each class (K,); None for
+        image_pixels: For the `median` rule, the labelled pixels of the images that contain each class (K,); None for
             the same number for all classes.
-        offset: Of the ``enet`` rule, above 1.
+        offset: Of the `enet` rule, above 1.
 
     Returns:
         Weights (K,), float32, positive, on the CPU.

@@ -33,7 +33,7 @@ class MicroBatchAUC:
 
     Args:
         loss: The loss.
-        model: From what you pass as ``inputs`` to logits.
+        model: From what you pass as `inputs` to logits.
 
     Raises:
         TypeError: A loss without such sums.
@@ -64,7 +64,7 @@ class MicroBatchAUC:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the batch, so that the next call of `collect` begins a new one.
+        """Forgets the batch, so that the next call of `collect` begins a new one.
 
         An error within `collect` or `loss` does this by itself. After one between the calls, such as of a backward pass
         that found no memory, it is yours to do.
@@ -159,7 +159,7 @@ def accumulate(
     micro_batches: Iterable[tuple[Any, Tensor]],
     backward: Callable[[Tensor], Any] = torch.Tensor.backward,
 ) -> Tensor:
-    """Add the gradient of the whole batch to the parameters; see `MicroBatchAUC`.
+    """Adds the gradient of the whole batch to the parameters; see `MicroBatchAUC`.
 
     Under `DistributedDataParallel` the gradients are synchronized once, with the last micro-batch.
 
@@ -167,8 +167,8 @@ def accumulate(
         loss: The loss.
         model: From inputs to logits.
         micro_batches: Pairs of inputs and target. They are kept until the second pass, also those of an iterator.
-        backward: Called with each loss; for a scaler ``lambda loss: scaler.scale(loss).backward()``, in a
-            LightningModule with manual optimization ``self.manual_backward``.
+        backward: Called with each loss; for a scaler `lambda loss: scaler.scale(loss).backward()`, in a
+            LightningModule with manual optimization `self.manual_backward`.
 
     Returns:
         The loss of the whole batch, detached.

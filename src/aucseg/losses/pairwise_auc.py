@@ -39,8 +39,8 @@ def pairwise_auc_loss(
     """The pairwise AUC loss as a function; see `PairwiseAUCLoss` for formula, arguments and errors.
 
     Args:
-        logits: ``(B, K, *spatial)`` or ``(N, K)``, floating point.
-        target: ``(B, *spatial)`` or ``(N,)``, integer.
+        logits: `(B, K, *spatial)` or `(N, K)`, floating point.
+        target: `(B, *spatial)` or `(N,)`, integer.
         surrogate: See `PairwiseAUCLoss`, like all that follow.
         margin: The margin gamma.
         scores: Score function.
@@ -84,8 +84,8 @@ class PairwiseAUCLoss(ExactBuffers):
 
     .. math:: L = \sum_{c \ne a} w_{ca} \; \mathrm{mean}_{m \in c,\, n \in a} \; \ell\big(f_c(x_m) - f_c(x_n)\big)
 
-    with uniform weights over the ordered pairs of classes present (``"ovo"``), or one class against all other valid
-    pixels, averaged over the classes present (``"ova"``). Surrogates of ``t = f_c(x_m) - f_c(x_n)``:
+    with uniform weights over the ordered pairs of classes present (`"ovo"`), or one class against all other valid
+    pixels, averaged over the classes present (`"ova"`). Surrogates of `t = f_c(x_m) - f_c(x_n)`:
 
     | surrogate         | l(t)                         | remark                                              |
     |-------------------|------------------------------|-----------------------------------------------------|
@@ -109,24 +109,24 @@ class PairwiseAUCLoss(ExactBuffers):
         surrogate: One of the names above, a `SmoothSurrogate`, or a smooth function of the difference (a callable on
             tensors, for scores in [0, 1]; the margin is not used then).
         margin: The margin gamma, above 0.
-        scores: ``"sigmoid"`` (the released code's), ``"softmax"`` or ``"identity"``.
-        strategy: ``"ovo"`` or ``"ova"``.
-        pair_weight: ``(K, K)``, not negative, row = positives, column = negatives; normalized over the pairs present.
-            ``"ovo"`` only.
+        scores: `"sigmoid"` (the released code's), `"softmax"` or `"identity"`.
+        strategy: `"ovo"` or `"ova"`.
+        pair_weight: `(K, K)`, not negative, row = positives, column = negatives; normalized over the pairs present.
+            `"ovo"` only.
         ignore_index: Label of pixels that do not count.
         process_group: Take the pixels of all ranks of this group together: every rank gets the loss of the whole, and
             the averaged gradients of data-parallel training are those of one process with the whole batch. None: this
             process alone.
-        max_fpr: One-way partial AUC: of the negatives of each class (``"ova"``: of all negatives) only the
-            ``ceil(max_fpr n)`` with the highest scores count. In (0, 1]; for hinge and squared hinge.
+        max_fpr: One-way partial AUC: of the negatives of each class (`"ova"`: of all negatives) only the
+            `ceil(max_fpr n)` with the highest scores count. In (0, 1]; for hinge and squared hinge.
         check_finite: Raise a ValueError that names image and class if a logit is not finite. Waits for the device.
         validate_args: Check the labels when they are on the CPU. (On an accelerator a bad label is an assertion of the
-            device, which says so later; under ``torch.compile`` labels and logits are not checked.)
+            device, which says so later; under `torch.compile` labels and logits are not checked.)
 
     Shape:
-        - logits: ``(B, K, *spatial)`` with any number of spatial dimensions, or ``(N, K)``; ``K = 1``: one logit a
+        - logits: `(B, K, *spatial)` with any number of spatial dimensions, or `(N, K)`; `K = 1`: one logit a
           pixel, labels 0 and 1, the binary AUC loss.
-        - target: ``(B, *spatial)`` or ``(N,)``, labels 0..K-1 or the ignore label, of any integer dtype but
+        - target: `(B, *spatial)` or `(N,)`, labels 0..K-1 or the ignore label, of any integer dtype but
           uint64, or bool.
         - output: scalar, float32 (float64 for float64 logits).
 
@@ -233,7 +233,7 @@ def auc_losses(loss: nn.Module) -> list[PairwiseAUCLoss]:
 
 @contextmanager
 def process_group_of(loss: nn.Module, group: dist.ProcessGroup | None) -> Iterator[None]:
-    """Within the context the AUC losses take the pixels of all processes of ``group`` together; None: this one's.
+    """Within the context the AUC losses take the pixels of all processes of `group` together; None: this one's.
 
     Losses that are computed by sorting stay on their process.
     """

@@ -42,11 +42,11 @@ class TailMemoryBank(UncompiledModule):
     In training mode each call does, in this order:
 
     1. *Store.* From every image, every tail class in it is stored: its connected components (8-connectivity) of at
-       least ``min_pixels`` pixels, the ``max_components`` largest, each with its place; only the pixels of the class,
-       as a copy. A class holds up to ``capacity`` samples (one per image); then a random one is replaced.
+       least `min_pixels` pixels, the `max_components` largest, each with its place; only the pixels of the class,
+       as a copy. A class holds up to `capacity` samples (one per image); then a random one is replaced.
     2. *Retrieve.* Of the tail classes :math:`C_{miss}` that are missing, :math:`\lceil |C_{miss}| R_S \rceil` are
-       drawn without replacement among those that have something stored (:math:`R_S` = ``sample_ratio``). For each one
-       a stored sample is drawn and resized by :math:`R_R` = ``resize_ratio`` (shape: nearest; colours: bilinear over
+       drawn without replacement among those that have something stored (:math:`R_S` = `sample_ratio`). For each one
+       a stored sample is drawn and resized by :math:`R_R` = `resize_ratio` (shape: nearest; colours: bilinear over
        pixels of the class alone, so no background bleeds in), or by less if it would not fit into the image.
     3. *Paste.* The sample is placed at random and only the pixels of its class change, in image and mask alike.
 
@@ -56,49 +56,49 @@ class TailMemoryBank(UncompiledModule):
     A paste of which nothing would be left, for example wholly over protected pixels, is tried at up to four more
     places, chosen so that one of its pixels meets one that is free.
 
-    With ``presence_target`` :math:`t` the number drawn follows from how common a class is, not from ``sample_ratio``:
+    With `presence_target` :math:`t` the number drawn follows from how common a class is, not from `sample_ratio`:
     a class that a share :math:`p` of the images holds is pasted into an image that lacks it with probability
     :math:`q = \max(0, (t - p) / (1 - p))`, which lifts its presence to :math:`t` and leaves classes above it alone.
     Less is reached before a first sample is stored, and where images have no free pixel within reach of the sample:
-    ``presence_reached`` tells.
+    `presence_reached` tells.
 
     Places and random choices are worked out on the host, and stored pixels stay on the images' device. A call that has
-    to read its masks from an accelerator waits for it; with a ``plan`` nothing waits. Volumes work like images.
+    to read its masks from an accelerator waits for it; with a `plan` nothing waits. Volumes work like images.
 
     Args:
-        tail_classes: class ids (train ids, 0..num_classes-1) to store and paste.
-        num_classes: number of classes K.
-        capacity: samples per class (S_M of the paper), at least 1.
-        sample_ratio: share of the missing classes to paste (R_S), 0..1; by default 0.05, and None with
-            ``presence_target``, which takes its place.
-        resize_ratio: scale of what is pasted (R_R), above 0.
-        scope: what "missing" means. ``"image"``: each image gets what it lacks. ``"batch"``: classes that no image of
-            the batch holds are drawn once, and each goes to a random image; ``presence_target`` is then a share of
+        tail_classes: Class ids (train ids, 0..num_classes-1) to store and paste.
+        num_classes: Number of classes K.
+        capacity: Samples per class (S_M of the paper), at least 1.
+        sample_ratio: Share of the missing classes to paste (R_S), 0..1; by default 0.05, and None with
+            `presence_target`, which takes its place.
+        resize_ratio: Scale of what is pasted (R_R), above 0.
+        scope: What "missing" means. `"image"`: each image gets what it lacks. `"batch"`: classes that no image of
+            the batch holds are drawn once, and each goes to a random image; `presence_target` is then a share of
             batches, and :math:`p` of images becomes :math:`1 - (1 - p)^B`.
-        placement: ``"canvas"``: the whole canvas of the stored image is resized and placed at a random offset, with
-            all its components; at ``resize_ratio=1`` and equal image sizes an object returns to where it was cut.
-            ``"uniform"``: one component, drawn by its number of pixels, goes anywhere.
-        protect_tail: pixels that belong to a tail class, pasted ones included, are not pasted over. Otherwise the
+        placement: `"canvas"`: the whole canvas of the stored image is resized and placed at a random offset, with
+            all its components; at `resize_ratio=1` and equal image sizes an object returns to where it was cut.
+            `"uniform"`: one component, drawn by its number of pixels, goes anywhere.
+        protect_tail: Pixels that belong to a tail class, pasted ones included, are not pasted over. Otherwise the
             last paste wins.
-        protect_classes: further classes whose pixels are not pasted over, for example the middle classes: where images
+        protect_classes: Further classes whose pixels are not pasted over, for example the middle classes: where images
             get many pastes, the objects between head and tail are otherwise often covered.
-        min_pixels: smallest component to store, in pixels. Of a class whose components are all smaller nothing is
+        min_pixels: Smallest component to store, in pixels. Of a class whose components are all smaller nothing is
             stored; a warning says so once.
-        max_bytes: bound on ``nbytes``, not on the room around it. Beyond it the oldest sample of the fullest class
+        max_bytes: Bound on `nbytes`, not on the room around it. Beyond it the oldest sample of the fullest class
             goes (most samples, then most bytes); a sample that is larger by itself is not stored.
-        ignore_index: label of pixels without a class; never stored, may be pasted over.
+        ignore_index: Label of pixels without a class; never stored, may be pasted over.
         generator: CPU generator of all random choices; by default an own one, seeded from torch's global generator.
             Its state is saved and loaded with the bank.
-        presence_target: share of images (0..1) that should hold each tail class; see above.
-        max_factor: with ``presence_target``, presence rises at most this many times, at least 1: :math:`t` becomes
+        presence_target: Share of images (0..1) that should hold each tail class; see above.
+        max_factor: With `presence_target`, presence rises at most this many times, at least 1: :math:`t` becomes
             :math:`\min(t, \mathrm{max\_factor} \cdot p)`, and about so often a sample is shown in an epoch.
-        presence: (K,) share of images that hold each class, as ``ClassStatistics`` counts it, for whole images; a crop
+        presence: (K,) share of images that hold each class, as `ClassStatistics` counts it, for whole images; a crop
             holds fewer, and too little would be pasted. By default it is estimated from the images seen so far.
-        max_components: components stored per class and image, at least 1.
+        max_components: Components stored per class and image, at least 1.
 
     Raises:
-        TypeError: classes that are not given by their ids.
-        ValueError: an argument out of range, ``sample_ratio`` beside ``presence_target``, ``max_factor`` without it.
+        TypeError: Classes that are not given by their ids.
+        ValueError: An argument out of range, `sample_ratio` beside `presence_target`, `max_factor` without it.
 
     Example:
         >>> bank = TailMemoryBank([2], num_classes=3, sample_ratio=1.0, resize_ratio=1.0, min_pixels=1, scope="image")
@@ -177,20 +177,20 @@ class TailMemoryBank(UncompiledModule):
     ) -> TailMemoryBank:
         """Makes a bank with the settings of the paper and, for scope and placement, of its code.
 
-        ``capacity`` (S_M) is 5, ``scope`` image, ``placement`` canvas; the others depend on the data set:
+        `capacity` (S_M) is 5, `scope` image, `placement` canvas; the others depend on the data set:
 
-        - ``"ade20k"``: ``sample_ratio`` (R_S) 0.05, ``resize_ratio`` (R_R) 0.4
-        - ``"cityscapes"``: 1 and 1
-        - ``"coco_stuff"``: 0.05 and 0.1
+        - `"ade20k"`: `sample_ratio` (R_S) 0.05, `resize_ratio` (R_R) 0.4
+        - `"cityscapes"`: 1 and 1
+        - `"coco_stuff"`: 0.05 and 0.1
 
         Args:
-            data_set: one of these names.
-            tail_classes: as above.
-            num_classes: as above.
-            **options: any other option, or one of these settings with another value.
+            data_set: One of these names.
+            tail_classes: As above.
+            num_classes: As above.
+            **options: Any other option, or one of these settings with another value.
 
         Raises:
-            ValueError: another data set, or what the bank refuses.
+            ValueError: Another data set, or what the bank refuses.
 
         Example:
             >>> TailMemoryBank.as_in_paper("cityscapes", [6, 12, 14, 15, 16, 17, 18], 19).resize_ratio
@@ -223,9 +223,9 @@ class TailMemoryBank(UncompiledModule):
 
     @property
     def presence_reached(self) -> dict[int, float]:
-        """Share of images (``scope="batch"``: of batches) that held each tail class after pasting, 0..1.
+        """Share of images (`scope="batch"`: of batches) that held each tail class after pasting, 0..1.
 
-        Counted since the bank was made, cleared or loaded; what to compare ``presence_target`` with.
+        Counted since the bank was made, cleared or loaded; what to compare `presence_target` with.
         """
         return dict(zip(self.tail_classes, self._counts.reached, strict=True))
 
@@ -238,7 +238,7 @@ class TailMemoryBank(UncompiledModule):
         return [(image, class_id, count) for image, class_id, count in self._last_pastes.T.tolist()]
 
     def extra_repr(self) -> str:
-        """Main settings, for ``print(bank)``."""
+        """Main settings, for `print(bank)`."""
         return (
             f"{len(self.tail_classes)} of {self.num_classes} classes, capacity={self.capacity}, "
             f"sample_ratio={self.sample_ratio}, resize_ratio={self.resize_ratio}, scope={self.scope!r}, "
@@ -253,19 +253,19 @@ class TailMemoryBank(UncompiledModule):
             images: (B, C, H, W), or volumes (B, C, D, H, W), uint8 or floating, any number of channels and any range
                 of values. Channels and dtype must stay the same from batch to batch as long as samples are stored; H
                 and W may change.
-            masks: (B, H, W) or (B, D, H, W), labels 0..K-1 or ``ignore_index``, on the device of the images: bool or
+            masks: (B, H, W) or (B, D, H, W), labels 0..K-1 or `ignore_index`, on the device of the images: bool or
                 any integer dtype but uint64. (uint8 and int16 to int64 save a copy in int64.)
-            plan: what ``bank.plan(masks)`` or ``bank.planner(masks)`` has made of these masks, while on the CPU:
+            plan: What `bank.plan(masks)` or `bank.planner(masks)` has made of these masks, while on the CPU:
                 nothing then waits for the device, and the pastes are the same.
 
         Returns:
-            ``(images, masks)``: in training mode new tensors of the same shapes, dtypes and memory format; in
+            `(images, masks)`: in training mode new tensors of the same shapes, dtypes and memory format; in
             evaluation mode the inputs.
 
         Raises:
-            TypeError: a dtype that is none of the above.
-            ValueError: shapes or devices that do not match, images unlike the stored ones, a label outside 0..K-1
-                that is not ``ignore_index``, or a plan of other settings or masks (on CUDA other masks of the same
+            TypeError: A dtype that is none of the above.
+            ValueError: Shapes or devices that do not match, images unlike the stored ones, a label outside 0..K-1
+                that is not `ignore_index`, or a plan of other settings or masks (on CUDA other masks of the same
                 shape are an assertion of the device, which says so later; on other accelerators nobody notices).
         """
         self._last_pastes = _NO_PASTES
@@ -293,7 +293,7 @@ class TailMemoryBank(UncompiledModule):
         return self._planner
 
     def plan(self, masks: Tensor) -> BatchPlan:
-        """Takes from a batch's masks what ``bank(images, masks, plan=plan)`` needs of them; draws and stores nothing.
+        """Takes from a batch's masks what `bank(images, masks, plan=plan)` needs of them; draws and stores nothing.
 
         Args:
             masks: (B, H, W) or (B, D, H, W), on the CPU; on an accelerator this waits for the device.
@@ -342,18 +342,18 @@ class TailMemoryBank(UncompiledModule):
         """Stores samples of a bank with the same tail classes, such as that of another process.
 
         Args:
-            samples: for each tail class in ascending order any number of samples, as ``get_extra_state()`` holds them
-                under ``"samples"``. Beyond ``capacity`` and ``max_bytes`` the oldest go.
+            samples: For each tail class in ascending order any number of samples, as `get_extra_state()` holds them
+                under `"samples"`. Beyond `capacity` and `max_bytes` the oldest go.
 
         Raises:
-            ValueError: damaged samples, or samples unlike the stored ones; the bank is then as it was.
+            ValueError: Damaged samples, or samples unlike the stored ones; the bank is then as it was.
         """
         check_samples(samples, self.tail_classes)
         check_samples([[*own, *new] for own, new in zip(self._store.state(), samples, strict=True)], self.tail_classes)
         self._store.extend(samples)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Everything that changes, as tensors and plain containers (part of ``state_dict()``)."""
+        """Everything that changes, as tensors and plain containers (part of `state_dict()`)."""
         return {
             "num_classes": self.num_classes,
             "tail_classes": list(self.tail_classes),
@@ -364,10 +364,10 @@ class TailMemoryBank(UncompiledModule):
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restores ``get_extra_state()``; beyond ``capacity`` and ``max_bytes`` the oldest samples are dropped.
+        """Restores `get_extra_state()`; beyond `capacity` and `max_bytes` the oldest samples are dropped.
 
         Raises:
-            ValueError: the state is of other classes, or damaged; the bank is then as it was.
+            ValueError: The state is of other classes, or damaged; the bank is then as it was.
         """
         check_state(state, self.num_classes, self.tail_classes)
         try:

@@ -53,12 +53,12 @@ def check_settings(
     """ValueError for the first setting out of its range.
 
     Args:
-        counts: settings that are whole numbers, at least 1.
-        shares: settings in 0..1, or None where they are not used.
-        resize_ratio: above 0 and finite.
-        max_bytes: at least 1, or None.
-        choices: settings with the values that they may have.
-        generator: on the CPU, or None.
+        counts: Settings that are whole numbers, at least 1.
+        shares: Settings in 0..1, or None where they are not used.
+        resize_ratio: Above 0 and finite.
+        max_bytes: At least 1, or None.
+        choices: Settings with the values that they may have.
+        generator: On the CPU, or None.
     """
     for name, count in counts.items():
         if not isinstance(count, Integral):  # a number such as 5.0 would fail when the bank is full
@@ -196,8 +196,8 @@ def check_labels(
         label: (R,) labels of runs.
         start: (R,) where each run begins in the flattened batch.
         shape: (B, H, W) or (B, D, H, W) of the batch.
-        num_classes: number of classes.
-        ignore_index: label of pixels without a class.
+        num_classes: Number of classes.
+        ignore_index: Label of pixels without a class.
     """
     label = label.astype(np.int64)
     bad = ((label < 0) | (label >= num_classes)) & (label != ignore_index)

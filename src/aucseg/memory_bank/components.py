@@ -28,7 +28,7 @@ def expand(counts: Ints) -> tuple[Ints, Ints]:
         counts: (N,), elements per segment, zero allowed.
 
     Returns:
-        ``(segment, position)``, each (sum of counts,).
+        `(segment, position)`, each (sum of counts,).
 
     Example:
         >>> segment, position = expand(np.array([2, 0, 3]))
@@ -47,8 +47,8 @@ def horizontal_runs(masks: Tensor) -> tuple[Ints, Ints, npt.NDArray[Any]]:
             waits for the device.
 
     Returns:
-        ``(start, length, label)`` of each run in reading order: ``start`` (R,) indices into the flattened batch,
-        ``length`` (R,) pixels, ``label`` (R,) of the masks' dtype. A run never crosses the end of a row.
+        `(start, length, label)` of each run in reading order: `start` (R,) indices into the flattened batch,
+        `length` (R,) pixels, `label` (R,) of the masks' dtype. A run never crosses the end of a row.
 
     Example:
         >>> start, length, label = horizontal_runs(torch.tensor([[[7, 7, 5], [5, 5, 5]]]))
@@ -76,7 +76,7 @@ def connected_components(start: Ints, length: Ints, label: npt.NDArray[Any], sha
     all but contrived shapes.
 
     Args:
-        start: (R,) sorted starts of runs in the flattened batch, as from ``horizontal_runs``; any subset of the runs
+        start: (R,) sorted starts of runs in the flattened batch, as from `horizontal_runs`; any subset of the runs
             will do.
         length: (R,) pixels of each run.
         label: (R,) label of each run.
@@ -129,11 +129,11 @@ def number_components(root: Ints, length: Ints, group: Ints, min_pixels: int, ma
     """Numbers the components within each group of runs from 0 on, the one with the most pixels first.
 
     Args:
-        root: (R,), from ``connected_components``.
+        root: (R,), from `connected_components`.
         length: (R,), pixels of each run.
         group: (R,), group of each run, the same for all runs of a component.
-        min_pixels: smaller components get no number.
-        max_components: nor do components beyond this many in a group.
+        min_pixels: Smaller components get no number.
+        max_components: Nor do components beyond this many in a group.
 
     Returns:
         (R,): for each run the number of its component, -1 for none.

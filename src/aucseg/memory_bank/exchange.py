@@ -12,14 +12,14 @@ from aucseg.memory_bank.bank import TailMemoryBank
 
 
 def exchange_samples(bank: TailMemoryBank, device: torch.device, shift: int, generator: torch.Generator) -> int:
-    """Each process gives one stored sample of each tail class to the process ``shift`` ranks further on.
+    """Each process gives one stored sample of each tail class to the process `shift` ranks further on.
 
     A class that occurs on one process alone thus comes to all of them. What arrives is stored like a new sample: beyond
-    ``capacity`` the oldest goes.
+    `capacity` the oldest goes.
 
     Args:
-        bank: the bank of this process.
-        device: where the backend's messages live: the CPU for gloo, this process's accelerator for NCCL.
+        bank: The bank of this process.
+        device: Where the backend's messages live: the CPU for gloo, this process's accelerator for NCCL.
         shift: 1..world size - 1, the same on all processes.
         generator: CPU generator that draws what is given.
 
@@ -46,7 +46,7 @@ def exchange_samples(bank: TailMemoryBank, device: torch.device, shift: int, gen
 
 
 def swap(message: Tensor, received: Tensor, to: int, source: int) -> Tensor:
-    """Sends a message to one process and fills ``received`` with that of another, of the same dtype and device."""
+    """Sends a message to one process and fills `received` with that of another, of the same dtype and device."""
     operations = [dist.P2POp(dist.isend, message, to), dist.P2POp(dist.irecv, received, source)]
     for work in dist.batch_isend_irecv(operations):
         work.wait()

@@ -12,12 +12,12 @@ def subtract(begin: Ints, end: Ints, taken_begin: Ints, taken_end: Ints) -> tupl
 
     Args:
         begin: (N,) any order.
-        end: (N,) at least ``begin``.
+        end: (N,) at least `begin`.
         taken_begin: (M,) sorted.
         taken_end: (M,) of disjoint intervals.
 
     Returns:
-        ``(source, begin, end)`` of each piece, in the order of the intervals: which interval it is from, and where it
+        `(source, begin, end)` of each piece, in the order of the intervals: which interval it is from, and where it
         lies. None is empty.
 
     Example:
@@ -48,7 +48,7 @@ def overlaps(begin: Ints, end: Ints, other_begin: Ints, other_end: Ints) -> tupl
         other_end: (M,) of disjoint intervals.
 
     Returns:
-        ``(other, size)`` of each overlap: which of the others, and pixels in common.
+        `(other, size)` of each overlap: which of the others, and pixels in common.
 
     Example:
         >>> [part.tolist() for part in overlaps(np.array([3]), np.array([9]), np.array([0, 8]), np.array([5, 20]))]
@@ -61,7 +61,7 @@ def overlaps(begin: Ints, end: Ints, other_begin: Ints, other_end: Ints) -> tupl
 
 
 def union(begin: Ints, end: Ints) -> tuple[Ints, Ints]:
-    """Joins intervals that overlap: sorted, disjoint ``(begin, end)``.
+    """Joins intervals that overlap: sorted, disjoint `(begin, end)`.
 
     Example:
         >>> [part.tolist() for part in union(np.array([5, 0, 3]), np.array([9, 4, 5]))]
@@ -74,7 +74,7 @@ def union(begin: Ints, end: Ints) -> tuple[Ints, Ints]:
 
 
 def gaps(begin: Ints, end: Ints, low: int, high: int) -> tuple[Ints, Ints]:
-    """What [low, high) holds outside sorted, disjoint intervals: ``(begin, length)`` of each gap, some empty.
+    """What [low, high) holds outside sorted, disjoint intervals: `(begin, length)` of each gap, some empty.
 
     Example:
         >>> [part.tolist() for part in gaps(np.array([0, 12]), np.array([11, 15]), low=10, high=20)]
@@ -94,10 +94,10 @@ def settle(owner: Ints, begin: Ints, end: Ints, first_wins: bool) -> tuple[Ints,
         owner: (N,) owner of each interval; those of one owner are disjoint.
         begin: (N,) any order.
         end: (N,) none empty.
-        first_wins: whether the smallest owner has it, or the greatest.
+        first_wins: Whether the smallest owner has it, or the greatest.
 
     Returns:
-        ``(source, begin, end)`` of disjoint pieces: which interval each is from, and where it lies.
+        `(source, begin, end)` of disjoint pieces: which interval each is from, and where it lies.
 
     Example:
         >>> pieces = settle(np.array([0, 1]), np.array([4, 0]), np.array([6, 9]), first_wins=True)

@@ -14,10 +14,10 @@ _BY_DATA_SET = {
 
 
 def paper_settings(data_set: str) -> dict[str, Any]:
-    """Options of ``TailMemoryBank`` that the paper sets: S_M, R_S, R_R, and what its code does about scope and place.
+    """Options of `TailMemoryBank` that the paper sets: S_M, R_S, R_R, and what its code does about scope and place.
 
     Raises:
-        ValueError: a data set that the paper does not report.
+        ValueError: A data set that the paper does not report.
 
     Example:
         >>> paper_settings("cityscapes")["sample_ratio"]
@@ -32,10 +32,10 @@ def paper_settings(data_set: str) -> dict[str, Any]:
 
 
 def with_paper_settings(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a configuration, with what ``as_in_paper`` among them stands for; the other options come first.
+    """Options of a configuration, with what `as_in_paper` among them stands for; the other options come first.
 
     Raises:
-        ValueError: ``as_in_paper`` names no data set of the paper.
+        ValueError: `as_in_paper` names no data set of the paper.
 
     Example:
         >>> with_paper_settings({"as_in_paper": "coco_stuff", "capacity": 10})["capacity"]

@@ -67,7 +67,7 @@ class Placement(NamedTuple):
 
     Attributes:
         counts: (N,) pixels pasted by each paste.
-        pieces: what to write.
+        pieces: What to write.
     """
 
     counts: Ints
@@ -90,11 +90,11 @@ def place_samples(
     such a further try covers neither a tail class nor what was pasted before.
 
     Args:
-        pastes: at least one, in the order of pasting.
-        plan: of the masks.
-        resize_ratio: scale; less where the result would not fit into the image.
-        placement: ``"canvas"`` or ``"uniform"``, as in ``TailMemoryBank``.
-        first_wins: whether the first of several pastes that meet in a pixel has it; else the last.
+        pastes: At least one, in the order of pasting.
+        plan: Of the masks.
+        resize_ratio: Scale; less where the result would not fit into the image.
+        placement: `"canvas"` or `"uniform"`, as in `TailMemoryBank`.
+        first_wins: Whether the first of several pastes that meet in a pixel has it; else the last.
         generator: CPU generator of the places.
     """
 
@@ -153,7 +153,7 @@ def _place(
 ) -> _Placed:
     """Places each sample once, outside the intervals that are taken.
 
-    The places are random. With ``aim`` (number of pastes,), a pixel of the flattened image for each, a random pixel of
+    The places are random. With `aim` (number of pastes,), a pixel of the flattened image for each, a random pixel of
     the sample lies there, or as near as the edges allow.
     """
     num_pastes = len(pastes.samples)
@@ -242,7 +242,7 @@ def _resize(runs: _Runs, canvas: Ints, resized: Ints) -> tuple[Ints, Ints, Ints]
     """Runs of the resized canvases.
 
     Returns:
-        ``(source, place, length)``: the run (S,) each comes from, its place (axes, S) in the resized canvas, and its
+        `(source, place, length)`: the run (S,) each comes from, its place (axes, S) in the resized canvas, and its
         length (S,).
     """
     if (canvas == resized).all():
@@ -263,7 +263,7 @@ def _resize(runs: _Runs, canvas: Ints, resized: Ints) -> tuple[Ints, Ints, Ints]
 
 
 def _nearest(edge: Ints, size: Ints, new_size: Ints) -> Ints:
-    """First resized row (or column) whose nearest canvas row floor((i + 1/2) size / new_size) is at least ``edge``.
+    """First resized row (or column) whose nearest canvas row floor((i + 1/2) size / new_size) is at least `edge`.
 
     A canvas row becomes the resized rows from its own edge to the next one's: none, one or several. Integers keep it
     exact.

@@ -45,11 +45,11 @@ class Pieces(NamedTuple):
     """Horizontal stretches of pixels to write, each (S,); no two meet.
 
     Attributes:
-        begin: where each begins in the flattened batch.
-        length: its pixels.
-        label: its class.
-        source: place of its first pixel among the stored ones; not used where there is a resizing.
-        resizing: how pixels come from the stored ones where they are not copied.
+        begin: Where each begins in the flattened batch.
+        length: Its pixels.
+        label: Its class.
+        source: Place of its first pixel among the stored ones; not used where there is a resizing.
+        resizing: How pixels come from the stored ones where they are not copied.
     """
 
     begin: Ints
@@ -88,7 +88,7 @@ def paste_pixels(images: Tensor, masks: Tensor, stored: Tensor, pieces: Pieces) 
         images: (B, C, H, W) or (B, C, D, H, W), dense in memory, contiguous or channels-last.
         masks: (B, H, W) or (B, D, H, W), contiguous.
         stored: (N, C) stored pixels.
-        pieces: what to write.
+        pieces: What to write.
     """
     num_pixels = int(pieces.length.sum())
     columns = [
@@ -121,16 +121,16 @@ def paste_pixels(images: Tensor, masks: Tensor, stored: Tensor, pieces: Pieces) 
 
 
 def _interpolate(stored: Tensor, runs: Tensor, places: Tensor, shares: Tensor, column: Tensor) -> Tensor:
-    """Linear colours, half-pixel centres, of resized pixels: (P, C), dtype of ``stored``.
+    """Linear colours, half-pixel centres, of resized pixels: (P, C), dtype of `stored`.
 
     The weights are those of the neighbours inside the runs, normalized: what is outside the object has no share. The
     nearest canvas pixel lies inside, so that the weights never sum to zero.
 
     Args:
         stored: (N, C) stored pixels.
-        runs: (3, R) ``key``, ``first`` and ``length`` of a ``Resizing``.
-        places: (2 + Q, P) ``column``, ``width`` and ``row`` of each pixel's piece.
-        shares: (1 + Q, P) float32, ``scale`` and ``row_weight``.
+        runs: (3, R) `key`, `first` and `length` of a `Resizing`.
+        places: (2 + Q, P) `column`, `width` and `row` of each pixel's piece.
+        shares: (1 + Q, P) float32, `scale` and `row_weight`.
         column: (P,) place of each pixel in its piece.
     """
     key, first, length = runs
@@ -168,7 +168,7 @@ def send(arrays: list[npt.NDArray[Any]], device: torch.device) -> list[Tensor]:
 
 
 def _expand(counts: Tensor, before: Tensor, total: int) -> tuple[Tensor, Tensor]:
-    """For each element of segments its segment and its position inside it; ``total`` saves a wait for the device."""
+    """For each element of segments its segment and its position inside it; `total` saves a wait for the device."""
     segment = torch.repeat_interleave(counts, output_size=total)
     return segment, torch.arange(total, device=counts.device) - before.index_select(0, segment)
 

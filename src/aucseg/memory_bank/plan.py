@@ -45,7 +45,7 @@ class BatchPlan:
         spared_end: (S,).
         spared_tail: (S,) position of the class among the tail classes, -1 for others.
         spared_protected: (S,) whether the class is protected.
-        protected: begin and end of those runs, that no paste may cover.
+        protected: Begin and end of those runs, that no paste may cover.
         probes: (P,) some of the places where they begin, at most 1024; what a device compares with its masks.
         probed: (P,) their labels.
     """
@@ -120,23 +120,23 @@ class BankPlanner:
             masks: (B, H, W) or (B, D, H, W), as the bank takes them. On an accelerator this waits for the device.
 
         Raises:
-            TypeError: a dtype that does not hold labels.
-            ValueError: another shape, or a label outside 0..K-1 that is not ``ignore_index``.
+            TypeError: A dtype that does not hold labels.
+            ValueError: Another shape, or a label outside 0..K-1 that is not `ignore_index`.
         """
         check_masks(masks, self.tail_classes)
         return BatchPlan(self, workable(masks).contiguous())
 
     def collate(self, samples: Sequence[Any]) -> Any:
-        """A ``collate_fn`` for a ``DataLoader``: the usual batch, and its plan.
+        """A `collate_fn` for a `DataLoader`: the usual batch, and its plan.
 
         Args:
-            samples: pairs ``(image, mask)``, or mappings with the key ``"mask"``.
+            samples: Pairs `(image, mask)`, or mappings with the key `"mask"`.
 
         Returns:
-            ``(images, masks, plan)``, or the mapping with the plan under ``"plan"``.
+            `(images, masks, plan)`, or the mapping with the plan under `"plan"`.
 
         Raises:
-            TypeError: samples of another kind.
+            TypeError: Samples of another kind.
 
         Example:
             >>> import torch

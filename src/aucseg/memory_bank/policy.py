@@ -1,6 +1,6 @@
 """Which of the missing classes are pasted: the policies of the memory bank, and the presence that they go by.
 
-A policy draws among the tail classes that a unit (an image, or a batch with ``scope="batch"``) lacks. Classes go by
+A policy draws among the tail classes that a unit (an image, or a batch with `scope="batch"`) lacks. Classes go by
 their position among the tail classes here.
 """
 
@@ -17,7 +17,7 @@ class PresenceCounts:
     """In how many images each tail class was seen, and in how many units it was after pasting.
 
     Args:
-        num_tail: number of tail classes.
+        num_tail: Number of tail classes.
     """
 
     def __init__(self, num_tail: int) -> None:
@@ -64,7 +64,7 @@ def draw_share_of_missing(
         generator: CPU generator of the draw.
 
     Returns:
-        ``(unit, position)`` of each class that is drawn, unit after unit, in random order within each.
+        `(unit, position)` of each class that is drawn, unit after unit, in random order within each.
 
     Example:
         >>> missing, stored = np.array([[True] * 4]), np.array([[True, False, True, False]])
@@ -94,10 +94,10 @@ def draw_to_presence(
         shares: :math:`p` of each tail class, the share of the units that hold it, 0..1.
         target: :math:`t`, 0..1.
         generator: CPU generator of the draws.
-        max_factor: the target of a class is at most this many times :math:`p`; None for no bound.
+        max_factor: The target of a class is at most this many times :math:`p`; None for no bound.
 
     Returns:
-        ``(unit, position)`` of each class that is drawn, ascending.
+        `(unit, position)` of each class that is drawn, ascending.
 
     Example:
         >>> stored = np.ones((1, 2), dtype=bool)

@@ -18,7 +18,7 @@ _NUM_IN_VAIN = 20
 
 
 class SampleStore:
-    """Up to ``capacity`` samples of each tail class, together within ``max_bytes``.
+    """Up to `capacity` samples of each tail class, together within `max_bytes`.
 
     The pixels of all samples lie in one tensor on the images' device, so that a step copies them in and out by one
     operation each. Where a sample has gone its place stays empty until the tensor is full; then what is left moves to
@@ -27,12 +27,12 @@ class SampleStore:
     Classes go by their position among the tail classes here, 0..num_tail-1.
 
     Args:
-        num_tail: number of tail classes.
-        capacity: samples of each class.
-        max_bytes: bound on ``nbytes``, or None.
+        num_tail: Number of tail classes.
+        capacity: Samples of each class.
+        max_bytes: Bound on `nbytes`, or None.
 
     Attributes:
-        samples: of each class, the oldest first.
+        samples: Of each class, the oldest first.
     """
 
     def __init__(self, num_tail: int, capacity: int, max_bytes: int | None) -> None:
@@ -58,12 +58,12 @@ class SampleStore:
         """Stores a copy of each group's pixels; in a full class a random sample makes way.
 
         Args:
-            plan: of the masks of these images.
+            plan: Of the masks of these images.
             images: (B, C, H, W) or (B, C, D, H, W), dense in memory, contiguous or channels-last.
             generator: CPU generator of the choices.
 
         Returns:
-            The classes of which something was stored; a sample above ``max_bytes`` by itself is not.
+            The classes of which something was stored; a sample above `max_bytes` by itself is not.
         """
         self._adopt_format(images)
         num_tail = len(self.samples)
@@ -125,7 +125,7 @@ class SampleStore:
         return [[sample.state(self.pixels) for sample in samples] for samples in self.samples]
 
     def extend(self, state: Sequence[Sequence[Mapping[str, Any]]]) -> None:
-        """Adds the samples of a ``state()``, checked before; beyond the bounds the oldest go."""
+        """Adds the samples of a `state()`, checked before; beyond the bounds the oldest go."""
         values = [sample["values"] for new in state for sample in new]
         if not values:
             return
@@ -144,7 +144,7 @@ class SampleStore:
         self._evict()
 
     def _evict(self) -> None:
-        """Drops samples until ``max_bytes`` is kept to."""
+        """Drops samples until `max_bytes` is kept to."""
         if self.max_bytes is None:
             return
         excess = self.nbytes - self.max_bytes
@@ -158,7 +158,7 @@ class SampleStore:
         """Refuses images (B, C, H, W) or volumes (B, C, D, H, W) unlike those that the samples are from.
 
         Raises:
-            ValueError: another dtype, another number of channels, or volumes beside images.
+            ValueError: Another dtype, another number of channels, or volumes beside images.
         """
         stored = next((samples[0] for samples in self.samples if samples), None)
         if stored is None:
@@ -184,7 +184,7 @@ class SampleStore:
 
 
 def _cut(plan: BatchPlan, images: Tensor, groups: list[int], pixels: Tensor, first: int) -> list[Sample]:
-    """Copies the pixels of some groups to where ``pixels`` is free."""
+    """Copies the pixels of some groups to where `pixels` is free."""
     if not groups:
         return []
     chosen = np.zeros(len(plan.groups), dtype=bool)
@@ -207,9 +207,9 @@ class NeverStored:
     """Says once of a tail class that images hold it and nothing of it is ever stored.
 
     Args:
-        tail_classes: ids of the tail classes.
-        min_pixels: setting of the bank.
-        max_bytes: setting of the bank.
+        tail_classes: Ids of the tail classes.
+        min_pixels: Setting of the bank.
+        max_bytes: Setting of the bank.
     """
 
     def __init__(self, tail_classes: Sequence[int], min_pixels: int, max_bytes: int | None) -> None:
@@ -224,7 +224,7 @@ class NeverStored:
 
         Args:
             present: (B, num_tail) whether each image holds each class.
-            stored: the classes of which something was stored.
+            stored: The classes of which something was stored.
         """
         for position in stored:
             self._in_vain.pop(position, None)

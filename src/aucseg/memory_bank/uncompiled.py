@@ -1,4 +1,4 @@
-"""Modules that ``torch.compile`` leaves alone."""
+"""Modules that `torch.compile` leaves alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 class UncompiledModule(nn.Module):
-    """A module whose ``forward`` breaks a compiled graph once, and runs as it is.
+    """A module whose `forward` breaks a compiled graph once, and runs as it is.
 
     For work with NumPy on the host, which a compiler would take for tensors and break at every number that is asked
     for.

@@ -1,6 +1,6 @@
 """Metrics over a whole data set, in constant memory: every state is a sum over batches and ranks.
 
-All are ``torchmetrics.Metric`` objects (``pip install "aucseg[train]"``).
+All are `torchmetrics.Metric` objects (`pip install "aucseg[train]"`).
 """
 
 try:

@@ -16,7 +16,7 @@ class PixelAveragePrecision(ScoreHistogramMetric):
 
     .. math:: \mathrm{AP} = \sum_n (R_n - R_{n-1}) P_n
 
-    over the thresholds n from high to low (scikit-learn's ``average_precision_score``, not interpolated). From
+    over the thresholds n from high to low (scikit-learn's `average_precision_score`, not interpolated). From
     histograms it is known within bounds: with T positives and F negatives above a bin that holds p positives and n
     negatives, the positives of the bin have a mean precision of at most (T + p) / (T + p + F), all of them first, and
     their precisions sum, all of them last, to
@@ -28,12 +28,12 @@ class PixelAveragePrecision(ScoreHistogramMetric):
 
     Args:
         num_classes: Number of classes K, at least 2.
-        groups: Class ids per group, such as ``{"head": [...], "middle": [...], "tail": [...]}``; None for no groups.
-        scores: How logits become scores: ``"softmax"``, ``"sigmoid"``, or ``"identity"`` for scores in 0..1.
+        groups: Class ids per group, such as `{"head": [...], "middle": [...], "tail": [...]}`; None for no groups.
+        scores: How logits become scores: `"softmax"`, `"sigmoid"`, or `"identity"` for scores in 0..1.
         bins: Number of bins, 4,096 by default.
         ignore_index: Pixels with this label in the target don't count.
-        class_names: Names of the classes for :meth:`plot`; None for their numbers.
-        **kwargs: Options of ``torchmetrics.Metric``.
+        class_names: Names of the classes for `plot`; None for their numbers.
+        **kwargs: Options of `torchmetrics.Metric`.
 
     Example:
         >>> import torch
@@ -64,7 +64,7 @@ class PixelAveragePrecision(ScoreHistogramMetric):
         self.groups = check_groups(groups, num_classes, reserved)
 
     def compute(self) -> Tensor:
-        """Return the mean average precision.
+        """Returns the mean average precision.
 
         Returns:
             Mean over the classes that occur: float32 scalar in 0..1, NaN where there is none.
@@ -75,15 +75,15 @@ class PixelAveragePrecision(ScoreHistogramMetric):
         return self.details()["map"]
 
     def details(self) -> dict[str, Tensor]:
-        """Return the average precision, that of every class and group, and how far they can be off.
+        """Returns the average precision, that of every class and group, and how far they can be off.
 
         Returns:
-            ``map``: what ``compute`` returns, and ``error_bound``, the largest distance of the true value from it; one
-            mean per group, under its name; ``per_class`` and ``per_class_error_bound``, (K,). All float32 in 0..1, NaN
+            `map`: what `compute` returns, and `error_bound`, the largest distance of the true value from it; one
+            mean per group, under its name; `per_class` and `per_class_error_bound`, (K,). All float32 in 0..1, NaN
             for a class or group that does not occur.
 
         Raises:
-            ValueError: As ``compute``.
+            ValueError: As `compute`.
         """
         with self.over_processes():
             self.raise_if_invalid()

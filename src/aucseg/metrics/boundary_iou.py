@@ -29,14 +29,14 @@ def boundary_width(size: Sequence[int], ratio: float = DILATION_RATIO) -> int:
 
 
 def boundary_region(labels: Tensor, width: int) -> Tensor:
-    """Mark the pixels whose surroundings are not all of their label, or leave the image.
+    """Marks the pixels whose surroundings are not all of their label, or leave the image.
 
     Args:
         labels: (B, *spatial) integers.
         width: Half the size of the surroundings: pixels at most this far away in every direction.
 
     Returns:
-        (B, *spatial) bool: for each label its mask without the mask eroded by a square of ``2 * width + 1`` pixels.
+        (B, *spatial) bool: for each label its mask without the mask eroded by a square of `2 * width + 1` pixels.
 
     Raises:
         ValueError: A width below 1.
@@ -59,10 +59,10 @@ def boundary_region(labels: Tensor, width: int) -> Tensor:
 
 
 def _any_near(flags: Tensor, reach: int, dim: int, *, outside: bool) -> Tensor:
-    """Whether a flag is set at most ``reach`` places away: of pixels, or of the edges between them (one flag less).
+    """Whether a flag is set at most `reach` places away: of pixels, or of the edges between them (one flag less).
 
     Args:
-        flags: Bool; along ``dim`` one for each pixel (``outside`` False) or for each pair of neighbours (True).
+        flags: Bool; along `dim` one for each pixel (`outside` False) or for each pair of neighbours (True).
         reach: Places.
         dim: Where to look.
         outside: What there is beyond the image.
@@ -90,10 +90,10 @@ def boundary_overlap(
 
     Args:
         predicted: (B, *spatial) integer labels; 0..K-1 wherever the target is not ignored.
-        target: (B, *spatial) integer labels, 0..K-1 or ``ignore_index``.
+        target: (B, *spatial) integer labels, 0..K-1 or `ignore_index`.
         num_classes: K.
         ignore_index: The ignore label.
-        width: d in pixels, by default 2 % of the diagonal, see :func:`boundary_width`.
+        width: D in pixels, by default 2 % of the diagonal, see `boundary_width`.
 
     Returns:
         (2, K) int64: intersections and unions.

@@ -21,7 +21,7 @@ def draw_class_bars(
     bounds: Sequence[float] | None = None,
     axes: Any = None,
 ) -> tuple[Any, Any]:
-    """Draw one horizontal bar a class, the first at the top, and a line at the mean.
+    """Draws one horizontal bar a class, the first at the top, and a line at the mean.
 
     Args:
         values: (K,) in 0..1; NaN for a class that does not occur, which gets no bar and says so.
@@ -35,7 +35,7 @@ def draw_class_bars(
         The figure, None if axes were given, and the axes.
 
     Raises:
-        ImportError: matplotlib is missing.
+        ImportError: Matplotlib is missing.
     """
     pyplot = import_extra("matplotlib.pyplot", "report")
     figure = None

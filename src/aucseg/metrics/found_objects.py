@@ -18,7 +18,7 @@ def found_objects(
     num_classes: int,
     side_limits: tuple[float, float] = SIDE_LIMITS,
 ) -> npt.NDArray[np.int64]:
-    """Count the objects of one image or volume, and those found, by class and size.
+    """Counts the objects of one image or volume, and those found, by class and size.
 
     An object is a connected component of the pixels of a class in the truth, 8-connected, in volumes 26-connected. It
     is found when at least half of its pixels are predicted as that class. An object of 30 pixels counts as much as one
@@ -27,7 +27,7 @@ def found_objects(
 
     Args:
         predicted: (H, W) or (D, H, W) integer labels.
-        target: Integer labels of that shape; what is outside of 0..K-1 is no object.
+        target: Integer labels of that shape; what is outside of 0..K-1 is not an object.
         num_classes: K.
         side_limits: Sides in pixels of the square (in volumes of the cube) with as many pixels as the smallest medium
             and the smallest large object. Those of COCO, 32 and 96, leave only small lesions in most volumes.
@@ -37,8 +37,8 @@ def found_objects(
         over images.
 
     Raises:
-        ImportError: without scipy.
-        ValueError: shapes that differ or have neither two nor three dimensions; limits that fall.
+        ImportError: Without scipy.
+        ValueError: Shapes that differ or have neither two nor three dimensions; limits that fall.
 
     Example:
         >>> target = np.array([[1, 1, 0, 1], [0, 0, 0, 1]])

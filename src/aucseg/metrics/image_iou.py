@@ -15,15 +15,15 @@ def per_image_overlap(predicted: Tensor, target: Tensor, num_classes: int, ignor
 
     Args:
         predicted: (H, W) integer labels; of a volume (D, H, W).
-        target: Integer labels of that shape; pixels of ``ignore_index`` do not count.
+        target: Integer labels of that shape; pixels of `ignore_index` do not count.
         num_classes: K.
-        ignore_index: the ignore label.
+        ignore_index: The ignore label.
 
     Returns:
-        ``{class id: [pixels of the intersection, pixels of the union, pixels in the truth]}``.
+        `{class id: [pixels of the intersection, pixels of the union, pixels in the truth]}`.
 
     Raises:
-        ValueError: shapes that differ.
+        ValueError: Shapes that differ.
 
     Example:
         >>> per_image_overlap(torch.tensor([[0, 1, 1]]), torch.tensor([[0, 0, 255]]), 3, 255)
@@ -44,7 +44,7 @@ def per_image_overlap(predicted: Tensor, target: Tensor, num_classes: int, ignor
 
 
 def added_overlaps(one: Mapping[int, Sequence[int]], other: Mapping[int, Sequence[int]]) -> dict[int, list[int]]:
-    """What :func:`per_image_overlap` gives of an image in two parts, from that of each.
+    """What `per_image_overlap` gives of an image in two parts, from that of each.
 
     Example:
         >>> added_overlaps({0: [1, 2, 2]}, {0: [3, 3, 3], 1: [0, 1, 0]})
@@ -64,15 +64,15 @@ def image_scores(overlap: Mapping[str, Mapping[int, Sequence[int]]]) -> dict[str
 
     .. math:: \mathrm{IoU}^I = \frac1N \sum_i \frac{1}{|\mathcal{C}_i|} \sum_{c \in \mathcal{C}_i} \mathrm{IoU}_{ic}
 
-    and the same over the ``ceil(N / 10)`` images where the inner mean is lowest (fine-grained mIoU; Wang et al.,
+    and the same over the `ceil(N / 10)` images where the inner mean is lowest (fine-grained mIoU; Wang et al.,
     *Revisiting Evaluation Metrics for Semantic Segmentation: Optimization and Evaluation of Fine-grained Intersection
     over Union*, 2023). Images count alike, and small objects as much as large ones of the same class in other images.
 
     Args:
-        overlap: For each image what :func:`per_image_overlap` returns. Images without a labelled pixel do not count.
+        overlap: For each image what `per_image_overlap` returns. Images without a labelled pixel do not count.
 
     Returns:
-        ``image_miou`` and ``image_worst``, in 0..1; NaN without an image that counts.
+        `image_miou` and `image_worst`, in 0..1; NaN without an image that counts.
 
     Example:
         >>> image_scores({"a": {0: [8, 10, 9], 1: [0, 1, 0]}, "b": {0: [0, 4, 4], 1: [2, 4, 3]}})

@@ -36,18 +36,18 @@ class GroupedMeanIoU(PixelMetric):
 
     with 0 for the precision of a class that is never predicted and the recall of one that is never true. A class that
     occurs neither in the truth nor in the prediction is NaN and is left out of the means. So is the class
-    ``ignore_index`` if it is one of the classes, as it can have no true pixel; a pixel of another class that is called
+    `ignore_index` if it is one of the classes, as it can have no true pixel; a pixel of another class that is called
     it is still missed.
 
-    Labels outside ``0..num_classes - 1`` that are not ``ignore_index``, and non-finite logits, raise ``ValueError``:
-    from ``update`` on the CPU, from ``compute`` on an accelerator, where ``update`` does not wait for the device.
+    Labels outside `0..num_classes - 1` that are not `ignore_index`, and non-finite logits, raise `ValueError`:
+    from `update` on the CPU, from `compute` on an accelerator, where `update` does not wait for the device.
 
     Args:
         num_classes: Number of classes K, at least 2.
-        groups: Class ids per group, such as ``{"head": [...], "middle": [...], "tail": [...]}``; None for no groups.
+        groups: Class ids per group, such as `{"head": [...], "middle": [...], "tail": [...]}`; None for no groups.
         ignore_index: Pixels with this label in the target don't count.
-        class_names: Names of the classes for :meth:`plot`; None for their numbers.
-        **kwargs: Options of ``torchmetrics.Metric``.
+        class_names: Names of the classes for `plot`; None for their numbers.
+        **kwargs: Options of `torchmetrics.Metric`.
 
     Example:
         >>> import torch
@@ -86,14 +86,14 @@ class GroupedMeanIoU(PixelMetric):
         return confusion
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Add a batch to the confusion matrix.
+        """Adds a batch to the confusion matrix.
 
         Args:
             preds: Predicted labels, integers (or bool) of the target's shape; or logits (B, K, *spatial), floating
                 point, whose argmax is the prediction. Logits smaller than the target are upsampled first (bilinear,
-                ``align_corners=False``), a band of rows at a time. (N, K) logits go with (N,) labels. With two classes
+                `align_corners=False`), a band of rows at a time. (N, K) logits go with (N,) labels. With two classes
                 also one logit a pixel, (B, 1, *spatial): class 1 where it is above 0.
-            target: Labels (B, *spatial), integers in ``0..K - 1`` or ``ignore_index``; bool with two classes.
+            target: Labels (B, *spatial), integers in `0..K - 1` or `ignore_index`; bool with two classes.
 
         Raises:
             TypeError: Labels that are not integers.
@@ -124,11 +124,11 @@ class GroupedMeanIoU(PixelMetric):
             self._count(preds, target)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the means.
+        """Returns the means.
 
         Returns:
-            ``miou``: mean over the classes that occur; one mean per group, under its name; ``precision``, ``recall``
-            and ``f1``: means over the classes that occur. All float32 scalars in 0..1, NaN where no class occurs, or
+            `miou`: mean over the classes that occur; one mean per group, under its name; `precision`, `recall`
+            and `f1`: means over the classes that occur. All float32 scalars in 0..1, NaN where no class occurs, or
             none that is not ignored.
 
         Raises:
@@ -138,15 +138,15 @@ class GroupedMeanIoU(PixelMetric):
         return {name: details[name] for name in ("miou", *self.groups, *_SCORES)}
 
     def details(self) -> dict[str, Tensor]:
-        """Return the means and the values of every class.
+        """Returns the means and the values of every class.
 
         Returns:
-            What ``compute`` returns; ``tail_precision``, ``tail_recall``, ``tail_f1`` and so on for each group;
-            ``per_class`` (the IoU), ``per_class_precision``, ``per_class_recall``, ``per_class_f1``: (K,). All float32
+            What `compute` returns; `tail_precision`, `tail_recall`, `tail_f1` and so on for each group;
+            `per_class` (the IoU), `per_class_precision`, `per_class_recall`, `per_class_f1`: (K,). All float32
             in 0..1, NaN for a class or group that does not occur or is ignored.
 
         Raises:
-            ValueError: As ``compute``.
+            ValueError: As `compute`.
         """
         with self.over_processes():
             self.raise_if_invalid()

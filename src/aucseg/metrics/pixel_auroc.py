@@ -19,22 +19,22 @@ class PixelAUROC(ScoreHistogramMetric):
 
     .. math:: \mathrm{AUC}_{ca} = \sum_b p_b \Big(\sum_{b' < b} q_{b'} + \tfrac12 q_b\Big) \pm \tfrac12 \sum_b p_b q_b
 
-    The true value lies within the bound. ``average="ovo"`` averages over ordered pairs of classes (Hand and Till, *A
+    The true value lies within the bound. `average="ovo"` averages over ordered pairs of classes (Hand and Till, *A
     Simple Generalisation of the Area Under the ROC Curve for Multiple Class Classification Problems*, 2001;
-    scikit-learn's ``roc_auc_score(multi_class="ovo")``), ``"ovr"`` takes all other pixels as the negatives of a
+    scikit-learn's `roc_auc_score(multi_class="ovo")`), `"ovr"` takes all other pixels as the negatives of a
     class. Classes without a pixel in the truth are NaN and left out of the means. How scores are binned:
-    :class:`ScoreHistogramMetric`.
+    `ScoreHistogramMetric`.
 
     AUC alone looks optimistic under imbalance: read it beside IoU and average precision.
 
     Args:
         num_classes: Number of classes K, at least 2.
-        average: ``"ovo"`` or ``"ovr"``.
-        scores: How logits become scores: ``"softmax"``, ``"sigmoid"``, or ``"identity"`` for scores in 0..1.
+        average: `"ovo"` or `"ovr"`.
+        scores: How logits become scores: `"softmax"`, `"sigmoid"`, or `"identity"` for scores in 0..1.
         bins: Number of bins; None for as many as fit in 180 MB, 4,096 at most (K = 150, ovo: 1,000).
         ignore_index: Pixels with this label in the target don't count.
-        class_names: Names of the classes for :meth:`plot`; None for their numbers.
-        **kwargs: Options of ``torchmetrics.Metric``.
+        class_names: Names of the classes for `plot`; None for their numbers.
+        **kwargs: Options of `torchmetrics.Metric`.
 
     Example:
         >>> import torch
@@ -63,7 +63,7 @@ class PixelAUROC(ScoreHistogramMetric):
         super().__init__(num_classes, average, scores, bins, ignore_index, class_names, **kwargs)
 
     def compute(self) -> Tensor:
-        """Return the AUC.
+        """Returns the AUC.
 
         Returns:
             Mean over the pairs (ovo) or classes (ovr) that occur: float32 scalar in 0..1, NaN where there is none.
@@ -74,15 +74,15 @@ class PixelAUROC(ScoreHistogramMetric):
         return self.details()["auroc"]
 
     def details(self) -> dict[str, Tensor]:
-        """Return the AUC, that of every class, and how far they can be off.
+        """Returns the AUC, that of every class, and how far they can be off.
 
         Returns:
-            ``auroc``: what ``compute`` returns, and ``error_bound``, the largest distance of the true value from it;
-            ``per_class`` and ``per_class_error_bound`` likewise, (K,). All float32 in 0..1, NaN where a class, or every
+            `auroc`: what `compute` returns, and `error_bound`, the largest distance of the true value from it;
+            `per_class` and `per_class_error_bound` likewise, (K,). All float32 in 0..1, NaN where a class, or every
             other class, does not occur.
 
         Raises:
-            ValueError: As ``compute``.
+            ValueError: As `compute`.
         """
         with self.over_processes():
             self.raise_if_invalid()
@@ -98,10 +98,10 @@ class PixelAUROC(ScoreHistogramMetric):
             )
 
     def roc_curve(self, class_id: int) -> tuple[Tensor, Tensor]:
-        """Return the ROC curve of a class against all others: false and true positive rates.
+        """Returns the ROC curve of a class against all others: false and true positive rates.
 
         Args:
-            class_id: The class, in ``0..K - 1``.
+            class_id: The class, in `0..K - 1`.
 
         Returns:
             Two float32 tensors (bins + 1,), rising from 0 to 1; NaN where there are no negatives or no positives.

@@ -22,20 +22,20 @@ _MAX_DIMENSIONS = 3  # of upsampling
 class PixelMetric(Metric):
     """A metric over labelled pixels whose states are sums.
 
-    ``compute`` returns what a loop logs, scalars alone, as :class:`torchmetrics.MetricTracker`, Lightning's ``log`` and
-    ``log_dict`` ask for; :meth:`details` returns everything, values of classes included; :meth:`plot` draws those.
+    `compute` returns what a loop logs, scalars alone, as `torchmetrics.MetricTracker`, Lightning's `log` and
+    `log_dict` ask for; `details` returns everything, values of classes included; `plot` draws those.
 
-    ``torchmetrics.MetricCollection`` shares the states of metrics whose states have the same names and, after the first
-    batch, the same values: names of states tell all settings that the states depend on, see :meth:`add_sums`.
+    `torchmetrics.MetricCollection` shares the states of metrics whose states have the same names and, after the first
+    batch, the same values: names of states tell all settings that the states depend on, see `add_sums`.
 
-    Values that it cannot count raise ``ValueError``: from ``update`` on the CPU; on an accelerator, where ``update``
-    must not wait for the device, they are counted and ``compute`` raises.
+    Values that it cannot count raise `ValueError`: from `update` on the CPU; on an accelerator, where `update`
+    must not wait for the device, they are counted and `compute` raises.
 
     Args:
         num_classes: Number of classes K, at least 2.
         ignore_index: Pixels with this label in the target don't count.
-        class_names: Names of the classes for :meth:`plot`; None for their numbers.
-        **kwargs: Options of ``torchmetrics.Metric``.
+        class_names: Names of the classes for `plot`; None for their numbers.
+        **kwargs: Options of `torchmetrics.Metric`.
     """
 
     is_differentiable = False
@@ -68,27 +68,27 @@ class PixelMetric(Metric):
         self.add_state("num_invalid", torch.tensor(0), dist_reduce_fx="sum")
 
     def details(self) -> dict[str, Tensor]:
-        """Return what ``compute`` returns and more, ``per_class`` (K,) at least, over all processes."""
+        """Returns what `compute` returns and more, `per_class` (K,) at least, over all processes."""
         raise NotImplementedError
 
     def over_processes(self) -> AbstractContextManager[None]:
-        """Within the context the states are those of all processes, as they are within ``compute``."""
+        """Within the context the states are those of all processes, as they are within `compute`."""
         outside = not self._is_synced
         context: AbstractContextManager[None] = self.sync_context(should_sync=outside, should_unsync=outside)
         return context
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Draw a bar for each class, with its error bound; or given values.
+        """Draws a bar for each class, with its error bound; or given values.
 
         Args:
-            val: Results of ``compute`` or ``forward``, one or a list, to draw instead, as torchmetrics' own metrics do.
+            val: Results of `compute` or `forward`, one or a list, to draw instead, as torchmetrics' own metrics do.
             ax: Axes of matplotlib to draw into; None for a new figure.
 
         Returns:
             Figure (None if axes were given) and axes.
 
         Raises:
-            ImportError: matplotlib is missing.
+            ImportError: Matplotlib is missing.
         """
         if val is not None:
             return self._plot(val, ax)
@@ -103,11 +103,11 @@ class PixelMetric(Metric):
         )
 
     def add_sums(self, name: str, *settings: str, shape: tuple[int, ...]) -> str:
-        """Add a state of int64 sums, zero at first, and return its name, which tells the settings.
+        """Adds a state of int64 sums, zero at first, and returns its name, which tells the settings.
 
         Args:
             name: What is summed.
-            *settings: Settings that the sums depend on, beside the shape and ``ignore_index``.
+            *settings: Settings that the sums depend on, beside the shape and `ignore_index`.
             shape: Shape of the state.
         """
         name = "_".join([name, *settings, f"ignore_{self.ignore_index}".replace("-", "minus_")])
@@ -129,25 +129,25 @@ class PixelMetric(Metric):
         return self
 
     def results(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return results in float32 on the metric's device."""
+        """Returns results in float32 on the metric's device."""
         return {name: value.float().to(self.num_invalid.device) for name, value in values.items()}
 
     def out_of_range(self, labels: Tensor) -> Tensor:
-        """Mark labels outside ``0..num_classes - 1``."""
+        """Marks labels outside `0..num_classes - 1`."""
         return (labels < 0) | (labels >= self.num_classes)
 
     def check_labels(self, labels: Tensor, target: Tensor, what: str) -> None:
-        """Refuse (or count) labels out of range at pixels that the target doesn't ignore."""
+        """Refuses (or counts) labels out of range at pixels that the target doesn't ignore."""
         remedy = f"expected 0..{self.num_classes - 1} wherever the target is not ignore_index, {self.ignore_index}"
         self.refuse(self.out_of_range(labels) & (target != self.ignore_index), labels, what, remedy)
 
     def check_values(self, logits: Tensor, target: Tensor) -> None:
-        """Refuse (or count) non-finite logits and target labels out of range."""
+        """Refuses (or counts) non-finite logits and target labels out of range."""
         self.refuse(~logits.isfinite(), logits, "logit", "logits must be finite (mask a class with -1e4, not -inf)")
         self.check_labels(target, target, "target label")
 
     def raise_if_invalid(self) -> None:
-        """Raise ``ValueError`` if updates on an accelerator met values that cannot be counted."""
+        """Raises `ValueError` if updates on an accelerator met values that cannot be counted."""
         num_invalid = int(self.num_invalid)
         if num_invalid:
             raise ValueError(
@@ -156,7 +156,7 @@ class PixelMetric(Metric):
             )
 
     def refuse(self, invalid: Tensor, values: Tensor, what: str, remedy: str) -> None:
-        """Raise ``ValueError`` with the first invalid value on the CPU; count invalid values on an accelerator."""
+        """Raises `ValueError` with the first invalid value on the CPU; counts invalid values on an accelerator."""
         if values.device.type != "cpu":
             self.num_invalid += invalid.sum()
         elif invalid.any():
@@ -167,12 +167,12 @@ class PixelMetric(Metric):
 def check_groups(
     groups: Mapping[str, Sequence[int]] | None, num_classes: int, reserved: Sequence[str]
 ) -> dict[str, list[int]]:
-    """Return the groups of classes as a plain dict, or raise ``ValueError`` or ``TypeError``.
+    """Returns the groups of classes as a plain dict, or raises `ValueError` or `TypeError`.
 
     Args:
-        groups: Class ids per group, such as ``{"head": [0, 1], "middle": [2], "tail": [3]}``; None stands for no
+        groups: Class ids per group, such as `{"head": [0, 1], "middle": [2], "tail": [3]}`; None stands for no
             groups.
-        num_classes: Class ids lie in ``0..num_classes - 1``.
+        num_classes: Class ids lie in `0..num_classes - 1`.
         reserved: Names that no group may have, because the metric returns them for something else.
     """
     checked: dict[str, list[int]] = {}
@@ -200,9 +200,9 @@ def group_means(per_class: Tensor, groups: Mapping[str, Sequence[int]]) -> dict[
 
 
 def check_logits(logits: Tensor, target: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Check types and shapes and return ``logits`` as (B, K, *spatial) and ``target`` as (B, *spatial) int64.
+    """Checks types and shapes and returns `logits` as (B, K, *spatial) and `target` as (B, *spatial) int64.
 
-    ``(N, K)`` logits with ``(N,)`` labels become one image of N pixels. One logit a pixel, (B, 1, *spatial), is taken
+    `(N, K)` logits with `(N,)` labels become one image of N pixels. One logit a pixel, (B, 1, *spatial), is taken
     where there are two classes and returned as it is.
 
     Raises:
@@ -239,7 +239,7 @@ def check_logits(logits: Tensor, target: Tensor, num_classes: int) -> tuple[Tens
 
 
 def bands_at(logits: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield float32 logits at the target's size and the target, a band of rows of one image at a time.
+    """Yields float32 logits at the target's size and the target, a band of rows of one image at a time.
 
     Args:
         logits: (B, K, *spatial), at most the target's size.

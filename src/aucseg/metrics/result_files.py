@@ -12,14 +12,14 @@ from aucseg.safe_files import write_json
 
 
 def curve_points(false_rate: Tensor, true_rate: Tensor) -> dict[str, Any]:
-    """A ROC curve for ``curves.json``, with no more points than a plot on a linear or logarithmic axis shows.
+    """A ROC curve for `curves.json`, with no more points than a plot on a linear or logarithmic axis shows.
 
     Args:
         false_rate: (N,), rising from 0 to 1.
         true_rate: (N,), rising from 0 to 1.
 
     Returns:
-        ``{"fpr": list, "tpr": list, "auroc": area under all N points}``; NaN in, NaN out.
+        `{"fpr": list, "tpr": list, "auroc": area under all N points}`; NaN in, NaN out.
 
     Example:
         >>> curve_points(torch.tensor([0.0, 0.0, 0.5, 1.0]), torch.tensor([0.0, 0.5, 1.0, 1.0]))
@@ -45,14 +45,14 @@ def write_results(
     images: Mapping[str, Mapping[int, Sequence[int]]],
     roc_curves: Mapping[str, tuple[Tensor, Tensor]] | None = None,
 ) -> None:
-    """Writes ``result.json``, ``confusion.json``, ``images.json`` and ``curves.json``, see `aucseg.run_files`.
+    """Writes `result.json`, `confusion.json`, `images.json` and `curves.json`, see `aucseg.run_files`.
 
     Args:
-        folder: where to; it is made.
-        result: the entries of ``result.json``.
-        confusion: pixels by true class (row) and predicted class.
-        images: for each image what `per_image_overlap` returns.
-        roc_curves: false and true positive rates by class name; None for a prediction without scores.
+        folder: Where to; it is made.
+        result: The entries of `result.json`.
+        confusion: Pixels by true class (row) and predicted class.
+        images: For each image what `per_image_overlap` returns.
+        roc_curves: False and true positive rates by class name; None for a prediction without scores.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in (RESULT_FILE, CURVES_FILE):  # of an earlier evaluation

@@ -30,12 +30,12 @@ class ScoreHistogramMetric(PixelMetric):
 
     Args:
         num_classes: Number of classes K, at least 2.
-        average: ``"ovo"`` keeps (K, K, bins) counts, ``"ovr"`` (2, K, bins), in int64.
-        scores: How logits become scores: ``"softmax"``, ``"sigmoid"``, or ``"identity"`` for scores in 0..1.
+        average: `"ovo"` keeps (K, K, bins) counts, `"ovr"` (2, K, bins), in int64.
+        scores: How logits become scores: `"softmax"`, `"sigmoid"`, or `"identity"` for scores in 0..1.
         bins: Number of bins; None for as many as fit in 180 MB, 4,096 at most (K = 150, ovo: 1,000).
         ignore_index: Pixels with this label in the target don't count.
-        class_names: Names of the classes for :meth:`plot`; None for their numbers.
-        **kwargs: Options of ``torchmetrics.Metric``.
+        class_names: Names of the classes for `plot`; None for their numbers.
+        **kwargs: Options of `torchmetrics.Metric`.
     """
 
     def __init__(
@@ -70,15 +70,15 @@ class ScoreHistogramMetric(PixelMetric):
         return histogram
 
     def update(self, logits: Tensor, target: Tensor) -> None:
-        """Add a batch to the histograms.
+        """Adds a batch to the histograms.
 
         Args:
-            logits: (B, K, *spatial) floating point, finite (scores in 0..1 with ``scores="identity"``). Smaller than
-                the target, they are upsampled first (bilinear, ``align_corners=False``), a band of rows at a time.
+            logits: (B, K, *spatial) floating point, finite (scores in 0..1 with `scores="identity"`). Smaller than
+                the target, they are upsampled first (bilinear, `align_corners=False`), a band of rows at a time.
                 (N, K) logits go with (N,) labels. With two classes also one logit z a pixel, (B, 1, *spatial): the
-                scores are then those of class 1 (``"softmax"`` and ``"sigmoid"``: the sigmoid of z), and one minus them
+                scores are then those of class 1 (`"softmax"` and `"sigmoid"`: the sigmoid of z), and one minus them
                 those of class 0.
-            target: Labels (B, *spatial), integers in ``0..K - 1`` or ``ignore_index``; bool with two classes.
+            target: Labels (B, *spatial), integers in `0..K - 1` or `ignore_index`; bool with two classes.
 
         Raises:
             TypeError: Labels that are not integers, logits that are not floating point.
@@ -103,7 +103,7 @@ class ScoreHistogramMetric(PixelMetric):
             self._count(band.flatten(2)[0], band_target.flatten())
 
     def counts_of_class(self, class_id: int) -> tuple[Tensor, Tensor]:
-        """Return the counts (bins,) int64 of channel ``class_id``: at pixels of its class and at all others."""
+        """Returns the counts (bins,) int64 of channel `class_id`: at pixels of its class and at all others."""
         if not 0 <= class_id < self.num_classes:
             raise ValueError(f"class id {class_id} is outside 0..{self.num_classes - 1}")
         if self.average == "ovr":
@@ -118,7 +118,7 @@ class ScoreHistogramMetric(PixelMetric):
         return torch.cat([other, logits], dim=1)
 
     def _count(self, logits: Tensor, labels: Tensor) -> None:
-        """Count ``logits`` (K, N) float32 with ``labels`` (N,) int64."""
+        """Counts `logits` (K, N) float32 with `labels` (N,) int64."""
         valid = (labels != self.ignore_index) & ~self.out_of_range(labels)
         cell = self._bin(logits)
         channel = torch.arange(self.num_classes, device=logits.device).unsqueeze(1)

@@ -28,7 +28,7 @@ def tile(
     logits, target, num_pixels, num_classes, ignore_index, height, width, full_height, full_width,
     stride_b, stride_c, stride_y, stride_x, UPSAMPLE: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
-    """Logits of some pixels ``(CHANNELS, PIXELS)``, which of these there are, labels (``num_classes``: not counted)."""
+    """Logits of some pixels `(CHANNELS, PIXELS)`, which of these there are, labels (`num_classes`: not counted)."""
     blocks = tl.cdiv(num_pixels, PIXELS)
     image = (tl.program_id(0) // blocks).to(tl.int64)
     pixels = (tl.program_id(0) % blocks) * PIXELS + tl.arange(0, PIXELS)
@@ -62,7 +62,7 @@ def histogram_kernel(
     SCORES: tl.constexpr, BY_LABEL: tl.constexpr, CHECK: tl.constexpr,
     UPSAMPLE: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
-    """Adds to ``histogram``: see `aucseg.metrics.score_histogram`, whose formulas these are."""
+    """Adds to `histogram`: see `aucseg.metrics.score_histogram`, whose formulas these are."""
     x, inside, channel, label, bad_label = tile(
         logits, target, num_pixels, num_classes, ignore_index, height, width, full_height, full_width,
         stride_b, stride_c, stride_y, stride_x, UPSAMPLE, CHANNELS, PIXELS,
@@ -100,7 +100,7 @@ def confusion_kernel(
     stride_b, stride_c, stride_y, stride_x,
     CHECK: tl.constexpr, UPSAMPLE: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
-    """Adds to ``confusion`` ``(K, K)``, by label and the channel with the highest logit; of equal ones the first."""
+    """Adds to `confusion` `(K, K)`, by label and the channel with the highest logit; of equal ones the first."""
     x, inside, channel, label, bad_label = tile(
         logits, target, num_pixels, num_classes, ignore_index, height, width, full_height, full_width,
         stride_b, stride_c, stride_y, stride_x, UPSAMPLE, CHANNELS, PIXELS,
@@ -149,7 +149,7 @@ def count_scores(
     bin_scale: float,
     max_logit: float,
 ) -> None:
-    """Add the scores of a batch to a histogram.
+    """Adds the scores of a batch to a histogram.
 
     Args:
         logits: (B, K, *spatial), `offered`.
@@ -157,7 +157,7 @@ def count_scores(
         histogram: (K, K, bins) or (2, K, bins) int64, contiguous.
         num_invalid: int64 scalar, to which the number of invalid values is added; None: they were counted before.
         ignore_index: Label of pixels that do not count.
-        scores: ``"softmax"``, ``"sigmoid"`` or ``"identity"``.
+        scores: `"softmax"`, `"sigmoid"` or `"identity"`.
         by_label: Whether the rows of the histogram are labels, or the rest and the own class.
         center: Logit in the middle of the bins.
         bin_scale: How far the bins are evenly spaced.
@@ -174,7 +174,7 @@ def count_scores(
 def count_confusion(
     logits: Tensor, target: Tensor, confusion: Tensor, num_invalid: Tensor | None, ignore_index: int
 ) -> None:
-    """Add a batch to a confusion matrix.
+    """Adds a batch to a confusion matrix.
 
     Args:
         logits: (B, K, *spatial), `offered`.

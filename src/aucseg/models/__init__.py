@@ -1,4 +1,4 @@
-"""Models: images ``(B, C, H, W)`` in, logits ``(B, K, h, w)`` at any resolution out."""
+"""Models: images `(B, C, H, W)` in, logits `(B, K, h, w)` at any resolution out."""
 
 from aucseg.models.build import build_model as build_model
 from aucseg.models.build import without_weights as without_weights

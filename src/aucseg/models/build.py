@@ -18,29 +18,29 @@ from aucseg.models.torchvision_models import build_torchvision_model, list_torch
 
 
 def build_model(name: str | nn.Module, num_classes: int, **options: Any) -> SegmentationModel:
-    """Build a model by its name.
+    """Builds a model by its name.
 
     Args:
         name: One of
 
-            - ``"segnext/tiny"``, ``small``, ``base``, ``large``: :func:`build_segnext`;
-            - ``"smp/fpn"`` and every other architecture of segmentation_models_pytorch:
-              :func:`aucseg.models.smp_models.build_smp_model`;
-            - ``"hf/segformer"``, ``"hf/<folder, config.json or hub name>"``:
-              :func:`aucseg.models.hf_models.build_hf_model`;
-            - ``"torchvision/deeplabv3_resnet50"``, ...:
-              :func:`aucseg.models.torchvision_models.build_torchvision_model`;
-            - ``"package.module:Name"``: the user's own class or function, called with ``num_classes=K`` and the
+            - `"segnext/tiny"`, `small`, `base`, `large`: `build_segnext`;
+            - `"smp/fpn"` and every other architecture of segmentation_models_pytorch:
+              `aucseg.models.smp_models.build_smp_model`;
+            - `"hf/segformer"`, `"hf/<folder, config.json or hub name>"`:
+              `aucseg.models.hf_models.build_hf_model`;
+            - `"torchvision/deeplabv3_resnet50"`, ...:
+              `aucseg.models.torchvision_models.build_torchvision_model`;
+            - `"package.module:Name"`: the user's own class or function, called with `num_classes=K` and the
               options; the module may lie in the current folder;
             - a module, to be used as it is.
 
         num_classes: K, at least 1.
-        **options: Options of the family. For the user's own models those of :class:`aucseg.models.WrappedNetwork`
-            (``stride``, ``auxiliary_weight``, ``pixel_mean``, ...) go there, all others to the class or function.
+        **options: Options of the family. For the user's own models those of `aucseg.models.WrappedNetwork`
+            (`stride`, `auxiliary_weight`, `pixel_mean`, ...) go there, all others to the class or function.
 
     Returns:
-        A module from normalized images ``(B, C, H, W)`` to logits ``(B, K, h, w)`` at any resolution. ``pixel_mean``
-        and ``pixel_std`` say how to normalize, in units of 0..255.
+        A module from normalized images `(B, C, H, W)` to logits `(B, K, h, w)` at any resolution. `pixel_mean`
+        and `pixel_std` say how to normalize, in units of 0..255.
 
     Raises:
         ValueError: Unknown name or option; the message has the nearest ones.
@@ -72,11 +72,11 @@ def build_model(name: str | nn.Module, num_classes: int, **options: Any) -> Segm
 
 
 def without_weights(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the options that build the same model with random weights, for weights that come from a checkpoint.
+    """Gives the options that build the same model with random weights, for weights that come from a checkpoint.
 
     Args:
-        name: As for :func:`build_model`. The options of a user's own class are left as they are.
-        options: Options of :func:`build_model`.
+        name: As for `build_model`. The options of a user's own class are left as they are.
+        options: Options of `build_model`.
 
     Example:
         >>> without_weights("smp/fpn", {"encoder_weights": "package:efficientnet_lite0"})
@@ -96,7 +96,7 @@ def without_weights(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _closest_names(name: str) -> str:
-    """Suggest whole names, for one that lacks its family, misspells it, or bears the wrong one."""
+    """Suggests whole names, for one that lacks its family, misspells it, or bears the wrong one."""
     names: list[str] = []
     for family, list_names in _LISTS.items():
         with suppress(ImportError):  # a family whose extra is missing has no names to suggest
@@ -108,7 +108,7 @@ def _closest_names(name: str) -> str:
 
 
 def is_import_path(name: str) -> bool:
-    """Whether :func:`build_model` would import ``name``, and so run code; a name from a file must not be one.
+    """Whether `build_model` would import `name`, and so run code; a name from a file must not be one.
 
     Example:
         >>> is_import_path("torch.hub:load"), is_import_path("torchvision/fcn_resnet50")
@@ -119,13 +119,13 @@ def is_import_path(name: str) -> bool:
 
 
 def build_segnext(size: str, num_classes: int, *, encoder_weights: str | Path | None = None, **options: Any) -> SegNeXt:
-    """Build SegNeXt in one of its four sizes.
+    """Builds SegNeXt in one of its four sizes.
 
     Args:
-        size: ``"tiny"``, ``"small"``, ``"base"`` or ``"large"``.
+        size: `"tiny"`, `"small"`, `"base"` or `"large"`.
         num_classes: K.
-        encoder_weights: File of an ImageNet checkpoint of the encoder (``mscan_t.pth``, ...); None for random weights.
-        **options: Override what the size sets: see :class:`SegNeXt`.
+        encoder_weights: File of an ImageNet checkpoint of the encoder (`mscan_t.pth`, ...); None for random weights.
+        **options: Override what the size sets: see `SegNeXt`.
 
     Raises:
         ValueError: Unknown size or option, or a checkpoint that does not fit.

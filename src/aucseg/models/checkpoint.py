@@ -27,7 +27,7 @@ class LoadReport:
     Attributes:
         missing: Names that the model has and the file lacks.
         unexpected: Names that the file has and the model lacks.
-        misshapen: ``"name: (shape in the file) is not (shape in the model)"``.
+        misshapen: `"name: (shape in the file) is not (shape in the model)"`.
     """
 
     missing: list[str] = field(default_factory=list)
@@ -49,16 +49,16 @@ class LoadReport:
 
 
 def files_are_trusted() -> bool:
-    """Whether the user vouches for the files that are loaded, with ``AUCSEG_TRUST_FILES=1`` in the environment."""
+    """Whether the user vouches for the files that are loaded, with `AUCSEG_TRUST_FILES=1` in the environment."""
     return os.environ.get(TRUST_VARIABLE) == "1"
 
 
 def load_plain(path: str | Path, map_location: str | torch.device = "cpu") -> Any:
-    """Read a file of ``torch.save`` that holds tensors, plain values and containers; nothing in the file is run.
+    """Reads a file of `torch.save` that holds tensors, plain values and containers; nothing in the file is run.
 
     Raises:
-        ValueError: The file is damaged or holds other objects; or torch is older than 2.6, whose ``weights_only`` does
-            not keep a file from running code (CVE-2025-32434), and ``AUCSEG_TRUST_FILES`` is not 1.
+        ValueError: The file is damaged or holds other objects; or torch is older than 2.6, whose `weights_only` does
+            not keep a file from running code (CVE-2025-32434), and `AUCSEG_TRUST_FILES` is not 1.
     """
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6) and not files_are_trusted():
         raise ValueError(
@@ -82,11 +82,11 @@ def load_plain(path: str | Path, map_location: str | torch.device = "cpu") -> An
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint, safely: nothing in the file is run.
+    """Reads the tensors of a checkpoint, safely: nothing in the file is run.
 
     Args:
-        path: A ``.safetensors`` file, or a file of ``torch.save`` that holds a state dict, bare or under
-            ``state_dict``, ``model_state_dict`` or ``model``.
+        path: A `.safetensors` file, or a file of `torch.save` that holds a state dict, bare or under
+            `state_dict`, `model_state_dict` or `model`.
 
     Returns:
         Names and tensors, on the CPU, as in the file.
@@ -129,15 +129,15 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_checkpoint(model: nn.Module, path: str | Path, *, strict: bool = True) -> LoadReport:
-    """Load the weights of a whole model.
+    """Loads the weights of a whole model.
 
-    Prefixes that trainers add (``module.``, ``model.``, ``network.``) are found and removed, or added; a SegNeXt of
+    Prefixes that trainers add (`module.`, `model.`, `network.`) are found and removed, or added; a SegNeXt of
     mmsegmentation 1.x fits as well as one of the paper's code. Where the names bear the prefix of a model inside a
     larger state (a loss, a memory bank), the other parts are passed over.
 
     Args:
         model: The model; its tensors are overwritten in place.
-        path: See :func:`read_state_dict`.
+        path: See `read_state_dict`.
         strict: Raise when anything does not match. Otherwise what fits is loaded: for a model with other classes, say.
 
     Returns:
@@ -145,7 +145,7 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, strict: bool = True) 
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: Unreadable file; or with ``strict`` missing, unexpected or misshapen names, which the message lists;
+        ValueError: Unreadable file; or with `strict` missing, unexpected or misshapen names, which the message lists;
             or nothing at all fits.
 
     Example:
@@ -163,11 +163,11 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, strict: bool = True) 
 
 
 def matching_tensors(model: nn.Module, path: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint under the names that a model has for them, as far as it has any.
+    """Reads the tensors of a checkpoint under the names that a model has for them, as far as it has any.
 
     Args:
         model: The model.
-        path: See :func:`read_state_dict`.
+        path: See `read_state_dict`.
     """
     tensors = read_state_dict(path)
     expected = model.state_dict()
@@ -177,23 +177,23 @@ def matching_tensors(model: nn.Module, path: str | Path) -> dict[str, Tensor]:
 
 
 def load_encoder_checkpoint(model: nn.Module, path: str | Path, *, strict: bool = True) -> LoadReport:
-    """Load the weights of the encoder alone, from an ImageNet classifier (``mscan_*.pth``) or from a whole model.
+    """Loads the weights of the encoder alone, from an ImageNet classifier (`mscan_*.pth`) or from a whole model.
 
     An encoder for other channels than three takes the weights of red, green and blue in turn, scaled so that
     activations keep their size.
 
     Args:
-        model: A model of :func:`aucseg.models.build_model`, or any with an attribute ``backbone`` or ``encoder``.
-        path: See :func:`read_state_dict`. Names of the classifier (``head.*``, ``fc.*``, ``classifier.*``) and of other
+        model: A model of `aucseg.models.build_model`, or any with an attribute `backbone` or `encoder`.
+        path: See `read_state_dict`. Names of the classifier (`head.*`, `fc.*`, `classifier.*`) and of other
             parts of a model are passed over.
-        strict: As in :func:`load_checkpoint`.
+        strict: As in `load_checkpoint`.
 
     Returns:
         What did not match.
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: The model has no encoder, or as in :func:`load_checkpoint`.
+        ValueError: The model has no encoder, or as in `load_checkpoint`.
     """
     name = model.encoder_name if isinstance(model, SegmentationModel) else default_encoder(model)
     if name is None:

@@ -14,13 +14,13 @@ class DisAlignModel(nn.Module):
 
     with a scale and an offset for every class and a confidence s(x), a sigmoid of a 1x1 convolution of the features
     that enter the model's classifier (Zhang et al., *Distribution Alignment*, CVPR 2021). It starts as the model it was
-    given. Only these few parameters learn, with `aucseg.losses.baselines.DisAlignLoss`; the model stays in ``eval()``.
+    given. Only these few parameters learn, with `aucseg.losses.baselines.DisAlignLoss`; the model stays in `eval()`.
 
     Args:
         model: Maps images (B, C, H, W) to logits (B, K, h, w).
         num_classes: Number of classes K.
         classifier: Name of the model's last convolution, a submodule with K outputs; None for the last
-            ``torch.nn.Conv2d`` with K outputs.
+            `torch.nn.Conv2d` with K outputs.
 
     Raises:
         ValueError: No such submodule.
@@ -56,7 +56,7 @@ class DisAlignModel(nn.Module):
         return logits + confidence.sigmoid() * change
 
     def train(self, mode: bool = True) -> "DisAlignModel":
-        """Set the mode of the head; the frozen model stays in evaluation mode."""
+        """Sets the mode of the head; the frozen model stays in evaluation mode."""
         super().train(mode)
         self.model.eval()
         return self
@@ -66,7 +66,7 @@ class DisAlignModel(nn.Module):
 
 
 def _find_classifier(model: nn.Module, num_classes: int, name: str | None) -> nn.Conv2d:
-    """Find the convolution that makes the logits."""
+    """Finds the convolution that makes the logits."""
     modules = dict(model.named_modules())
     if name is not None and name not in modules:
         raise ValueError(f"the model has no submodule {name!r}")

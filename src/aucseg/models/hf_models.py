@@ -18,24 +18,24 @@ def build_hf_model(
     full_resolution: bool = False,
     **options: Any,
 ) -> WrappedNetwork:
-    """Build a model that ``AutoModelForSemanticSegmentation`` knows: SegFormer, UPerNet, DPT, BEiT, MobileViT, ...
+    """Builds a model that `AutoModelForSemanticSegmentation` knows: SegFormer, UPerNet, DPT, BEiT, MobileViT, ...
 
     Args:
-        name: A model type (``"segformer"``, ``"upernet"``, ``"dpt"``) or the file of a configuration
-            (``"my/config.json"``) for random weights; a folder or a name on the hub (``"nvidia/mit-b0"``) for a
+        name: A model type (`"segformer"`, `"upernet"`, `"dpt"`) or the file of a configuration
+            (`"my/config.json"`) for random weights; a folder or a name on the hub (`"nvidia/mit-b0"`) for a
             configuration and its weights. A head for other classes starts at random.
         num_classes: K.
         pretrained: False takes only the configuration of a folder or hub name.
         stride: Multiple that the sides of the images are padded to.
-        full_resolution: See :class:`aucseg.models.SegmentationModel`.
-        **options: Entries of the configuration, e.g. ``depths``, ``hidden_sizes``, ``backbone_config``.
+        full_resolution: See `aucseg.models.SegmentationModel`.
+        **options: Entries of the configuration, e.g. `depths`, `hidden_sizes`, `backbone_config`.
 
     Returns:
-        The model; its ``pixel_mean`` and ``pixel_std`` are those of the image processor in the folder, or ImageNet's.
+        The model; its `pixel_mean` and `pixel_std` are those of the image processor in the folder, or ImageNet's.
 
     Raises:
         ValueError: Unknown model type or entry of the configuration.
-        ImportError: transformers is missing.
+        ImportError: Transformers is missing.
         OSError: The folder or hub name holds no model, or could not be fetched.
 
     Example:
@@ -71,7 +71,7 @@ def build_hf_model(
 
 
 def list_hf_model_types() -> list[str]:
-    """List the model types that :func:`build_hf_model` takes.
+    """Lists the model types that `build_hf_model` takes.
 
     Example:
         >>> "segformer" in list_hf_model_types()

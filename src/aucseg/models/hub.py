@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub, through the mixin of ``huggingface_hub``."""
+"""Models on the Hugging Face hub, through the mixin of `huggingface_hub`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,22 +13,22 @@ from aucseg.models.checkpoint import TRUST_VARIABLE, files_are_trusted
 
 
 class HubModel(nn.Module, PyTorchModelHubMixin, library_name="aucseg", tags=["image-segmentation", "long-tail"]):
-    """A model by name with all that is needed to use it: weights as safetensors, settings as ``config.json``.
+    """A model by name with all that is needed to use it: weights as safetensors, settings as `config.json`.
 
-    ``save_pretrained(folder)``, ``push_to_hub("user/name")`` and ``HubModel.from_pretrained("user/name" or folder)``
+    `save_pretrained(folder)`, `push_to_hub("user/name")` and `HubModel.from_pretrained("user/name" or folder)`
     come from the mixin.
 
     Args:
-        name: See :func:`aucseg.models.build_model`.
+        name: See `aucseg.models.build_model`.
         class_names: K names.
-        palette: K colours ``(red, green, blue)`` in 0..255.
+        palette: K colours `(red, green, blue)` in 0..255.
         pixel_mean: To subtract from each channel of an image in 0..255.
         pixel_std: To divide each channel by.
-        options: Options of :func:`aucseg.models.build_model`; an encoder's own weights are left out.
+        options: Options of `aucseg.models.build_model`; an encoder's own weights are left out.
 
     Shape:
-        - images: ``(B, C, H, W)`` uint8 or float in 0..255, not normalized.
-        - logits: ``(B, K, h, w)`` float.
+        - images: `(B, C, H, W)` uint8 or float in 0..255, not normalized.
+        - logits: `(B, K, h, w)` float.
 
     Example:
         >>> settings = {"class_names": ["road", "train"], "palette": [[128, 64, 128], [0, 80, 100]]}
@@ -69,7 +69,7 @@ class HubModel(nn.Module, PyTorchModelHubMixin, library_name="aucseg", tags=["im
         return model
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute logits ``(B, K, h, w)`` of images ``(B, C, H, W)`` in 0..255."""
+        """Computes logits `(B, K, h, w)` of images `(B, C, H, W)` in 0..255."""
         normalized = (images.float() - self.get_buffer("mean")) / self.get_buffer("std")
         logits: Tensor = self.model(in_model_dtype(normalized, self.model))
         return logits

@@ -26,7 +26,7 @@ def with_pretrained_weights(
 
     Args:
         model: As for `aucseg.models.build_model`.
-        options: Its options; ``encoder_weights`` (None for random weights) and, of Hugging Face, ``pretrained`` stand.
+        options: Its options; `encoder_weights` (None for random weights) and, of Hugging Face, `pretrained` stand.
         packaged: Whether the package with ImageNet weights is installed; None looks.
 
     Raises:

@@ -14,27 +14,27 @@ _MODES = {3: "linear", 4: "bilinear", 5: "trilinear"}
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Interpolate linearly in each direction (``align_corners=False``).
+    """Interpolates linearly in each direction (`align_corners=False`).
 
     Args:
-        x: ``(B, C, *spatial)`` float, with one to three spatial dimensions.
+        x: `(B, C, *spatial)` float, with one to three spatial dimensions.
         size: The spatial size that is wanted.
 
     Returns:
-        ``(B, C, *size)``; the input itself when it has that size.
+        `(B, C, *size)`; the input itself when it has that size.
     """
     return x if x.shape[2:] == tuple(size) else F.interpolate(x, size, mode=_MODES[x.ndim], align_corners=False)
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
-    """Pad images with zeros at the far end of each side until all sides are multiples of ``multiple``.
+    """Pads images with zeros at the far end of each side until all sides are multiples of `multiple`.
 
     Args:
-        images: ``(B, C, H, W)`` or volumes ``(B, C, D, H, W)``, any dtype.
+        images: `(B, C, H, W)` or volumes `(B, C, D, H, W)`, any dtype.
         multiple: The stride of a network, at least 1.
 
     Returns:
-        ``(B, C, H', W')`` or ``(B, C, D', H', W')`` with the next multiples; the input itself when nothing is missing.
+        `(B, C, H', W')` or `(B, C, D', H', W')` with the next multiples; the input itself when nothing is missing.
 
     Example:
         >>> import torch
@@ -50,19 +50,19 @@ def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
 
 
 def crop_logits(logits: Tensor, padded_size: Sequence[int], size: Sequence[int]) -> Tensor:
-    """Cut off of the logits what belongs to the padding of the images.
+    """Cuts off of the logits what belongs to the padding of the images.
 
     The cut is made at the logits' own resolution where the images' border falls on a border of its cells. Elsewhere the
     logits are first upsampled (linearly in each direction) to the padded size, because a cut inside a cell would shift
     every label by a part of a cell.
 
     Args:
-        logits: ``(B, K, h, w)`` or ``(B, K, d, h, w)`` float, computed from images of ``padded_size``.
-        padded_size: Size ``(H', W')`` or ``(D', H', W')`` of the images that the network saw.
+        logits: `(B, K, h, w)` or `(B, K, d, h, w)` float, computed from images of `padded_size`.
+        padded_size: Size `(H', W')` or `(D', H', W')` of the images that the network saw.
         size: Size of the images before the padding.
 
     Returns:
-        ``(B, K, h H / H', w W / W')``, or ``(B, K, H, W)`` where these are not whole numbers; volumes likewise.
+        `(B, K, h H / H', w W / W')`, or `(B, K, H, W)` where these are not whole numbers; volumes likewise.
 
     Example:
         >>> import torch
@@ -82,15 +82,15 @@ def crop_logits(logits: Tensor, padded_size: Sequence[int], size: Sequence[int])
 
 
 def logits_of(output: Any) -> tuple[Tensor, Tensor | None]:
-    """Find the logits, and auxiliary logits if there are any, in whatever a network returned.
+    """Finds the logits, and auxiliary logits if there are any, in whatever a network returned.
 
     Args:
-        output: A tensor; a mapping with ``"out"`` (and ``"aux"``) as torchvision returns it, or with ``"logits"``; an
-            object with an attribute ``logits`` as transformers returns it; a tuple or list whose first element is one
+        output: A tensor; a mapping with `"out"` (and `"aux"`) as torchvision returns it, or with `"logits"`; an
+            object with an attribute `logits` as transformers returns it; a tuple or list whose first element is one
             of these.
 
     Returns:
-        ``(logits, auxiliary logits or None)``, each ``(B, K, h, w)``.
+        `(logits, auxiliary logits or None)`, each `(B, K, h, w)`.
 
     Raises:
         TypeError: The output is none of these.
@@ -112,9 +112,9 @@ def logits_of(output: Any) -> tuple[Tensor, Tensor | None]:
 
 
 class SegmentationModel(nn.Module):
-    """Base of the models of this package: the contract around :meth:`compute`, which a subclass defines.
+    """Base of the models of this package: the contract around `compute`, which a subclass defines.
 
-    Images whose sides are not multiples of ``stride`` are padded with zeros (the mean, after normalization) at the
+    Images whose sides are not multiples of `stride` are padded with zeros (the mean, after normalization) at the
     bottom and the right, and the logits are cut back. Volumes are taken as well if the network takes them.
 
     Args:
@@ -124,13 +124,13 @@ class SegmentationModel(nn.Module):
         pixel_mean: Mean to subtract from each channel, in units of 0..255.
         pixel_std: Standard deviation to divide each channel by, in units of 0..255.
         auxiliary_weight: Weight of the loss on the auxiliary logits beside the loss on the logits.
-        full_resolution: Upsample the logits (bilinear, ``align_corners=False``) to the size of the images. By default
-            they stay as small as the network makes them: :class:`aucseg.losses.AUCSegLoss` upsamples them band by band
+        full_resolution: Upsample the logits (bilinear, `align_corners=False`) to the size of the images. By default
+            they stay as small as the network makes them: `aucseg.losses.AUCSegLoss` upsamples them band by band
             in the same way, with the same value and a fraction of the memory.
 
     Shape:
-        - images: ``(B, C, H, W)``, or volumes ``(B, C, D, H, W)``; float, normalized.
-        - logits: ``(B, K, h, w)`` or ``(B, K, d, h, w)`` float.
+        - images: `(B, C, H, W)`, or volumes `(B, C, D, H, W)`; float, normalized.
+        - logits: `(B, K, h, w)` or `(B, K, d, h, w)` float.
     """
 
     def __init__(
@@ -160,11 +160,11 @@ class SegmentationModel(nn.Module):
         self.full_resolution = full_resolution
 
     def compute(self, images: Tensor) -> Any:
-        """Run the network on padded images; :func:`logits_of` says what it may return."""
+        """Runs the network on padded images; `logits_of` says what it may return."""
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute the logits ``(B, K, h, w)`` of normalized images ``(B, C, H, W)``.
+        """Computes the logits `(B, K, h, w)` of normalized images `(B, C, H, W)`.
 
         Raises:
             TypeError: The network's output holds no logits.
@@ -174,7 +174,7 @@ class SegmentationModel(nn.Module):
         return self.forward_with_auxiliary(images)[0]
 
     def forward_with_auxiliary(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Compute the logits and, where the network has an auxiliary head, its logits (else None)."""
+        """Computes the logits and, where the network has an auxiliary head, its logits (else None)."""
         if images.ndim not in (4, 5):
             raise ValueError(
                 f"images must be (B, C, H, W), or volumes (B, C, D, H, W), got shape {tuple(images.shape)}"
@@ -197,19 +197,19 @@ class SegmentationModel(nn.Module):
         return crop_logits(logits, padded.shape[2:], images.shape[2:])
 
     def encoder_parameters(self) -> Iterator[nn.Parameter]:
-        """Iterate over the parameters of the encoder; over none when the model has no such part."""
+        """Iterates over the parameters of the encoder; over none when the model has no such part."""
         return iter(()) if self.encoder_name is None else self.get_submodule(self.encoder_name).parameters()
 
 
 class WrappedNetwork(SegmentationModel):
-    """Any network, a user's own included, behind the contract; it is the attribute ``network``.
+    """Any network, a user's own included, behind the contract; it is the attribute `network`.
 
     Args:
-        network: From images to one of the outputs that :func:`logits_of` understands.
+        network: From images to one of the outputs that `logits_of` understands.
         num_classes: K.
-        encoder: Dotted name of the encoder in ``network``. Default: ``"backbone"`` or ``"encoder"``, where there is
+        encoder: Dotted name of the encoder in `network`. Default: `"backbone"` or `"encoder"`, where there is
             one.
-        **options: See :class:`SegmentationModel`.
+        **options: See `SegmentationModel`.
 
     Example:
         >>> import torch
@@ -227,25 +227,25 @@ class WrappedNetwork(SegmentationModel):
         self.network = network
 
     def compute(self, images: Tensor) -> Any:
-        """Run the wrapped network."""
+        """Runs the wrapped network."""
         return self.network(images)
 
 
 def default_encoder(network: nn.Module) -> str | None:
-    """Find the name of a network's encoder, ``"backbone"`` or ``"encoder"``; None when it has neither."""
+    """Finds the name of a network's encoder, `"backbone"` or `"encoder"`; None when it has neither."""
     children = dict(network.named_children())
     return next((name for name in ("backbone", "encoder") if name in children), None)
 
 
 def forward_with_auxiliary(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Compute logits and auxiliary logits of any model; the latter are None for a model without an auxiliary head.
+    """Computes logits and auxiliary logits of any model; the latter are None for a model without an auxiliary head.
 
     Args:
-        model: A model of :func:`aucseg.models.build_model`, or any module from images to logits.
-        images: ``(B, C, H, W)`` float, normalized.
+        model: A model of `aucseg.models.build_model`, or any module from images to logits.
+        images: `(B, C, H, W)` float, normalized.
 
     Returns:
-        ``(logits, auxiliary logits or None)``. The loss of the latter is to be weighted by ``model.auxiliary_weight``.
+        `(logits, auxiliary logits or None)`. The loss of the latter is to be weighted by `model.auxiliary_weight`.
 
     Example:
         >>> import torch
@@ -259,16 +259,16 @@ def forward_with_auxiliary(model: nn.Module, images: Tensor) -> tuple[Tensor, Te
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Split the parameters in those of the (pretrained) encoder and all others, the head, for two learning rates.
+    """Splits the parameters in those of the (pretrained) encoder and all others, the head, for two learning rates.
 
-    The encoder is what ``model.encoder_parameters()`` yields, or else the attribute ``backbone`` or ``encoder``. A
+    The encoder is what `model.encoder_parameters()` yields, or else the attribute `backbone` or `encoder`. A
     model with none of these is all head.
 
     Args:
         model: Any module.
 
     Returns:
-        ``(encoder parameters, head parameters)``: together every parameter once, frozen ones included.
+        `(encoder parameters, head parameters)`: together every parameter once, frozen ones included.
 
     Example:
         >>> encoder, head = split_parameters(nn.ModuleDict({"backbone": nn.Linear(3, 4), "head": nn.Linear(4, 2)}))

@@ -127,7 +127,7 @@ class _Block(nn.Module):
         return x + self._drop(self.layer_scale_2[:, None, None] * self.mlp(self.norm2(x)))
 
     def _drop(self, residual: Tensor) -> Tensor:
-        """Stochastic depth: drop the residual of an image with probability ``drop_path``, scale up the kept ones."""
+        """Stochastic depth: drop the residual of an image with probability `drop_path`, scale up the kept ones."""
         if not self.training or self.drop_path == 0:
             return residual
         keep = 1 - self.drop_path
@@ -163,7 +163,7 @@ class MSCAN(nn.Module):
         self.apply(_initialize)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Compute the four stages, each ``(B, dim, H / 2^(i + 2), W / 2^(i + 2))``."""
+        """Computes the four stages, each `(B, dim, H / 2^(i + 2), W / 2^(i + 2))`."""
         x, stages = images, []
         for stage in range(1, 5):
             x = self.get_submodule(f"patch_embed{stage}")(x)
@@ -175,7 +175,7 @@ class MSCAN(nn.Module):
 
 
 class _ConvModule(nn.Module):
-    """A 1x1 convolution, with group norm (32 groups) in place of a bias unless ``norm`` is off."""
+    """A 1x1 convolution, with group norm (32 groups) in place of a bias unless `norm` is off."""
 
     def __init__(self, in_channels: int, out_channels: int, *, norm: bool = True) -> None:
         super().__init__()
@@ -191,17 +191,17 @@ class _ConvModule(nn.Module):
 def factorize(x: Tensor, bases: Tensor, steps: int) -> Tensor:
     """Approximate non-negative x by a product of two smaller non-negative matrices (multiplicative updates).
 
-    x is about ``bases @ coef^T``. coef starts from the softmax over R of ``x^T bases``; each step multiplies coef by
-    ``x^T bases / (coef bases^T bases + 1e-6)``, then bases by ``x coef / (bases coef^T coef + 1e-6)``; a last update of
+    x is about `bases @ coef^T`. coef starts from the softmax over R of `x^T bases`; each step multiplies coef by
+    `x^T bases / (coef bases^T bases + 1e-6)`, then bases by `x coef / (bases coef^T coef + 1e-6)`; a last update of
     coef ends it.
 
     Args:
-        x: ``(B, D, N)`` float, non-negative.
-        bases: ``(B, D, R)`` or ``(1, D, R)`` float, non-negative, of L2 norm 1 over D.
+        x: `(B, D, N)` float, non-negative.
+        bases: `(B, D, R)` or `(1, D, R)` float, non-negative, of L2 norm 1 over D.
         steps: Number of steps.
 
     Returns:
-        ``(B, D, N)``: the approximation.
+        `(B, D, N)`: the approximation.
 
     Example:
         >>> x = torch.outer(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 1.0, 2.0]))[None]
@@ -276,11 +276,11 @@ class LightHamHead(nn.Module):
         nn.init.normal_(self.conv_seg.weight, std=0.01)
 
     def forward(self, stages: Sequence[Tensor], bases: Tensor | None = None) -> Tensor:
-        """Compute logits ``(B, K, H / 8, W / 8)``.
+        """Computes logits `(B, K, H / 8, W / 8)`.
 
         Args:
             stages: The encoder's four stages.
-            bases: ``(B, channels, R)`` or ``(1, channels, R)`` start of the factorization, non-negative; by default
+            bases: `(B, channels, R)` or `(1, channels, R)` start of the factorization, non-negative; by default
                 drawn.
         """
         size = stages[1].shape[-2:]
@@ -301,7 +301,7 @@ def _initialize(module: nn.Module) -> None:
 
 
 class SegNeXt(SegmentationModel):
-    """SegNeXt with the attributes ``backbone`` (:class:`MSCAN`) and ``decode_head`` (:class:`LightHamHead`).
+    """SegNeXt with the attributes `backbone` (`MSCAN`) and `decode_head` (`LightHamHead`).
 
     Args:
         num_classes: K.
@@ -312,11 +312,11 @@ class SegNeXt(SegmentationModel):
         num_bases: Rank of the head's factorization.
         dropout: Dropout before the classifier.
         in_channels: Channels of the images.
-        **options: See :class:`aucseg.models.SegmentationModel`.
+        **options: See `aucseg.models.SegmentationModel`.
 
     Shape:
-        - images: ``(B, in_channels, H, W)`` float, normalized with the ImageNet mean and deviation.
-        - logits: ``(B, K, H / 8, W / 8)`` float where H and W are multiples of 8.
+        - images: `(B, in_channels, H, W)` float, normalized with the ImageNet mean and deviation.
+        - logits: `(B, K, H / 8, W / 8)` float where H and W are multiples of 8.
 
     Raises:
         ValueError: Widths that do not fit.
@@ -353,7 +353,7 @@ class SegNeXt(SegmentationModel):
         )
 
     def compute(self, images: Tensor) -> Tensor:
-        """Run encoder and head."""
+        """Runs encoder and head."""
         logits: Tensor = self.decode_head(self.backbone(images))
         return logits
 

@@ -25,28 +25,28 @@ def build_smp_model(
     full_resolution: bool = False,
     **options: Any,
 ) -> WrappedNetwork:
-    """Build an architecture of segmentation_models_pytorch.
+    """Builds an architecture of segmentation_models_pytorch.
 
-    The bilinear upsampling at the end of these architectures (``upsampling``, by ``align_corners=True``) is left out
+    The bilinear upsampling at the end of these architectures (`upsampling`, by `align_corners=True`) is left out
     unless asked for: the logits stay small, and whoever needs them larger upsamples them by the one rule of this
     package.
 
     Args:
-        architecture: ``"fpn"``, ``"unet"``, ``"deeplabv3plus"``, ``"segformer"``, ...
+        architecture: `"fpn"`, `"unet"`, `"deeplabv3plus"`, `"segformer"`, ...
         num_classes: K.
         encoder: Name of an encoder of segmentation_models_pytorch or of any timm model that yields a
-            pyramid of features, with or without the prefix ``tu-``; plain vision transformers go with ``"dpt"``.
-            Default: ``"resnet34"``, or the encoder that belongs to ``encoder_weights``; ``"dpt"`` has its own default.
-        encoder_weights: None (random), ``"imagenet"`` (or another name that the encoder knows; downloads), or
-            ``"package:efficientnet_lite0"``: ImageNet weights from an installed package, without the network. With
-            other ``in_channels`` than 3 the weights of the first layer for red, green, blue are repeated in turn, and
+            pyramid of features, with or without the prefix `tu-`; plain vision transformers go with `"dpt"`.
+            Default: `"resnet34"`, or the encoder that belongs to `encoder_weights`; `"dpt"` has its own default.
+        encoder_weights: None (random), `"imagenet"` (or another name that the encoder knows; downloads), or
+            `"package:efficientnet_lite0"`: ImageNet weights from an installed package, without the network. With
+            other `in_channels` than 3 the weights of the first layer for red, green, blue are repeated in turn, and
             scaled so that activations keep their size.
-        full_resolution: See :class:`aucseg.models.SegmentationModel`.
-        **options: Passed on: ``decoder_pyramid_channels``, ``decoder_segmentation_channels``, ``in_channels``,
-            ``upsampling``, ...
+        full_resolution: See `aucseg.models.SegmentationModel`.
+        **options: Passed on: `decoder_pyramid_channels`, `decoder_segmentation_channels`, `in_channels`,
+            `upsampling`, ...
 
     Returns:
-        The model; its ``pixel_mean`` and ``pixel_std`` are those of the encoder's weights.
+        The model; its `pixel_mean` and `pixel_std` are those of the encoder's weights.
 
     Raises:
         ValueError: Unknown architecture, encoder or option, or weights that do not fit the encoder.
@@ -124,7 +124,7 @@ def build_smp_model(
 
 
 def list_smp_architectures() -> list[str]:
-    """List the names that :func:`build_smp_model` takes.
+    """Lists the names that `build_smp_model` takes.
 
     Example:
         >>> "deeplabv3plus" in list_smp_architectures()
@@ -165,7 +165,7 @@ def _check_options(options: dict[str, Any], signature: Any, encoder: str) -> Non
 
 
 def _load_package_weights(encoder: nn.Module, in_channels: int) -> None:
-    """Load the packaged ImageNet weights into the timm encoder ``tf_efficientnet_lite0``.
+    """Loads the packaged ImageNet weights into the timm encoder `tf_efficientnet_lite0`.
 
     The package's tensors have other names than timm's, but the same order and shapes. The encoder lacks the classifier,
     so the tensors get timm's names from the order of the full model first.

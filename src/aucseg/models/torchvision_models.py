@@ -14,7 +14,7 @@ class TorchvisionModel(WrappedNetwork):
     """A segmentation model of torchvision without its last upsampling."""
 
     def compute(self, images: Tensor) -> Mapping[str, Tensor]:
-        """Run the network; the auxiliary head only in training."""
+        """Runs the network; the auxiliary head only in training."""
         network: Any = self.network
         features = network.backbone(images)
         outputs = {"out": network.classifier(features.get("out", features))}
@@ -33,21 +33,21 @@ def build_torchvision_model(
     full_resolution: bool = False,
     **options: Any,
 ) -> TorchvisionModel:
-    """Build a segmentation model of torchvision.
+    """Builds a segmentation model of torchvision.
 
     Args:
-        name: ``"fcn_resnet50"``, ``"deeplabv3_resnet50"``, ``"lraspp_mobilenet_v3_large"``, ...
+        name: `"fcn_resnet50"`, `"deeplabv3_resnet50"`, `"lraspp_mobilenet_v3_large"`, ...
         num_classes: K.
-        encoder_weights: None (random) or ``"imagenet"`` (downloads).
+        encoder_weights: None (random) or `"imagenet"` (downloads).
         auxiliary_weight: Weight of the loss on the auxiliary head's logits; 0 leaves the head out. LR-ASPP has none.
         in_channels: Channels of the images. With others than three, ImageNet weights of the first layer for red, green
             and blue are repeated in turn, and scaled so that activations keep their size.
-        full_resolution: See :class:`aucseg.models.SegmentationModel`.
+        full_resolution: See `aucseg.models.SegmentationModel`.
         **options: Passed on to torchvision.
 
     Raises:
         ValueError: Unknown name, unknown weights, or no channels.
-        ImportError: torchvision is missing.
+        ImportError: Torchvision is missing.
         OSError: The weights could not be downloaded.
 
     Example:
@@ -88,7 +88,7 @@ def build_torchvision_model(
 
 
 def list_torchvision_models() -> list[str]:
-    """List the names that :func:`build_torchvision_model` takes.
+    """Lists the names that `build_torchvision_model` takes.
 
     Example:
         >>> "fcn_resnet50" in list_torchvision_models()

@@ -36,7 +36,7 @@ def decide_budget(
     Args:
         draft: With crop and batch size decided.
         data: The figures of the data set.
-        kind: ``"cpu"`` or ``"cuda"``.
+        kind: `"cpu"` or `"cuda"`.
         batch: Crops in a step, those of all accumulated batches.
         size: (height, width) of an image in validation.
         speed: What was measured, None for a plan without an estimate.
@@ -120,7 +120,7 @@ def _epochs(
 
 
 def _validated_images(draft: Draft, data: DataFingerprint) -> int:
-    """How many images a validation reads: all, or what ``trainer.limit_val_batches`` leaves of them."""
+    """How many images a validation reads: all, or what `trainer.limit_val_batches` leaves of them."""
     limit = draft.given.get("trainer.limit_val_batches")
     batches = math.ceil(data.num_validation / int(draft.settings["data.eval_batch_size"]))
     if isinstance(limit, float) and 0 <= limit <= 1:

@@ -29,7 +29,7 @@ class DataFingerprint:
     Attributes:
         title: What the data set is called.
         statistics: Counts of the images of the training split, those held out included.
-        groups: ``{"head": [class ids], "middle": [...], "tail": [...]}``.
+        groups: `{"head": [class ids], "middle": [...], "tail": [...]}`.
         by_share: Whether the groups follow from the counts, and not from the card.
         num_channels: Channels of an image.
         size: Median (height, width) of the training images, in pixels.

@@ -17,7 +17,7 @@ class Machine:
     """The figures of a machine that a plan follows from.
 
     Attributes:
-        device: ``"cpu"``, ``"cuda"``, or another type of torch's devices.
+        device: `"cpu"`, `"cuda"`, or another type of torch's devices.
         name: What to call it.
         num_cores: Cores that this process may use.
         free_memory: Bytes of main memory that are free.
@@ -41,7 +41,7 @@ def find_machine(accelerator: str = "auto") -> Machine:
     """Looks at this machine.
 
     Args:
-        accelerator: ``trainer.accelerator`` of the run: ``"cpu"`` plans for the processor whatever else there is.
+        accelerator: `trainer.accelerator` of the run: `"cpu"` plans for the processor whatever else there is.
     """
     cores = num_cores()
     packaged = has_packaged_weights()

@@ -40,7 +40,7 @@ class Plan:
 
     Attributes:
         title: The data and the machine, in a line.
-        settings: The value of each setting, by its name with dots, as ``aucseg fit`` takes it.
+        settings: The value of each setting, by its name with dots, as `aucseg fit` takes it.
         choices: What was decided, and why.
         given: The names of the settings that the user has set.
         seconds: How long training and validation will take, None where the speed was not measured.
@@ -71,7 +71,7 @@ class Plan:
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """The settings as a nested mapping, as a configuration of ``aucseg fit`` has them."""
+        """The settings as a nested mapping, as a configuration of `aucseg fit` has them."""
         return nested(self.settings)
 
     def describe(self) -> str:

@@ -72,14 +72,14 @@ def make_plan(
         machine: The figures of the machine.
         given: Settings of the user's, by their names with dots; they stand, and the others follow.
         speed: What was measured with an earlier plan; None plans without an estimate of the time.
-        seconds: Time that training and validation are to take; needs ``speed``. None takes the number of steps from the
+        seconds: Time that training and validation are to take; needs `speed`. None takes the number of steps from the
             number of images.
         spent: Seconds that are gone already, for what is said of a time that is too short.
         random_weights: Whether the model is to start from random weights.
         max_batch_size: The largest batch that fits into the memory, where that was measured.
 
     Raises:
-        ValueError: ``seconds`` is too short to train and validate in.
+        ValueError: `seconds` is too short to train and validate in.
     """
     draft = Draft(given or {})
     kind = "cpu" if machine.device == "cpu" else "cuda"

@@ -39,7 +39,7 @@ class PairedBootstrap:
     """Differences of two results over the images that both have.
 
     Attributes:
-        differences: By name: ``miou``, and the groups of classes.
+        differences: By name: `miou`, and the groups of classes.
         num_images: Images that both have.
         num_sequences: Sequences that these belong to and that were drawn as a whole, or None where the names tell none.
     """

@@ -1,4 +1,4 @@
-"""Charts as inline SVG. Colours come from the page's style sheet: class ``m0`` is the first run, ``m1`` the second."""
+"""Charts as inline SVG. Colours come from the page's style sheet: class `m0` is the first run, `m1` the second."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Series = tuple[int, str, Sequence[tuple[float, float]]]
 
 
 def tag(name: str, content: object = "", **attributes: object) -> Markup:
-    """An element; attributes and content are escaped, ``_`` in names becomes ``-``, None is left out.
+    """An element; attributes and content are escaped, `_` in names becomes `-`, None is left out.
 
     Example:
         >>> print(tag("text", "a < b", x=1.0, class_="tick", data_tip='"'))
@@ -45,7 +45,7 @@ def _svg(width: float, height: float, label: str, children: Sequence[Markup], cl
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """At most about ``count`` round numbers in [low, high].
+    """At most about `count` round numbers in [low, high].
 
     Example:
         >>> nice_ticks(0, 1), nice_ticks(0.2, 17)
@@ -92,9 +92,9 @@ def beside_each_other(heights: Sequence[float], size: float, room: float) -> lis
     """Horizontal shifts of marks in one column, so that none hides behind another: 0 where they lie apart.
 
     Args:
-        heights: of the marks, in pixels.
-        size: radius of a mark.
-        room: width that the marks may take.
+        heights: Of the marks, in pixels.
+        size: Radius of a mark.
+        room: Width that the marks may take.
 
     Example:
         >>> beside_each_other([10.0, 80.0, 11.0], size=5.0, room=40.0)
@@ -354,7 +354,7 @@ def _strip_tip(
 
 
 def thin(line: Sequence[tuple[float, float]], most: int = 120) -> list[tuple[float, float]]:
-    """Means of equal runs of points, at most ``most`` of them: a noisy curve becomes readable and small.
+    """Means of equal runs of points, at most `most` of them: a noisy curve becomes readable and small.
 
     Example:
         >>> thin([(0, 1.0), (1, 3.0), (2, 5.0), (3, 7.0)], most=2)

@@ -24,7 +24,7 @@ def class_table(run: Run) -> str:
     truth or prediction (IoU), in the prediction (precision), in the truth (recall).
 
     Args:
-        run: of `aucseg.report.runs.read_run`.
+        run: Of `aucseg.report.runs.read_run`.
 
     Returns:
         The table, or "" for a run without a validation.

@@ -29,7 +29,7 @@ def _fitted_size(array: NDArray[Any], max_side: int) -> tuple[int, int]:
 
 
 def photo_uri(image: NDArray[np.uint8], max_side: int = MAX_SIDE) -> str:
-    """A photograph as JPEG, its long side at most ``max_side``."""
+    """A photograph as JPEG, its long side at most `max_side`."""
     picture = Image.fromarray(image)
     size = _fitted_size(image, max_side)
     return _uri(picture.resize(size, Image.Resampling.LANCZOS) if size != picture.size else picture, "JPEG", quality=82)

@@ -39,14 +39,14 @@ class Evaluation:
     """What was measured on the predictions for one split.
 
     Attributes:
-        result: The entries of ``result.json``.
+        result: The entries of `result.json`.
         confusion: Pixels by true class (row) and predicted class, (K, K).
         images: For each image the overlap of each class, see `per_image_overlap`.
         roc_curves: Of each tail class; None without scores.
         left_out: Images that were not evaluated, each with the reason.
         extra: Files that belong to no image of the split.
         notes: What else there is to say, in sentences.
-        config: The entries of ``config.yaml``.
+        config: The entries of `config.yaml`.
     """
 
     result: dict[str, Any]
@@ -86,10 +86,10 @@ def evaluate_predictions(
         card: Name or path of the data's card.
         root: Folder of the data; None for data embedded in the package.
         split: A split of the card.
-        ids: What label maps hold: the card's ids, ``raw``, or ``train`` ids; None to see from the files.
-        scores: What scores are: logits, to be taken through ``softmax`` or ``sigmoid``, or numbers in 0..1,
-            ``identity``. None to see from the first file: ``identity`` where it holds nothing outside of 0..1, else
-            ``softmax``.
+        ids: What label maps hold: the card's ids, `raw`, or `train` ids; None to see from the files.
+        scores: What scores are: logits, to be taken through `softmax` or `sigmoid`, or numbers in 0..1,
+            `identity`. None to see from the first file: `identity` where it holds nothing outside of 0..1, else
+            `softmax`.
         partial: Whether images without a usable prediction are left out instead of refused.
         boundary_ratio: Width of the bands of boundary IoU as a share of the image's diagonal.
         progress: Wraps the names of the images as they are gone through.

@@ -25,12 +25,12 @@ class Example:
     Attributes:
         name: Name of the image.
         image: uint8 (H, W, 3), RGB.
-        truth: integers (H, W), class ids; what is outside 0..K-1 is ignored.
-        predictions: for the title of each run its class ids (H, W).
-        role: why it is shown: a large ``gain`` or ``loss`` against the baseline, or a plain ``sample``.
+        truth: Integers (H, W), class ids; what is outside 0..K-1 is ignored.
+        predictions: For the title of each run its class ids (H, W).
+        role: Why it is shown: a large `gain` or `loss` against the baseline, or a plain `sample`.
 
     Raises:
-        ValueError: for arrays of other shapes or dtypes.
+        ValueError: For arrays of other shapes or dtypes.
     """
 
     name: str
@@ -68,8 +68,8 @@ class Paste:
         name: Name of the image.
         before: uint8 (H, W, 3), the augmented image.
         after: uint8 (H, W, 3), the same with objects pasted.
-        pasted: bool (H, W), the pasted pixels.
-        class_ids: classes that were pasted.
+        pasted: Bool (H, W), the pasted pixels.
+        class_ids: Classes that were pasted.
     """
 
     name: str
@@ -90,7 +90,7 @@ def _check_image(name: str, image: NDArray[Any]) -> None:
 
 
 def image_mean_iou(classes: Mapping[int, tuple[int, int]]) -> float | None:
-    """Mean IoU of one image from ``{class id: (intersection, union)}``; None without a class.
+    """Mean IoU of one image from `{class id: (intersection, union)}`; None without a class.
 
     Example:
         >>> image_mean_iou({0: (50, 100), 3: (0, 10), 4: (0, 0)})
@@ -146,22 +146,22 @@ def collect_examples(
     """Predicts some validation images with the last checkpoint of each run, or reads what was predicted elsewhere.
 
     Args:
-        run_folders: the run folders, and those of ``aucseg evaluate``; what has neither a checkpoint nor predictions in
+        run_folders: The run folders, and those of `aucseg evaluate`; what has neither a checkpoint nor predictions in
             files is left out.
-        titles: a name for each, by default the folder names.
-        baseline: title of the run that the others are compared with, by default the first.
-        method: title of the run that is set against it, by default the best other one.
-        num_gain: images with the largest gain of the best other run over the baseline.
-        num_loss: images with its largest loss.
-        num_samples: images spread evenly over the split.
-        root: folder of the data, by default what the run's configuration says.
-        device: where to predict.
+        titles: A name for each, by default the folder names.
+        baseline: Title of the run that the others are compared with, by default the first.
+        method: Title of the run that is set against it, by default the best other one.
+        num_gain: Images with the largest gain of the best other run over the baseline.
+        num_loss: Images with its largest loss.
+        num_samples: Images spread evenly over the split.
+        root: Folder of the data, by default what the run's configuration says.
+        device: Where to predict.
 
     Returns:
         Gains (largest first), losses (largest first), samples.
 
     Raises:
-        ValueError: no run has a checkpoint and a configuration, or the data or predictions are not to be found.
+        ValueError: No run has a checkpoint and a configuration, or the data or predictions are not to be found.
     """
     comparison = load_comparison(run_folders, titles=titles, baseline=baseline, method=method)
     runs = [run for run in comparison.runs if can_be_shown(run)]
@@ -246,17 +246,17 @@ def collect_pastes(
     """Shows what the bank of a run's last checkpoint pastes into augmented training images.
 
     Args:
-        run_folder: folder of a run with a bank.
-        num_images: images to return, if that many get something pasted.
-        max_batches: training batches to try.
-        root: folder of the data, by default what the run's configuration says.
-        device: where to paste.
+        run_folder: Folder of a run with a bank.
+        num_images: Images to return, if that many get something pasted.
+        max_batches: Training batches to try.
+        root: Folder of the data, by default what the run's configuration says.
+        device: Where to paste.
 
     Returns:
-        At most ``num_images`` images that got something; none for a run without a bank.
+        At most `num_images` images that got something; none for a run without a bank.
 
     Raises:
-        ValueError: the run has no checkpoint or no configuration, or the data is not to be found.
+        ValueError: The run has no checkpoint or no configuration, or the data is not to be found.
     """
     import torch
 
@@ -307,7 +307,7 @@ def _datamodule(run: Run, root: str | Path | None) -> Any:
 
 
 def class_ids_in(arrays: Iterable[NDArray[Any]], num_classes: int, min_pixels: int = 1) -> list[int]:
-    """Class ids that have at least ``min_pixels`` pixels in one of the label maps, in order.
+    """Class ids that have at least `min_pixels` pixels in one of the label maps, in order.
 
     Example:
         >>> class_ids_in([np.array([[0, 2], [2, 255]]), np.array([[1, 1], [1, 1]])], num_classes=3, min_pixels=2)

@@ -40,21 +40,21 @@ def readme_figure(
     """Draws the IoU of each class by frequency rank, all runs, above a strip of example images.
 
     Args:
-        run_folders: folders of validated runs, all on one data set.
-        out: file to write; its ending (.png, .svg, .pdf) is its format.
-        titles: a name for each run, by default the folder names.
-        baseline: title of the run to draw first, by default the first.
-        samples: images with predictions, from `collect_examples`; those with the largest gain come first.
-        statistics: pixel counts of the training split, as `ClassStatistics` or K numbers.
-        num_examples: rows of the strip.
-        dpi: dots per inch of a PNG.
+        run_folders: Folders of validated runs, all on one data set.
+        out: File to write; its ending (.png, .svg, .pdf) is its format.
+        titles: A name for each run, by default the folder names.
+        baseline: Title of the run to draw first, by default the first.
+        samples: Images with predictions, from `collect_examples`; those with the largest gain come first.
+        statistics: Pixel counts of the training split, as `ClassStatistics` or K numbers.
+        num_examples: Rows of the strip.
+        dpi: Dots per inch of a PNG.
 
     Returns:
         The path of the file.
 
     Raises:
-        ValueError: no run has a validation, or what `build_report` refuses.
-        ImportError: without matplotlib.
+        ValueError: No run has a validation, or what `build_report` refuses.
+        ImportError: Without matplotlib.
     """
     canvas = import_extra("matplotlib.backends.backend_agg", "report").FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 def read_history(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Reads the finite values of ``metrics.csv``, also while a run writes it.
+    """Reads the finite values of `metrics.csv`, also while a run writes it.
 
     Args:
-        path: of the file; one that is not there has none.
+        path: Of the file; one that is not there has none.
 
     Returns:
         For each column (step, value), with rising steps.

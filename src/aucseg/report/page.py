@@ -38,23 +38,23 @@ def build_report(
     What a run does not hold yet is left out, and the page says why.
 
     Args:
-        run_folders: folders that ``aucseg fit --out`` writes, all on one data set.
-        out: the HTML file to write; its folder is made.
-        titles: a name for each run, by default the folder names.
-        baseline: title of the run that the others are compared with, by default the first.
-        samples: validation images with predictions, from `collect_examples`.
-        pastes: training images before and after the bank, from `collect_pastes`.
-        statistics: pixel counts of the training split, as `ClassStatistics` or K numbers; by default the truth of the
+        run_folders: Folders that `aucseg fit --out` writes, all on one data set.
+        out: The HTML file to write; its folder is made.
+        titles: A name for each run, by default the folder names.
+        baseline: Title of the run that the others are compared with, by default the first.
+        samples: Validation images with predictions, from `collect_examples`.
+        pastes: Training images before and after the bank, from `collect_pastes`.
+        statistics: Pixel counts of the training split, as `ClassStatistics` or K numbers; by default the truth of the
             validation split is counted.
-        title: heading of the page, by default made of the titles.
-        method: title of the run that headline and pictures set against the baseline, by default the best other one.
+        title: Heading of the page, by default made of the titles.
+        method: Title of the run that headline and pictures set against the baseline, by default the best other one.
 
     Returns:
         The path of the file.
 
     Raises:
-        ValueError: folders, titles or statistics that do not fit together; predictions of an unknown run.
-        ImportError: without jinja2.
+        ValueError: Folders, titles or statistics that do not fit together; predictions of an unknown run.
+        ImportError: Without jinja2.
 
     Example:
         >>> import json, tempfile

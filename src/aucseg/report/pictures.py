@@ -14,10 +14,10 @@ _NUM_FALLBACK = 2
 
 
 def example_cards(comparison: Comparison, samples: Sequence[Example], palette: Sequence[Color]) -> dict[str, Any]:
-    """Cards of two runs over one photo (``sliders``), and of images alone (``statics``).
+    """Cards of two runs over one photo (`sliders`), and of images alone (`statics`).
 
     Raises:
-        ValueError: predictions of an unknown run.
+        ValueError: Predictions of an unknown run.
     """
     titles = {run.title for run in comparison.runs}
     for example in samples:

@@ -46,14 +46,14 @@ class Run:
         folder: Where it lies.
         step: Step of the last validation, or of the last logged row where none has run.
         max_steps: Steps that the run shall take, if its configuration says so.
-        metrics: Finite values of the last validation: ``miou``, ``head``, ``middle``, ``tail``, ``loss``, ...
+        metrics: Finite values of the last validation: `miou`, `head`, `middle`, `tail`, `loss`, ...
         per_class_iou: IoU in [0, 1] by class name; None where the validation split does not hold the class.
         class_names: Class names in the order of their ids; empty for a run without a validation.
         palette: Colour of each class, parts in 0..255.
         groups: Class ids of head, middle and tail, or None.
         card: Name of the data set card, or "".
         confusion: Pixel counts (K, K), [truth, prediction], or None.
-        images: For each validation image ``{class id: (intersection, union)}`` in pixels.
+        images: For each validation image `{class id: (intersection, union)}` in pixels.
         roc: ROC curves by class name.
         history: Logged values by column, each a list of (step, value) with rising steps.
         per_class: More numbers of each class, by class name and name of the number; those that are known.
@@ -103,11 +103,11 @@ def read_run(folder: str | Path, title: str | None = None) -> Run:
     """Reads a run folder; files that are not there yet leave their part empty.
 
     Args:
-        folder: a folder that ``aucseg fit --out`` writes.
-        title: name for people, by default the folder's name.
+        folder: A folder that `aucseg fit --out` writes.
+        title: Name for people, by default the folder's name.
 
     Raises:
-        ValueError: no such folder, none of a run's files in it, or a file that cannot be read as what it should be.
+        ValueError: No such folder, none of a run's files in it, or a file that cannot be read as what it should be.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -294,16 +294,16 @@ def load_comparison(
     """Reads run folders and puts their classes in order of frequency.
 
     Args:
-        run_folders: the folders.
-        titles: a name for each, by default the folder names.
-        baseline: title of the run that the others are compared with, by default the first.
-        statistics: pixel counts of the training split, as a `ClassStatistics` or K
+        run_folders: The folders.
+        titles: A name for each, by default the folder names.
+        baseline: Title of the run that the others are compared with, by default the first.
+        statistics: Pixel counts of the training split, as a `ClassStatistics` or K
             numbers. Without them the truth of the validation split is counted.
-        method: title of the run that is set against the baseline in the headline and the pictures, by default the best
+        method: Title of the run that is set against the baseline in the headline and the pictures, by default the best
             other one.
 
     Raises:
-        ValueError: no folder, titles that do not fit, an unknown baseline or method, runs with different classes,
+        ValueError: No folder, titles that do not fit, an unknown baseline or method, runs with different classes,
             statistics of another number of classes.
     """
     if isinstance(run_folders, (str, Path)) or not run_folders:

@@ -99,10 +99,10 @@ class Column:
     """One metric of all runs.
 
     Attributes:
-        title: for people.
-        is_share: whether the values are shares, shown in per cent.
-        values: of each run, None where it has none.
-        best: the best of them, None where that says nothing.
+        title: For people.
+        is_share: Whether the values are shares, shown in per cent.
+        values: Of each run, None where it has none.
+        best: The best of them, None where that says nothing.
     """
 
     title: str

@@ -25,8 +25,8 @@ def validation_picture(
     """Draws a row for each example: image, truth, prediction; the colours of the classes in them are below.
 
     Args:
-        examples: at least one.
-        title: whose prediction.
+        examples: At least one.
+        title: Whose prediction.
         class_names: K names.
         palette: K colours.
     """

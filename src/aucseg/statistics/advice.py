@@ -42,7 +42,7 @@ _RESAMPLES_AT_ONCE = 20
 
 
 def choose_groups(statistics: ClassStatistics, card: DatasetCard | None = None) -> tuple[dict[str, list[int]], str]:
-    """Return the groups and the rule behind them: the card's, or else by share of the labelled pixels.
+    """Returns the groups and the rule behind them: the card's, or else by share of the labelled pixels.
 
     Where the card names its tail alone, the other classes are head or middle by share.
     """
@@ -59,7 +59,7 @@ def choose_groups(statistics: ClassStatistics, card: DatasetCard | None = None) 
 
 
 def asks_for_sampler(statistics: ClassStatistics) -> bool:
-    """Return whether a class is in so few of the images that those with it are to be drawn more often."""
+    """Returns whether a class is in so few of the images that those with it are to be drawn more often."""
     presence = statistics.presence
     return bool(((presence > 0) & (presence < SAMPLER_OPTIONS["threshold"])).any())
 
@@ -67,10 +67,10 @@ def asks_for_sampler(statistics: ClassStatistics) -> bool:
 def advise_bank(
     statistics: ClassStatistics, tail: Sequence[int], middle: Sequence[int], *, batch_size: int, by_share: bool = False
 ) -> dict[str, Any]:
-    """Return whether to use the memory bank, suggested settings of it, and the reasons.
+    """Returns whether to use the memory bank, suggested settings of it, and the reasons.
 
-    The bank is for classes that most batches lack. What counts is the share of batches of ``batch_size`` images that
-    hold a tail class, ``1 - (1 - p)^batch_size`` for a class in a share p of the images, on average over the tail. (A
+    The bank is for classes that most batches lack. What counts is the share of batches of `batch_size` images that
+    hold a tail class, `1 - (1 - p)^batch_size` for a class in a share p of the images, on average over the tail. (A
     batch below 8 is judged as one of 8: so many images show a class as often, in however many steps.) The answer is
     clear where it is the same for all of 200 data sets of as many images drawn with replacement from these (the
     bootstrap: Efron, Annals of Statistics 1979); so two halves of one data set do not get opposite answers.
@@ -87,9 +87,9 @@ def advise_bank(
             another tail.
 
     Returns:
-        ``answer`` (`USE`, `LEAVE_OUT` or `NOT_CLEAR`), ``use_bank`` (bool: the first of them), ``summary``
-        (the main reason in a line), ``settings`` (keyword arguments of ``TailMemoryBank``, to try it in any case),
-        ``reasons`` (texts).
+        `answer` (`USE`, `LEAVE_OUT` or `NOT_CLEAR`), `use_bank` (bool: the first of them), `summary`
+        (the main reason in a line), `settings` (keyword arguments of `TailMemoryBank`, to try it in any case),
+        `reasons` (texts).
     """
     tail = [class_id for class_id in tail if statistics.pixel_counts[class_id] > 0]
     middle = [class_id for class_id in middle if statistics.pixel_counts[class_id] > 0]
@@ -118,7 +118,7 @@ def advise_bank(
 
 
 def bank_options(settings: Mapping[str, Any], groups: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """Return the settings as ``model.bank`` of a configuration, whose card knows number and groups of the classes."""
+    """Returns the settings as `model.bank` of a configuration, whose card knows number and groups of the classes."""
     options = {key: value for key, value in settings.items() if key != "num_classes"}
     if set(options["tail_classes"]) == set(groups["tail"]):
         del options["tail_classes"]

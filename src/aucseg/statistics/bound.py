@@ -15,26 +15,26 @@ def bound_terms(
 ) -> dict[str, float]:
     """Returns the terms of the bound on the difference of empirical and expected loss.
 
-    ``8/N + (eta_inner + eta_inter)/sqrt(N) sqrt(A log(2 B mu tau N k + C))
-    + 3 (sqrt(1/(2N)) + K sqrt(1 - 1/N)) sqrt(log(4 K (K-1) / delta))``
-    with ``eta_inner = 48 mu tau ln(N)/N`` and ``eta_inter = 2 sqrt(2) tau``. As a number the bound says nothing: its
+    `8/N + (eta_inner + eta_inter)/sqrt(N) sqrt(A log(2 B mu tau N k + C))
+    + 3 (sqrt(1/(2N)) + K sqrt(1 - 1/N)) sqrt(log(4 K (K-1) / delta))`
+    with `eta_inner = 48 mu tau ln(N)/N` and `eta_inter = 2 sqrt(2) tau`. As a number the bound says nothing: its
     last term alone is far above 1, and the paper leaves A, B and C open. Its use is how it grows with N, K and tau.
 
     Args:
         num_images: N.
-        pixels_per_image: k.
+        pixels_per_image: K.
         num_classes: K.
         tau: How unevenly the classes are spread over the images.
-        delta: The bound holds with probability ``1 - delta``.
+        delta: The bound holds with probability `1 - delta`.
         mu: Lipschitz constant of the risk of a sample.
         constants: A, B, C.
 
     Returns:
-        ``sample`` (8/N), ``inner`` and ``inter`` (dependence inside one image, between images), ``confidence`` (the
-        last term), ``total``, and ``tau``.
+        `sample` (8/N), `inner` and `inter` (dependence inside one image, between images), `confidence` (the
+        last term), `total`, and `tau`.
 
     Raises:
-        ValueError: ``delta`` outside (0, 1), or ``mu`` or a constant that is not positive.
+        ValueError: `delta` outside (0, 1), or `mu` or a constant that is not positive.
 
     Example:
         >>> size = {"pixels_per_image": 100, "num_classes": 19, "tau": 4.0}

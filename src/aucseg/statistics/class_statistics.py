@@ -31,7 +31,7 @@ Shares = npt.NDArray[np.float64]
 
 
 class ClassStatistics:
-    """Pixels and images per class; everything is a sum or a maximum, so statistics of parts add up with ``+``.
+    """Pixels and images per class; everything is a sum or a maximum, so statistics of parts add up with `+`.
 
     Args:
         num_classes: Number of classes K.
@@ -86,11 +86,11 @@ class ClassStatistics:
     def from_dataset(
         cls, dataset: SegmentationDataset | Iterable[Mapping[str, Any]], *, num_workers: int = 0, progress: bool = False
     ) -> ClassStatistics:
-        """Count a :class:`SegmentationDataset`, reading its masks only, or anything that yields samples.
+        """Counts a `SegmentationDataset`, reading its masks only, or anything that yields samples.
 
         Args:
-            dataset: With a ``card``; samples that cannot be read raise or are left out as its ``on_error`` says. Image
-                ``i`` of the statistics is sample ``i`` of the data set as long as none is left out.
+            dataset: With a `card`; samples that cannot be read raise or are left out as its `on_error` says. Image
+                `i` of the statistics is sample `i` of the data set as long as none is left out.
             num_workers: Processes that read masks; 0 means this one. Not for streams, whose loader has its own.
             progress: Whether to show a progress bar.
 
@@ -118,9 +118,9 @@ class ClassStatistics:
         return statistics
 
     def update(self, mask: Tensor | npt.ArrayLike) -> None:
-        """Count one mask (H, W) of train ids, or a batch (B, H, W), as tensor or array.
+        """Counts one mask (H, W) of train ids, or a batch (B, H, W), as tensor or array.
 
-        Volumes (B, D, H, W) count as images, not as so many slices, by ``update(masks.flatten(1, 2))``.
+        Volumes (B, D, H, W) count as images, not as so many slices, by `update(masks.flatten(1, 2))`.
 
         Raises:
             TypeError: The mask holds no integers.
@@ -140,7 +140,7 @@ class ClassStatistics:
             self.add_scan(scan_mask(np.ascontiguousarray(single)))
 
     def add_scan(self, scan: MaskScan) -> None:
-        """Count one image, given the scan of its mask of train ids.
+        """Counts one image, given the scan of its mask of train ids.
 
         Raises:
             ValueError: A label outside 0..K-1 that is not the ignore label.
@@ -169,7 +169,7 @@ class ClassStatistics:
         self._rows.append(np.packbits(row).tobytes())
 
     def __add__(self, other: object) -> ClassStatistics:
-        """Return the statistics of both parts together; the images of ``other`` come after those of ``self``."""
+        """Returns the statistics of both parts together; the images of `other` come after those of `self`."""
         if not isinstance(other, ClassStatistics):
             return NotImplemented
         for name in ("num_classes", "ignore_index", "class_names"):
@@ -187,7 +187,7 @@ class ClassStatistics:
         return total
 
     def __radd__(self, other: object) -> ClassStatistics:
-        """Let ``sum()`` of statistics work, which starts from 0."""
+        """Lets `sum()` of statistics work, which starts from 0."""
         return self if other == 0 else NotImplemented
 
     def __eq__(self, other: object) -> bool:
@@ -238,7 +238,7 @@ class ClassStatistics:
 
     @property
     def tau(self) -> float:
-        """How unevenly the classes are spread over the images: ``(max_c n_max(c) / n_mean(c))^2``.
+        """How unevenly the classes are spread over the images: `(max_c n_max(c) / n_mean(c))^2`.
 
         n_max is the largest and n_mean the mean number of pixels of a class in an image, the mean over all images, as
         in the bound of AUCSeg (Han et al., NeurIPS 2024). Classes that never occur are left out.
@@ -252,7 +252,7 @@ class ClassStatistics:
     def fixedness(self) -> Shares:
         """float64 (K,): how far a class keeps to one place: 1 always the same, 0 anywhere; NaN below 2 images.
 
-        With p_g the share of the images with the class that show it in cell g of an 8 x 8 grid, ``sum p^2 / sum p`` is
+        With p_g the share of the images with the class that show it in cell g of an 8 x 8 grid, `sum p^2 / sum p` is
         the chance that a cell of the class in one image is the class in another; it is rescaled so that chance
         agreement gives 0.
         """
@@ -265,7 +265,7 @@ class ClassStatistics:
         return value
 
     def groups(self, *, head: float = HEAD_SHARE, tail: float = TAIL_SHARE) -> dict[str, list[int]]:
-        """Return ``{"head": [class ids], "middle": [...], "tail": [...]}`` by share of the labelled pixels.
+        """Returns `{"head": [class ids], "middle": [...], "tail": [...]}` by share of the labelled pixels.
 
         Args:
             head: A class with at least this share belongs to the head.
@@ -276,13 +276,13 @@ class ClassStatistics:
         return groups_by_share(self.pixel_counts.tolist(), head=head, tail=tail)
 
     def min_batch_size(self, delta: float = 0.01) -> int:
-        """Return the batch size at which all classes occur with probability at least ``1 - delta``.
+        """Returns the batch size at which all classes occur with probability at least `1 - delta`.
 
-        ``B >= log(delta / K) / log(1 - min_c p_c)`` (Han et al., NeurIPS 2024), K and the minimum over the classes that
+        `B >= log(delta / K) / log(1 - min_c p_c)` (Han et al., NeurIPS 2024), K and the minimum over the classes that
         occur at all: a class that never occurs is in no batch.
 
         Raises:
-            ValueError: ``delta`` outside (0, 1), or no class occurs.
+            ValueError: `delta` outside (0, 1), or no class occurs.
         """
         if not 0 < delta < 1:
             raise ValueError(f"delta is a probability between 0 and 1, not {delta}")
@@ -294,7 +294,7 @@ class ClassStatistics:
         return max(1, math.ceil(math.log(delta / len(presence)) / math.log1p(-presence.min())))
 
     def batch_coverage(self, batch_size: int, *, trials: int = 1000, seed: int = 0) -> float:
-        """Return the share of random batches, drawn with replacement, that hold every class that occurs at all."""
+        """Returns the share of random batches, drawn with replacement, that hold every class that occurs at all."""
         if batch_size < 1 or trials < 1:
             raise ValueError(f"batch_size and trials must be at least 1, not {batch_size} and {trials}")
         if self.num_images == 0:
@@ -316,13 +316,13 @@ class ClassStatistics:
         constants: tuple[float, float, float] = (1.0, 1.0, 1.0),
         pixels_per_image: int | None = None,
     ) -> dict[str, float]:
-        """Return the terms of the generalization bound of AUCSeg; `aucseg.statistics.bound.bound_terms` is the formula.
+        """Returns the terms of the generalization bound of AUCSeg; the formula is in `aucseg.statistics.bound`.
 
         Args:
-            delta: The bound holds with probability ``1 - delta``.
+            delta: The bound holds with probability `1 - delta`.
             mu: Lipschitz constant of the risk of a sample.
             constants: A, B, C, which the paper leaves open.
-            pixels_per_image: k; the largest image by default.
+            pixels_per_image: K; the largest image by default.
 
         Raises:
             ValueError: No labelled image, or an argument out of its range.
@@ -356,12 +356,12 @@ class ClassStatistics:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write the statistics as JSON; :meth:`load` reads them back."""
+        """Writes the statistics as JSON; `load` reads them back."""
         Path(path).write_text(json.dumps(self._state()) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> ClassStatistics:
-        """Read statistics that :meth:`save` wrote.
+        """Reads statistics that `save` wrote.
 
         Raises:
             ValueError: The file is not such a file, or its parts do not fit together.
@@ -377,7 +377,7 @@ class ClassStatistics:
         return statistics
 
     def check_classes(self, card: DatasetCard, source: str | Path) -> str | None:
-        """Refuse statistics of other classes than those of a card.
+        """Refuses statistics of other classes than those of a card.
 
         Args:
             card: The card that they are used with.
@@ -406,7 +406,7 @@ class ClassStatistics:
 
     @classmethod
     def _parse(cls, state: dict[str, Any]) -> tuple[ClassStatistics, bytes]:
-        """The statistics in a parsed file, without ``_rows``, and these as bytes."""
+        """The statistics in a parsed file, without `_rows`, and these as bytes."""
         if state["format"] != _FORMAT:
             raise ValueError("another format")
         num_classes = state["num_classes"]

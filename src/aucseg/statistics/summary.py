@@ -38,13 +38,13 @@ _BOUND_TERMS = {
 def make_report(
     statistics: ClassStatistics, card: DatasetCard | None = None, *, batch_size: int = 8, delta: float = 0.01
 ) -> dict[str, Any]:
-    """Return everything that ``aucseg stats`` prints, as plain numbers, texts and lists.
+    """Returns everything that `aucseg stats` prints, as plain numbers, texts and lists.
 
     Args:
         statistics: The counts; at least one labelled pixel.
         card: For groups and names.
         batch_size: The batch that the advice on the bank is about.
-        delta: The batch size asked for shows every class with probability ``1 - delta``.
+        delta: The batch size asked for shows every class with probability `1 - delta`.
     """
     groups, rule = choose_groups(statistics, card)
     classes = _class_rows(statistics, groups)
@@ -112,7 +112,7 @@ def _class_rows(statistics: ClassStatistics, groups: Mapping[str, Sequence[int]]
 
 
 def format_classes(statistics: ClassStatistics) -> str:
-    """Return the table of the classes as text, with groups by share of the pixels; what ``print(statistics)`` shows."""
+    """Returns the table of the classes as text, with groups by share of the pixels; what `print(statistics)` shows."""
     groups, rule = choose_groups(statistics)
     counts = {name: getattr(statistics, name) for name in ("num_images", "num_labelled", "num_ignored")}
     lines = _table({**counts, "classes": _class_rows(statistics, groups)})
@@ -137,7 +137,7 @@ def _table(report: dict[str, Any]) -> list[str]:
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """Return the report as text for a terminal."""
+    """Returns the report as text for a terminal."""
     lines = _table(report)
     shares = ", ".join(
         f"{group} {len(report['groups'][group])} ({100 * report['group_shares'][group]:.2f} % of the pixels)"
@@ -204,7 +204,7 @@ def _keywords(options: Mapping[str, Any]) -> str:
 
 
 def _configuration(model: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> list[str]:
-    """The lines of settings of ``model`` and ``data`` in the configuration of ``aucseg fit``."""
+    """The lines of settings of `model` and `data` in the configuration of `aucseg fit`."""
     sections = {"model": dict(model)} | ({"data": dict(data)} if data else {})
     text = yaml.safe_dump(sections, sort_keys=False, default_flow_style=None)
     return ["in a configuration:", *(f"  {line}" for line in text.splitlines())]
@@ -215,7 +215,7 @@ def _short(value: float) -> str:
 
 
 def write_csv(report: dict[str, Any], path: Path) -> None:
-    """Write the class table as CSV, one row a class."""
+    """Writes the class table as CSV, one row a class."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(report["classes"][0]))
         writer.writeheader()
@@ -223,7 +223,7 @@ def write_csv(report: dict[str, Any], path: Path) -> None:
 
 
 def write_chart(report: dict[str, Any], path: Path) -> None:
-    """Draw pixel share and presence of each class, coloured by group; the ending of the path chooses the format."""
+    """Draws pixel share and presence of each class, coloured by group; the ending of the path chooses the format."""
     import_extra("matplotlib", "report")
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch

@@ -43,12 +43,12 @@ def fit_task_offsets(
     These take means of probabilities, which no offset in a model moves by the same offset.
 
     Args:
-        task: in evaluation mode.
-        batches: ``{"image": (B, C, H, W) in 0..255, "mask": (B, H, W)}``, or lists of B tensors where sizes differ, as
+        task: In evaluation mode.
+        batches: `{"image": (B, C, H, W) in 0..255, "mask": (B, H, W)}`, or lists of B tensors where sizes differ, as
             `SegmentationDataModule` has them, of images that the task was not trained on.
-        objective: see `aucseg.inference.OffsetFitter.fit`; groups are the task's.
-        num_folds: parts of the images, each judged with the offsets that the others gave.
-        progress: whether to show a bar.
+        objective: See `aucseg.inference.OffsetFitter.fit`; groups are the task's.
+        num_folds: Parts of the images, each judged with the offsets that the others gave.
+        progress: Whether to show a bar.
     """
     fitter = OffsetFitter(task.card.num_classes, ignore_index=task.card.ignore_index)
     with torch.inference_mode(), without_averaging(task):
@@ -79,15 +79,15 @@ def evaluation_batches(datamodule: SegmentationDataModule, split: str | None) ->
     """The images of a split, or those held out of training, as validation sees them.
 
     Args:
-        datamodule: of the run.
-        split: name of a split of the card, the validation split being the fold where a run has one; None for the
+        datamodule: Of the run.
+        split: Name of a split of the card, the validation split being the fold where a run has one; None for the
             training images that are held out.
 
     Returns:
         The number of images and their loader.
 
     Raises:
-        ValueError: the split is the one that was trained on, or no images are held out.
+        ValueError: The split is the one that was trained on, or no images are held out.
     """
     transform: Callable[[dict[str, Any]], dict[str, Any]] = datamodule.evaluation_transform
     if split is None:
@@ -107,15 +107,15 @@ def evaluation_batches(datamodule: SegmentationDataModule, split: str | None) ->
 
 
 def write_adjusted_checkpoint(checkpoint: Path, offsets: Sequence[float], folder: Path) -> str:
-    """Writes ``checkpoints/last.ckpt`` of a run whose model has the offsets in it.
+    """Writes `checkpoints/last.ckpt` of a run whose model has the offsets in it.
 
     They go into the bias of the layer that makes the logits, so that all that reads the model has them. A model without
     such a bias is wrapped in one that adds them.
 
     Args:
-        checkpoint: of the trained run.
+        checkpoint: Of the trained run.
         offsets: (K,).
-        folder: run folder to write to.
+        folder: Run folder to write to.
 
     Returns:
         Where the offsets are: the name of the layer, or "" for the wrapper.

@@ -28,9 +28,9 @@ def is_better(value: float, best: float, metric: str) -> bool:
     """Whether a value of a metric is better than the best so far: of a loss the smaller, of all else the larger.
 
     Args:
-        value: of the metric; NaN (a group without a class, say) is never better.
-        best: the best so far, NaN for none.
-        metric: its name.
+        value: Of the metric; NaN (a group without a class, say) is never better.
+        best: The best so far, NaN for none.
+        metric: Its name.
 
     Example:
         >>> is_better(0.5, 0.4, "val/tail"), is_better(0.5, 0.4, "val/loss"), is_better(0.0, math.nan, "val/tail")
@@ -42,22 +42,22 @@ def is_better(value: float, best: float, metric: str) -> bool:
 
 
 class BestCheckpoint(Callback):
-    """Keeps ``checkpoints/best.ckpt``, and in ``best/`` the configuration and the result files of its validation.
+    """Keeps `checkpoints/best.ckpt`, and in `best/` the configuration and the result files of its validation.
 
     `aucseg.training.checkpoints.RunCheckpoint` saves before each validation; where the validation is the best so far,
     its checkpoint is copied. A run that goes on from a checkpoint knows the best up to there. It must come after the
     callbacks that save and that write results.
 
     Args:
-        folder: the run's folder.
-        metric: name of a logged value, such as ``val/tail``.
+        folder: The run's folder.
+        metric: Name of a logged value, such as `val/tail`.
 
     Attributes:
-        value: the best value, NaN before the first validation.
-        step: its optimizer step.
+        value: The best value, NaN before the first validation.
+        step: Its optimizer step.
 
     Raises:
-        ValueError: at the first validation, if nothing is logged under that name.
+        ValueError: At the first validation, if nothing is logged under that name.
     """
 
     def __init__(self, folder: Path, metric: str) -> None:

@@ -33,7 +33,7 @@ class RunInterrupted(BaseException):
     Like KeyboardInterrupt no `Exception`: nothing that handles errors of training should take it for one.
 
     Attributes:
-        signal: number of the signal.
+        signal: Number of the signal.
     """
 
     def __init__(self, number: int, step: int) -> None:
@@ -58,8 +58,8 @@ def newest_checkpoint(folder: Path, say: Callable[[str], object] = say_once) -> 
     """The checkpoint to go on from, or None: the last one, or the one before where the last one is damaged.
 
     Args:
-        folder: the run's folder.
-        say: called with a sentence about each damaged checkpoint.
+        folder: The run's folder.
+        say: Called with a sentence about each damaged checkpoint.
     """
     for path in (folder / LAST_CHECKPOINT, folder / PREVIOUS_CHECKPOINT):
         problem = checkpoint_problem(path)
@@ -78,7 +78,7 @@ def checkpoint_step(path: Path) -> int:
     """Optimizer steps that a checkpoint has behind it, read without loading its tensors.
 
     Raises:
-        ValueError: the file is not a checkpoint of a training.
+        ValueError: The file is not a checkpoint of a training.
     """
     problem = checkpoint_problem(path)
     if problem is not None:
@@ -109,7 +109,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self._has_saved = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Writes a checkpoint; ``last.ckpt`` leaves the one before as ``previous.ckpt``."""
+        """Writes a checkpoint; `last.ckpt` leaves the one before as `previous.ckpt`."""
         path = Path(path)
         buffer = BytesIO()
         torch.save(checkpoint, buffer)
@@ -137,7 +137,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Loads a checkpoint after checking that it is whole.
 
         Raises:
-            ValueError: it is not there or damaged, or holds other objects than tensors and plain values.
+            ValueError: It is not there or damaged, or holds other objects than tensors and plain values.
         """
         path = Path(path)
         problem = checkpoint_problem(path)
@@ -149,7 +149,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class RunCheckpoint(Callback):
-    """Saves ``checkpoints/last.ckpt`` every so many steps, before each validation, at the end, and on a signal.
+    """Saves `checkpoints/last.ckpt` every so many steps, before each validation, at the end, and on a signal.
 
     Checkpoints are taken where a step begins: logs and validation of the step before are done, so that a resumed run
     repeats none of it and misses none. Those before a validation say so, and a run that goes on from one begins with
@@ -158,13 +158,13 @@ class RunCheckpoint(Callback):
     validation, with several processes) end, save, and raise `RunInterrupted`; a second one ends the process at once.
 
     Args:
-        folder: the run's folder.
-        every: optimizer steps between checkpoints.
-        agree_every: with several processes, optimizer steps between the moments at which they ask each other whether
-            one was told to stop; None: 10, or ``every`` if that is less.
+        folder: The run's folder.
+        every: Optimizer steps between checkpoints.
+        agree_every: With several processes, optimizer steps between the moments at which they ask each other whether
+            one was told to stop; None: 10, or `every` if that is less.
 
     Raises:
-        ValueError: a number of steps below 1.
+        ValueError: A number of steps below 1.
     """
 
     def __init__(self, folder: Path, every: int = 500, agree_every: int | None = None) -> None:
@@ -278,7 +278,7 @@ class RunCheckpoint(Callback):
                 add_note(exception, f"{where}'{command}' goes on from there")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Adds how much of ``metrics.csv`` belongs to it, and tells Lightning that no batch is under way."""
+        """Adds how much of `metrics.csv` belongs to it, and tells Lightning that no batch is under way."""
         loop = trainer.fit_loop.epoch_loop
         checkpoint["num_log_steps"] = loop._batches_that_stepped
         if self._is_before_validation:
@@ -292,7 +292,7 @@ class RunCheckpoint(Callback):
             checkpoint["num_metrics_rows"] = log.sync()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Drops the lines of ``metrics.csv`` that came after the checkpoint."""
+        """Drops the lines of `metrics.csv` that came after the checkpoint."""
         if trainer.state.fn != "fit":
             return
         self._num_log_steps = checkpoint.get("num_log_steps")
@@ -310,5 +310,5 @@ def _validates_within_step(trainer: Trainer) -> bool:
 
 
 def metrics_logs(trainer: Trainer) -> list[MetricsLog]:
-    """The trainer's loggers that write ``metrics.csv``."""
+    """The trainer's loggers that write `metrics.csv`."""
     return [logger for logger in trainer.loggers if isinstance(logger, MetricsLog)]

@@ -11,12 +11,12 @@ def check_data(data: SegmentationDataModule, *, trains: bool = True, validates: 
     """Looks for the files of the splits that a run uses; none of them is read.
 
     Args:
-        data: of the run.
-        trains: whether it trains.
-        validates: whether it validates.
+        data: Of the run.
+        trains: Whether it trains.
+        validates: Whether it validates.
 
     Raises:
-        ValueError: there is nothing to validate on, no such split or folder, files are missing, or a split has no
+        ValueError: There is nothing to validate on, no such split or folder, files are missing, or a split has no
             masks; the message says the way out.
     """
     if trains and data.shards is None:

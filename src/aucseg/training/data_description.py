@@ -15,8 +15,8 @@ def describe_run(data: SegmentationDataModule, *, trains: bool) -> Iterator[str]
     """Yields which files are used, which are not, which images are held out, and which classes cannot be judged.
 
     Args:
-        data: of the run.
-        trains: whether it trains.
+        data: Of the run.
+        trains: Whether it trains.
     """
     used = [data.train_split] if (trains and data.shards is None) or data.validates_training_images else []
     if data.val_shards is None and not data.validates_training_images:

@@ -45,67 +45,67 @@ _DECODING_THREADS = 4
 class SegmentationDataModule(LightningDataModule):
     """Loaders over a data set described by a card.
 
-    Batches are dicts ``{"image": uint8 (B, C, H, W), "mask": uint8 or int64 (B, H, W), "name": list of str}``; in a
+    Batches are dicts `{"image": uint8 (B, C, H, W), "mask": uint8 or int64 (B, H, W), "name": list of str}`; in a
     validation batch with images of unequal sizes image and mask are lists of B tensors.
 
     Args:
-        card: name of a shipped card, path of a card's YAML file, or a card's YAML text.
-        root: folder of the data set; None for data that is embedded in the package, or in ``hf``.
-        hf: a data set of the library ``datasets`` instead of a folder: what it has saved to disk, parquet files, or a
+        card: Name of a shipped card, path of a card's YAML file, or a card's YAML text.
+        root: Folder of the data set; None for data that is embedded in the package, or in `hf`.
+        hf: A data set of the library `datasets` instead of a folder: what it has saved to disk, parquet files, or a
             name on the hub; see `aucseg.datasets.hub_folder`.
-        image_column: its column of images.
-        mask_column: its column of masks; None for the one that is called so.
-        batch_size: training crops in a batch, on each rank.
-        eval_batch_size: validation images in a batch; those of one size go through the model together.
-        num_workers: loader processes; 0 loads in the main process.
-        crop_size: ``(height, width)`` of the training crops.
-        scale: range of the random scale factor.
-        base_size: ``(long, short)`` edges that training images are fitted into before scaling; None for their own size.
-        eval_base_size: the same for validation images (masks keep their size); None for their own size.
-        max_class_share: largest share of a crop's labelled pixels that one class may hold where a redraw finds such a
+        image_column: Its column of images.
+        mask_column: Its column of masks; None for the one that is called so.
+        batch_size: Training crops in a batch, on each rank.
+        eval_batch_size: Validation images in a batch; those of one size go through the model together.
+        num_workers: Loader processes; 0 loads in the main process.
+        crop_size: `(height, width)` of the training crops.
+        scale: Range of the random scale factor.
+        base_size: `(long, short)` edges that training images are fitted into before scaling; None for their own size.
+        eval_base_size: The same for validation images (masks keep their size); None for their own size.
+        max_class_share: Largest share of a crop's labelled pixels that one class may hold where a redraw finds such a
             crop without losing a class; rare classes may hold more, see
             `aucseg.loading.crops.ClassAwareCrop`.
-        flip: probability of a horizontal flip.
-        photometric: whether to distort the colours of training images. "device" draws the same changes in the loader
+        flip: Probability of a horizontal flip.
+        photometric: Whether to distort the colours of training images. "device" draws the same changes in the loader
             and makes them on the device the batch is trained on, where they cost little; outside a trainer call
-            `aucseg.loading.photometric.distort_colours` with the batch's ``"colour_changes"``.
-        augmentation: transforms of torchvision v2 or albumentations, or functions of a sample, for the crops, see
+            `aucseg.loading.photometric.distort_colours` with the batch's `"colour_changes"`.
+        augmentation: Transforms of torchvision v2 or albumentations, or functions of a sample, for the crops, see
             `aucseg.loading.own_augmentation.OwnAugmentation`: import paths, or mappings with class_path and init_args.
-        fill: padding value of images smaller than the crop.
-        train_split: name of the card's split to train on.
-        val_split: name of the card's split to validate on.
+        fill: Padding value of images smaller than the crop.
+        train_split: Name of the card's split to train on.
+        val_split: Name of the card's split to validate on.
         on_error: "raise" or "skip" for files that cannot be read.
-        follow_symlinks: whether files may lie outside the root, reached by symbolic links below it (DVC, git-annex, the
+        follow_symlinks: Whether files may lie outside the root, reached by symbolic links below it (DVC, git-annex, the
             cache of a hub); false where the folder is a stranger's. Members of shards are never links.
-        tile: side in pixels of the windows by which larger images are read, see `aucseg.SegmentationDataset`: in
+        tile: Side in pixels of the windows by which larger images are read, see `aucseg.SegmentationDataset`: in
             training any window around each tile, in validation all tiles. None reads images whole.
-        seed: seed of order and augmentation.
+        seed: Seed of order and augmentation.
         sampler: "random" (every image once an epoch), "sequential" (the same in the order of the files), "rare_class"
             or "repeat_factor" (`aucseg.loading.rare_classes`: `RareClassSampler`, `RepeatFactorSampler`).
-        sampler_options: options of the last two, such as ``temperature`` and ``max_factor``.
-        held_out_share: for choosing settings without looking at the validation split: this share of the training
+        sampler_options: Options of the last two, such as `temperature` and `max_factor`.
+        held_out_share: For choosing settings without looking at the validation split: this share of the training
             images is kept from training and validated on, each class in its share (`aucseg.loading.held_out`), the same
             images whatever the seed. 0 for an ordinary run; None for what the card says where it has no validation
             split, else 0.
         held_out_by: "sequence" holds out whole sequences where the images' names tell any (frames of a video are nearly
             copies of each other), "image" takes images one by one.
         validate_held_out: False validates on the validation split all the same: the images held out are kept for
-            ``aucseg adjust``.
-        fold: ``[i, k]`` deals the training images out to k folds (`aucseg.loading.folds`), validates on fold i, counted
+            `aucseg adjust`.
+        fold: `[i, k]` deals the training images out to k folds (`aucseg.loading.folds`), validates on fold i, counted
             from 0, and trains on the others.
-        statistics: file of the training split's class statistics, as ``aucseg stats`` writes it; None counts the masks
+        statistics: File of the training split's class statistics, as `aucseg stats` writes it; None counts the masks
             when something needs the counts (each process its part).
-        rare_crop: how often a training crop is one around a pixel of a rare class, in [0, 1].
-        rare_crop_classes: train ids or names of the rare classes; None for the tail that the card names.
-        shards: tar shards to train on instead of the root's files (paths, URLs, ``train-{0000..0099}.tar``,
-            ``shards/*.tar``), see `aucseg.datasets.shards`.
-        val_shards: the same for validation; None for the files of ``val_split``.
-        shuffle_buffer: samples among which a loader process draws with shards and sampler "random".
+        rare_crop: How often a training crop is one around a pixel of a rare class, in [0, 1].
+        rare_crop_classes: Train ids or names of the rare classes; None for the tail that the card names.
+        shards: Tar shards to train on instead of the root's files (paths, URLs, `train-{0000..0099}.tar`,
+            `shards/*.tar`), see `aucseg.datasets.shards`.
+        val_shards: The same for validation; None for the files of `val_split`.
+        shuffle_buffer: Samples among which a loader process draws with shards and sampler "random".
         cache: "memory" reads and decodes each training image once, when training begins, and keeps it in memory (3 to 4
             bytes a pixel, on each rank); for data that fit there. The samples are the same. None reads files each time.
 
     Raises:
-        ValueError: for values out of their range, and for a trainer without ``max_steps``.
+        ValueError: For values out of their range, and for a trainer without `max_steps`.
     """
 
     def __init__(
@@ -260,7 +260,7 @@ class SegmentationDataModule(LightningDataModule):
         """The training images that are held out.
 
         Raises:
-            ValueError: none are.
+            ValueError: None are.
         """
         return self.parts.held_out(self.dataset(self.train_split, transform))
 
@@ -337,7 +337,7 @@ class SegmentationDataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Validation loader, in order; processes take whole batches in turn, each image once.
 
-        In Lightning's check before the first step (``trainer.num_sanity_val_steps``) the batch with the largest image
+        In Lightning's check before the first step (`trainer.num_sanity_val_steps`) the batch with the largest image
         comes first.
         """
         rank, world_size = self._place

@@ -16,12 +16,12 @@ _INTERVAL = 1000
 class EpochCount:
     """What the options of a trainer count in epochs, taken out of them until there is a trainer to count in steps.
 
-    An epoch is as many images as there are to train on, or as the sampler's ``num_samples`` says; the last batch of one
+    An epoch is as many images as there are to train on, or as the sampler's `num_samples` says; the last batch of one
     goes on with the next.
 
     Args:
-        options: ``max_epochs``, ``max_steps``, ``val_check_interval`` and ``check_val_every_n_epoch`` of the trainer,
-            as attributes. Of ``max_epochs`` and ``max_steps`` the shorter counts. Without an interval a training of
+        options: `max_epochs`, `max_steps`, `val_check_interval` and `check_val_every_n_epoch` of the trainer,
+            as attributes. Of `max_epochs` and `max_steps` the shorter counts. Without an interval a training of
             so many epochs is validated after each.
     """
 
@@ -41,7 +41,7 @@ class EpochCount:
         """Tells the trainer how many steps it takes, and says so.
 
         Raises:
-            ValueError: a number of epochs or steps, or an interval, that is too small; or epochs of data in shards, of
+            ValueError: A number of epochs or steps, or an interval, that is too small; or epochs of data in shards, of
                 which nobody knows how many images they hold.
         """
         if self._max_epochs is not None and self._max_epochs < 1:

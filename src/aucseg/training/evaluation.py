@@ -25,7 +25,7 @@ def run_of(path: Path) -> tuple[Path, Path]:
     """The folder of a run and the checkpoint to evaluate, given the folder or one of its checkpoints.
 
     Raises:
-        ValueError: there is neither.
+        ValueError: There is neither.
     """
     if path.is_dir():
         folder, checkpoint = path, checkpoint_in(path)
@@ -45,21 +45,21 @@ def evaluate_checkpoint(
     precision: Any = None,
     notes: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Validates the model of a checkpoint and writes result files as ``aucseg fit`` does, on one device.
+    """Validates the model of a checkpoint and writes result files as `aucseg fit` does, on one device.
 
     Args:
-        checkpoint: of a run; no code is imported for it, see `aucseg.training.stored_task.load_task`.
-        datamodule: its validation images are evaluated.
-        out: folder of the files.
-        device: where to.
-        precision: of the trainer, as in a run's configuration; None for float32.
-        notes: more entries of ``result.json``.
+        checkpoint: Of a run; no code is imported for it, see `aucseg.training.stored_task.load_task`.
+        datamodule: Its validation images are evaluated.
+        out: Folder of the files.
+        device: Where to.
+        precision: Of the trainer, as in a run's configuration; None for float32.
+        notes: More entries of `result.json`.
 
     Returns:
         The metrics by name; NaN for a group without a class in the images.
 
     Raises:
-        ValueError: the data is of other classes, or has no masks.
+        ValueError: The data is of other classes, or has no masks.
     """
     task = load_task(checkpoint)
     check_classes({"hyper_parameters": {"card": task.card.to_yaml()}}, datamodule.card)

@@ -25,8 +25,8 @@ def check_sampling(*, cache: str | None, shards: Any, sampler: str, sampler_opti
     """Refuses names that there are not, and options that do not go together.
 
     Raises:
-        TypeError: an option that the sampler does not have.
-        ValueError: everything else.
+        TypeError: An option that the sampler does not have.
+        ValueError: Everything else.
     """
     if cache not in ("memory", None):
         raise ValueError(f"cache must be 'memory' or null, not {cache!r}")
@@ -46,7 +46,7 @@ def check_tile(tile: int | None, *, cache: str | None, shards: Any, base_size: A
     """Refuses what does not go with images that are read by windows.
 
     Raises:
-        ValueError: as said.
+        ValueError: As said.
     """
     if tile is None:
         return
@@ -62,7 +62,7 @@ def check_held_out(share: float, by: str, *, fold: tuple[int, int] | None, shard
     """Refuses a share outside [0, 1), a fold that there is not, an unknown unit, and what does not go with them.
 
     Raises:
-        ValueError: as said.
+        ValueError: As said.
     """
     if by not in ("sequence", "image"):
         raise ValueError(f"held_out_by must be 'sequence' or 'image', not {by!r}")
@@ -80,7 +80,7 @@ def load_statistics(path: str, card: DatasetCard) -> ClassStatistics:
     """Loads class statistics of the card's classes.
 
     Raises:
-        ValueError: they are of others, see `ClassStatistics.check_classes`.
+        ValueError: They are of others, see `ClassStatistics.check_classes`.
     """
     statistics = ClassStatistics.load(Path(path))
     if notice := statistics.check_classes(card, path):
@@ -105,7 +105,7 @@ def check_number_of_shards(num_shards: int, num_workers: int, world_size: int) -
     """Refuses fewer shards than there are loader processes.
 
     Raises:
-        ValueError: with the number that is needed.
+        ValueError: With the number that is needed.
     """
     needed = max(1, num_workers) * world_size
     if num_shards < needed:
@@ -119,11 +119,11 @@ def check_shared_memory(num_workers: int, batch_bytes: int) -> None:
     """Refuses loaders without room for their batches in shared memory: they would die of a bus error.
 
     Args:
-        num_workers: loader processes of each rank.
-        batch_bytes: bytes of a batch.
+        num_workers: Loader processes of each rank.
+        batch_bytes: Bytes of a batch.
 
     Raises:
-        ValueError: there is too little of it; the message says how much is needed and how to get it.
+        ValueError: There is too little of it; the message says how much is needed and how to get it.
     """
     folder = Path("/dev/shm")
     if num_workers == 0 or not folder.is_dir():

@@ -1,4 +1,4 @@
-"""``metrics.csv``: what was logged, a line a time, that a resumed run continues."""
+"""`metrics.csv`: what was logged, a line a time, that a resumed run continues."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from aucseg.safe_files import replace_file
 
 
 class MetricsLog(Logger):
-    """Appends to ``metrics.csv``, on the first process alone.
+    """Appends to `metrics.csv`, on the first process alone.
 
     The columns are the sorted names of all that was logged; where a new one turns up, the file is written anew.
 
     Args:
-        folder: the run's folder.
+        folder: The run's folder.
 
     Example:
         >>> import tempfile
@@ -66,7 +66,7 @@ class MetricsLog(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """The configuration is in ``config.yaml``."""
+        """The configuration is in `config.yaml`."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
@@ -99,7 +99,7 @@ class MetricsLog(Logger):
 
     @rank_zero_only
     def rewind(self, num_rows: int) -> None:
-        """Keeps the first ``num_rows`` lines and goes on after them."""
+        """Keeps the first `num_rows` lines and goes on after them."""
         self._pending = []
         self._rewrite(self._read()[:num_rows])
 

@@ -57,11 +57,11 @@ class _Network(nn.Module):
 
 
 def check_micro_batches(loss: nn.Module, accumulate_grad_batches: int) -> None:
-    """Raise a ValueError if the gradient of a whole batch cannot be had from micro-batches.
+    """Raises a ValueError if the gradient of a whole batch cannot be had from micro-batches.
 
     Args:
-        loss: the loss of the task.
-        accumulate_grad_batches: the trainer's.
+        loss: The loss of the task.
+        accumulate_grad_batches: The trainer's.
     """
     by_sorting = isinstance(loss, PairwiseAUCLoss | AUCSegLoss) and not auc_losses(loss)
     if by_sorting or not isinstance(loss, PairwiseAUCLoss | AUCSegLoss):
@@ -96,18 +96,18 @@ def backward_all_but_last(
     count: int,
     backward: Callable[[Tensor], Any],
 ) -> Tensor:
-    """Run a batch in micro-batches, forward twice and backward once, but for the last backward pass.
+    """Runs a batch in micro-batches, forward twice and backward once, but for the last backward pass.
 
     Whoever calls it (Lightning) does the last one: under data-parallel training it is the one that synchronizes.
 
     Args:
-        loss: an AUC loss that is computed from sums.
-        model: see `aucseg.models.forward_with_auxiliary`.
-        normalize: from images as they come to the model's input.
+        loss: An AUC loss that is computed from sums.
+        model: See `aucseg.models.forward_with_auxiliary`.
+        normalize: From images as they come to the model's input.
         images: (B, C, H, W).
         target: (B, H, W).
-        count: number of micro-batches; fewer if the batch has fewer images.
-        backward: adds the gradient of a loss to the parameters.
+        count: Number of micro-batches; fewer if the batch has fewer images.
+        backward: Adds the gradient of a loss to the parameters.
 
     Returns:
         The loss of the whole batch, with the gradient of its last micro-batch.

@@ -25,9 +25,9 @@ def decays(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
     """Whether weight decay suits a parameter: one that is a weight, neither a scale, a shift nor a position.
 
     Args:
-        module: the module that the parameter belongs to.
-        name: dotted name of the parameter in the whole model.
-        parameter: norm weights, biases, layer scales and offsets are vectors, whatever ones surround their only size;
+        module: The module that the parameter belongs to.
+        name: Dotted name of the parameter in the whole model.
+        parameter: Norm weights, biases, layer scales and offsets are vectors, whatever ones surround their only size;
             of convolutions and linear layers only the bias is, even with a single output.
 
     Example:
@@ -46,7 +46,7 @@ def decays(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
 def undecayed(model: nn.Module) -> set[int]:
     """Identities of the parameters without weight decay, see `decays`.
 
-    Modules may name more of them with a method ``no_weight_decay()``, as those of timm do: names of parameters,
+    Modules may name more of them with a method `no_weight_decay()`, as those of timm do: names of parameters,
     relative to the module.
     """
     result = set()
@@ -70,17 +70,17 @@ def build_optimizer(
     """AdamW, or another optimizer, over the parameters that learn.
 
     Args:
-        model: its encoder is what `aucseg.models.split_parameters` finds.
-        learning_rate: rate of the encoder.
-        head_rate_factor: the rate of everything else is this many times higher.
-        weight_decay: decay of the parameters that `undecayed` leaves.
-        betas: decay rates of AdamW's two moments.
-        optimizer: import path (a bare name is one of ``torch.optim``), or a mapping of ``class_path`` and
-            ``init_args``; ``lr`` and ``weight_decay`` in these go before ``learning_rate`` and ``weight_decay``.
+        model: Its encoder is what `aucseg.models.split_parameters` finds.
+        learning_rate: Rate of the encoder.
+        head_rate_factor: The rate of everything else is this many times higher.
+        weight_decay: Decay of the parameters that `undecayed` leaves.
+        betas: Decay rates of AdamW's two moments.
+        optimizer: Import path (a bare name is one of `torch.optim`), or a mapping of `class_path` and
+            `init_args`; `lr` and `weight_decay` in these go before `learning_rate` and `weight_decay`.
 
     Raises:
-        ImportError: the import path leads nowhere.
-        TypeError: an option that the optimizer does not have.
+        ImportError: The import path leads nowhere.
+        TypeError: An option that the optimizer does not have.
     """
     options = {} if optimizer is None or isinstance(optimizer, str) else init_args_of(optimizer, "model.optimizer")
     learning_rate = options.pop("lr", learning_rate)
@@ -115,7 +115,7 @@ def build_optimizer(
 def build_schedule(
     optimizer: torch.optim.Optimizer, max_steps: int, warmup_steps: int, warmup_factor: float, poly_power: float
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up from ``warmup_factor``, and polynomial decay to zero over ``max_steps``, a step at a time."""
+    """Linear warm-up from `warmup_factor`, and polynomial decay to zero over `max_steps`, a step at a time."""
 
     def factor(step: int) -> float:
         decayed = max(0.0, 1.0 - step / max_steps) ** poly_power
@@ -129,7 +129,7 @@ def build_schedule(
 def optimizer_and_schedule(
     model: nn.Module, settings: Mapping[str, Any], trainer: Trainer
 ) -> OptimizerLRSchedulerConfig:
-    """What Lightning's ``configure_optimizers`` returns, from the hyperparameters of `aucseg.SegmentationTask`."""
+    """What Lightning's `configure_optimizers` returns, from the hyperparameters of `aucseg.SegmentationTask`."""
     settings = _with_recipe(settings, trainer)
     names = ("learning_rate", "head_rate_factor", "weight_decay", "betas", "optimizer")
     optimizer = build_optimizer(model, **{name: settings[name] for name in names})
@@ -150,11 +150,11 @@ def check_groups(optimizer: torch.optim.Optimizer, stored: Groups) -> None:
     """Refuses an optimizer that the state in a checkpoint is not of, before torch does so in the middle of it.
 
     Args:
-        optimizer: as built.
-        stored: the groups in the checkpoint's state.
+        optimizer: As built.
+        stored: The groups in the checkpoint's state.
 
     Raises:
-        ValueError: other groups of parameters, or another kind of optimizer.
+        ValueError: Other groups of parameters, or another kind of optimizer.
     """
     own = optimizer.param_groups
     sizes = [[len(group["params"]) for group in groups] for groups in (stored, own)]
@@ -178,11 +178,11 @@ def take_over_changes(
     """Puts changed settings in force in a resumed training, whose optimizer and schedule have their old ones again.
 
     Args:
-        optimizer: with its state restored.
-        schedule: with its state restored.
+        optimizer: With its state restored.
+        schedule: With its state restored.
         then: `group_settings` of the training that wrote the checkpoint; None where it did not say.
-        now: those of this one.
-        is_own_schedule: whether the schedule is that of `build_schedule`, whose rates follow from the step alone.
+        now: Those of this one.
+        is_own_schedule: Whether the schedule is that of `build_schedule`, whose rates follow from the step alone.
     """
     rates = ("lr", "initial_lr")
     changes = [
@@ -227,17 +227,17 @@ def schedule_of(
     """The schedule of a training, as Lightning takes it; it moves on after each optimizer step.
 
     Args:
-        optimizer: what it sets the rates of.
-        trainer: knows the number of steps.
-        spec: import path (a bare name is one of ``torch.optim.lr_scheduler``), or a mapping of ``class_path``,
-            ``init_args`` and, for ``ReduceLROnPlateau``, the logged value that is its ``monitor``: it moves on after
+        optimizer: What it sets the rates of.
+        trainer: Knows the number of steps.
+        spec: Import path (a bare name is one of `torch.optim.lr_scheduler`), or a mapping of `class_path`,
+            `init_args` and, for `ReduceLROnPlateau`, the logged value that is its `monitor`: it moves on after
             each validation. It takes the place of warm-up and decay. None for these, see `build_schedule`.
-        **warmup_and_decay: arguments of `build_schedule`.
+        **warmup_and_decay: Arguments of `build_schedule`.
 
     Raises:
-        ImportError: the import path leads nowhere.
-        TypeError: an option that the schedule does not have.
-        ValueError: there is a plateau to be found, and no ``monitor``, or it would miss validations.
+        ImportError: The import path leads nowhere.
+        TypeError: An option that the schedule does not have.
+        ValueError: There is a plateau to be found, and no `monitor`, or it would miss validations.
     """
     if spec is None:
         return {"scheduler": build_schedule(optimizer, trainer.max_steps, **warmup_and_decay), "interval": "step"}

@@ -38,9 +38,9 @@ def clip_gradients(plugin: Any, optimizer: torch.optim.Optimizer, value: float, 
 
     Args:
         plugin: Lightning's precision plugin.
-        optimizer: a scaler, if the plugin has one, divides its gradients now and remembers that it has.
-        value: as Lightning's ``gradient_clip_val``.
-        algorithm: as Lightning's ``gradient_clip_algorithm``.
+        optimizer: A scaler, if the plugin has one, divides its gradients now and remembers that it has.
+        value: As Lightning's `gradient_clip_val`.
+        algorithm: As Lightning's `gradient_clip_algorithm`.
     """
     from lightning.pytorch.plugins.precision import Precision
 

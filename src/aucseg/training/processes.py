@@ -26,10 +26,10 @@ def state_of_process(processes: Sequence[dict[str, Any]], rank: int, world_size:
     """What a checkpoint holds for one process; says once that there are more or fewer processes than then.
 
     Args:
-        processes: the state of each process of the run that wrote the checkpoint: ``random_states`` and, but for the
-            first, ``bank``.
-        rank: of this process. Where there was none of that rank, it gets the bank of another and no random states.
-        world_size: number of processes now.
+        processes: The state of each process of the run that wrote the checkpoint: `random_states` and, but for the
+            first, `bank`.
+        rank: Of this process. Where there was none of that rank, it gets the bank of another and no random states.
+        world_size: Number of processes now.
 
     Example:
         >>> state_of_process([{"random_states": 0}, {"random_states": 1, "bank": "b"}], 1, 2)

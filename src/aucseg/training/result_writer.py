@@ -39,7 +39,7 @@ def prepare_run_folder(folder: Path, *, overwrite: bool = False) -> None:
     """Makes the folder of a run, without what an earlier run left in it.
 
     Raises:
-        ValueError: the folder holds a run and ``overwrite`` is False, or nothing can be written to it.
+        ValueError: The folder holds a run and `overwrite` is False, or nothing can be written to it.
     """
     if not overwrite:
         check_is_free(folder)
@@ -52,7 +52,7 @@ def check_is_free(folder: Path) -> None:
     """Looks for a run in a folder, which need not be there.
 
     Raises:
-        ValueError: the folder holds a run.
+        ValueError: The folder holds a run.
     """
     if _marks_of_a_start(folder) or _work(folder):
         raise ValueError(
@@ -114,7 +114,7 @@ def check_writable(folder: Path) -> None:
     """Makes the folder and writes a file in it, to say at once what a run would find out after hours.
 
     Raises:
-        ValueError: the folder cannot be made, or nothing can be written to it.
+        ValueError: The folder cannot be made, or nothing can be written to it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -133,12 +133,12 @@ class ResultWriter(Callback):
     """Writes the last validation of a run into the run's folder, see the table in `aucseg.run_files`.
 
     Args:
-        folder: the run's folder.
-        entries: more entries of ``result.json``; those of the same name go first.
+        folder: The run's folder.
+        entries: More entries of `result.json`; those of the same name go first.
 
     Attributes:
-        last_step: optimizer step of the last validation, or None.
-        entries: see above.
+        last_step: Optimizer step of the last validation, or None.
+        entries: See above.
     """
 
     def __init__(self, folder: Path, entries: Mapping[str, Any] | None = None) -> None:

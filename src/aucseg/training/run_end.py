@@ -15,8 +15,8 @@ def nothing_to_train(checkpoint: Path, trainer: Trainer) -> str | None:
     """Why a training that goes on from a checkpoint would take no step; None if it takes some.
 
     Args:
-        checkpoint: of a training.
-        trainer: with its number of steps and its callbacks.
+        checkpoint: Of a training.
+        trainer: With its number of steps and its callbacks.
     """
     step = checkpoint_step(checkpoint)
     if 0 <= trainer.max_steps <= step:

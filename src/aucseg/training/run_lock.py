@@ -23,14 +23,14 @@ def lock_if_free(path: Path, seconds: float = 0.0) -> Iterator[bool]:
     """Holds a lock within the context, if nobody else does.
 
     Args:
-        path: the lock's file; its folder is there.
-        seconds: how long to wait for it.
+        path: The lock's file; its folder is there.
+        seconds: How long to wait for it.
 
     Returns:
         Whether it is held here.
 
     Raises:
-        ValueError: the file system knows no locks.
+        ValueError: The file system knows no locks.
 
     Example:
         >>> import tempfile

@@ -14,10 +14,10 @@ def run_loggers(given: Logger | Sequence[Logger] | bool | None, folder: Path, pu
     """The loggers of a run.
 
     Args:
-        given: loggers of the user's own (W&B, MLflow, CSV, ...), which are added; False for no TensorBoard events.
-            ``metrics.csv`` there is always: reports are made of it.
-        folder: the run's folder.
-        purge_step: first step whose TensorBoard events of before a run that goes on writes anew; None for a new run.
+        given: Loggers of the user's own (W&B, MLflow, CSV, ...), which are added; False for no TensorBoard events.
+            `metrics.csv` there is always: reports are made of it.
+        folder: The run's folder.
+        purge_step: First step whose TensorBoard events of before a run that goes on writes anew; None for a new run.
     """
     own: list[Logger] = [MetricsLog(folder)]
     if given is not False:

@@ -86,7 +86,7 @@ def measure_speed(
     """Makes some steps and a part of a validation of a run, and throws them away.
 
     Args:
-        configuration: ``trainer``, ``model`` and ``data`` as in a configuration of ``aucseg fit``.
+        configuration: `trainer`, `model` and `data` as in a configuration of `aucseg fit`.
         class_counts: Training pixels of each class, so that nothing is counted for a loss that asks for them.
         num_images: Training images of the run, for the time that it takes to read those that are kept in memory.
         seconds: About how long to measure steps.

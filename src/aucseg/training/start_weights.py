@@ -24,14 +24,14 @@ def frozen_parts(model: nn.Module, names: str | Sequence[str] | None) -> list[nn
     """Freezes parts of a model: their parameters have no gradient.
 
     Args:
-        model: any module.
-        names: ``encoder``, or dotted names of submodules; None for none.
+        model: Any module.
+        names: `encoder`, or dotted names of submodules; None for none.
 
     Returns:
         The parts, in evaluation mode, in which the caller keeps them: running statistics stay as well.
 
     Raises:
-        ValueError: there is no such part, or nothing is left that learns.
+        ValueError: There is no such part, or nothing is left that learns.
 
     Example:
         >>> model = nn.ModuleDict({"backbone": nn.Linear(3, 4), "head": nn.Linear(4, 2)})
@@ -64,17 +64,17 @@ def take_over(model: nn.Module, source: str | Path, card: DatasetCard, rebuilt: 
     the others begin as they are. The source tells its classes where it is a run of this package.
 
     Args:
-        model: the model.
-        source: folder of a run, a checkpoint, or a file of weights, see `aucseg.models.load_checkpoint`.
-        card: of the model.
-        rebuilt: ``model`` and ``model_options`` to build another of its kind, ``model`` being None where nobody can.
+        model: The model.
+        source: Folder of a run, a checkpoint, or a file of weights, see `aucseg.models.load_checkpoint`.
+        card: Of the model.
+        rebuilt: `model` and `model_options` to build another of its kind, `model` being None where nobody can.
 
     Returns:
         What was taken and what was not, in a line.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, or nothing fits.
+        FileNotFoundError: There is no such file.
+        ValueError: It cannot be read, or nothing fits.
     """
     path = Path(source)
     path = checkpoint_in(path) if path.is_dir() else path

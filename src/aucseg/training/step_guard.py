@@ -45,35 +45,35 @@ class StepGuard(Callback):
     r"""Watches every optimizer step and leaves out those whose loss or gradient is not finite.
 
     Of a step that is left out weights, optimizer and floating-point buffers (running statistics of batch normalization)
-    stay as they were, the step is counted, and its batch is written to ``skipped/step-N-rank-R.pt`` in the run's
+    stay as they were, the step is counted, and its batch is written to `skipped/step-N-rank-R.pt` in the run's
     folder: images and masks as the model saw them, names, loss and gradient norm, as tensors and plain containers
-    (``torch.load(..., weights_only=True)``). All processes skip together (one message of 8 bytes a step). Schedule and
+    (`torch.load(..., weights_only=True)`). All processes skip together (one message of 8 bytes a step). Schedule and
     data order go on as if the step had been taken.
 
-    A loss jump is a finite loss that is more than 10 (or ``spike_factor``) times its running mean
-    :math:`m \leftarrow 0.98\, m + 0.02\, L` over the steps taken, after ``warmup`` of them. It is counted and reported
-    (``train/loss_jumps``, and a message at the end), and the step is taken: where most batches hold nothing but
+    A loss jump is a finite loss that is more than 10 (or `spike_factor`) times its running mean
+    :math:`m \leftarrow 0.98\, m + 0.02\, L` over the steps taken, after `warmup` of them. It is counted and reported
+    (`train/loss_jumps`, and a message at the end), and the step is taken: where most batches hold nothing but
     background, each batch with a rare class is a jump.
 
     The decision is made on the device: with a fused optimizer (`aucseg.SegmentationTask` has one) nothing waits for it,
-    and the host learns of it two steps later. Other optimizers wait at each step. In ``16-mixed`` precision gradients
+    and the host learns of it two steps later. Other optimizers wait at each step. In `16-mixed` precision gradients
     that overflow are the business of the gradient scaler and are not counted. The gradient norm is that before clipping
     and without the scale.
 
     Args:
-        max_skipped: the run is stopped with `TrainingStopped` when more steps than this were skipped.
-        spike_factor: factor of a loss jump, larger than 1; steps with a jump are then left out as well, the batches
+        max_skipped: The run is stopped with `TrainingStopped` when more steps than this were skipped.
+        spike_factor: Factor of a loss jump, larger than 1; steps with a jump are then left out as well, the batches
             with rare classes first among them. None, the default, takes every finite step.
-        warmup: steps taken before loss jumps are looked for.
-        max_saved: batches that are written, on each process; a process writes those that its own loss points to, the
+        warmup: Steps taken before loss jumps are looked for.
+        max_saved: Batches that are written, on each process; a process writes those that its own loss points to, the
             first process every one.
 
     Raises:
-        ValueError: a value out of its range.
+        ValueError: A value out of its range.
 
     Attributes:
-        num_skipped: steps left out so far.
-        num_jumps: loss jumps so far, taken or not.
+        num_skipped: Steps left out so far.
+        num_jumps: Loss jumps so far, taken or not.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class StepGuard(Callback):
         self.num_skipped = 0
         self.num_jumps = 0
         self._num_saved = 0
-        self._mean = torch.zeros(2, dtype=torch.float32)  # running mean of the loss, and steps in it up to ``warmup``
+        self._mean = torch.zeros(2, dtype=torch.float32)  # running mean of the loss, and steps in it up to `warmup`
         self._loss: Tensor | None = None
         self._batch: dict[str, Any] = {}
         self._buffers: _Buffers | None = None
@@ -177,7 +177,7 @@ class StepGuard(Callback):
             pl_module.log("train/loss_jumps", float(self.num_jumps))
 
     def _look(self, trainer: Trainer, lag: int) -> None:
-        """Looks at the steps that are at least ``lag`` behind, the same ones on all processes."""
+        """Looks at the steps that are at least `lag` behind, the same ones on all processes."""
         while len(self._watched) > lag:
             watched = self._watched.popleft()
             if watched.arrived is not None:
@@ -272,7 +272,7 @@ class _Buffers:
 
     @torch.no_grad()
     def keep_or_restore(self, restore: Tensor) -> None:
-        """Where ``restore`` (a boolean scalar) is true the buffers become what they were."""
+        """Where `restore` (a boolean scalar) is true the buffers become what they were."""
         for dtype, buffers in self._by_dtype().items():
             new = _flat(buffers)
             good = self._good.get(dtype)

@@ -1,6 +1,6 @@
 """A trained task from a checkpoint, be it a stranger's: nothing in the file is run, and no code is imported for it.
 
-Lightning's ``load_from_checkpoint`` is not used: it builds what the settings in the file say, and these may name any
+Lightning's `load_from_checkpoint` is not used: it builds what the settings in the file say, and these may name any
 class or function as the model.
 """
 
@@ -30,16 +30,16 @@ _OWN_MODELS = (
 
 
 def run_configuration(run: Path) -> dict[str, Any]:
-    """The configuration of a run, whose entry ``data`` holds the arguments of the data module.
+    """The configuration of a run, whose entry `data` holds the arguments of the data module.
 
     A path of a card is relative to where the training was started: where it is not found, the card is the one that the
     checkpoint holds.
 
     Args:
-        run: the folder of the run.
+        run: The folder of the run.
 
     Raises:
-        ValueError: it does not say on which data the run was trained, its card is not found and there is no checkpoint;
+        ValueError: It does not say on which data the run was trained, its card is not found and there is no checkpoint;
             or whatever `load_task` refuses.
     """
     path = run / CONFIG_FILE
@@ -68,11 +68,11 @@ def load_task(run: str | Path, map_location: str | torch.device = "cpu") -> Segm
     A loss that would have to be imported is refused where it is first needed, in a validation: predicting needs none.
 
     Args:
-        run: the folder of a run, or a checkpoint.
-        map_location: device of the tensors.
+        run: The folder of a run, or a checkpoint.
+        map_location: Device of the tensors.
 
     Raises:
-        ValueError: there is no checkpoint, it holds no task of this package, or its model is code that would have to be
+        ValueError: There is no checkpoint, it holds no task of this package, or its model is code that would have to be
             imported (`check_model_name`).
     """
     path = Path(run)
@@ -113,7 +113,7 @@ class RefusedLoss(nn.Module):
     """Stands for a loss that is not imported.
 
     Args:
-        message: why, and what to do.
+        message: Why, and what to do.
     """
 
     def __init__(self, message: str) -> None:
@@ -133,11 +133,11 @@ def _refusal(checkpoint: Path, name: str, what: str) -> str:
 
 
 def check_model_name(name: Any, checkpoint: Path) -> None:
-    """Refuses the model of a checkpoint if it would have to be imported (``package.module:Name``).
+    """Refuses the model of a checkpoint if it would have to be imported (`package.module:Name`).
 
     Raises:
-        ValueError: the model has no name, or an import path that is not this package's own, unless the environment
-            variable ``AUCSEG_TRUST_FILES`` is 1.
+        ValueError: The model has no name, or an import path that is not this package's own, unless the environment
+            variable `AUCSEG_TRUST_FILES` is 1.
     """
     if not isinstance(name, str):
         raise ValueError(

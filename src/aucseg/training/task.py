@@ -48,51 +48,51 @@ class SegmentationTask(LightningModule):
 
     The loss needs no other change in the user's code; the bank pastes into the batch on its device before the model
     sees it. Checkpoints hold the bank, the random states, the card (class names, colours, groups) and all that is
-    needed to predict, as tensors and plain containers: they load with ``weights_only=True``.
+    needed to predict, as tensors and plain containers: they load with `weights_only=True`.
 
     Args:
-        card: name of a shipped card, path of a card's YAML file, or a card's YAML text.
-        model: name of a model, see `aucseg.build_model`, or a module from images (B, C, H, W) to logits (B, K, h, w).
-        model_options: options of `aucseg.build_model`.
-        freeze: ``encoder``, or dotted names of the model's parts, that do not learn: neither weights nor statistics.
-        init_from: folder of a run, checkpoint or file of weights that a new training starts from, of other classes
+        card: Name of a shipped card, path of a card's YAML file, or a card's YAML text.
+        model: Name of a model, see `aucseg.build_model`, or a module from images (B, C, H, W) to logits (B, K, h, w).
+        model_options: Options of `aucseg.build_model`.
+        freeze: `encoder`, or dotted names of the model's parts, that do not learn: neither weights nor statistics.
+        init_from: Folder of a run, checkpoint or file of weights that a new training starts from, of other classes
             perhaps, see `aucseg.training.start_weights.take_over`.
-        loss: name of a loss, see `aucseg.losses.build_loss`, or a module from (logits, target) to a scalar.
-        loss_options: options of the loss.
-        bank: options of `aucseg.TailMemoryBank` (``tail_classes`` defaults to the card's tail; classes are given by id
-            or name; ``protect_classes`` may be a group of the card, such as ``middle``; ``as_in_paper: ade20k`` stands
+        loss: Name of a loss, see `aucseg.losses.build_loss`, or a module from (logits, target) to a scalar.
+        loss_options: Options of the loss.
+        bank: Options of `aucseg.TailMemoryBank` (`tail_classes` defaults to the card's tail; classes are given by id
+            or name; `protect_classes` may be a group of the card, such as `middle`; `as_in_paper: ade20k` stands
             for the paper's settings, see `aucseg.TailMemoryBank.as_in_paper`), or None for no bank.
-        mean: mean of each image channel, in units of 0..255; None for that of the model's weights.
-        std: standard deviation of each image channel, in the same units; None as with ``mean``.
-        learning_rate: rate of the encoder; None for that which goes with model and batch, see `aucseg.models.recipes`.
-        head_rate_factor: the rate of everything but the encoder is this many times higher; None as with the rate.
-        weight_decay: decay of AdamW; norms, biases and position parameters have none.
-        betas: betas of AdamW.
-        optimizer: another optimizer, by import path or as ``{class_path, init_args}``, see
+        mean: Mean of each image channel, in units of 0..255; None for that of the model's weights.
+        std: Standard deviation of each image channel, in the same units; None as with `mean`.
+        learning_rate: Rate of the encoder; None for that which goes with model and batch, see `aucseg.models.recipes`.
+        head_rate_factor: The rate of everything but the encoder is this many times higher; None as with the rate.
+        weight_decay: Decay of AdamW; norms, biases and position parameters have none.
+        betas: Betas of AdamW.
+        optimizer: Another optimizer, by import path or as `{class_path, init_args}`, see
             `aucseg.training.optimization.build_optimizer`; the head and what decays are treated as for AdamW.
-        schedule: another schedule in the same form, instead of warm-up and decay, see
+        schedule: Another schedule in the same form, instead of warm-up and decay, see
             `aucseg.training.optimization.schedule_of`.
-        warmup_steps: optimizer steps of linear warm-up; None for a tenth of the training, at most 500.
-        warmup_factor: first factor of the warm-up.
-        poly_power: power of the polynomial decay to zero over ``trainer.max_steps``.
-        channels_last: whether images and weights are laid out channels last, which is faster for convolutions.
-        pixel_metrics: whether validation also takes the pixel AUC (``val/auroc``) and the mean average precision of the
-            tail classes (``val/tail_ap``).
-        evaluation: options of `aucseg.inference.predictor.InferenceOptions` for validation, such as ``window`` and
-            ``stride`` of a sliding window; None takes whole images, in the batches of the loader.
-        global_auc: with several processes, whether the AUC loss pairs the pixels of all of them (sums travel, no
+        warmup_steps: Optimizer steps of linear warm-up; None for a tenth of the training, at most 500.
+        warmup_factor: First factor of the warm-up.
+        poly_power: Power of the polynomial decay to zero over `trainer.max_steps`.
+        channels_last: Whether images and weights are laid out channels last, which is faster for convolutions.
+        pixel_metrics: Whether validation also takes the pixel AUC (`val/auroc`) and the mean average precision of the
+            tail classes (`val/tail_ap`).
+        evaluation: Options of `aucseg.inference.predictor.InferenceOptions` for validation, such as `window` and
+            `stride` of a sliding window; None takes whole images, in the batches of the loader.
+        global_auc: With several processes, whether the AUC loss pairs the pixels of all of them (sums travel, no
             pixels do) or each process its own.
-        bank_exchange_every: with several processes, optimizer steps after which each gives one stored sample of each
+        bank_exchange_every: With several processes, optimizer steps after which each gives one stored sample of each
             tail class to another; 0 for never.
-        micro_batches: parts in which a batch goes through the model, for batches that do not fit into memory. The
+        micro_batches: Parts in which a batch goes through the model, for batches that do not fit into memory. The
             gradient is that of the whole batch: the AUC loss pairs pixels of all parts. Two forward passes instead of
             one. For AUC losses that are not computed by sorting; batch normalization in training mode sees the parts.
 
     Attributes:
-        last_input: images and masks of the last training batch as the model saw them, pasted samples included.
+        last_input: Images and masks of the last training batch as the model saw them, pasted samples included.
 
     Raises:
-        ValueError: for a bank without tail classes, and whatever the card, the model, the loss or the bank refuse.
+        ValueError: For a bank without tail classes, and whatever the card, the model, the loss or the bank refuse.
     """
 
     mean: Tensor
@@ -217,7 +217,7 @@ class SegmentationTask(LightningModule):
         return logits
 
     def evaluation_logits(self, images: Tensor) -> Tensor:
-        """Logits (B, K, h, w) as validation takes them, with the sliding window and so on of ``evaluation``."""
+        """Logits (B, K, h, w) as validation takes them, with the sliding window and so on of `evaluation`."""
         if self.evaluation is None:
             logits: Tensor = self(images)
             return logits
@@ -278,14 +278,14 @@ class SegmentationTask(LightningModule):
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Any]:
         """Adds the batch to the metrics and each image's loss to their mean; images of one size go through together.
 
-        With ``evaluation`` one image after the other, as their logits are as large as they.
+        With `evaluation` one image after the other, as their logits are as large as they.
 
         Args:
-            batch: ``image`` (B, C, H, W) and ``mask`` (B, H, W), or lists of B tensors where sizes differ.
-            batch_index: not used.
+            batch: `image` (B, C, H, W) and `mask` (B, H, W), or lists of B tensors where sizes differ.
+            batch_index: Not used.
 
         Returns:
-            ``{"predicted": the predicted labels of each image, B tensors (H, W)}``.
+            `{"predicted": the predicted labels of each image, B tensors (H, W)}`.
         """
         predicted: list[Tensor] = [torch.empty(0)] * len(batch["mask"])
         for positions, images, masks in (same_size_parts if self.evaluation is None else single_images)(batch):
@@ -396,7 +396,7 @@ class SegmentationTask(LightningModule):
         """Takes this process's part; the state of a loss that is not built yet is left out.
 
         Raises:
-            ValueError: the checkpoint is of other classes.
+            ValueError: The checkpoint is of other classes.
         """
         check_classes(checkpoint, self.card)
         self._init_from = None

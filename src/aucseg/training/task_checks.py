@@ -29,14 +29,14 @@ def build_bank(options: Mapping[str, Any], card: DatasetCard, generator: torch.G
     """The bank of a task, for the card's tail unless the options name other classes, by id or by name.
 
     Args:
-        options: ``model.bank``: options of `aucseg.TailMemoryBank`, or ``as_in_paper`` with the name of a data set, see
-            `aucseg.TailMemoryBank.as_in_paper`. ``protect_classes`` may be a group of the card.
-        card: the card of the data.
-        generator: of the bank's choices.
+        options: `model.bank`: options of `aucseg.TailMemoryBank`, or `as_in_paper` with the name of a data set, see
+            `aucseg.TailMemoryBank.as_in_paper`. `protect_classes` may be a group of the card.
+        card: The card of the data.
+        generator: Of the bank's choices.
 
     Raises:
-        TypeError: an option that the bank does not have.
-        ValueError: no tail classes, an unknown class or an unknown group.
+        TypeError: An option that the bank does not have.
+        ValueError: No tail classes, an unknown class or an unknown group.
     """
     options = with_paper_settings(options)
     check_options(options, TailMemoryBank, "model.bank", given=("num_classes", "ignore_index", "generator"))
@@ -79,11 +79,11 @@ def loss_of(settings: Mapping[str, Any], card: DatasetCard, datamodule: Any) -> 
 
 
 def evaluation_options(options: Mapping[str, Any]) -> InferenceOptions:
-    """The options of ``model.evaluation``; YAML has lists where they are tuples.
+    """The options of `model.evaluation`; YAML has lists where they are tuples.
 
     Raises:
-        TypeError: an option that there is not.
-        ValueError: a value out of its range.
+        TypeError: An option that there is not.
+        ValueError: A value out of its range.
     """
     check_options(options, InferenceOptions, "model.evaluation")
     converted: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()}
@@ -94,7 +94,7 @@ def check_classes(checkpoint: Mapping[str, Any], card: DatasetCard) -> None:
     """Refuses a checkpoint of other classes than those of the card.
 
     Raises:
-        ValueError: another number of classes, or the same names in another order. Other names alone are said, no more:
+        ValueError: Another number of classes, or the same names in another order. Other names alone are said, no more:
             the classes may have been renamed.
     """
     text = (checkpoint.get("hyper_parameters") or {}).get("card")
@@ -119,9 +119,9 @@ def state_mismatch(module: nn.Module, state: Mapping[str, Any], error: RuntimeEr
     """What to say where torch has refused a state with a line for each tensor.
 
     Args:
-        module: the task.
-        state: the state dict of the checkpoint.
-        error: what torch has raised.
+        module: The task.
+        state: The state dict of the checkpoint.
+        error: What torch has raised.
     """
     own = module.state_dict()
     shapes = [
@@ -150,7 +150,7 @@ def batch_norm_explained(batch_size: int, micro_batches: int) -> Iterator[None]:
     """Within the context a batch that batch normalization cannot take is refused in our words.
 
     Raises:
-        ValueError: one value for each channel: a batch of one whose features have shrunk to 1 x 1.
+        ValueError: One value for each channel: a batch of one whose features have shrunk to 1 x 1.
     """
     try:
         yield
@@ -179,7 +179,7 @@ def check_gradients(task: LightningModule) -> None:
     """Refuses parameters that the loss does not reach, for which the processes of torch's DDP would wait.
 
     Raises:
-        ValueError: there are some; torch itself would say so in the next step, with their numbers instead of names.
+        ValueError: There are some; torch itself would say so in the next step, with their numbers instead of names.
     """
     strategy = task.trainer.strategy
     if not isinstance(strategy, DDPStrategy):

@@ -1,6 +1,6 @@
 """Python imports this at its start: what a bare machine lacks is not found, unless it was taken along.
 
-``LACKING`` names the modules, ``TAKEN_ALONG`` the folder below which they may lie.
+`LACKING` names the modules, `TAKEN_ALONG` the folder below which they may lie.
 """
 
 import os
@@ -21,14 +21,14 @@ class BareMachine(DistributionFinder):
         self.folder = os.environ.get("TAKEN_ALONG", "")
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
-        """Find a module."""
+        """Finds a module."""
         if name in self.lacking:
             return PathFinder.find_spec(name, [part for part in sys.path if part.startswith(self.folder)])
         specs = (finder.find_spec(name, path, None) for finder in self.finders)
         return next((spec for spec in specs if spec is not None), None)
 
     def find_distributions(self, context: DistributionFinder.Context = CONTEXT) -> Iterable[Distribution]:
-        """Find what is installed; packages that are lacking have a version all the same, if they have one here."""
+        """Finds what is installed; packages that are lacking have a version all the same, if they have one here."""
         for finder in self.finders:
             if hasattr(finder, "find_distributions"):
                 yield from finder.find_distributions(context)

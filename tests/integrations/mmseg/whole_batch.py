@@ -1,6 +1,6 @@
 """One update of a segmentor of mmsegmentation, from a batch in parts and over processes.
 
-Run under torchrun in the environment of ``make test-mmseg``: ``-m tests.integrations.mmseg.whole_batch FOLDER``.
+Run under torchrun in the environment of `make test-mmseg`: `-m tests.integrations.mmseg.whole_batch FOLDER`.
 """
 
 from __future__ import annotations

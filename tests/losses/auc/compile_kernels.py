@@ -1,4 +1,4 @@
-"""Compiles every Triton kernel for a kind of GPU that need not be there: ``python -m ... CAPABILITY``; runs nothing.
+"""Compiles every Triton kernel for a kind of GPU that need not be there: `python -m ... CAPABILITY`; runs nothing.
 
 The interpreter, in which the other tests run the kernels, takes more than the compiler does.
 """

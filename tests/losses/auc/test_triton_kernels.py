@@ -361,7 +361,7 @@ def test_nan_is_not_hidden_where_the_gradient_is_clamped(dtype: torch.dtype) -> 
 
 @pytest.mark.usefixtures("in_place_of_torch")
 def test_the_default_dtype_does_not_matter() -> None:
-    """Lightning sets it to half precision for ``bf16-true``."""
+    """Lightning sets it to half precision for `bf16-true`."""
     logits, target = sample()
     expected = AUCSegLoss()(logits, target)
     torch.set_default_dtype(torch.bfloat16)

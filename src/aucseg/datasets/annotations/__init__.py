@@ -1,8 +1,8 @@
 """Annotations that are not masks yet: polygons, run lengths and panoptic files of annotation tools, painted as masks.
 
-From outside: :func:`recognize` tells which format a folder holds, :func:`read_annotations` reads it,
-:func:`write_masks` paints it. One module for each format returns the same :class:`Annotations`; a new format is one
-more module and one more line in ``recognize``.
+From outside: `recognize` tells which format a folder holds, `read_annotations` reads it,
+`write_masks` paints it. One module for each format returns the same `Annotations`; a new format is one
+more module and one more line in `recognize`.
 
     recognize      which format                     shapes         polygons, run lengths, ellipses as COCO run lengths
     coco, yolo, labelme, cvat, label_studio         images         which image file an annotation means

@@ -79,9 +79,9 @@ def draw_sheet(
 
     Args:
         entries: The images.
-        names: Names of the classes in the order of ``colors``.
+        names: Names of the classes in the order of `colors`.
         colors: Colour of each id; ids without one are ignored, and white.
-        exif: How orientation tags of the images are read: ``error``, ``ignore``, ``apply``.
+        exif: How orientation tags of the images are read: `error`, `ignore`, `apply`.
         plain_id: An id that is not coloured: background.
     """
     tiles = [_tile(entry, colors, "ignore" if exif == "error" else exif, plain_id) for entry in entries]

@@ -17,11 +17,11 @@ _WITHOUT_AREA = ("polyline", "points", "cuboid", "skeleton")
 
 
 def read_cvat(paths: list[Path], root: Path) -> Annotations:
-    """Reads CVAT's XML files; the layer (``z_order``) of a shape decides before its size where shapes overlap.
+    """Reads CVAT's XML files; the layer (`z_order`) of a shape decides before its size where shapes overlap.
 
     Raises:
         ValueError: Not such a file, a file with entities (which could unpack to any size), or one of a video.
-        ImportError: ``defusedxml`` is missing.
+        ImportError: `defusedxml` is missing.
     """
     found = Annotations("CVAT XML", root)
     parser = import_extra("defusedxml.ElementTree", "masks")

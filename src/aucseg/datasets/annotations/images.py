@@ -93,7 +93,7 @@ def size_drawn_on(path: Path, size: tuple[int, int] | None, relative_to_shown: b
         relative_to_shown: Whether annotations without a size are drawn on the picture as shown.
 
     Returns:
-        (height, width), and ``error``, ``ignore`` or ``apply``: ``error`` where nothing turns, or nothing tells.
+        (height, width), and `error`, `ignore` or `apply`: `error` where nothing turns, or nothing tells.
 
     Raises:
         ValueError: The file cannot be read, or has another size.

@@ -33,7 +33,7 @@ def read_label_studio(paths: list[Path], root: Path) -> Annotations:
     """Reads Label Studio's exports; a task with several annotations needs one that is the ground truth.
 
     Raises:
-        ValueError: A file is no such export.
+        ValueError: A file is not such an export.
     """
     found = Annotations("Label Studio JSON", root)
     unseen: list[str] = []
@@ -189,7 +189,7 @@ class _Brush:
 
 
 def decode_brush(data: Any, length: int) -> npt.NDArray[np.uint8]:
-    """Decodes the run lengths of Label Studio's brush, the bit stream of thi.ng's ``rle-pack``.
+    """Decodes the run lengths of Label Studio's brush, the bit stream of thi.ng's `rle-pack`.
 
     The stream: 32 bits, how many words; 5 bits, the size of a word less one; four times 4 bits, sizes of lengths less
     one. Then runs: a bit, whether one word is repeated; 2 bits, which size the length has; the length less one; the

@@ -27,7 +27,7 @@ class Region:
 
     Attributes:
         label: Name of its class.
-        shape: Makes its run lengths, given the height and the width of the image; raises ``AnnotationError``.
+        shape: Makes its run lengths, given the height and the width of the image; raises `AnnotationError`.
         where: File and entry, for messages.
         is_ignored: Whether its pixels shall be ignored (crowd, difficult).
         is_box: Whether it is a box, not an outline.

@@ -53,7 +53,7 @@ def run_lengths(counts: Any, size: Any = None) -> Shape:
 
     Args:
         counts: Lengths of runs that do not and do belong to the region, in turn; a list, or COCO's string.
-        size: ``[height, width]`` as the file has it; None where it has none.
+        size: `[height, width]` as the file has it; None where it has none.
     """
     return partial(_from_run_lengths, counts, size)
 

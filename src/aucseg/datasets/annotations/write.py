@@ -85,26 +85,26 @@ def write_masks(
     num_threads: int = 1,
     progress: bool = False,
 ) -> MaskReport:
-    """Writes a folder that trains: ``images``, ``masks``, ``card.yaml`` and ``contact_sheet.png``.
+    """Writes a folder that trains: `images`, `masks`, `card.yaml` and `contact_sheet.png`.
 
-    All is written into a folder beside ``out`` first, so that ``out`` is whole or not there.
+    All is written into a folder beside `out` first, so that `out` is whole or not there.
 
     Args:
-        annotations: What :func:`read_annotations` gave.
+        annotations: What `read_annotations` gave.
         out: A folder that is not there yet, or is empty.
         options: How regions become pixels.
-        on_error: ``raise``: with a problem nothing is written; ``skip``: the images with problems are left out.
-        empty: ``keep`` or ``drop`` images without a region; where unlabelled pixels are ignored they are dropped.
+        on_error: `raise`: with a problem nothing is written; `skip`: the images with problems are left out.
+        empty: `keep` or `drop` images without a region; where unlabelled pixels are ignored they are dropped.
         copy_images: Whether images are copied; else symbolic links lead to them, where the system allows.
         num_threads: Threads that paint and write.
         progress: Whether to show a progress bar.
 
     Returns:
-        The report; with problems and ``raise`` without a card.
+        The report; with problems and `raise` without a card.
 
     Raises:
-        ValueError: Unknown option or label, no image, no two classes, ``out`` holds files.
-        ImportError: ``pycocotools`` is missing.
+        ValueError: Unknown option or label, no image, no two classes, `out` holds files.
+        ImportError: `pycocotools` is missing.
     """
     options = options or PaintOptions()
     if on_error not in ("raise", "skip") or empty not in ("keep", "drop"):

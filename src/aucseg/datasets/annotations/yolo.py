@@ -18,11 +18,11 @@ _YAML_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "v
 
 
 def read_yolo(root: Path, yaml_path: Path | None, images_root: Path | None = None) -> Annotations:
-    """Reads YOLO text files, each beside its image or in ``labels`` where the image lies in ``images``.
+    """Reads YOLO text files, each beside its image or in `labels` where the image lies in `images`.
 
     Args:
         root: The folder of the text files.
-        yaml_path: The data set's YAML file with ``names`` and the splits; None where there is none (``classes.txt`` is
+        yaml_path: The data set's YAML file with `names` and the splits; None where there is none (`classes.txt` is
             taken, or names made of the numbers).
         images_root: Where the images are looked for, where that is another folder.
 
@@ -106,7 +106,7 @@ def _names(settings: dict[str, Any], root: Path, yaml_path: Path | None) -> dict
 
 
 def _texts_of(images: list[str], texts: list[str]) -> dict[str, str]:
-    """The text file of each image that has one: that of the same path but for ``images`` and ``labels``.
+    """The text file of each image that has one: that of the same path but for `images` and `labels`.
 
     What is left is paired by names that stand for one image and one text file alone, of no two splits.
     """

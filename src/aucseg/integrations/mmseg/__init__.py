@@ -9,7 +9,7 @@ Importing this module registers everything. In a configuration::
     )
     train_cfg = dict(type="AUCSegIterBasedTrainLoop", micro_batches=4)  # the batch of the loader in four parts
 
-Needs ``pip install "aucseg[mmseg]"``.
+Needs `pip install "aucseg[mmseg]"`.
 """
 
 from __future__ import annotations

@@ -15,16 +15,16 @@ from aucseg.memory_bank.paper import with_paper_settings
 
 @TRANSFORMS.register_module()
 class TailMemoryBankTransform(BaseTransform):  # type: ignore[misc]
-    """`aucseg.TailMemoryBank` on one packed sample: put it after ``PackSegInputs``.
+    """`aucseg.TailMemoryBank` on one packed sample: put it after `PackSegInputs`.
 
     As in the paper's code every data-loading worker holds a bank of its own, which only sees that worker's images, and
     "missing" is judged for each image. `AUCSegDataPreProcessor` has one bank for the whole batch.
 
     Args:
-        **options: options of `aucseg.TailMemoryBank`; ``as_in_paper="ade20k"`` stands for the paper's settings.
+        **options: Options of `aucseg.TailMemoryBank`; `as_in_paper="ade20k"` stands for the paper's settings.
 
     Raises:
-        ValueError: for ``scope="batch"``: a pipeline sees one image at a time.
+        ValueError: For `scope="batch"`: a pipeline sees one image at a time.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -38,10 +38,10 @@ class TailMemoryBankTransform(BaseTransform):  # type: ignore[misc]
         self._bank: TailMemoryBank | None = None
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Stores from and pastes into ``results["inputs"] (C, H, W)`` and its ``gt_sem_seg (1, H, W)``.
+        """Stores from and pastes into `results["inputs"] (C, H, W)` and its `gt_sem_seg (1, H, W)`.
 
         Raises:
-            ValueError: before ``PackSegInputs``.
+            ValueError: Before `PackSegInputs`.
         """
         if "inputs" not in results or "data_samples" not in results:
             raise ValueError("TailMemoryBankTransform needs packed samples: put it after PackSegInputs")
@@ -61,13 +61,13 @@ class TailMemoryBankTransform(BaseTransform):  # type: ignore[misc]
 class AUCSegDataPreProcessor(SegDataPreProcessor):  # type: ignore[misc]
     """mmsegmentation's data preprocessor with one bank, on the model's device, for the whole batch.
 
-    Storing and pasting come after normalization and padding. The bank is the attribute ``bank``; its state is part of
+    Storing and pasting come after normalization and padding. The bank is the attribute `bank`; its state is part of
     the model's checkpoint.
 
     Args:
-        bank: options of `aucseg.TailMemoryBank`; ``as_in_paper="ade20k"`` stands for the paper's settings; None for
+        bank: Options of `aucseg.TailMemoryBank`; `as_in_paper="ade20k"` stands for the paper's settings; None for
             no bank.
-        **options: options of ``SegDataPreProcessor``.
+        **options: Options of `SegDataPreProcessor`.
     """
 
     def __init__(self, bank: dict[str, Any] | None = None, **options: Any) -> None:
@@ -75,7 +75,7 @@ class AUCSegDataPreProcessor(SegDataPreProcessor):  # type: ignore[misc]
         self.bank = None if bank is None else TailMemoryBank(**with_paper_settings(bank))
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
-        """As in ``SegDataPreProcessor``, then, in training, the bank."""
+        """As in `SegDataPreProcessor`, then, in training, the bank."""
         batch: dict[str, Any] = super().forward(data, training)
         if self.bank is None or not training:
             return batch

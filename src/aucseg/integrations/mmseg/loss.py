@@ -56,21 +56,21 @@ class SumsOfBatch:
 
 @MODELS.register_module(name="AUCSegLoss")
 class MMSegAUCSegLoss(nn.Module):
-    """`aucseg.AUCSegLoss` as a ``loss_decode`` of mmsegmentation's heads, in place of their cross-entropy.
+    """`aucseg.AUCSegLoss` as a `loss_decode` of mmsegmentation's heads, in place of their cross-entropy.
 
     Args:
-        loss_weight: factor of the whole loss.
-        loss_name: key of the loss in the log; must contain ``loss`` to be trained on.
-        use_sigmoid: must be False. It is what a configuration inherits from the cross-entropy that this loss replaces,
+        loss_weight: Factor of the whole loss.
+        loss_name: Key of the loss in the log; must contain `loss` to be trained on.
+        use_sigmoid: Must be False. It is what a configuration inherits from the cross-entropy that this loss replaces,
             like the next.
-        avg_non_ignore: not used: ignored pixels never count.
-        global_auc: with several processes, whether the loss is that of the pixels of all of them (sums travel, no
+        avg_non_ignore: Not used: ignored pixels never count.
+        global_auc: With several processes, whether the loss is that of the pixels of all of them (sums travel, no
             pixels); else each process has that of its own, which are averaged. Losses that are computed by sorting
             always are of one process.
-        **options: options of `aucseg.AUCSegLoss`; ``ignore_index`` must be that of the head.
+        **options: Options of `aucseg.AUCSegLoss`; `ignore_index` must be that of the head.
 
     Raises:
-        ValueError: for a ``loss_name`` that mmengine would only log, for ``use_sigmoid=True``, and what
+        ValueError: For a `loss_name` that mmengine would only log, for `use_sigmoid=True`, and what
             `aucseg.AUCSegLoss` refuses.
     """
 
@@ -106,10 +106,10 @@ class MMSegAUCSegLoss(nn.Module):
     def forward(
         self, cls_score: Tensor, label: Tensor, weight: Tensor | None = None, ignore_index: int = 255, **_: Any
     ) -> Tensor:
-        """The loss of logits ``(B, K, H, W)`` against labels ``(B, H, W)``, as the heads call it.
+        """The loss of logits `(B, K, H, W)` against labels `(B, H, W)`, as the heads call it.
 
         Raises:
-            ValueError: for pixel weights, which a pixel sampler makes (a pair of pixels has no one weight), and for a
+            ValueError: For pixel weights, which a pixel sampler makes (a pair of pixels has no one weight), and for a
                 head with another ignore label.
         """
         if weight is not None:

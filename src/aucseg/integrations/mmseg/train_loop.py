@@ -39,7 +39,7 @@ class _InMicroBatches:
         """Trains.
 
         Raises:
-            ValueError: for an optimizer wrapper with ``accumulative_counts`` above 1.
+            ValueError: For an optimizer wrapper with `accumulative_counts` above 1.
         """
         counts = getattr(self.runner.optim_wrapper, "_accumulative_counts", 1)
         if counts > 1:
@@ -64,7 +64,7 @@ class _InMicroBatches:
         self._iter += 1
 
     def _train_step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """What ``train_step`` of a segmentor does, in two passes over the parts; returns what is logged."""
+        """What `train_step` of a segmentor does, in two passes over the parts; returns what is logged."""
         model, optimizer, segmentor = self.runner.model, self.runner.optim_wrapper, self._segmentor()
         with optimizer.optim_context(model):
             parts = _split(segmentor.data_preprocessor(batch, True), self.micro_batches)
@@ -93,28 +93,28 @@ class _InMicroBatches:
 
 @LOOPS.register_module()
 class AUCSegIterBasedTrainLoop(_InMicroBatches, IterBasedTrainLoop):  # type: ignore[misc]
-    """mmengine's ``IterBasedTrainLoop``; each batch in ``micro_batches`` parts, with the gradient of the whole.
+    """mmengine's `IterBasedTrainLoop`; each batch in `micro_batches` parts, with the gradient of the whole.
 
-    In place of ``accumulative_counts``, which averages the losses of parts. ``batch_size`` of the loader is that of an
-    update, and an iteration is an update: schedules, hooks and ``max_iters`` stay as they are. The bank of
+    In place of `accumulative_counts`, which averages the losses of parts. `batch_size` of the loader is that of an
+    update, and an iteration is an update: schedules, hooks and `max_iters` stay as they are. The bank of
     `AUCSegDataPreProcessor` sees the batch whole, once. The model runs over the parts twice, as in
     `aucseg.losses.MicroBatchAUC`, with what is said there of batch normalization.
 
     Args:
-        *args: arguments of ``IterBasedTrainLoop``.
-        micro_batches: number of parts, at least 1; fewer if a batch has fewer images.
-        **options: arguments of ``IterBasedTrainLoop``.
+        *args: Arguments of `IterBasedTrainLoop`.
+        micro_batches: Number of parts, at least 1; fewer if a batch has fewer images.
+        **options: Arguments of `IterBasedTrainLoop`.
 
     Raises:
-        ValueError: for a loss, of any head, that cannot be had from sums over parts; `AUCSegLoss` can unless it is
-            computed by sorting, and ``CrossEntropyLoss`` as long as it is a mean over all pixels (no
-            ``avg_non_ignore``, ``class_weight`` or pixel sampler). When it runs: for ``accumulative_counts`` above 1.
+        ValueError: For a loss, of any head, that cannot be had from sums over parts; `AUCSegLoss` can unless it is
+            computed by sorting, and `CrossEntropyLoss` as long as it is a mean over all pixels (no
+            `avg_non_ignore`, `class_weight` or pixel sampler). When it runs: for `accumulative_counts` above 1.
     """
 
 
 @LOOPS.register_module()
 class AUCSegEpochBasedTrainLoop(_InMicroBatches, EpochBasedTrainLoop):  # type: ignore[misc]
-    """mmengine's ``EpochBasedTrainLoop`` in the same way; see `AUCSegIterBasedTrainLoop`."""
+    """mmengine's `EpochBasedTrainLoop` in the same way; see `AUCSegIterBasedTrainLoop`."""
 
 
 Part = tuple[dict[str, Any], float]
@@ -170,7 +170,7 @@ def _check_losses(segmentor: nn.Module, micro_batches: int) -> None:
 
 
 def _losses_of(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Losses of all heads, with their names in the configuration: a head keeps them as ``loss_...``."""
+    """Losses of all heads, with their names in the configuration: a head keeps them as `loss_...`."""
     for name, child in module.named_children():
         if "loss" not in name:
             yield from _losses_of(child, f"{path}{name}.")

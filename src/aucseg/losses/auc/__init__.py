@@ -1,7 +1,7 @@
 """The engine: what computes the AUC loss, exactly and in linear time. A map for newcomers.
 
 - **The formula** is in `pair_risk`: the loss from sums over the pixels. Begin there.
-- **A surrogate** is added in `surrogates`, as one class (``CONTRIBUTING.md`` has the recipe).
+- **A surrogate** is added in `surrogates`, as one class (`CONTRIBUTING.md` has the recipe).
 - **The speed** comes from the passes over the pixels: `torch_passes` (cut into `pieces` that fit the cache; what is
   seen of a piece is in `pixels`) and, on CUDA, `triton_passes` with their `triton_launches` and `triton_kernels` (what
   these see of a pixel is in `triton_features`, what they do with the sums in `triton_risk`).

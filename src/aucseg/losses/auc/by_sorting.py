@@ -1,6 +1,6 @@
 """Hinge and squared hinge for every margin and any real scores, and one-way partial AUC, exact, by sorting.
 
-For channel c sort the positives. A negative n with score f_n meets the positives below ``f_n + margin``: a search gives
+For channel c sort the positives. A negative n with score f_n meets the positives below `f_n + margin`: a search gives
 their number, running sums give what they add. The same search drops each negative into a bucket between two positives,
 and running sums over the buckets, from above, give what the negatives add to a positive. O(N log N) a channel.
 
@@ -32,14 +32,14 @@ def _channel_risks(
     """Mean over the positives of the weighted sum over the negatives, and its slopes, of several channels.
 
     Args:
-        positives: ``(C, M)``, sorted; entries of +inf do not count.
-        scores: ``(C, N)``, of the negatives.
-        weight: ``(C, N)``, of the negatives.
+        positives: `(C, M)`, sorted; entries of +inf do not count.
+        scores: `(C, N)`, of the negatives.
+        weight: `(C, N)`, of the negatives.
         margin: The margin.
         squared: Squared hinge (with the factor 1/2) instead of hinge.
 
     Returns:
-        Values ``(C,)``; slopes by each positive ``(C, M)``; slopes by each negative ``(C, N)``.
+        Values `(C,)`; slopes by each positive `(C, M)`; slopes by each negative `(C, N)`.
     """
     real = torch.isfinite(positives)
     count = real.sum(1, keepdim=True).clamp(min=1)
@@ -50,7 +50,7 @@ def _channel_risks(
     buckets = positives.shape[1] + 1
 
     def above(values: Tensor) -> Tensor:
-        """For each positive, the sum of ``values`` over the negatives that it meets."""
+        """For each positive, the sum of `values` over the negatives that it meets."""
         total = torch.zeros(len(f), buckets, dtype=f.dtype, device=f.device).scatter_add_(1, active, values)
         return total.flip(1).cumsum(1).flip(1)[:, 1:] * real
 
@@ -66,7 +66,7 @@ def _channel_risks(
 
 
 def _hardest(scores: Tensor, groups: Tensor, num_groups: int, share: float, dtype: torch.dtype) -> Tensor:
-    """``(C, N)``: n / kept for the kept = ceil(share n) highest scores of each group of n, 0 for the rest."""
+    """`(C, N)`: n / kept for the kept = ceil(share n) highest scores of each group of n, 0 for the rest."""
     counts = torch.zeros(len(scores), num_groups, dtype=dtype, device=scores.device).scatter_add_(
         1, groups, torch.ones(1, 1, dtype=dtype, device=scores.device).expand(scores.shape)
     )
@@ -102,9 +102,9 @@ def sorted_risk(
     """The AUC loss with a (squared) hinge; differentiable once by the logits.
 
     Args:
-        logits: ``(K, N)``, float32 or float64.
-        target: ``(N,)`` integer.
-        weights: ``(K, K)`` in the wide dtype: weight of one negative by channel (row) and label (column); 0 on the
+        logits: `(K, N)`, float32 or float64.
+        target: `(N,)` integer.
+        weights: `(K, K)` in the wide dtype: weight of one negative by channel (row) and label (column); 0 on the
             diagonal.
         scores: Score function.
         ignore_index: The ignore label.
@@ -165,7 +165,7 @@ def sorted_risk(
 
 
 def _scores(logits: Tensor, own: Tensor, scores: str) -> tuple[Tensor, Tensor]:
-    """Scores ``(K, N)``, and what those of the own channels lack of the highest score (of 0 if there is none)."""
+    """Scores `(K, N)`, and what those of the own channels lack of the highest score (of 0 if there is none)."""
     if scores == "softmax":
         values = logits.softmax(0)
         return values, softmax_shortfall(values, own, 0).squeeze(0)
@@ -191,7 +191,7 @@ sorted_risk.register_autograd(_backward, setup_context=_setup_context)
 
 
 def sorted_auc(logits: Tensor, target: Tensor, weights: PairWeights, options: AUCOptions) -> Tensor:
-    """The AUC loss of logits ``(B, K, *spatial)`` or ``(N, K)`` with a (squared) hinge on the hardest negatives."""
+    """The AUC loss of logits `(B, K, *spatial)` or `(N, K)` with a (squared) hinge on the hardest negatives."""
     planes = logits.to(torch.promote_types(logits.dtype, torch.float32)).movedim(1, 0).flatten(1)
     value: Tensor = sorted_risk(
         planes,

@@ -33,7 +33,7 @@ _P = ParamSpec("_P")
 
 
 def check_option_names(owner: str, given: Iterable[str], *takers: Callable[..., object]) -> None:
-    """Raise a TypeError that names an option which none of ``takers`` has, and the nearest one that they have.
+    """Raises a TypeError that names an option which none of `takers` has, and the nearest one that they have.
 
     Args:
         owner: Whose options they are, for the message.
@@ -52,7 +52,7 @@ def check_option_names(owner: str, given: Iterable[str], *takers: Callable[..., 
 
 
 def names_nearest_option(init: Callable[_P, None]) -> Callable[_P, None]:
-    """Make a misspelt option of an ``__init__`` a TypeError that names the nearest one."""
+    """Makes a misspelt option of an `__init__` a TypeError that names the nearest one."""
 
     @functools.wraps(init)
     def checked(*args: _P.args, **options: _P.kwargs) -> None:
@@ -63,19 +63,19 @@ def names_nearest_option(init: Callable[_P, None]) -> Callable[_P, None]:
 
 
 def check_number(name: str, value: object) -> None:
-    """Raise a TypeError for what is no number, such as the text of one."""
+    """Raises a TypeError for what is not a number, such as the text of one."""
     if not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    """Raise a ValueError unless ``value`` is one of ``allowed``."""
+    """Raises a ValueError unless `value` is one of `allowed`."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
 def check_auc_options(options: AUCOptions) -> None:
-    """Raise a ValueError or TypeError that names an option of the AUC loss which is out of range."""
+    """Raises a ValueError or TypeError that names an option of the AUC loss which is out of range."""
     if isinstance(options.surrogate, str):
         one_of("surrogate", options.surrogate, tuple(SURROGATES))
     one_of("scores", options.scores, SCORES)
@@ -94,7 +94,7 @@ def check_auc_options(options: AUCOptions) -> None:
 
 
 def check_sums_are_enough(options: AUCOptions, what: str) -> None:
-    """Raise a ValueError unless the loss is a function of sums, which are all that can be put together.
+    """Raises a ValueError unless the loss is a function of sums, which are all that can be put together.
 
     Args:
         options: The options of the loss.
@@ -109,7 +109,7 @@ def check_sums_are_enough(options: AUCOptions, what: str) -> None:
 
 
 def check_pair_weight(pair_weight: Tensor | None, options: AUCOptions) -> None:
-    """Raise a ValueError that names what is wrong with the weights of the class pairs."""
+    """Raises a ValueError that names what is wrong with the weights of the class pairs."""
     if pair_weight is None:
         return
     if not isinstance(pair_weight, Tensor) or pair_weight.dim() != 2 or pair_weight.shape[0] != pair_weight.shape[1]:
@@ -128,7 +128,7 @@ def check_pair_weight(pair_weight: Tensor | None, options: AUCOptions) -> None:
 
 
 def check_class_weight(class_weight: Tensor) -> None:
-    """Raise a ValueError that names what is wrong with the class weights of the cross-entropy."""
+    """Raises a ValueError that names what is wrong with the class weights of the cross-entropy."""
     if class_weight.dim() != 1 or not bool((torch.isfinite(class_weight) & (class_weight >= 0)).all()):
         raise ValueError("class_weight must be a (K,) tensor of finite numbers, none negative")
     if class_weight.requires_grad:
@@ -136,7 +136,7 @@ def check_class_weight(class_weight: Tensor) -> None:
 
 
 def check_inputs(logits: Tensor, target: Tensor, options: LossOptions, *, upsample: bool = False) -> None:
-    """Raise a TypeError or ValueError that names what is wrong with logits or target.
+    """Raises a TypeError or ValueError that names what is wrong with logits or target.
 
     Values of labels are checked on the CPU only: on an accelerator that would wait for the device.
     """
@@ -193,7 +193,7 @@ def _check_number_of_channels(num_channels: int, options: LossOptions) -> None:
 
 
 def _check_derivatives(logits: Tensor) -> None:
-    """Refuse what would take derivatives that the operators of the loss do not have, which torch takes for zero."""
+    """Refuses what would take derivatives that the operators of the loss do not have, which torch takes for zero."""
     wrapped, in_function_transform = logits, False
     while torch._C._functorch.is_functorch_wrapped_tensor(wrapped):
         in_function_transform |= torch._C._functorch.is_gradtrackingtensor(wrapped)

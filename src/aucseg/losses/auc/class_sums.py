@@ -14,9 +14,9 @@ class ClassSums:
     """Everything the loss needs to know of some pixels, class by class; adds up over ranks and micro-batches.
 
     Attributes:
-        counts: Pixels of each class ``(K,)``.
-        positive: Sums of ``p_j`` over the pixels of each class ``(J, K)``.
-        negative: Sums of ``q_k`` by channel and label ``(J', K, K)``.
+        counts: Pixels of each class `(K,)`.
+        positive: Sums of `p_j` over the pixels of each class `(J, K)`.
+        negative: Sums of `q_k` by channel and label `(J', K, K)`.
         entropy: Weighted sum of the cross-entropy, scalar.
     """
 
@@ -50,5 +50,5 @@ def all_reduced(values: list[Tensor], group: dist.ProcessGroup | None) -> list[T
 
 
 def with_value(local: Tensor, value: Tensor, scale: float = 1.0) -> Tensor:
-    """``value``, with ``scale`` times the gradient of ``local``."""
+    """`value`, with `scale` times the gradient of `local`."""
     return value + scale * (local - local.detach())

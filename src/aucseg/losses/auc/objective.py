@@ -27,8 +27,8 @@ def weighted_loss(logits: Tensor, target: Tensor, options: LossOptions, whole: C
     """The weighted sum of the AUC loss and the cross-entropy.
 
     Args:
-        logits: ``(B, K, *spatial)`` or ``(N, K)``, at the size of the target or smaller.
-        target: ``(B, *spatial)`` or ``(N,)``.
+        logits: `(B, K, *spatial)` or `(N, K)`, at the size of the target or smaller.
+        target: `(B, *spatial)` or `(N,)`.
         options: What to compute.
         whole: Sums of a larger batch that these pixels are part of: value of the whole, gradient by this part.
     """

@@ -1,8 +1,8 @@
 """The passes over the pixels as operators of torch, and which backend computes them.
 
 Three operators: `pixel_counts`, `pixel_sums` (differentiable) and `pixel_gradient`, its gradient. They are opaque, so
-that ``torch.compile`` does not unroll the loops over pieces. What they compute is done by one of two backends with the
-same functions ``counts``, ``sums`` and ``gradient``: `aucseg.losses.auc.torch_passes` serves all devices and options,
+that `torch.compile` does not unroll the loops over pieces. What they compute is done by one of two backends with the
+same functions `counts`, `sums` and `gradient`: `aucseg.losses.auc.torch_passes` serves all devices and options,
 `aucseg.losses.auc.triton_passes` most options on CUDA. What becomes of the sums is `aucseg.losses.auc.pair_risk`.
 """
 
@@ -108,7 +108,7 @@ def _backend(logits: Tensor, target: Tensor, pixel_weight: Tensor | None, option
     "aucseg::pixel_counts", mutates_args=(), schema="(Tensor target, int num_classes, int ignore_index) -> Tensor"
 )
 def pixel_counts(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """Pixels per class, ``(K,)`` in the wide dtype; ignored pixels are left out."""
+    """Pixels per class, `(K,)` in the wide dtype; ignored pixels are left out."""
     backend: Backend = triton_passes_on(target.device) or torch_passes
     return backend.counts(target, num_classes, ignore_index)
 
@@ -138,17 +138,17 @@ def pixel_sums(
     """Sum the loss terms over the pixels; differentiable once by the logits.
 
     Args:
-        logits: ``(B, K, *spatial)`` or ``(N, K)``; ``(B, K, h, w)`` smaller than the target is upsampled bilinearly.
-        target: ``(B, *spatial)`` or ``(N,)``.
-        scored: ``(K,)``, true for channels that the AUC term needs; every class that occurs must be among them.
-        pixel_weight: Weight of a negative by its label, ``(K + 1,)``; the last one, of ignored pixels, is 0. None: keep
+        logits: `(B, K, *spatial)` or `(N, K)`; `(B, K, h, w)` smaller than the target is upsampled bilinearly.
+        target: `(B, *spatial)` or `(N,)`.
+        scored: `(K,)`, true for channels that the AUC term needs; every class that occurs must be among them.
+        pixel_weight: Weight of a negative by its label, `(K + 1,)`; the last one, of ignored pixels, is 0. None: keep
             the labels apart.
-        class_weight: ``(K,)``, of the cross-entropy.
+        class_weight: `(K,)`, of the cross-entropy.
         *options: The fields of `PassOptions`.
 
     Returns:
-        Sums of ``p_j`` over each class ``(J, K)``, weighted sums of ``q_k`` over the others ``(J', K)`` (without
-        weights: by channel and label, ``(J', K, K)``), the weighted sum of the cross-entropy (scalar), all in the wide
+        Sums of `p_j` over each class `(J, K)`, weighted sums of `q_k` over the others `(J', K)` (without
+        weights: by channel and label, `(J', K, K)`), the weighted sum of the cross-entropy (scalar), all in the wide
         dtype, and the log-sum-exp of the logits at every pixel where the gradient needs it.
     """
     passes = PassOptions(*options)

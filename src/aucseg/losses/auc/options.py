@@ -57,11 +57,11 @@ class LossOptions:
 
     Attributes:
         auc: Options of the AUC loss; the ignore label is also that of the cross-entropy.
-        pair_weight: Weights of the class pairs ``(K, K)``, of the AUC loss.
+        pair_weight: Weights of the class pairs `(K, K)`, of the AUC loss.
         process_group: Ranks whose pixels are taken together.
         auc_weight: Weight of the AUC loss in the sum.
         ce_weight: Weight of the cross-entropy.
-        class_weight: ``(K,)``, of the cross-entropy.
+        class_weight: `(K,)`, of the cross-entropy.
         label_smoothing: Of the cross-entropy.
     """
 
@@ -111,7 +111,7 @@ class Objective(NamedTuple):
     """What becomes of the sums of the passes where all is computed at once.
 
     Attributes:
-        coefficients: ``C[j][k]`` of the surrogate, used where they depend on it alone.
+        coefficients: `C[j][k]` of the surrogate, used where they depend on it alone.
         auc_weight: Weight of the AUC loss.
         ce_weight: Weight of the cross-entropy.
         one_vs_all: One class against all others instead of one against one.
@@ -127,10 +127,10 @@ class PassOptions(NamedTuple):
     """What the passes over the pixels compute.
 
     Attributes:
-        form: `Separable.key` of the separable form, or ``""`` for no AUC loss.
+        form: `Separable.key` of the separable form, or `""` for no AUC loss.
         margin: Its margin.
         degree: Its degree.
-        scores: ``"sigmoid"``, ``"softmax"`` or ``"identity"``.
+        scores: `"sigmoid"`, `"softmax"` or `"identity"`.
         ignore_index: The ignore label.
         cross_entropy: Whether to sum the cross-entropy.
         label_smoothing: Of the cross-entropy.

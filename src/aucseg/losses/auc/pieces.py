@@ -1,6 +1,6 @@
 """Ways through the logits in pieces that fit the cache: as they are, or upsampled band by band.
 
-A piece is ``(b, K, p)``: all channels of some pixels. `FullResolution` cuts logits at the target's size;
+A piece is `(b, K, p)`: all channels of some pixels. `FullResolution` cuts logits at the target's size;
 `UpsampledBands` makes the bilinear upsampling of smaller logits a few output rows at a time and turns the gradient of a
 band into that of the small logits.
 """
@@ -42,7 +42,7 @@ class Buffers:
         self._storage: dict[str, Tensor] = {}
 
     def take(self, name: str, piece: Tensor) -> Tensor:
-        """An uninitialized tensor shaped like ``piece`` ``(b, K, p)``; the same memory at every call with this name."""
+        """An uninitialized tensor shaped like `piece` `(b, K, p)`; the same memory at every call with this name."""
         storage = self._storage.get(name)
         if storage is None or storage.numel() < piece.numel():
             storage = self._storage[name] = torch.empty(piece.numel(), dtype=self.dtype, device=self._device)
@@ -57,25 +57,25 @@ class PieceSource(Protocol):
     """Pieces of logits, and the way back for their gradient."""
 
     def arrange(self, label_map: Tensor) -> Tensor:
-        """View a ``(B, *spatial)`` or ``(N,)`` map so that a piece's index selects its ``(b, p)`` part."""
+        """Views a `(B, *spatial)` or `(N,)` map so that a piece's index selects its `(b, p)` part."""
 
     def pieces(self) -> Iterator[tuple[Index, Tensor]]:
-        """Index and logits ``(b, K, p)`` of every piece. The logits must not be written to."""
+        """Index and logits `(b, K, p)` of every piece. The logits must not be written to."""
 
     def gradient_out(self, index: Index, piece: Tensor) -> Tensor | None:
         """Where the gradient of a piece may be written directly, if anywhere."""
 
     def write(self, index: Index, gradient: Tensor) -> None:
-        """Hand in the gradient of the piece that was yielded last, unless it was written directly."""
+        """Hands in the gradient of the piece that was yielded last, unless it was written directly."""
 
 
 def as_planes(logits: Tensor) -> Tensor:
-    """``(B, K, *spatial)`` or ``(N, K)`` as ``(b, K, p)``: a view of contiguous and channels-last logits."""
+    """`(B, K, *spatial)` or `(N, K)` as `(b, K, p)`: a view of contiguous and channels-last logits."""
     return logits.t().unsqueeze(0) if logits.dim() == 2 else logits.flatten(2)
 
 
 class FullResolution:
-    """Logits ``(B, K, *spatial)`` or ``(N, K)`` at the size of the target.
+    """Logits `(B, K, *spatial)` or `(N, K)` at the size of the target.
 
     Args:
         logits: The logits.
@@ -89,7 +89,7 @@ class FullResolution:
         self._gradient = None if gradient is None else as_planes(gradient)
 
     def arrange(self, label_map: Tensor) -> Tensor:
-        """``(B, P)``."""
+        """`(B, P)`."""
         return label_map.unsqueeze(0) if label_map.dim() == 1 else label_map.flatten(1)
 
     def pieces(self) -> Iterator[tuple[Index, Tensor]]:
@@ -115,7 +115,7 @@ class FullResolution:
 
 
 def bilinear_rows(first: int, last: int, source: int, size: int) -> tuple[int, int, Tensor]:
-    """Bilinear weights (``align_corners=False``) of output rows ``first..last-1`` over the source rows they touch.
+    """Bilinear weights (`align_corners=False`) of output rows `first..last-1` over the source rows they touch.
 
     Returns:
         First source row, one past the last, and a (rows, source rows) table of weights, float64, on the CPU.
@@ -136,14 +136,14 @@ def bilinear_rows(first: int, last: int, source: int, size: int) -> tuple[int, i
 
 
 class UpsampledBands:
-    """Logits ``(B, K, h, w)``, upsampled bilinearly to ``(H, W)`` a band of rows at a time.
+    """Logits `(B, K, h, w)`, upsampled bilinearly to `(H, W)` a band of rows at a time.
 
     Columns of a few source rows come first, then rows by a small matrix. A piece is a band of output rows of one image,
     laid out as (rows, K, W): then the rows of a band are one matrix product.
 
     Args:
         logits: The logits.
-        size: ``(H, W)``.
+        size: `(H, W)`.
         dtype: Of what is made of them.
         gradient: Their gradient, to be written to.
         saturate: Whether the gradient may leave the range of its dtype, and becomes the largest number then.
@@ -164,7 +164,7 @@ class UpsampledBands:
         self._image_gradient = torch.empty(0)
 
     def arrange(self, label_map: Tensor) -> Tensor:
-        """``(B, H, W)`` as it is: (image, rows) selects (rows, W)."""
+        """`(B, H, W)` as it is: (image, rows) selects (rows, W)."""
         return label_map
 
     def pieces(self) -> Iterator[tuple[Index, Tensor]]:
@@ -230,5 +230,5 @@ class UpsampledBands:
         return None
 
     def write(self, index: Index, gradient: Tensor) -> None:
-        """Keep the band's gradient until the band is folded."""
+        """Keeps the band's gradient until the band is folded."""
         self._band_gradient = gradient

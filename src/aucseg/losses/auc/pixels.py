@@ -15,11 +15,11 @@ _PICK_BELOW = 0.5
 
 
 def class_labels(target: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor | None]:
-    """Labels as int64 with the ignore label mapped to ``num_classes``, and which pixels are ignored.
+    """Labels as int64 with the ignore label mapped to `num_classes`, and which pixels are ignored.
 
     Labels are compared as int64: torch compares a number in the dtype of the tensor, where 156 of uint8 is -100.
 
-    On a CPU, where asking is free, both are cheaper without ignored pixels: the labels may be ``target`` itself, and
+    On a CPU, where asking is free, both are cheaper without ignored pixels: the labels may be `target` itself, and
     None says that there are none.
     """
     labels = target.to(torch.int64)
@@ -47,11 +47,11 @@ class Channels:
         return table if self.picked is None else table.index_select(dim, self.picked)
 
     def pick_weights(self, pixel_weight: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """The weights of negatives by label ``(K + 1,)`` as those by the labels of the scored channels."""
+        """The weights of negatives by label `(K + 1,)` as those by the labels of the scored channels."""
         return None if pixel_weight is None else F.pad(self.pick(pixel_weight[:-1].to(dtype)), (0, 1))
 
     def pick_logits(self, logits: Tensor, buffers: Buffers) -> Tensor:
-        """Of the logits of a piece ``(b, K, p)`` the channels that are scored, in a buffer."""
+        """Of the logits of a piece `(b, K, p)` the channels that are scored, in a buffer."""
         assert self.picked is not None
         out = buffers.take("picked", logits[:, : self.num_scored])
         # index_select first copies all channels of what is not contiguous.
@@ -101,7 +101,7 @@ class Piece:
             self.logits = buffers.take("logits", logits).copy_(logits)
 
     def own(self, labels: Tensor, num_channels: int) -> Tensor:
-        """Channel of each pixel's own class, ``(b, 1, p)``; any channel at ignored pixels."""
+        """Channel of each pixel's own class, `(b, 1, p)`; any channel at ignored pixels."""
         return (labels.clamp(max=num_channels - 1) if self.has_ignored else labels).unsqueeze(1)
 
 
@@ -138,11 +138,11 @@ class ScoredPiece:
             self.shortfall = -logits.gather(1, self.own).squeeze(1)
 
     def by_label(self, weights: Tensor) -> Tensor:
-        """``(K + 1,)`` -> ``(b, p)``: the weight of each pixel's label."""
+        """`(K + 1,)` -> `(b, p)`: the weight of each pixel's label."""
         return weights.index_select(0, self.labels.flatten()).view_as(self.labels)
 
     def one_hot(self, num_channels: int) -> tuple[Tensor, Tensor]:
-        """Classes ``(l,)`` and the indicator ``(b, l, p)`` of them; on a CPU only the classes of this piece."""
+        """Classes `(l,)` and the indicator `(b, l, p)` of them; on a CPU only the classes of this piece."""
         classes = torch.arange(num_channels, device=self.labels.device)
         if self.labels.device.type == "cpu":
             classes = classes[torch.bincount(self.labels.flatten(), minlength=num_channels + 1)[:num_channels] > 0]
@@ -150,12 +150,12 @@ class ScoredPiece:
 
 
 class CrossEntropyWeights:
-    """Class weights and label smoothing of the cross-entropy as tables by label, ``(K + 1,)``, 0 for ignored pixels.
+    """Class weights and label smoothing of the cross-entropy as tables by label, `(K + 1,)`, 0 for ignored pixels.
 
     Attributes:
         by_softmax: Weight of the log-sum-exp of a pixel.
         by_own: Weight of the logit of its own class.
-        by_channel: Weight of every logit ``(K,)``, for label smoothing.
+        by_channel: Weight of every logit `(K,)`, for label smoothing.
     """
 
     def __init__(self, class_weight: Tensor | None, logits: Tensor, dtype: torch.dtype, options: PassOptions) -> None:
@@ -169,14 +169,14 @@ class CrossEntropyWeights:
         self._smooth = options.label_smoothing > 0
 
     def times(self, factor: Tensor) -> CrossEntropyWeights:
-        """Multiply all tables by a scalar."""
+        """Multiplys all tables by a scalar."""
         self.by_own, self.by_channel, self.by_softmax = (
             factor * table for table in (self.by_own, self.by_channel, self.by_softmax)
         )
         return self
 
     def sum(self, piece: Piece, lse: Tensor) -> Tensor:
-        """The weighted sum over a piece; ``lse`` is ``(b, 1, p)``."""
+        """The weighted sum over a piece; `lse` is `(b, 1, p)`."""
         wide = wide_dtype(lse.device)
         labels, lse = piece.labels, lse.squeeze(1)
         own_logits = piece.logits.gather(1, piece.own(labels, piece.num_classes)).squeeze(1)
@@ -187,7 +187,7 @@ class CrossEntropyWeights:
         return total.sum(dtype=wide)
 
     def gradient(self, piece: Piece, lse: Tensor, out: Tensor) -> None:
-        """The gradient of `sum` by the logits of the piece, into ``out``."""
+        """The gradient of `sum` by the logits of the piece, into `out`."""
         labels = piece.labels
         torch.sub(piece.logits, lse, out=out).exp_().mul_(lookup(self.by_softmax, labels).unsqueeze(1))
         own = piece.own(labels, piece.num_classes)
@@ -198,10 +198,10 @@ class CrossEntropyWeights:
 
 
 def softmax_shortfall(values: Tensor, own: Tensor, dim: int) -> Tensor:
-    """What softmax scores lack of 1 in the channels ``own``: the sum of the others, as 1 - p loses its digits near 1.
+    """What softmax scores lack of 1 in the channels `own`: the sum of the others, as 1 - p loses its digits near 1.
 
     Args:
-        values: The scores, channels in ``dim``; changed on the way, and restored.
+        values: The scores, channels in `dim`; changed on the way, and restored.
         own: Their shape with one channel, int64.
         dim: The dimension of the channels.
     """
@@ -212,9 +212,9 @@ def softmax_shortfall(values: Tensor, own: Tensor, dim: int) -> Tensor:
 
 
 def through_softmax(slope: Tensor, values: Tensor, dim: int) -> Tensor:
-    """Slopes by softmax scores ``p`` -> those by the logits, ``p_k (g_k - sum_j g_j p_j)``, in place.
+    """Slopes by softmax scores `p` -> those by the logits, `p_k (g_k - sum_j g_j p_j)`, in place.
 
-    The same number subtracted from all ``g`` changes nothing. With that of a score above 1/2, where there is one, no
+    The same number subtracted from all `g` changes nothing. With that of a score above 1/2, where there is one, no
     small difference of large numbers is left if this score is close to 1.
     """
     product = values.round().mul_(slope)  # nothing but the slope of that score; argmax takes ten times as long
@@ -223,5 +223,5 @@ def through_softmax(slope: Tensor, values: Tensor, dim: int) -> Tensor:
 
 
 def lookup(table: Tensor, labels: Tensor) -> Tensor:
-    """``table[labels]``, which is slower."""
+    """`table[labels]`, which is slower."""
     return table.index_select(0, labels.flatten()).view_as(labels)

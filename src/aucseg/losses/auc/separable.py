@@ -1,11 +1,11 @@
 """What a surrogate is: separable, or smooth and thereby separable. The surrogates themselves are in `surrogates`.
 
-A surrogate ``l(t)``, ``t`` = score of a positive minus score of a negative pixel, is *separable* if it is a short sum
+A surrogate `l(t)`, `t` = score of a positive minus score of a negative pixel, is *separable* if it is a short sum
 of products of a function of the positive and a function of the negative,
 
     l(f_pos - f_neg) = sum_jk C[j, k] p_j(f_pos) q_k(f_neg),      p_0 = q_0 = 1,
 
-for then its mean over all pairs of pixels follows from the means of ``p_j`` and ``q_k``, and no pair is ever formed. On
+for then its mean over all pairs of pixels follows from the means of `p_j` and `q_k`, and no pair is ever formed. On
 scores in [0, 1] any smooth function is a short sum of products of Chebyshev polynomials.
 """
 
@@ -23,13 +23,13 @@ from torch import Tensor
 from aucseg.losses.auc.smooth import Coefficients, SmoothSurrogate
 
 SURROGATES: dict[str, type[Surrogate]] = {}
-"""The classes with a ``name``, in the order in which they are defined."""
+"""The classes with a `name`, in the order in which they are defined."""
 FORMS: dict[str, type[Separable]] = {}
 """The separable ones, named or not, by `Separable.key`."""
 
 
 class Surrogate(ABC):
-    """What ``surrogate="name"`` stands for.
+    """What `surrogate="name"` stands for.
 
     Attributes:
         name: The name; without one the class is not offered.
@@ -60,9 +60,9 @@ class Surrogate(ABC):
 
 @dataclass(frozen=True)
 class Separable(Surrogate):
-    """The features ``p_j``, ``q_k`` of a separable surrogate, and their slopes.
+    """The features `p_j`, `q_k` of a separable surrogate, and their slopes.
 
-    The positives enter through their *shortfall* ``h = top - f``: near ``f = 1`` it keeps the digits that ``f`` has
+    The positives enter through their *shortfall* `h = top - f`: near `f = 1` it keeps the digits that `f` has
     lost.
 
     Attributes:
@@ -97,11 +97,11 @@ class Separable(Surrogate):
     @property
     @abstractmethod
     def coefficients(self) -> Coefficients:
-        """``C[j][k]``."""
+        """`C[j][k]`."""
 
     @property
     def num_features(self) -> tuple[int, int]:
-        """Number of ``p_j`` and of ``q_k`` without the constants."""
+        """Number of `p_j` and of `q_k` without the constants."""
         return len(self.coefficients) - 1, len(self.coefficients[0]) - 1
 
     @property
@@ -116,35 +116,35 @@ class Separable(Surrogate):
 
     @abstractmethod
     def positive_features(self, shortfall: Tensor) -> list[Tensor]:
-        """``p_j``, j >= 1, of the positives."""
+        """`p_j`, j >= 1, of the positives."""
 
     @abstractmethod
     def positive_slope(self, shortfall: Tensor, weights: Tensor) -> Tensor:
-        """``sum_j weights[j] dp_j/df``; ``weights`` is ``(J, *shortfall.shape)``."""
+        """`sum_j weights[j] dp_j/df`; `weights` is `(J, *shortfall.shape)`."""
 
     @abstractmethod
     def negative_features(self, scores: Tensor, own: Tensor) -> Iterator[Tensor]:
-        """``q_k``, k >= 1, of the negatives, zero where a channel meets its own class. Overwrites ``scores``.
+        """`q_k`, k >= 1, of the negatives, zero where a channel meets its own class. Overwrites `scores`.
 
         Args:
-            scores: ``(b, K, p)``.
-            own: ``(b, 1, p)`` int64, the class of each pixel.
+            scores: `(b, K, p)`.
+            own: `(b, 1, p)` int64, the class of each pixel.
         """
 
     @abstractmethod
     def negative_slope(self, scores: Tensor, weights: Tensor, out: Tensor) -> tuple[Tensor, Tensor | None]:
-        """``sum_k weights[k] dq_k/df`` into ``out``, up to a factor that is returned beside it (None: 1).
+        """`sum_k weights[k] dq_k/df` into `out`, up to a factor that is returned beside it (None: 1).
 
         Args:
-            scores: ``(b, K, p)``.
-            weights: ``(J', ...)``, broadcasts with ``scores``.
-            out: ``(b, K, p)``.
+            scores: `(b, K, p)`.
+            weights: `(J', ...)`, broadcasts with `scores`.
+            out: `(b, K, p)`.
         """
 
 
 @dataclass(frozen=True)
 class Chebyshev(Separable):
-    """Any smooth surrogate on scores in [0, 1]: Chebyshev polynomials ``T_j(2 f - 1)``, j = 1..degree.
+    """Any smooth surrogate on scores in [0, 1]: Chebyshev polynomials `T_j(2 f - 1)`, j = 1..degree.
 
     Attributes:
         coefficients: Those of `SmoothSurrogate`; the features do not need them.
@@ -175,7 +175,7 @@ class Chebyshev(Separable):
         return self.degree, self.degree
 
     def positive_features(self, shortfall: Tensor) -> list[Tensor]:
-        """``T_j``."""
+        """`T_j`."""
         scores = self.top - shortfall
         own = torch.zeros_like(scores, dtype=torch.int64).unsqueeze(1)
         return [
@@ -183,16 +183,16 @@ class Chebyshev(Separable):
         ]
 
     def positive_slope(self, shortfall: Tensor, weights: Tensor) -> Tensor:
-        """``sum_j w_j dT_j/df``."""
+        """`sum_j w_j dT_j/df`."""
         scores = self.top - shortfall
         return self.negative_slope(scores, weights, torch.empty_like(scores))[0]
 
     def negative_features(self, scores: Tensor, own: Tensor) -> Iterator[Tensor]:
-        """``T_k``."""
+        """`T_k`."""
         return self._features(scores, torch.zeros_like(own), own)
 
     def _features(self, scores: Tensor, at_own: Tensor, own: Tensor) -> Iterator[Tensor]:
-        # T_0 and T_1 times ``at_own`` in each pixel's own channel: the recurrence keeps the factor.
+        # T_0 and T_1 times `at_own` in each pixel's own channel: the recurrence keeps the factor.
         factor = at_own.to(scores.dtype)
         previous = torch.ones_like(scores).scatter_(1, own, factor)
         twice = scores.mul_(4).sub_(2)
@@ -202,7 +202,7 @@ class Chebyshev(Separable):
             previous, current = current, previous.neg_().addcmul_(twice, current)
 
     def negative_slope(self, scores: Tensor, weights: Tensor, out: Tensor) -> tuple[Tensor, Tensor | None]:
-        """``sum_k w_k dT_k/df``: ``T_j' = j U_{j-1}``, and ``d(2 f - 1)/df = 2``."""
+        """`sum_k w_k dT_k/df`: `T_j' = j U_{j-1}`, and `d(2 f - 1)/df = 2`."""
         twice = 4 * scores - 2
         previous, current = torch.zeros_like(scores), torch.ones_like(scores)
         out.zero_()
@@ -218,7 +218,7 @@ class Smooth(Surrogate):
     @staticmethod
     @abstractmethod
     def loss(t: Tensor, margin: float) -> Tensor:
-        """``l(t)``, elementwise for ``t`` in [-1, 1], float64, differentiable."""
+        """`l(t)`, elementwise for `t` in [-1, 1], float64, differentiable."""
 
     @classmethod
     def form(cls, margin: float, bounded: bool) -> Chebyshev:

@@ -1,4 +1,4 @@
-"""Smooth surrogates of any shape, by Chebyshev expansion of ``l(f_pos - f_neg)`` over the unit square of scores."""
+"""Smooth surrogates of any shape, by Chebyshev expansion of `l(f_pos - f_neg)` over the unit square of scores."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ _GRID = 129
 
 
 class SmoothSurrogate:
-    r"""A smooth surrogate ``l(t)`` of the score difference, for scores in [0, 1].
+    r"""A smooth surrogate `l(t)` of the score difference, for scores in [0, 1].
 
-    ``l(f_pos - f_neg)`` is expanded as ``sum_jk C[j, k] T_j(2 f_pos - 1) T_k(2 f_neg - 1)`` with the smallest degree
+    `l(f_pos - f_neg)` is expanded as `sum_jk C[j, k] T_j(2 f_pos - 1) T_k(2 f_neg - 1)` with the smallest degree
     whose error is within the tolerance. The mean over all pairs of pixels then follows from the means of the Chebyshev
     polynomials over each class (polynomial moments: Chebyshev form keeps the digits that powers would cancel away).
     Work O(N K degree).
 
     Args:
-        function: ``l``, elementwise on float64 tensors of any shape with values in [-1, 1]; differentiable by autograd.
-        tolerance: Largest error of ``l`` and of ``l'``, as a share of the largest ``|l'|``.
+        function: `l`, elementwise on float64 tensors of any shape with values in [-1, 1]; differentiable by autograd.
+        tolerance: Largest error of `l` and of `l'`, as a share of the largest `|l'|`.
 
     Attributes:
         degree: Degree of the expansion.
-        coefficients: ``C``, (degree + 1) x (degree + 1).
-        value_error: Largest error of ``l`` over a 129 x 129 grid of score pairs, its borders included.
-        gradient_error: The same for ``l'``.
+        coefficients: `C`, (degree + 1) x (degree + 1).
+        value_error: Largest error of `l` over a 129 x 129 grid of score pairs, its borders included.
+        gradient_error: The same for `l'`.
 
     Raises:
         ValueError: If degree 64 does not reach the tolerance: the function is not smooth enough.
@@ -95,7 +95,7 @@ def _expand(function: Callable[[Tensor], Tensor], degree: int) -> Tensor:
 
 
 def _chebyshev(scores: Tensor, degree: int) -> tuple[Tensor, Tensor]:
-    """``T_j(2 f - 1)`` and its derivative by f, each (points, degree + 1)."""
+    """`T_j(2 f - 1)` and its derivative by f, each (points, degree + 1)."""
     x = 2 * scores - 1
     value, slope = [torch.ones_like(x), x], [torch.zeros_like(x), torch.ones_like(x)]
     for _ in range(degree - 1):

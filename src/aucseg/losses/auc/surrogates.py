@@ -1,6 +1,6 @@
-"""Every surrogate ``l(t)``, with its separable form, its range and the choice of the form. Here a new one is added.
+"""Every surrogate `l(t)`, with its separable form, its range and the choice of the form. Here a new one is added.
 
-``t`` is the score of a positive minus the score of a negative pixel. A class with a ``name`` is offered by this name;
+`t` is the score of a positive minus the score of a negative pixel. A class with a `name` is offered by this name;
 it is of one of three kinds:
 
 - a `Separable` one is exact on all scores: `Square`, `Exponential`;
@@ -29,7 +29,7 @@ _STEEP_EXPONENTIAL = 20
 
 
 class Square(Separable):
-    """``(margin - t)^2 / 2 = (u + f_neg)^2 / 2`` with ``u = margin - f_pos``.
+    """`(margin - t)^2 / 2 = (u + f_neg)^2 / 2` with `u = margin - f_pos`.
 
     Scores in [0, 1] and a margin of at least 1 make every term non-negative, so nothing cancels.
     """
@@ -38,22 +38,22 @@ class Square(Separable):
     coefficients = (0.0, 0.0, 0.5), (0.0, 1.0, 0.0), (0.5, 0.0, 0.0)
 
     def positive_features(self, shortfall: Tensor) -> list[Tensor]:
-        """``u`` and its square."""
+        """`u` and its square."""
         u = shortfall + (self.margin - self.top)
         return [u, u * u]
 
     def positive_slope(self, shortfall: Tensor, weights: Tensor) -> Tensor:
-        """``-(w_1 + 2 w_2 u)``."""
+        """`-(w_1 + 2 w_2 u)`."""
         u = shortfall + (self.margin - self.top)
         return torch.addcmul(weights[0], weights[1], u, value=2).neg_()
 
     def negative_features(self, scores: Tensor, own: Tensor) -> Iterator[Tensor]:
-        """``f`` and its square."""
+        """`f` and its square."""
         yield scores.scatter_(1, own, torch.zeros_like(own, dtype=scores.dtype))
         yield scores.square_()
 
     def negative_slope(self, scores: Tensor, weights: Tensor, out: Tensor) -> tuple[Tensor, Tensor | None]:
-        """``w_1 + 2 w_2 f``."""
+        """`w_1 + 2 w_2 f`."""
         slope = 2 * weights[1]
         if scores.device.type == "cpu" and slope.numel() < scores.numel():
             # Uniform weights: one factor for all channels saves a pass over the scores.
@@ -64,12 +64,12 @@ class Square(Separable):
 
 
 class Linear(Separable):
-    """``margin - t``: the hinge that is never at rest."""
+    """`margin - t`: the hinge that is never at rest."""
 
     coefficients = (0.0, 1.0), (1.0, 0.0)
 
     def positive_features(self, shortfall: Tensor) -> list[Tensor]:
-        """``u = margin - f``."""
+        """`u = margin - f`."""
         return [shortfall + (self.margin - self.top)]
 
     def positive_slope(self, shortfall: Tensor, weights: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class Linear(Separable):
         return -weights[0]
 
     def negative_features(self, scores: Tensor, own: Tensor) -> Iterator[Tensor]:
-        """``f``."""
+        """`f`."""
         yield scores.scatter_(1, own, torch.zeros_like(own, dtype=scores.dtype))
 
     def negative_slope(self, scores: Tensor, weights: Tensor, out: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -91,7 +91,7 @@ def _is_never_at_rest(margin: float, bounded: bool) -> bool:
 
 
 class Hinge(Surrogate):
-    """``max(0, margin - t)``."""
+    """`max(0, margin - t)`."""
 
     name = "hinge"
     can_sort = True
@@ -103,7 +103,7 @@ class Hinge(Surrogate):
 
 
 class SquaredHinge(Surrogate):
-    """``max(0, margin - t)^2 / 2``."""
+    """`max(0, margin - t)^2 / 2`."""
 
     name = "squared_hinge"
     can_sort = True
@@ -115,7 +115,7 @@ class SquaredHinge(Surrogate):
 
 
 class Exponential(Separable):
-    """``exp(-margin t)``."""
+    """`exp(-margin t)`."""
 
     name = "exponential"
     coefficients = (0.0, 0.0), (0.0, 1.0)
@@ -131,19 +131,19 @@ class Exponential(Separable):
         return True
 
     def positive_features(self, shortfall: Tensor) -> list[Tensor]:
-        """``exp(-margin f)``."""
+        """`exp(-margin f)`."""
         return [_bounded_exp(self.margin * (shortfall - self.top))]
 
     def positive_slope(self, shortfall: Tensor, weights: Tensor) -> Tensor:
-        """``-margin exp(-margin f)``."""
+        """`-margin exp(-margin f)`."""
         return self.positive_features(shortfall)[0].mul_(weights[0]).mul_(-self.margin)
 
     def negative_features(self, scores: Tensor, own: Tensor) -> Iterator[Tensor]:
-        """``exp(margin f)``."""
+        """`exp(margin f)`."""
         yield _bounded_exp(scores.mul_(self.margin)).scatter_(1, own, torch.zeros_like(own, dtype=scores.dtype))
 
     def negative_slope(self, scores: Tensor, weights: Tensor, out: Tensor) -> tuple[Tensor, Tensor | None]:
-        """``margin exp(margin f)``."""
+        """`margin exp(margin f)`."""
         torch.mul(scores, self.margin, out=out)
         return _bounded_exp(out).mul_(self.margin * weights[0]), None
 
@@ -155,7 +155,7 @@ def _bounded_exp(exponents: Tensor) -> Tensor:
 
 
 class Logistic(Smooth):
-    """``log(1 + exp(-margin t))``."""
+    """`log(1 + exp(-margin t))`."""
 
     name = "logistic"
 
@@ -166,7 +166,7 @@ class Logistic(Smooth):
 
 
 class Sigmoid(Smooth):
-    """``1 / (1 + exp(margin t))``: a symmetric loss, ``l(t) + l(-t) = 1``.
+    """`1 / (1 + exp(margin t))`: a symmetric loss, `l(t) + l(-t) = 1`.
 
     Labels of two classes that are wrong at random scale and shift the AUC risk of such a loss but leave its minimum,
     and no pair counts more than 1 (Charoenphakdee, Lee and Sugiyama, *On Symmetric Losses for Learning from Corrupted
@@ -189,7 +189,7 @@ def choose_form(
     Args:
         surrogate: A key of `SURROGATES`, or a user's own.
         margin: The margin gamma.
-        scores: ``"sigmoid"``, ``"softmax"`` or ``"identity"``.
+        scores: `"sigmoid"`, `"softmax"` or `"identity"`.
         max_fpr: Share of the negatives that counts, the hardest ones, which only sorting finds; None for all.
 
     Raises:

@@ -167,7 +167,7 @@ def _add_by_label(total: Tensor, labels: Tensor, values: Tensor) -> None:
 
 
 def _matched_sum(feature: Tensor, weight: Tensor) -> Tensor:
-    """``sum over b, p of feature[b, c, p] weight[b, l, p]``, ``(c, l)``, wide."""
+    """`sum over b, p of feature[b, c, p] weight[b, l, p]`, `(c, l)`, wide."""
     if feature.device.type != "cpu" and weight.shape[1] == 1:  # two large launches instead of many small ones
         return (feature * weight).sum((0, 2), dtype=wide_dtype(feature.device)).unsqueeze(1)
     total = torch.zeros(feature.shape[1], weight.shape[1], dtype=wide_dtype(feature.device), device=feature.device)
@@ -204,7 +204,7 @@ class _AUCSlope:
             self._by_negative = channels.pick(self._by_negative, 1)
 
     def by_logits(self, view: ScoredPiece, scores: str, out: Tensor) -> Tensor:
-        """The slope, in ``out``."""
+        """The slope, in `out`."""
         if self._weight_table is None:
             classes, indicator = view.one_hot(self._by_negative.shape[1])
             slope_weight, weight = torch.matmul(self._by_negative[:, None, :, classes], indicator), None

@@ -9,7 +9,7 @@ import triton.language as tl
 
 @triton.jit
 def scores(x, lse, lack, SCORES: tl.constexpr):
-    """Scores ``f`` and what they lack of 1 (identity: of 0), both to full precision; with softmax ``lack``.
+    """Scores `f` and what they lack of 1 (identity: of 0), both to full precision; with softmax `lack`.
 
     That is the sum of the channels but the own: 1 - f has lost its digits where f is close to 1.
     """
@@ -56,7 +56,7 @@ def positive_feature(shortfall, margin, FORM: tl.constexpr, SCORES: tl.constexpr
 
 @triton.jit
 def twice_position(score, shortfall, own):
-    """``2 (2 f - 1)``, of which Chebyshev polynomials are made; that of the own channel to full precision near 1."""
+    """`2 (2 f - 1)`, of which Chebyshev polynomials are made; that of the own channel to full precision near 1."""
     return tl.where(own, 2.0 - 4.0 * shortfall, 4.0 * score - 2.0)
 
 
@@ -95,7 +95,7 @@ def slope_by_score(
 ):  # fmt: skip
     """Scores, what they lack of 1, and the slope of the loss by them.
 
-    With ``PAIRS`` the slopes by the sums of negatives depend on the label too: ``by_pairs`` ``(J, K + 1, K + 1)``.
+    With `PAIRS` the slopes by the sums of negatives depend on the label too: `by_pairs` `(J, K + 1, K + 1)`.
     """
     score, shortfall = scores(x, lse, lack, SCORES)
     own = label == channel

@@ -37,9 +37,9 @@ def count_kernel(
     WEIGHTS: tl.constexpr, CLASS_WEIGHT: tl.constexpr, ONE_VS_ALL: tl.constexpr,
     CLASSES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Adds to ``counts`` ``(K + 2,)`` the pixels of each class, labels that are none, and programs that are done.
+    """Adds to `counts` `(K + 2,)` the pixels of each class, labels that are none, and programs that are done.
 
-    The last program says in ``fine`` whether all labels are good; with ``WEIGHTS`` it goes on to `set_weights`.
+    The last program says in `fine` whether all labels are good; with `WEIGHTS` it goes on to `set_weights`.
     """
     block = tl.program_id(0).to(tl.int64)
     pixels = block * BLOCK + tl.arange(0, BLOCK)
@@ -80,9 +80,9 @@ def sums_kernel(
     SMOOTH: tl.constexpr, UPSAMPLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
     CLASSES: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """A row of ``partial`` ``(programs, ROWS, K)``: features of positives, features of negatives, cross-entropy.
+    """A row of `partial` `(programs, ROWS, K)`: features of positives, features of negatives, cross-entropy.
 
-    With ``PARTS`` the last program goes on to `set_risk`.
+    With `PARTS` the last program goes on to `set_risk`.
     """
     kind: tl.constexpr = tables.dtype.element_ty
     block, image = tl.program_id(0), tl.program_id(1)
@@ -151,10 +151,10 @@ def pair_sums_kernel(
     FORM: tl.constexpr, MARGIN: tl.constexpr, SCORES: tl.constexpr, UPSAMPLE: tl.constexpr,
     BLOCKS: tl.constexpr, BLOCK: tl.constexpr, CHANNELS: tl.constexpr, LABELS: tl.constexpr,
 ):  # fmt: skip
-    """A row of ``partial`` ``(programs, J, K, K)``: features of negatives by channel and label.
+    """A row of `partial` `(programs, J, K, K)`: features of negatives by channel and label.
 
     They are the product of the features, channel by pixel, and the one-hot labels, pixel by label. A program takes a
-    run of ``BLOCKS`` blocks of pixels, some channels and some labels.
+    run of `BLOCKS` blocks of pixels, some channels and some labels.
     """
     kind: tl.constexpr = tl.float32
     program = tl.program_id(0).to(tl.int64)
@@ -203,7 +203,7 @@ def gradient_kernel(
     FORM: tl.constexpr, DEGREE: tl.constexpr, MARGIN: tl.constexpr, SCORES: tl.constexpr, CROSS_ENTROPY: tl.constexpr,
     SMOOTH: tl.constexpr, UPSAMPLE: tl.constexpr, PAIRS: tl.constexpr, CLAMP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of channels ``first_channel..last_channel - 1`` at the target's size."""
+    """The gradient of channels `first_channel..last_channel - 1` at the target's size."""
     kind: tl.constexpr = tables.dtype.element_ty
     block, image = tl.program_id(0), tl.program_id(1)
     pixels = block * BLOCK + tl.arange(0, BLOCK)
@@ -287,7 +287,7 @@ def gradient_kernel(
 
 @triton.jit
 def fold_kernel(full, folded, num_elements, size, full_size, num_inner, num_taps, BLOCK: tl.constexpr):
-    """The transpose of upsampling the middle of three dimensions: ``(n, full_size, inner) -> (n, size, inner)``."""
+    """The transpose of upsampling the middle of three dimensions: `(n, full_size, inner) -> (n, size, inner)`."""
     element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = element < num_elements
     inner = element % num_inner

@@ -68,7 +68,7 @@ def _plain(target: Tensor) -> Tensor:
 
 
 def _fold(full: Tensor, dim: int, size: int) -> Tensor:
-    """The gradient of upsampling ``full`` along a dimension, contiguous."""
+    """The gradient of upsampling `full` along a dimension, contiguous."""
     shape = list(full.shape)
     full_size, shape[dim] = shape[dim], size
     folded = torch.empty(shape, dtype=full.dtype, device=full.device)
@@ -120,14 +120,14 @@ class Passes:
         return torch.empty(shape, dtype=self._dtype, device=self._logits.device)
 
     def sums(self, tables: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums of features and of the cross-entropy, ``(2 J + 1, K)``, wide, and the log-sum-exp where it is needed."""
+        """Sums of features and of the cross-entropy, `(2 J + 1, K)`, wide, and the log-sum-exp where it is needed."""
         partial, lse = self._partial_sums(tables)
         return partial.sum(0, dtype=wide_dtype(partial.device)), lse
 
     def loss(
         self, tables: Tensor, wide: Tensor, ticket: Tensor, coefficients: Coefficients, scale: float
     ) -> tuple[Tensor, Tensor]:
-        """The AUC loss ``scale`` fold plus the cross-entropy; the log-sum-exp; ``tables`` get what a gradient needs."""
+        """The AUC loss `scale` fold plus the cross-entropy; the log-sum-exp; `tables` get what a gradient needs."""
         options = self._options
         loss = torch.empty((), dtype=torch.float32, device=tables.device)
         classes = triton.next_power_of_2(self.num_classes + 1)
@@ -147,7 +147,7 @@ class Passes:
         return loss, lse
 
     def _partial_sums(self, tables: Tensor, *finish: Any, parts: int = 0) -> tuple[Tensor, Tensor]:
-        """A row of sums a program, and the log-sum-exp where it is needed; with ``finish`` the loss as well."""
+        """A row of sums a program, and the log-sum-exp where it is needed; with `finish` the loss as well."""
         device, options = self._logits.device, self._options
         shape = self._target.shape if options.needs_lse else (0,)
         lse = torch.empty(shape, dtype=self._dtype, device=device)
@@ -166,7 +166,7 @@ class Passes:
         return partial, lse
 
     def pair_sums(self, lse: Tensor) -> Tensor:
-        """Sums of the features of negatives by channel and label, ``(J, K, K)``, wide."""
+        """Sums of the features of negatives by channel and label, `(J, K, K)`, wide."""
         device, options, num_classes = self._logits.device, self._options, self.num_classes
         total = torch.zeros(self.num_features, num_classes, num_classes, dtype=wide_dtype(device), device=device)
         num_runs = triton.cdiv(self._num_pixels, PAIR_BLOCK * PAIR_BLOCKS)
@@ -197,7 +197,7 @@ class Passes:
             lse: The log-sum-exp, where it is needed.
             by_risk: Scalar.
             by_entropy: Scalar.
-            by_pairs: Slopes by the sums of negatives, where these are by channel and label, ``(J, K + 1, K + 1)``.
+            by_pairs: Slopes by the sums of negatives, where these are by channel and label, `(J, K + 1, K + 1)`.
         """
         if not self._target.numel():
             return torch.zeros_like(self._logits)

@@ -55,7 +55,7 @@ def counts(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
 def _tables(
     logits: Tensor, weight: Tensor | None, class_weight: Tensor | None, options: PassOptions, *by_sums: Tensor
 ) -> Tensor:
-    """The tables of the kernels in the dtype of the arithmetic; ``weight`` None: 0."""
+    """The tables of the kernels in the dtype of the arithmetic; `weight` None: 0."""
     dtype = working_dtype(logits, options.surrogate)
     ce = CrossEntropyWeights(class_weight, logits, dtype, options)
     weight = torch.zeros_like(ce.by_own) if weight is None else weight.to(dtype)
@@ -144,7 +144,7 @@ class _FusedLoss(torch.autograd.Function):
 
 
 class _Gradient(torch.autograd.Function):
-    """The gradient of `fused_loss`, which has none of its own: ``create_graph=True`` is no error until it is used."""
+    """The gradient of `fused_loss`, which has none of its own: `create_graph=True` is no error until it is used."""
 
     @staticmethod
     def forward(
@@ -171,7 +171,7 @@ def fused_loss(
     Args:
         logits: As for `sums`; at least 2 channels, not in float64.
         target: As for `sums`.
-        class_weight: ``(K,)``, of the cross-entropy.
+        class_weight: `(K,)`, of the cross-entropy.
         options: What to compute; `offered`.
         objective: The weights of the sum, and what else the passes do not know of.
     """

@@ -7,7 +7,7 @@ on with them, or one program follows it.
 import triton
 import triton.language as tl
 
-# Rows of the tables by class, ``(4 + 2 J, K + 1)``, in the dtype of the arithmetic; the last column is that of ignored
+# Rows of the tables by class, `(4 + 2 J, K + 1)`, in the dtype of the arithmetic; the last column is that of ignored
 # pixels: weight of a negative by its label; of the cross-entropy the weights of the log-sum-exp, of the own logit, of
 # every logit (label smoothing); then the gradient by the sums of the J features of positives, and by those of
 # negatives.
@@ -19,10 +19,10 @@ def set_weights(
     counts, class_weight, tables, wide, num_classes, smoothing, scale,
     CLASS_WEIGHT: tl.constexpr, ONE_VS_ALL: tl.constexpr, CLASSES: tl.constexpr,
 ):  # fmt: skip
-    """The weights among ``tables``, and in ``wide`` ``(3, K + 1)``, float64, by channel: 1 / pixels, weight, mass.
+    """The weights among `tables`, and in `wide` `(3, K + 1)`, float64, by channel: 1 / pixels, weight, mass.
 
     The formulas are those of `aucseg.losses.auc.pair_risk.PairWeights.uniform`, and the means of the cross-entropy,
-    which is multiplied by ``scale``.
+    which is multiplied by `scale`.
     """
     kind: tl.constexpr = tables.dtype.element_ty
     channel = tl.arange(0, CLASSES)
@@ -56,7 +56,7 @@ def set_weights(
 
 @triton.jit
 def summed(sums, row, columns, num_rows, num_parts, num_classes, CLASSES: tl.constexpr, PARTS: tl.constexpr):
-    """The first columns of a row of ``sums`` ``(parts, rows, K)``, added up over the parts, float64."""
+    """The first columns of a row of `sums` `(parts, rows, K)`, added up over the parts, float64."""
     channel, total = tl.arange(0, CLASSES), tl.zeros([CLASSES], tl.float64)
     for first in range(0, num_parts, PARTS):
         part = first + tl.arange(0, PARTS)
@@ -71,7 +71,7 @@ def set_risk(
     sums, num_parts, coefficients, wide, tables, loss, num_classes, scale, limit,
     FORM: tl.constexpr, DEGREE: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """The loss from the sums, and among ``tables`` its gradient by those of the features; the AUC loss ``scale`` fold.
+    """The loss from the sums, and among `tables` its gradient by those of the features; the AUC loss `scale` fold.
 
     The formula is that of `aucseg.losses.auc.pair_risk.pair_risk`.
     """

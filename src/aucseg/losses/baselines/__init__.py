@@ -1,7 +1,7 @@
 """The losses to compare with: the usual answers to a long tail, under one interface.
 
-Every loss is ``Loss(class_counts, ignore_index=255, **options)`` with ``forward(logits, target)`` as in
-:class:`LongTailLoss`; `aucseg.losses.build_loss` makes one by name.
+Every loss is `Loss(class_counts, ignore_index=255, **options)` with `forward(logits, target)` as in
+`LongTailLoss`; `aucseg.losses.build_loss` makes one by name.
 """
 
 from aucseg.losses.baselines.base import LongTailLoss

@@ -45,7 +45,7 @@ class LongTailLoss(nn.Module):
         return self._of_classes["class_counts"]
 
     def keep(self, name: str, values: Tensor) -> None:
-        """Keep values of classes (K,), given on the CPU, as an attribute that goes where the module goes.
+        """Keeps values of classes (K,), given on the CPU, as an attribute that goes where the module goes.
 
         Unlike a buffer it stays out of checkpoints and exact where the module is turned into half precision; float64
         becomes float32 on a device that has no float64 (`wide_dtype`).
@@ -64,12 +64,12 @@ class LongTailLoss(nn.Module):
         return self
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Compute the loss.
+        """Computes the loss.
 
         Args:
             logits: (B, K, *spatial), floating point; (N, K) goes with (N,) labels. Smaller than the target, they are
-                upsampled (bilinear, ``align_corners=False``). Float16 and bfloat16 are computed in float32.
-            target: Labels (B, *spatial), integers in ``0..K - 1`` or ``ignore_index``; bool with two classes.
+                upsampled (bilinear, `align_corners=False`). Float16 and bfloat16 are computed in float32.
+            target: Labels (B, *spatial), integers in `0..K - 1` or `ignore_index`; bool with two classes.
 
         Returns:
             A scalar, float32 (float64 for float64 logits); a zero connected to the graph where no pixel is valid.
@@ -90,19 +90,19 @@ class LongTailLoss(nn.Module):
             return self.loss(logits.flatten(2), target.flatten(1))
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Compute the loss of logits (B, K, P) in float32 or float64 against labels (B, P), int64."""
+        """Computes the loss of logits (B, K, P) in float32 or float64 against labels (B, P), int64."""
         raise NotImplementedError
 
     def set_progress(self, progress: float) -> None:
-        """Tell the loss how much of the training is done, 0..1. For losses with a schedule; others ignore it."""
+        """Tells the loss how much of the training is done, 0..1. For losses with a schedule; others ignore it."""
 
     def mean(self, losses: Tensor, weight: Tensor) -> Tensor:
-        """Weighted mean of ``losses`` (B, P), summed by `wide_sum`; zero where the weights are."""
+        """Weighted mean of `losses` (B, P), summed by `wide_sum`; zero where the weights are."""
         total, norm = wide_sum(losses * weight), wide_sum(weight)
         return (total / norm.clamp(min=torch.finfo(norm.dtype).tiny)).to(losses.dtype)
 
     def valid(self, target: Tensor) -> Tensor:
-        """Mark the pixels that count."""
+        """Marks the pixels that count."""
         return target != self.ignore_index
 
     def of_target(self, values: Tensor, target: Tensor) -> Tensor:

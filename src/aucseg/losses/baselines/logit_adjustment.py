@@ -16,7 +16,7 @@ def log_prior(class_counts: Tensor) -> Tensor:
 
 
 def post_hoc_logit_adjustment(logits: Tensor, class_counts: Tensor | Sequence[float], tau: float = 1.0) -> Tensor:
-    r"""Adjust the logits of a model trained with plain cross-entropy: :math:`z_c - \tau \log \pi_c`.
+    r"""Adjusts the logits of a model trained with plain cross-entropy: :math:`z_c - \tau \log \pi_c`.
 
     The argmax of the result is the prediction that minimizes the balanced error (Menon et al., *Long-tail Learning via
     Logit Adjustment*, ICLR 2021).
@@ -30,7 +30,7 @@ def post_hoc_logit_adjustment(logits: Tensor, class_counts: Tensor | Sequence[fl
         Logits of the same shape and dtype.
 
     Raises:
-        ValueError: Counts that don't fit the logits, a negative ``tau``.
+        ValueError: Counts that don't fit the logits, a negative `tau`.
 
     Example:
         >>> post_hoc_logit_adjustment(torch.zeros(1, 2), [75, 25])
@@ -79,7 +79,7 @@ class LogitAdjustmentLoss(CrossEntropyLoss):
         self.keep("log_prior", log_prior(self.exact_counts))
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """See :meth:`LongTailLoss.loss`."""
+        """See `LongTailLoss.loss`."""
         return super().loss(logits + channels(self.tau * self.log_prior, logits), target)
 
 
@@ -130,7 +130,7 @@ class VSLoss(LogitAdjustmentLoss):
         self.keep("scale", (self.exact_counts / self.exact_counts.max()) ** gamma)
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """See :meth:`LongTailLoss.loss`."""
+        """See `LongTailLoss.loss`."""
         return super().loss(logits * channels(self.scale, logits), target)
 
 
@@ -140,8 +140,8 @@ class LDAMLoss(CrossEntropyLoss):
     .. math:: -w_y \log \frac{e^{s (z_y - \Delta_y)}}{e^{s (z_y - \Delta_y)} + \sum_{c \ne y} e^{s z_c}}, \qquad
               \Delta_c = C / n_c^{1/4}
 
-    with C such that the largest margin is ``max_margin``. The weights w are 1 until :meth:`set_progress` is told that
-    ``drw_start`` of the training is done, and the effective-number weights from then on; weighted mean over the valid
+    with C such that the largest margin is `max_margin`. The weights w are 1 until `set_progress` is told that
+    `drw_start` of the training is done, and the effective-number weights from then on; weighted mean over the valid
     pixels (Cao et al., *Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss*, NeurIPS 2019). Predict
     with the plain logits.
 
@@ -150,10 +150,10 @@ class LDAMLoss(CrossEntropyLoss):
         ignore_index: Pixels with this label don't count.
         max_margin: Margin of the rarest class, at least 0. The paper's 0.5 at scale 30 is a margin of 15 between
             logits that have no scale, so that margins up to there are worth a trial.
-        scale: s, above 0. The paper's code takes 30 with a classifier whose logits are cosines; logits of an ordinary
+        scale: S, above 0. The paper's code takes 30 with a classifier whose logits are cosines; logits of an ordinary
             classifier need no scale.
         drw_start: Share of the training, 0..1, after which classes are weighted; None for never.
-        beta: Of the weights, see :func:`aucseg.losses.class_weights.class_weights`.
+        beta: Of the weights, see `aucseg.losses.class_weights.class_weights`.
 
     Example:
         >>> loss = LDAMLoss([810_000, 10_000, 100])
@@ -190,13 +190,13 @@ class LDAMLoss(CrossEntropyLoss):
         self.keep("class_weight", class_weights(self.exact_counts, "effective", beta=beta))
 
     def set_progress(self, progress: float) -> None:
-        """Tell the loss how much of the training is done, 0..1: weights start at ``drw_start``."""
+        """Tells the loss how much of the training is done, 0..1: weights start at `drw_start`."""
         if not 0 <= progress <= 1:
             raise ValueError(f"progress must lie in 0..1, not {progress}")
         self.progress = progress
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """See :meth:`LongTailLoss.loss`."""
+        """See `LongTailLoss.loss`."""
         valid = self.valid(target)
         margin = self.of_target(self.margin.to(logits.dtype), target).unsqueeze(1)
         shifted = logits.scatter_add(1, target.where(valid, 0).unsqueeze(1), -margin)
@@ -213,7 +213,7 @@ class BLVLoss(CrossEntropyLoss):
               \delta_c \sim \mathcal N(0, \sigma^2) \text{ clipped to } [-1, 1]
 
     drawn anew for every pixel and channel, mean over the valid pixels (Wang et al., *Balancing Logit Variation for
-    Long-Tailed Semantic Segmentation*, CVPR 2023, as in the released code). No noise in ``eval()``. Predict with the
+    Long-Tailed Semantic Segmentation*, CVPR 2023, as in the released code). No noise in `eval()`. Predict with the
     plain logits.
 
     Args:
@@ -244,7 +244,7 @@ class BLVLoss(CrossEntropyLoss):
         self.keep("variation", rarity / rarity.max())
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """See :meth:`LongTailLoss.loss`."""
+        """See `LongTailLoss.loss`."""
         if self.training:
             noise = torch.empty_like(logits).normal_(0, self.sigma, generator=self.generator)
             logits = logits + noise.clamp_(-1, 1).abs_() * channels(self.variation, logits)
@@ -257,7 +257,7 @@ class SeesawLoss(CrossEntropyLoss):
     .. math:: -\log \frac{e^{z_y}}{e^{z_y} + \sum_{c \ne y} M_{yc} C_{yc} e^{z_c}}, \qquad
               M_{yc} = \min\big(1, (n_c / n_y)^p\big), \quad C_{yc} = \max\big(1, (\sigma_c / \sigma_y)^q\big)
 
-    with :math:`\sigma` the softmax, a constant in the backward pass and :math:`\sigma_y` at least ``eps`` (Wang et al.,
+    with :math:`\sigma` the softmax, a constant in the backward pass and :math:`\sigma_y` at least `eps` (Wang et al.,
     *Seesaw Loss for Long-Tailed Instance Segmentation*, CVPR 2021). The variant for pixels: n are the pixels of the
     training set where the paper counts instances as they come, and there is no objectness branch.
 
@@ -289,7 +289,7 @@ class SeesawLoss(CrossEntropyLoss):
         self.keep("log_counts", self.exact_counts.log())
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """See :meth:`LongTailLoss.loss`."""
+        """See `LongTailLoss.loss`."""
         with torch.no_grad():
             own = target.where(self.valid(target), 0).unsqueeze(1)
             counts = self.log_counts.to(logits.dtype)

@@ -29,7 +29,7 @@ class OverlapLoss(CrossEntropyLoss):
         self.ce_weight = _check_not_negative(ce_weight, "ce_weight")
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """See :meth:`LongTailLoss.loss`."""
+        """See `LongTailLoss.loss`."""
         value = self.overlap(logits.softmax(dim=1), target).to(logits.dtype)
         return value + self.ce_weight * super().loss(logits, target) if self.ce_weight else value
 
@@ -82,8 +82,8 @@ class DiceLoss(SmoothedOverlapLoss):
     Args:
         class_counts: Not used.
         ignore_index: Pixels with this label don't count.
-        smooth: s, at least 0.
-        ce_weight: Weight of cross-entropy beside it, at least 0; 1 is the usual "CE + Dice", ``ce-dice`` by name.
+        smooth: S, at least 0.
+        ce_weight: Weight of cross-entropy beside it, at least 0; 1 is the usual "CE + Dice", `ce-dice` by name.
 
     Example:
         >>> DiceLoss()(torch.zeros(1, 2, 4), torch.tensor([[0, 0, 0, 1]]))  # (1 - 3/5 + 1 - 1/3) / 2
@@ -91,7 +91,7 @@ class DiceLoss(SmoothedOverlapLoss):
     """
 
     def overlap(self, p: Tensor, target: Tensor) -> Tensor:
-        """See :meth:`OverlapLoss.overlap`."""
+        """See `OverlapLoss.overlap`."""
         own, total, count = self.sums(p, target)
         return _mean_of_present(total + count - 2 * own, total + count + 2 * self.smooth, count)
 
@@ -111,9 +111,9 @@ class JaccardMetricLoss(SmoothedOverlapLoss):
     Args:
         class_counts: Not used.
         ignore_index: Pixels with this label don't count.
-        smooth: s, at least 0.
+        smooth: S, at least 0.
         ce_weight: Weight of cross-entropy beside it, at least 0; 1/3 has the paper's shares, a quarter and three
-            quarters. ``ce-jml`` by name has 1.
+            quarters. `ce-jml` by name has 1.
 
     Example:
         >>> JaccardMetricLoss()(torch.zeros(1, 2, 4), torch.tensor([[0, 0, 0, 1]]))  # (1 - 3/7 + 1 - 1/5) / 2
@@ -121,7 +121,7 @@ class JaccardMetricLoss(SmoothedOverlapLoss):
     """
 
     def overlap(self, p: Tensor, target: Tensor) -> Tensor:
-        """See :meth:`OverlapLoss.overlap`."""
+        """See `OverlapLoss.overlap`."""
         own, total, count = self.sums(p, target)
         return _mean_of_present(total + count - 2 * own, total + count - own + self.smooth, count)
 
@@ -136,7 +136,7 @@ class LovaszSoftmaxLoss(OverlapLoss):
     Args:
         class_counts: Not used.
         ignore_index: Pixels with this label don't count.
-        ce_weight: Weight of cross-entropy beside it, at least 0; ``ce-lovasz`` by name has 1.
+        ce_weight: Weight of cross-entropy beside it, at least 0; `ce-lovasz` by name has 1.
 
     Example:
         >>> LovaszSoftmaxLoss()(torch.zeros(1, 2, 4), torch.tensor([[0, 0, 0, 1]]))  # all errors are 1/2
@@ -144,7 +144,7 @@ class LovaszSoftmaxLoss(OverlapLoss):
     """
 
     def overlap(self, p: Tensor, target: Tensor) -> Tensor:
-        """See :meth:`OverlapLoss.overlap`."""
+        """See `OverlapLoss.overlap`."""
         num_classes, labels, valid = p.shape[1], target.flatten(), self.valid(target).flatten()
         is_present = torch.zeros(num_classes + 1, dtype=torch.bool, device=p.device)
         is_present = is_present.scatter_(0, labels.where(valid, num_classes), True)[:num_classes]

@@ -28,7 +28,7 @@ class CrossEntropyLoss(LongTailLoss):
     uses_counts = False
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """See :meth:`LongTailLoss.loss`."""
+        """See `LongTailLoss.loss`."""
         return self.mean(self.cross_entropy(logits, target), self.valid(target))
 
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -39,13 +39,13 @@ class CrossEntropyLoss(LongTailLoss):
 class WeightedCrossEntropyLoss(CrossEntropyLoss):
     r"""Class-weighted cross-entropy :math:`\sum_x w_{y(x)} (-\log p_{y(x)}) / \sum_x w_{y(x)}` over the valid pixels.
 
-    The rules are those of :func:`aucseg.losses.class_weights.class_weights`, which names their sources.
+    The rules are those of `aucseg.losses.class_weights.class_weights`, which names their sources.
 
     Args:
         class_counts: Pixels of each class in the training set (K,).
         ignore_index: Pixels with this label don't count.
-        rule: ``"inverse"``, ``"median"``, ``"effective"`` or ``"enet"``.
-        **options: Options of the rule, such as ``power`` or ``beta``.
+        rule: `"inverse"`, `"median"`, `"effective"` or `"enet"`.
+        **options: Options of the rule, such as `power` or `beta`.
 
     Example:
         >>> loss = WeightedCrossEntropyLoss([900, 100], rule="inverse")
@@ -69,7 +69,7 @@ class WeightedCrossEntropyLoss(CrossEntropyLoss):
         self.keep("class_weight", class_weights(self.exact_counts, rule, **options))
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """See :meth:`LongTailLoss.loss`."""
+        """See `LongTailLoss.loss`."""
         weight = self.of_target(self.class_weight.to(logits.dtype), target)
         return self.mean(self.cross_entropy(logits, target), weight)
 
@@ -99,11 +99,11 @@ class DisAlignLoss(WeightedCrossEntropyLoss):
 class FocalLoss(CrossEntropyLoss):
     r"""Focal loss (Lin et al., *Focal Loss for Dense Object Detection*, ICCV 2017).
 
-    With ``activation="softmax"``, the form for classes that exclude each other,
+    With `activation="softmax"`, the form for classes that exclude each other,
 
     .. math:: -(1 - p_y)^\gamma \log p_y
 
-    with ``activation="sigmoid"``, the paper's, every channel is a detector of its own:
+    with `activation="sigmoid"`, the paper's, every channel is a detector of its own:
 
     .. math:: -\sum_c (1 - p^t_c)^\gamma \log p^t_c, \qquad
               p^t_c = \sigma(z_c) \text{ if } c = y \text{ else } \sigma(-z_c)
@@ -114,7 +114,7 @@ class FocalLoss(CrossEntropyLoss):
         class_counts: Not used.
         ignore_index: Pixels with this label don't count.
         gamma: Focusing parameter, at least 0; 0 is cross-entropy.
-        activation: ``"softmax"`` or ``"sigmoid"``.
+        activation: `"softmax"` or `"sigmoid"`.
 
     Example:
         >>> loss = FocalLoss(gamma=2)
@@ -139,7 +139,7 @@ class FocalLoss(CrossEntropyLoss):
         self.activation = activation
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """See :meth:`LongTailLoss.loss`."""
+        """See `LongTailLoss.loss`."""
         return self.mean(self.focal(logits, target), self.valid(target))
 
     def focal(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ class FocalLoss(CrossEntropyLoss):
 
 
 class ClassBalancedFocalLoss(FocalLoss):
-    r"""Class-balanced focal loss: :class:`FocalLoss` with the weights of the effective numbers of the classes.
+    r"""Class-balanced focal loss: `FocalLoss` with the weights of the effective numbers of the classes.
 
     .. math:: w_y \, \mathrm{focal}(z, y), \qquad w_c \propto (1 - \beta) / (1 - \beta^{n_c}), \quad \sum_c w_c = K
 
@@ -166,8 +166,8 @@ class ClassBalancedFocalLoss(FocalLoss):
         class_counts: Pixels of each class in the training set (K,).
         ignore_index: Pixels with this label don't count.
         gamma: Focusing parameter, at least 0.
-        activation: ``"softmax"`` or ``"sigmoid"``.
-        beta: See :func:`aucseg.losses.class_weights.class_weights`.
+        activation: `"softmax"` or `"sigmoid"`.
+        beta: See `aucseg.losses.class_weights.class_weights`.
     """
 
     uses_counts = True
@@ -187,7 +187,7 @@ class ClassBalancedFocalLoss(FocalLoss):
         self.keep("class_weight", class_weights(self.exact_counts, "effective", beta=beta))
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """See :meth:`LongTailLoss.loss`."""
+        """See `LongTailLoss.loss`."""
         weight = self.of_target(self.class_weight.to(logits.dtype), target)
         return self.mean(self.focal(logits, target) * weight, self.valid(target))
 
@@ -229,7 +229,7 @@ class OHEMCrossEntropyLoss(CrossEntropyLoss):
         self.min_kept = min_kept
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """See :meth:`LongTailLoss.loss`."""
+        """See `LongTailLoss.loss`."""
         losses, valid = self.cross_entropy(logits, target), self.valid(target)
         probability = torch.exp(-losses.detach()).where(valid, torch.inf)
         # One more, so that there is a smallest without a pixel, too.
