@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from aucseg.commands import fit as lightning_cli
+from aucseg.models.recipes import recipe_of
 from tests.conftest import write_uneven_dataset
 from tests.interruptions import compare
 from tests.two_processes import STEPS, arguments, train_plain, uneven_arguments
@@ -54,6 +55,20 @@ def test_a_step_that_is_bad_on_one_process_is_skipped_on_both(folder: Path, resu
     assert all(torch.equal(value, second[name]) and value.isfinite().all() for name, value in first.items())
     names = sorted(path.name for path in (folder / "guarded" / "skipped").iterdir())
     assert names == ["step-0000002-rank-0.pt", "step-0000002-rank-1.pt"]
+
+
+def test_the_loss_that_is_logged_is_that_of_both_processes(results: list[dict[str, Any]]) -> None:
+    first, second = (found["losses"] for found in results)
+    assert first == second
+    assert len(first) == STEPS
+    assert [step for step, loss in enumerate(first) if loss == float("inf")] == [2]
+
+
+def test_the_rate_is_that_of_all_images_of_a_step(results: list[dict[str, Any]]) -> None:
+    recipe = recipe_of("smp/fpn", {}, batch_size=2 * 2 * 2)  # processes, accumulated batches, images in each
+    for found in results:
+        rates = [recipe.learning_rate, recipe.learning_rate * recipe.head_rate_factor]
+        assert sorted(set(found["rates"])) == pytest.approx(rates)
 
 
 def test_processes_hold_the_same_weights_and_banks_of_their_own(results: list[dict[str, Any]]) -> None:

@@ -65,9 +65,10 @@ def train_plain(
 def arguments(card: Path, out: Path, **more: object) -> list[str]:
     options = {
         "trainer.max_steps": STEPS,
-        "trainer.val_check_interval": 3,
+        "trainer.val_check_interval": 6,
+        "trainer.accumulate_grad_batches": 2,
         **SMALL_RUN,
-        "model.bank_exchange_every": 2,
+        "model.bank_exchange_every": 1,
         "model.pixel_metrics": "true",
         "model.warmup_steps": 2,
         "data.card": card,
@@ -111,6 +112,16 @@ class HalfBad(nn.Module):
         return loss * torch.inf if self.training and self.calls == 3 and dist.get_rank() == 1 else loss
 
 
+class Losses(Callback):
+    """Keeps the logged loss of each step."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        self.values.append(float(trainer.callback_metrics["train/loss"]))
+
+
 class Tell(Callback):
     """Sends this process a signal, on one rank alone."""
 
@@ -147,17 +158,19 @@ def main(card: Path, folder: Path) -> None:
     rank = dist.get_rank()
     strategies = ("ddp", "ddp_find_unused_parameters_true")
     results["unused"] = [unused_parameters(card, folder, strategy) for strategy in strategies]
-    guard = StepGuard()
+    guard, losses = StepGuard(), Losses()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="step 2 was skipped")
         guarded = folder / "guarded"
-        results["guarded"] = train_plain(card, guarded, 2, HalfBad(), strategy="ddp", devices=2, callbacks=[guard])
-    results["num_skipped"] = guard.num_skipped
+        callbacks = [guard, losses]
+        results["guarded"] = train_plain(card, guarded, 2, HalfBad(), strategy="ddp", devices=2, callbacks=callbacks)
+    results["num_skipped"], results["losses"] = guard.num_skipped, losses.values
     fitted = lightning_cli.run_lightning("fit", arguments(card, folder / "whole"))
     bank = fitted.model.bank
     assert isinstance(bank, TailMemoryBank)
     results["bank"] = bank.get_extra_state()
     results["weights"] = fitted.model.model.state_dict()
+    results["rates"] = [group["initial_lr"] for group in fitted.trainer.optimizers[0].param_groups]
     half = arguments(card, folder / "half", resume="auto")
     tell = ["--trainer.callbacks", '[{"class_path": "tests.two_processes.Tell"}]']
     results["status"] = [lightning_cli.run("fit", half + tell), lightning_cli.run("fit", half)]

@@ -59,8 +59,9 @@ class Announcement:
 
 
 def process_number() -> int:
-    """Rank of this process, also before there is a process group: as torchrun, SLURM or Lightning's launcher set it."""
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+    """Rank of this process, also before there is a process group: as torchrun, Lightning's launcher or SLURM set it."""
+    # In a shell of SLURM what Lightning's launcher starts inherits the rank 0 of the shell.
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
         if name in os.environ:
             return int(os.environ[name])
     return 0

@@ -375,6 +375,8 @@ def test_weights_of_other_classes_and_a_frozen_encoder(run: str, capsys: pytest.
             "model.optimizer: SGD has no option 'momntum'; did you mean momentum?",
         ),
         (["--model.schedule", "ReduceLROnPlateau"], "model.schedule: ReduceLROnPlateau needs a monitor"),
+        (["--trainer.strategy", "ddp_spawn"], "trainer.strategy ddp_spawn starts processes within this one"),
+        (["--trainer.strategy", "ddp_fork"], "take ddp, or start the processes with torchrun"),
         (["--optimizer", "SGD"], "there is no option --optimizer; did you mean --model.optimizer?"),
         (
             ["--data.augmentation", "[{class_path: Resize, init_args: {size: 8}}]"],

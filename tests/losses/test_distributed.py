@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,12 @@ def gradients(model: nn.Module) -> list[Tensor]:
     return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
+def uneven(whole: Tensor, ranks: int, rank: int) -> Tensor:
+    """The images of a rank where the first has as many more as there are more images than ranks."""
+    counts = [len(whole) - ranks + 1] + [1] * (ranks - 1)
+    return torch.split(whole, counts)[rank]
+
+
 def step(make: Loss, group: Any, images: Tensor, target: Tensor, micro: bool) -> tuple[float, list[Tensor]]:
     """One loss and its parameter gradients; full-resolution losses see the target at the size of the logits."""
     model: nn.Module = network()
@@ -69,11 +76,16 @@ def step(make: Loss, group: Any, images: Tensor, target: Tensor, micro: bool) ->
 def worker(rank: int, ranks: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks)
-    images, target = (part.chunk(ranks)[rank] for part in batch())
+    images, target = batch()
+    parts = {
+        "even": (images.chunk(ranks)[rank], target.chunk(ranks)[rank]),
+        "uneven": (uneven(images, ranks, rank), uneven(target, ranks, rank)),
+    }
     results = {
-        (name, micro): step(make, dist.group.WORLD, images, target, micro)
+        (name, micro, split): step(make, dist.group.WORLD, *part, micro)
         for name, make in CASES.items()
         for micro in (False, True)
+        for split, part in parts.items()
     }
     torch.save(results, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
@@ -87,11 +99,11 @@ def test_ranks_agree_with_one_process(ranks: int, tmp_path: Path) -> None:
         results = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for name, make in CASES.items():
             value, expected = step(make, None, *batch(), micro=False)
-            for micro in (False, True):
-                other, found = results[name, micro]
-                assert other == pytest.approx(value, rel=1e-9), (name, micro, rank)
+            for micro, split in itertools.product((False, True), ("even", "uneven")):
+                other, found = results[name, micro, split]
+                assert other == pytest.approx(value, rel=1e-9), (name, micro, split, rank)
                 for a, b in zip(found, expected, strict=True):
-                    assert (a - b).abs().max() <= 1e-9 * b.abs().max(), (name, micro, rank)
+                    assert (a - b).abs().max() <= 1e-9 * b.abs().max(), (name, micro, split, rank)
 
 
 def test_group_is_set_within_the_context_alone() -> None:

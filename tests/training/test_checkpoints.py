@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -204,3 +205,28 @@ def test_metrics_log_after_any_rewind_is_the_log_of_an_undisturbed_run(
         resumed.log_metrics({name: step / 7}, step=step)
     resumed.finalize("success")
     assert resumed.path.read_bytes() == whole.path.read_bytes()
+
+
+@pytest.mark.parametrize(("seconds", "asked"), [(0.1, [0, 1, 11, 21]), (3.0, list(range(24)))])
+def test_processes_ask_often_enough_whether_to_stop_however_slow_a_step_is(
+    seconds: float, asked: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launcher kills what has not ended half a minute after the signal."""
+    step, found = 0, []
+    monkeypatch.setattr("aucseg.training.checkpoints.time.monotonic", lambda: 100 + seconds * step)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda told, op: found.append(step))
+    trainer = SimpleNamespace(
+        world_size=2, global_step=0, accumulate_grad_batches=1, val_check_batch=1000,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=0)),
+    )  # fmt: skip
+    callback = RunCheckpoint(tmp_path, every=500)
+    callback.on_train_start(trainer, None)  # type: ignore[arg-type]
+    try:
+        for step in range(24):
+            trainer.global_step = step
+            callback.on_train_batch_start(trainer, None, None, step)  # type: ignore[arg-type]
+    finally:
+        trainer.global_step = 0  # of which there is a checkpoint, so that none is written
+        callback.on_train_end(trainer, None)  # type: ignore[arg-type]
+    assert found == asked

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from aucseg.dtypes import ExactBuffers
@@ -109,8 +110,13 @@ class AUCSegLoss(ExactBuffers):
         """The loss; see the class for shapes and errors."""
         return weighted_loss(logits, target, self._checked(logits, target))
 
+    @property
+    def process_group(self) -> dist.ProcessGroup | None:
+        """Ranks whose pixels are taken together: that of `auc`, where it may be set."""
+        return self.auc.process_group
+
     def class_sums(self, logits: Tensor, target: Tensor) -> ClassSums:
-        """Sums of a micro-batch, for `aucseg.losses.MicroBatchAUC`."""
+        """Sums of a micro-batch on this rank, for `aucseg.losses.MicroBatchAUC`."""
         return class_sums(logits, target, self._checked(logits, target))
 
     def given_sums(self, whole: ClassSums, logits: Tensor, target: Tensor) -> Tensor:

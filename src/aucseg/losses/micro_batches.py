@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from aucseg.losses.aucseg import AUCSegLoss
@@ -16,8 +17,12 @@ from aucseg.losses.pairwise_auc import PairwiseAUCLoss
 class LossFromSums(Protocol):
     """What `MicroBatchAUC` asks of a loss; `PairwiseAUCLoss` and `AUCSegLoss` have it."""
 
+    @property
+    def process_group(self) -> dist.ProcessGroup | None:
+        """Ranks whose pixels are taken together."""
+
     def class_sums(self, logits: Any, target: Tensor) -> Any:
-        """Sums of a micro-batch, without gradient; they add up."""
+        """Sums of a micro-batch on this rank, without gradient; they add up, and have `all_reduced(process_group)`."""
 
     def given_sums(self, whole: Any, logits: Any, target: Tensor) -> Tensor:
         """The loss of the whole batch; its gradient is that of this micro-batch."""
@@ -30,6 +35,9 @@ class MicroBatchAUC:
     is. The sum of the gradients of the second pass is that of the whole batch, for networks without batch normalization
     or with it frozen. The second pass starts from the buffers of the first (batch-norm statistics are updated once) and
     replays its random numbers (dropout). Twice the forward work.
+
+    Where the loss has a process group the sums of all ranks are taken once, between the passes: ranks may have unequal
+    numbers of micro-batches, unless the model itself waits for the others in a forward pass, as `SyncBatchNorm` does.
 
     Args:
         loss: The loss.
@@ -94,6 +102,8 @@ class MicroBatchAUC:
         if self._passes is None:
             raise RuntimeError("loss() needs the sums of the whole batch: call collect() for every micro-batch first")
         with self._forgotten_after_an_error():
+            if not self._passes.num_second:
+                self._sums = self._sums.all_reduced(self._loss.process_group)
             self._passes.second(target.device)
             result = self._loss.given_sums(self._sums, self._model(inputs), target)
         if self._passes.num_second == self._passes.num_first:

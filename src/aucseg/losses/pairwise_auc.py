@@ -198,7 +198,7 @@ class PairwiseAUCLoss(ExactBuffers):
         return weighted_loss(logits, target, options)
 
     def class_sums(self, logits: Tensor, target: Tensor) -> ClassSums:
-        """Sums of a micro-batch, for `aucseg.losses.MicroBatchAUC`."""
+        """Sums of a micro-batch on this rank, for `aucseg.losses.MicroBatchAUC`."""
         return class_sums(logits, target, self._checked(logits, target))
 
     def given_sums(self, whole: ClassSums, logits: Tensor, target: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def recipe_of(model: str | None, options: Mapping[str, Any] | None = None, *, ba
     Args:
         model: Name, as for `aucseg.models.build_model`; None for a module.
         options: Its options.
-        batch_size: Images in a step of the optimizer, those of all accumulated batches.
+        batch_size: Images in a step of the optimizer, those of all accumulated batches and all processes.
 
     Example:
         >>> recipe_of("smp/unet", {"encoder": "resnet34"}, batch_size=2).learning_rate

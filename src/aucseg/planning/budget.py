@@ -37,7 +37,7 @@ def decide_budget(
         draft: With crop and batch size decided.
         data: The figures of the data set.
         kind: `"cpu"` or `"cuda"`.
-        batch: Crops in a step, those of all accumulated batches.
+        batch: Crops in a step, those of all accumulated batches and all processes.
         size: (height, width) of an image in validation.
         speed: What was measured, None for a plan without an estimate.
         seconds: Time that is left for start, training and validation, None for as many steps as the images ask for.
@@ -101,6 +101,13 @@ def decide_budget(
 def accumulated_batches(draft: Draft) -> int:
     """Of how many batches a step of the optimizer is."""
     return int(draft.given.get("trainer.accumulate_grad_batches", 1))
+
+
+def processes(draft: Draft) -> int:
+    """How many processes train together, as far as the options say: each has batches of its own."""
+    devices = draft.given.get("trainer.devices")
+    count = len(devices) if isinstance(devices, list) else devices if isinstance(devices, int) else 1
+    return max(1, count) * int(draft.given.get("trainer.num_nodes", 1))
 
 
 def _epochs(

@@ -57,6 +57,7 @@ _SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "data.sampler_options": _OPTIONS,
     "data.sampler_options.threshold": _NUMBER,
     "trainer.max_steps": _COUNT,
+    "trainer.num_nodes": _COUNT,
     "trainer.accumulate_grad_batches": _COUNT,
     "trainer.max_epochs": ("a whole number of at least 1", lambda value: value in (None, -1) or _is_count(value)),
     "trainer.val_check_interval": (

@@ -13,7 +13,7 @@ from aucseg.durations import format_duration
 from aucseg.losses.build import RECOMMENDED_OPTIONS
 from aucseg.models.pretrained import with_pretrained_weights
 from aucseg.models.recipes import recipe_of
-from aucseg.planning.budget import accumulated_batches, decide_budget
+from aucseg.planning.budget import accumulated_batches, decide_budget, processes
 from aucseg.planning.fingerprint import DataFingerprint
 from aucseg.planning.machine import Machine
 from aucseg.planning.plan import Draft, Plan
@@ -91,11 +91,11 @@ def make_plan(
     batch = _batch(draft, data, machine, kind, size, max_batch_size)
     _order(draft, data)
     advice, bank = _loss_and_bank(draft, data, batch)
-    batch_of_step = batch * accumulated_batches(draft)
+    batch_of_step = batch * accumulated_batches(draft) * processes(draft)
     steps, total = decide_budget(draft, data, kind, batch_of_step, size, speed, seconds, spent)
     _rates(draft, batch_of_step, steps)
     if total is not None and speed is not None:
-        unit, units = ("step", "steps") if batch_of_step == batch else ("batch", "batches")
+        unit, units = ("step", "steps") if accumulated_batches(draft) == 1 else ("batch", "batches")
         measured = f"measured in {speed.steps} {units}"
         how = f"{speed.step:.2g} s a {unit}, {speed.image:.2g} s an image in validation, {measured}"
         draft.decide("time", f"about {format_duration(total)}", how, ())

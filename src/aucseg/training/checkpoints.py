@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import threading
+import time
 import zipfile
 from collections.abc import Callable
 from io import BytesIO
@@ -148,6 +149,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return checkpoint
 
 
+_AGREEMENT_STEPS, _AGREEMENT_SECONDS = 10, 0.5
+"""Optimizer steps between the moments at which processes ask each other whether one was told to stop, if a step takes
+less than so many seconds; else they ask in every step."""
+
+
 class RunCheckpoint(Callback):
     """Saves `checkpoints/last.ckpt` every so many steps, before each validation, at the end, and on a signal.
 
@@ -160,22 +166,19 @@ class RunCheckpoint(Callback):
     Args:
         folder: The run's folder.
         every: Optimizer steps between checkpoints.
-        agree_every: With several processes, optimizer steps between the moments at which they ask each other whether
-            one was told to stop; None: 10, or `every` if that is less.
 
     Raises:
         ValueError: A number of steps below 1.
     """
 
-    def __init__(self, folder: Path, every: int = 500, agree_every: int | None = None) -> None:
-        agree_every = min(10, every) if agree_every is None else agree_every
-        for name, value in (("checkpoint_every", every), ("agree_every", agree_every)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+    def __init__(self, folder: Path, every: int = 500) -> None:
+        if every < 1:
+            raise ValueError(f"checkpoint_every must be at least 1, got {every}")
         self.folder = folder
         self.every = every
-        self.agree_every = agree_every
         self._signal = 0
+        self._agreed = 0, 0.0  # step and time at which the processes last asked each other whether to stop
+        self._next_agreement = 0
         self._last_saved = 0
         self._handlers: dict[int, Any] = {}
         self._num_log_steps: int | None = None
@@ -187,6 +190,7 @@ class RunCheckpoint(Callback):
         # A checkpoint from before a validation is not yet that of its step.
         self._last_saved = -1 if self._is_before_validation else trainer.global_step
         self._has_started = True
+        self._agreed, self._next_agreement = (trainer.global_step, time.monotonic()), trainer.global_step
         if self._is_before_validation:
             trainer.fit_loop.epoch_loop.val_loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
             self._is_before_validation = False
@@ -226,11 +230,17 @@ class RunCheckpoint(Callback):
     def _agree(self, trainer: Trainer, step: int) -> int:
         if trainer.world_size == 1:
             return self._signal
-        if step % self.agree_every:
+        if step < self._next_agreement:
             return 0
-        told = torch.tensor(self._signal, device=trainer.strategy.root_device)
+        then, at = self._agreed
+        seconds = (time.monotonic() - at) / max(1, step - then)
+        told = torch.tensor([float(self._signal), seconds], device=trainer.strategy.root_device)
         torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
-        return int(told)
+        told_to_stop, slowest = told.tolist()
+        # To ask makes the host wait for the device; a launcher kills what has not ended after some 30 seconds.
+        between = min(_AGREEMENT_STEPS, self.every) if step > then and slowest < _AGREEMENT_SECONDS else 1
+        self._agreed, self._next_agreement = (step, time.monotonic()), step + between
+        return int(told_to_stop)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves before a validation; the gradients of a step that is half done are in no checkpoint, see above."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from aucseg.losses import AUCSegLoss, MicroBatchAUC, PairwiseAUCLoss
@@ -26,12 +27,19 @@ class _Sums:
     def __add__(self, other: _Sums) -> _Sums:
         return _Sums([a + b for a, b in zip(self.parts, other.parts, strict=True)])
 
+    def all_reduced(self, group: dist.ProcessGroup | None) -> _Sums:
+        return _Sums([part.all_reduced(group) for part in self.parts])
+
 
 class _LossOfOutputs:
     """A loss on logits and auxiliary logits together, in the terms of `MicroBatchAUC`."""
 
     def __init__(self, loss: PairwiseAUCLoss | AUCSegLoss, auxiliary_weight: float) -> None:
         self._loss, self._weights = loss, (1.0, auxiliary_weight)
+
+    @property
+    def process_group(self) -> dist.ProcessGroup | None:
+        return self._loss.process_group
 
     def class_sums(self, outputs: Outputs, target: Tensor) -> _Sums:
         return _Sums([self._loss.class_sums(logits, target) for logits in outputs if logits is not None])

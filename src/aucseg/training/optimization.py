@@ -207,7 +207,7 @@ def take_over_changes(
 def _with_recipe(settings: Mapping[str, Any], trainer: Trainer) -> dict[str, Any]:
     """The settings with those rates that are left open, which is said."""
     batch_size = int(getattr(getattr(trainer, "datamodule", None), "batch_size", None) or BATCH_SIZE)
-    images = batch_size * trainer.accumulate_grad_batches
+    images = batch_size * trainer.accumulate_grad_batches * trainer.world_size
     recipe = recipe_of(settings["model"], settings["model_options"], batch_size=images)
     chosen = {
         "learning_rate": recipe.learning_rate,

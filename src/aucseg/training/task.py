@@ -18,7 +18,7 @@ from aucseg.inference.predictor import Predictor
 from aucseg.loading.evaluation_batches import same_size_parts, single_images
 from aucseg.losses import AUCSegLoss
 from aucseg.losses.baselines import LongTailLoss
-from aucseg.losses.pairwise_auc import PairwiseAUCLoss, process_group_of
+from aucseg.losses.pairwise_auc import PairwiseAUCLoss, auc_losses, process_group_of
 from aucseg.memory_bank.exchange import exchange_samples
 from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
 from aucseg.models import build_model, forward_with_auxiliary, without_weights
@@ -241,7 +241,7 @@ class SegmentationTask(LightningModule):
         if self.hparams["micro_batches"] > 1:
             with batch_norm_explained(len(images), self.hparams["micro_batches"]):
                 whole = self._micro_batch_step(images, target)
-            self.log("train/loss", whole.detach(), prog_bar=True, batch_size=len(images))
+            self._log_loss(whole, len(images))
             return whole
         with batch_norm_explained(len(images), 1):
             logits, auxiliary = forward_with_auxiliary(self.model, self.normalize(images))
@@ -251,8 +251,17 @@ class SegmentationTask(LightningModule):
             loss: Tensor = self.loss(logits, target)
             if auxiliary is not None:
                 loss = loss + self.model.auxiliary_weight * self.loss(auxiliary, target)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(images))
+        self._log_loss(loss, len(images))
         return loss
+
+    def _log_loss(self, loss: Tensor, batch_size: int) -> None:
+        """Logs the loss of all processes; where each has its own, their mean, which is what they train on."""
+        loss = loss.detach()
+        is_auc = isinstance(self.loss, AUCSegLoss | PairwiseAUCLoss) and bool(auc_losses(self.loss))
+        if self.trainer.world_size > 1 and not (is_auc and self._auc_group is not None):
+            loss = loss / self.trainer.world_size
+            dist.all_reduce(loss)  # what Lightning has for it makes the host wait
+        self.log("train/loss", loss, prog_bar=True, batch_size=batch_size)
 
     def _micro_batch_step(self, images: Tensor, target: Tensor) -> Tensor:
         self.zero_grad()
@@ -338,6 +347,7 @@ class SegmentationTask(LightningModule):
 
     def on_train_start(self) -> None:
         """Puts settings in force that a resumed run has changed."""
+        self._exchanged_at = self.global_step  # a checkpoint is taken after the exchange of its step
         if self._resumed is not None and self._group_settings is not None:
             (config,) = self.trainer.lr_scheduler_configs
             then, is_own = self._resumed["settings"], self.hparams["schedule"] is None
@@ -368,6 +378,7 @@ class SegmentationTask(LightningModule):
         every, step = int(self.hparams["bank_exchange_every"]), self.global_step
         if not every or self.bank is None or self.trainer.world_size == 1:
             return
+        # After each of the accumulated batches the step is the same.
         if step % every == 0 and step != self._exchanged_at:
             self._exchanged_at = step
             shift = 1 + stable_seed(step) % (self.trainer.world_size - 1)

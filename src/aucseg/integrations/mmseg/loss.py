@@ -40,15 +40,14 @@ class SumsOfBatch:
         """In the first pass 0. In the second the value of the whole batch, with a gradient to be weighted by share."""
         call, self._num_calls = self._num_calls, self._num_calls + 1
         if self._num_complete is None:
-            with process_group_of(loss, None):
-                sums = loss.class_sums(logits, label)
+            sums = loss.class_sums(logits, label)
             if call == len(self._sums):
                 self._sums.append(sums)
             else:
                 self._sums[call] += sums
             return logits.new_zeros(())
         if call == self._num_complete:  # processes need not have the same number of parts
-            self._sums[call] = self._sums[call].all_reduced(loss.auc.process_group)
+            self._sums[call] = self._sums[call].all_reduced(loss.process_group)
             self._num_complete += 1
         value = loss.given_sums(self._sums[call], logits, label)
         return with_value(value, value.detach(), 1 / self._share)

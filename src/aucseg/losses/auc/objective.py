@@ -55,7 +55,7 @@ def weighted_loss(logits: Tensor, target: Tensor, options: LossOptions, whole: C
 
 
 def class_sums(logits: Tensor, target: Tensor, options: LossOptions) -> ClassSums:
-    """What the loss needs to know of these pixels, without gradient; of all ranks if there is a process group."""
+    """What the loss needs to know of these pixels, without gradient; of this rank's alone."""
     check_sums_are_enough(options.auc, "of which micro-batches have no sums: give it whole batches")
     with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
         logits = _prepared(logits, target, options)
@@ -65,7 +65,7 @@ def class_sums(logits: Tensor, target: Tensor, options: LossOptions) -> ClassSum
             logits, target, every, None, options.class_weight, *options.passes()
         )
         counts = pixel_counts(target, num_classes, options.auc.ignore_index)
-        return ClassSums(counts, positive, negative, entropy).all_reduced(options.process_group)
+        return ClassSums(*(part.detach() for part in (counts, positive, negative, entropy)))
 
 
 def _fused(logits: Tensor, target: Tensor, options: LossOptions) -> Tensor | None:
