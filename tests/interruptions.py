@@ -196,16 +196,22 @@ def scenario_kills(data: Path, out: Path, rng: random.Random) -> int:
     return sum(fit(data, out, rng.choice((0, 0, 2)), random_strike(rng)) == -signal.SIGKILL for _ in range(3))
 
 
+def signal_to_group(hook: str, step: int, number: int) -> Strike:
+    """Sends a signal to the run and to all that it has started, as a terminal, `timeout` and torchrun do."""
+    os.setpgrp()
+    return Strike(hook, step, lambda: os.killpg(0, number))
+
+
 def scenario_terminate(data: Path, out: Path, rng: random.Random) -> int:
-    status = fit(data, out, 0, lambda: Strike("on_train_batch_start", 5, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    status = fit(data, out, 2, lambda: signal_to_group("on_train_batch_start", 5, signal.SIGTERM))
     saved = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
     return int(status == 128 + signal.SIGTERM and saved == 6)
 
 
 def scenario_interrupt(data: Path, out: Path, rng: random.Random) -> int:
     """Ctrl-C in the middle of a validation."""
-    strike = lambda: Strike("on_validation_batch_end", 8, lambda: os.kill(os.getpid(), signal.SIGINT))  # noqa: E731
-    return int(fit(data, out, 0, strike) == 128 + signal.SIGINT)
+    status = fit(data, out, 2, lambda: signal_to_group("on_validation_batch_end", 8, signal.SIGINT))
+    return int(status == 128 + signal.SIGINT)
 
 
 def scenario_full_disk(data: Path, out: Path, rng: random.Random) -> int:

@@ -36,7 +36,7 @@ from aucseg.training.loader_checks import (
     check_tile,
     load_statistics,
 )
-from aucseg.training.processes import part_of, say_once
+from aucseg.training.processes import part_of, say_once, start_worker
 
 # Of images that are read once, with cache "memory".
 _DECODING_THREADS = 4
@@ -372,7 +372,9 @@ class SegmentationDataModule(LightningDataModule):
         )
 
     def _loader_options(self) -> dict[str, Any]:
+        rank, _ = self._place
         return {
+            "worker_init_fn": partial(start_worker, rank=rank),
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from lightning.fabric.utilities.seed import pl_worker_init_function
 from torch import Tensor
 
 from aucseg.announce import process_number
@@ -44,6 +46,22 @@ def state_of_process(processes: Sequence[dict[str, Any]], rank: int, world_size:
     if rank >= len(processes):
         del state["random_states"]
     return state
+
+
+def start_worker(number: int, rank: int) -> None:
+    """Begins a process of a loader: in a process group of its own.
+
+    A terminal's Ctrl-C, `timeout` and launchers signal the whole group of a run, and a training whose loader has died
+    could not end its step and write a checkpoint. Loaders end with the training, or when it is gone.
+
+    Args:
+        number: Of the process among those of the loader.
+        rank: Of the training process.
+    """
+    if hasattr(os, "setpgrp"):  # not on Windows
+        os.setpgrp()
+    if int(os.environ.get("PL_SEED_WORKERS", "0")):  # Lightning does it for loaders without a function of their own
+        pl_worker_init_function(number, rank)
 
 
 def gathered(value: _T) -> list[_T] | None:
