@@ -80,6 +80,7 @@ def test_help_all_lists_all(options: dict[str, Any], capsys: Any) -> None:
         (["--learning_rte=3"], "no option --learning_rte; did you mean --model.learning_rate?"),
         (["--bank", "null"], "no option --bank; did you mean --model.bank?"),
         (["--config", "no.yaml"], "there is no file 'no.yaml'"),
+        (["camvid", "--tim", "30m"], "no option --tim; did you mean --time?"),
         (["--zzz"], "no option --zzz; 'aucseg fit --help' lists"),
     ],
 )

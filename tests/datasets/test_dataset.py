@@ -186,7 +186,9 @@ def test_wrong_root_split_and_name(write_card: WriteCard, mini_root: Path) -> No
         SegmentationDataset(card, mini_root / "nowhere")
     with pytest.raises(ValueError, match=r"no image of split 'train' of 'mini'; looked for images/\*\.png"):
         SegmentationDataset(card, mini_root / "images")
-    with pytest.raises(ValueError, match=r"'cityscapes' is not embedded in the package: give its root folder\. Get"):
+    with pytest.raises(
+        ValueError, match=r"'cityscapes' is not embedded in the package: give its root folder \(--root DIR\)\. Get"
+    ):
         SegmentationDataset("cityscapes")
     with pytest.raises(ValueError, match="on_error must be 'raise' or 'skip'"):
         SegmentationDataset(card, mini_root, on_error="ignore")

@@ -187,6 +187,6 @@ def test_classes_in_no_validation_image_are_told(root: Path) -> None:
     for i in range(3):
         save_mask(root / f"masks/val/{i}.png", blocks([0, 1]))
     assert describe_absent_classes(SegmentationDataset(CARD, root, "val")) == [
-        "in no validation image: c; their metrics will be NaN",
+        "in no validation image: c; their IoU will be NaN, or 0 where they are predicted all the same",
         "val/tail will be NaN, so nothing may wait for it: an EarlyStopping that monitors it stops at once",
     ]

@@ -148,7 +148,7 @@ def test_running_runs_show_what_they_have(tmp_path: Path) -> None:
     page = Page(build_report(runs, tmp_path / "r.html").read_text())
     assert page.sections == ["results", "curves", "left-out"]
     assert page.text.count("running") == 2
-    assert "step 399 of 800" in page.text
+    assert "step 400 of 800" in page.text
     assert "IoU by class frequency : no run has result.json yet" in page.text
     assert "What the tail is mistaken for : no run has confusion.json yet" in page.text
 
@@ -160,6 +160,18 @@ def test_run_that_has_just_begun(tmp_path: Path) -> None:
     assert "nothing logged yet" in page.text
     for reason in ("Results : no run has been validated", "it takes two runs", "no run has logged anything"):
         assert reason in page.text
+
+
+def test_tiles_count_the_classes_that_have_an_iou(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "ce")
+    result = json.loads((folder / "result.json").read_text())
+    rarest = result["class_names"][result["groups"]["tail"][-1]]
+    result["per_class_iou"][rarest] = None
+    (folder / "result.json").write_text(json.dumps(result))
+    count, tail = len(result["class_names"]), len(result["groups"]["tail"])
+    text = Page(build_report([folder], tmp_path / "r.html").read_text()).text
+    assert f"{count - 1} of {count} classes" in text
+    assert f"{tail - 1} of {tail} classes" in text
 
 
 def test_a_finished_run_beside_a_running_one(tmp_path: Path) -> None:

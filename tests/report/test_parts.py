@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from aucseg.metrics.class_bars import draw_class_bars
 from aucseg.report import Example, Paste, collect_examples, collect_pastes, readme_figure
 from aucseg.report.charts import (
     NUM_STYLES,
@@ -148,6 +149,21 @@ def test_readme_figure(tmp_path: Path, suffix: str) -> None:
             assert with_strip.height > without.height + 50
     else:
         assert out.read_text().startswith("<?xml")
+
+
+def test_figures_take_any_class_name(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    names = ("cost $\\foo$", "$5", "a name so long that no axis would have room for it, were it written in full")
+    run = write_run(tmp_path / "a", class_names=names, groups=None)
+    assert readme_figure([run], tmp_path / "a.png", dpi=40).is_file()
+    draw_class_bars([0.1, 0.2, 0.3], names, {}, "IoU")[0].savefig(tmp_path / "bars.png", dpi=40)
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+@pytest.mark.parametrize("name", ["a.xyz", "a"])
+def test_figure_of_no_known_ending_is_refused(name: str, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"a figure is written as one of .*png.*, by the ending of its name"):
+        readme_figure([run], tmp_path / name)
 
 
 def test_readme_figure_needs_a_validation(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def test_running_run_takes_its_numbers_from_the_log(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a", step=400, max_steps=800, parts=("config", "metrics"))
     run = read_run(folder)
     assert not run.is_finished
-    assert run.status == "step 399 of 800"
+    assert run.status == "step 400 of 800"
     assert run.metrics["miou"] == run.history["val/miou"][-1][1]
     assert run.class_names == ()
 
@@ -120,7 +120,7 @@ def test_what_does_not_fit_together_is_refused(tmp_path: Path) -> None:
         load_comparison([a, b])
     with pytest.raises(ValueError, match="no run is called 'c'; there are 'a'"):
         load_comparison([a], baseline="c")
-    with pytest.raises(ValueError, match="need 1 different titles"):
+    with pytest.raises(ValueError, match="the runs need 1 different titles"):
         load_comparison([a], titles=["x", "y"])
     with pytest.raises(ValueError, match="the statistics count 3 classes, the runs have 21"):
         load_comparison([a], statistics=[1, 2, 3])

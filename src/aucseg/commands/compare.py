@@ -48,7 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", metavar="0,1,...", help="one run each (default: 0; with --config 0,1,2,3,4)")
     parser.add_argument("--folds", type=_folds, metavar="K", help="the training images "
                         "in K folds, one run on each: cross-validation, for small data")  # fmt: skip
-    parser.add_argument("--time", metavar="1h", help="time that all trainings of a FOLDER may take together")
+    parser.add_argument(
+        "--time",
+        metavar="1h",
+        help="time that all trainings of a FOLDER may take together: 90s, 30m, 2h; a number is minutes",
+    )
     parser.add_argument("--weights", choices=("pretrained", "random"), help="random: no pretrained weights")
     parser.add_argument("--models", default="", metavar="M,N,...", help="names of models, or YAML files of changes to "
                         "the base configuration (default: the base's model)")  # fmt: skip

@@ -97,8 +97,8 @@ NAMES = tuple(option.split()[0] for _, options in GROUPS for option, _ in option
 _CARDS = Path(__file__).parents[1] / "datasets" / "cards"
 _DATA = ("--config", "-c", "--data", "--data.card")
 # All options without a dot; what belongs to a class is '--model.', '--data.', '--trainer.', '--guard.', and so on.
-_PLAIN = (*(name for name in NAMES if "." not in name), "-c", "--print_config", "--ckpt_path", "--weights_only",
-          *PLAN_OPTIONS, "--trainer", "--model", "--data", "--guard")  # fmt: skip
+_PLAIN = (*(name for name in NAMES if "." not in name and name not in PLAN_OPTIONS), "-c", "--print_config",
+          "--ckpt_path", "--weights_only", "--trainer", "--model", "--data", "--guard")  # fmt: skip
 
 
 def help_text() -> str:
@@ -135,7 +135,9 @@ def told_at_once(arguments: Sequence[str]) -> str | None:
     if "--help" in names or "-h" in names:
         return help_text()
     # Options with a dot may be those of a class of the user's: the parser, which is slow to build, knows them.
-    unknown = unknown_option([argument for argument in arguments if "." not in argument.partition("=")[0]], _PLAIN)
+    # Those of a plan are read by a parser that takes no abbreviations.
+    exact = {name for name in names if "." in name or name in PLAN_OPTIONS}
+    unknown = unknown_option([argument for argument in arguments if argument.partition("=")[0] not in exact], _PLAIN)
     if unknown is not None:
         raise ValueError(f"there is no option {unknown}; {_nearest(unknown)}")
     for option, value in zip(arguments, (*arguments[1:], ""), strict=False):

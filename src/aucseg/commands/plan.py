@@ -7,6 +7,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from aucseg.datasets.duplicates import find_duplicates
 from aucseg.datasets.file_report import report_files, shorten
 from aucseg.datasets.scan_cache import ScanCache
 from aucseg.datasets.split import SplitOfFiles
+from aucseg.hints import closest
+from aucseg.losses.build import LOSSES
 from aucseg.models import build_model
 from aucseg.planning.fingerprint import DataFingerprint, ImageSizes, fingerprint
 from aucseg.planning.machine import Machine, find_machine
@@ -239,6 +242,7 @@ def with_plan(arguments: Sequence[str]) -> list[str]:
     request, rest = split_request(arguments)
     if request is None:
         return list(arguments)
+    _check_names(request.given)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise ValueError(
             f"several processes do not plan: run 'aucseg stats {request.source} --write-config run.yaml', then "
@@ -255,6 +259,26 @@ def with_plan(arguments: Sequence[str]) -> list[str]:
         check_is_free(out)
     Planner(request).plan_into(out / PLAN_FILE, out / CARD_FILE)
     return ["--config", str(out / PLAN_FILE), *without_settings(rest)]
+
+
+def _check_names(given: Mapping[str, Any]) -> None:
+    """Refuses settings that there are not, before anything is read or measured; the parser of a run comes after that."""
+    from lightning.pytorch import Trainer
+
+    from aucseg.training.datamodule import SegmentationDataModule
+    from aucseg.training.task import SegmentationTask
+
+    takers = {"trainer": Trainer, "model": SegmentationTask, "data": SegmentationDataModule}
+    for setting in given:
+        section, _, name = setting.partition(".")
+        if section not in takers:
+            continue
+        known = [f"{section}.{option}" for option in signature(takers[section]).parameters]
+        if f"{section}.{name.partition('.')[0]}" not in known:
+            raise ValueError(f"there is no option --{setting}; {closest(setting, known)}")
+    loss = given.get("model.loss")
+    if isinstance(loss, str) and ":" not in loss and loss not in LOSSES:
+        raise ValueError(f"unknown loss {loss!r}; {closest(loss, LOSSES)}; or package.module:Name")
 
 
 def _fetch_weights(plan: Plan, card: DatasetCard) -> str | None:

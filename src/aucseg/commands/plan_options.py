@@ -89,7 +89,9 @@ def split_request(arguments: Sequence[str]) -> tuple[Request | None, list[str]]:
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say how to plan."""
-    parser.add_argument("--time", metavar="30m", help="time that a training may take, such as 90s, 30m or 2h")
+    parser.add_argument(
+        "--time", metavar="30m", help="time that a training may take: 90s, 30m, 2h; a number is minutes"
+    )
     parser.add_argument("--weights", choices=("pretrained", "random"), help="random: no pretrained weights")
 
 

@@ -77,7 +77,7 @@ def describe_absent_classes(dataset: SegmentationDataset, num_workers: int = 0) 
     if not absent or len(absent) == card.num_classes:
         return []
     names = shorten([card.class_names[c] for c in absent])
-    lines = [f"in no validation image: {names}; their metrics will be NaN"]
+    lines = [f"in no validation image: {names}; their IoU will be NaN, or 0 where they are predicted all the same"]
     groups = {group: ids for group, ids in (card.groups or {}).items() if ids and set(ids) <= set(absent)}
     if groups:
         metrics = ", ".join(f"val/{group}" for group in groups)

@@ -71,7 +71,7 @@ class SplitOfFiles:
         folder = self.card.embedded_root() if root is None else Path(root)
         if folder is None:
             raise ValueError(
-                f"data set {self.card.name!r} is not embedded in the package: give its root folder. "
+                f"data set {self.card.name!r} is not embedded in the package: give its root folder (--root DIR). "
                 f"{self.card.source}".rstrip()
             )
         self.root = folder

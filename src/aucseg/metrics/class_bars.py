@@ -12,6 +12,20 @@ GROUP_COLORS = {"head": "#4477aa", "middle": "#ccbb44", "tail": "#ee6677"}
 _OTHER_COLOR = "#888888"
 
 
+_LONGEST_LABEL = 24
+
+
+def plain_label(name: str) -> str:
+    """A name as matplotlib takes it for a label: as it stands, no formula of it, and not too long.
+
+    Example:
+        >>> plain_label("$5 notes"), plain_label("everything else that is not a road")
+        ('\\$5 notes', 'everything else that is…')
+    """
+    short = name if len(name) <= _LONGEST_LABEL else f"{name[: _LONGEST_LABEL - 1].rstrip()}…"
+    return short.replace("$", r"\$")
+
+
 def draw_class_bars(
     values: Sequence[float],
     names: Sequence[str],
@@ -57,7 +71,7 @@ def draw_class_bars(
     for group, color in GROUP_COLORS.items():
         if groups.get(group):
             axes.barh(0, 0, color=color, label=group)  # for the legend alone
-    axes.set_yticks(places, names, fontsize=8)
+    axes.set_yticks(places, [plain_label(name) for name in names], fontsize=8)
     axes.set_ylim(len(values) - 0.4, -0.6)
     axes.set(xlim=(0, 1), xlabel=score)
     axes.grid(axis="x", color="0.9")

@@ -139,7 +139,7 @@ def class_chart(comparison: Comparison) -> Markup:
     left, top, plot, bars = 52.0, 26.0, 280.0, 64.0 if has_counts else 0.0
     names_top = top + plot + (bars + 22 if has_counts else 10)
     longest = max(len(name) for name in comparison.class_names)
-    width, height = left + pitch * num_classes + 12, names_top + 6.0 * min(longest, 18) + 6
+    width, height = left + pitch * num_classes + 12, names_top + 7.2 * min(longest, 18) + 6
     y = _Scale(0, 1, top + plot, top)
     # `children` is drawn first to last: bands, grid, marks, and the hover targets on top.
     children = _group_bands(comparison, left, pitch, top, plot + (bars + 14 if has_counts else 0))

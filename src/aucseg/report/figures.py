@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aucseg.hints import import_extra
+from aucseg.metrics.class_bars import plain_label
 from aucseg.report.encode import Color
 from aucseg.report.examples import Example
 from aucseg.report.runs import Comparison, load_comparison
@@ -78,10 +79,13 @@ def readme_figure(
         axes = figure.subplots()
     _draw_classes(axes, comparison)
     out = Path(out)
+    endings = sorted(figure.canvas.get_supported_filetypes())
+    if out.suffix.lower().removeprefix(".") not in endings:
+        raise ValueError(f"{out}: a figure is written as one of {', '.join(endings)}, by the ending of its name")
     out.parent.mkdir(parents=True, exist_ok=True)
     # Without the date the same results give the same file.
-    metadata: dict[str, Any] = {"Date": None} if out.suffix == ".svg" else {}
-    figure.savefig(out, dpi=dpi, metadata=metadata)
+    metadata: dict[str, Any] = {"metadata": {"Date": None}} if out.suffix.lower() == ".svg" else {}
+    figure.savefig(out, dpi=dpi, **metadata)
     return out
 
 
@@ -111,7 +115,7 @@ def _draw_classes(axes: Axes, comparison: Comparison) -> None:
         )  # fmt: skip
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.set_ylim(0, 100)
-    axes.set_xticks(ranks, names, rotation=90, fontsize=8 if len(names) <= 60 else 4)
+    axes.set_xticks(ranks, [plain_label(name) for name in names], rotation=90, fontsize=8 if len(names) <= 60 else 4)
     source = f" ({comparison.counts_source})" if comparison.counts else ""
     axes.set_xlabel(f"classes, most frequent first{source}" if comparison.counts else "classes", color=_SOFT)
     axes.set_ylabel("IoU, %", color=_SOFT)

@@ -142,7 +142,7 @@ def read_run(folder: str | Path, title: str | None = None) -> Run:
             name.removeprefix("val/"): values[-1][1] for name, values in history.items() if name.startswith("val/")
         }
     if run["step"] is None and history:
-        run["step"] = max(values[-1][0] for values in history.values())
+        run["step"] = 1 + max(values[-1][0] for values in history.values())  # the first one is logged as 0
     return Run(
         title=folder.resolve().name if title is None else title,
         folder=folder,
@@ -311,7 +311,9 @@ def load_comparison(
     if titles is None:
         titles = default_titles([Path(folder) for folder in run_folders])
     if len(titles) != len(run_folders) or len(set(titles)) != len(titles):
-        raise ValueError(f"need {len(run_folders)} different titles, one a run, got {list(titles)}")
+        raise ValueError(
+            f"the runs need {len(run_folders)} different titles, got {list(titles)}: give them with --titles"
+        )
     runs = [read_run(folder, title) for folder, title in zip(run_folders, titles, strict=True)]
     if baseline is not None:
         if baseline not in titles:

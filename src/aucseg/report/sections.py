@@ -82,11 +82,16 @@ def tiles(comparison: Comparison) -> list[dict[str, Any]]:
         gain = None
         if challenger is not None and name in challenger.metrics and values[0] is not None:
             gain = challenger.metrics[name] - values[0]
-        num_classes = len((comparison.groups or {}).get(name, ())) if name != "miou" else len(comparison.class_names)
+        ids = range(len(comparison.class_names)) if name == "miou" else (comparison.groups or {}).get(name, ())
+        # A class that is in neither the masks nor the predictions has no IoU and no part in the mean.
+        names = {comparison.class_names[class_id] for class_id in ids}
+        num_counted = max(sum(run.per_class_iou.get(name) is not None for name in names) for run in comparison.runs)
+        counted = f"{num_counted} of " if 0 < num_counted < len(names) else ""
         tiles.append(
             {
                 "title": _METRIC_TITLES[name].removesuffix(" mIoU"),
-                "num_classes": num_classes,
+                "num_classes": len(names),
+                "classes": f"{counted}{len(names)} {'class' if len(names) == 1 else 'classes'}",
                 "gain": gain,
                 "rows": [(run.title, value) for run, value in zip(comparison.runs, values, strict=True)],
             }

@@ -228,7 +228,7 @@ def write_chart(report: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    from aucseg.metrics.class_bars import GROUP_COLORS
+    from aucseg.metrics.class_bars import GROUP_COLORS, plain_label
 
     rows = sorted((row for row in report["classes"] if row["pixels"]), key=lambda row: row["pixels"])
     figure = Figure(figsize=(9, 1.2 + 0.22 * max(len(rows), 4)), layout="constrained")
@@ -244,12 +244,12 @@ def write_chart(report: dict[str, Any], path: Path) -> None:
     pixels.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     pixels.grid(axis="both", color="0.9")
     pixels.set_axisbelow(True)
-    pixels.set_yticks(places, [row["name"] for row in rows], fontsize=8)
+    pixels.set_yticks(places, [plain_label(row["name"]) for row in rows], fontsize=8)
     pixels.set_ylim(-0.8, len(rows) - 0.2)
     images.barh(places, [100 * row["presence"] for row in rows], color=colors)
     images.set(xlim=(0, 100), xlabel="% of the images that hold the class")
     figure.suptitle(
-        f"{report['title']}: {report['num_images']:,} images, imbalance ratio {report['imbalance_ratio']:,.0f}"
+        f"{plain_label(report['title'])}: {report['num_images']:,} images, imbalance ratio {report['imbalance_ratio']:,.0f}"
     )
     handles = [Patch(color=GROUP_COLORS[group], label=group) for group in GROUP_NAMES if report["groups"][group]]
     figure.legend(handles=handles, fontsize=8, loc="outside lower center", ncols=3)

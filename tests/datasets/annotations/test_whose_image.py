@@ -88,6 +88,21 @@ def test_yolo_images_of_no_listed_split_are_left_out(tmp_path: Path) -> None:
     assert labelled(root) == {"train/0.png": True, "val/1.png": False}
 
 
+def test_coco_image_whose_path_is_whole_is_not_one_of_a_folder_below(tmp_path: Path) -> None:
+    root = tmp_path / "coco"
+    photos(root / "images", "0.jpg", "small/0.jpg")
+    content = {
+        "images": [{"id": 0, "file_name": "0.jpg", "height": 20, "width": 20}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"id": 0, "image_id": 0, "category_id": 1, "segmentation": [[5, 5, 15, 5, 15, 15]]}],
+    }
+    (root / "instances.json").write_text(json.dumps(content))
+    report = write_masks(read_annotations([root], images=root / "images"), tmp_path / "out", on_error="skip")
+    assert report.problems == []
+    assert labelled(root) == {"train/0.png": True}
+    assert [path.name for path in (tmp_path / "out" / "images").rglob("*.jpg")] == ["0.jpg"]
+
+
 @pytest.mark.parametrize("name", ["train/1.jpg", "1.jpg"])
 def test_coco_image_of_another_split_is_not_meant(name: str, tmp_path: Path) -> None:
     root = tmp_path / "coco"

@@ -54,6 +54,8 @@ class ImageFiles:
         best = [path for path in candidates if shared[path] == max(shared.values())]
         if len(best) > 1 and split is not None:
             best = [path for path in best if split_of_path(str(PurePosixPath(path).parent)) == split] or best
+        if len(best) > 1 and "/".join(wanted) in best:
+            best = ["/".join(wanted)]
         if len(best) > 1:
             raise AnnotationError(
                 f"the image {file_name} may be {' or '.join(best[:3])}; move away all but one, or narrow the folder of "
