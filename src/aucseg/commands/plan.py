@@ -262,7 +262,7 @@ def with_plan(arguments: Sequence[str]) -> list[str]:
 
 
 def _check_names(given: Mapping[str, Any]) -> None:
-    """Refuses settings that there are not, before anything is read or measured; the parser of a run comes after that."""
+    """Refuses settings that there are not, before anything is measured; the parser of a run comes after that."""
     from lightning.pytorch import Trainer
 
     from aucseg.training.datamodule import SegmentationDataModule

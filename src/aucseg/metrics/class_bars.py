@@ -16,7 +16,7 @@ _LONGEST_LABEL = 24
 
 
 def plain_label(name: str) -> str:
-    """A name as matplotlib takes it for a label: as it stands, no formula of it, and not too long.
+    r"""A name as matplotlib takes it for a label: as it stands, no formula of it, and not too long.
 
     Example:
         >>> plain_label("$5 notes"), plain_label("everything else that is not a road")

@@ -249,7 +249,8 @@ def write_chart(report: dict[str, Any], path: Path) -> None:
     images.barh(places, [100 * row["presence"] for row in rows], color=colors)
     images.set(xlim=(0, 100), xlabel="% of the images that hold the class")
     figure.suptitle(
-        f"{plain_label(report['title'])}: {report['num_images']:,} images, imbalance ratio {report['imbalance_ratio']:,.0f}"
+        f"{plain_label(report['title'])}: {report['num_images']:,} images, "
+        f"imbalance ratio {report['imbalance_ratio']:,.0f}"
     )
     handles = [Patch(color=GROUP_COLORS[group], label=group) for group in GROUP_NAMES if report["groups"][group]]
     figure.legend(handles=handles, fontsize=8, loc="outside lower center", ncols=3)
