@@ -31,6 +31,8 @@ from pathlib import Path
 CONFIG_FILE = "config.yaml"
 PLAN_FILE = "plan.yaml"
 CARD_FILE = "card.yaml"
+# Beside the card that `aucseg masks` writes.
+CONTACT_SHEET_FILE = "contact_sheet.png"
 METRICS_FILE = "metrics.csv"
 LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
 PREVIOUS_CHECKPOINT = Path("checkpoints", "previous.ckpt")

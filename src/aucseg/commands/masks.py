@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from aucseg.child_processes import num_cores
+from aucseg.run_files import CONTACT_SHEET_FILE
 
 _EXAMPLES = """examples:
   aucseg masks my_export --out my_data               what `aucseg stats my_export` recognized
@@ -98,5 +99,5 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"wrote {args.out}: masks of {counts} images, {report.num_regions:,} regions, {report.card.num_classes} classes"
     )
-    print(f"look at {args.out / 'contact_sheet.png'}, then run: aucseg stats {shlex.quote(str(args.out))}")
+    print(f"look at {args.out / CONTACT_SHEET_FILE}, then run: aucseg stats {shlex.quote(str(args.out))}")
     return 0

@@ -11,6 +11,7 @@ from aucseg.datasets.card import DatasetCard, Layout
 from aucseg.datasets.naming import is_unlabelled, picture_of, place_of, split_of_path
 from aucseg.datasets.pairing import Pair, SplitFiles, find_pairs, template_regex
 from aucseg.datasets.tree import Tree, pattern_regex
+from aucseg.run_files import CONTACT_SHEET_FILE
 
 _MAX_SHOWN = 20
 # A whole split that waits for its turn is nobody's mistake.
@@ -112,7 +113,7 @@ def report_files(
     layouts = [layout for split in card.splits for layout in card.splits[split]]
     expected = list(_lenient_patterns(layouts))
     for path in _files(tree, layouts, whole_root):
-        if path in known:
+        if path in known or path == CONTACT_SHEET_FILE:
             continue
         # Beside a pair of the same name: masks in colour or of instances, depth, a copy in another format.
         is_companion = (place_of(_folder(path)), picture_of(_stem(path))) in pictures

@@ -12,6 +12,8 @@ from PIL import Image
 
 from aucseg.datasets.annotations.recognize import read_annotations
 from aucseg.datasets.annotations.write import MaskReport, write_masks
+from aucseg.datasets.card import DatasetCard
+from aucseg.datasets.file_report import report_files
 
 SQUARE = "0 0.25 0.25 0.75 0.25 0.75 0.75 0.25 0.75\n"
 
@@ -101,6 +103,8 @@ def test_coco_image_whose_path_is_whole_is_not_one_of_a_folder_below(tmp_path: P
     assert report.problems == []
     assert labelled(root) == {"train/0.png": True}
     assert [path.name for path in (tmp_path / "out" / "images").rglob("*.jpg")] == ["0.jpg"]
+    assert (tmp_path / "out" / "contact_sheet.png").is_file()
+    assert report_files(DatasetCard.load(tmp_path / "out" / "card.yaml"), tmp_path / "out").unused == []
 
 
 @pytest.mark.parametrize("name", ["train/1.jpg", "1.jpg"])

@@ -26,6 +26,7 @@ from aucseg.datasets.naming import split_of_path
 from aucseg.datasets.propose import HELD_OUT_SHARE
 from aucseg.datasets.tree import normalized
 from aucseg.hints import closest
+from aucseg.run_files import CONTACT_SHEET_FILE
 
 SHEET_IMAGES = 24
 
@@ -350,4 +351,4 @@ def _write_sheet(root: Path, kept: Sequence[_Done], card: DatasetCard, classes: 
         exif=card.exif,
         plain_id=0 if classes.unlabelled_id == 0 else None,
     )
-    sheet.save(root / "contact_sheet.png")
+    sheet.save(root / CONTACT_SHEET_FILE)
