@@ -149,7 +149,7 @@ def test_the_card_in_a_folder_is_taken(
     assert "holds one, card.yaml already" in capsys.readouterr().err
     # What is no card does not stand in the way, but is named.
     own.write_text("title: another card\n")
-    assert run(root) == 1  # the picture is in no pair of a proposed card
+    assert run(root) == 0  # the contact sheet is nothing that a proposed card would miss
     out = capsys.readouterr().out
     assert f"note: {own} is not a card that can be used, so one is proposed" in out
     assert "proposed card: 3 classes" in out
