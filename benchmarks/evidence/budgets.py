@@ -22,6 +22,7 @@ _GROUPS = ("miou", "head", "middle", "tail")
 _SERIES: dict[str, tuple[tuple[str, ...], ...]] = {
     "Freedoom-LT": (
         ("freedoom_lt_400", "freedoom_lt_8000"),
+        ("freedoom_lt_400_cpu", "freedoom_lt_2000_cpu"),
         ("main", "rivals_with_bank", "mild_weights", "steps_2000", "steps_8000"),
     ),
     "CamVid": (("camvid_heldout",), ("camvid", "camvid_1200", "camvid_2400", "camvid_4800")),
