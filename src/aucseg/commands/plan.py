@@ -24,7 +24,7 @@ from aucseg.datasets.file_report import report_files, shorten
 from aucseg.datasets.scan_cache import ScanCache
 from aucseg.datasets.split import SplitOfFiles
 from aucseg.hints import closest
-from aucseg.losses.build import LOSSES
+from aucseg.losses.build import check_loss_name
 from aucseg.models import build_model
 from aucseg.planning.fingerprint import DataFingerprint, ImageSizes, fingerprint
 from aucseg.planning.machine import Machine, find_machine
@@ -276,9 +276,8 @@ def _check_names(given: Mapping[str, Any]) -> None:
         known = [f"{section}.{option}" for option in signature(takers[section]).parameters]
         if f"{section}.{name.partition('.')[0]}" not in known:
             raise ValueError(f"there is no option --{setting}; {closest(setting, known)}")
-    loss = given.get("model.loss")
-    if isinstance(loss, str) and ":" not in loss and loss not in LOSSES:
-        raise ValueError(f"unknown loss {loss!r}; {closest(loss, LOSSES)}; or package.module:Name")
+    if isinstance(loss := given.get("model.loss"), str):
+        check_loss_name(loss)
 
 
 def _fetch_weights(plan: Plan, card: DatasetCard) -> str | None:

@@ -78,6 +78,12 @@ cross-entropy beside the AUC loss. They were chosen on held-out training images 
 (docs/method.md)."""
 
 
+def check_loss_name(name: str) -> None:
+    """Raises a `ValueError` where a name is neither a key of `LOSSES` nor the import path of a loss of one's own."""
+    if ":" not in name and name not in LOSSES:
+        raise ValueError(f"unknown loss {name!r}; {closest(name, LOSSES)}; or package.module:Name")
+
+
 def build_loss(name: str, class_counts: Tensor | Sequence[float] | None = None, **options: Any) -> nn.Module:
     """Makes a loss by its name.
 
@@ -110,10 +116,9 @@ def build_loss(name: str, class_counts: Tensor | Sequence[float] | None = None, 
         >>> build_loss("torch.nn:CrossEntropyLoss", label_smoothing=0.1)
         CrossEntropyLoss()
     """
+    check_loss_name(name)
     if ":" in name:
         return _build_own(name, class_counts, options)
-    if name not in LOSSES:
-        raise ValueError(f"unknown loss {name!r}; {closest(name, LOSSES)}; or package.module:Name")
     if name != "aucseg":  # which checks its own
         of_the_rule = [partial(class_weights, (), "inverse")] if name.startswith("wce-") else []
         check_option_names(f"loss {name!r}", options, LOSSES[name], *of_the_rule)

@@ -85,7 +85,7 @@ def tiles(comparison: Comparison) -> list[dict[str, Any]]:
         ids = range(len(comparison.class_names)) if name == "miou" else (comparison.groups or {}).get(name, ())
         # A class that is in neither the masks nor the predictions has no IoU and no part in the mean.
         names = {comparison.class_names[class_id] for class_id in ids}
-        num_counted = max(sum(run.per_class_iou.get(name) is not None for name in names) for run in comparison.runs)
+        num_counted = max(sum(run.per_class_iou.get(each) is not None for each in names) for run in comparison.runs)
         counted = f"{num_counted} of " if 0 < num_counted < len(names) else ""
         tiles.append(
             {

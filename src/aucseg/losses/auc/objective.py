@@ -65,7 +65,7 @@ def class_sums(logits: Tensor, target: Tensor, options: LossOptions) -> ClassSum
             logits, target, every, None, options.class_weight, *options.passes()
         )
         counts = pixel_counts(target, num_classes, options.auc.ignore_index)
-        return ClassSums(*(part.detach() for part in (counts, positive, negative, entropy)))
+        return ClassSums(counts, positive, negative, entropy)
 
 
 def _fused(logits: Tensor, target: Tensor, options: LossOptions) -> Tensor | None:
