@@ -17,7 +17,7 @@ _NEEDS = {
         "src/aucseg/losses/auc/triton_limits.py",
         "src/aucseg/losses/auc/triton_risk.py",
         "src/aucseg/metrics/triton_counts.py",
-        "src/aucseg/triton_pixels.py",
+        "src/aucseg/tensors/triton_pixels.py",
     ],
 }
 collect_ignore_glob = [path for package, paths in _NEEDS.items() if not find_spec(package) for path in paths]

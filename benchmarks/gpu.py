@@ -40,7 +40,7 @@ from aucseg.losses import AUCSegLoss, build_loss
 from aucseg.memory_bank import TailMemoryBank
 from aucseg.metrics import GroupedMeanIoU
 from aucseg.models import build_model
-from aucseg.upsampling import predicted_labels
+from aucseg.tensors.upsampling import predicted_labels
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 Row = dict[str, Any]

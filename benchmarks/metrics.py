@@ -23,7 +23,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAUROC, MulticlassJaccardIndex
 
 from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
-from aucseg.upsampling import predicted_labels
+from aucseg.tensors.upsampling import predicted_labels
 
 RESULTS = Path(__file__).parent / "results" / "metrics.json"
 THRESHOLDS = 200

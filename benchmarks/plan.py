@@ -28,11 +28,11 @@ import yaml
 from PIL import Image
 
 from aucseg import SegmentationDataset
-from aucseg.child_processes import num_cores
 from aucseg.commands.plan import Planner
 from aucseg.commands.plan_options import Request
-from aucseg.durations import parse_duration
 from aucseg.planning.machine import find_machine
+from aucseg.runtime.child_processes import num_cores
+from aucseg.runtime.durations import parse_duration
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "plan.md"

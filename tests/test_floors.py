@@ -10,8 +10,7 @@ from tests.source_imports import MODULES, PACKAGE, imported_names
 
 # From the ground upwards.
 FLOORS = (
-    {"hints", "safe_files", "randomness", "run_files", "dtypes", "announce", "child_processes"}
-    | {"durations", "upsampling", "triton_pixels"},
+    {"hints", "safe_files", "randomness", "run_files", "runtime", "tensors"},
     {"losses", "memory_bank", "metrics"},
     {"datasets"},
     {"statistics", "models"},

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from aucseg import AUCSegLoss
 from aucseg.memory_bank import TailMemoryBank
 from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
-from aucseg.upsampling import predicted_labels
+from aucseg.tensors.upsampling import predicted_labels
 from tests.memory_bank.small_banks import NUM_CLASSES, assert_same, colours, make_bank, random_masks
 from tests.on_gpu import no_waiting, run
 from tests.two_processes import STEPS, arguments

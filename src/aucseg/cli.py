@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from aucseg import __version__
-from aucseg.announce import Announcement, start_of_command
 from aucseg.commands.failures import with_notes
 from aucseg.commands.fit_help import told_at_once
 from aucseg.commands.option_parser import OptionParser
 from aucseg.commands.validate import names_run
 from aucseg.hints import closest
+from aucseg.runtime.announce import Announcement, start_of_command
 
 _EXAMPLES = """examples:
   aucseg demo                                      cross-entropy beside AUCSeg on embedded data, and a report

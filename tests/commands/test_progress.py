@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from aucseg import announce
-from aucseg.announce import Announcement
 from aucseg.commands import progress
 from aucseg.commands.progress import RunProgress
+from aucseg.runtime import announce
+from aucseg.runtime.announce import Announcement
 
 
 class Clock:

@@ -177,7 +177,7 @@ def test_whole_images_are_upsampled_by_bands(monkeypatch: pytest.MonkeyPatch) ->
     model, image = coarse(7), random_image(40, 56)
     with torch.no_grad():
         expected = F.interpolate(model(image[None].float()), (40, 56), mode="bilinear", align_corners=False)[0]
-    monkeypatch.setattr("aucseg.upsampling.BAND_ELEMENTS", 7 * 56 * 6)
+    monkeypatch.setattr("aucseg.tensors.upsampling.BAND_ELEMENTS", 7 * 56 * 6)
     predictor = Predictor(model)
     blocks = list(predictor.blocks(image))
     assert [place for place, _ in blocks] == [(slice(top, min(top + 6, 40)), slice(0, 56)) for top in range(0, 40, 6)]

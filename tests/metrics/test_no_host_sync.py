@@ -12,7 +12,7 @@ from torch import Tensor
 from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
 from aucseg.metrics.boundary_iou import boundary_overlap
 from aucseg.metrics.pixel_metric import PixelMetric
-from aucseg.upsampling import predicted_labels
+from aucseg.tensors.upsampling import predicted_labels
 from tests.pretended_device import MPS, MPSTensor, NoWaiting, PretendedMPS
 
 K = 5

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import yaml
 
-from aucseg.durations import format_duration, parse_duration
 from aucseg.planning.given import check_given
 from aucseg.planning.machine import Machine
 from aucseg.planning.rules import make_plan
+from aucseg.runtime.durations import format_duration, parse_duration
 from aucseg.statistics.advice import USE, advise_bank
 from tests.planning.data_sets import (
     BARE_CPU,

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from benchmarks.scale import ASSUMED, all_reduce_seconds, auc_bytes, model_rows, recorded_messages
 
 from aucseg import AUCSegLoss
-from aucseg.announce import process_number
+from aucseg.runtime.announce import process_number
 from aucseg.training.processes import cpu_state, gathered, part_of
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aucseg.announce import loading
+from aucseg.runtime.announce import loading
 
 if TYPE_CHECKING:
     from aucseg.inference import OffsetFit

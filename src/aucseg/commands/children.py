@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
-from aucseg.child_processes import end_child, num_cores
+from aucseg.runtime.child_processes import end_child, num_cores
 
 _SECONDS_BETWEEN_LOOKS = 0.1
 

@@ -8,9 +8,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aucseg.announce import loading
 from aucseg.commands.children import signals_as_exit
 from aucseg.commands.compare_folder import fill_in, say_next
+from aucseg.runtime.announce import loading
 
 if TYPE_CHECKING:
     from aucseg.compare.comparison import Comparison

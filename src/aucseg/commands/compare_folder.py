@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aucseg.announce import loading, seconds_since_start
 from aucseg.commands.fit_help import check_source
 from aucseg.run_files import CARD_FILE, PLAN_FILE
+from aucseg.runtime.announce import loading, seconds_since_start
 
 if TYPE_CHECKING:
     from aucseg.commands.plan import Planner
@@ -65,8 +65,8 @@ def _complete(planner: Planner, args: argparse.Namespace, start_of_run: float) -
     """Chooses methods, and plans where the folder has no plan yet."""
     from aucseg.compare.methods import load_base, load_definitions, parse_methods
     from aucseg.compare.search import parse_search
-    from aucseg.durations import format_duration
     from aucseg.planning.machine import find_machine
+    from aucseg.runtime.durations import format_duration
 
     quick = planner.plan(find_machine())
     args.methods = args.methods or _methods_for(quick)

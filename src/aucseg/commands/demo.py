@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from aucseg.announce import Announcement, loading
 from aucseg.commands.children import train_side_by_side
 from aucseg.configs import CONFIGS
 from aucseg.run_files import RESULT_FILE, STARTED_FILE
+from aucseg.runtime.announce import Announcement, loading
 
 # Title, name of the run's folder, configuration.
 METHODS = (

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from PIL import UnidentifiedImageError
 
-from aucseg.announce import Announcement
 from aucseg.datasets.annotations.contact_sheet import choose
 from aucseg.run_files import CONFIG_FILE, VALIDATION_PICTURE
+from aucseg.runtime.announce import Announcement
 from aucseg.safe_files import replacing
+from aucseg.tensors.upsampling import predicted_labels
 from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.task import SegmentationTask
-from aucseg.upsampling import predicted_labels
 
 _NUM_IMAGES = 4
 

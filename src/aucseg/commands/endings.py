@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from aucseg.announce import process_number
 from aucseg.commands.failures import explanation, with_notes
+from aucseg.runtime.announce import process_number
 from aucseg.training.checkpoints import RunInterrupted
 from aucseg.training.step_guard import TrainingStopped
 

@@ -27,7 +27,6 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins import CheckpointIO
 
-from aucseg.announce import Announcement, process_number
 from aucseg.commands.changed_settings import LEARNING, changed_settings
 from aucseg.commands.children import signals_as_exit
 from aucseg.commands.config_arguments import entries, with_shipped_configs
@@ -41,6 +40,7 @@ from aucseg.commands.trainer_defaults import steps_between_logs, use_processes_o
 from aucseg.hints import Entries, search_current_folder
 from aucseg.models.pretrained import with_pretrained_weights
 from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT, RESULT_FILE
+from aucseg.runtime.announce import Announcement, process_number
 from aucseg.safe_files import missing_folders, no_empty_folders, remove_empty_folders
 from aucseg.training.best_checkpoint import BestCheckpoint
 from aucseg.training.checkpoints import (

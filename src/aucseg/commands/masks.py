@@ -7,8 +7,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from aucseg.child_processes import num_cores
 from aucseg.run_files import CONTACT_SHEET_FILE
+from aucseg.runtime.child_processes import num_cores
 
 _EXAMPLES = """examples:
   aucseg masks my_export --out my_data               what `aucseg stats my_export` recognized

@@ -11,8 +11,6 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from aucseg.announce import Announcement, process_number
-from aucseg.child_processes import num_cores
 from aucseg.commands.children import signals_as_exit
 from aucseg.commands.data_check import card_and_root, count_and_check, default_cache
 from aucseg.commands.failures import is_out_of_memory
@@ -31,6 +29,8 @@ from aucseg.planning.machine import Machine, find_machine
 from aucseg.planning.plan import Plan
 from aucseg.planning.rules import make_plan
 from aucseg.run_files import CARD_FILE, CONFIG_FILE, PLAN_FILE
+from aucseg.runtime.announce import Announcement, process_number
+from aucseg.runtime.child_processes import num_cores
 from aucseg.safe_files import no_empty_folders, replace_file
 
 # Seconds of training and validation that are tried to measure the speed, and of a time budget at most.

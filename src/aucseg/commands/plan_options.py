@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aucseg.announce import seconds_since_start
 from aucseg.commands.fit_help import split_words
-from aucseg.durations import parse_duration
 from aucseg.planning.given import check_given
+from aucseg.runtime.announce import seconds_since_start
+from aucseg.runtime.durations import parse_duration
 from aucseg.safe_files import parse_yaml
 
 # Sections of a configuration: what is set in them is part of a plan.

@@ -13,8 +13,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-from aucseg.announce import Announcement
-from aucseg.durations import format_duration
+from aucseg.runtime.announce import Announcement
+from aucseg.runtime.durations import format_duration
 
 # Between two lines without a terminal, and between two looks at the loss, which waits for the device, with one.
 SECONDS_BETWEEN_LINES = 60.0

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aucseg.announce import loading
+from aucseg.runtime.announce import loading
 
 if TYPE_CHECKING:
     from aucseg.report.examples import Example, Paste

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from aucseg.child_processes import num_cores
 from aucseg.commands.data_check import Check, Source, card_and_root, count_and_check, default_cache
 from aucseg.commands.plan_options import add_plan_arguments, request_of
 from aucseg.datasets.bands import band_statistics
@@ -26,6 +25,7 @@ from aucseg.datasets.scan_cache import ScanCache
 from aucseg.datasets.split import SplitOfFiles
 from aucseg.loading.sequences import sequences_of_names
 from aucseg.run_files import CARD_FILE
+from aucseg.runtime.child_processes import num_cores
 from aucseg.statistics.class_statistics import ClassStatistics
 from aucseg.statistics.summary import format_report, make_report, write_chart, write_csv
 

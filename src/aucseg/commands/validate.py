@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from aucseg.announce import loading
+from aucseg.runtime.announce import loading
 
 _EXAMPLES = """examples:
   aucseg {command} runs/a                            result files in runs/a/evaluation-{name}

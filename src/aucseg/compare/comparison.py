@@ -20,8 +20,8 @@ from aucseg.compare.search import Search, with_settings
 from aucseg.compare.tables import METRICS, csv_text, latex_text, make_tables, markdown_text, terminal_text, unit_of
 from aucseg.compare.tuning import SEARCH_FILE, read_choices, tune, tuned_settings
 from aucseg.datasets.data_report import describe_data
-from aucseg.durations import format_duration
 from aucseg.run_files import RECORD_FILE
+from aucseg.runtime.durations import format_duration
 from aucseg.training.run_lock import lock_if_free
 
 _T = TypeVar("_T")

@@ -15,7 +15,6 @@ from typing import Any
 
 import yaml
 
-from aucseg.child_processes import end_child
 from aucseg.compare.fingerprints import (
     Fingerprint,
     code_fingerprint,
@@ -37,6 +36,7 @@ from aucseg.run_files import (
     RESULT_FILE,
     STARTED_FILE,
 )
+from aucseg.runtime.child_processes import end_child
 from aucseg.safe_files import no_empty_folders, replace_file
 from aucseg.training.run_lock import IS_TAKEN, is_at_work, lock_if_free, remove_lone_lock
 

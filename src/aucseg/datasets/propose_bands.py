@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from aucseg.announce import Announcement
 from aucseg.datasets.bands import open_raster, read_values
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.files import SampleError, bits_per_channel, open_image, without_pixel_limit
 from aucseg.datasets.split import SplitOfFiles
+from aucseg.runtime.announce import Announcement
 
 # Of the pixels of each class so many lie below the range, and as many above it: single hot pixels do not stretch it.
 CUT_OFF = 0.005

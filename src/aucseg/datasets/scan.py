@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aucseg.announce import Announcement
 from aucseg.datasets.bands import check_card_image, read_card_image
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.counting import MaskScan, scan_image, scan_mask
@@ -22,6 +21,7 @@ from aucseg.datasets.mask_files import RawMask, read_mask
 from aucseg.datasets.mask_windows import read_tile_of_mask
 from aucseg.datasets.scan_cache import ScanCache, Signature, digest_of, pack_scan, unpack_scan
 from aucseg.datasets.windows import Tile
+from aucseg.runtime.announce import Announcement
 
 if TYPE_CHECKING:
     from aucseg.datasets.split import SplitOfFiles

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from aucseg.hints import refuse_default_ignore_label
 from aucseg.metrics.pixel_metric import bands_at, check_logits
-from aucseg.upsampling import two_logits
+from aucseg.tensors.upsampling import two_logits
 
 Integers = npt.NDArray[np.integer[Any]]
 Floats = npt.NDArray[np.floating[Any]]

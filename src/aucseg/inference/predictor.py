@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aucseg.dtypes import in_model_dtype
 from aucseg.losses.baselines.logit_adjustment import log_prior
 from aucseg.losses.class_weights import check_class_counts
 from aucseg.models.segmentation_model import resize
-from aucseg.upsampling import two_logits, upsampled_bands
+from aucseg.tensors.dtypes import in_model_dtype
+from aucseg.tensors.upsampling import two_logits, upsampled_bands
 
 Array = npt.NDArray[Any]
 Place = tuple[slice, ...]

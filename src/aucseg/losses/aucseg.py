@@ -9,13 +9,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from aucseg.dtypes import ExactBuffers
 from aucseg.losses.auc.checks import check_class_weight, check_inputs, check_number, check_option_names
 from aucseg.losses.auc.class_sums import ClassSums
 from aucseg.losses.auc.objective import class_sums, weighted_loss
 from aucseg.losses.auc.options import LossOptions
 from aucseg.losses.class_weights import PixelCounts
 from aucseg.losses.pairwise_auc import PairwiseAUCLoss
+from aucseg.tensors.dtypes import ExactBuffers
 
 _MAX_WEIGHT = 1e6  # a weighted loss stays within float32
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from aucseg.dtypes import ExactBuffers
 from aucseg.losses.auc.checks import (
     check_inputs,
     check_pair_weight,
@@ -19,6 +18,7 @@ from aucseg.losses.auc.checks import (
 from aucseg.losses.auc.class_sums import ClassSums
 from aucseg.losses.auc.objective import class_sums, weighted_loss
 from aucseg.losses.auc.options import AUCOptions, LossOptions, SurrogateOption
+from aucseg.tensors.dtypes import ExactBuffers
 
 
 def pairwise_auc_loss(

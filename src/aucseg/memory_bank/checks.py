@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from aucseg.dtypes import check_tensor
 from aucseg.hints import class_ids
 from aucseg.memory_bank.pixels import send
+from aucseg.tensors.dtypes import check_tensor
 
 if TYPE_CHECKING:
     from aucseg.memory_bank.plan import BankPlanner, BatchPlan

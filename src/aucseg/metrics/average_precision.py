@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aucseg.dtypes import float64_of
 from aucseg.metrics.pixel_metric import check_groups, group_means
 from aucseg.metrics.score_histogram import ScoreHistogramMetric, Scores
+from aucseg.tensors.dtypes import float64_of
 
 
 class PixelAveragePrecision(ScoreHistogramMetric):

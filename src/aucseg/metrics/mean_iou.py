@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aucseg.dtypes import check_tensor, float64_of, int64_labels
 from aucseg.metrics.pixel_metric import (
     PixelMetric,
     bands_at,
@@ -15,7 +14,8 @@ from aucseg.metrics.pixel_metric import (
     group_means,
     triton_counts_for,
 )
-from aucseg.upsampling import labels_of
+from aucseg.tensors.dtypes import check_tensor, float64_of, int64_labels
+from aucseg.tensors.upsampling import labels_of
 
 # Beside IoU, under these names, with "per_class_" before them for each class and a group's name for its mean.
 _SCORES = ("precision", "recall", "f1")

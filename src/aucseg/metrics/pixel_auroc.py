@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aucseg.dtypes import float64_of
 from aucseg.metrics.score_histogram import Average, ScoreHistogramMetric, Scores
+from aucseg.tensors.dtypes import float64_of
 
 
 class PixelAUROC(ScoreHistogramMetric):

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from aucseg.dtypes import check_tensor, int64_labels
 from aucseg.hints import class_ids, refuse_default_ignore_label
 from aucseg.metrics.class_bars import draw_class_bars
-from aucseg.upsampling import upsampled_bands
+from aucseg.tensors.dtypes import check_tensor, int64_labels
+from aucseg.tensors.upsampling import upsampled_bands
 
 _MAX_DIMENSIONS = 3  # of upsampling
 

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from aucseg.triton_pixels import fits_32_bits, kernels_work, label_of, logit, places
+from aucseg.tensors.triton_pixels import fits_32_bits, kernels_work, label_of, logit, places
 
 # Scores that a program holds at a time.
 TILE = 4096
@@ -211,6 +211,6 @@ def _launch(
                 num_pixels, num_classes, ignore_index, *planes.shape[2:], *full_size,
                 planes.stride(0), planes.stride(1), planes.stride(2), planes.stride(3),
                 **constants, CHECK=num_invalid is not None, UPSAMPLE=upsample, CHANNELS=channels, PIXELS=pixels,
-                # One operation after the other, as in `aucseg.upsampling`.
+                # One operation after the other, as in `aucseg.tensors.upsampling`.
                 enable_fp_fusion=False, num_warps=8,
             )  # fmt: skip

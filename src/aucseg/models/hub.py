@@ -7,9 +7,9 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from aucseg.dtypes import in_model_dtype
 from aucseg.models.build import build_model, is_import_path, without_weights
 from aucseg.models.checkpoint import TRUST_VARIABLE, files_are_trusted
+from aucseg.tensors.dtypes import in_model_dtype
 
 
 class HubModel(nn.Module, PyTorchModelHubMixin, library_name="aucseg", tags=["image-segmentation", "long-tail"]):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from aucseg.durations import format_duration
 from aucseg.planning.fingerprint import DataFingerprint
 from aucseg.planning.plan import Draft
+from aucseg.runtime.durations import format_duration
 
 if TYPE_CHECKING:
     from aucseg.training.speed import Speed

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from aucseg.child_processes import num_cores
 from aucseg.models.pretrained import has_packaged_weights
+from aucseg.runtime.child_processes import num_cores
 
 
 @dataclass(frozen=True)

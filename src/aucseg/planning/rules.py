@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from aucseg.datasets.card_bands import describe_range
 from aucseg.datasets.propose_bands import CUT_OFF
-from aucseg.durations import format_duration
 from aucseg.losses.build import RECOMMENDED_OPTIONS
 from aucseg.models.pretrained import with_pretrained_weights
 from aucseg.models.recipes import recipe_of
@@ -17,6 +16,7 @@ from aucseg.planning.budget import accumulated_batches, decide_budget, processes
 from aucseg.planning.fingerprint import DataFingerprint
 from aucseg.planning.machine import Machine
 from aucseg.planning.plan import Draft, Plan
+from aucseg.runtime.durations import format_duration
 from aucseg.statistics.advice import SAMPLER, SAMPLER_OPTIONS, advise_bank, asks_for_sampler, bank_options
 
 if TYPE_CHECKING:

@@ -205,7 +205,7 @@ def _validation_images(run: Run, root: str | Path | None) -> Any:
 def _predicted_labels(run: Run, device: str) -> Callable[[str, dict[str, Any]], NDArray[Any] | None]:
     import torch
 
-    from aucseg.upsampling import predicted_labels
+    from aucseg.tensors.upsampling import predicted_labels
 
     task = _load_task(run, device)
 

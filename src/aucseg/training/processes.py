@@ -12,8 +12,8 @@ import torch.distributed as dist
 from lightning.fabric.utilities.seed import pl_worker_init_function
 from torch import Tensor
 
-from aucseg.announce import process_number
 from aucseg.randomness import stable_seed
+from aucseg.runtime.announce import process_number
 
 _T = TypeVar("_T")
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from aucseg.datasets import DatasetCard
-from aucseg.dtypes import in_model_dtype
 from aucseg.inference.predictor import Predictor
 from aucseg.loading.evaluation_batches import same_size_parts, single_images
 from aucseg.losses import AUCSegLoss
@@ -23,6 +22,8 @@ from aucseg.memory_bank.exchange import exchange_samples
 from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
 from aucseg.models import build_model, forward_with_auxiliary, without_weights
 from aucseg.randomness import random_states, set_random_states, stable_seed
+from aucseg.tensors.dtypes import in_model_dtype
+from aucseg.tensors.upsampling import predicted_labels
 from aucseg.training.image_channels import normalization, with_channels
 from aucseg.training.micro_batches import backward_all_but_last, check_micro_batches, scaled_backward
 from aucseg.training.optimization import check_groups, group_settings, optimizer_and_schedule, take_over_changes
@@ -40,7 +41,6 @@ from aucseg.training.task_checks import (
     say_if_sorted,
     state_mismatch,
 )
-from aucseg.upsampling import predicted_labels
 
 
 class SegmentationTask(LightningModule):

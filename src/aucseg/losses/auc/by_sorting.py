@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aucseg.dtypes import wide_dtype
 from aucseg.losses.auc.options import AUCOptions
 from aucseg.losses.auc.pair_risk import PairWeights
 from aucseg.losses.auc.pixels import class_labels, softmax_shortfall, through_softmax
 from aucseg.losses.auc.surrogates import SquaredHinge
+from aucseg.tensors.dtypes import wide_dtype
 
 # Scores of the channels that an accelerator sorts at a time: a launch for each channel would be too many.
 _MOST_SCORES = 1 << 22

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from aucseg.dtypes import check_tensor
 from aucseg.hints import closest, refuse_default_ignore_label
 from aucseg.losses.auc.surrogates import SURROGATES
+from aucseg.tensors.dtypes import check_tensor
 
 if TYPE_CHECKING:
     from aucseg.losses.auc.options import AUCOptions, LossOptions

@@ -18,7 +18,7 @@ from aucseg.losses.auc.class_sums import ClassSums, all_reduced, with_value
 from aucseg.losses.auc.operators import pixel_counts, pixel_sums, triton_passes_for
 from aucseg.losses.auc.options import LossOptions, Objective, may_overflow, working_dtype
 from aucseg.losses.auc.pair_risk import PairWeights, mean_cross_entropy, pair_risk
-from aucseg.upsampling import two_logits
+from aucseg.tensors.upsampling import two_logits
 
 _INTERPOLATION = {3: "linear", 4: "bilinear", 5: "trilinear"}
 

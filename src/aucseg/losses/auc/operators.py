@@ -16,10 +16,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from aucseg.dtypes import wide_dtype
 from aucseg.losses.auc import torch_passes
 from aucseg.losses.auc.checks import ONCE
 from aucseg.losses.auc.options import PassOptions, working_dtype
+from aucseg.tensors.dtypes import wide_dtype
 
 Sums = tuple[Tensor, Tensor, Tensor, Tensor]
 

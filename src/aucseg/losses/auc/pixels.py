@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aucseg.dtypes import wide_dtype
 from aucseg.losses.auc.options import PassOptions
 from aucseg.losses.auc.pieces import Buffers
+from aucseg.tensors.dtypes import wide_dtype
 
 # Share of scored channels up to which picking them out costs less than scoring them all.
 _PICK_BELOW = 0.5

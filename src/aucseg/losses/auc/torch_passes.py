@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aucseg.dtypes import wide_dtype
 from aucseg.losses.auc.options import PassOptions, may_overflow, working_dtype
 from aucseg.losses.auc.pieces import Buffers, FullResolution, PieceSource, UpsampledBands, piece_size
 from aucseg.losses.auc.pixels import (
@@ -25,6 +24,7 @@ from aucseg.losses.auc.pixels import (
     through_softmax,
 )
 from aucseg.losses.auc.separable import Separable
+from aucseg.tensors.dtypes import wide_dtype
 
 # Pixels that are added up in float32 before float64 takes over; longer runs cost the seventh digit.
 _FLOAT32_RUN = 1 << 14

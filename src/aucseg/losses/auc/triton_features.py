@@ -1,6 +1,6 @@
 """What the Triton kernels see of a pixel's logits: its scores, their features and slopes.
 
-Functions that `triton_kernels` builds its kernels of, on top of `aucseg.triton_pixels`.
+Functions that `triton_kernels` builds its kernels of, on top of `aucseg.tensors.triton_pixels`.
 """
 
 import triton

@@ -21,7 +21,7 @@ from aucseg.losses.auc.triton_risk import (
     set_risk,
     set_weights,
 )
-from aucseg.triton_pixels import label_of, logit, neighbours, places
+from aucseg.tensors.triton_pixels import label_of, logit, neighbours, places
 
 
 @triton.jit

@@ -7,7 +7,6 @@ import torch
 import triton
 from torch import Tensor
 
-from aucseg.dtypes import wide_dtype
 from aucseg.losses.auc.options import PassOptions, may_overflow, working_dtype
 from aucseg.losses.auc.pieces import ACCELERATOR_PIECE, as_planes
 from aucseg.losses.auc.smooth import Coefficients
@@ -21,6 +20,7 @@ from aucseg.losses.auc.triton_kernels import (
 )
 from aucseg.losses.auc.triton_limits import num_features
 from aucseg.losses.auc.triton_risk import BY_SUMS
+from aucseg.tensors.dtypes import wide_dtype
 
 # Pixels of a program. Fewer where the channels of a pixel lie together: then they are in the cache for the next one.
 BLOCK, BLOCK_CHANNELS_LAST = 1024, 256

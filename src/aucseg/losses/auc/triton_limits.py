@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from aucseg.losses.auc.options import PassOptions, working_dtype
-from aucseg.triton_pixels import fits_32_bits
+from aucseg.tensors.triton_pixels import fits_32_bits
 
 # Features of a positive and of a negative; of Chebyshev polynomials as many as their degree.
 _NUM_FEATURES = {"": 0, "linear": 1, "square": 2, "exponential": 1}

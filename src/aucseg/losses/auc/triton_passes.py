@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aucseg.dtypes import wide_dtype
 from aucseg.losses.auc.checks import ONCE
 from aucseg.losses.auc.options import Objective, PassOptions, working_dtype
 from aucseg.losses.auc.pixels import CrossEntropyWeights
 from aucseg.losses.auc.triton_launches import Passes, count
 from aucseg.losses.auc.triton_limits import offered as offered  # part of what a backend has
-from aucseg.triton_pixels import kernels_work
+from aucseg.tensors.dtypes import wide_dtype
+from aucseg.tensors.triton_pixels import kernels_work
 
 
 @lru_cache(maxsize=64)

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aucseg.dtypes import check_tensor, int64_labels, wide_dtype, wide_sum
 from aucseg.hints import refuse_default_ignore_label
 from aucseg.losses.class_weights import check_class_counts
+from aucseg.tensors.dtypes import check_tensor, int64_labels, wide_dtype, wide_sum
 
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from aucseg.dtypes import wide_dtype, wide_sum
 from aucseg.losses.baselines.reweighting import CrossEntropyLoss
+from aucseg.tensors.dtypes import wide_dtype, wide_sum
 
 
 class OverlapLoss(CrossEntropyLoss):

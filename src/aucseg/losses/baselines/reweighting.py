@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aucseg.dtypes import wide_sum
 from aucseg.losses.baselines.base import LongTailLoss
 from aucseg.losses.class_weights import WeightRule, class_weights
+from aucseg.tensors.dtypes import wide_sum
 
 
 class CrossEntropyLoss(LongTailLoss):

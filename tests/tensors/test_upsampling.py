@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from benchmarks.peak_memory import peak_bytes
 from torch import Tensor
 
-from aucseg import upsampling
 from aucseg.metrics import GroupedMeanIoU
-from aucseg.upsampling import predicted_labels, upsampled_bands
+from aucseg.tensors import upsampling
+from aucseg.tensors.upsampling import predicted_labels, upsampled_bands
 
 SIZES = [
     ((5, 7), (5, 7)),

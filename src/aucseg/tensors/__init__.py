@@ -1,0 +1,1 @@
+"""What the rooms above do with tensors alike: dtypes, upsampling of logits, and pixels inside of Triton kernels."""
