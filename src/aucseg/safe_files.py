@@ -19,13 +19,14 @@ def replace_file(path: Path, data: bytes | memoryview, keep: Path | None = None)
     """Writes a file so that at any moment, also at a power cut, the old or the new content is there as a whole.
 
     Args:
-        path: The file.
+        path: The file; its folder is made.
         data: Its new content.
         keep: Where the old content is kept, in the same folder; None to drop it.
 
     Raises:
         OSError: It cannot be written, for example because the disk is full; the old file is as it was.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
@@ -78,6 +79,25 @@ def replacing(path: Path) -> Iterator[Path]:
 def cache_folder() -> Path:
     """The package's folder in the user's cache, which need not be there."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "aucseg"
+
+
+def check_folder(folder: Path) -> None:
+    """Checks that a folder is there or can be made: that it and the folders above it are not files.
+
+    Raises:
+        ValueError: One of them is a file.
+
+    Example:
+        >>> with tempfile.NamedTemporaryFile() as file:
+        ...     try:
+        ...         check_folder(Path(file.name, "runs", "a"))
+        ...     except ValueError as error:
+        ...         print(str(error).replace(file.name, "FILE"))
+        FILE is a file, not a folder: give another folder
+    """
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise ValueError(f"{place} is a file, not a folder: give another folder")
 
 
 def missing_folders(folder: Path) -> list[Path]:

@@ -127,7 +127,6 @@ def test_content_reaches_the_disk_before_the_name_and_the_name_before_the_return
     monkeypatch.setattr(os, "fsync", note_fsync)
     monkeypatch.setattr(os, "replace", note_replace)
     folder = tmp_path / "run"
-    folder.mkdir()
     replace_file(folder / "a", b"1")
     replace_file(folder / "a", b"2", keep=folder / "b")
     assert calls == [

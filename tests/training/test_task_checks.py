@@ -115,13 +115,6 @@ def test_an_image_is_no_model(tiny_card: Path, tmp_path: Path, capsys: Any) -> N
     assert f"{image} is not a readable checkpoint: torch.save did not write this file" in line
 
 
-def test_predictions_go_to_a_folder(tiny_card: Path, tmp_path: Path, capsys: Any) -> None:
-    file = tmp_path / "labels.png"
-    file.touch()
-    assert cli.main(["predict", str(tmp_path), str(tiny_card.parent / "images"), "--out", str(file)]) == 2
-    assert f"--out {file} is a file: give a folder" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("bank", "message"),
     [

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aucseg.commands.option_parser import output_folder
 from aucseg.runtime.announce import loading
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--objective", default="miou", help="miou, or a group of the card, such as tail (default: %(default)s)")
     add("--class-weight", nargs="+", default=[], metavar="CLASS=W", help="weights of classes in the mean, all others 1")
     add("--folds", type=int, default=5, metavar="N", help="parts of the images, see below (default: %(default)s)")
-    add("--out", type=Path, metavar="DIR", help="new run folder (default: RUN-adjusted)")
+    add("--out", type=output_folder, metavar="DIR", help="new run folder (default: RUN-adjusted)")
     add("--overwrite", action="store_true", help="replace an earlier adjusted run there")
     add("--root", metavar="DIR", help="folder of the data, instead of the run's")
     add("--device", help="cpu or cuda (default: cuda where there is one)")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from aucseg.commands.children import signals_as_exit
 from aucseg.commands.compare_folder import fill_in, say_next
+from aucseg.commands.option_parser import output_folder
 from aucseg.runtime.announce import loading
 
 if TYPE_CHECKING:
@@ -60,7 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baseline", metavar="METHOD", help="method to take differences to (default: ce, or the first)"
     )
-    parser.add_argument("--out", type=Path, help="folder (default: runs/FOLDER-compare; with --config runs/compare)")
+    parser.add_argument(
+        "--out", type=output_folder, help="folder (default: runs/FOLDER-compare; with --config runs/compare)"
+    )
     parser.add_argument("--root", metavar="DIR", help="folder of the data, instead of the configuration's")
     parser.add_argument("--steps", type=_positive, metavar="N", help="training steps, instead of the configuration's")
     parser.add_argument("--offsets-share", type=_share, default=0.1, metavar="S", help="share of the training images "

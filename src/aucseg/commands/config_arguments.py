@@ -37,7 +37,9 @@ def _readable_config(name: str) -> str:
     """The path of a configuration, which the parser does not name when it cannot read it."""
     path = find_config(name)
     try:
-        yaml.compose(read_text(Path(path)))
+        content = yaml.compose(read_text(Path(path)))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(content, yaml.MappingNode):
+        raise ValueError(f"{path} holds no settings: a configuration has sections such as data and model")
     return str(path)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from aucseg.commands.children import train_side_by_side
+from aucseg.commands.option_parser import output_folder
 from aucseg.configs import CONFIGS
 from aucseg.run_files import RESULT_FILE, STARTED_FILE
 from aucseg.runtime.announce import Announcement, loading
@@ -33,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Stop it at any time and call it again: it goes on from its last checkpoints.\n\n"
         "example:\n  aucseg demo --iterations 2000 --out runs/longer    the rare classes go on learning"
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of runs and report (%(default)s)")
+    parser.add_argument(
+        "--out", type=output_folder, default=Path("runs/demo"), help="folder of runs and report (%(default)s)"
+    )
     parser.add_argument(
         "--iterations", type=int, default=_STEPS, metavar="N", help="training steps of each method (%(default)s)"
     )
@@ -100,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
 def _runs(args: argparse.Namespace) -> dict[str, list[str]]:
     """The options of each training, which goes on where the last call was of the same code and settings."""
     from aucseg.compare.fingerprints import code_fingerprint, digest
-    from aucseg.safe_files import replace_file
+    from aucseg.safe_files import write_json
 
     settings = ["--trainer.max_steps", str(args.iterations), "--trainer.val_check_interval", str(args.iterations)]
     settings += ["--seed_everything", str(args.seed), "--data.seed", str(args.seed)]
@@ -113,7 +116,7 @@ def _runs(args: argparse.Namespace) -> dict[str, list[str]]:
     if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == hashes:
         how = ["--resume", "auto"]
     args.out.mkdir(parents=True, exist_ok=True)
-    replace_file(note, (json.dumps(hashes) + "\n").encode())
+    write_json(note, hashes)
     return {
         title: ["--config", str(config), "--out", str(args.out / name), *how, *settings]
         for title, name, config in METHODS

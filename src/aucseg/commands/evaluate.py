@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aucseg.commands.option_parser import output_folder
 from aucseg.runtime.announce import loading
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--card", required=True, metavar="CARD", help="card of the data: a name, or the path of its YAML file")
     add("--root", type=Path, metavar="DIR", help="folder of the data (not for data embedded in the package)")
     add("--split", default="val", metavar="NAME", help="split of the card (default: %(default)s)")
-    add("--out", type=Path, metavar="DIR", help="folder of the result files (default: PREDICTIONS-evaluation)")
+    add("--out", type=output_folder, metavar="DIR", help="folder of the result files (default: PREDICTIONS-evaluation)")
     add("--ids", choices=("raw", "train"), help="what label maps hold: the card's ids or train ids (default: as the "
         "values show)")  # fmt: skip
     add("--scores", choices=("softmax", "sigmoid", "identity"), help="what makes scores lie in 0..1 (default: identity "

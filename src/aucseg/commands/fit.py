@@ -41,7 +41,7 @@ from aucseg.hints import Entries, search_current_folder
 from aucseg.models.pretrained import with_pretrained_weights
 from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT, RESULT_FILE
 from aucseg.runtime.announce import Announcement, process_number
-from aucseg.safe_files import missing_folders, no_empty_folders, remove_empty_folders
+from aucseg.safe_files import check_folder, missing_folders, no_empty_folders, remove_empty_folders
 from aucseg.training.best_checkpoint import BestCheckpoint
 from aucseg.training.checkpoints import (
     AtomicCheckpointIO,
@@ -171,6 +171,7 @@ class AUCSegCLI(LightningCLI):
             config.model.model_options = with_pretrained_weights(config.model.model, options)
         if process_number() == 0 and not _is_rehearsal(config.trainer):
             self._folder = Path(config.out)
+            check_folder(self._folder)
             self._new_folders = missing_folders(self._folder)
             with no_empty_folders(self._folder):
                 check_writable(self._folder)

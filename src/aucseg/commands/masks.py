@@ -7,6 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from aucseg.commands.option_parser import output_folder
 from aucseg.run_files import CONTACT_SHEET_FILE
 from aucseg.runtime.child_processes import num_cores
 
@@ -30,7 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("annotations", nargs="+", type=Path, help="annotation files, or a folder of them")
-    add("--out", type=Path, required=True, help="new folder: images (links), masks, card.yaml, contact_sheet.png")
+    add(
+        "--out",
+        type=output_folder,
+        required=True,
+        help="new folder: images (links), masks, card.yaml, contact_sheet.png",
+    )
     add("--images", type=Path, help="folder of the images (default: that of the annotations)")
     add("--segments", type=Path, help="folder of COCO's panoptic PNG files (default: beside the JSON file)")
     add("--format", help="format to read where a folder holds several, as `aucseg stats` calls it")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from aucseg.hints import closest
@@ -32,6 +33,33 @@ class OptionParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Ends the process with exit status 2."""
         self.exit(2, f"{self.prog}: error: {message} (all options: {self.prog} --help)\n")
+
+
+def output_folder(text: str) -> Path:
+    """The `type` of an option that names a folder to write to: what cannot be one is told before work is lost.
+
+    Raises:
+        ArgumentTypeError: It, or a folder above it, is a file.
+    """
+    from aucseg.safe_files import check_folder
+
+    try:
+        check_folder(Path(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(text)
+
+
+def output_file(text: str) -> Path:
+    """The `type` of an option that names a file to write, like `output_folder`.
+
+    Raises:
+        ArgumentTypeError: It is a folder, or a folder above it is a file.
+    """
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder: give the name of a file")
+    output_folder(str(Path(text).parent))
+    return Path(text)
 
 
 def unknown_option(arguments: Sequence[str], known: Iterable[str]) -> str | None:

@@ -31,7 +31,7 @@ from aucseg.planning.rules import make_plan
 from aucseg.run_files import CARD_FILE, CONFIG_FILE, PLAN_FILE
 from aucseg.runtime.announce import Announcement, process_number
 from aucseg.runtime.child_processes import num_cores
-from aucseg.safe_files import no_empty_folders, replace_file
+from aucseg.safe_files import check_folder, no_empty_folders, replace_file
 
 # Seconds of training and validation that are tried to measure the speed, and of a time budget at most.
 _SECONDS_TO_MEASURE = 8.0
@@ -126,7 +126,6 @@ class Planner:
         """
         card = card_path if self.source.is_folder else self.request.source
         with signals_as_exit(), no_empty_folders(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 if self.source.is_folder:
                     comment = _CARD_COMMENT if self.source.is_proposed else f"# That of {self.source.root}.\n"
@@ -250,6 +249,7 @@ def with_plan(arguments: Sequence[str]) -> list[str]:
         )
     run = options_of(rest)
     out = run_folder(request, run)
+    check_folder(out)
     rest = [*([] if "--out" in run else ["--out", str(out)]), *rest]
     if process_number() > 0:  # Lightning has started this process for another device
         return ["--config", str(out / PLAN_FILE), *without_settings(rest)]

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aucseg.commands.option_parser import output_folder
 from aucseg.runtime.announce import loading
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("run", type=Path, metavar="RUN", help="run folder of 'aucseg fit', or a checkpoint")
     add("--best", action="store_true", help="the best checkpoint of RUN (fit --keep_best) instead of the last")
     add("inputs", nargs="+", metavar="INPUT", help="images, folders or patterns")
-    add("--out", type=Path, default=Path("predictions"), help="folder to write to (default: %(default)s)")
+    add("--out", type=output_folder, default=Path("predictions"), help="folder to write to (default: %(default)s)")
     add("--window", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="sliding window (default: the whole image)")
     add("--stride", nargs=2, type=int, metavar=("DOWN", "RIGHT"), help="its step (default: three quarters of it)")
     add("--blend", choices=("linear", "average"), default="linear", help="where windows overlap (default: %(default)s)")
@@ -69,8 +70,6 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--tau is the strength of the adjustment by --class-counts FILE, which is missing")
     if args.score_dtype is not None and not args.scores:
         raise ValueError("--score-dtype goes with --scores, which is missing")
-    if args.out.is_file():
-        raise ValueError(f"--out {args.out} is a file: give a folder")
     statistics = None if args.class_counts is None else ClassStatistics.load(args.class_counts)
     options = InferenceOptions(
         window=None if args.window is None else tuple(args.window),

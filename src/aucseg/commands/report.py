@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aucseg.commands.option_parser import output_file
 from aucseg.runtime.announce import loading
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished or running run, or "
                         "of 'aucseg evaluate'")  # fmt: skip
     parser.add_argument(
-        "--out", type=Path, default=Path("report.html"), help="HTML file to write (default: %(default)s)"
+        "--out", type=output_file, default=Path("report.html"), help="HTML file to write (default: %(default)s)"
     )
     parser.add_argument("--titles", nargs="+", metavar="NAME", help="a name for each run (default: folder names)")
     parser.add_argument("--best", action="store_true", help="the best checkpoint of each run (fit --keep_best)")
@@ -37,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "(default: the best other one)")  # fmt: skip
     parser.add_argument("--statistics", type=Path, metavar="FILE", help="class counts of the training split, as "
                         "'aucseg stats' saves them (default: count the validation split)")  # fmt: skip
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="also draw the main result as .png, .svg or .pdf")
+    parser.add_argument(
+        "--figure", type=output_file, metavar="FILE", help="also draw the main result as .png, .svg or .pdf"
+    )
     parser.add_argument("--no-images", action="store_true", help="do not predict example images")
     parser.add_argument("--num-images", type=int, default=6, metavar="N",
                         help="images spread over the validation split (default: 6)")  # fmt: skip
@@ -54,12 +57,15 @@ def run(args: argparse.Namespace) -> int:
     if args.num_images < 0:
         raise ValueError(f"--num-images must not be negative, got {args.num_images}")
     with loading():
+        from aucseg.metrics.class_bars import check_picture
         from aucseg.report.examples import can_be_shown, collect_examples, collect_pastes
         from aucseg.report.figures import readme_figure
         from aucseg.report.page import build_report, run_summary
         from aucseg.report.runs import default_titles, load_comparison
         from aucseg.run_files import best_of, checkpoint_in
 
+    if args.figure is not None:
+        check_picture(args.figure)
     statistics: Any = None
     if args.statistics is not None:
         from aucseg.statistics.class_statistics import ClassStatistics

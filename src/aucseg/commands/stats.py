@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aucseg.commands.data_check import Check, Source, card_and_root, count_and_check, default_cache
+from aucseg.commands.option_parser import output_file
 from aucseg.commands.plan_options import add_plan_arguments, request_of
 from aucseg.datasets.bands import band_statistics
 from aucseg.datasets.card import DatasetCard
@@ -24,8 +24,10 @@ from aucseg.datasets.propose import HELD_OUT_SHARE
 from aucseg.datasets.scan_cache import ScanCache
 from aucseg.datasets.split import SplitOfFiles
 from aucseg.loading.sequences import sequences_of_names
+from aucseg.metrics.class_bars import check_picture
 from aucseg.run_files import CARD_FILE
 from aucseg.runtime.child_processes import num_cores
+from aucseg.safe_files import replace_file, write_json
 from aucseg.statistics.class_statistics import ClassStatistics
 from aucseg.statistics.summary import format_report, make_report, write_chart, write_csv
 
@@ -88,21 +90,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--shards", nargs="+", metavar="TAR", help="count tar shards instead of a folder")
     parser.add_argument("--merge", nargs="+", type=Path, metavar="JSON", help="add up statistics written by --save")
-    parser.add_argument("--cache", type=Path, help="file of results (default: in the user's cache folder)")
+    parser.add_argument("--cache", type=output_file, help="file of results (default: in the user's cache folder)")
     parser.add_argument("--no-cache", action="store_true", help="read every file anew")
     parser.add_argument("--batch-size", type=int, default=8, help="batch that the advice is about (default: 8)")
     parser.add_argument(
         "--delta", type=float, default=0.01, help="all classes with probability 1 - DELTA (default: 0.01)"
     )
-    parser.add_argument("--write-card", type=Path, metavar="YAML", help="write the proposed card of a folder")
+    parser.add_argument("--write-card", type=output_file, metavar="YAML", help="write the proposed card of a folder")
     parser.add_argument(
-        "--write-config", type=Path, metavar="YAML", help="write the plan of 'aucseg fit FOLDER' as a configuration"
+        "--write-config",
+        type=output_file,
+        metavar="YAML",
+        help="write the plan of 'aucseg fit FOLDER' as a configuration",
     )
     add_plan_arguments(parser)
-    parser.add_argument("--save", type=Path, metavar="JSON", help="write the counts, for --merge and the samplers")
-    parser.add_argument("--json", type=Path, help="write the report as JSON")
-    parser.add_argument("--csv", type=Path, help="write the class table as CSV")
-    parser.add_argument("--chart", type=Path, help="draw the class table (.png, .svg, .pdf)")
+    parser.add_argument(
+        "--save", type=output_file, metavar="JSON", help="write the counts, for --merge and the samplers"
+    )
+    parser.add_argument("--json", type=output_file, help="write the report as JSON")
+    parser.add_argument("--csv", type=output_file, help="write the class table as CSV")
+    parser.add_argument("--chart", type=output_file, help="draw the class table (.png, .svg, .pdf)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -130,6 +137,8 @@ def _run(args: argparse.Namespace) -> int:
         raise ValueError("--write-config plans for a folder of images and masks, not for --merge or --shards")
     if args.write_config is None and (args.time or args.weights):
         raise ValueError("--time and --weights belong to --write-config, which plans a training")
+    if args.chart is not None:
+        check_picture(args.chart)
     if args.hf is not None:
         _unpack(args)
     elif args.card is None:
@@ -290,7 +299,7 @@ def _write(args: argparse.Namespace, statistics: ClassStatistics, report: dict[s
     if args.save is not None:
         statistics.save(args.save)
     if args.json is not None:
-        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, report, indent=1)
     if args.csv is not None:
         write_csv(report, args.csv)
     if args.chart is not None:
@@ -316,7 +325,7 @@ def _write_card(path: Path, card: DatasetCard, root: Path) -> None:
         f"# Proposed by `aucseg stats` from what it found in {root.resolve().name}: give the classes their names, also "
         "in the\n# groups (by share of the labelled pixels), and check the rest.\n"
     )
-    path.write_text(comment + card.to_yaml(), encoding="utf-8")
+    replace_file(path, (comment + card.to_yaml()).encode())
     print(
         f"\nwrote {path}: give the classes their names, then run "
         f"aucseg stats {shlex.quote(str(path))} --root {shlex.quote(str(root))}"

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from aucseg.commands.option_parser import output_folder
 from aucseg.runtime.announce import loading
 
 _EXAMPLES = """examples:
@@ -54,7 +55,12 @@ def add_options(parser: argparse.ArgumentParser, command: str, split: str | None
     add("--best", action="store_true", help="the best checkpoint of RUN (fit --keep_best) instead of the last")
     add("--split", default=split, metavar="NAME", help=f"split of the card (default: {split or 'as in training'})")
     add("--held-out", action="store_true", help="the training images that the run held out, instead of a split")
-    add("--out", type=Path, metavar="DIR", help="folder of the result files (default: evaluation-SPLIT in the run's)")
+    add(
+        "--out",
+        type=output_folder,
+        metavar="DIR",
+        help="folder of the result files (default: evaluation-SPLIT in the run's)",
+    )
     add("--root", metavar="DIR", help="folder of the data, if it is not where the run says")
     add("--card", metavar="CARD", help="card of the data, with the run's classes, if it is not the run's")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")

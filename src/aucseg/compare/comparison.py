@@ -15,13 +15,14 @@ from typing import Any, TypeVar
 
 from aucseg.compare.methods import OFFSETS, POSTHOC, Configuration, Method, merged, second_stage_config
 from aucseg.compare.pages import write_page
-from aucseg.compare.runner import Run, RunIsBusy, Runner, trusting, write_atomically
+from aucseg.compare.runner import Run, RunIsBusy, Runner, trusting
 from aucseg.compare.search import Search, with_settings
 from aucseg.compare.tables import METRICS, csv_text, latex_text, make_tables, markdown_text, terminal_text, unit_of
 from aucseg.compare.tuning import SEARCH_FILE, read_choices, tune, tuned_settings
 from aucseg.datasets.data_report import describe_data
 from aucseg.run_files import RECORD_FILE
 from aucseg.runtime.durations import format_duration
+from aucseg.safe_files import replace_file
 from aucseg.training.run_lock import lock_if_free
 
 _T = TypeVar("_T")
@@ -261,16 +262,16 @@ class Comparison:
         tables = self._tables()
         what = f"{unit_of(self.folds)} {self.seeds[0]}"
         links = "".join(f"\n[Report of {what}: {name}]({name})\n" for name in report or [])
-        write_atomically(self.out / "table.md", markdown_text(tables) + links)
-        write_atomically(self.out / "table.csv", csv_text(tables))
-        write_atomically(self.out / "table.tex", latex_text(tables))
+        replace_file(self.out / "table.md", (markdown_text(tables) + links).encode())
+        replace_file(self.out / "table.csv", csv_text(tables).encode())
+        replace_file(self.out / "table.tex", latex_text(tables).encode())
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["model", "method", unit_of(self.folds), *(metric.key for metric in METRICS)])
         for key in [key for key in self._keys if key in self.values]:
             values = self.values[key]
             writer.writerow([*key, *("" if math.isnan(value) else repr(value) for value in values.values())])
-        write_atomically(self.out / "runs.csv", out.getvalue())
+        replace_file(self.out / "runs.csv", out.getvalue().encode())
 
     def _write_report(self) -> list[str]:
         """One HTML page for each model, of the first seed or fold; returns their names.

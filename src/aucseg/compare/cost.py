@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
@@ -11,6 +10,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from aucseg.safe_files import write_json
 
 
 class CostMeter(Callback):
@@ -55,7 +56,7 @@ class CostMeter(Callback):
             "peak_memory": self._peak_memory,
             "device": torch.cuda.get_device_name() if pl_module.device.type == "cuda" else pl_module.device.type,
         }
-        self.file.write_text(json.dumps(cost) + "\n", encoding="utf-8")
+        write_json(self.file, cost)
 
     def _read_memory(self, device: torch.device) -> None:
         if self._peak_memory is None:

@@ -37,7 +37,7 @@ from aucseg.run_files import (
     STARTED_FILE,
 )
 from aucseg.runtime.child_processes import end_child
-from aucseg.safe_files import no_empty_folders, replace_file
+from aucseg.safe_files import no_empty_folders, write_json
 from aucseg.training.run_lock import IS_TAKEN, is_at_work, lock_if_free, remove_lone_lock
 
 # Held by who takes care of a run; the run itself holds another, see `aucseg.training.run_lock`.
@@ -222,7 +222,7 @@ class Runner:
             "seconds": round(seconds, 1),
             "fingerprints": fingerprints,
         }
-        write_atomically(run.folder / RECORD_FILE, json.dumps(record, indent=1) + "\n")
+        write_json(run.folder / RECORD_FILE, record, indent=1)
         self.seconds.append(seconds)
         return record
 
@@ -281,7 +281,7 @@ def trusting(config: Configuration) -> dict[str, str]:
 
 def write_started(folder: Path, hashes: dict[str, str], seconds: float) -> None:
     """Notes what a run is made of and how long it has run."""
-    write_atomically(folder / STARTED_FILE, json.dumps({"hashes": hashes, "seconds": seconds}) + "\n")
+    write_json(folder / STARTED_FILE, {"hashes": hashes, "seconds": seconds})
 
 
 def _seconds_of_same(path: Path, hashes: dict[str, str]) -> float | None:
@@ -290,12 +290,6 @@ def _seconds_of_same(path: Path, hashes: dict[str, str]) -> float | None:
         return None
     started = json.loads(path.read_text(encoding="utf-8"))
     return float(started["seconds"]) if started["hashes"] == hashes else None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file that is either whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, text.encode())
 
 
 def _problem(run: Run, status: int) -> str | None:

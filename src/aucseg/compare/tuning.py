@@ -9,9 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aucseg.compare.runner import Run, RunIsBusy, Runner, write_atomically
+from aucseg.compare.runner import Run, RunIsBusy, Runner
 from aucseg.compare.search import Outcome, Point, label, outcome, trial_config, trial_folder, with_settings
 from aucseg.compare.tables import Tuned
+from aucseg.safe_files import write_json
 
 if TYPE_CHECKING:
     from aucseg.compare.comparison import Comparison
@@ -58,7 +59,7 @@ def tune(comparison: Comparison) -> None:
             fold = {} if comparison.folds is None else {"fold": seed}
             choices.append({"model": model, "method": method.name, **fold, **choice})
     with comparison.alone():
-        write_atomically(comparison.out / SEARCH_FILE, json.dumps(choices, indent=1) + "\n")
+        write_json(comparison.out / SEARCH_FILE, choices, indent=1)
 
 
 def _tune_method(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from aucseg.hints import import_extra
@@ -24,6 +25,22 @@ def plain_label(name: str) -> str:
     """
     short = name if len(name) <= _LONGEST_LABEL else f"{name[: _LONGEST_LABEL - 1].rstrip()}…"
     return short.replace("$", r"\$")
+
+
+def check_picture(path: Path) -> None:
+    """Checks, before anything is drawn, that matplotlib writes pictures with the ending of this path.
+
+    Raises:
+        ValueError: It does not.
+        ImportError: Matplotlib is missing.
+
+    Example:
+        >>> check_picture(Path("classes.svg"))
+    """
+    canvas = import_extra("matplotlib.backend_bases", "report").FigureCanvasBase
+    endings = sorted(canvas.get_supported_filetypes())
+    if path.suffix.lower().removeprefix(".") not in endings:
+        raise ValueError(f"{path}: a figure is written as one of {', '.join(endings)}, by the ending of its name")
 
 
 def draw_class_bars(

@@ -54,7 +54,6 @@ def write_results(
         images: For each image what `per_image_overlap` returns.
         roc_curves: False and true positive rates by class name; None for a prediction without scores.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     for name in (RESULT_FILE, CURVES_FILE):  # of an earlier evaluation
         (folder / name).unlink(missing_ok=True)
     write_json(folder / CONFUSION_FILE, {"counts": confusion})

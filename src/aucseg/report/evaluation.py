@@ -62,7 +62,6 @@ class Evaluation:
         """Writes the files of a run's validation, so that a report takes the folder like one of a run's."""
         import yaml
 
-        folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / CONFIG_FILE, yaml.safe_dump(self.config, sort_keys=False).encode())
         write_results(folder, self.result, confusion=self.confusion, images=self.images, roc_curves=self.roc_curves)
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aucseg.hints import import_extra
-from aucseg.metrics.class_bars import plain_label
+from aucseg.metrics.class_bars import check_picture, plain_label
 from aucseg.report.encode import Color
 from aucseg.report.examples import Example
 from aucseg.report.runs import Comparison, load_comparison
 from aucseg.report.text import points
+from aucseg.safe_files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +57,8 @@ def readme_figure(
         ValueError: No run has a validation, or what `build_report` refuses.
         ImportError: Without matplotlib.
     """
-    canvas = import_extra("matplotlib.backends.backend_agg", "report").FigureCanvasAgg
+    out = Path(out)
+    check_picture(out)
     from matplotlib.figure import Figure
 
     comparison = load_comparison(run_folders, titles=titles, baseline=baseline, statistics=statistics)
@@ -70,7 +71,6 @@ def readme_figure(
     if shown:
         strip = sum(10.0 / num_columns * example.truth.shape[0] / example.truth.shape[1] for example in shown) + 0.4
     figure = Figure(figsize=(10.5, 4.6 + strip), facecolor="white", layout="constrained")
-    canvas(figure)
     if shown:
         upper, lower = figure.subfigures(2, 1, height_ratios=[4.6, strip], squeeze=False)[:, 0]
         _draw_strip(lower.subplots(len(shown), num_columns, squeeze=False), comparison, shown)
@@ -78,14 +78,10 @@ def readme_figure(
     else:
         axes = figure.subplots()
     _draw_classes(axes, comparison)
-    out = Path(out)
-    endings = sorted(figure.canvas.get_supported_filetypes())
-    if out.suffix.lower().removeprefix(".") not in endings:
-        raise ValueError(f"{out}: a figure is written as one of {', '.join(endings)}, by the ending of its name")
-    out.parent.mkdir(parents=True, exist_ok=True)
     # Without the date the same results give the same file.
     metadata: dict[str, Any] = {"metadata": {"Date": None}} if out.suffix.lower() == ".svg" else {}
-    figure.savefig(out, dpi=dpi, **metadata)
+    with replacing(out) as temporary:
+        figure.savefig(temporary, dpi=dpi, **metadata)
     return out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -13,8 +14,8 @@ import numpy as np
 import yaml
 
 from aucseg.datasets.card import GROUP_NAMES, DatasetCard
-from aucseg.hints import import_extra
-from aucseg.safe_files import text_cell
+from aucseg.metrics.class_bars import GROUP_COLORS, check_picture, plain_label
+from aucseg.safe_files import replace_file, replacing, text_cell
 from aucseg.statistics.advice import (
     SAMPLER,
     SAMPLER_OPTIONS,
@@ -216,19 +217,18 @@ def _short(value: float) -> str:
 
 def write_csv(report: dict[str, Any], path: Path) -> None:
     """Writes the class table as CSV, one row a class."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(report["classes"][0]))
-        writer.writeheader()
-        writer.writerows({**row, "name": text_cell(row["name"])} for row in report["classes"])
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(report["classes"][0]))
+    writer.writeheader()
+    writer.writerows({**row, "name": text_cell(row["name"])} for row in report["classes"])
+    replace_file(path, text.getvalue().encode())
 
 
 def write_chart(report: dict[str, Any], path: Path) -> None:
     """Draws pixel share and presence of each class, coloured by group; the ending of the path chooses the format."""
-    import_extra("matplotlib", "report")
+    check_picture(path)
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
-
-    from aucseg.metrics.class_bars import GROUP_COLORS, plain_label
 
     rows = sorted((row for row in report["classes"] if row["pixels"]), key=lambda row: row["pixels"])
     figure = Figure(figsize=(9, 1.2 + 0.22 * max(len(rows), 4)), layout="constrained")
@@ -254,4 +254,5 @@ def write_chart(report: dict[str, Any], path: Path) -> None:
     )
     handles = [Patch(color=GROUP_COLORS[group], label=group) for group in GROUP_NAMES if report["groups"][group]]
     figure.legend(handles=handles, fontsize=8, loc="outside lower center", ncols=3)
-    figure.savefig(path, dpi=120)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120)

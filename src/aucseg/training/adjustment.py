@@ -136,9 +136,7 @@ def write_adjusted_checkpoint(checkpoint: Path, offsets: Sequence[float], folder
     content["offsets"] = list(offsets)
     buffer = BytesIO()
     torch.save(content, buffer)
-    path = folder / LAST_CHECKPOINT
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, buffer.getbuffer())
+    replace_file(folder / LAST_CHECKPOINT, buffer.getbuffer())
     return layer or ""
 
 

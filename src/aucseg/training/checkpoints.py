@@ -114,7 +114,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         buffer = BytesIO()
         torch.save(checkpoint, buffer)
-        path.parent.mkdir(parents=True, exist_ok=True)
         keep = path.with_name(PREVIOUS_CHECKPOINT.name) if path.name == LAST_CHECKPOINT.name else None
         try:
             # A damaged checkpoint must not take the place of a good one; those written here are whole.

@@ -122,5 +122,4 @@ class MetricsLog(Logger):
         writer = csv.DictWriter(text, self._columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(self.path, text.getvalue().encode())

@@ -220,7 +220,6 @@ class StepGuard(Callback):
         buffer = io.BytesIO()
         torch.save({**content, **cpu_state(watched.batch)}, buffer)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(path, buffer.getbuffer())
         except OSError as error:
             warnings.warn(f"the batch of step {watched.step} could not be written: {error}", stacklevel=2)
