@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import re
 from typing import Any
 
 import pytest
@@ -282,6 +283,51 @@ def test_epochs_of_the_users_are_validated_in_a_tenth_of_the_time() -> None:
     every = plan.settings["trainer.check_val_every_n_epoch"]
     assert every == 5
     assert plan.seconds == pytest.approx(5 + 2700 * 0.25 + 6 * 180 * 0.05)
+
+
+@pytest.mark.parametrize(
+    ("given", "steps"),
+    [
+        ({"trainer.max_epochs": 40, "data.batch_size": 7}, -(-40 * 720 // 7)),
+        ({"trainer.max_epochs": 10, "trainer.limit_train_batches": 0.1}, 90),
+        ({"trainer.max_epochs": 10, "trainer.limit_train_batches": 5, "trainer.accumulate_grad_batches": 2}, 25),
+        ({"trainer.max_epochs": 10, "data.sampler_options": {"num_samples": 80}}, 100),
+        ({"trainer.max_epochs": 10, "trainer.max_steps": 70}, 70),
+    ],
+)
+def test_epochs_are_as_many_steps_as_training_counts(given: dict[str, Any], steps: int) -> None:
+    plan = make_plan(UNSPLIT, CPU, given, speed=FAST)
+    assert re.search(rf"\b{steps:,}( steps)?\b.*set by you", plan.describe())
+    assert plan.settings["trainer.max_epochs"] == given["trainer.max_epochs"]
+
+
+@pytest.mark.parametrize(
+    ("given", "between"),
+    [
+        ({"trainer.val_check_interval": 200}, 200),
+        ({"trainer.val_check_interval": 2.5}, 225),  # epochs of 720 images in batches of 8
+        ({"trainer.check_val_every_n_epoch": 3}, 270),
+        ({"trainer.val_check_interval": 200, "trainer.accumulate_grad_batches": 4}, 200),
+    ],
+)
+def test_a_given_interval_is_part_of_the_time(given: dict[str, Any], between: int) -> None:
+    plan = make_plan(UNSPLIT, CPU, given, speed=FAST, seconds=1200)
+    assert {name: plan.settings[name] for name in given} == given
+    batches = plan.settings["trainer.max_steps"] * given.get("trainer.accumulate_grad_batches", 1)
+    number = math.ceil(batches / between)
+    seconds = FAST.start + batches * FAST.step + number * 180 * FAST.image
+    assert plan.seconds == pytest.approx(seconds)
+    assert 1200 - 180 * FAST.image - 10 <= seconds <= 1200
+    assert f"{number} times" in plan.describe()
+    # Without a time the steps are those for so many images: 40 passes.
+    per_step = 8 * given.get("trainer.accumulate_grad_batches", 1)
+    untimed = make_plan(UNSPLIT, CPU, given, speed=FAST)
+    assert untimed.settings["trainer.max_steps"] == max(600, 40 * 720 / per_step)
+
+
+def test_an_interval_that_leaves_no_time_for_training_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"leave 10 % of the time for training: give a longer interval"):
+        make_plan(UNSPLIT, CPU, {"trainer.val_check_interval": 4}, speed=FAST, seconds=1200)
 
 
 @pytest.mark.parametrize("minutes", [1, 5, 20, 240])

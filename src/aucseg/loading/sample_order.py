@@ -173,3 +173,40 @@ def epoch_order(
             f"{length - statistics.num_images} cannot be read: repair or remove them ('aucseg stats' names them)"
         )
     return drawn_order(sampler, statistics, seed, **options)
+
+
+def images_of_epoch(num_images: int, limit: float | None, per_batch: int) -> int:
+    """Number of images of an epoch, of which `limit_train_batches` may leave a part.
+
+    Args:
+        num_images: Images to train on, or those that the sampler draws.
+        limit: Batches (int) or a share of the images in 0..1 (float); None for all.
+        per_batch: Images of a batch, those of all processes together.
+
+    Example:
+        >>> images_of_epoch(100, None, 8), images_of_epoch(100, 0.1, 8), images_of_epoch(100, 5, 8)
+        (100, 10, 40)
+    """
+    if limit is None:
+        return num_images
+    return min(num_images, int(limit * (per_batch if isinstance(limit, int) else num_images)))
+
+
+def batches_of_epochs(epochs: float, num_images: int, per_batch: int) -> int:
+    """Number of batches in some epochs, at least 1; the last batch of an epoch goes on with the next.
+
+    Example:
+        >>> batches_of_epochs(0.5, 100, 8), batches_of_epochs(2, 10, 8)
+        (6, 2)
+    """
+    return max(1, round(epochs * num_images / per_batch))
+
+
+def steps_of_epochs(epochs: int, num_images: int, per_step: int) -> int:
+    """Number of steps of the optimizer that see all images of some epochs.
+
+    Example:
+        >>> steps_of_epochs(40, 10, 8)
+        50
+    """
+    return -(-epochs * num_images // per_step)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from aucseg.loading.sample_order import batches_of_epochs, images_of_epoch, steps_of_epochs
 from aucseg.planning.fingerprint import DataFingerprint
 from aucseg.planning.plan import Draft
 from aucseg.runtime.durations import format_duration
@@ -17,8 +19,30 @@ _PASSES = {"cpu": 40, "cuda": 60}
 _STEPS = {"cpu": (600, 4000), "cuda": (2000, 20000)}
 _MAX_VALIDATIONS = 10
 _VALIDATION_SHARE = 0.1
+# The least share of the time that is for training, and the fewest steps that are worth it.
+_LEAST_TRAINING = 0.25
+_LEAST_STEPS = 20
 # Of an image's forward pass, with metrics, in training steps a pixel.
 _COST_OF_EVALUATION = 0.5
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """What steps of the optimizer, validations and the start take: seconds if they were measured, else steps."""
+
+    step: float
+    validation: float
+    start: float
+
+    def number_of_validations(self, total: float) -> int:
+        """As many as stay below a tenth of the total, at least the one at the end."""
+        if self.validation == 0:
+            return 1
+        return max(1, min(_MAX_VALIDATIONS, int(_VALIDATION_SHARE * total / self.validation)))
+
+    def total(self, steps: int, number: int) -> float:
+        """That of a training with so many validations."""
+        return self.start + steps * self.step + number * self.validation
 
 
 def decide_budget(
@@ -46,60 +70,126 @@ def decide_budget(
     Raises:
         ValueError: The time is too short to train and validate in.
     """
-    crop = draft.settings["data.crop_size"]
     accumulated = accumulated_batches(draft)
-    num_images = _validated_images(draft, data)
-    if speed is None:
-        # In steps, of which one costs as much as its pixels.
-        step, start = 1.0, 0.0
-        validation = num_images * size[0] * size[1] * _COST_OF_EVALUATION / (batch * crop[0] * crop[1])
+    per_batch = batch // accumulated
+    cost = _cost(draft, data, batch, size, speed)
+    images = _images_of_an_epoch(draft, data, per_batch)
+    interval = _given_interval(draft, images, per_batch)  # in batches, as Lightning counts them
+    given = draft.given.get("trainer.max_steps")
+    epochs = draft.given.get("trainer.max_epochs") or -1
+    of_epochs = steps_of_epochs(epochs, images, batch)
+    if epochs > 0 and (given is None or of_epochs < given):
+        steps = of_epochs
+        draft.set("trainer.max_epochs", epochs)
+        draft.decide("steps", f"{epochs:,} epochs, about {steps:,} steps", "", ("trainer.max_epochs",))
+        if interval is None:
+            every = math.ceil(epochs / cost.number_of_validations(steps * cost.step + cost.validation))
+            draft.set("trainer.check_val_every_n_epoch", every)
+            interval = batches_of_epochs(every, images, per_batch)
     else:
-        step, validation, start = accumulated * speed.step, num_images * speed.image, speed.start
+        steps, between, reason = _steps_and_interval(
+            cost, given, interval and interval / accumulated, seconds if speed is not None else None,
+            _steps_of_images(data, kind, batch), _validated_images(draft, data), spent,
+        )  # fmt: skip
+        draft.set("trainer.max_steps", steps)
+        draft.decide("steps", f"{steps:,}", reason, ("trainer.max_steps",))
+        if interval is None:
+            interval = draft.set("trainer.val_check_interval", round(between * accumulated))
+    # The last weights are validated in any case.
+    number = math.ceil(steps * accumulated / interval)
+    share = number * cost.validation / (cost.total(steps, number) - cost.start)
+    _validation(draft, data, number, share, is_measured=speed is not None)
+    return steps, None if speed is None else cost.total(steps, number)
+
+
+def _cost(draft: Draft, data: DataFingerprint, batch: int, size: tuple[int, int], speed: Speed | None) -> _Cost:
+    num_images = _validated_images(draft, data)
+    if speed is not None:
+        return _Cost(accumulated_batches(draft) * speed.step, num_images * speed.image, speed.start)
+    # In steps, of which one costs as much as its pixels.
+    crop = draft.settings["data.crop_size"]
+    return _Cost(1.0, num_images * size[0] * size[1] * _COST_OF_EVALUATION / (batch * crop[0] * crop[1]), 0.0)
+
+
+def _steps_of_images(data: DataFingerprint, kind: str, batch: int) -> tuple[int, str]:
+    """Steps for so many images where no time is given, and why."""
     low, high = _STEPS[kind]
     wanted = round(_PASSES[kind] * data.num_training / batch)
-    steps = min(max(wanted, low), high)
-    reason = f"{_PASSES[kind]} passes over the images" if steps == wanted else (
-        "the least, however few the images" if steps == low else "the most, however many the images"
-    )  # fmt: skip
-    epochs = draft.given.get("trainer.max_epochs")
-    if "trainer.max_steps" not in draft.given and isinstance(epochs, int) and epochs > 0:
-        return _epochs(draft, data, epochs, batch, step, validation, start if speed is not None else None)
-    is_timed = seconds is not None and speed is not None and "trainer.max_steps" not in draft.given
-    if is_timed:
-        assert seconds is not None
-        number = _number_of_validations(seconds - start, validation)
-        left = seconds - start - number * validation
-        if left < max(0.25 * seconds, 20 * step):
-            least = max(4 / 3 * (start + validation), start + validation + 20 * step)
-            gone = f"reading and measuring took {format_duration(spent)}, " if spent else ""
-            raise ValueError(
-                f"{format_duration(seconds + spent)} are too short: {gone}the start takes {format_duration(start)}, "
-                f"a validation of {num_images:,} images {format_duration(validation)} and a step {step:.2g} s; give "
-                f"{format_duration(1.1 * least + spent)} or more, or validate on the first fifth of the images: "
-                "--trainer.limit_val_batches 0.2"
-            )
-        steps, reason = int(left / step), f"what fits into {format_duration(seconds)}, which are left"
-    steps = draft.given.get("trainer.max_steps", steps)
-    number = _number_of_validations(steps * step + validation, validation)
-    interval = math.ceil(steps / number)
-    if "trainer.max_steps" not in draft.given:
-        interval = max(1, steps // number if is_timed else round(steps / number))
-        steps = interval * number
-    steps = int(draft.set("trainer.max_steps", steps))
-    # Lightning counts batches.
-    interval = draft.set("trainer.val_check_interval", interval * accumulated)
-    draft.decide("steps", f"{steps:,}", reason if "trainer.max_steps" not in draft.given else "",
-                 ("trainer.max_steps",))  # fmt: skip
-    number = max(1, round(steps * accumulated / interval)) if isinstance(interval, int) else number
-    total = None if speed is None else start + steps * step + number * validation
-    share = number * validation / (steps * step + number * validation)
-    names = ("trainer.val_check_interval",)
-    _validation(draft, data, number, share, names, is_measured=speed is not None)
-    return steps, total
+    if wanted < low:
+        return low, "the least, however few the images"
+    if wanted > high:
+        return high, "the most, however many the images"
+    return wanted, f"{_PASSES[kind]} passes over the images"
+
+
+def _steps_and_interval(
+    cost: _Cost,
+    given: int | None,
+    interval: float | None,
+    seconds: float | None,
+    usual: tuple[int, str],
+    num_images: int,
+    spent: float,
+) -> tuple[int, float, str]:
+    """Steps, steps between validations, and the reason for the first.
+
+    Args:
+        cost: Of steps and validations.
+        given: Steps that the user has given.
+        interval: Steps between validations, where the user has given it.
+        seconds: Time that is left, or None.
+        usual: Steps where there is no time, and why.
+        num_images: Of a validation.
+        spent: Seconds that are gone already.
+    """
+    if given is None and seconds is not None:
+        steps = _steps_in_time(cost, interval, seconds, num_images, spent)
+        reason = f"what fits into {format_duration(seconds)}, which are left"
+        number = cost.number_of_validations(seconds - cost.start)
+        between: float = max(1, steps // number)
+    else:
+        steps, reason = usual if given is None else (given, "")
+        number = cost.number_of_validations(steps * cost.step + cost.validation)
+        between = max(1, round(steps / number)) if given is None else math.ceil(steps / number)
+    if interval is not None:
+        return steps, interval, reason
+    # The last of the validations is at the end.
+    return steps if given is not None else int(between * number), between, reason
+
+
+def _steps_in_time(cost: _Cost, interval: float | None, seconds: float, num_images: int, spent: float) -> int:
+    """Steps that fit into a time, beside their validations; see `_steps_and_interval`.
+
+    Raises:
+        ValueError: They are too few, or the validations that the user asks for leave no time for training.
+    """
+    if interval is None:
+        per_step = cost.step
+        left = seconds - cost.start - cost.number_of_validations(seconds - cost.start) * cost.validation
+    else:
+        per_step = cost.step + cost.validation / interval
+        left = (seconds - cost.start - cost.validation) * cost.step / per_step
+    share, both = cost.step / per_step, cost.start + cost.validation
+    if share <= _LEAST_TRAINING:
+        raise ValueError(
+            f"validations as often as trainer.val_check_interval says leave {100 * share:.2g} % of the time for "
+            "training: give a longer interval, or validate on the first fifth of the images: "
+            "--trainer.limit_val_batches 0.2"
+        )
+    if left < max(_LEAST_TRAINING * seconds, _LEAST_STEPS * cost.step):
+        least = max(both * share / (share - _LEAST_TRAINING), both + _LEAST_STEPS * per_step)
+        gone = f"reading and measuring took {format_duration(spent)}, " if spent else ""
+        raise ValueError(
+            f"{format_duration(seconds + spent)} are too short: {gone}the start takes {format_duration(cost.start)}, "
+            f"a validation of {num_images:,} images {format_duration(cost.validation)} and a step {cost.step:.2g} s; "
+            f"give {format_duration(1.1 * least + spent)} or more, or validate on the first fifth of the images: "
+            "--trainer.limit_val_batches 0.2"
+        )
+    return int(left / cost.step)
 
 
 def accumulated_batches(draft: Draft) -> int:
-    """Of how many batches a step of the optimizer is."""
+    """Number of batches that one optimizer step accumulates."""
     return int(draft.given.get("trainer.accumulate_grad_batches", 1))
 
 
@@ -110,20 +200,19 @@ def processes(draft: Draft) -> int:
     return max(1, count) * int(draft.given.get("trainer.num_nodes", 1))
 
 
-def _epochs(
-    draft: Draft, data: DataFingerprint, epochs: int, batch: int, step: float, validation: float, start: float | None
-) -> tuple[int, float | None]:
-    """Decides the same for a number of epochs that the user has given."""
-    steps = epochs * max(1, data.num_training // batch)
-    draft.set("trainer.max_epochs", epochs)
-    every = max(1, math.ceil(epochs / _number_of_validations(steps * step + validation, validation)))
-    every = draft.set("trainer.check_val_every_n_epoch", every)
-    draft.decide("steps", f"{epochs:,} epochs, about {steps:,} steps", "", ("trainer.max_epochs",))
-    number = max(1, epochs // every)
-    share = number * validation / (steps * step + number * validation)
-    names = ("trainer.check_val_every_n_epoch",)
-    _validation(draft, data, number, share, names, is_measured=start is not None)
-    return steps, None if start is None else start + steps * step + number * validation
+def _images_of_an_epoch(draft: Draft, data: DataFingerprint, per_batch: int) -> int:
+    options = draft.given.get("data.sampler_options") or {}
+    drawn = draft.given.get("data.sampler_options.num_samples", options.get("num_samples")) or data.num_training
+    return max(1, images_of_epoch(drawn, draft.given.get("trainer.limit_train_batches"), per_batch))
+
+
+def _given_interval(draft: Draft, images: int, per_batch: int) -> int | None:
+    """Batches between validations where the user has given them, or epochs between them."""
+    interval = draft.given.get("trainer.val_check_interval")
+    if isinstance(interval, int):
+        return interval
+    epochs = interval or draft.given.get("trainer.check_val_every_n_epoch")
+    return None if epochs is None else batches_of_epochs(epochs, images, per_batch)
 
 
 def _validated_images(draft: Draft, data: DataFingerprint) -> int:
@@ -137,18 +226,9 @@ def _validated_images(draft: Draft, data: DataFingerprint) -> int:
     return min(data.num_validation, batches * int(draft.settings["data.eval_batch_size"]))
 
 
-def _number_of_validations(seconds: float, validation: float) -> int:
-    """As many as stay below a tenth of the time, at least the one at the end."""
-    if validation == 0:
-        return 1
-    return max(1, min(_MAX_VALIDATIONS, int(_VALIDATION_SHARE * seconds / validation)))
-
-
-def _validation(
-    draft: Draft, data: DataFingerprint, number: int, share: float, names: tuple[str, ...], *, is_measured: bool
-) -> None:
+def _validation(draft: Draft, data: DataFingerprint, number: int, share: float, *, is_measured: bool) -> None:
     """Says how often is validated, on what, and what that costs, above all where one pass is more than its share."""
-    names += ("trainer.limit_val_batches",)
+    names = tuple(f"trainer.{name}" for name in ("val_check_interval", "check_val_every_n_epoch", "limit_val_batches"))
     num_images = _validated_images(draft, data)
     part = "all" if num_images == data.num_validation else f"{num_images:,} of the"
     if data.fold is not None:

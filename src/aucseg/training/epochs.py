@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from aucseg.loading.sample_order import batches_of_epochs, images_of_epoch, steps_of_epochs
 from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.processes import say_once
 
@@ -60,14 +61,14 @@ class EpochCount:
         num_images = (datamodule.sampler_options or {}).get("num_samples") or len(datamodule.training_dataset(None))
         per_batch = datamodule.batch_size * trainer.world_size
         limit = trainer.limit_train_batches
-        num_images = min(num_images, int(limit * (per_batch if isinstance(limit, int) else num_images)))
+        num_images = images_of_epoch(num_images, limit, per_batch)
         if num_images == 0:
             raise ValueError(f"trainer.limit_train_batches {limit} leaves nothing to train on")
-        # It has done what it is to do; the order of the images, which has no end, goes on from epoch to epoch.
+        # The limit is now part of the number of steps; left set, Lightning would apply it again.
         trainer.limit_train_batches = 1.0
         if self._between is not None:
-            trainer.val_check_interval = max(1, round(self._between * num_images / per_batch))
+            trainer.val_check_interval = batches_of_epochs(self._between, num_images, per_batch)
         if self._max_epochs is not None:
-            steps = -(-self._max_epochs * num_images // (per_batch * trainer.accumulate_grad_batches))
+            steps = steps_of_epochs(self._max_epochs, num_images, per_batch * trainer.accumulate_grad_batches)
             trainer.fit_loop.epoch_loop.max_steps = steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
             say_once(f"trainer.max_epochs {self._max_epochs} of {num_images:,} images is {steps:,} steps")
