@@ -22,7 +22,7 @@ def test_killed_run_with_a_damaged_checkpoint_ends_like_the_undisturbed_one(tmp_
     found = run_scenarios(tmp_path, "damaged")["damaged"]
     assert found["deaths"] == 1
     assert found["differs"] == []
-    assert "last.ckpt is left alone: it is cut off" in found["log"]
+    assert "last.ckpt is not a readable checkpoint: it is cut off" in found["log"]
     assert "other settings" not in found["log"]
 
 

@@ -1,16 +1,10 @@
-"""Helpful failures, the nearest names and the missing extra among them, and what is named by its import path."""
+"""Messages that help: the nearest known name, the command that installs a missing extra, notes on exceptions."""
 
 import difflib
 import inspect
-import operator
-import os
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import Any
-
-DEFAULT_IGNORE_INDEX = 255
-_CLASS_IDS = "give class ids, a list of integers (DatasetCard.ids_of finds them)"
 
 
 def closest(name: str, known: Iterable[str]) -> str:
@@ -67,56 +61,6 @@ def check_options(options: Iterable[str], function: Callable[..., Any], name: st
             raise TypeError(f"{name} has no option {str(option)!r}; {closest(str(option), known)}")
 
 
-def class_ids(classes: Any, name: str) -> list[int]:
-    """The ids in a list of classes, as plain integers.
-
-    Args:
-        classes: Integers of any kind, in whatever can be iterated.
-        name: What to call the setting in messages.
-
-    Raises:
-        TypeError: Something else, such as names, or a mask that says of each class whether it is meant.
-
-    Example:
-        >>> class_ids([False, True], "tail_classes")
-        Traceback (most recent call last):
-        ...
-        TypeError: tail_classes holds False: give class ids, a list of integers (DatasetCard.ids_of finds them)
-    """
-    if not isinstance(classes, Iterable):
-        raise TypeError(f"{name} is {classes!r}: {_CLASS_IDS}")
-    return [_class_id(entry, name) for entry in classes]
-
-
-def _class_id(entry: Any, name: str) -> int:
-    # Python and torch take a truth for 0 or 1.
-    is_truth = isinstance(entry, bool) or str(getattr(entry, "dtype", "")).endswith("bool")
-    number: Any = None if is_truth else entry
-    try:
-        return operator.index(number)
-    except TypeError as error:
-        raise TypeError(f"{name} holds {entry!r}: {_CLASS_IDS}") from error
-
-
-def refuse_default_ignore_label(ignore_index: int, num_classes: int) -> None:
-    """Refuses the default ignore label where it is one of the classes, as their pixels would not count.
-
-    Raises:
-        ValueError: It is 255, and there are more classes than 255.
-
-    Example:
-        >>> refuse_default_ignore_label(255, 300)
-        Traceback (most recent call last):
-        ...
-        ValueError: ignore_index=255 (the default) is one of the 300 classes: choose another ignore label, such as -100
-    """
-    if ignore_index == DEFAULT_IGNORE_INDEX < num_classes:
-        raise ValueError(
-            f"ignore_index={DEFAULT_IGNORE_INDEX} (the default) is one of the {num_classes} classes: choose another "
-            "ignore label, such as -100"
-        )
-
-
 def import_extra(module: str, extra: str) -> Any:
     """Imports a module of an optional dependency.
 
@@ -139,121 +83,6 @@ def import_extra(module: str, extra: str) -> Any:
         if error.name != module.split(".")[0]:
             raise
         raise ImportError(f'{error.name} is missing; install it with: pip install "aucseg[{extra}]"') from error
-
-
-def search_current_folder() -> None:
-    """Lets Python find modules in the current folder, where a user's own files lie; the console script does not."""
-    if (folder := os.getcwd()) not in sys.path:
-        sys.path.append(folder)
-
-
-def import_object(path: str, within: str | None = None) -> Any:
-    """Imports a class or function by its import path; its module may lie in the current folder.
-
-    Args:
-        path: `package.module:Name` or `package.module.Name`.
-        within: Module of a bare `Name`.
-
-    Raises:
-        ImportError: There is no such module, or nothing of that name in it that can be called; the message has the
-            nearest names.
-
-    Example:
-        >>> import_object("collections:Counter") is import_object("Counter", "collections")
-        True
-        >>> import_object("collections.Countr")
-        Traceback (most recent call last):
-        ...
-        ImportError: 'collections.Countr': collections has no class or function 'Countr'; did you mean Counter?
-    """
-    module_name, _, attribute = path.rpartition(":" if ":" in path else ".")
-    module_name = module_name or within or ""
-    if not module_name or not attribute:
-        raise ImportError(f"{path!r} is not an import path, such as package.module:Name")
-    search_current_folder()
-    try:
-        module = import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ImportError(f"{path!r}: there is no module {error.name!r} to import") from error
-    found: Any = getattr(module, attribute, None)
-    if not callable(found):
-        names = [name for name, value in vars(module).items() if callable(value)]
-        raise ImportError(
-            f"{path!r}: {module_name} has no class or function {attribute!r}; {closest(attribute, names)}"
-        )
-    return found
-
-
-def build_by_path(spec: Any, name: str, within: str | None = None, *positional: Any, **defaults: Any) -> Any:
-    """Builds an object from `{class_path, init_args}`, as Lightning's configurations have it, or from a path alone.
-
-    Args:
-        spec: The mapping, or an import path; init_args may hold more of such mappings, which are built first.
-        name: What to call the place where it is set.
-        within: Module of a bare name.
-        *positional: First arguments of the class.
-        **defaults: Further arguments, unless `init_args` has them.
-
-    Raises:
-        ImportError: As in `import_object`.
-        TypeError: It is neither, or an argument is unknown or missing.
-
-    Example:
-        >>> build_by_path({"class_path": "Fraction", "init_args": {"denominator": 4}}, "data.share", "fractions", 3)
-        Fraction(3, 4)
-        >>> build_by_path({"class_path": "Fraction", "init_args": {"denomintor": 4}}, "data.share", "fractions")
-        Traceback (most recent call last):
-        ...
-        TypeError: data.share: Fraction has no option 'denomintor'; did you mean denominator?
-    """
-    if isinstance(spec, str):
-        spec = {"class_path": spec}
-    if not is_class_path_entry(spec):
-        raise TypeError(f"{name} must be an import path, or class_path with all options in init_args, got {spec!r}")
-    factory = import_object(spec["class_path"], within)
-    options = {key: _built(value, name, within) for key, value in init_args_of(spec, name).items()}
-    title = f"{name}: {spec['class_path'].rpartition('.')[2]}"
-    check_options(options, factory, title, given=list(inspect.signature(factory).parameters)[: len(positional)])
-    try:
-        return factory(*positional, **(defaults | options))
-    except TypeError as error:
-        raise TypeError(f"{title}: {error}") from error
-
-
-def init_args_of(spec: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The options in `{class_path, init_args}`.
-
-    Raises:
-        TypeError: They are not a mapping.
-
-    Example:
-        >>> init_args_of({"class_path": "SGD", "init_args": "{lr:0.1}"}, "model.optimizer")
-        Traceback (most recent call last):
-        TypeError: model.optimizer: init_args must be a mapping such as '{lr: 0.1}', spaces included, got '{lr:0.1}'
-    """
-    options = spec.get("init_args") or {}
-    if not isinstance(options, Mapping):
-        raise TypeError(f"{name}: init_args must be a mapping such as '{{lr: 0.1}}', spaces included, got {options!r}")
-    return dict(options)
-
-
-class Entries(list[Any]):
-    """Entries of a configuration that are built where they are needed, and not by what reads the configuration."""
-
-
-def is_class_path_entry(value: Any) -> bool:
-    """Whether a value of a configuration is `{class_path, init_args}`."""
-    return (
-        isinstance(value, Mapping)
-        and isinstance(value.get("class_path"), str)
-        and value.keys() <= {"class_path", "init_args"}
-    )
-
-
-def _built(value: Any, name: str, within: str | None) -> Any:
-    if is_class_path_entry(value):
-        return build_by_path(value, name, within)
-    return [_built(item, name, within) for item in value] if isinstance(value, list) else value
 
 
 def add_note(error: BaseException, note: str) -> None:

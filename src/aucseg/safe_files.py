@@ -24,7 +24,8 @@ def replace_file(path: Path, data: bytes | memoryview, keep: Path | None = None)
         keep: Where the old content is kept, in the same folder; None to drop it.
 
     Raises:
-        OSError: It cannot be written, for example because the disk is full; the old file is as it was.
+        OSError: It cannot be written, for example because the disk is full; the old content is as it was, in its place
+            or in that of `keep`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
@@ -139,15 +140,17 @@ def no_empty_folders(folder: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, value: Any, indent: int | None = None) -> None:
-    """Writes JSON with null for NaN (a class that a split does not hold)."""
+    """Writes JSON, which has no NaN (a class that a split does not hold) and no infinity: null stands for them."""
     # Replaced as a whole: a report on a running run never meets half a file.
-    replace_file(path, (json.dumps(_nan_to_none(value), indent=indent) + "\n").encode())
+    replace_file(path, (json.dumps(_finite(value), indent=indent, allow_nan=False) + "\n").encode())
 
 
-def _nan_to_none(value: Any) -> Any:
+def _finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _nan_to_none(item) for key, item in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 MAX_BYTES = 10_000_000

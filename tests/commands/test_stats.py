@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from aucseg import cli
 from aucseg.commands import stats as stats_command
 from aucseg.datasets import DatasetCard, SegmentationDataset
 from aucseg.datasets.shards import write_shards
@@ -26,9 +26,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def run(*arguments: object) -> int:
-        parser = argparse.ArgumentParser()
-        stats_command.add_arguments(parser)
-        return stats_command.run(parser.parse_args([*map(str, arguments), "--workers", "0"]))
+        return cli.main(["stats", *map(str, arguments), "--workers", "0"])
 
     return run
 

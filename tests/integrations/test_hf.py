@@ -1,6 +1,7 @@
 """The Trainer with loss and bank: what it pastes, logs, keeps and refuses. Whole batches: test_whole_batch.py."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -133,6 +134,17 @@ def test_what_cannot_be_done_is_refused(tmp_path: Path) -> None:
     ]
     with pytest.raises(ValueError, match=r"not \['labels'\].*remove_unused_columns=False"):
         trainer.train()
+
+
+def test_what_would_be_left_out_of_the_loss_is_named(tmp_path: Path) -> None:
+    model = ModelOutput(Network())
+    model.config = SimpleNamespace(use_auxiliary_head=True)  # type: ignore[assignment]
+    arguments = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
+    with pytest.warns(UserWarning, match="its auxiliary head is not trained"):
+        AUCSegTrainer(model, arguments, loss=AUCSegLoss())
+    arguments.label_smoothing_factor = 0.1
+    with pytest.raises(ValueError, match=r"AUCSegLoss\(label_smoothing=0\.1\)"):
+        AUCSegTrainer(model, arguments, loss=AUCSegLoss())
 
 
 def test_own_trainers_are_extended(tmp_path: Path) -> None:

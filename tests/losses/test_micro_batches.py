@@ -77,6 +77,44 @@ def test_batch_norm_statistics_are_updated_once() -> None:
         assert torch.equal(a, b)
 
 
+class Cached(nn.Module):
+    """A table of positions that is made, or made anew, for the size of the first images."""
+
+    table: Tensor | None
+
+    def __init__(self, table: Tensor | None) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 1, dtype=torch.float64)
+        self.register_buffer("table", table)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.table is None or self.table.shape[-2:] != images.shape[-2:]:
+            self.table = torch.linspace(0, 1, images[0, 0].numel(), dtype=torch.float64).view(1, 1, *images.shape[-2:])
+        return torch.as_tensor(self.layer(images + self.table))
+
+
+@pytest.mark.parametrize("table", [None, torch.zeros(1, 1, 1, 1, dtype=torch.float64)])
+def test_a_cache_that_the_first_pass_makes_is_that_of_the_second(table: Tensor | None) -> None:
+    torch.manual_seed(0)
+    whole = Cached(table)
+    parts = Cached(table)
+    parts.load_state_dict(whole.state_dict())
+    images, target = batch()
+    AUCSegLoss()(whole(images), target).backward()
+    accumulate(AUCSegLoss(), parts, micro(2))
+    for a, b in zip(gradients(parts), gradients(whole), strict=True):
+        assert (a - b).abs().max() <= 1e-10 * b.abs().max()
+    assert parts.table is not None
+    assert whole.table is not None
+    assert torch.equal(parts.table, whole.table)
+
+
+def test_lazy_modules_are_refused() -> None:
+    model = nn.Sequential(nn.LazyConv2d(4, 1), nn.LazyBatchNorm2d())
+    with pytest.raises(ValueError, match="run it once on a sample before"):
+        accumulate(AUCSegLoss(), model, micro(2))
+
+
 class Recorder(nn.Module):
     """Dropout that remembers its outputs."""
 

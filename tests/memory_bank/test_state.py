@@ -120,3 +120,43 @@ def test_eval_returns_the_inputs_and_stores_nothing() -> None:
     after = bank.state_dict()["_extra_state"]
     assert torch.equal(before.pop("generator"), after.pop("generator"))
     assert str(before) == str(after)
+
+
+def send_samples(bank: TailMemoryBank, counts: Any) -> None:
+    counts.put(bank.num_samples)
+
+
+@pytest.mark.slow
+def test_a_spawned_process_gets_the_bank() -> None:
+    bank = make_bank(capacity=2)
+    run(bank, torch.Generator().manual_seed(5), 3)
+    context = torch.multiprocessing.get_context("spawn")
+    counts = context.Queue()
+    child = context.Process(target=send_samples, args=(bank, counts))
+    child.start()
+    assert counts.get(timeout=120) == bank.num_samples
+    child.join()
+
+
+def test_the_random_state_of_a_pickled_bank_is_not_a_tensor() -> None:
+    # A spawned process would get it by reference to memory that nothing holds.
+    assert isinstance(make_bank().__getstate__()["_generator"], bytes)
+
+
+@pytest.mark.parametrize("volumes", [False, True])
+def test_tensors_of_monai_are_taken(volumes: bool) -> None:
+    meta = pytest.importorskip("monai.data").MetaTensor
+    results = []
+    wraps: list[Any] = [torch.as_tensor, meta]
+    for wrap in wraps:
+        bank, generator = make_bank(capacity=2), torch.Generator().manual_seed(5)
+        for _ in range(3):
+            masks = random_masks(generator, 2, 24, 24)
+            images = colours(masks)
+            if volumes:
+                masks, images = masks[:, None], images[:, :, None]
+            masks, images = wrap(masks), wrap(images)
+            for tensor in (masks, images):
+                tensor.is_batch = True  # as in a batch of its loader
+            results += [torch.as_tensor(part).as_subclass(Tensor) for part in bank(images, masks)]
+    assert_same(results[:6], results[6:])

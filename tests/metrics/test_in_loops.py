@@ -172,3 +172,33 @@ def test_nothing_counted_is_drawn_too() -> None:
     _, axes = metric.plot()
     assert [text.get_text() for text in axes.texts] == ["does not occur"] * 2
     assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "1"]
+
+
+def test_metrics_that_were_reset_in_inference_mode_are_updated_outside_of_it() -> None:
+    metrics, logits = collection(), batch()
+    expected = collection()
+    expected.update(*logits)
+    with torch.inference_mode():
+        metrics.update(*logits)
+        metrics.reset()
+    metrics.update(*logits)
+    torch.testing.assert_close(metrics.compute(), expected.compute(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_counts_stay_integers_where_the_dtype_is_set(dtype: torch.dtype) -> None:
+    metrics, expected = collection(), collection()
+    metrics.set_dtype(dtype)
+    for one in (metrics, expected):
+        one.update(*batch())
+    torch.testing.assert_close(metrics.compute(), expected.compute(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_tensors_of_monai_are_taken() -> None:
+    meta = pytest.importorskip("monai.data").MetaTensor
+    metrics, expected = collection(), collection()
+    expected.update(*batch())
+    logits, target = (meta(part) for part in batch())
+    logits.is_batch = target.is_batch = True
+    metrics.update(logits, target)
+    torch.testing.assert_close(metrics.compute(), expected.compute(), rtol=0, atol=0, equal_nan=True)

@@ -1,6 +1,7 @@
 """Two processes that see half of the batches each compute what one computes from all of them."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,13 +14,13 @@ from aucseg.metrics.pixel_metric import PixelMetric
 NUM_CLASSES, WORLD_SIZE = 4, 2
 
 
-def make_metrics() -> dict[str, PixelMetric]:
+def make_metrics(**options: Any) -> dict[str, PixelMetric]:
     groups = {"head": [0], "middle": [1], "tail": [2, 3]}
     return {
-        "iou": GroupedMeanIoU(NUM_CLASSES, groups),
-        "ovo": PixelAUROC(NUM_CLASSES, bins=100),
-        "ovr": PixelAUROC(NUM_CLASSES, average="ovr", bins=100),
-        "precision": PixelAveragePrecision(NUM_CLASSES, groups, bins=100),
+        "iou": GroupedMeanIoU(NUM_CLASSES, groups, **options),
+        "ovo": PixelAUROC(NUM_CLASSES, bins=100, **options),
+        "ovr": PixelAUROC(NUM_CLASSES, average="ovr", bins=100, **options),
+        "precision": PixelAveragePrecision(NUM_CLASSES, groups, bins=100, **options),
     }
 
 
@@ -44,8 +45,20 @@ def run(rank: int, folder: str) -> None:
                 metric.update(*batch(index))
             results[name] = {"compute": metric.compute(), "details": metric.details()}
         torch.save(results, f"{folder}/{rank}.pt")
+        torch.save(own_values(rank), f"{folder}/own_{rank}.pt")
     finally:
         dist.destroy_process_group()
+
+
+def own_values(rank: int) -> dict[str, list[Any]]:
+    """What is not synchronized: values of `forward`, of which rank 1 has one more, and those without sync."""
+    values: dict[str, list[Any]] = {
+        name: [metric(*batch(index)) for index in range(2 + rank)] for name, metric in make_metrics().items()
+    }
+    for name, metric in make_metrics(sync_on_compute=False).items():
+        metric.update(*batch(rank))
+        values[name] += [metric.compute(), metric.details()]
+    return values
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
@@ -61,3 +74,5 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     for rank in range(WORLD_SIZE):
         results = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         torch.testing.assert_close(results, expected, rtol=0, atol=0)
+        own = torch.load(tmp_path / f"own_{rank}.pt", weights_only=True)
+        torch.testing.assert_close(own, own_values(rank), rtol=0, atol=0, equal_nan=True)

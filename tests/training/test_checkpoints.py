@@ -77,7 +77,7 @@ def test_last_and_previous_are_kept_and_the_damaged_one_is_left_out(tmp_path: Pa
     last.write_bytes(last.read_bytes()[:-40])
     said: list[str] = []
     assert newest_checkpoint(tmp_path, said.append) == tmp_path / PREVIOUS_CHECKPOINT
-    assert "last.ckpt is left alone: it is cut off or damaged" in said[0]
+    assert "last.ckpt is not a readable checkpoint: it is cut off or damaged" in said[0]
     # The damaged one does not take the place of the good one.
     save(tmp_path, 3)
     assert is_content(last, 3)

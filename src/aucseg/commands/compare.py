@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aucseg.commands.children import signals_as_exit
-from aucseg.commands.compare_folder import fill_in, say_next
-from aucseg.commands.option_parser import output_folder
+from aucseg.commands.compare_folder import fill_in
+from aucseg.commands.option_parser import listed, output_folder, split_list
 from aucseg.runtime.announce import loading
 
 if TYPE_CHECKING:
@@ -106,7 +107,8 @@ def run(args: argparse.Namespace) -> int:
             comparison.runner.began = os.fstat(file.fileno()).st_mtime
         status = comparison.execute()
     if args.source is not None and status == 0:
-        say_next(args.out, [method.name for method in comparison.methods])
+        model = comparison.runs_of(comparison.methods[-1])[0].folder
+        print(f"next: open the report; aucseg predict {shlex.quote(str(model))} PHOTOS --out predictions")
     return status
 
 
@@ -136,7 +138,7 @@ def _comparison(args: argparse.Namespace) -> Comparison:
     if args.folds is not None:
         base = merged(base, {"data": {"fold": [0, args.folds]}})  # of each run its own
     base["model"] = {"pixel_metrics": True} | (base.get("model") or {})
-    methods = parse_methods(_listed(args.methods, "--methods"), load_definitions(args.methods_file))
+    methods = parse_methods(listed(args.methods, "--methods"), load_definitions(args.methods_file))
     if any(method.second_stage == OFFSETS for method in methods):
         base = holding_out(base, args.offsets_share)
     names = [method.name for method in methods]
@@ -144,7 +146,7 @@ def _comparison(args: argparse.Namespace) -> Comparison:
     if baseline not in names:
         raise ValueError(f"--baseline {baseline!r} is none of the methods {', '.join(names)}")
     seeds = _seeds(args)
-    models = load_models([item for item in args.models.split(",") if item], base)
+    models = load_models(split_list(args.models), base)
     if args.folds is not None:
         check_folds(models)
     search = parse_search(args.search, methods, args.search_limit)
@@ -173,19 +175,12 @@ def _seeds(args: argparse.Namespace) -> list[int]:
             raise ValueError("--folds makes one run of each fold, whose number is its seed: leave out --seeds")
         return list(range(args.folds))
     try:
-        seeds = [int(seed) for seed in _listed(args.seeds, "--seeds")]
+        seeds = [int(seed) for seed in listed(args.seeds, "--seeds")]
     except ValueError as error:
         raise ValueError(f"--seeds {args.seeds}: expected whole numbers and commas") from error
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"--seeds {args.seeds}: a seed is listed twice")
     return seeds
-
-
-def _listed(text: str, option: str) -> list[str]:
-    items = [item.strip() for item in text.split(",") if item.strip()]
-    if not items:
-        raise ValueError(f"{option} lists nothing")
-    return items
 
 
 def _positive(text: str) -> int:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aucseg.commands.fit_help import check_source
+from aucseg.commands.option_parser import listed, split_list
 from aucseg.run_files import CARD_FILE, PLAN_FILE
 from aucseg.runtime.announce import loading, seconds_since_start
 
@@ -70,15 +69,15 @@ def _complete(planner: Planner, args: argparse.Namespace, start_of_run: float) -
 
     quick = planner.plan(find_machine())
     args.methods = args.methods or _methods_for(quick)
-    methods = parse_methods([name.strip() for name in args.methods.split(",")], load_definitions(args.methods_file))
+    methods = parse_methods(listed(args.methods, "--methods"), load_definitions(args.methods_file))
     if any(method.bank for method in methods) and not quick.bank_to_try:
         raise ValueError(f"no bank can be planned for {args.source} ({quick.bank_reason}): leave out methods with one")
     if args.config.is_file():
         load_base(args.config)
         print(f"the plan is that of {args.config}; another --out begins with a new one", flush=True)
         return
-    num_models = len([item for item in args.models.split(",") if item]) or 1
-    num_runs = num_models * len(methods) * (args.folds or len(args.seeds.split(",")))
+    num_models = len(split_list(args.models)) or 1
+    num_runs = num_models * len(methods) * (args.folds or len(listed(args.seeds, "--seeds")))
     num_trials = 0
     if (search := parse_search(args.search, methods, args.search_limit)) is not None:
         tuned = [method for method in methods if method.has_setting]
@@ -96,13 +95,6 @@ def _complete(planner: Planner, args: argparse.Namespace, start_of_run: float) -
     trials = f" and at most {_number(num_trials, 'trial')}" if num_trials else ""
     names = ", ".join(method.name for method in methods)
     print(f"{_number(num_runs, 'training')}{trials} ({names}): about {total} in all\n")
-
-
-def say_next(out: Path, methods: Sequence[str]) -> None:
-    """Says what one does with the models of a comparison."""
-    runs = sorted(out.glob(f"*/{methods[-1].replace(':', '.')}/seed*"))
-    if runs:
-        print(f"next: open the report; aucseg predict {shlex.quote(str(runs[0]))} PHOTOS --out predictions")
 
 
 def _methods_for(plan: Plan) -> str:

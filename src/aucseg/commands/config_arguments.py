@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from aucseg.configs import find_config
-from aucseg.hints import Entries
+from aucseg.runtime.import_paths import Entries
 from aucseg.safe_files import parse_yaml, read_text
 
 

@@ -37,10 +37,10 @@ from aucseg.commands.plan import with_plan
 from aucseg.commands.plan_options import options_of, run_folder, split_request
 from aucseg.commands.progress import RunProgress
 from aucseg.commands.trainer_defaults import steps_between_logs, use_processes_of_launcher
-from aucseg.hints import Entries, search_current_folder
 from aucseg.models.pretrained import with_pretrained_weights
 from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT, RESULT_FILE
 from aucseg.runtime.announce import Announcement, process_number
+from aucseg.runtime.import_paths import Entries, search_current_folder
 from aucseg.safe_files import check_folder, missing_folders, no_empty_folders, remove_empty_folders
 from aucseg.training.best_checkpoint import BestCheckpoint
 from aucseg.training.checkpoints import (

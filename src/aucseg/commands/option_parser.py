@@ -62,6 +62,28 @@ def output_file(text: str) -> Path:
     return Path(text)
 
 
+def split_list(text: str) -> list[str]:
+    """The items of an option with commas between them.
+
+    Example:
+        >>> split_list("ce, aucseg,")
+        ['ce', 'aucseg']
+    """
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def listed(text: str, option: str) -> list[str]:
+    """Like `split_list`, of an option that must list something.
+
+    Raises:
+        ValueError: It lists nothing.
+    """
+    items = split_list(text)
+    if not items:
+        raise ValueError(f"{option} lists nothing")
+    return items
+
+
 def unknown_option(arguments: Sequence[str], known: Iterable[str]) -> str | None:
     """The first option that is none of the known ones and no beginning of one; None if all are known.
 

@@ -23,6 +23,7 @@ from aucseg.datasets.naming import split_of_path
 from aucseg.datasets.propose import HELD_OUT_SHARE
 from aucseg.datasets.scan_cache import ScanCache
 from aucseg.datasets.split import SplitOfFiles
+from aucseg.hints import add_note
 from aucseg.loading.sequences import sequences_of_names
 from aucseg.metrics.class_bars import check_picture
 from aucseg.run_files import CARD_FILE
@@ -120,14 +121,9 @@ def run(args: argparse.Namespace) -> int:
         # The reader of our output, `head` for example, has seen enough; Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, ImportError, OSError, RuntimeError) as error:
-        print(f"aucseg stats: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            "aucseg stats: interrupted; what was read is in the cache, the next run goes on from there", file=sys.stderr
-        )
-        return 130
+    except KeyboardInterrupt as interrupt:
+        add_note(interrupt, "what was read is in the cache, the next run goes on from there")
+        raise
 
 
 def _run(args: argparse.Namespace) -> int:

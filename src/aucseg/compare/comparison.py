@@ -156,9 +156,22 @@ class Comparison:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Other processes write the same files at other times."""
-        with lock_if_free(self.out / ".tables.lock", _SECONDS_TO_WRITE):
+        """Holds the lock under which the files of the comparison are written, one process at a time.
+
+        Raises:
+            ValueError: Another process holds it for long.
+        """
+        with lock_if_free(self.out / ".tables.lock", _SECONDS_TO_WRITE) as is_held:
+            if not is_held:
+                raise ValueError(
+                    f"another process has been writing the tables in {self.out} for {_SECONDS_TO_WRITE:.0f} s: when it "
+                    "has ended, give the same command again; what is finished is kept"
+                )
             yield
+
+    def runs_of(self, method: Method) -> list[Run]:
+        """The runs of a method, seed by seed."""
+        return [run for _, other, run in self._plan() if other is method]
 
     def list_runs(self) -> int:
         """Prints each run as finished, to do or differing, and starts nothing; returns 0."""

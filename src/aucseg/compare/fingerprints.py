@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from aucseg.hints import search_current_folder
+from aucseg.runtime.import_paths import search_current_folder
 
 Fingerprint = dict[str, Any]
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from aucseg.configs import find_config
-from aucseg.hints import closest, import_object
+from aucseg.hints import closest
 from aucseg.models.recipes import BATCH_SIZE, Recipe, recipe_of
+from aucseg.runtime.import_paths import import_object
 from aucseg.safe_files import read_yaml_mapping
 
 Configuration = dict[str, Any]

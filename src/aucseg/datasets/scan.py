@@ -238,7 +238,7 @@ def _run(jobs: list[_Job], arguments: tuple[DatasetCard, bool, Path | None], num
     try:
         yield from pool.map(_run_worker, jobs, chunksize=_CHUNK)
     except BrokenProcessPool as error:
-        raise RuntimeError(
+        raise ChildProcessError(
             "a process that reads masks died: out of memory, or started from a script whose work is not under "
             "if __name__ == '__main__':; try num_workers=0"
         ) from error

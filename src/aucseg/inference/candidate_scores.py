@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from aucseg.hints import refuse_default_ignore_label
 from aucseg.metrics.pixel_metric import bands_at, check_logits
+from aucseg.tensors.labels import refuse_default_ignore_label
 from aucseg.tensors.upsampling import two_logits
 
 Integers = npt.NDArray[np.integer[Any]]

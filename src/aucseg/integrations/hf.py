@@ -5,6 +5,7 @@ Needs `pip install "aucseg[hf]"`.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ class AUCSegTrainer(Trainer):
 
     Raises:
         TypeError: `compute_loss_func` is given.
-        ValueError: Accumulation with a loss that cannot be had from sums over parts; a batch without `pixel_values`
-            or `labels`.
+        ValueError: `label_smoothing_factor` is set; accumulation with a loss that cannot be had from sums over parts;
+            a batch without `pixel_values` or `labels`.
     """
 
     def __init__(self, *args: Any, loss: nn.Module, bank: TailMemoryBank | None = None, **options: Any) -> None:
@@ -63,6 +64,17 @@ class AUCSegTrainer(Trainer):
                 f"gradient_accumulation_steps is {steps}, but {loss} cannot be had from sums over parts of a batch: "
                 "take an AUCSegLoss or PairwiseAUCLoss that is not computed by sorting, or "
                 "gradient_accumulation_steps=1 with a larger per_device_train_batch_size"
+            )
+        if self.args.label_smoothing_factor:
+            raise ValueError(
+                "label_smoothing_factor is for the Trainer's own loss, which is not used here: give it to the loss, "
+                f"AUCSegLoss(label_smoothing={self.args.label_smoothing_factor})"
+            )
+        if getattr(getattr(self.model, "config", None), "use_auxiliary_head", False):
+            warnings.warn(
+                "the loss is taken of the model's logits alone, and its auxiliary head is not trained: build the model "
+                "with use_auxiliary_head=False",
+                stacklevel=2,
             )
         self.loss = loss.to(self.args.device)
         self.bank = bank

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aucseg.hints import build_by_path, import_extra, import_object, is_class_path_entry
+from aucseg.hints import import_extra
+from aucseg.runtime.import_paths import build_by_path, import_object, is_class_path_entry
 
 try:
     from torchvision import tv_tensors

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from aucseg.hints import check_options, closest, import_object
+from aucseg.hints import check_options, closest
 from aucseg.losses.auc.checks import check_option_names
 from aucseg.losses.aucseg import AUCSegLoss
 from aucseg.losses.baselines import (
@@ -28,6 +28,7 @@ from aucseg.losses.baselines import (
     WeightedCrossEntropyLoss,
 )
 from aucseg.losses.class_weights import class_weights
+from aucseg.runtime.import_paths import import_object
 
 
 def _aucseg(

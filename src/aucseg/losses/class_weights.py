@@ -114,6 +114,7 @@ def class_weights(
         >>> class_weights([800, 150, 50], "median")
         tensor([0.1875, 1.0000, 3.0000])
     """
+    given_pixels = image_pixels is not None
     if isinstance(counts, PixelCounts):
         if image_pixels is None:
             image_pixels = torch.as_tensor(counts.labelled_counts)
@@ -126,6 +127,8 @@ def class_weights(
         owner, default = _OPTIONS[name]
         if value != default and rule != owner and rule in get_args(WeightRule):
             raise ValueError(f"{name} {value} goes with the rule {owner!r}, but the rule is {rule!r}: leave one out")
+    if given_pixels and rule != "median" and rule in get_args(WeightRule):
+        raise ValueError(f"image_pixels goes with the rule 'median', but the rule is {rule!r}: leave one out")
     if rule == "inverse":
         weights = (values.mean() / values) ** power
         if not weights.float().isfinite().all():

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from aucseg.losses.aucseg import AUCSegLoss
 from aucseg.losses.pairwise_auc import PairwiseAUCLoss
@@ -124,10 +125,14 @@ class TwoPasses:
     """A model runs over the parts of a batch twice, and the second time is like the first.
 
     The second pass starts from the buffers of the first, so that statistics are updated once, and replays its random
-    numbers. Make a new one for each batch.
+    numbers. Buffers that the first pass makes or resizes, such as a cache, stay as it leaves them. Make a new one for
+    each batch.
 
     Args:
         model: The model.
+
+    Raises:
+        ValueError: It has lazy modules that have not run yet.
 
     Attributes:
         num_second: Parts of the second pass so far.
@@ -135,7 +140,9 @@ class TwoPasses:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._buffers = [buffer.clone() for buffer in model.buffers()]
+        if any(map(is_lazy, [*model.parameters(), *model.buffers()])):
+            raise ValueError("the model has lazy modules, made in its first call: run it once on a sample before")
+        self._buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         self._random: list[tuple[Tensor, Tensor | None]] = []
         self.num_second = 0
 
@@ -157,8 +164,11 @@ class TwoPasses:
         """Called before the model runs on the next part for the second time, in the same order."""
         if not self.num_second:
             with torch.no_grad():
-                for buffer, before in zip(self._model.buffers(), self._buffers, strict=True):
-                    buffer.copy_(before)
+                for name, buffer in self._model.named_buffers():
+                    before = self._buffers.get(name)
+                    # A cache that the first pass has made, or made larger, is the same in the second.
+                    if before is not None and before.shape == buffer.shape:
+                        buffer.copy_(before)
         _set_random_state(self._random[self.num_second], device)
         self.num_second += 1
 

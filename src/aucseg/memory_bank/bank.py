@@ -32,6 +32,7 @@ from aucseg.memory_bank.plan import BankPlanner, BatchPlan
 from aucseg.memory_bank.policy import PresenceCounts, draw_below, draw_share_of_missing, draw_to_presence, in_any
 from aucseg.memory_bank.store import NeverStored, SampleStore
 from aucseg.memory_bank.uncompiled import UncompiledModule
+from aucseg.tensors.dtypes import plain_tensor
 
 _NO_PASTES: Ints = np.zeros((3, 0), dtype=np.int64)
 
@@ -272,6 +273,7 @@ class TailMemoryBank(UncompiledModule):
         if not self.training:
             return images, masks
         check_batch(images, masks, self.tail_classes)
+        images, masks = plain_tensor(images), plain_tensor(masks)
         self._store.check_format(images)
         mask_dtype = masks.dtype
         if plan is not None:
@@ -383,9 +385,10 @@ class TailMemoryBank(UncompiledModule):
 
     def __getstate__(self) -> dict[str, Any]:
         # A generator cannot be copied or pickled in every supported version of torch; its state can.
-        return {**self.__dict__, "_generator": self._generator.get_state()}
+        # As bytes: a process that is spawned gets tensors by reference, and nothing here would hold this one.
+        return {**self.__dict__, "_generator": self._generator.get_state().numpy().tobytes()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         generator = torch.Generator()
-        generator.set_state(state["_generator"])
+        generator.set_state(torch.frombuffer(bytearray(state["_generator"]), dtype=torch.uint8))
         super().__setstate__({**state, "_generator": generator})

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from aucseg.hints import class_ids
 from aucseg.memory_bank.pixels import send
 from aucseg.tensors.dtypes import check_tensor
+from aucseg.tensors.labels import class_ids
 
 if TYPE_CHECKING:
     from aucseg.memory_bank.plan import BankPlanner, BatchPlan

@@ -20,6 +20,7 @@ from aucseg.memory_bank.components import (
     number_components,
     sum_by,
 )
+from aucseg.tensors.dtypes import plain_tensor
 
 _MOST_PROBES = 1024
 
@@ -124,7 +125,7 @@ class BankPlanner:
             ValueError: Another shape, or a label outside 0..K-1 that is not `ignore_index`.
         """
         check_masks(masks, self.tail_classes)
-        return BatchPlan(self, workable(masks).contiguous())
+        return BatchPlan(self, workable(plain_tensor(masks)).contiguous())
 
     def collate(self, samples: Sequence[Any]) -> Any:
         """A `collate_fn` for a `DataLoader`: the usual batch, and its plan.

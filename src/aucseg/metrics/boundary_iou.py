@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aucseg.hints import refuse_default_ignore_label
 from aucseg.tensors.dtypes import int64_labels
+from aucseg.tensors.labels import refuse_default_ignore_label
 
 # Share of the image's diagonal that the bands are wide: the value of the paper for COCO.
 DILATION_RATIO = 0.02

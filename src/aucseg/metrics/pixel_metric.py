@@ -1,9 +1,9 @@
 """What all pixel metrics share: checks of logits and labels, states that are sums, one band of rows at a time."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import ModuleType
 from typing import Any
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from aucseg.hints import class_ids, refuse_default_ignore_label
 from aucseg.metrics.class_bars import draw_class_bars
-from aucseg.tensors.dtypes import check_tensor, int64_labels
+from aucseg.tensors.dtypes import check_tensor, int64_labels, plain_tensor
+from aucseg.tensors.labels import check_ignore_index, class_ids, refuse_default_ignore_label
 from aucseg.tensors.upsampling import upsampled_bands
 
 _MAX_DIMENSIONS = 3  # of upsampling
@@ -57,8 +57,7 @@ class PixelMetric(Metric):
                 f"num_classes must be an integer of at least 2, not {num_classes!r}; a model with one logit a pixel "
                 "has 2 classes: give num_classes=2 and its logits (B, 1, *spatial)"
             )
-        if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-            raise TypeError(f"ignore_index must be an integer, not {ignore_index!r}")
+        check_ignore_index(ignore_index)
         refuse_default_ignore_label(ignore_index, num_classes)
         if class_names is not None and (isinstance(class_names, str) or len(class_names) != num_classes):
             raise ValueError(f"class_names must hold {num_classes} names, one a class, got {class_names!r}")
@@ -72,8 +71,11 @@ class PixelMetric(Metric):
         raise NotImplementedError
 
     def over_processes(self) -> AbstractContextManager[None]:
-        """Within the context the states are those of all processes, as they are within `compute`."""
-        outside = not self._is_synced
+        """Within the context the states are those of all processes, where `compute` would take those of all.
+
+        Within `forward`, and with `sync_on_compute=False`, they are those of this process.
+        """
+        outside = not self._is_synced and self._to_sync
         context: AbstractContextManager[None] = self.sync_context(should_sync=outside, should_unsync=outside)
         return context
 
@@ -123,10 +125,15 @@ class PixelMetric(Metric):
         shapes = {name: default.shape for name, default in defaults.items()}
         for name, default in defaults.items():
             defaults[name] = default[(0,) * default.ndim]
-        super()._apply(fn, *args, **kwargs)
+        super()._apply(partial(_keeping_integers, fn), *args, **kwargs)
         for name, shape in shapes.items():
             defaults[name] = defaults[name].expand(shape)
         return self
+
+    def reset(self) -> None:
+        """Empties the states, so that they can be added to later even where `torch.inference_mode` is on."""
+        with torch.inference_mode(False):
+            super().reset()
 
     def results(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns results in float32 on the metric's device."""
@@ -162,6 +169,12 @@ class PixelMetric(Metric):
         elif invalid.any():
             place = tuple(int(i) for i in invalid.nonzero()[0])
             raise ValueError(f"{what} {values[place].item()} at {place}: {remedy}")
+
+
+def _keeping_integers(convert: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """What moves states but makes no floating point of counts, as `set_dtype` would."""
+    changed = convert(values.new_zeros(()))
+    return convert(values) if changed.dtype == values.dtype or values.is_floating_point() else values.to(changed.device)
 
 
 def check_groups(
@@ -210,7 +223,7 @@ def check_logits(logits: Tensor, target: Tensor, num_classes: int) -> tuple[Tens
         ValueError: Shapes that don't fit together.
     """
     check_tensor(logits, "logits")
-    target = int64_labels(target)
+    logits, target = plain_tensor(logits), plain_tensor(int64_labels(target))
     if not logits.is_floating_point():
         raise TypeError(f"logits must be floating point, not {logits.dtype}")
     if logits.ndim == 2 and target.ndim == 1:

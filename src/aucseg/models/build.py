@@ -8,13 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from aucseg.hints import closest, import_object
+from aucseg.hints import closest
 from aucseg.models.checkpoint import load_encoder_checkpoint
 from aucseg.models.hf_models import build_hf_model, list_hf_model_types
 from aucseg.models.segmentation_model import SegmentationModel, WrappedNetwork
 from aucseg.models.segnext import SIZES, SegNeXt
 from aucseg.models.smp_models import PACKAGE_ENCODER, PACKAGE_WEIGHTS, build_smp_model, list_smp_architectures
 from aucseg.models.torchvision_models import build_torchvision_model, list_torchvision_models
+from aucseg.runtime.import_paths import import_object
 
 
 def build_model(name: str | nn.Module, num_classes: int, **options: Any) -> SegmentationModel:

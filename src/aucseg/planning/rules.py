@@ -203,7 +203,7 @@ def _batch(
     draft: Draft, data: DataFingerprint, machine: Machine, kind: str, size: tuple[int, int], limit: int | None
 ) -> int:
     batch = draft.set("data.batch_size", min(_BATCH[kind], limit or _BATCH[kind]))
-    channels = data.num_channels * (4 if data.bands is not None else 1)
+    channels = data.num_channels * (1 if data.value_range is None else 4)
     needed = data.num_training * data.mean_pixels * (channels + 1)
     fits = needed < _CACHE_SHARE * machine.free_memory
     is_kept = fits and all(draft.given.get(name) is None for name in _READ_OTHERWISE)

@@ -31,13 +31,18 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Returns a duration in words, to two digits.
+    """Returns a duration in words, to two digits at least.
 
     Example:
-        >>> [format_duration(seconds) for seconds in (8.4, 89, 145, 840, 6000, 90000)]
-        ['8 seconds', '89 seconds', '2.4 minutes', '14 minutes', '1.7 hours', '25 hours']
+        >>> [format_duration(seconds) for seconds in (8.4, 89, 145, 840, 6000, 90000, 604800, 1e7)]
+        ['8 seconds', '89 seconds', '2.4 minutes', '14 minutes', '1.7 hours', '25 hours', '7 days', '116 days']
     """
     if seconds < 90:
         number = max(1, round(seconds))
         return f"{number} second{'s' * (number != 1)}"
-    return f"{seconds / 60:.2g} minutes" if seconds < 5400 else f"{seconds / 3600:.2g} hours"
+    if seconds < 5400:
+        return f"{seconds / 60:.2g} minutes"
+    if seconds < 2 * 86400:
+        return f"{seconds / 3600:.2g} hours"
+    days = seconds / 86400
+    return f"{days:.2g} days" if days < 100 else f"{days:.0f} days"

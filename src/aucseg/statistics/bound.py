@@ -22,7 +22,7 @@ def bound_terms(
 
     Args:
         num_images: N.
-        pixels_per_image: K.
+        pixels_per_image: k, at least 1.
         num_classes: K.
         tau: How unevenly the classes are spread over the images.
         delta: The bound holds with probability `1 - delta`.
@@ -34,7 +34,7 @@ def bound_terms(
         last term), `total`, and `tau`.
 
     Raises:
-        ValueError: `delta` outside (0, 1), or `mu` or a constant that is not positive.
+        ValueError: `delta` outside (0, 1), or `pixels_per_image`, `mu` or a constant that is not positive.
 
     Example:
         >>> size = {"pixels_per_image": 100, "num_classes": 19, "tau": 4.0}
@@ -46,6 +46,8 @@ def bound_terms(
         raise ValueError(f"delta is a probability between 0 and 1, not {delta}")
     if mu <= 0 or min(constants) <= 0:
         raise ValueError(f"mu and the constants must be positive, not mu={mu}, constants={constants}")
+    if pixels_per_image < 1:
+        raise ValueError(f"pixels_per_image must be at least 1, not {pixels_per_image}")
     a, b, c = constants
     n = num_images
     scale = math.sqrt(max(a * math.log(2 * b * mu * tau * n * pixels_per_image + c), 0) / n)

@@ -124,10 +124,12 @@ class ClassStatistics:
         Volumes (B, D, H, W) count as images, not as so many slices, by `update(masks.flatten(1, 2))`.
 
         Raises:
-            TypeError: The mask holds no integers.
+            TypeError: The mask holds neither integers nor truth values.
             ValueError: Another shape, or a label outside 0..K-1 that is not the ignore label.
         """
         array = np.asarray(mask.numpy(force=True)) if hasattr(mask, "numpy") else np.asarray(mask)
+        if array.dtype == bool:
+            array = array.view(np.uint8)
         if not np.issubdtype(array.dtype, np.integer):
             raise TypeError(
                 f"a mask holds integers (train ids), not {array.dtype}; cast it with .long() or .astype(int)"
@@ -137,8 +139,20 @@ class ClassStatistics:
                 f"a mask has shape (H, W), a batch (B, H, W), not {array.shape}; of volumes (B, D, H, W) give "
                 "masks.flatten(1, 2)"
             )
-        for single in array if array.ndim == 3 else array[None]:
-            self.add_scan(scan_mask(np.ascontiguousarray(single)))
+        scans = [scan_mask(np.ascontiguousarray(single)) for single in (array if array.ndim == 3 else array[None])]
+        for scan in scans:  # of a batch that is refused nothing counts
+            self._check_labels(scan)
+        for scan in scans:
+            self.add_scan(scan)
+
+    def _check_labels(self, scan: MaskScan) -> None:
+        outside = ((scan.ids < 0) | (scan.ids >= self.num_classes)) & (scan.ids != self.ignore_index)
+        if outside.any():
+            raise ValueError(
+                f"label {scan.ids[outside][0]} ({scan.counts[outside][0]} pixels) is outside 0..{self.num_classes - 1} "
+                f"and is not the ignore label {self.ignore_index}; map raw ids to train ids first (data set card), or "
+                "pass the right num_classes"
+            )
 
     def add_scan(self, scan: MaskScan) -> None:
         """Counts one image, given the scan of its mask of train ids.
@@ -146,15 +160,9 @@ class ClassStatistics:
         Raises:
             ValueError: A label outside 0..K-1 that is not the ignore label.
         """
+        self._check_labels(scan)
         valid = scan.ids != self.ignore_index
         ids, counts = scan.ids[valid], scan.counts[valid]
-        outside = (ids < 0) | (ids >= self.num_classes)
-        if outside.any():
-            raise ValueError(
-                f"label {ids[outside][0]} ({counts[outside][0]} pixels) is outside 0..{self.num_classes - 1} and is "
-                f"not the ignore label {self.ignore_index}; map raw ids to train ids first (data set card), or pass "
-                "the right num_classes"
-            )
         cells = unpack_cells(scan.cells[valid])
         self.num_images += 1
         self.num_ignored += int(scan.counts[~valid].sum())
@@ -323,7 +331,7 @@ class ClassStatistics:
             delta: The bound holds with probability `1 - delta`.
             mu: Lipschitz constant of the risk of a sample.
             constants: A, B, C, which the paper leaves open.
-            pixels_per_image: K; the largest image by default.
+            pixels_per_image: k; the largest image by default.
 
         Raises:
             ValueError: No labelled image, or an argument out of its range.
@@ -332,7 +340,7 @@ class ClassStatistics:
             raise ValueError("no labelled image in these statistics; count some masks first")
         return bound_terms(
             num_images=self.num_images,
-            pixels_per_image=pixels_per_image or self.max_image_pixels,
+            pixels_per_image=self.max_image_pixels if pixels_per_image is None else pixels_per_image,
             num_classes=self.num_classes,
             tau=self.tau,
             delta=delta,

@@ -114,6 +114,22 @@ def check_tensor(value: object, name: str) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}{hint}")
 
 
+def plain_tensor(values: Tensor) -> Tensor:
+    """The values as a plain tensor where a library has a subclass of its own, such as MONAI's `MetaTensor`.
+
+    What these add to slices, shapes and new tensors is meant for images. Tensors of torch itself that trace or
+    distribute (with a `__torch_dispatch__`) stay what they are.
+
+    Example:
+        >>> class Tagged(torch.Tensor):
+        ...     pass
+        >>> type(plain_tensor(torch.ones(2).as_subclass(Tagged))) is torch.Tensor
+        True
+    """
+    is_plain = type(values) is Tensor or type(values).__torch_dispatch__ is not Tensor.__torch_dispatch__
+    return values if is_plain else values.as_subclass(Tensor)
+
+
 def int64_labels(labels: Tensor, name: str = "target") -> Tensor:
     """Labels as int64, the dtype in which they are compared: in a narrow one a number such as -100 would wrap around.
 

@@ -63,20 +63,17 @@ def newest_checkpoint(folder: Path, say: Callable[[str], object] = say_once) -> 
         say: Called with a sentence about each damaged checkpoint.
     """
     for path in (folder / LAST_CHECKPOINT, folder / PREVIOUS_CHECKPOINT):
-        problem = checkpoint_problem(path)
-        if problem is None:
+        if path.exists():
             try:
                 checkpoint_step(path)
                 return path
-            except Exception as error:  # right checksums in an archive that torch cannot read
-                problem = f"it is damaged ({error})"
-        if path.exists():
-            say(f"{path} is left alone: {problem}")
+            except ValueError as error:
+                say(f"{error}; the file is left alone")
     return None
 
 
 def checkpoint_step(path: Path) -> int:
-    """Optimizer steps that a checkpoint has behind it, read without loading its tensors.
+    """Optimizer steps that a checkpoint has behind it; checks the whole file, and loads none of its tensors.
 
     Raises:
         ValueError: The file is not a checkpoint of a training.
@@ -90,6 +87,8 @@ def checkpoint_step(path: Path) -> int:
         raise ValueError(
             f"{path} holds objects that could run code; a checkpoint of 'aucseg fit' has tensors and plain containers"
         ) from error
+    except Exception as error:  # right checksums in an archive that torch cannot read
+        raise ValueError(f"{path} is not a readable checkpoint: it is damaged ({error})") from error
     _check_training(content, path)
     return int(content["global_step"])
 

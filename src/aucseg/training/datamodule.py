@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 from aucseg.datasets import DatasetCard, SegmentationDataset
 from aucseg.datasets.hub_folder import root_of
 from aucseg.datasets.shards import StreamedSegmentationDataset
-from aucseg.hints import Entries
 from aucseg.loading.evaluation_batches import EvaluationBatches, collate_any_size, largest_image
 from aucseg.loading.held_out import share_to_hold_out
 from aucseg.loading.photometric import COLOUR_CHANGES, distort_colours
@@ -24,6 +23,7 @@ from aucseg.loading.shard_order import ShardStream
 from aucseg.loading.training_parts import TrainingParts
 from aucseg.loading.transforms import IMAGENET_MEAN, evaluation_transform, training_transform
 from aucseg.randomness import stable_seed
+from aucseg.runtime.import_paths import Entries
 from aucseg.statistics.class_statistics import ClassStatistics
 from aucseg.training.bank_plans import planned_by_workers
 from aucseg.training.data_description import describe_run
@@ -348,7 +348,7 @@ class SegmentationDataModule(LightningDataModule):
         dataset = self.validation_dataset(self.evaluation_transform)
         if len(dataset) < world_size:
             raise ValueError(
-                f"split {self.val_split!r} has {len(dataset)} images for {world_size} processes: validate with fewer"
+                f"{self.validation_name}: {len(dataset)} images for {world_size} processes: validate with fewer"
             )
 
         def rehearse() -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,14 +39,15 @@ def normalization(
     """Returns mean and standard deviation of each channel: those given, or those of the model's weights.
 
     Raises:
-        ValueError: They are not as many as the card's bands, or a deviation is not positive.
+        ValueError: They are not as many as the channels, or not finite, or a deviation is not positive.
     """
     mean = getattr(model, "pixel_mean", IMAGENET_MEAN) if mean is None else mean
     std = getattr(model, "pixel_std", IMAGENET_STD) if std is None else std
     for option, values in (("mean", mean), ("std", std)):
-        if card.bands is not None and len(values) not in (1, card.num_channels):
-            raise ValueError(
-                f"model.{option} has {len(values)} values for images of {card.num_channels} bands; 'aucseg stats' "
-                "prints mean and std of each band"
-            )
+        if len(values) not in (1, card.num_channels):
+            bands = "channels" if card.bands is None else "bands; 'aucseg stats' prints mean and std of each band"
+            raise ValueError(f"model.{option} has {len(values)} values for images of {card.num_channels} {bands}")
+        if not all(math.isfinite(value) and (value > 0 or option == "mean") for value in values):
+            what = "finite" if option == "mean" else "finite and above 0"
+            raise ValueError(f"model.{option} must be {what}, in 0..255 as the images are, got {list(values)}")
     return list(mean), list(std)

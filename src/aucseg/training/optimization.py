@@ -11,9 +11,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
 from torch import nn
 
-from aucseg.hints import build_by_path, init_args_of
 from aucseg.models import split_parameters
 from aucseg.models.recipes import BATCH_SIZE, recipe_of
+from aucseg.runtime.import_paths import build_by_path, init_args_of
 from aucseg.training.processes import say_once
 
 # A word of a dotted name: pos_embed, position_embeddings, relative_position_bias_table, rel_pos_h, ...

@@ -255,3 +255,17 @@ def test_bank_is_part_of_the_checkpoint(tmp_path: Path) -> None:
     load_checkpoint(other, str(tmp_path / "model.pth"))
     assert other.data_preprocessor.bank.num_samples == {TAIL: 1}
     assert other.data_preprocessor.bank.nbytes == model.data_preprocessor.bank.nbytes > 0
+
+
+def test_weights_of_other_tail_classes_leave_the_bank_empty(tmp_path: Path) -> None:
+    config = with_aucseg(zoo_config("segnext"))
+    model = MODELS.build(config)
+    model.data_preprocessor(random_batch(tail=True), training=True)
+    save_checkpoint({"state_dict": weights_to_cpu(get_state_dict(model)), "meta": {}}, str(tmp_path / "model.pth"))
+    config.data_preprocessor.bank.tail_classes = [TAIL - 1]
+    other = MODELS.build(config)
+    with pytest.warns(UserWarning, match="a bank of other classes .* the bank begins empty"):
+        load_checkpoint(other, str(tmp_path / "model.pth"))
+    assert other.data_preprocessor.bank.num_samples == {TAIL - 1: 0}
+    for (name, a), (_, b) in zip(other.named_parameters(), model.named_parameters(), strict=True):
+        assert torch.equal(a, b), name

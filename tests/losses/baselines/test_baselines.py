@@ -1,5 +1,6 @@
 """Every loss against a naive implementation of its published formula: values, and gradients by finite differences."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -367,7 +368,7 @@ def test_bad_input() -> None:
     bad_target = target.clone()
     bad_target[1, 2, 0] = 4
     cases: list[tuple[Tensor, Tensor, type[Exception], str]] = [
-        (logits, bad_target, ValueError, r"target label 4 at \(1, 2, 0\)"),
+        (logits, bad_target, ValueError, r"target\[1, 2, 0\] is 4: labels must lie in 0\.\.3"),
         (logits, target.float(), TypeError, "integer"),
         (logits.long(), target, TypeError, "floating point"),
         (logits[:1], target, ValueError, "don't fit together"),
@@ -380,6 +381,29 @@ def test_bad_input() -> None:
             loss(bad_logits, labels)
     with pytest.raises(ValueError, match="at least 2 channels"):
         build_loss("ce")(logits[:, :1], target)
+    with pytest.raises(TypeError, match="ignore_index must be an integer, got '255'"):
+        build_loss("ce", ignore_index="255")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, "1"])
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("la", "tau"),
+        ("vs", "gamma"),
+        ("ldam", "scale"),
+        ("ldam", "max_margin"),
+        ("blv", "sigma"),
+        ("seesaw", "p"),
+        ("seesaw", "q"),
+        ("focal", "gamma"),
+        ("ce-dice", "ce_weight"),
+        ("dice", "smooth"),
+    ],
+)
+def test_options_are_finite_numbers(name: str, option: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"{option} must be a finite number"):
+        build_loss(name, COUNTS.tolist(), **{option: value})
 
 
 def test_aucseg_is_in_the_registry() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -62,7 +64,7 @@ class AUCSegDataPreProcessor(SegDataPreProcessor):  # type: ignore[misc]
     """mmsegmentation's data preprocessor with one bank, on the model's device, for the whole batch.
 
     Storing and pasting come after normalization and padding. The bank is the attribute `bank`; its state is part of
-    the model's checkpoint.
+    the model's checkpoint. A checkpoint of other classes (`load_from`) leaves it empty, with a warning.
 
     Args:
         bank: Options of `aucseg.TailMemoryBank`; `as_in_paper="ade20k"` stands for the paper's settings; None for
@@ -73,6 +75,8 @@ class AUCSegDataPreProcessor(SegDataPreProcessor):  # type: ignore[misc]
     def __init__(self, bank: dict[str, Any] | None = None, **options: Any) -> None:
         super().__init__(**options)
         self.bank = None if bank is None else TailMemoryBank(**with_paper_settings(bank))
+        if self.bank is not None:
+            self.bank.register_load_state_dict_pre_hook(_leave_other_classes_out)  # type: ignore[no-untyped-call]
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
         """As in `SegDataPreProcessor`, then, in training, the bank."""
@@ -86,3 +90,14 @@ class AUCSegDataPreProcessor(SegDataPreProcessor):  # type: ignore[misc]
         for truth, mask in zip(truths, masks, strict=True):
             truth.data = mask[None]
         return batch
+
+
+def _leave_other_classes_out(bank: TailMemoryBank, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Puts the bank's own state in the place of one of other classes, which it could not take."""
+    key = f"{prefix}_extra_state"
+    stored, own = state.get(key), bank.get_extra_state()
+    names = ("num_classes", "tail_classes")
+    if isinstance(stored, Mapping) and any(stored.get(name) != own[name] for name in names):
+        found = ", ".join(f"{name} {stored.get(name)}" for name in names)
+        warnings.warn(f"the checkpoint has a bank of other classes ({found}): the bank begins empty", stacklevel=2)
+        state[key] = own

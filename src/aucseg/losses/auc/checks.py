@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from aucseg.hints import closest, refuse_default_ignore_label
+from aucseg.hints import closest
 from aucseg.losses.auc.surrogates import SURROGATES
 from aucseg.tensors.dtypes import check_tensor
+from aucseg.tensors.labels import check_ignore_index, check_labels, refuse_default_ignore_label
 
 if TYPE_CHECKING:
     from aucseg.losses.auc.options import AUCOptions, LossOptions
@@ -83,10 +84,7 @@ def check_auc_options(options: AUCOptions) -> None:
     check_number("margin", options.margin)
     if not 0 < options.margin <= MAX_MARGIN:
         raise ValueError(f"margin must be a number above 0, at most {MAX_MARGIN:g}, got {options.margin}")
-    if not isinstance(options.ignore_index, int):
-        raise TypeError(f"ignore_index must be an int, got {options.ignore_index!r}")
-    if not -(2**63) <= options.ignore_index < 2**63:
-        raise ValueError(f"ignore_index must fit into 64 bits, got {options.ignore_index}")
+    check_ignore_index(options.ignore_index)
     if options.max_fpr is not None:
         check_number("max_fpr", options.max_fpr)
         if not 0 < options.max_fpr <= 1:
@@ -143,9 +141,9 @@ def check_inputs(logits: Tensor, target: Tensor, options: LossOptions, *, upsamp
     check_tensor(logits, "logits")
     check_tensor(target, "target")
     if not logits.is_floating_point():
-        raise ValueError(f"logits must be floating point, got {logits.dtype}")
+        raise TypeError(f"logits must be floating point, got {logits.dtype}")
     if target.dtype not in _LABEL_DTYPES:
-        raise ValueError(
+        raise TypeError(
             f"target must hold integer class labels, got {target.dtype}: pass target.long() if its values are whole"
         )
     shape, labels = tuple(logits.shape), tuple(target.shape)
@@ -173,7 +171,7 @@ def check_inputs(logits: Tensor, target: Tensor, options: LossOptions, *, upsamp
         return
     _check_derivatives(logits)
     if options.auc.validate_args and target.device.type == "cpu" and target.numel():
-        _check_labels(target, max(shape[1], 2), options.auc.ignore_index)
+        check_labels(target, max(shape[1], 2), options.auc.ignore_index)
     if options.auc.check_finite:
         _check_finite(logits)
 
@@ -203,24 +201,6 @@ def _check_derivatives(logits: Tensor) -> None:
         raise NotImplementedError(
             "the AUC loss has a backward pass alone, neither forward-mode derivatives nor the transforms of torch.func "
             "(grad, vjp, jvp, jacrev, ...): use loss.backward() or torch.autograd.grad(loss, inputs)"
-        )
-
-
-def _check_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
-    if target.dtype == torch.bool:
-        return
-    if target.dtype in (torch.uint16, torch.uint32):  # torch has few operations for these
-        target = target.to(torch.int64)
-    low, high = (int(value) for value in torch.aminmax(target))
-    if low >= 0 and high < num_classes:
-        return
-    target = target.to(torch.int64)  # numbers are compared in the dtype of the tensor, where they may wrap around
-    bad = ((target < 0) | (target >= num_classes)) & (target != ignore_index)
-    if bool(bad.any()):
-        where = tuple(bad.nonzero()[0].tolist())
-        raise ValueError(
-            f"target[{', '.join(map(str, where))}] is {int(target[where])}: labels must lie in "
-            f"0..{num_classes - 1} or be the ignore label {ignore_index}"
         )
 
 

@@ -15,12 +15,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from aucseg.hints import DEFAULT_IGNORE_INDEX
 from aucseg.losses.auc.checks import check_auc_options
 from aucseg.losses.auc.separable import Separable
 from aucseg.losses.auc.smooth import Coefficients, SmoothSurrogate
 from aucseg.losses.auc.surrogates import choose_form, separable_form
 from aucseg.tensors.dtypes import wide_dtype
+from aucseg.tensors.labels import DEFAULT_IGNORE_INDEX
 
 SurrogateOption = str | SmoothSurrogate | Callable[[Tensor], Tensor]
 

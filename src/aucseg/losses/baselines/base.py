@@ -1,5 +1,6 @@
 """What all losses of this package share: one interface, checks, upsampling, float32, means over valid pixels."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aucseg.hints import refuse_default_ignore_label
 from aucseg.losses.class_weights import check_class_counts
 from aucseg.tensors.dtypes import check_tensor, int64_labels, wide_dtype, wide_sum
+from aucseg.tensors.labels import check_ignore_index, check_labels, refuse_default_ignore_label
 
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -31,6 +32,7 @@ class LongTailLoss(nn.Module):
         super().__init__()
         if class_counts is None and self.uses_counts:
             raise ValueError(f"{type(self).__name__} needs class_counts, the pixels of each class in the training set")
+        check_ignore_index(ignore_index)
         self.ignore_index = ignore_index
         self._of_classes: dict[str, Tensor] = {}
         # Tells where the module is: an integer, so that half() and the like leave it alone.
@@ -113,7 +115,7 @@ class LongTailLoss(nn.Module):
     def _check(self, logits: Tensor, target: Tensor) -> Tensor:
         check_tensor(logits, "logits")
         if not logits.is_floating_point():
-            raise TypeError(f"logits must be floating point, not {logits.dtype}")
+            raise TypeError(f"logits must be floating point, got {logits.dtype}")
         target = int64_labels(target)
         if logits.ndim < 2 or logits.ndim != target.ndim + 1 or len(logits) != len(target):
             raise ValueError(
@@ -133,17 +135,29 @@ class LongTailLoss(nn.Module):
             raise ValueError(f"logits of spatial size {tuple(small)} are larger than the target's {tuple(large)}")
         if small != large and len(large) not in _MODES:
             raise ValueError(f"upsampling is defined for 1 to 3 spatial dimensions, not {len(large)}")
-        if target.device.type == "cpu":
-            invalid = self.valid(target) & ((target < 0) | (target >= num_classes))
-            if invalid.any():
-                place = tuple(int(i) for i in invalid.nonzero()[0])
-                raise ValueError(
-                    f"target label {target[place].item()} at {place} is outside 0..{num_classes - 1} and is not "
-                    f"ignore_index, {self.ignore_index}"
-                )
+        if target.device.type == "cpu" and target.numel():
+            check_labels(target, num_classes, self.ignore_index)
         return target
 
 
+def finite_number(value: Any, name: str, *, above_zero: bool = False) -> float:
+    """Returns an option of a loss that must be a finite number and at least, or above, 0.
+
+    Raises:
+        ValueError: It is not.
+
+    Example:
+        >>> finite_number(float("nan"), "tau")
+        Traceback (most recent call last):
+        ...
+        ValueError: tau must be a finite number of at least 0, got nan
+    """
+    is_number = isinstance(value, (int, float)) and math.isfinite(value)
+    if not is_number or value < 0 or (above_zero and value == 0):
+        raise ValueError(f"{name} must be a finite number {'above' if above_zero else 'of at least'} 0, got {value!r}")
+    return float(value)
+
+
 def channels(values: Tensor, like: Tensor) -> Tensor:
-    """Shape values of classes (K,) for logits (B, K, P), in their dtype."""
+    """Shapes values of classes (K,) for logits (B, K, P), in their dtype."""
     return values.to(like.dtype).view(1, -1, 1)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from aucseg.losses.baselines.base import channels
+from aucseg.losses.baselines.base import channels, finite_number
 from aucseg.losses.baselines.reweighting import CrossEntropyLoss
 from aucseg.losses.class_weights import check_class_counts, class_weights
 
@@ -39,7 +39,7 @@ def post_hoc_logit_adjustment(logits: Tensor, class_counts: Tensor | Sequence[fl
     counts = check_class_counts(class_counts)
     if logits.ndim < 2 or logits.shape[1] != len(counts):
         raise ValueError(f"logits of shape {tuple(logits.shape)} don't have the {len(counts)} channels of class_counts")
-    _check_not_negative(tau, "tau")
+    finite_number(tau, "tau")
     prior = log_prior(counts).to(logits.dtype).to(logits.device)
     return logits - tau * prior.view(-1, *[1] * (logits.ndim - 2))
 
@@ -75,7 +75,7 @@ class LogitAdjustmentLoss(CrossEntropyLoss):
         tau: float = 1.0,
     ) -> None:
         super().__init__(class_counts, ignore_index)
-        self.tau = _check_not_negative(tau, "tau")
+        self.tau = finite_number(tau, "tau")
         self.keep("log_prior", log_prior(self.exact_counts))
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class VSLoss(LogitAdjustmentLoss):
         tau: float = 1.25,
     ) -> None:
         super().__init__(class_counts, ignore_index, tau=tau)
-        _check_not_negative(gamma, "gamma")
+        finite_number(gamma, "gamma")
         self.keep("scale", (self.exact_counts / self.exact_counts.max()) ** gamma)
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -178,14 +178,12 @@ class LDAMLoss(CrossEntropyLoss):
         beta: float | None = None,
     ) -> None:
         super().__init__(class_counts, ignore_index)
-        if scale <= 0:
-            raise ValueError(f"scale must be above 0, not {scale}")
         if drw_start is not None and not 0 <= drw_start <= 1:
             raise ValueError(f"drw_start must lie in 0..1 or be None, not {drw_start}")
-        self.scale = scale
+        self.scale = finite_number(scale, "scale", above_zero=True)
         self.drw_start = drw_start
         self.progress = 0.0
-        margin = _check_not_negative(max_margin, "max_margin") * (self.exact_counts.min() / self.exact_counts) ** 0.25
+        margin = finite_number(max_margin, "max_margin") * (self.exact_counts.min() / self.exact_counts) ** 0.25
         self.keep("margin", margin)
         self.keep("class_weight", class_weights(self.exact_counts, "effective", beta=beta))
 
@@ -236,9 +234,7 @@ class BLVLoss(CrossEntropyLoss):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(class_counts, ignore_index)
-        if sigma <= 0:
-            raise ValueError(f"sigma must be above 0, not {sigma}")
-        self.sigma = sigma
+        self.sigma = finite_number(sigma, "sigma", above_zero=True)
         self.generator = generator
         rarity = -log_prior(self.exact_counts)
         self.keep("variation", rarity / rarity.max())
@@ -266,7 +262,7 @@ class SeesawLoss(CrossEntropyLoss):
         ignore_index: Pixels with this label don't count.
         p: Strength of the mitigation M, at least 0.
         q: Strength of the compensation C, at least 0.
-        eps: Least :math:`\sigma_y` in C, as in the authors' code; above 0.
+        eps: Least :math:`\sigma_y` in C, as in the authors' code; above 0 and below 1.
     """
 
     uses_counts = True
@@ -285,7 +281,7 @@ class SeesawLoss(CrossEntropyLoss):
         super().__init__(class_counts, ignore_index)
         if not 0 < eps < 1:
             raise ValueError(f"eps must lie between 0 and 1, not {eps}")
-        self.p, self.q, self.eps = _check_not_negative(p, "p"), _check_not_negative(q, "q"), eps
+        self.p, self.q, self.eps = finite_number(p, "p"), finite_number(q, "q"), eps
         self.keep("log_counts", self.exact_counts.log())
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -299,9 +295,3 @@ class SeesawLoss(CrossEntropyLoss):
             seesaw += (log_p - log_own).clamp_(min=0).mul_(self.q)
             seesaw.scatter_(1, own, 0)
         return super().loss(logits + seesaw, target)
-
-
-def _check_not_negative(value: float, name: str) -> float:
-    if value < 0:
-        raise ValueError(f"{name} must be at least 0, not {value}")
-    return value

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from aucseg.losses.baselines.base import finite_number
 from aucseg.losses.baselines.reweighting import CrossEntropyLoss
 from aucseg.tensors.dtypes import wide_dtype, wide_sum
 
@@ -26,7 +27,7 @@ class OverlapLoss(CrossEntropyLoss):
         ce_weight: float = 0.0,
     ) -> None:
         super().__init__(class_counts, ignore_index)
-        self.ce_weight = _check_not_negative(ce_weight, "ce_weight")
+        self.ce_weight = finite_number(ce_weight, "ce_weight")
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """See `LongTailLoss.loss`."""
@@ -57,7 +58,7 @@ class SmoothedOverlapLoss(OverlapLoss):
         ce_weight: float = 0.0,
     ) -> None:
         super().__init__(class_counts, ignore_index, ce_weight=ce_weight)
-        self.smooth = _check_not_negative(smooth, "smooth")
+        self.smooth = finite_number(smooth, "smooth")
 
     def sums(self, p: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Sums over the valid pixels, each (K,) in `wide_dtype`.
@@ -174,9 +175,3 @@ def _mean_of_present(numerator: Tensor, denominator: Tensor, count: Tensor) -> T
     is_present = count > 0
     ratios = numerator.where(is_present, 0) / denominator.where(is_present, 1)
     return ratios.sum() / is_present.sum().clamp(min=1)
-
-
-def _check_not_negative(value: float, name: str) -> float:
-    if not value >= 0:
-        raise ValueError(f"{name} must be at least 0, not {value}")
-    return value

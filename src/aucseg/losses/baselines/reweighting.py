@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aucseg.losses.baselines.base import LongTailLoss
+from aucseg.losses.baselines.base import LongTailLoss, finite_number
 from aucseg.losses.class_weights import WeightRule, class_weights
 from aucseg.tensors.dtypes import wide_sum
 
@@ -131,11 +131,9 @@ class FocalLoss(CrossEntropyLoss):
         activation: Literal["softmax", "sigmoid"] = "softmax",
     ) -> None:
         super().__init__(class_counts, ignore_index)
-        if gamma < 0:
-            raise ValueError(f"gamma must be at least 0, not {gamma}")
         if activation not in ("softmax", "sigmoid"):
             raise ValueError(f"activation must be 'softmax' or 'sigmoid', not {activation!r}")
-        self.gamma = gamma
+        self.gamma = finite_number(gamma, "gamma")
         self.activation = activation
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
