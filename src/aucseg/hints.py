@@ -1,4 +1,4 @@
-"""Messages that help: the nearest known name, the command that installs a missing extra, notes on exceptions."""
+"""Messages that help: the nearest known name, how to install a missing extra, notes on exceptions."""
 
 import difflib
 import inspect
@@ -59,6 +59,16 @@ def check_options(options: Iterable[str], function: Callable[..., Any], name: st
     for option in options:
         if option not in known:
             raise TypeError(f"{name} has no option {str(option)!r}; {closest(str(option), known)}")
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun.
+
+    Example:
+        >>> counted(1, "image"), counted(2340, "image")
+        ('1 image', '2,340 images')
+    """
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def import_extra(module: str, extra: str) -> Any:

@@ -69,6 +69,19 @@ def checkpoint_in(folder: Path) -> Path:
     return folder.parent / BEST_CHECKPOINT if _is_best_folder(folder) else folder / LAST_CHECKPOINT
 
 
+def existing_checkpoint(path: Path) -> Path:
+    """The checkpoint of a run's folder, or the file itself.
+
+    Raises:
+        ValueError: There is neither.
+    """
+    checkpoint = checkpoint_in(path) if path.is_dir() else path
+    if not checkpoint.is_file():
+        folder = path.parent if path.name == LAST_CHECKPOINT.parent.name else "a run folder of 'aucseg fit'"
+        raise ValueError(f"there is no checkpoint at {checkpoint}: give {folder}, or a .ckpt file")
+    return checkpoint
+
+
 def best_of(run: Path) -> Path:
     """The folder of a run's best validation.
 

@@ -243,6 +243,17 @@ def test_an_adjusted_run_is_replaced_on_request_only(card: Path, tmp_path: Path)
     assert main([*command, "--overwrite"]) == 0
 
 
+def test_offsets_are_not_fitted_to_what_judged_them(
+    card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run", card, "with_bias")
+    assert main(["adjust", str(run), "--device", "cpu"]) == 0
+    assert main(["adjust", f"{run}-adjusted", "--device", "cpu"]) == 2
+    assert f"has offsets already, fitted on the images that would judge them: adjust {run}" in capsys.readouterr().err
+    assert main(["validate", str(run / "checkpoints")]) == 2
+    assert f"give {run}, or a .ckpt file" in capsys.readouterr().err
+
+
 def test_a_wrapped_model_does_not_smuggle_in_an_import(
     card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

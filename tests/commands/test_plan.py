@@ -103,7 +103,7 @@ def test_stats_writes_the_plan_of_fit(
     ("line", "sentence"),
     [
         ("fit tiles --time soon", "'soon' is not a duration: write 90s, 30m, 1h30m or 2d"),
-        ("fit tiles --time 1s", "1 second are too short"),
+        ("fit tiles --time 1s", "1 second is too short"),
         ("fit tiles --model.model segnext/tiny", "segnext/tiny would start from random weights: give"),
         ("fit tiles --config freedoom_lt_fpn_ce", "'tiles' is not an option"),
         ("fit --data.card x.yaml --time 3m", "--time goes with a folder or card to plan for: aucseg fit FOLDER"),
@@ -295,3 +295,70 @@ def test_what_a_request_takes_from_the_command_line() -> None:
     assert request is not None
     assert request.given == {"model.bank": {"presence_target": 0.05}, "data.root": "a [folder"}
     assert split_request(["--data.card", "tiles.yaml"]) == (None, ["--data.card", "tiles.yaml"])
+
+
+def test_a_run_does_not_go_on_with_another_folder_of_the_same_name(
+    tiles: Path, measured: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tiny_dataset(tiles / "other" / "tiles").unlink()
+    options = "--trainer.max_steps 1 --data.num_workers 0 --trainer.logger false --trainer.accelerator cpu"
+    assert run(f"fit tiles {options}") == 0
+    capsys.readouterr()
+    for other in ("other/tiles", "camvid"):
+        assert run(f"fit {other} --out runs/tiles --resume auto --trainer.max_steps 2") == 2
+        assert "runs/tiles is of another data set" in capsys.readouterr().err
+    assert run(f"fit {tiles / 'tiles'} --resume auto --trainer.logger false") == 0  # the same by another path
+
+
+def test_a_comparison_keeps_its_plan_and_says_what_no_longer_counts(
+    tiles: Path, measured: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tiny_dataset(tiles / "other" / "tiles").unlink()
+    assert run("compare tiles --dry-run --steps 5") == 0
+    assert run("compare tiles --dry-run --steps 5 --time 10m --weights random") == 0
+    assert "it was made before, and --time and --weights no longer count; another --out" in capsys.readouterr().out
+    for line, message in (
+        ("compare other/tiles --dry-run", "runs/tiles-compare is of another data set, root tiles, not other/tiles"),
+        ("compare tiles --dry-run --steps 6", "--steps 6, but the plan runs/tiles-compare/plan.yaml has 5"),
+        ("compare tiles --dry-run --folds 2", "was made without folds: ask for the same, or give another --out"),
+        ("compare tiles --dry-run --search-steps 3", "--search-steps belongs to --search, which is missing"),
+        ("compare tiles --dry-run --methods auc --search auc_weight=a,b", "auc_weight is a number, got ['a', 'b']"),
+    ):
+        assert run(line) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_what_is_given_in_the_wrong_place_is_named(tiles: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    card = tiles / "mine.yaml"
+    assert run(f"stats tiles --workers 0 --write-card {card}") == 0
+    (tiles / "run.yaml").write_text("data: {card: mine.yaml}\nmodel: {loss: ce}\n")
+    picture = next((tiles / "tiles").rglob("*.png"))
+    capsys.readouterr()
+    for line, message in (
+        ("fit tiles --root other", "--root other is for a card: tiles is the folder of the data itself"),
+        ("stats tiles --root other", "--root other is for a card"),
+        (f"fit --config {card}", "is the card of a data set, not a configuration: aucseg fit"),
+        ("fit run.yaml", "a configuration is given with --config"),
+        ("stats nowhere", "there is no folder or card 'nowhere'"),
+        ("stats citiscapes", "did you mean cityscapes?"),
+        (f"stats {picture}", "is a file, not a card (.yaml): give the folder of images and masks"),
+        (
+            "fit --config run.yaml --data.root tiles --trainer.max_steps 1 --resume tiles",
+            "--resume tiles is a folder: give a checkpoint",
+        ),
+    ):
+        assert run(line) == 2, line
+        assert message in " ".join(capsys.readouterr().err.split()), line
+
+
+def test_one_image_is_told_before_anything_is_measured(
+    tiles: Path, measured: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiles / "one"
+    for kind in ("images", "masks"):
+        source = sorted((tiles / "tiles" / kind).rglob("*.png"))[0]
+        (folder / kind).mkdir(parents=True)
+        shutil.copy(source, folder / kind / source.name)
+    assert run("fit one") == 2
+    assert "one has 1 image and nothing to validate on: add images, or a split 'val'" in capsys.readouterr().err
+    assert not measured

@@ -62,7 +62,7 @@ def test_a_clean_data_set(
     ]
     assert run(card_path, "--root", root, *outputs, f"--chart={tmp_path / 'c.png'}") == 0
     out = capsys.readouterr().out
-    assert "check: 6 samples, no problem found" in out
+    assert "check: 6 images, no problem found" in out
     assert "bird" in out
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["check"] == {
@@ -93,7 +93,7 @@ def test_unknown_ids_are_listed_with_their_files(
     out = capsys.readouterr().out
     assert "check: id 66 is not in the card: 5 pixels in 2 files: masks/1.png, masks/4.png" in out
     assert "images/5.png: not a readable image" in out
-    assert "3 samples are counted" in out
+    assert "3 images counted, without those named above" in out
     found = json.loads((tmp_path / "r.json").read_text())["check"]
     assert found["unknown_ids"] == {"66": {"pixels": 5, "files": ["masks/1.png", "masks/4.png"]}}
     assert run(card_path, "--root", root, "--on-error", "skip") == 0
@@ -197,7 +197,7 @@ def test_what_cannot_run(
     run: Run, card_path: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for arguments, message in (
-        (["nothing"], "no data set card is called 'nothing'"),
+        (["nothing"], "there is no folder or card 'nothing'"),
         ([card_path], "give its root folder"),
         ([card_path, "--root", root, "--split", "val"], "has no split 'val'"),
         ([card_path, "--root", root, "--write-card", tmp_path / "x.yaml"], "is a card already"),

@@ -120,7 +120,7 @@ def test_stats_and_the_data_module_take_them(saved: Path, tmp_path: Path, capsys
     assert main(["stats", "--hf", str(saved), "--workers", "0", "--write-card", str(card)]) == 0
     assert "train 4 images, val 2 images" in capsys.readouterr().out
     assert main(["stats", str(card), "--hf", str(saved), "--workers", "0", "--split", "val"]) == 0
-    assert "2 samples, no problem found" in capsys.readouterr().out
+    assert "2 images, no problem found" in capsys.readouterr().out
     assert main(["stats", str(card), "--hf", str(saved), "--root", "x"]) == 2
     assert main(["stats"]) == 2
     module = SegmentationDataModule(str(card), hf=str(saved), batch_size=2, num_workers=0, crop_size=(16, 16))

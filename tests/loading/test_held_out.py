@@ -70,7 +70,7 @@ def test_images_with_a_class_each_are_split_none_the_less() -> None:
 
 
 def test_a_single_image_cannot_be_split() -> None:
-    with pytest.raises(ValueError, match="at least 2, not of 1"):
+    with pytest.raises(ValueError, match="at least 2, and there is 1: add images"):
         stratified_split(np.ones((1, 2), bool), 0.5)
 
 

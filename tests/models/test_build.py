@@ -105,6 +105,7 @@ def test_wrong_names(name: str, error: type[Exception], message: str) -> None:
         ("segnext/tiny", {"stride": 8}, "unknown option 'stride'"),
         ("hf/segformer", {"hiden_sizes": [8]}, "did you mean hidden_sizes"),
         ("torchvision/fcn_resnet50", {"encoder_weights": "coco"}, "None or 'imagenet'"),
+        ("smp/unet", {"encoder": "resnet18", "encoder_weights": "imagenett"}, "did you mean imagenet"),
         ("torchvision/fcn_resnet50", {"auxiliary_weight": -1}, "must not be negative"),
     ],
 )

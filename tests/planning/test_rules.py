@@ -362,13 +362,13 @@ def test_accumulated_batches_are_one_step(seconds: int | None) -> None:
 
 
 def test_a_time_that_is_too_short_is_refused_with_one_that_is_not() -> None:
-    with pytest.raises(ValueError, match="30 seconds are too short: the start takes 5 seconds, a validation") as caught:
+    with pytest.raises(ValueError, match="30 seconds is too short: the start takes 5 seconds, a validation") as caught:
         make_plan(CITYSCAPES, CPU, speed=FAST, seconds=30)
     words = str(caught.value).split("give ")[1].split(" or more")[0].split()
     enough = parse_duration(words[0] + words[1][0])
     assert make_plan(CITYSCAPES, CPU, speed=FAST, seconds=enough).settings["trainer.max_steps"] >= 20
     # What is gone before is part of the time that was given, and of that which is enough.
-    with pytest.raises(ValueError, match=r"1\.5 minutes are too short: reading and measuring took 60 s") as late:
+    with pytest.raises(ValueError, match=r"1\.5 minutes is too short: reading and measuring took 60 s") as late:
         make_plan(CITYSCAPES, CPU, speed=FAST, seconds=30, spent=60)
     words = str(late.value).split("give ")[1].split(" or more")[0].split()
     assert parse_duration(words[0] + words[1][0]) == pytest.approx(enough + 60, rel=0.05)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import shutil
 import tempfile
@@ -74,6 +75,12 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.run.is_dir():
         raise ValueError(f"{args.run} is not a run folder of 'aucseg fit'")
+    if (args.run / ADJUST_FILE).is_file():
+        first = json.loads((args.run / ADJUST_FILE).read_text(encoding="utf-8")).get("run")
+        raise ValueError(
+            f"{args.run} has offsets already, fitted on the images that would judge them: adjust {first}, which it was "
+            "made of"
+        )
     out = args.out or args.run.resolve().with_name(args.run.resolve().name + "-adjusted")
     if out.exists() and any(out.iterdir()) and not (args.overwrite and (out / ADJUST_FILE).is_file()):
         way_out = "give another with --out" if not (out / ADJUST_FILE).is_file() else "--overwrite replaces it"

@@ -150,6 +150,9 @@ def _comparison(args: argparse.Namespace) -> Comparison:
     if args.folds is not None:
         check_folds(models)
     search = parse_search(args.search, methods, args.search_limit)
+    for option in ("search_steps", "search_limit"):
+        if search is None and getattr(args, option) is not None:
+            raise ValueError(f"--{option.replace('_', '-')} belongs to --search, which is missing")
     if search is not None:
         search.check(methods, base)
     return Comparison(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aucseg.commands.fit_help import check_source
 from aucseg.commands.option_parser import listed, split_list
+from aucseg.hints import counted
 from aucseg.run_files import CARD_FILE, PLAN_FILE
 from aucseg.runtime.announce import loading, seconds_since_start
 
@@ -62,6 +64,7 @@ def fill_in(args: argparse.Namespace) -> None:
 
 def _complete(planner: Planner, args: argparse.Namespace, start_of_run: float) -> None:
     """Chooses methods, and plans where the folder has no plan yet."""
+    from aucseg.commands.plan import check_same_data
     from aucseg.compare.methods import load_base, load_definitions, parse_methods
     from aucseg.compare.search import parse_search
     from aucseg.planning.machine import find_machine
@@ -73,8 +76,8 @@ def _complete(planner: Planner, args: argparse.Namespace, start_of_run: float) -
     if any(method.bank for method in methods) and not quick.bank_to_try:
         raise ValueError(f"no bank can be planned for {args.source} ({quick.bank_reason}): leave out methods with one")
     if args.config.is_file():
-        load_base(args.config)
-        print(f"the plan is that of {args.config}; another --out begins with a new one", flush=True)
+        check_same_data(args.config, planner.request)
+        _say_what_stays(args, load_base(args.config))
         return
     num_models = len(split_list(args.models)) or 1
     num_runs = num_models * len(methods) * (args.folds or len(listed(args.seeds, "--seeds")))
@@ -92,9 +95,26 @@ def _complete(planner: Planner, args: argparse.Namespace, start_of_run: float) -
     total = format_duration(
         num_runs * (plan.seconds + start_of_run) + num_trials * (part * plan.seconds + start_of_run)
     )
-    trials = f" and at most {_number(num_trials, 'trial')}" if num_trials else ""
+    trials = f" and at most {counted(num_trials, 'trial')}" if num_trials else ""
     names = ", ".join(method.name for method in methods)
-    print(f"{_number(num_runs, 'training')}{trials} ({names}): about {total} in all\n")
+    print(f"{counted(num_runs, 'training')}{trials} ({names}): about {total} in all\n")
+
+
+def _say_what_stays(args: argparse.Namespace, plan: Mapping[str, Any]) -> None:
+    """Says that a plan stays what it was, and refuses options that it contradicts."""
+    steps, fold = plan.get("trainer", {}).get("max_steps"), plan.get("data", {}).get("fold")
+    if args.steps not in (None, steps):
+        raise ValueError(f"--steps {args.steps}, but the plan {args.config} has {steps}: give another --out")
+    if args.folds != (None if fold is None else fold[1]):
+        of = "without folds" if fold is None else f"with {fold[1]} folds"
+        raise ValueError(f"the plan {args.config} was made {of}: ask for the same, or give another --out")
+    without_effect = [f"--{name}" for name in ("time", "weights") if getattr(args, name)]
+    note = (
+        f"; it was made before, and {' and '.join(without_effect)} no longer count{'s' * (len(without_effect) == 1)}"
+        if without_effect
+        else ""
+    )
+    print(f"the plan is that of {args.config}{note}; another --out begins with a new one", flush=True)
 
 
 def _methods_for(plan: Plan) -> str:
@@ -108,7 +128,3 @@ def _methods_for(plan: Plan) -> str:
         planned = ["auc", "aucseg"] if plan.bank_answer == NOT_CLEAR and plan.bank_to_try else ["auc"]
     suffix = SUFFIX_OF_SAMPLER[plan.settings["data.sampler"]]
     return ",".join(["ce", *(name + suffix for name in planned)])
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"

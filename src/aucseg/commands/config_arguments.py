@@ -42,4 +42,7 @@ def _readable_config(name: str) -> str:
         raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(content, yaml.MappingNode):
         raise ValueError(f"{path} holds no settings: a configuration has sections such as data and model")
+    keys = {key.value for key, _ in content.value}
+    if {"classes", "splits"} <= keys:
+        raise ValueError(f"{path} is the card of a data set, not a configuration: aucseg fit {path} --root FOLDER")
     return str(path)

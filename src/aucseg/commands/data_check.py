@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from aucseg.commands.fit_help import check_source
 from aucseg.datasets.annotations.recognize import PANOPTIC, describe_annotations
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.card_bands import describe_range
@@ -129,13 +130,17 @@ def card_and_root(
     """The card and its root: a folder is the root, and its card the one that lies in it, or else a proposed one.
 
     Raises:
-        ValueError: No such card, or a folder of which no card can be made.
+        ValueError: No such card, a folder of which no card can be made, or a root beside a folder.
     """
-    is_folder = Path(source).is_dir() and source not in DatasetCard.available()
-    if not is_folder:
+    check_source(source)
+    if not is_folder(source):
         _refuse_annotations(Path(source))
+        if Path(source).is_file() and Path(source).suffix not in (".yaml", ".yml"):
+            raise ValueError(f"{source} is a file, not a card (.yaml): give the folder of images and masks")
         return Source(DatasetCard.load(source), None if root is None else Path(root), False, False)
     folder = Path(source)
+    if root is not None and Path(root).resolve() != folder.resolve():
+        raise ValueError(f"--root {root} is for a card: {source} is the folder of the data itself")
     if (own := _own_card(folder)) is not None:
         return Source(own, folder, True, False)
     # Panoptic files look like masks of colours.
@@ -156,6 +161,11 @@ def card_and_root(
         + ("" if card.value_range is None else f", value_range {describe_range(card.value_range)}")
     )
     return Source(card, folder, True, True)
+
+
+def is_folder(source: str) -> bool:
+    """Whether a data set is given as a folder, not as a card."""
+    return Path(source).is_dir() and source not in DatasetCard.available()
 
 
 def _own_card(folder: Path) -> DatasetCard | None:

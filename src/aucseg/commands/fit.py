@@ -268,6 +268,11 @@ class AUCSegCLI(LightningCLI):
             if checkpoint is not None:
                 self._say_what_differs(out / CONFIG_FILE)
             return checkpoint
+        if Path(config.resume).is_dir():
+            raise ValueError(
+                f"--resume {config.resume} is a folder: give a checkpoint, such as "
+                f"{Path(config.resume) / LAST_CHECKPOINT}, or --out {config.resume} --resume auto"
+            )
         if config.resume != "never" and not Path(config.resume).is_file():
             raise ValueError(f"--resume is 'auto', 'never' or a checkpoint; there is no file {config.resume}")
         return None if config.resume == "never" else Path(config.resume)

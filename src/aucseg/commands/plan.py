@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aucseg.commands.children import signals_as_exit
-from aucseg.commands.data_check import card_and_root, count_and_check, default_cache
+from aucseg.commands.data_check import card_and_root, count_and_check, default_cache, is_folder
 from aucseg.commands.failures import is_out_of_memory
 from aucseg.commands.plan_options import Request, options_of, run_folder, split_request, without_settings
 from aucseg.datasets.bands import band_statistics
@@ -21,7 +21,7 @@ from aucseg.datasets.duplicates import find_duplicates
 from aucseg.datasets.file_report import report_files, shorten
 from aucseg.datasets.scan_cache import ScanCache
 from aucseg.datasets.split import SplitOfFiles
-from aucseg.hints import closest
+from aucseg.hints import closest, counted
 from aucseg.losses.build import check_loss_name
 from aucseg.models import build_model
 from aucseg.planning.fingerprint import DataFingerprint, ImageSizes, fingerprint
@@ -31,7 +31,7 @@ from aucseg.planning.rules import make_plan
 from aucseg.run_files import CARD_FILE, CONFIG_FILE, PLAN_FILE
 from aucseg.runtime.announce import Announcement, process_number
 from aucseg.runtime.child_processes import num_cores
-from aucseg.safe_files import check_folder, no_empty_folders, replace_file
+from aucseg.safe_files import check_folder, no_empty_folders, read_yaml_mapping, replace_file
 
 # Seconds of training and validation that are tried to measure the speed, and of a time budget at most.
 _SECONDS_TO_MEASURE = 8.0
@@ -201,6 +201,11 @@ class Planner:
                 f"{request.source} has no split {val_split!r} to validate on, only {', '.join(card.splits)}: leave out "
                 "--data.val_split to have training images held out for that"
             )
+        if len(dataset) < 2 and not (val_split in files.splits and files.splits[val_split].pairs):
+            raise ValueError(
+                f"{request.source} has {counted(len(dataset), 'image')} and nothing to validate on: add images, or a "
+                "split 'val'"
+            )
         # Images held out are none of a fold; whoever gives both validates on the former.
         fold = None if held_out else given.get("data.fold")
         has_split = not held_out and val_split in files.splits and files.splits[val_split].pairs
@@ -229,6 +234,30 @@ def write_plan_of(request: Request, path: Path) -> None:
     print(f"wrote {' and '.join(map(str, written))}; next: aucseg fit --config {config} --out {out}")
 
 
+def check_same_data(config: Path, request: Request) -> None:
+    """Refuses to go on in the folder of another data set, with that one's configuration.
+
+    Args:
+        config: The plan, or the configuration of a run.
+        request: What is asked for now.
+
+    Raises:
+        ValueError: The configuration is of another folder, card or root.
+    """
+    stored = read_yaml_mapping(config).get("data") or {}
+    key, other = ("root", None) if is_folder(request.source) else ("card", request.root)
+    for name, given in ((key, request.source), ("root", other)):
+        if given is not None and not _is_same_place(stored.get(name), given):
+            raise ValueError(
+                f"{config.parent} is of another data set, {name} {stored.get(name)}, not {given}: give another folder "
+                "with --out"
+            )
+
+
+def _is_same_place(stored: object, given: str | Path) -> bool:
+    return stored is not None and Path(str(stored)).resolve() == Path(given).resolve()
+
+
 def with_plan(arguments: Sequence[str]) -> list[str]:
     """Replaces a folder or card among the arguments of `aucseg fit` by the configuration that is planned for it.
 
@@ -254,6 +283,7 @@ def with_plan(arguments: Sequence[str]) -> list[str]:
     if process_number() > 0:  # Lightning has started this process for another device
         return ["--config", str(out / PLAN_FILE), *without_settings(rest)]
     if run.get("--resume") == "auto" and newest_checkpoint(out) is not None:
+        check_same_data(out / CONFIG_FILE, request)
         return ["--config", str(out / CONFIG_FILE), *rest]
     if run.get("--resume", "never") != "auto" and run.get("--overwrite", "false") != "true":
         check_is_free(out)

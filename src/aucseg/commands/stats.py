@@ -23,7 +23,7 @@ from aucseg.datasets.naming import split_of_path
 from aucseg.datasets.propose import HELD_OUT_SHARE
 from aucseg.datasets.scan_cache import ScanCache
 from aucseg.datasets.split import SplitOfFiles
-from aucseg.hints import add_note
+from aucseg.hints import add_note, counted
 from aucseg.loading.sequences import sequences_of_names
 from aucseg.metrics.class_bars import check_picture
 from aucseg.run_files import CARD_FILE
@@ -237,7 +237,7 @@ def _describe_bands(dataset: SplitOfFiles) -> str:
 def _describe_tiles(dataset: SplitOfFiles) -> list[str]:
     num_tiles = sum(pair.tile is not None for pair in dataset.pairs)
     num_images = len({pair.image for pair in dataset.pairs if pair.tile is not None})
-    return [f"tiles: {num_tiles:,} of {_number(num_images, 'large image')}, each counted as one"] if num_tiles else []
+    return [f"tiles: {num_tiles:,} of {counted(num_images, 'large image')}, each counted as one"] if num_tiles else []
 
 
 def _describe_validation(card: DatasetCard, dataset: SplitOfFiles) -> list[str]:
@@ -257,22 +257,18 @@ def _describe_validation(card: DatasetCard, dataset: SplitOfFiles) -> list[str]:
 
 def _print_check(check: Check, statistics: ClassStatistics, card: DatasetCard) -> None:
     if check.is_clean:
-        print(f"check: {statistics.num_images} samples, no problem found")
+        print(f"check: {counted(statistics.num_images, 'image')}, no problem found")
         return
     for line in _shorten(check.errors):
         print(f"check: {line}")
     for raw, (pixels, files) in sorted(check.unknown.items()):
         shown = ", ".join(_shorten(files, 5))
-        print(f"check: id {raw} is not in the card: {pixels:,} pixels in {_number(len(files), 'file')}: {shown}")
+        print(f"check: id {raw} is not in the card: {pixels:,} pixels in {counted(len(files), 'file')}: {shown}")
     for line in check.advice:
         print(f"check: {line}")
     if check.unknown and card.hint:
         print(f"check: {card.hint}")
-    print(f"check: {statistics.num_images} samples are counted; those named above are not")
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    print(f"check: {counted(statistics.num_images, 'image')} counted, without those named above")
 
 
 def _shorten(items: Sequence[str], limit: int = _MAX_SHOWN) -> list[str]:

@@ -197,6 +197,8 @@ def parse_search(items: Sequence[str], methods: Sequence[Method], limit: int | N
                 "least two values"
             )
         if not colon:
+            if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in listed):
+                raise ValueError(f"--search {item}: {path} is a number, got {list(listed)}")
             values[path] = listed
         elif method in [known.name for known in methods if known.has_setting]:
             grids[method] = (*grids.get(method, ()), Grid(path, _ascending(listed)))

@@ -170,7 +170,7 @@ class DatasetCard:
             path = CARDS_FOLDER / f"{name_or_path}.yaml"
             if not path.is_file():
                 raise ValueError(
-                    f"no data set card is called {str(name_or_path)!r}; there are {', '.join(cls.available())}; "
+                    f"no data set card is called {str(name_or_path)!r}; {closest(str(name_or_path), cls.available())}; "
                     "for a card of your own give the path of its .yaml file"
                 )
         if not path.is_file():

@@ -11,6 +11,7 @@ from aucseg.datasets.card import DatasetCard, Layout
 from aucseg.datasets.naming import is_unlabelled, picture_of, place_of, split_of_path
 from aucseg.datasets.pairing import Pair, SplitFiles, find_pairs, template_regex
 from aucseg.datasets.tree import Tree, pattern_regex
+from aucseg.hints import counted
 from aucseg.run_files import CONTACT_SHEET_FILE
 
 _MAX_SHOWN = 20
@@ -70,7 +71,7 @@ class FileReport:
             limit: How many files are named of each kind; of a split that is not used now the first three.
         """
         counts = [
-            f"{split} {_number(len(files.pairs), 'image')}" + ("" if not used or split in used else " (not used here)")
+            f"{split} {counted(len(files.pairs), 'image')}" + ("" if not used or split in used else " (not used here)")
             for split, files in self.splits.items()
         ]
         lines = [f"files: {', '.join(counts)}"] if counts else []
@@ -171,10 +172,6 @@ def _shared(splits: dict[str, SplitFiles]) -> Iterator[str]:
             if pair.image in split_of:
                 yield f"{pair.image} is in split {split_of[pair.image]} and in {split}"
             split_of.setdefault(pair.image, split)
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def shorten(items: Sequence[str], limit: int = _MAX_SHOWN, separator: str = ", ") -> str:

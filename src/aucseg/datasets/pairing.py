@@ -65,7 +65,10 @@ def find_pairs(card: DatasetCard, root: Path, split: str, tree: Tree | None = No
         ValueError: Unknown split, no such folder, no image found, one mask for two images, two masks for an image.
     """
     if split not in card.splits:
-        raise ValueError(f"data set {card.name!r} has no split {split!r}; it has {', '.join(card.splits)}")
+        raise ValueError(
+            f"data set {card.name!r} has no split {split!r}; it has {', '.join(card.splits)}: name one of these, or "
+            "give the folders other names"
+        )
     layouts = card.splits[split]
     if not root.is_dir():
         raise ValueError(f"{root}: there is no such folder; give the folder that holds {layouts[0].images}")

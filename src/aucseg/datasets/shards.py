@@ -17,7 +17,7 @@ from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.dataset import Sample, SegmentationDataset, decode_sample
 from aucseg.datasets.files import SampleError
 from aucseg.datasets.label_map import LabelMap
-from aucseg.hints import import_extra
+from aucseg.hints import counted, import_extra
 
 _logger = logging.getLogger(__name__)
 
@@ -128,7 +128,9 @@ class StreamedSegmentationDataset(IterableDataset[Sample]):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             num_ranks = torch.distributed.get_world_size()
             if len(urls) < num_ranks:
-                raise ValueError(f"{len(urls)} shards for {num_ranks} ranks; write at least one shard for each rank")
+                raise ValueError(
+                    f"{counted(len(urls), 'shard')} for {num_ranks} ranks; write at least one shard for each rank"
+                )
             urls = urls[torch.distributed.get_rank() :: num_ranks]
         info = get_worker_info()
         if worker is None and info is not None:

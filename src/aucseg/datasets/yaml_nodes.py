@@ -61,7 +61,8 @@ class YamlValue:
             if name in entries:
                 key.error(f"{name!r} occurs twice in {self.what}; keep one")
             if optional is not None and name not in required and name not in optional:
-                key.error(f"unknown key {name!r} in {self.what}; known are {', '.join([*required, *optional])}")
+                hint = "; a configuration is given with --config" if name in ("data", "model", "trainer") else ""
+                key.error(f"unknown key {name!r} in {self.what}; known are {', '.join([*required, *optional])}{hint}")
             entries[name] = YamlValue(value_node, self._source, f"{name!r}")
         for name in required:
             if name not in entries:

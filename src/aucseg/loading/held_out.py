@@ -100,7 +100,10 @@ def stratified_split(
     members_of = np.arange(length) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     num_groups = int(members_of.max(initial=-1)) + 1
     if num_groups < 2:
-        raise ValueError(f"images can be held out of at least 2, not of {num_groups}" + (" groups" if groups else ""))
+        raise ValueError(
+            f"images are held out of at least 2{' groups' if groups else ''}, and there is {num_groups}: add images, "
+            "or name a split to validate on (data.val_split)"
+        )
     # Every image counts as one of a last class.
     classes = np.concatenate([image_classes.astype(bool), np.ones((length, 1), bool)], axis=1)
     per_class = [np.bincount(members_of, weights=column, minlength=num_groups) for column in classes.T]

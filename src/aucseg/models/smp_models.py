@@ -85,6 +85,11 @@ def build_smp_model(
         options.setdefault("strict_img_size", False)  # windows are padded, so any size will do
 
     timm_encoder = encoder.startswith("tu-")
+    if not (timm_encoder or from_package or encoder_weights is None):
+        known = smp.encoders.encoders.get(encoder, {}).get("pretrained_settings") or {}
+        if known and encoder_weights not in known:
+            near = closest(encoder_weights, known)
+            raise ValueError(f"unknown encoder_weights {encoder_weights!r} of {encoder!r}; {near}")
     downloaded: str | bool | None = None if from_package else encoder_weights
     if timm_encoder and downloaded is not None:
         downloaded = True  # timm names its weights in the model's name

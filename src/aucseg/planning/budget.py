@@ -180,7 +180,7 @@ def _steps_in_time(cost: _Cost, interval: float | None, seconds: float, num_imag
         least = max(both * share / (share - _LEAST_TRAINING), both + _LEAST_STEPS * per_step)
         gone = f"reading and measuring took {format_duration(spent)}, " if spent else ""
         raise ValueError(
-            f"{format_duration(seconds + spent)} are too short: {gone}the start takes {format_duration(cost.start)}, "
+            f"{format_duration(seconds + spent)} is too short: {gone}the start takes {format_duration(cost.start)}, "
             f"a validation of {num_images:,} images {format_duration(cost.validation)} and a step {cost.step:.2g} s; "
             f"give {format_duration(1.1 * least + spent)} or more, or validate on the first fifth of the images: "
             "--trainer.limit_val_batches 0.2"

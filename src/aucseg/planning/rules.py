@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from aucseg.datasets.card_bands import describe_range
 from aucseg.datasets.propose_bands import CUT_OFF
+from aucseg.hints import counted
 from aucseg.losses.build import RECOMMENDED_OPTIONS
 from aucseg.models.pretrained import with_pretrained_weights
 from aucseg.models.recipes import recipe_of
@@ -273,7 +274,7 @@ def _rates(draft: Draft, batch: int, steps: int) -> None:
     factor = draft.set("model.head_rate_factor", recipe.head_rate_factor)
     draft.set("model.weight_decay", 0.01)
     warmup = draft.set("model.warmup_steps", recipe.warmup_steps(steps))
-    text = f"{rate:g}, in the decoder {factor:g} times that, {warmup} steps of warm-up"
+    text = f"{rate:g}, in the decoder {factor:g} times that, {counted(warmup, 'step')} of warm-up"
     draft.decide("rate", text, recipe.reason, ("model.learning_rate", "model.head_rate_factor", "model.weight_decay",
                  "model.warmup_steps"))  # fmt: skip
 

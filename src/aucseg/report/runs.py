@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aucseg.hints import counted
 from aucseg.report.groups import group_means
 from aucseg.report.history import read_history
 from aucseg.report.text import percent
@@ -312,7 +313,7 @@ def load_comparison(
         titles = default_titles([Path(folder) for folder in run_folders])
     if len(titles) != len(run_folders) or len(set(titles)) != len(titles):
         raise ValueError(
-            f"the runs need {len(run_folders)} different titles, got {list(titles)}: give them with --titles"
+            f"{counted(len(run_folders), 'run')}, but titles {list(titles)}: give each run one of its own (--titles)"
         )
     runs = [read_run(folder, title) for folder, title in zip(run_folders, titles, strict=True)]
     if baseline is not None:

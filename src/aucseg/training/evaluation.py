@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from aucseg.datasets.data_report import check_has_masks
-from aucseg.run_files import checkpoint_in
+from aucseg.run_files import existing_checkpoint
 from aucseg.training.checkpoints import checkpoint_step
 from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.result_writer import ResultWriter
@@ -27,13 +27,7 @@ def run_of(path: Path) -> tuple[Path, Path]:
     Raises:
         ValueError: There is neither.
     """
-    if path.is_dir():
-        folder, checkpoint = path, checkpoint_in(path)
-    else:
-        folder, checkpoint = path.parent.parent, path
-    if not checkpoint.is_file():
-        raise ValueError(f"there is no checkpoint at {checkpoint}: give a run folder of 'aucseg fit', or a .ckpt file")
-    return folder, checkpoint
+    return path if path.is_dir() else path.parent.parent, existing_checkpoint(path)
 
 
 def evaluate_checkpoint(

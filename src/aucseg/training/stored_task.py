@@ -18,7 +18,7 @@ from aucseg.datasets import DatasetCard
 from aucseg.inference.offset_model import OFFSET_MODEL
 from aucseg.models.build import is_import_path
 from aucseg.models.checkpoint import TRUST_VARIABLE, files_are_trusted, load_plain
-from aucseg.run_files import CONFIG_FILE, checkpoint_in
+from aucseg.run_files import CONFIG_FILE, checkpoint_in, existing_checkpoint
 from aucseg.safe_files import read_yaml_mapping
 from aucseg.training.task import SegmentationTask
 
@@ -75,10 +75,7 @@ def load_task(run: str | Path, map_location: str | torch.device = "cpu") -> Segm
         ValueError: There is no checkpoint, it holds no task of this package, or its model is code that would have to be
             imported (`check_model_name`).
     """
-    path = Path(run)
-    checkpoint = checkpoint_in(path) if path.is_dir() else path
-    if not checkpoint.is_file():
-        raise ValueError(f"there is no checkpoint at {checkpoint}: give a run folder of 'aucseg fit', or a .ckpt file")
+    checkpoint = existing_checkpoint(Path(run))
     content = load_plain(checkpoint, map_location)
     settings = content.get("hyper_parameters") if isinstance(content, Mapping) else None
     if not isinstance(settings, Mapping) or not isinstance(content.get("state_dict"), Mapping):

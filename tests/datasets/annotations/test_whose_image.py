@@ -90,6 +90,17 @@ def test_yolo_images_of_no_listed_split_are_left_out(tmp_path: Path) -> None:
     assert labelled(root) == {"train/0.png": True, "val/1.png": False}
 
 
+def test_yolo_folder_of_two_splits_is_taken_for_the_first(tmp_path: Path) -> None:
+    root = tmp_path / "yolo"
+    photos(root, "images/train/0.jpg", "images/train/1.jpg")
+    labels(root, "labels/train/0.txt", "labels/train/1.txt")
+    (root / "data.yaml").write_text("names: [cat]\ntrain: images/train\nval: images/train\n")
+    report = write(root)
+    assert not report.problems
+    assert any("val names images/train, as train does: its images are taken for train alone" in n for n in report.notes)
+    assert labelled(root) == {"train/0.png": True, "train/1.png": True}
+
+
 def test_coco_image_whose_path_is_whole_is_not_one_of_a_folder_below(tmp_path: Path) -> None:
     root = tmp_path / "coco"
     photos(root / "images", "0.jpg", "small/0.jpg")

@@ -37,6 +37,7 @@ def read_yolo(root: Path, yaml_path: Path | None, images_root: Path | None = Non
     text_of = _texts_of(images, texts)
     splits = _Splits(settings, root, yaml_path, images)
     found.problems += splits.problems
+    found.notes += splits.notes
     without: list[str] = []
     read: set[str] = set()
     for name in images:
@@ -158,6 +159,7 @@ class _Splits:
 
     def __init__(self, settings: dict[str, Any], root: Path, yaml_path: Path | None, images: list[str]) -> None:
         self.problems: list[str] = []
+        self.notes: list[str] = []
         self._folders: list[tuple[str, str]] = []
         # With the number of folders that the image and the entry have in common.
         self._files: dict[str, tuple[int, str]] = {}
@@ -169,7 +171,7 @@ class _Splits:
                 # Paths are of the machine that exported, or relative to a folder that is gone: their ends count.
                 parts = _parts(value)
                 if not value.endswith(".txt"):
-                    self._folders.append(("/".join(parts), split))
+                    self._add_folder("/".join(parts), split, f"{yaml_path}: {key}")
                     continue
                 base = yaml_path.parent if yaml_path is not None else root
                 listing = next((p for p in (base / "/".join(parts), base / parts[-1]) if p.is_file()), None)
@@ -177,6 +179,13 @@ class _Splits:
                     raise ValueError(f"{yaml_path}: {key} names {value}, which is not there")
                 for line in filter(None, read_lines(listing)):
                     self._add(line, listing, split, by_name)
+
+    def _add_folder(self, folder: str, split: str, where: str) -> None:
+        other = next((known for place, known in self._folders if place == folder and known != split), None)
+        if other is not None:  # trained on and validated on, as in a first try
+            self.notes.append(f"{where} names {folder}, as {other} does: its images are taken for {other} alone")
+            return
+        self._folders.append((folder, split))
 
     def _add(self, line: str, listing: Path, split: str, by_name: dict[str, list[str]]) -> None:
         *folders, name = _parts(line)
