@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="PATH",
-        help="images, folders or patterns to check the exported file on, the first four (default: validation images "
+        help="images, folders or patterns: the exported file is checked on the first four (default: validation images "
         "of the run, where they are found; else random colours)",
     )
 
