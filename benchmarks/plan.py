@@ -31,8 +31,8 @@ from aucseg import SegmentationDataset
 from aucseg.commands.plan import Planner
 from aucseg.commands.plan_options import Request
 from aucseg.planning.machine import find_machine
-from aucseg.runtime.child_processes import num_cores
 from aucseg.runtime.durations import parse_duration
+from aucseg.runtime.resources import num_cores
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "plan.md"

@@ -10,7 +10,8 @@ from tests.source_imports import MODULES, PACKAGE, imported_names
 
 # From the ground upwards.
 FLOORS = (
-    {"hints", "safe_files", "randomness", "run_files", "runtime", "tensors"},
+    {"hints", "safe_files", "randomness", "run_files"},
+    {"runtime", "tensors"},
     {"losses", "memory_bank", "metrics"},
     {"datasets"},
     {"statistics", "models"},
@@ -21,7 +22,7 @@ FLOORS = (
     {"cli", "__init__"},
 )
 # Beside a floor: the configurations with what finds them, and the integrations, which are below training and loading.
-BESIDE = {"configs": 1, "integrations": 4}
+BESIDE = {"configs": 2, "integrations": 5}
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms} | BESIDE
 # Rooms side by side that may take each other's public names, those of the package itself.
 NEIGHBOURS = {"losses", "memory_bank", "metrics"}

@@ -71,6 +71,17 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
+def shorten(names: Sequence[str], limit: int = 20, separator: str = ", ") -> str:
+    """The first of some names, and how many there are more.
+
+    Example:
+        >>> shorten(["road", "car", "sign"], 2)
+        'road, car and 1 more'
+    """
+    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
+    return separator.join(names[:limit]) + more
+
+
 def import_extra(module: str, extra: str) -> Any:
     """Imports a module of an optional dependency.
 

@@ -6,8 +6,6 @@ import pty
 import select
 import struct
 import termios
-import time
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +15,7 @@ import torch
 from aucseg.commands import progress
 from aucseg.commands.progress import RunProgress
 from aucseg.runtime import announce
-from aucseg.runtime.announce import Announcement
+from tests.announced import wait_for
 
 
 class Clock:
@@ -127,31 +125,6 @@ def test_an_error_finds_the_line_of_the_bar_closed(clock: Clock, capsys: pytest.
     shown.on_validation_start(trainer, None)  # type: ignore[arg-type]
     shown.on_exception(trainer, None, ValueError())  # type: ignore[arg-type]
     assert capsys.readouterr().err.endswith("\n")
-
-
-def wait_for(text: Callable[[], str]) -> str:
-    end = time.monotonic() + 10
-    found = ""
-    while not found and time.monotonic() < end:
-        time.sleep(0.005)
-        found = text()
-    return found
-
-
-def test_what_takes_long_is_announced_once_and_what_is_over_soon_is_not(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert announce.PATIENCE < 1  # nobody sits before an empty screen for a second
-    with Announcement("reading 12 masks", patience=0.01):
-        assert wait_for(lambda: capsys.readouterr().err) == "aucseg: reading 12 masks ...\n"
-    with Announcement("a moment", patience=60):
-        pass
-    with Announcement("silence", patience=0.0, enabled=False):
-        time.sleep(0.05)
-    monkeypatch.setenv("RANK", "1")
-    with Announcement("of another process", patience=0.0):
-        time.sleep(0.05)
-    assert capsys.readouterr().err == ""
 
 
 def test_the_first_step_and_the_trial_validation_are_announced(

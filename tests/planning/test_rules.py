@@ -9,7 +9,7 @@ import yaml
 from aucseg.planning.given import check_given
 from aucseg.planning.machine import Machine
 from aucseg.planning.rules import make_plan
-from aucseg.runtime.durations import format_duration, parse_duration
+from aucseg.runtime.durations import parse_duration
 from aucseg.statistics.advice import USE, advise_bank
 from tests.planning.data_sets import (
     BARE_CPU,
@@ -372,27 +372,6 @@ def test_a_time_that_is_too_short_is_refused_with_one_that_is_not() -> None:
         make_plan(CITYSCAPES, CPU, speed=FAST, seconds=30, spent=60)
     words = str(late.value).split("give ")[1].split(" or more")[0].split()
     assert parse_duration(words[0] + words[1][0]) == pytest.approx(enough + 60, rel=0.05)
-
-
-@pytest.mark.parametrize("text", ["", "0m", "-3m", "soon", "3 m x", "1w", "m"])
-def test_what_is_no_duration_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="write 90s, 30m, 1h30m or 2d"):
-        parse_duration(text)
-
-
-def test_durations_are_read_as_they_are_written() -> None:
-    assert [parse_duration(text) for text in ("90s", "5", "30m", "1h30m", "2d", "1.5H")] == [
-        90,
-        300,
-        1800,
-        5400,
-        172800,
-        5400,
-    ]
-    for seconds in (1, 59, 61, 5000, 10**6):
-        number, unit = format_duration(seconds).split()
-        assert parse_duration(f"{float(number):f}{unit[0]}") == pytest.approx(seconds, rel=0.06)
-    assert math.isclose(parse_duration("0.5h"), 1800)
 
 
 def test_a_fold_is_validated_on_in_the_place_of_images_held_out() -> None:

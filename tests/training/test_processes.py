@@ -7,7 +7,6 @@ import torch.distributed as dist
 from benchmarks.scale import ASSUMED, all_reduce_seconds, auc_bytes, model_rows, recorded_messages
 
 from aucseg import AUCSegLoss
-from aucseg.runtime.announce import process_number
 from aucseg.training.processes import cpu_state, gathered, part_of
 
 
@@ -32,25 +31,6 @@ def test_bytes_of_a_step_are_those_of_the_formula(group: dist.ProcessGroup, num_
 
 def test_gathering_keeps_the_order(group: dist.ProcessGroup) -> None:
     assert gathered({"a": 1}) == [{"a": 1}]
-
-
-@pytest.mark.parametrize(
-    ("names", "rank"),
-    [
-        ({}, 0),
-        ({"RANK": "3", "LOCAL_RANK": "1", "SLURM_PROCID": "0"}, 3),  # torchrun on a node of SLURM
-        ({"LOCAL_RANK": "1", "SLURM_PROCID": "0"}, 1),  # Lightning's launcher in a shell of SLURM
-        ({"SLURM_PROCID": "2", "SLURM_LOCALID": "0"}, 2),  # srun
-    ],
-)
-def test_the_rank_is_that_of_who_started_the_process(
-    names: dict[str, str], rank: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in names.items():
-        monkeypatch.setenv(name, value)
-    assert process_number() == rank
 
 
 def test_parts_are_consecutive_and_complete() -> None:

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
-from aucseg.runtime.child_processes import end_child, num_cores
+from aucseg.runtime.child_processes import end_child
+from aucseg.runtime.resources import num_cores
 
 _SECONDS_BETWEEN_LOOKS = 0.1
 

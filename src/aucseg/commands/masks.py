@@ -9,7 +9,7 @@ from pathlib import Path
 
 from aucseg.commands.option_parser import output_folder
 from aucseg.run_files import CONTACT_SHEET_FILE
-from aucseg.runtime.child_processes import num_cores
+from aucseg.runtime.resources import num_cores
 
 _EXAMPLES = """examples:
   aucseg masks my_export --out my_data               what `aucseg stats my_export` recognized

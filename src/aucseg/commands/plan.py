@@ -18,10 +18,10 @@ from aucseg.commands.plan_options import Request, options_of, run_folder, split_
 from aucseg.datasets.bands import band_statistics
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.duplicates import find_duplicates
-from aucseg.datasets.file_report import report_files, shorten
+from aucseg.datasets.file_report import report_files
 from aucseg.datasets.scan_cache import ScanCache
 from aucseg.datasets.split import SplitOfFiles
-from aucseg.hints import closest, counted
+from aucseg.hints import closest, counted, shorten
 from aucseg.losses.build import check_loss_name
 from aucseg.models import build_model
 from aucseg.planning.fingerprint import DataFingerprint, ImageSizes, fingerprint
@@ -30,7 +30,7 @@ from aucseg.planning.plan import Plan
 from aucseg.planning.rules import make_plan
 from aucseg.run_files import CARD_FILE, CONFIG_FILE, PLAN_FILE
 from aucseg.runtime.announce import Announcement, process_number
-from aucseg.runtime.child_processes import num_cores
+from aucseg.runtime.resources import num_cores
 from aucseg.safe_files import check_folder, no_empty_folders, read_yaml_mapping, replace_file
 
 # Seconds of training and validation that are tried to measure the speed, and of a time budget at most.

@@ -55,7 +55,7 @@ class RunProgress(ProgressBar):
         self._announce("trying the validation")
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """It is over."""
+        """Ends the announcement."""
         self._quiet()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -27,7 +27,7 @@ from aucseg.hints import add_note, counted
 from aucseg.loading.sequences import sequences_of_names
 from aucseg.metrics.class_bars import check_picture
 from aucseg.run_files import CARD_FILE
-from aucseg.runtime.child_processes import num_cores
+from aucseg.runtime.resources import num_cores
 from aucseg.safe_files import replace_file, write_json
 from aucseg.statistics.class_statistics import ClassStatistics
 from aucseg.statistics.summary import format_report, make_report, write_chart, write_csv

@@ -1,4 +1,4 @@
-"""Of what a result was made: the code, the data and the configuration, so that no table mixes different ones."""
+"""What a result was made of: the code, the data and the configuration, so that no table mixes different ones."""
 
 from __future__ import annotations
 

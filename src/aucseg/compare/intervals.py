@@ -57,7 +57,7 @@ def t_interval(values: Sequence[float], folds: int | None = None) -> Interval:
     Generalization Error*, Machine Learning 52, 2003).
 
     Args:
-        values: N of them.
+        values: (n,) results, one a seed or fold.
         folds: Number of folds of the cross-validation that they are of; None for independent values.
 
     Example:

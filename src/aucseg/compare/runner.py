@@ -96,7 +96,7 @@ class Runner:
     _data: dict[str, Fingerprint] = field(default_factory=dict)
 
     def fingerprints(self, run: Run) -> dict[str, Fingerprint]:
-        """Of what the run's result would be made now."""
+        """What the run's result would be made of now."""
         # Of these what is hashed depends on: the files of the validation split where that is validated on alone.
         place = ("card", "root", "hf", "image_column", "mask_column", "train_split", "val_split")
         keys = (*place, "on_error", "follow_symlinks", "held_out_share", "validate_held_out", "shards", "val_shards")

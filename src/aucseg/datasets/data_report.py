@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aucseg.datasets.card import DatasetCard
-from aucseg.datasets.file_report import report_files, shorten
+from aucseg.datasets.file_report import report_files
 from aucseg.datasets.hub_folder import root_of
+from aucseg.hints import shorten
 
 if TYPE_CHECKING:
     from aucseg.datasets.dataset import SegmentationDataset

@@ -11,7 +11,7 @@ from aucseg.datasets.card import DatasetCard, Layout
 from aucseg.datasets.naming import is_unlabelled, picture_of, place_of, split_of_path
 from aucseg.datasets.pairing import Pair, SplitFiles, find_pairs, template_regex
 from aucseg.datasets.tree import Tree, pattern_regex
-from aucseg.hints import counted
+from aucseg.hints import counted, shorten
 from aucseg.run_files import CONTACT_SHEET_FILE
 
 _MAX_SHOWN = 20
@@ -172,9 +172,3 @@ def _shared(splits: dict[str, SplitFiles]) -> Iterator[str]:
             if pair.image in split_of:
                 yield f"{pair.image} is in split {split_of[pair.image]} and in {split}"
             split_of.setdefault(pair.image, split)
-
-
-def shorten(items: Sequence[str], limit: int = _MAX_SHOWN, separator: str = ", ") -> str:
-    """Returns the first of some names, and how many there are more."""
-    more = f" and {len(items) - limit:,} more" if len(items) > limit else ""
-    return separator.join(items[:limit]) + more

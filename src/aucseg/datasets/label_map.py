@@ -11,6 +11,7 @@ from aucseg.datasets.card import MAX_RAW_ID, DatasetCard
 from aucseg.datasets.colors import unpack_color
 from aucseg.datasets.counting import MaskScan
 from aucseg.datasets.files import Array
+from aucseg.hints import shorten
 
 
 class LabelMap:
@@ -54,7 +55,7 @@ class LabelMap:
         return table
 
     def __call__(self, raw: Array) -> Array:
-        """Map raw ids (H, W) to train ids (H, W): uint8 where K and the ignore label fit, else int64.
+        """Maps raw ids (H, W) to train ids (H, W): uint8 where K and the ignore label fit, else int64.
 
         Raises:
             ValueError: A raw id outside the map, where the card says `unmapped: error`; the message lists them.
@@ -72,7 +73,7 @@ class LabelMap:
         return mapped if self._is_small else mapped.astype(np.int64)
 
     def map_scan(self, scan: MaskScan) -> tuple[MaskScan, dict[int, int]]:
-        """Map the scan of a mask of raw ids to one of train ids.
+        """Maps the scan of a mask of raw ids to one of train ids.
 
         Returns:
             The scan, without unknown ids, and the unknown ids with their pixels (none with `unmapped: ignore`).
@@ -91,12 +92,11 @@ class LabelMap:
         """Returns the message about unknown raw ids, given the number of pixels of each."""
         shown = [
             f"{unpack_color(raw) if self.card.mask_encoding == 'rgb' else raw} ({count} pixels)"
-            for raw, count in sorted(counts.items())[:10]
+            for raw, count in sorted(counts.items())
         ]
-        more = f" and {len(counts) - 10} more" if len(counts) > 10 else ""
         key = "ignore_colors" if self.card.mask_encoding == "rgb" else "ignore_ids"
         hint = f" {self.card.hint}" if self.card.hint else ""
         return (
-            f"raw ids that data set {self.card.name!r} does not know: {', '.join(shown)}{more}; map them in the "
+            f"raw ids that data set {self.card.name!r} does not know: {shorten(shown, 10)}; map them in the "
             f"card, list them under {key}, or set 'unmapped: ignore'.{hint}"
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -12,11 +11,11 @@ from torch import Tensor
 
 from aucseg.datasets.files import SampleError
 from aucseg.datasets.pairing import Pair
+from aucseg.runtime.resources import free_memory
 
 # Few large buffers instead of one tensor a sample: processes that are spawned get each as one piece of shared memory.
 _BUFFER_BYTES = 64 * 2**20
 _ALIGNMENT = 8  # of int64 masks
-_MEMORY_INFO = Path("/proc/meminfo")
 
 
 class _Place(NamedTuple):
@@ -106,11 +105,3 @@ class DecodedSamples:
 
     def _copy(self, place: _Place) -> Tensor:
         return self._buffers[place.buffer][place.start : place.stop].clone().view(place.dtype).view(place.shape)
-
-
-def free_memory() -> int | None:
-    """Bytes that programs may still take without swapping; None where the system does not tell."""
-    if not _MEMORY_INFO.is_file():
-        return None
-    lines = (line.partition(":") for line in _MEMORY_INFO.read_text(encoding="ascii").splitlines())
-    return next((int(value.split()[0]) * 1024 for name, _, value in lines if name == "MemAvailable"), None)

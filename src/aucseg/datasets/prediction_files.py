@@ -16,8 +16,9 @@ from aucseg.datasets.colors import pack_color
 from aucseg.datasets.files import Array, SampleError
 from aucseg.datasets.label_map import LabelMap
 from aucseg.datasets.mask_files import RawMask, encoding_of_mode, mode_and_format, read_mask
-from aucseg.datasets.prediction_names import match_predictions, prediction_files, shortened
+from aucseg.datasets.prediction_names import match_predictions, prediction_files
 from aucseg.datasets.tree import ending_of
+from aucseg.hints import shorten
 
 # Of an NPZ file with several arrays; the first two are nnU-Net's.
 _SCORE_KEYS = ("probabilities", "softmax", "scores", "logits", "arr_0")
@@ -59,8 +60,8 @@ class PredictionFiles:
         self.extra = sorted(set(files) - set(self.labels.values()) - set(self.scores.values()))
         if len(self.missing) == len(names):
             raise ValueError(
-                f"none of the {len(files)} predictions in {folder} ({shortened(files[:3])}) has the name of one of the "
-                f"{len(names)} images ({shortened(names[:3])}): name each like its image"
+                f"none of the {len(files)} predictions in {folder} ({shorten(files, 3)}) has the name of one of the "
+                f"{len(names)} images ({shorten(names, 3)}): name each like its image"
             )
         self._label_maps: dict[str, LabelMap] = {}
         self.ids = ids or self._ids_seen()
@@ -209,7 +210,7 @@ class PredictionFiles:
             return "train"
         what = "both" if seen <= raw and seen <= train else "neither"
         raise ValueError(
-            f"the label maps in {self.folder} hold {shortened([str(i) for i in sorted(seen)])}: {what} the ids of the "
+            f"the label maps in {self.folder} hold {shorten([*map(str, sorted(seen))], 10)}: {what} the ids of the "
             f"card and train ids 0..{card.num_classes - 1}; say which with --ids raw or --ids train"
         )
 

@@ -20,7 +20,6 @@ _PREDICTION = re.compile(
     r"|(?:label)?trainids))+$",
     re.IGNORECASE,
 )
-_MAX_SHOWN = 10
 
 
 def prediction_files(folder: Path) -> list[str]:
@@ -113,14 +112,3 @@ def _check_used_once(found: Mapping[str, str]) -> None:
                 "like those of the images"
             )
         image_of[file] = name
-
-
-def shortened(items: Sequence[str]) -> str:
-    """Returns the first names of a list, and how many more there are.
-
-    Example:
-        >>> shortened([f"{i}" for i in range(12)])
-        '0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more'
-    """
-    more = f" and {len(items) - _MAX_SHOWN} more" if len(items) > _MAX_SHOWN else ""
-    return ", ".join(items[:_MAX_SHOWN]) + more

@@ -101,8 +101,8 @@ class Tree:
     def find(self, path: str) -> str | None:
         """Returns the path as it is spelled on disk, or None.
 
-        A name as it stands goes first; else the only one that differs in upper and lower case or in the composition of
-        its characters is taken. Where the path ends in `.*`, any ending of a mask does.
+        A name as it stands takes precedence; else the only one that differs in upper and lower case or in the
+        composition of its characters is taken. Where the path ends in `.*`, any ending of a mask does.
 
         Raises:
             ValueError: Two files fit.

@@ -341,7 +341,7 @@ def as_picture(image: Array) -> npt.NDArray[np.uint8]:
 
 
 def output_names(paths: Sequence[Path]) -> list[str]:
-    """Name the outputs of files: the path below their common folder, without the suffix where that is unique.
+    """Names the outputs of files: the path below their common folder, without the suffix where that is unique.
 
     Example:
         >>> output_names([Path("a/x.png"), Path("a/b/x.png"), Path("a/y.png"), Path("a/y.jpg")])

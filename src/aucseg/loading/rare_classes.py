@@ -170,7 +170,7 @@ class RepeatFactorSampler(_DrawnSampler):
         statistics: Counts of the data set, image i being its sample i.
         num_samples: Draws an epoch over all ranks; the number of images by default. Where ranks do not divide it, the
             first draws come once more at the end.
-        threshold: T > 0: classes with a greater share ask for nothing.
+        threshold: :math:`t`, above 0: classes with a greater share ask for nothing.
         max_factor: :math:`r_{max}`, at least 1.
         by: `presence` or `frequency`.
         seed: Seed of the draws.

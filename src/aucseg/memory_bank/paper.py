@@ -32,7 +32,7 @@ def paper_settings(data_set: str) -> dict[str, Any]:
 
 
 def with_paper_settings(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a configuration, with what `as_in_paper` among them stands for; the other options come first.
+    """Options of a configuration, with what `as_in_paper` among them stands for; the other options take precedence.
 
     Raises:
         ValueError: `as_in_paper` names no data set of the paper.

@@ -93,7 +93,7 @@ def boundary_overlap(
         target: (B, *spatial) integer labels, 0..K-1 or `ignore_index`.
         num_classes: K.
         ignore_index: The ignore label.
-        width: D in pixels, by default 2 % of the diagonal, see `boundary_width`.
+        width: :math:`d` in pixels, by default 2 % of the diagonal, see `boundary_width`.
 
     Returns:
         (2, K) int64: intersections and unions.

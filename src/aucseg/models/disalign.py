@@ -44,7 +44,7 @@ class DisAlignModel(nn.Module):
         self.to(convolution.weight.device)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images (B, C, H, W) to calibrated logits (B, K, h, w)."""
+        """Maps images (B, C, H, W) to calibrated logits (B, K, h, w)."""
         with torch.no_grad():
             logits: Tensor = self.model(images)
         assert self._features is not None

@@ -169,7 +169,7 @@ class SegmentationModel(nn.Module):
         Raises:
             TypeError: The network's output holds no logits.
             ValueError: The images have neither four dimensions nor five, the logits have another number of them, or the
-                logits have not K channels.
+                logits do not have K channels.
         """
         return self.forward_with_auxiliary(images)[0]
 

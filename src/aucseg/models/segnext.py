@@ -189,7 +189,7 @@ class _ConvModule(nn.Module):
 
 
 def factorize(x: Tensor, bases: Tensor, steps: int) -> Tensor:
-    """Approximate non-negative x by a product of two smaller non-negative matrices (multiplicative updates).
+    """Approximates non-negative x by a product of two smaller non-negative matrices (multiplicative updates).
 
     x is about `bases @ coef^T`. coef starts from the softmax over R of `x^T bases`; each step multiplies coef by
     `x^T bases / (coef bases^T bases + 1e-6)`, then bases by `x coef / (bases coef^T coef + 1e-6)`; a last update of

@@ -16,7 +16,7 @@ from aucseg.datasets.propose import HELD_OUT_SHARE
 from aucseg.statistics.advice import choose_groups
 from aucseg.statistics.class_statistics import ClassStatistics
 
-# The share of an image that the objects of nine of ten occurrences of a tail class are above.
+# Quantile of the sizes of a tail class's objects that counts as small.
 _SMALL = 0.1
 # Masks that are read for the number of objects in them.
 _MASKS_READ = 48

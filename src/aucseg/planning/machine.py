@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from aucseg.models.pretrained import has_packaged_weights
-from aucseg.runtime.child_processes import num_cores
+from aucseg.runtime.resources import free_memory, num_cores
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def find_machine(accelerator: str = "auto") -> Machine:
     """
     cores = num_cores()
     packaged = has_packaged_weights()
-    memory = _free_memory()
+    memory = _memory_to_plan_with()
     if accelerator != "cpu" and torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()
         return Machine(
@@ -60,13 +59,11 @@ def find_machine(accelerator: str = "auto") -> Machine:
     return Machine("cpu", name, cores, memory, has_packaged_weights=packaged)
 
 
-def _free_memory() -> int:
+def _memory_to_plan_with() -> int:
     """Free bytes of main memory; an eighth of it all where the system does not tell."""
+    if (free := free_memory()) is not None:
+        return free
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        try:
-            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8
-        except (AttributeError, ValueError, OSError):  # Windows
-            return 2**30
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8
+    except (AttributeError, ValueError, OSError):  # Windows
+        return 2**30

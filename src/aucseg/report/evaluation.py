@@ -16,7 +16,7 @@ from torch import Tensor
 from aucseg.datasets import DatasetCard, SampleError, SegmentationDataset
 from aucseg.datasets.data_report import check_has_masks
 from aucseg.datasets.prediction_files import PredictionFiles, labels_of_scores
-from aucseg.datasets.prediction_names import shortened
+from aucseg.hints import shorten
 from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
 from aucseg.metrics.boundary_iou import DILATION_RATIO, boundary_overlap, boundary_width
 from aucseg.metrics.found_objects import SIZES, found_objects
@@ -140,12 +140,12 @@ def described(left_out: Mapping[str, str], extra: Sequence[str]) -> str:
     """
     missing = [name for name, reason in left_out.items() if reason == _MISSING]
     unusable = [reason for reason in left_out.values() if reason != _MISSING]
-    parts = [f"no prediction for {shortened(missing)}"] if missing else []
+    parts = [f"no prediction for {shorten(missing, 10)}"] if missing else []
     parts += unusable[:_MAX_UNUSABLE]
     if len(unusable) > _MAX_UNUSABLE:
         parts.append(f"{len(unusable) - _MAX_UNUSABLE} more like these")
     if extra:
-        parts.append(f"of none of the images: {shortened(extra)}")
+        parts.append(f"of none of the images: {shorten(extra, 10)}")
     return "; ".join(parts)
 
 
@@ -248,7 +248,7 @@ class _Sums:
                     "of a confident model come out lower than they are; write float32, or logits"
                 )
         elif self.with_scores:
-            notes.append(f"no AUC and average precision: no scores for {shortened(self.without_scores)}")
+            notes.append(f"no AUC and average precision: no scores for {shorten(self.without_scores, 10)}")
         if "tail" in groups:
             for name, values in per_class.items():
                 short = {"average_precision": "ap", "boundary_iou": "boundary_iou"}.get(name, name)

@@ -1,1 +1,1 @@
-"""A process and the person who waits for it: messages at the start, durations, cores and child processes."""
+"""A process and who waits for it: messages at the start, durations, resources, child processes, import paths."""

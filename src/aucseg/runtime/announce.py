@@ -33,14 +33,14 @@ class Announcement:
         self._enabled = enabled and process_number() == 0
 
     def start(self) -> None:
-        """What is announced begins."""
+        """Starts the clock."""
         if self._enabled:
             self._timer = threading.Timer(self._patience, self._say)
             self._timer.daemon = True
             self._timer.start()
 
     def stop(self) -> None:
-        """It is over."""
+        """Takes back a line that was not printed yet."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

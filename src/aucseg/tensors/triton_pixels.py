@@ -36,7 +36,7 @@ def kernels_work(try_out: Callable[[], object], device: torch.device, without: s
 
 
 def fits_32_bits(logits: Tensor, target: Tensor) -> bool:
-    """Whether the places of pixels within an image do, with which the kernels count.
+    """Whether the 32-bit indices of the kernels reach every pixel of an image.
 
     Args:
         logits: (B, K, *spatial) or (N, K).

@@ -74,7 +74,7 @@ class BestCheckpoint(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Copies the checkpoint if the validation is the best so far.
 
-        That of a run that was stopped in its last one is made after training.
+        A run that was stopped during its last validation is validated again after training, and judged then.
         """
         metrics = trainer.callback_metrics
         is_late = trainer.state.fn != "fit"

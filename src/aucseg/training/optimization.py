@@ -76,7 +76,7 @@ def build_optimizer(
         weight_decay: Decay of the parameters that `undecayed` leaves.
         betas: Decay rates of AdamW's two moments.
         optimizer: Import path (a bare name is one of `torch.optim`), or a mapping of `class_path` and
-            `init_args`; `lr` and `weight_decay` in these go before `learning_rate` and `weight_decay`.
+            `init_args`; `lr` and `weight_decay` in these take precedence over `learning_rate` and `weight_decay`.
 
     Raises:
         ImportError: The import path leads nowhere.

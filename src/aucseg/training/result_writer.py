@@ -134,7 +134,7 @@ class ResultWriter(Callback):
 
     Args:
         folder: The run's folder.
-        entries: More entries of `result.json`; those of the same name go first.
+        entries: More entries of `result.json`; those of the same name take precedence.
 
     Attributes:
         last_step: Optimizer step of the last validation, or None.

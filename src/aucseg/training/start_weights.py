@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from aucseg.datasets import DatasetCard
-from aucseg.hints import closest
+from aucseg.hints import closest, shorten
 from aucseg.models import build_model, without_weights
 from aucseg.models.checkpoint import load_plain, matching_tensors
 from aucseg.models.segmentation_model import SegmentationModel, default_encoder
@@ -103,12 +103,13 @@ def take_over(model: nn.Module, source: str | Path, card: DatasetCard, rebuilt: 
     if by_rows:
         shared = [name for name in card.class_names if name in (old_names or [])]
         parts.append(
-            f"of {_listed(sorted(by_rows))} the rows of {len(shared)} of {card.num_classes} classes ({_listed(shared)})"
+            f"of {shorten(sorted(by_rows), _NUM_SHOWN)} the rows of {len(shared)} of {card.num_classes} classes "
+            f"({shorten(shared, _NUM_SHOWN) or 'none'})"
         )
     left = sorted(expected.keys() - taken.keys())
-    parts += [f"as initialized: {_listed(left)}"] if left else []
+    parts += [f"as initialized: {shorten(left, _NUM_SHOWN)}"] if left else []
     unused = sorted(given.keys() - taken.keys())
-    parts += [f"not used: {_listed(unused)}"] if unused else []
+    parts += [f"not used: {shorten(unused, _NUM_SHOWN)}"] if unused else []
     return "; ".join(parts)
 
 
@@ -132,8 +133,3 @@ def _tensors_by_class(expected: Mapping[str, Tensor], num_classes: int, rebuilt:
     with torch.random.fork_rng(devices=[]):
         larger = build_model(rebuilt["model"], num_classes + 1, **options).state_dict()
     return {name for name, value in larger.items() if name in expected and value.shape != expected[name].shape}
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_NUM_SHOWN]) + (f" and {len(names) - _NUM_SHOWN} more" if len(names) > _NUM_SHOWN else "")
-    return shown or "none"

@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from aucseg.datasets import DatasetCard
-from aucseg.hints import check_options, difference_of_classes
+from aucseg.hints import check_options, difference_of_classes, shorten
 from aucseg.inference.predictor import InferenceOptions
 from aucseg.losses import build_loss
 from aucseg.losses.pairwise_auc import PairwiseAUCLoss, auc_losses
@@ -136,8 +136,7 @@ def state_mismatch(module: nn.Module, state: Mapping[str, Any], error: RuntimeEr
         ("of another shape", shapes),
     ):
         if keys:
-            shown = ", ".join(sorted(keys)[:_NUM_SHOWN]) + (", ..." if len(keys) > _NUM_SHOWN else "")
-            parts.append(f"{title}: {len(keys)} ({shown})")
+            parts.append(f"{title}: {len(keys)} ({shorten(sorted(keys), _NUM_SHOWN)})")
     details = "; ".join(parts) or str(error).strip().splitlines()[-1].strip()
     return ValueError(
         f"the checkpoint is not one of this model, loss and bank: {details}. Give model.model, model.model_options, "
@@ -188,9 +187,8 @@ def check_gradients(task: LightningModule) -> None:
         return
     unused = [name for name, p in task.named_parameters() if p.requires_grad and p.grad is None]
     if unused:
-        shown = ", ".join(unused[:_NUM_SHOWN]) + (", ..." if len(unused) > _NUM_SHOWN else "")
         raise ValueError(
-            f"parameters of the model have no part in the loss ({len(unused)}: {shown}), and the processes wait for "
-            "their gradients: give --trainer.strategy ddp_find_unused_parameters_true, or freeze them "
+            f"parameters of the model have no part in the loss ({shorten(unused, _NUM_SHOWN)}), and the processes wait "
+            "for their gradients: give --trainer.strategy ddp_find_unused_parameters_true, or freeze them "
             "(requires_grad_(False))"
         )

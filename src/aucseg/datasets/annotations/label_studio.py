@@ -20,9 +20,9 @@ from aucseg.datasets.annotations.model import (
     read_json,
     size_of,
 )
-from aucseg.datasets.file_report import shorten
 from aucseg.datasets.naming import split_of_path
 from aucseg.datasets.tree import IMAGE_ENDINGS, ending_of
+from aucseg.hints import shorten
 
 _KINDS = ("polygonlabels", "brushlabels", "ellipselabels", "rectanglelabels", "keypointlabels")
 # What a result with a place in the image has; others (choices, texts) have none.

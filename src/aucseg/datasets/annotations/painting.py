@@ -19,7 +19,8 @@ class PaintOptions:
 
     Attributes:
         overlap: Which region gets a pixel that several hold: `small`, that with fewer pixels; `last`, the one that
-            comes later in the file. Layers that an annotator set (CVAT) go first; regions to ignore compete like all.
+            comes later in the file. Layers that an annotator set (CVAT) take precedence; regions to ignore compete like
+            all.
         unlabelled: What pixels without a region are: `background`, a class of its own, or `ignore`; None for
             `background`, but `ignore` in panoptic files, whose pixels without a segment are not labelled.
         boxes: What becomes of boxes, which are not outlines: `error`, `fill`, or `ignore` their pixels.

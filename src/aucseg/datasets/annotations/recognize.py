@@ -72,12 +72,11 @@ def recognize(path: str | Path) -> list[Found]:
     return [Found(name, tuple(files), path) for name, files in sorted(by_format.items())]
 
 
-def describe_annotations(path: str | Path, masks_too: bool = False) -> str | None:
+def describe_annotations(path: str | Path) -> str | None:
     """Returns a sentence about the annotations of a folder or a file and the command that makes masks, or None.
 
     Args:
         path: The folder or file.
-        masks_too: Whether masks were found as well.
     """
     found = recognize(path)
     if not found:
@@ -92,9 +91,8 @@ def describe_annotations(path: str | Path, masks_too: bool = False) -> str | Non
     )
     out = Path(path).resolve()
     name = out.name if out.is_dir() else out.stem
-    also = "also holds" if masks_too else "holds"
     target = re.sub(r"\s+", "_", name) + "_masks"
-    return f"{path} {also} {kinds}; make masks of them with: aucseg masks {shlex.quote(str(path))} --out {target}"
+    return f"{path} holds {kinds}; make masks of them with: aucseg masks {shlex.quote(str(path))} --out {target}"
 
 
 def read_annotations(

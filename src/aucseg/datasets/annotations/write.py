@@ -20,12 +20,11 @@ from aucseg.datasets.annotations.model import BACKGROUND, IGNORED, AnnotatedImag
 from aucseg.datasets.annotations.painting import Painted, PaintOptions, paint
 from aucseg.datasets.card import DatasetCard, Layout
 from aucseg.datasets.colors import default_color
-from aucseg.datasets.file_report import shorten
 from aucseg.datasets.files import SampleError
 from aucseg.datasets.naming import split_of_path
 from aucseg.datasets.propose import HELD_OUT_SHARE
 from aucseg.datasets.tree import normalized
-from aucseg.hints import closest
+from aucseg.hints import closest, shorten
 from aucseg.run_files import CONTACT_SHEET_FILE
 
 SHEET_IMAGES = 24

@@ -12,6 +12,7 @@ from aucseg.datasets.annotations.model import AnnotatedImage, Annotations, Regio
 from aucseg.datasets.naming import split_of_path
 from aucseg.datasets.pairing import read_lines
 from aucseg.datasets.tree import IMAGE_ENDINGS, Tree, normalized
+from aucseg.hints import shorten
 from aucseg.safe_files import read_text, read_yaml_mapping
 
 _YAML_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -60,7 +61,7 @@ def read_yolo(root: Path, yaml_path: Path | None, images_root: Path | None = Non
     if without:
         found.notes.append(
             f"{len(without)} of {len(images)} images have no text file, which in YOLO means that nothing is in them: "
-            f"{', '.join(without[:5])}{', ...' if len(without) > 5 else ''}"
+            f"{shorten(without, 5)}"
         )
     numbers = sorted({int(region.label) for image in found.images for region in image.regions} | set(names))
     known = {number: names.get(number, f"class_{number}") for number in numbers}

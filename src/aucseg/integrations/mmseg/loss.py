@@ -60,8 +60,8 @@ class MMSegAUCSegLoss(nn.Module):
     Args:
         loss_weight: Factor of the whole loss.
         loss_name: Key of the loss in the log; must contain `loss` to be trained on.
-        use_sigmoid: Must be False. It is what a configuration inherits from the cross-entropy that this loss replaces,
-            like the next.
+        use_sigmoid: Must be False; accepted, like `avg_non_ignore`, because a configuration inherits it from the
+            cross-entropy that this loss replaces.
         avg_non_ignore: Not used: ignored pixels never count.
         global_auc: With several processes, whether the loss is that of the pixels of all of them (sums travel, no
             pixels); else each process has that of its own, which are averaged. Losses that are computed by sorting

@@ -191,7 +191,7 @@ def _check_number_of_channels(num_channels: int, options: LossOptions) -> None:
 
 
 def _check_derivatives(logits: Tensor) -> None:
-    """Refuses what would take derivatives that the operators of the loss do not have, which torch takes for zero."""
+    """Refuses forward-mode and torch.func derivatives: the operators define none, and torch takes them for zero."""
     wrapped, in_function_transform = logits, False
     while torch._C._functorch.is_functorch_wrapped_tensor(wrapped):
         in_function_transform |= torch._C._functorch.is_gradtrackingtensor(wrapped)

@@ -126,7 +126,7 @@ def _prepared(logits: Tensor, target: Tensor, options: LossOptions) -> Tensor:
     """Logits as the passes take them: two channels or more, upsampled unless that is done band by band."""
     logits = two_logits(logits)  # of one logit's two only the second is scored
     if logits.shape[2:] == target.shape[1:]:
-        # The gradient is written pixel by pixel through a flat view, which a transposed image has not.
+        # The gradient is written pixel by pixel through a flat view, which a transposed image does not have.
         return logits if _is_flat(logits) else logits.contiguous()
     if not target.numel():  # nothing to interpolate; the sum keeps the gradient, which is 0
         return logits.new_zeros(*logits.shape[:2], *target.shape[1:]) + logits.sum() * 0

@@ -135,7 +135,7 @@ def pixel_sums(
     class_weight: Tensor | None,
     *options: Any,
 ) -> Sums:
-    """Sum the loss terms over the pixels; differentiable once by the logits.
+    """Sums the loss terms over the pixels; differentiable once by the logits.
 
     Args:
         logits: `(B, K, *spatial)` or `(N, K)`; `(B, K, h, w)` smaller than the target is upsampled bilinearly.

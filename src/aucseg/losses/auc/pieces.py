@@ -109,7 +109,7 @@ class FullResolution:
         return self._gradient[index[0], :, index[1]] if self._gradient.dtype == piece.dtype else None
 
     def write(self, index: Index, gradient: Tensor) -> None:
-        """Copy into the gradient."""
+        """Copies into the gradient."""
         assert self._gradient is not None
         self._gradient[index[0], :, index[1]] = gradient
 

@@ -169,7 +169,7 @@ class CrossEntropyWeights:
         self._smooth = options.label_smoothing > 0
 
     def times(self, factor: Tensor) -> CrossEntropyWeights:
-        """Multiplys all tables by a scalar."""
+        """Multiplies all tables by a scalar, in place."""
         self.by_own, self.by_channel, self.by_softmax = (
             factor * table for table in (self.by_own, self.by_channel, self.by_softmax)
         )

@@ -150,8 +150,8 @@ class LDAMLoss(CrossEntropyLoss):
         ignore_index: Pixels with this label don't count.
         max_margin: Margin of the rarest class, at least 0. The paper's 0.5 at scale 30 is a margin of 15 between
             logits that have no scale, so that margins up to there are worth a trial.
-        scale: S, above 0. The paper's code takes 30 with a classifier whose logits are cosines; logits of an ordinary
-            classifier need no scale.
+        scale: :math:`s`, above 0. The paper's code takes 30 with a classifier whose logits are cosines; logits of an
+            ordinary classifier need no scale.
         drw_start: Share of the training, 0..1, after which classes are weighted; None for never.
         beta: Of the weights, see `aucseg.losses.class_weights.class_weights`.
 

@@ -83,7 +83,7 @@ class DiceLoss(SmoothedOverlapLoss):
     Args:
         class_counts: Not used.
         ignore_index: Pixels with this label don't count.
-        smooth: S, at least 0.
+        smooth: :math:`s`, at least 0.
         ce_weight: Weight of cross-entropy beside it, at least 0; 1 is the usual "CE + Dice", `ce-dice` by name.
 
     Example:
@@ -112,7 +112,7 @@ class JaccardMetricLoss(SmoothedOverlapLoss):
     Args:
         class_counts: Not used.
         ignore_index: Pixels with this label don't count.
-        smooth: S, at least 0.
+        smooth: :math:`s`, at least 0.
         ce_weight: Weight of cross-entropy beside it, at least 0; 1/3 has the paper's shares, a quarter and three
             quarters. `ce-jml` by name has 1.
 
