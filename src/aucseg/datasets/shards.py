@@ -201,8 +201,17 @@ def _expand_wildcards(url: str) -> list[str]:
 def write_shards(dataset: SegmentationDataset, folder: str | Path, *, samples_per_shard: int = 1000) -> list[Path]:
     """Writes the files of a data set, unchanged and in order, as shards `<split>-000000.tar` and so on.
 
+    Args:
+        dataset: The files; without tiles.
+        folder: Where to; it is made.
+        samples_per_shard: Images in a shard, at least 1.
+
     Returns:
         The paths of the shards.
+
+    Raises:
+        ValueError: `samples_per_shard` below 1, or a data set with tiles.
+        ImportError: The extra `stream` is missing.
     """
     if samples_per_shard < 1:
         raise ValueError(f"samples_per_shard must be at least 1, not {samples_per_shard}")

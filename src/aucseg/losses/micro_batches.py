@@ -193,6 +193,10 @@ def accumulate(
     Returns:
         The loss of the whole batch, detached.
 
+    Raises:
+        ValueError: No micro-batch, a model with lazy modules, or a loss that is computed by sorting.
+        TypeError: A loss that has no sums over micro-batches.
+
     Example:
         >>> import torch
         >>> from aucseg.losses import PairwiseAUCLoss, accumulate

@@ -55,6 +55,10 @@ def pairwise_auc_loss(
     Returns:
         Scalar, float32 (float64 for float64 logits).
 
+    Raises:
+        TypeError: Logits that are not floating point, or labels that are not integers.
+        ValueError: Options out of their ranges, shapes that do not fit, or labels that are neither a class nor ignored.
+
     Example:
         >>> import torch
         >>> from aucseg.losses import pairwise_auc_loss

@@ -45,6 +45,7 @@ def build_model(name: str | nn.Module, num_classes: int, **options: Any) -> Segm
 
     Raises:
         ValueError: Unknown name or option; the message has the nearest ones.
+        TypeError: A class or function of the user's own that does not take `num_classes`, or returns no module.
         ImportError: The extra that the family needs is missing, or the import path leads nowhere.
 
     Example:

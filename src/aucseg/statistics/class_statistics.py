@@ -97,6 +97,7 @@ class ClassStatistics:
 
         Raises:
             ValueError: The data set has no card, or holds labels outside 0..K-1.
+            ChildProcessError: A process that reads masks died.
         """
         from tqdm import tqdm
 
@@ -278,7 +279,10 @@ class ClassStatistics:
 
         Args:
             head: A class with at least this share belongs to the head.
-            tail: A class with less than this share belongs to the tail, also one that never occurs.
+            tail: A class with less than this share belongs to the tail; one that never occurs has the share 0.
+
+        Raises:
+            ValueError: Unless 0 <= tail <= head <= 1.
         """
         if not 0 <= tail <= head <= 1:
             raise ValueError(f"groups needs 0 <= tail <= head <= 1, not tail={tail}, head={head}")
@@ -303,7 +307,16 @@ class ClassStatistics:
         return max(1, math.ceil(math.log(delta / len(presence)) / math.log1p(-presence.min())))
 
     def batch_coverage(self, batch_size: int, *, trials: int = 1000, seed: int = 0) -> float:
-        """Returns the share of random batches, drawn with replacement, that hold every class that occurs at all."""
+        """Returns the share of random batches, drawn with replacement, that hold every class that occurs at all.
+
+        Args:
+            batch_size: Images in a batch, at least 1.
+            trials: Batches to draw, at least 1.
+            seed: Of the draws.
+
+        Raises:
+            ValueError: `batch_size` or `trials` below 1, or statistics without an image.
+        """
         if batch_size < 1 or trials < 1:
             raise ValueError(f"batch_size and trials must be at least 1, not {batch_size} and {trials}")
         if self.num_images == 0:
@@ -374,6 +387,7 @@ class ClassStatistics:
 
         Raises:
             ValueError: The file is not such a file, or its parts do not fit together.
+            OSError: It cannot be read.
         """
         try:
             statistics, rows = cls._parse(json.loads(Path(path).read_text(encoding="utf-8")))

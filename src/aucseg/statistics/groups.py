@@ -18,7 +18,7 @@ def groups_by_share(
     Args:
         counts: (K,) pixels of each class, in any unit.
         head: A class with at least this share belongs to the head.
-        tail: A class with less than this share belongs to the tail, also one that never occurs.
+        tail: A class with less than this share belongs to the tail; one that never occurs has the share 0.
 
     Example:
         >>> groups_by_share([970, 10, 16, 4])

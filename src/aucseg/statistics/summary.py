@@ -46,6 +46,9 @@ def make_report(
         card: For groups and names.
         batch_size: The batch that the advice on the bank is about.
         delta: The batch size asked for shows every class with probability `1 - delta`.
+
+    Raises:
+        ValueError: No labelled pixel, or `delta` outside (0, 1).
     """
     groups, rule = choose_groups(statistics, card)
     classes = _class_rows(statistics, groups)

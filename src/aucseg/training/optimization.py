@@ -146,7 +146,7 @@ def group_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
 
 
-def check_groups(optimizer: torch.optim.Optimizer, stored: Groups) -> None:
+def check_parameter_groups(optimizer: torch.optim.Optimizer, stored: Groups) -> None:
     """Refuses an optimizer that the state in a checkpoint is not of, before torch does so in the middle of it.
 
     Args:

@@ -26,7 +26,12 @@ from aucseg.tensors.dtypes import in_model_dtype
 from aucseg.tensors.upsampling import predicted_labels
 from aucseg.training.image_channels import normalization, with_channels
 from aucseg.training.micro_batches import backward_all_but_last, check_micro_batches, scaled_backward
-from aucseg.training.optimization import check_groups, group_settings, optimizer_and_schedule, take_over_changes
+from aucseg.training.optimization import (
+    check_parameter_groups,
+    group_settings,
+    optimizer_and_schedule,
+    take_over_changes,
+)
 from aucseg.training.precision import clip_gradients, keeping_digits, unscales
 from aucseg.training.processes import cpu_state, draw_apart, gathered, say_once, state_of_process
 from aucseg.training.start_weights import frozen_parts, take_over
@@ -342,7 +347,7 @@ class SegmentationTask(LightningModule):
         configured = optimizer_and_schedule(self.model, self.hparams, self.trainer)
         self._group_settings = group_settings(configured["optimizer"])
         if self._resumed is not None:
-            check_groups(configured["optimizer"], self._resumed["groups"])
+            check_parameter_groups(configured["optimizer"], self._resumed["groups"])
         return configured
 
     def on_train_start(self) -> None:

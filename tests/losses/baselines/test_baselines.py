@@ -397,6 +397,7 @@ def test_bad_input() -> None:
         ("seesaw", "p"),
         ("seesaw", "q"),
         ("focal", "gamma"),
+        ("disalign", "rho"),
         ("ce-dice", "ce_weight"),
         ("dice", "smooth"),
     ],

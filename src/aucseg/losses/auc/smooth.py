@@ -33,7 +33,8 @@ class SmoothSurrogate:
         gradient_error: The same for `l'`.
 
     Raises:
-        ValueError: If degree 64 does not reach the tolerance: the function is not smooth enough.
+        TypeError: The function cannot be called.
+        ValueError: A tolerance that is not above 0, or degree 64 does not reach it: the function is not smooth enough.
 
     Example:
         >>> import torch

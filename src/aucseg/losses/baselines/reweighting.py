@@ -83,7 +83,7 @@ class DisAlignLoss(WeightedCrossEntropyLoss):
     Args:
         class_counts: Pixels of each class in the training set (K,).
         ignore_index: Pixels with this label don't count.
-        rho: How far the aligned distribution is balanced: 0 leaves it, 1 makes all classes weigh the same.
+        rho: How far the aligned distribution is balanced, at least 0: 0 leaves it, 1 makes all classes weigh the same.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class DisAlignLoss(WeightedCrossEntropyLoss):
         *,
         rho: float = 0.3,
     ) -> None:
-        super().__init__(class_counts, ignore_index, rule="inverse", power=rho)
+        super().__init__(class_counts, ignore_index, rule="inverse", power=finite_number(rho, "rho"))
 
 
 class FocalLoss(CrossEntropyLoss):
