@@ -140,7 +140,7 @@ def test_what_fails_in_the_rehearsal_leaves_no_folder(
     failing(error, lambda task: task.trainer.sanity_checking)
     assert fit(uneven_card, tmp_path / "runs" / "a") == status
     message = capsys.readouterr().err
-    assert "in the validation of 2 batches before the first step" in message
+    assert "in the trial validation before the first step" in message
     assert "Traceback" not in message
     assert (f"--out {tmp_path}/runs/a' starts again\n" in message) == (status == 130)
     assert list(tmp_path.iterdir()) == []

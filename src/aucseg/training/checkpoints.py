@@ -267,12 +267,9 @@ class RunCheckpoint(Callback):
         """Gives the signals back, and notes what there is to go on from."""
         self._restore_handlers()
         if trainer.sanity_checking:
-            where = f"this was in the validation of {trainer.num_sanity_val_steps} batches before the first step"
+            where = "this was in the trial validation before the first step"
             if not isinstance(exception, KeyboardInterrupt):
-                where += (
-                    " (trainer.num_sanity_val_steps), the largest image among them, whole unless model.evaluation has "
-                    "a window: nothing has been trained yet"
-                )
+                where += ", of the largest image (trainer.num_sanity_val_steps): nothing has been trained yet"
             add_note(exception, where)
         elif self._has_started or trainer.state.fn == "validate":
             path = newest_checkpoint(self.folder, lambda _: None)
