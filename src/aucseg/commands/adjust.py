@@ -169,21 +169,19 @@ def _objective(name: str, items: Sequence[str], task: SegmentationTask) -> str |
 
 def _write_cross_fitted(fit: OffsetFit, task: SegmentationTask, out: Path) -> None:
     """Writes the result of a run whose validation images were fitted on: each with the offsets that others gave."""
+    from aucseg.metrics.result_files import result_entries
     from aucseg.run_files import LAST_CHECKPOINT, RESULT_FILE
     from aucseg.safe_files import write_json
     from aucseg.training.adjustment import averages
     from aucseg.training.checkpoints import checkpoint_step
 
-    card = task.card
-    result = {
-        "step": checkpoint_step(out / LAST_CHECKPOINT),
-        "card": card.name,
-        "metrics": {name: after for name, (_, after) in _means(fit, task).items()},
-        "per_class_iou": dict(zip(card.class_names, fit.iou_after, strict=True)),
-        "groups": task.groups,
-        "class_names": list(card.class_names),
-        "palette": [list(color) for color in card.palette],
-    }
+    result = result_entries(
+        task.card,
+        step=checkpoint_step(out / LAST_CHECKPOINT),
+        metrics={name: after for name, (_, after) in _means(fit, task).items()},
+        per_class_iou=fit.iou_after,
+        groups=task.groups,
+    )
     if averages(task):
         result["evaluation"] = "without flip and scales"
     write_json(out / RESULT_FILE, result, indent=2)

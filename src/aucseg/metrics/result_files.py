@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -34,6 +34,50 @@ def curve_points(false_rate: Tensor, true_rate: Tensor) -> dict[str, Any]:
         "fpr": [round(value, 7) for value in false_rate[first].tolist()],
         "tpr": [round(value, 5) for value in true_rate[first].tolist()],
         "auroc": area,
+    }
+
+
+class ClassesOfCard(Protocol):
+    """What a result tells of the classes; `aucseg.datasets.DatasetCard` has it."""
+
+    @property
+    def name(self) -> str:
+        """Name of the data set."""
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the classes."""
+
+    @property
+    def palette(self) -> Sequence[Sequence[int]]:
+        """Colour of each class, 0..255."""
+
+
+def result_entries(
+    card: ClassesOfCard,
+    *,
+    step: int | None,
+    metrics: Mapping[str, float],
+    per_class_iou: Sequence[float],
+    groups: Mapping[str, Sequence[int]] | None,
+) -> dict[str, Any]:
+    """The entries that every `result.json` has.
+
+    Args:
+        card: Of the data.
+        step: Steps of the training, None where it is not known.
+        metrics: Scores by name.
+        per_class_iou: (K,), NaN for classes that do not occur.
+        groups: Class ids by group, or None.
+    """
+    return {
+        "step": step,
+        "card": card.name,
+        "metrics": dict(metrics),
+        "per_class_iou": dict(zip(card.class_names, per_class_iou, strict=True)),
+        "groups": groups,
+        "class_names": list(card.class_names),
+        "palette": [list(color) for color in card.palette],
     }
 
 

@@ -22,7 +22,7 @@ from aucseg.metrics.boundary_iou import DILATION_RATIO, boundary_overlap, bounda
 from aucseg.metrics.found_objects import SIZES, found_objects
 from aucseg.metrics.image_iou import image_scores, per_image_overlap
 from aucseg.metrics.pixel_metric import group_means
-from aucseg.metrics.result_files import write_results
+from aucseg.metrics.result_files import result_entries, write_results
 from aucseg.run_files import CONFIG_FILE
 from aucseg.safe_files import replace_file
 from aucseg.statistics.groups import groups_by_share
@@ -257,20 +257,16 @@ class _Sums:
             metrics["tail_found"] = _share(self.objects[groups["tail"]].sum((0, 1)))
         for size, counts in zip(SIZES, self.objects.sum(0), strict=True):
             metrics[f"found_{size}"] = _share(counts)
-        result = {
-            "step": None,
-            "card": card.name,
+        entries = result_entries(
+            card, step=None, metrics=metrics, per_class_iou=details["per_class"].tolist(), groups=groups
+        )
+        result = entries | {
             "num_images": len(self.images),
-            "metrics": metrics,
-            "per_class_iou": dict(zip(card.class_names, details["per_class"].tolist(), strict=True)),
             "per_class": {
                 class_name: {name: float(values[c]) for name, values in per_class.items()}
                 | {"objects": self.objects[c].tolist()}
                 for c, class_name in enumerate(card.class_names)
             },
-            "groups": groups,
-            "class_names": list(card.class_names),
-            "palette": [list(color) for color in card.palette],
         }
         return Evaluation(result, confusion.tolist(), self.images, roc_curves, {}, [], {}, notes)
 

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from aucseg.metrics.image_iou import added_overlaps, image_scores, per_image_overlap
-from aucseg.metrics.result_files import write_results
+from aucseg.metrics.result_files import result_entries, write_results
 from aucseg.run_files import (
     BEST_CHECKPOINT,
     BEST_FOLDER,
@@ -189,17 +189,16 @@ class ResultWriter(Callback):
         images: dict[str, dict[int, list[int]]] = {}
         for name, overlap in (item for part in parts for item in part.items()):
             images[name] = added_overlaps(images.get(name, {}), overlap)
-        card, metrics = pl_module.card, trainer.callback_metrics
-        result = {
-            "step": trainer.global_step,
-            "card": card.name,
-            "metrics": {key.removeprefix("val/"): float(metrics[key]) for key in metrics if key.startswith("val/")}
-            | image_scores(images),
-            "per_class_iou": dict(zip(card.class_names, pl_module.per_class_iou, strict=True)),
-            "groups": pl_module.groups,
-            "class_names": list(card.class_names),
-            "palette": [list(color) for color in card.palette],
-            **self.entries,
-        }
+        metrics = trainer.callback_metrics
+        scores = {key.removeprefix("val/"): float(metrics[key]) for key in metrics if key.startswith("val/")}
+        result = result_entries(
+            pl_module.card,
+            step=trainer.global_step,
+            metrics=scores | image_scores(images),
+            per_class_iou=pl_module.per_class_iou,
+            groups=pl_module.groups,
+        )
         roc_curves = None if pl_module.auroc is None else pl_module.roc_curves
-        write_results(self.folder, result, confusion=pl_module.confusion, images=images, roc_curves=roc_curves)
+        write_results(
+            self.folder, result | self.entries, confusion=pl_module.confusion, images=images, roc_curves=roc_curves
+        )
