@@ -53,9 +53,9 @@ def check_options(options: Iterable[str], function: Callable[..., Any], name: st
         TypeError: data.order has no option 'revers'; did you mean reverse?
     """
     parameters = inspect.signature(function).parameters
-    known = [key for key, p in parameters.items() if key not in given and p.kind is not p.VAR_KEYWORD]
-    if len(known) + len(set(given) & set(parameters)) < len(parameters):  # it takes whatever else there is
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):  # whatever else there is
         return
+    known = [key for key, p in parameters.items() if key not in given and p.kind is not p.VAR_POSITIONAL]
     for option in options:
         if option not in known:
             raise TypeError(f"{name} has no option {str(option)!r}; {closest(str(option), known)}")
