@@ -8,6 +8,7 @@
 `auctailW`            the same as `aucW`, over the pairs with a class below 0.5 % of the pixels
 `aucconfW`            the same as `aucW`, pairs weighted by how far the two classes are confused in the batch
 `lateF:W`             the same as `aucW`, from the share F of the steps on
+`fadeW`               the same as `aucW`, with a weight that falls from W to 0 over the training
 `expG:W`              exponential AUC loss of the softmax scores with rate G, weight W
 `klT:W`               partial AUC by tilting: the log of one plus the exponential AUC loss of the log-odds divided by
                         T, a class (KL-constrained distributionally robust one-way partial AUC; Zhu et al., "When AUC
@@ -94,6 +95,7 @@ def flat_loss(part: str, share: Tensor, steps: int = 0) -> FlatLoss:
         "auctail": lambda z, y: weight * _as_map(PairwiseAUCLoss(pair_weight=_pairs_with(is_tail)), z, y),
         "aucconf": lambda z, y: weight * _as_map(PairwiseAUCLoss(pair_weight=_confusion(z, y)), z, y),
         "late": _Late(lambda z, y: weight * _as_map(PairwiseAUCLoss(), z, y), int(number * steps)),
+        "fade": _Fading(lambda z, y: weight * _as_map(PairwiseAUCLoss(), z, y), steps),
         "exp": lambda z, y: weight * _exponential(number * z.softmax(1), y).mean(),
         "kl": lambda z, y: weight * number * _exponential(log_odds(z) / number, y).log1p().mean(),
         "klova": lambda z, y: weight * number * _exponential(log_odds(z) / number, y, all_at_once=True).log1p().mean(),
@@ -116,6 +118,17 @@ class _Late:
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         self._step += 1
         return self._loss(logits, labels) if self._step > self._start else logits.sum() * 0
+
+
+class _Fading:
+    """A loss whose weight falls to zero over the steps."""
+
+    def __init__(self, loss: FlatLoss, steps: int) -> None:
+        self._loss, self._steps, self._step = loss, steps, 0
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        self._step += 1
+        return (1 - self._step / self._steps) * self._loss(logits, labels)
 
 
 def _pairs_with(classes: Tensor) -> Tensor:

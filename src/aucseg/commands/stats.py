@@ -25,8 +25,8 @@ from aucseg.datasets.scan_cache import ScanCache
 from aucseg.datasets.split import SplitOfFiles
 from aucseg.hints import add_note, counted
 from aucseg.loading.sequences import sequences_of_names
-from aucseg.metrics.class_bars import check_picture
 from aucseg.run_files import CARD_FILE
+from aucseg.runtime.plots import check_picture
 from aucseg.runtime.resources import num_cores
 from aucseg.safe_files import replace_file, write_json
 from aucseg.statistics.class_statistics import ClassStatistics

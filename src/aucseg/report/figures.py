@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aucseg.metrics.class_bars import check_picture, plain_label
 from aucseg.report.encode import Color
 from aucseg.report.examples import Example
 from aucseg.report.runs import Comparison, load_comparison
 from aucseg.report.text import points
+from aucseg.runtime.plots import check_picture, plain_label
 from aucseg.safe_files import replacing
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from aucseg.datasets.card import GROUP_NAMES, DatasetCard
-from aucseg.metrics.class_bars import GROUP_COLORS, check_picture, plain_label
+from aucseg.runtime.plots import GROUP_COLORS, check_picture, plain_label
 from aucseg.safe_files import replace_file, replacing, text_cell
 from aucseg.statistics.advice import (
     SAMPLER,

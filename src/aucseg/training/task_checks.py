@@ -188,7 +188,7 @@ def check_gradients(task: LightningModule) -> None:
     unused = [name for name, p in task.named_parameters() if p.requires_grad and p.grad is None]
     if unused:
         raise ValueError(
-            f"parameters of the model have no part in the loss ({shorten(unused, _NUM_SHOWN)}), and the processes wait "
-            "for their gradients: give --trainer.strategy ddp_find_unused_parameters_true, or freeze them "
-            "(requires_grad_(False))"
+            f"parameters of the model have no part in the loss ({len(unused)}: {shorten(unused, _NUM_SHOWN)}), and the "
+            "processes wait for their gradients: give --trainer.strategy ddp_find_unused_parameters_true, or freeze "
+            "them (requires_grad_(False))"
         )
