@@ -65,6 +65,18 @@ def test_no_damage_goes_unnoticed(whole: Path, tmp_path_factory: pytest.TempPath
         assert is_content(path, 3)
 
 
+@pytest.mark.parametrize("step", [[], "later", None])
+def test_a_checkpoint_without_a_step_is_left_out(tmp_path: Path, step: Any) -> None:
+    for number in (1, 2):
+        last = save(tmp_path, number)
+    torch.save({**content(2), "global_step": step}, last)
+    said: list[str] = []
+    assert newest_checkpoint(tmp_path, said.append) == tmp_path / PREVIOUS_CHECKPOINT
+    assert "its step is" in said[0]
+    with pytest.raises(ValueError, match="is not a readable checkpoint: its step is"):
+        checkpoint_step(last)
+
+
 def test_last_and_previous_are_kept_and_the_damaged_one_is_left_out(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path) is None
     for step in (1, 2):

@@ -11,7 +11,6 @@ from aucseg.datasets.card import MAX_RAW_ID, DatasetCard
 from aucseg.datasets.colors import unpack_color
 from aucseg.datasets.counting import MaskScan
 from aucseg.datasets.files import Array
-from aucseg.hints import shorten
 
 
 class LabelMap:
@@ -92,11 +91,12 @@ class LabelMap:
         """Returns the message about unknown raw ids, given the number of pixels of each."""
         shown = [
             f"{unpack_color(raw) if self.card.mask_encoding == 'rgb' else raw} ({count} pixels)"
-            for raw, count in sorted(counts.items())
+            for raw, count in sorted(counts.items())[:10]  # of a photograph's colours there may be many thousands
         ]
+        more = f" and {len(counts) - 10:,} more" if len(counts) > 10 else ""
         key = "ignore_colors" if self.card.mask_encoding == "rgb" else "ignore_ids"
         hint = f" {self.card.hint}" if self.card.hint else ""
         return (
-            f"raw ids that data set {self.card.name!r} does not know: {shorten(shown, 10)}; map them in the "
+            f"raw ids that data set {self.card.name!r} does not know: {', '.join(shown)}{more}; map them in the "
             f"card, list them under {key}, or set 'unmapped: ignore'.{hint}"
         )

@@ -90,7 +90,10 @@ def checkpoint_step(path: Path) -> int:
     except Exception as error:  # right checksums in an archive that torch cannot read
         raise ValueError(f"{path} is not a readable checkpoint: it is damaged ({error})") from error
     _check_training(content, path)
-    return int(content["global_step"])
+    try:
+        return int(content["global_step"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a readable checkpoint: its step is {content['global_step']!r}") from error
 
 
 def _check_training(content: Any, path: Path) -> None:
