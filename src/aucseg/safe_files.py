@@ -139,10 +139,35 @@ def no_empty_folders(folder: Path) -> Iterator[None]:
         raise
 
 
+def write_named(path: Path, data: bytes) -> None:
+    """Writes a file whose name a user gave: as a whole, but through a link, a pipe or a device such as `/dev/stdout`.
+
+    Example:
+        >>> home = Path(tempfile.mkdtemp())
+        >>> (home / "link").symlink_to(home / "file")
+        >>> write_named(home / "link", b"counts")
+        >>> (home / "link").is_symlink(), (home / "file").read_bytes()
+        (True, b'counts')
+    """
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        path.write_bytes(data)
+    else:
+        replace_file(path, data)
+
+
+def json_bytes(value: Any, indent: int | None = None) -> bytes:
+    r"""JSON, which has no NaN (a class that a split does not hold) and no infinity: null stands for them.
+
+    Example:
+        >>> json_bytes({"miou": [0.5, math.nan]})
+        b'{"miou": [0.5, null]}\n'
+    """
+    return (json.dumps(_finite(value), indent=indent, allow_nan=False) + "\n").encode()
+
+
 def write_json(path: Path, value: Any, indent: int | None = None) -> None:
-    """Writes JSON, which has no NaN (a class that a split does not hold) and no infinity: null stands for them."""
-    # Replaced as a whole: a report on a running run never meets half a file.
-    replace_file(path, (json.dumps(_finite(value), indent=indent, allow_nan=False) + "\n").encode())
+    """Writes `json_bytes`, replaced as a whole: a report on a running run never meets half a file."""
+    replace_file(path, json_bytes(value, indent))
 
 
 def _finite(value: Any) -> Any:

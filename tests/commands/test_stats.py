@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -327,3 +329,17 @@ def test_images_of_other_splits_are_named(
     found = json.loads((tmp_path / "r.json").read_text())["check"]["other_splits"]
     assert found == {"val": ["images/val/4.png", "images/val/5.png"]}
     assert DatasetCard.load(tmp_path / "c.yaml").held_out_share is None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+def test_files_that_a_user_names_may_be_links_and_pipes(run: Run, card_path: Path, root: Path, tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link.csv"
+    os.mkfifo(pipe)
+    link.symlink_to(tmp_path / "classes.csv")
+    with ThreadPoolExecutor() as pool:
+        text = pool.submit(pipe.read_text)
+        assert run(card_path, "--root", root, "--json", pipe, "--csv", link) == 0
+        assert json.loads(text.result(timeout=60))["num_images"] == 6
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    assert (tmp_path / "classes.csv").read_text().startswith("id,")

@@ -28,7 +28,7 @@ from aucseg.loading.sequences import sequences_of_names
 from aucseg.run_files import CARD_FILE
 from aucseg.runtime.plots import check_picture
 from aucseg.runtime.resources import num_cores
-from aucseg.safe_files import replace_file, write_json
+from aucseg.safe_files import json_bytes, write_named
 from aucseg.statistics.class_statistics import ClassStatistics
 from aucseg.statistics.summary import format_report, make_report, write_chart, write_csv
 
@@ -291,7 +291,7 @@ def _write(args: argparse.Namespace, statistics: ClassStatistics, report: dict[s
     if args.save is not None:
         statistics.save(args.save)
     if args.json is not None:
-        write_json(args.json, report, indent=1)
+        write_named(args.json, json_bytes(report, indent=1))
     if args.csv is not None:
         write_csv(report, args.csv)
     if args.chart is not None:
@@ -317,7 +317,7 @@ def _write_card(path: Path, card: DatasetCard, root: Path) -> None:
         f"# Proposed by `aucseg stats` from what it found in {root.resolve().name}: give the classes their names, also "
         "in the\n# groups (by share of the labelled pixels), and check the rest.\n"
     )
-    replace_file(path, (comment + card.to_yaml()).encode())
+    write_named(path, (comment + card.to_yaml()).encode())
     print(
         f"\nwrote {path}: give the classes their names, then run "
         f"aucseg stats {shlex.quote(str(path))} --root {shlex.quote(str(root))}"

@@ -15,7 +15,7 @@ from aucseg.report.encode import distinct_palette
 from aucseg.report.examples import Example, Paste
 from aucseg.report.runs import Comparison, Run, load_comparison
 from aucseg.report.text import points, short_count, signed_points
-from aucseg.safe_files import replace_file
+from aucseg.safe_files import write_named
 
 _FOLDER = Path(__file__).parent
 # More rows, and more panels, than this are folded away.
@@ -69,7 +69,7 @@ def build_report(
     comparison = load_comparison(run_folders, titles=titles, baseline=baseline, statistics=statistics, method=method)
     html = render(comparison, samples=samples or (), pastes=pastes or (), title=title)
     out = Path(out)
-    replace_file(out, html.encode())
+    write_named(out, html.encode())
     return out
 
 

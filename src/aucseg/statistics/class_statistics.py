@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from aucseg.datasets.counting import GRID, MaskScan, scan_mask, unpack_cells
 from aucseg.hints import difference_of_classes
-from aucseg.safe_files import write_json
+from aucseg.safe_files import json_bytes, write_named
 from aucseg.statistics.bound import bound_terms
 from aucseg.statistics.groups import HEAD_SHARE, TAIL_SHARE, groups_by_share
 
@@ -379,7 +379,7 @@ class ClassStatistics:
 
     def save(self, path: str | Path) -> None:
         """Writes the statistics as JSON; `load` reads them back."""
-        write_json(Path(path), self._state())
+        write_named(Path(path), json_bytes(self._state()))
 
     @classmethod
     def load(cls, path: str | Path) -> ClassStatistics:

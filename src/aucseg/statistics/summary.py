@@ -15,7 +15,7 @@ import yaml
 
 from aucseg.datasets.card import GROUP_NAMES, DatasetCard
 from aucseg.runtime.plots import GROUP_COLORS, check_picture, plain_label
-from aucseg.safe_files import replace_file, replacing, text_cell
+from aucseg.safe_files import replacing, text_cell, write_named
 from aucseg.statistics.advice import (
     SAMPLER,
     SAMPLER_OPTIONS,
@@ -224,7 +224,7 @@ def write_csv(report: dict[str, Any], path: Path) -> None:
     writer = csv.DictWriter(text, fieldnames=list(report["classes"][0]))
     writer.writeheader()
     writer.writerows({**row, "name": text_cell(row["name"])} for row in report["classes"])
-    replace_file(path, text.getvalue().encode())
+    write_named(path, text.getvalue().encode())
 
 
 def write_chart(report: dict[str, Any], path: Path) -> None:
