@@ -30,7 +30,7 @@ _SERIES: dict[str, tuple[tuple[str, ...], ...]] = {
         ("cityscapes_256",),
         ("cityscapes_256_750_cpu", "cityscapes_256_1500_cpu", "cityscapes_256_cpu"),
     ),
-    "CCP": (("ccp",), ("ccp_cpu",)),
+    "CCP": (("ccp",), ("ccp_750_cpu", "ccp_cpu")),
 }
 # AUCSeg in the older studies, which have no scores on held-out images: as the counts of the data advise; of several
 # AUC weights the first that was run.

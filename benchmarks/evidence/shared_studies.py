@@ -133,6 +133,7 @@ def _second_model(study: SharedStudy, name: str) -> SharedStudy:
 
 
 _CITYSCAPES_256_CPU = _at_3000_steps(_CITYSCAPES_256, f". {_CITYSCAPES}")
+_CCP_CPU = _at_3000_steps(_CCP, f"; scores on the test split. {_RISING}")
 _FREEDOOM_LT_CPU = _on_cpu(
     _FREEDOOM_LT_400,
     "Freedoom-LT, 400 steps, whole maps held out",
@@ -161,7 +162,8 @@ SHARED_STUDIES = {
     "cityscapes_256_cpu": _CITYSCAPES_256_CPU,
     "cityscapes_256_750_cpu": _other_budget(_CITYSCAPES_256_CPU, "cityscapes_256_cpu", 750),
     "cityscapes_256_1500_cpu": _other_budget(_CITYSCAPES_256_CPU, "cityscapes_256_cpu", 1500),
-    "ccp_cpu": _at_3000_steps(_CCP, f"; scores on the test split. {_RISING}"),
+    "ccp_cpu": _CCP_CPU,
+    "ccp_750_cpu": _other_budget(_CCP_CPU, "ccp_cpu", 750),
     "freedoom_lt_400_cpu": _FREEDOOM_LT_CPU,
     "freedoom_lt_2000_cpu": _other_budget(
         replace(_FREEDOOM_LT_CPU, title="Freedoom-LT, whole maps held out, on the CPU"),

@@ -15,6 +15,8 @@ from aucseg.commands.option_parser import output_folder
 from aucseg.runtime.announce import loading
 
 if TYPE_CHECKING:
+    import torch
+
     from aucseg.inference import OffsetFit
     from aucseg.training.datamodule import SegmentationDataModule
     from aucseg.training.task import SegmentationTask
@@ -62,29 +64,13 @@ def run(args: argparse.Namespace) -> int:
     """
     with loading():
         from aucseg.commands.predict import device_named
-        from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT, best_of, checkpoint_in
-        from aucseg.safe_files import write_json
-        from aucseg.training.adjustment import (
-            averages,
-            evaluation_batches,
-            fit_task_offsets,
-            write_adjusted_checkpoint,
-        )
-        from aucseg.training.evaluation import evaluate_checkpoint
+        from aucseg.run_files import best_of
+        from aucseg.training.adjustment import averages, evaluation_batches, fit_task_offsets
         from aucseg.training.stored_task import load_task
 
-    if not args.run.is_dir():
-        raise ValueError(f"{args.run} is not a run folder of 'aucseg fit'")
-    if (args.run / ADJUST_FILE).is_file():
-        first = json.loads((args.run / ADJUST_FILE).read_text(encoding="utf-8")).get("run")
-        raise ValueError(
-            f"{args.run} has offsets already, fitted on the images that would judge them: adjust {first}, which it was "
-            "made of"
-        )
+    _check_run(args.run)
     out = args.out or args.run.resolve().with_name(args.run.resolve().name + "-adjusted")
-    if out.exists() and any(out.iterdir()) and not (args.overwrite and (out / ADJUST_FILE).is_file()):
-        way_out = "give another with --out" if not (out / ADJUST_FILE).is_file() else "--overwrite replaces it"
-        raise ValueError(f"{out} is not empty: {way_out}")
+    _check_out(out, args.overwrite)
     if args.best:
         args.run = best_of(args.run)
     datamodule = _datamodule(args.run, args.root)
@@ -109,31 +95,34 @@ def run(args: argparse.Namespace) -> int:
             f"{100 * fit.spread:.1f}: on other images the offsets may as well do harm, and none were written"
         )
         return 1
-    out.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(args.run / CONFIG_FILE, out / CONFIG_FILE)
-    layer = write_adjusted_checkpoint(checkpoint_in(args.run), fit.offsets, out)
-    names = task.card.class_names
-    record = fit.as_dict() | {
-        "run": str(args.run),
-        "images": where,
-        "layer": layer,
-        **{key: dict(zip(names, getattr(fit, key), strict=True)) for key in ("offsets", "iou_before", "iou_after")},
-    }
-    write_json(out / ADJUST_FILE, record, indent=2)
+    layer = _write_run(fit, task, args.run, where, out)
     # Without a validation split the images fitted on are all there is to judge by.
     has_others = datamodule.fold is not None or datamodule.val_split in datamodule.card.splits
     if split == datamodule.val_split or not has_others:
         _write_cross_fitted(fit, task, out)
     else:
-        # The files of the model as it was are not for the new run's folder, not even for the time being.
-        with tempfile.TemporaryDirectory() as folder:
-            before = evaluate_checkpoint(checkpoint_in(args.run), datamodule, Path(folder), device)
-        after = evaluate_checkpoint(out / LAST_CHECKPOINT, datamodule, out, device)
-        print(f"\non {datamodule.validation_name}, which chose nothing:")
-        print("\n".join(_lines({name: (before[name], after[name]) for name in ("miou", *(task.groups or {}))})))
+        _write_evaluated(task, args.run, datamodule, out, device)
     place = f"in the bias of {layer}" if layer else "behind the model, none of whose biases would do"
     print(f"wrote {out}: the offsets are {place}")
     return 0
+
+
+def _check_run(run: Path) -> None:
+    if not run.is_dir():
+        raise ValueError(f"{run} is not a run folder of 'aucseg fit'")
+    if (run / ADJUST_FILE).is_file():
+        first = json.loads((run / ADJUST_FILE).read_text(encoding="utf-8")).get("run")
+        raise ValueError(
+            f"{run} has offsets already, fitted on the images that would judge them: adjust {first}, which it was "
+            "made of"
+        )
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    is_adjusted = (out / ADJUST_FILE).is_file()
+    if out.exists() and any(out.iterdir()) and not (overwrite and is_adjusted):
+        way_out = "--overwrite replaces it" if is_adjusted else "give another with --out"
+        raise ValueError(f"{out} is not empty: {way_out}")
 
 
 def _datamodule(run: Path, root: str | None) -> SegmentationDataModule:
@@ -165,6 +154,41 @@ def _objective(name: str, items: Sequence[str], task: SegmentationTask) -> str |
             raise ValueError(f"--class-weight {item}: a weight must be a number of at least 0")
         weights[names.index(class_name)] = weight
     return weights
+
+
+def _write_run(fit: OffsetFit, task: SegmentationTask, run: Path, where: str, out: Path) -> str | None:
+    """Writes configuration, checkpoint and record of the new run; returns the layer whose bias has the offsets."""
+    from aucseg.run_files import CONFIG_FILE, checkpoint_in
+    from aucseg.safe_files import write_json
+    from aucseg.training.adjustment import write_adjusted_checkpoint
+
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(run / CONFIG_FILE, out / CONFIG_FILE)
+    layer = write_adjusted_checkpoint(checkpoint_in(run), fit.offsets, out)
+    names = task.card.class_names
+    record = fit.as_dict() | {
+        "run": str(run),
+        "images": where,
+        "layer": layer,
+        **{key: dict(zip(names, getattr(fit, key), strict=True)) for key in ("offsets", "iou_before", "iou_after")},
+    }
+    write_json(out / ADJUST_FILE, record, indent=2)
+    return layer
+
+
+def _write_evaluated(
+    task: SegmentationTask, run: Path, datamodule: SegmentationDataModule, out: Path, device: torch.device
+) -> None:
+    """Writes the result on the validation images, and shows it beside that of the run without offsets."""
+    from aucseg.run_files import LAST_CHECKPOINT, checkpoint_in
+    from aucseg.training.evaluation import evaluate_checkpoint
+
+    # The files of the model as it was are not for the new run's folder, not even for the time being.
+    with tempfile.TemporaryDirectory() as folder:
+        before = evaluate_checkpoint(checkpoint_in(run), datamodule, Path(folder), device)
+    after = evaluate_checkpoint(out / LAST_CHECKPOINT, datamodule, out, device)
+    print(f"\non {datamodule.validation_name}, which chose nothing:")
+    print("\n".join(_lines({name: (before[name], after[name]) for name in ("miou", *(task.groups or {}))})))
 
 
 def _write_cross_fitted(fit: OffsetFit, task: SegmentationTask, out: Path) -> None:

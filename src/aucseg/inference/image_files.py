@@ -252,42 +252,23 @@ def predict_paths(
         raise ValueError(f"opacity must be in 0..1, got {opacity}")
     predictor = model if isinstance(model, Predictor) else Predictor(model)
     out_dir = Path(out_dir)
-    for name in _OUTPUTS:
-        if not (out_dir / _AREAS).is_file() and (out_dir / name).is_dir() and any((out_dir / name).iterdir()):
-            raise ValueError(
-                f"{out_dir / name} has files that are not predictions (there is no {_AREAS} beside it), and might be "
-                "overwritten: write to another folder (--out)"
-            )
+    _refuse_other_files(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     colors = np.array(palette, dtype=np.uint8).reshape(-1, 3)
+    writer = _Writer(out_dir, colors, opacity if overlays else None, np.dtype(score_dtype) if scores else None)
     files = [Path(path) for path in paths]
     summary = PredictionSummary(pixels=np.zeros(len(class_names), dtype=np.int64))
     (out_dir / "errors.csv").unlink(missing_ok=True)
     with _Table(out_dir / _AREAS, ["image", "class_id", "class", "pixels", "share"]) as areas:
         for path, name in zip(tqdm(files, unit="image", disable=not progress), output_names(files), strict=True):
-            for folder, endings in _OUTPUTS.items():  # of an earlier prediction, which may have written more
-                for ending in endings:
-                    (out_dir / folder / f"{name}{ending}").unlink(missing_ok=True)
+            writer.remove(name)
             try:
                 image, bits = _read_as_trained(path, card, exif, value_range, max_pixels)
                 if value_range is not None and bits <= 8:
                     summary.unscaled.append(path)
-                is_large = isinstance(image, LargeRaster)
-                if is_large and predictor.options.window is None:
+                if isinstance(image, LargeRaster) and predictor.options.window is None:
                     raise ImageError(f"{path}: too large to go through a model at once: give a window (--window)")
-                score_path = out_dir / "scores" / f"{name}.npy" if scores else None
-                dtype = np.uint8 if len(class_names) <= 256 else np.uint16
-                with label_array(out_dir if is_large else None, image.shape[:2], dtype) as labels:
-                    pixels = _predict(predictor, image, labels, len(class_names), score_path, np.dtype(score_dtype))
-                    place = georeference(path, labels.shape)
-                    if place is None and not is_large:
-                        _save(_label_image(labels, colors), out_dir / "labels" / f"{name}.png")
-                    else:
-                        with replacing(out_dir / "labels" / f"{name}.tif") as temporary:
-                            write_geotiff(str(temporary), labels, colors, place or {})
-                    if overlays:
-                        mixed = _overlay(image, labels, colors, opacity)
-                        _save(mixed, out_dir / "overlays" / f"{name}.png")
+                pixels = writer.predict(predictor, image, path, name)
             # Some networks assert that they know the size of the image.
             except (ValueError, RuntimeError, AssertionError, OSError, MemoryError) as error:
                 summary.failures[path] = (str(error) or type(error).__name__).removeprefix(f"{path}: ")
@@ -296,11 +277,76 @@ def predict_paths(
                     errors.write([path, summary.failures[path]])
                 continue
             for class_id in np.flatnonzero(pixels).tolist():
-                share = pixels[class_id] / labels.size
+                share = pixels[class_id] / pixels.sum()
                 areas.write([path, class_id, class_names[class_id], pixels[class_id], f"{share:.6g}"])
             summary.done.append(path)
             summary.pixels += pixels
     return summary
+
+
+def _refuse_other_files(out_dir: Path) -> None:
+    for name in _OUTPUTS:
+        if not (out_dir / _AREAS).is_file() and (out_dir / name).is_dir() and any((out_dir / name).iterdir()):
+            raise ValueError(
+                f"{out_dir / name} has files that are not predictions (there is no {_AREAS} beside it), and might be "
+                "overwritten: write to another folder (--out)"
+            )
+
+
+@dataclass
+class _Writer:
+    """Predicts an image and writes what is wanted of it.
+
+    Attributes:
+        out_dir: Folder of all outputs.
+        colors: (K, 3) uint8.
+        opacity: Weight of the colours in overlays; None for no overlays.
+        score_dtype: That of score maps; None for no score maps.
+    """
+
+    out_dir: Path
+    colors: npt.NDArray[np.uint8]
+    opacity: float | None
+    score_dtype: np.dtype[Any] | None
+
+    def remove(self, name: str) -> None:
+        """Removes what an earlier prediction has written of an image, which may be more than is wanted now."""
+        for folder, endings in _OUTPUTS.items():
+            for ending in endings:
+                (self.out_dir / folder / f"{name}{ending}").unlink(missing_ok=True)
+
+    def predict(self, predictor: Predictor, image: Array | LargeRaster, path: Path, name: str) -> npt.NDArray[np.int64]:
+        """Writes labels, overlay and scores under a name; returns the number of pixels of each class."""
+        is_large = isinstance(image, LargeRaster)
+        dtype = np.uint8 if len(self.colors) <= 256 else np.uint16
+        with label_array(self.out_dir if is_large else None, image.shape[:2], dtype) as labels:
+            pixels = self._fill(labels, predictor, image, name)
+            place = georeference(path, labels.shape)
+            if place is None and not is_large:
+                _save(_label_image(labels, self.colors), self.out_dir / "labels" / f"{name}.png")
+            else:
+                with replacing(self.out_dir / "labels" / f"{name}.tif") as temporary:
+                    write_geotiff(str(temporary), labels, self.colors, place or {})
+            if self.opacity is not None:
+                mixed = _overlay(image, labels, self.colors, self.opacity)
+                _save(mixed, self.out_dir / "overlays" / f"{name}.png")
+        return pixels
+
+    def _fill(self, labels: Array, predictor: Predictor, image: Any, name: str) -> npt.NDArray[np.int64]:
+        """Predicts the labels `(H, W)` and returns the number of pixels of each class, and writes the scores."""
+        num_classes = len(self.colors)
+        pixels = np.zeros(num_classes, dtype=np.int64)
+        score_path = self.out_dir / "scores" / f"{name}.npy"
+        with _score_map(score_path, (num_classes, *image.shape[:2]), self.score_dtype) as score_map:
+            for place, logits in predictor.blocks(image):
+                if len(logits) != num_classes:
+                    raise TypeError(f"the model has {len(logits)} classes, but there are names for {num_classes}")
+                block = logits.argmax(dim=0).cpu().numpy()
+                labels[place] = block
+                pixels += np.bincount(block.ravel(), minlength=num_classes)
+                if score_map is not None:
+                    score_map[(slice(None), *place)] = logits.softmax(dim=0).cpu().numpy()
+        return pixels
 
 
 def _read_as_trained(
@@ -358,31 +404,9 @@ def output_names(paths: Sequence[Path]) -> list[str]:
     return [(path if taken[stem] > 1 else stem).as_posix() for path, stem in zip(relative, stems, strict=True)]
 
 
-def _predict(
-    predictor: Predictor,
-    image: Any,
-    labels: Array,
-    num_classes: int,
-    score_path: Path | None,
-    score_dtype: np.dtype[Any],
-) -> npt.NDArray[np.int64]:
-    """Predicts the labels `(H, W)` and returns the number of pixels of each class, and writes the scores."""
-    pixels = np.zeros(num_classes, dtype=np.int64)
-    with _score_map(score_path, (num_classes, *image.shape[:2]), score_dtype) as score_map:
-        for place, logits in predictor.blocks(image):
-            if len(logits) != num_classes:
-                raise TypeError(f"the model has {len(logits)} classes, but there are names for {num_classes}")
-            block = logits.argmax(dim=0).cpu().numpy()
-            labels[place] = block
-            pixels += np.bincount(block.ravel(), minlength=num_classes)
-            if score_map is not None:
-                score_map[(slice(None), *place)] = logits.softmax(dim=0).cpu().numpy()
-    return pixels
-
-
 @contextmanager
-def _score_map(path: Path | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[Array | None]:
-    if path is None:
+def _score_map(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any] | None) -> Iterator[Array | None]:
+    if dtype is None:
         yield None
         return
     with replacing(path) as temporary:

@@ -71,11 +71,7 @@ def build_smp_model(
     if encoder is None:
         encoder = PACKAGE_ENCODER if from_package else signature["encoder_name"].default
     encoder = _encoder_name(encoder, smp)
-    in_channels = options.get("in_channels", 3)
-    if from_package and encoder != PACKAGE_ENCODER:
-        raise ValueError(f"encoder_weights={encoder_weights!r} fits encoder={PACKAGE_ENCODER!r}, not {encoder!r}")
-    if encoder_weights is not None and encoder_weights.startswith("package:") and not from_package:
-        raise ValueError(f"unknown encoder_weights {encoder_weights!r}; the one packaged set is {PACKAGE_WEIGHTS!r}")
+    _check_weights(encoder_weights, encoder, smp)
     _check_options(options, signature, encoder)
     if "upsampling" in signature:
         options.setdefault("upsampling", 1)
@@ -84,14 +80,8 @@ def build_smp_model(
     if encoder.startswith("tu-swin") and "img_size" not in options:
         options.setdefault("strict_img_size", False)  # windows are padded, so any size will do
 
-    timm_encoder = encoder.startswith("tu-")
-    if not (timm_encoder or from_package or encoder_weights is None):
-        known = smp.encoders.encoders.get(encoder, {}).get("pretrained_settings") or {}
-        if known and encoder_weights not in known:
-            near = closest(encoder_weights, known)
-            raise ValueError(f"unknown encoder_weights {encoder_weights!r} of {encoder!r}; {near}")
     downloaded: str | bool | None = None if from_package else encoder_weights
-    if timm_encoder and downloaded is not None:
+    if encoder.startswith("tu-") and downloaded is not None:
         downloaded = True  # timm names its weights in the model's name
     try:
         network = architectures[architecture](
@@ -108,15 +98,12 @@ def build_smp_model(
             "transformers go with 'dpt'; 'deeplabv3', 'deeplabv3plus' and 'pan' need a network that can be dilated"
         ) from error
 
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
     if from_package:
+        in_channels = options.get("in_channels", 3)
         _load_package_weights(network.encoder.model, in_channels)
         mean, std = (127.0,) * in_channels, (128.0,) * in_channels
-    elif timm_encoder:
-        timm = import_extra("timm", "train")
-        config = timm.get_pretrained_cfg(encoder.removeprefix("tu-"), allow_unregistered=True)
-        if config is not None:
-            mean, std = (tuple(255 * value for value in values) for values in (config.mean, config.std))
+    else:
+        mean, std = _mean_and_std(encoder)
     return WrappedNetwork(
         network,
         num_classes,
@@ -156,6 +143,31 @@ def _encoder_name(encoder: str, smp: Any) -> str:
     if timm.is_model(timm_name.split(".")[0]):
         return f"tu-{timm_name}"
     raise ValueError(f"unknown encoder {encoder!r}; {closest(timm_name, {*own_names, *timm.list_models()})}")
+
+
+def _check_weights(encoder_weights: str | None, encoder: str, smp: Any) -> None:
+    if encoder_weights is None:
+        return
+    if encoder_weights == PACKAGE_WEIGHTS:
+        if encoder != PACKAGE_ENCODER:
+            raise ValueError(f"encoder_weights={encoder_weights!r} fits encoder={PACKAGE_ENCODER!r}, not {encoder!r}")
+        return
+    if encoder_weights.startswith("package:"):
+        raise ValueError(f"unknown encoder_weights {encoder_weights!r}; the one packaged set is {PACKAGE_WEIGHTS!r}")
+    known = {} if encoder.startswith("tu-") else smp.encoders.encoders.get(encoder, {}).get("pretrained_settings")
+    if known and encoder_weights not in known:
+        near = closest(encoder_weights, known)
+        raise ValueError(f"unknown encoder_weights {encoder_weights!r} of {encoder!r}; {near}")
+
+
+def _mean_and_std(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of the images that an encoder's weights are made for, in units of 0..255."""
+    if encoder.startswith("tu-"):
+        timm = import_extra("timm", "train")
+        config = timm.get_pretrained_cfg(encoder.removeprefix("tu-"), allow_unregistered=True)
+        if config is not None:
+            return tuple(255 * value for value in config.mean), tuple(255 * value for value in config.std)
+    return IMAGENET_MEAN, IMAGENET_STD
 
 
 def _check_options(options: dict[str, Any], signature: Any, encoder: str) -> None:
