@@ -136,8 +136,8 @@ def test_images_unlike_the_stored_ones() -> None:
     ("tail_classes", "options", "message"),
     [
         ([], {}, "tail_classes is empty"),
-        ([1, 6], {}, r"tail class 6 is outside 0..5"),
-        ([-1, 2], {}, r"tail class -1 is outside 0..5"),
+        ([1, 6], {}, r"tail_classes holds 6, which is outside 0..5"),
+        ([-1, 2], {}, r"tail_classes holds -1, which is outside 0..5"),
         ([2, 3, 2], {}, "tail class 2 is given twice"),
         ([0, 3], {"ignore_index": 3}, "tail class 3 is ignore_index"),
         (TAIL, {"capacity": 0}, "capacity must be at least 1, got 0"),

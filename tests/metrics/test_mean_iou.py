@@ -223,7 +223,7 @@ def test_clone_pickle_reset_forward_and_collection() -> None:
     ("arguments", "message"),
     [
         ({"num_classes": 1}, "at least 2"),
-        ({"num_classes": 3, "groups": {"tail": [3]}}, "class id 3 of group 'tail' is outside 0..2"),
+        ({"num_classes": 3, "groups": {"tail": [3]}}, "group 'tail' holds 3, which is outside 0..2"),
         ({"num_classes": 3, "groups": {"head": [0], "tail": [0]}}, "class id 0 is listed twice"),
         ({"num_classes": 3, "groups": {"miou": [0]}}, "cannot be called 'miou'"),
         ({"num_classes": 3, "groups": {"recall": [0]}}, "cannot be called 'recall'"),

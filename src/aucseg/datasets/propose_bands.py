@@ -13,7 +13,7 @@ import numpy as np
 from aucseg.datasets.bands import open_raster, read_values
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.files import SampleError, bits_per_channel, open_image, without_pixel_limit
-from aucseg.datasets.split import SplitOfFiles
+from aucseg.datasets.split import SplitOfFiles, evenly_spaced
 from aucseg.runtime.announce import Announcement
 
 # Of the pixels of each class so many lie below the range, and as many above it: single hot pixels do not stretch it.
@@ -57,7 +57,7 @@ def with_bands(
         ImportError: Rasterio is missing.
     """
     training = datasets[0]
-    if all(_is_photograph(training.image_path(index)) for index in _spread(range(len(training)), _OPENED)):
+    if all(_is_photograph(training.image_path(index)) for index in evenly_spaced(range(len(training)), _OPENED)):
         return card
     kinds: Counter[_Kind | None] = Counter()
     example: dict[_Kind | None, Path] = {}
@@ -110,9 +110,9 @@ def _kind_of(path: Path) -> _Kind:
 def _value_range(
     training: SplitOfFiles, bands: tuple[int, ...], images_with: Mapping[int, Sequence[int]]
 ) -> tuple[tuple[float, float], ...]:
-    chosen = set(_spread(range(len(training)), _READ))
+    chosen = set(evenly_spaced(range(len(training)), _READ))
     for places in images_with.values():
-        chosen.update(_spread(places, _READ_PER_CLASS))
+        chosen.update(evenly_spaced(places, _READ_PER_CLASS))
     of_class: dict[int, list[np.ndarray]] = {raw: [] for raw in images_with}
     with Announcement("looking at the values of the images", patience=_PATIENCE):
         for index in sorted(chosen):
@@ -156,9 +156,3 @@ def _rounded(low: float, high: float) -> tuple[float, float]:
     step = 10.0**-digits
     ends = (round(math.floor(low / step) * step, digits), round(math.ceil(high / step) * step, digits))
     return (int(ends[0]), int(ends[1])) if digits <= 0 else ends
-
-
-def _spread(places: Sequence[int], count: int) -> list[int]:
-    """Up to so many of the places, spread evenly."""
-    count = min(count, len(places))
-    return [places[i * len(places) // count] for i in range(count)]

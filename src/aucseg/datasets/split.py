@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +23,21 @@ from aucseg.datasets.mask_windows import read_tile_of_mask
 from aucseg.datasets.pairing import Pair, find_pairs
 from aucseg.datasets.windows import tiles_of_files
 
+_T = TypeVar("_T")
 _logger = logging.getLogger(__name__)
 # Smaller windows show a model nothing.
 MIN_TILE = 64
+
+
+def evenly_spaced(items: Sequence[_T], count: int) -> list[_T]:
+    """Up to so many of the items, in order, for a look at a part of them.
+
+    Example:
+        >>> evenly_spaced("abcdefgh", 3), evenly_spaced("ab", 3)
+        (['a', 'c', 'f'], ['a', 'b'])
+    """
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 class SplitOfFiles:

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from aucseg.losses.baselines.logit_adjustment import log_prior
 from aucseg.losses.class_weights import check_class_counts
-from aucseg.models.segmentation_model import resize
 from aucseg.tensors.dtypes import in_model_dtype
-from aucseg.tensors.upsampling import two_logits, upsampled_bands
+from aucseg.tensors.upsampling import resize, two_logits, upsampled_bands
 
 Array = npt.NDArray[Any]
 Place = tuple[slice, ...]

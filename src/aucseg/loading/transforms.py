@@ -26,11 +26,6 @@ except ImportError as error:  # pragma: no cover - depends on the environment
 
 Sample = dict[str, Any]
 
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-"""Mean of the ImageNet training images, in units of 0..255."""
-IMAGENET_STD = (58.395, 57.12, 57.375)
-"""Standard deviation of the ImageNet training images, in units of 0..255."""
-
 
 class WrapSample(nn.Module):
     """Marks image and mask as what they are, so that v2 transforms treat each in its own way.

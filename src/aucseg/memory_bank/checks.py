@@ -27,14 +27,12 @@ _OTHER_MASK_DTYPES = (torch.bool, torch.int8, torch.uint16, torch.uint32)
 
 def checked_tail_classes(tail_classes: Iterable[int], num_classes: int, ignore_index: int) -> tuple[int, ...]:
     """The tail classes in ascending order; ValueError for one that cannot be a tail class."""
-    tail = sorted(class_ids(tail_classes, "tail_classes"))
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    tail = sorted(class_ids(tail_classes, "tail_classes", num_classes))
     if not tail:
         raise ValueError("tail_classes is empty: a data set without tail classes needs no bank")
     for class_id, following in zip(tail, [*tail[1:], None], strict=True):
-        if not 0 <= class_id < num_classes:
-            raise ValueError(f"tail class {class_id} is outside 0..{num_classes - 1}")
         if class_id == following:
             raise ValueError(f"tail class {class_id} is given twice")
         if class_id == ignore_index:
@@ -101,11 +99,7 @@ def check_policy(sample_ratio: float | None, presence_target: float | None, max_
 
 def checked_classes(classes: Iterable[int], num_classes: int, name: str) -> tuple[int, ...]:
     """The classes in ascending order, each once; ValueError for an id outside 0..num_classes-1."""
-    ids = sorted(set(class_ids(classes, name)))
-    for class_id in ids:
-        if not 0 <= class_id < num_classes:
-            raise ValueError(f"{name} holds {class_id}, which is outside 0..{num_classes - 1}")
-    return tuple(ids)
+    return tuple(sorted(set(class_ids(classes, name, num_classes))))
 
 
 def checked_presence(

@@ -195,10 +195,8 @@ def check_groups(
     for name, members in (groups or {}).items():
         if name in reserved:
             raise ValueError(f"a group cannot be called {name!r}: that key of the result means something else")
-        checked[name] = class_ids(members, f"group {name!r}")
+        checked[name] = class_ids(members, f"group {name!r}", num_classes)
         for class_id in checked[name]:
-            if not 0 <= class_id < num_classes:
-                raise ValueError(f"class id {class_id} of group {name!r} is outside 0..{num_classes - 1}")
             if class_id in group_of:
                 raise ValueError(
                     f"class id {class_id} is listed twice: in group {group_of[class_id]!r} and in {name!r}"

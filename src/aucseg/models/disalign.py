@@ -3,8 +3,9 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from aucseg.tensors.upsampling import resize
 
 
 class DisAlignModel(nn.Module):
@@ -50,10 +51,8 @@ class DisAlignModel(nn.Module):
         assert self._features is not None
         confidence: Tensor = self.confidence(self._features)
         self._features = None
-        if confidence.shape[2:] != logits.shape[2:]:
-            confidence = F.interpolate(confidence, size=logits.shape[2:], mode="bilinear", align_corners=False)
         change: Tensor = (self.scale - 1) * logits + self.offset
-        return logits + confidence.sigmoid() * change
+        return logits + resize(confidence, logits.shape[2:]).sigmoid() * change
 
     def train(self, mode: bool = True) -> "DisAlignModel":
         """Sets the mode of the head; the frozen model stays in evaluation mode."""

@@ -6,7 +6,8 @@ from typing import Any
 from torch import nn
 
 from aucseg.hints import closest, import_extra
-from aucseg.models.segmentation_model import IMAGENET_MEAN, IMAGENET_STD, WrappedNetwork
+from aucseg.models.segmentation_model import WrappedNetwork
+from aucseg.tensors.imagenet import IMAGENET_MEAN, IMAGENET_STD
 
 
 def build_hf_model(

@@ -6,24 +6,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
-
-
-_MODES = {3: "linear", 4: "bilinear", 5: "trilinear"}
-
-
-def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Interpolates linearly in each direction (`align_corners=False`).
-
-    Args:
-        x: `(B, C, *spatial)` float, with one to three spatial dimensions.
-        size: The spatial size that is wanted.
-
-    Returns:
-        `(B, C, *size)`; the input itself when it has that size.
-    """
-    return x if x.shape[2:] == tuple(size) else F.interpolate(x, size, mode=_MODES[x.ndim], align_corners=False)
+from aucseg.tensors.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from aucseg.tensors.upsampling import resize
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:

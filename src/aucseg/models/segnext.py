@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aucseg.models.segmentation_model import SegmentationModel
+from aucseg.tensors.upsampling import resize
 
 MLP_RATIOS = (8, 8, 4, 4)
 _EPS = 1e-6
@@ -284,7 +285,7 @@ class LightHamHead(nn.Module):
                 drawn.
         """
         size = stages[1].shape[-2:]
-        resized = [F.interpolate(stage, size, mode="bilinear", align_corners=False) for stage in stages[2:]]
+        resized = [resize(stage, size) for stage in stages[2:]]
         x = F.relu(self.squeeze(torch.cat([stages[1], *resized], dim=1)))
         x = F.relu(self.align(self.hamburger(x, bases)))
         logits: Tensor = self.conv_seg(self.dropout(x))

@@ -8,7 +8,8 @@ from torch import nn
 
 from aucseg.hints import closest, import_extra
 from aucseg.models.first_layer import widened
-from aucseg.models.segmentation_model import IMAGENET_MEAN, IMAGENET_STD, WrappedNetwork
+from aucseg.models.segmentation_model import WrappedNetwork
+from aucseg.tensors.imagenet import IMAGENET_MEAN, IMAGENET_STD
 
 PACKAGE_WEIGHTS = "package:efficientnet_lite0"
 PACKAGE_ENCODER = "tu-tf_efficientnet_lite0"

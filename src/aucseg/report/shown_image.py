@@ -37,13 +37,10 @@ def shown_tensors(images: Sequence[Tensor], size: Sequence[int]) -> list[NDArray
         images: (C, h, w) each, on any device.
         size: (H, W) that they are brought to, that of the mask: evaluation may see them smaller.
     """
-    from torch.nn import functional as F
+    from aucseg.tensors.upsampling import resize
 
     arrays = []
     for image in images:
-        pixels = image.float()[None].cpu()
-        if pixels.shape[-2:] != tuple(size):
-            pixels = F.interpolate(pixels, tuple(size), mode="bilinear", align_corners=False)
-        array = pixels[0].permute(1, 2, 0).numpy()
+        array = resize(image.float()[None].cpu(), size)[0].permute(1, 2, 0).numpy()
         arrays.append(array if image.is_floating_point() else array.round().astype(np.uint8))
     return np.split(shown_image(np.concatenate(arrays)), len(arrays))

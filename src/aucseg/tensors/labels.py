@@ -13,25 +13,31 @@ DEFAULT_IGNORE_INDEX = 255
 _CLASS_IDS = "give class ids, a list of integers (DatasetCard.ids_of finds them)"
 
 
-def class_ids(classes: Any, name: str) -> list[int]:
+def class_ids(classes: Any, name: str, num_classes: int) -> list[int]:
     """The ids in a list of classes, as plain integers.
 
     Args:
         classes: Integers of any kind, in whatever can be iterated.
         name: What to call the setting in messages.
+        num_classes: K.
 
     Raises:
         TypeError: Something else, such as names, or a mask that says of each class whether it is meant.
+        ValueError: An id outside 0..K-1.
 
     Example:
-        >>> class_ids([False, True], "tail_classes")
+        >>> class_ids([False, True], "tail_classes", 2)
         Traceback (most recent call last):
         ...
         TypeError: tail_classes holds False: give class ids, a list of integers (DatasetCard.ids_of finds them)
     """
     if not isinstance(classes, Iterable):
         raise TypeError(f"{name} is {classes!r}: {_CLASS_IDS}")
-    return [_class_id(entry, name) for entry in classes]
+    ids = [_class_id(entry, name) for entry in classes]
+    for class_id in ids:
+        if not 0 <= class_id < num_classes:
+            raise ValueError(f"{name} holds {class_id}, which is outside 0..{num_classes - 1}")
+    return ids
 
 
 def _class_id(entry: Any, name: str) -> int:

@@ -10,12 +10,31 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+_MODES = {3: "linear", 4: "bilinear", 5: "trilinear"}
 # Elements of an upsampled band: on a CPU small enough to stay near the cache, large enough that the Python loop costs
 # nothing; an accelerator wants few, large launches.
 BAND_ELEMENTS = 1 << 19
 ACCELERATOR_BAND_ELEMENTS = 1 << 22
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Interpolates linearly in each direction, by `torch.nn.functional.interpolate` with `align_corners=False`.
+
+    Args:
+        x: `(B, C, *spatial)` floating point, with one to three spatial dimensions.
+        size: The spatial size that is wanted.
+
+    Returns:
+        `(B, C, *size)` of the same dtype; the input itself where it has that size.
+
+    Example:
+        >>> resize(torch.tensor([[[0.0, 4.0]]]), (4,))
+        tensor([[[0., 1., 3., 4.]]])
+    """
+    return x if x.shape[2:] == tuple(size) else F.interpolate(x, size, mode=_MODES[x.ndim], align_corners=False)
 
 
 def upsampled_bands(logits: Tensor, size: Sequence[int]) -> Iterator[tuple[int, slice, Tensor]]:

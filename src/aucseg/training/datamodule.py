@@ -21,10 +21,11 @@ from aucseg.loading.photometric import COLOUR_CHANGES, distort_colours
 from aucseg.loading.sample_order import SampleStream, SeededDataset, epoch_order
 from aucseg.loading.shard_order import ShardStream
 from aucseg.loading.training_parts import TrainingParts
-from aucseg.loading.transforms import IMAGENET_MEAN, evaluation_transform, training_transform
+from aucseg.loading.transforms import evaluation_transform, training_transform
 from aucseg.randomness import stable_seed
 from aucseg.runtime.import_paths import Entries
 from aucseg.statistics.class_statistics import ClassStatistics
+from aucseg.tensors.imagenet import IMAGENET_MEAN
 from aucseg.training.bank_plans import planned_by_workers
 from aucseg.training.data_description import describe_run
 from aucseg.training.loader_checks import (

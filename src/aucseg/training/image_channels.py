@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from aucseg.datasets.card import DatasetCard
-from aucseg.models.segmentation_model import IMAGENET_MEAN, IMAGENET_STD
+from aucseg.tensors.imagenet import IMAGENET_MEAN, IMAGENET_STD
 
 _WITH_IN_CHANNELS = ("smp", "segnext", "torchvision")
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -32,6 +31,7 @@ from aucseg.run_files import (
     VALIDATION_PICTURE,
 )
 from aucseg.safe_files import no_empty_folders
+from aucseg.training.processes import gathered
 from aucseg.training.task import SegmentationTask
 
 
@@ -180,11 +180,8 @@ class ResultWriter(Callback):
             return
         assert isinstance(pl_module, SegmentationTask)
         self.last_step = trainer.global_step
-        parts: list[Any] = [self._images]
-        if trainer.world_size > 1:
-            parts = [None] * trainer.world_size
-            torch.distributed.all_gather_object(parts, self._images)
-        if not trainer.is_global_zero:
+        parts = gathered(self._images) if trainer.world_size > 1 else [self._images]
+        if parts is None:
             return
         images: dict[str, dict[int, list[int]]] = {}
         for name, overlap in (item for part in parts for item in part.items()):

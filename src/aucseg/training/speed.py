@@ -7,16 +7,16 @@ import logging
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from aucseg.datasets import SegmentationDataset
+from aucseg.datasets.split import evenly_spaced
 from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.task import SegmentationTask
 
-_T = TypeVar("_T")
 # The first steps warm caches and take what the loaders have prepared meanwhile.
 _SKIPPED = 4
 _MIN_STEPS, _MAX_STEPS = 8, 200
@@ -70,13 +70,13 @@ class _Sample(SegmentationDataModule):
     def training_dataset(self, transform: Any) -> SegmentationDataset:
         """Some of the training images, held out or not."""
         dataset = self.dataset(self.train_split, transform)
-        dataset.pairs = _spread(dataset.pairs, _TRAINING_IMAGES)
+        dataset.pairs = evenly_spaced(dataset.pairs, _TRAINING_IMAGES)
         return dataset
 
     def validation_dataset(self, transform: Any) -> SegmentationDataset:
         """Some of the images to validate on."""
         dataset = self.dataset(self.train_split if self.validates_training_images else self.val_split, transform)
-        dataset.pairs = _spread(dataset.pairs, _VALIDATION_IMAGES)
+        dataset.pairs = evenly_spaced(dataset.pairs, _VALIDATION_IMAGES)
         return dataset
 
 
@@ -148,17 +148,6 @@ def _measure(
     else:
         image = (meter.times[-1] - begin) / num_images
     return Speed(step, image, start, steps)
-
-
-def _spread(items: Sequence[_T], count: int) -> list[_T]:
-    """Up to so many of the items, spread evenly.
-
-    Example:
-        >>> _spread("abcdefgh", 3), _spread("ab", 3)
-        (['a', 'c', 'f'], ['a', 'b'])
-    """
-    count = min(count, len(items))
-    return [items[i * len(items) // count] for i in range(count)]
 
 
 def _wait(device: torch.device) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from aucseg.losses.auc.by_sorting import sorted_auc
@@ -18,9 +17,7 @@ from aucseg.losses.auc.class_sums import ClassSums, all_reduced, with_value
 from aucseg.losses.auc.operators import pixel_counts, pixel_sums, triton_passes_for
 from aucseg.losses.auc.options import LossOptions, Objective, may_overflow, working_dtype
 from aucseg.losses.auc.pair_risk import PairWeights, mean_cross_entropy, pair_risk
-from aucseg.tensors.upsampling import two_logits
-
-_INTERPOLATION = {3: "linear", 4: "bilinear", 5: "trilinear"}
+from aucseg.tensors.upsampling import resize, two_logits
 
 
 def weighted_loss(logits: Tensor, target: Tensor, options: LossOptions, whole: ClassSums | None = None) -> Tensor:
@@ -135,9 +132,7 @@ def _prepared(logits: Tensor, target: Tensor, options: LossOptions) -> Tensor:
     dtype = working_dtype(logits, options.form)
     if may_overflow(logits, options.form):
         logits = _Widened.apply(logits, dtype)
-    return F.interpolate(
-        logits.to(dtype), size=target.shape[1:], mode=_INTERPOLATION[logits.dim()], align_corners=False
-    )
+    return resize(logits.to(dtype), target.shape[1:])
 
 
 def _is_flat(logits: Tensor) -> bool:

@@ -5,14 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aucseg.losses.class_weights import check_class_counts
 from aucseg.tensors.dtypes import check_tensor, int64_labels, wide_dtype, wide_sum
 from aucseg.tensors.labels import check_ignore_index, check_labels, refuse_default_ignore_label
-
-_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+from aucseg.tensors.upsampling import resize
 
 
 class LongTailLoss(nn.Module):
@@ -84,9 +82,7 @@ class LongTailLoss(nn.Module):
         target = self._check(logits, target)
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits if logits.dtype == torch.float64 else logits.float()
-            if logits.shape[2:] != target.shape[1:]:
-                mode = _MODES[target.ndim - 1]
-                logits = F.interpolate(logits, size=target.shape[1:], mode=mode, align_corners=False)
+            logits = resize(logits, target.shape[1:])
             if target.ndim == 1:
                 return self.loss(logits.unsqueeze(2), target.unsqueeze(1))
             return self.loss(logits.flatten(2), target.flatten(1))
@@ -133,7 +129,7 @@ class LongTailLoss(nn.Module):
         small, large = logits.shape[2:], target.shape[1:]
         if any(s > t for s, t in zip(small, large, strict=True)):
             raise ValueError(f"logits of spatial size {tuple(small)} are larger than the target's {tuple(large)}")
-        if small != large and len(large) not in _MODES:
+        if small != large and len(large) > 3:
             raise ValueError(f"upsampling is defined for 1 to 3 spatial dimensions, not {len(large)}")
         if target.device.type == "cpu" and target.numel():
             check_labels(target, num_classes, self.ignore_index)
