@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aucseg.commands.children import signals_as_exit
-from aucseg.commands.data_check import card_and_root, count_and_check, default_cache, is_folder
+from aucseg.commands.data_check import Check, card_and_root, count_and_check, default_cache, is_folder
 from aucseg.commands.failures import is_out_of_memory
 from aucseg.commands.plan_options import Request, options_of, run_folder, split_request, without_settings
 from aucseg.datasets.bands import band_statistics
@@ -32,6 +32,7 @@ from aucseg.run_files import CARD_FILE, CONFIG_FILE, PLAN_FILE
 from aucseg.runtime.announce import Announcement, process_number
 from aucseg.runtime.resources import num_cores
 from aucseg.safe_files import check_folder, no_empty_folders, read_yaml_mapping, replace_file
+from aucseg.statistics.class_statistics import ClassStatistics
 
 # Seconds of training and validation that are tried to measure the speed, and of a time budget at most.
 _SECONDS_TO_MEASURE = 8.0
@@ -178,50 +179,55 @@ class Planner:
         ]
         if notes:
             print(f"note: {shorten(notes, separator='; ')}")
-        problems = [*check.errors, *(f"the id {raw} is not in the card" for raw in sorted(check.unknown))]
-        if problems and given.get("data.on_error") != "skip":
-            raise ValueError(
-                f"{len(problems):,} of the training files cannot be used ('aucseg stats {request.source}' lists them): "
-                f"{shorten(problems, separator='; ')}. Fix them, or leave them out with --data.on_error skip"
-            )
-        if statistics.num_labelled == 0:
-            raise ValueError(f"{request.source}: not one pixel of the training masks has a class")
+        self._refuse_unusable(check, statistics)
         if self.source.is_folder and not card.groups:
             groups = statistics.groups()
             card = replace(card, groups=groups, tail_classes=tuple(groups["tail"]))
-        bands = None
-        if card.bands is not None:
-            images = (dataset.read_image(index) for index in range(len(dataset)))
-            with Announcement("reading the images, for mean and deviation of their bands", patience=_PATIENCE):
-                mean, std = band_statistics(images)
-            bands = tuple(round(float(v), 4) for v in mean), tuple(round(float(v), 4) for v in std)
         val_split, held_out = given.get("data.val_split", "val"), given.get("data.held_out_share")
+        validation = files.splits[val_split].pairs if val_split in files.splits else []
         if "data.val_split" in given and val_split not in card.splits:
             raise ValueError(
                 f"{request.source} has no split {val_split!r} to validate on, only {', '.join(card.splits)}: leave out "
                 "--data.val_split to have training images held out for that"
             )
-        if len(dataset) < 2 and not (val_split in files.splits and files.splits[val_split].pairs):
+        if len(dataset) < 2 and not validation:
             raise ValueError(
                 f"{request.source} has {counted(len(dataset), 'image')} and nothing to validate on: add images, or a "
                 "split 'val'"
             )
         # Images held out are none of a fold; whoever gives both validates on the former.
         fold = None if held_out else given.get("data.fold")
-        has_split = not held_out and val_split in files.splits and files.splits[val_split].pairs
         found = fingerprint(
             card,
             statistics,
             sizes,
             val_split=val_split,
-            num_validation=len(files.splits[val_split].pairs) if has_split else None,
+            num_validation=len(validation) if validation and not held_out else None,
             held_out_share=held_out,
             fold=None if fold is None else (fold[0], fold[1]),
-            bands=bands,
+            bands=None if card.bands is None else _mean_and_std_of_bands(dataset),
             proposes_range=self.source.is_proposed,
             read_mask=dataset.read_mask,
         )
         return card, found
+
+    def _refuse_unusable(self, check: Check, statistics: ClassStatistics) -> None:
+        source = self.request.source
+        problems = [*check.errors, *(f"the id {raw} is not in the card" for raw in sorted(check.unknown))]
+        if problems and self.request.given.get("data.on_error") != "skip":
+            raise ValueError(
+                f"{len(problems):,} of the training files cannot be used ('aucseg stats {source}' lists them): "
+                f"{shorten(problems, separator='; ')}. Fix them, or leave them out with --data.on_error skip"
+            )
+        if statistics.num_labelled == 0:
+            raise ValueError(f"{source}: not one pixel of the training masks has a class")
+
+
+def _mean_and_std_of_bands(dataset: SplitOfFiles) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    images = (dataset.read_image(index) for index in range(len(dataset)))
+    with Announcement("reading the images, for mean and deviation of their bands", patience=_PATIENCE):
+        mean, std = band_statistics(images)
+    return tuple(round(float(v), 4) for v in mean), tuple(round(float(v), 4) for v in std)
 
 
 def write_plan_of(request: Request, path: Path) -> None:

@@ -241,6 +241,17 @@ def _superscript(number: int) -> str:
     return str(number).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
+def _range_around(values: Sequence[float]) -> tuple[float, float]:
+    """The range of an axis: with some room at both ends, but not below 0 where no value is."""
+    low, high = min(values), max(values)
+    margin = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
+    return (max(low - margin, 0.0) if low >= 0 else low - margin), high + margin
+
+
+def _powers_of_ten(low: float, high: float) -> list[float]:
+    return [10.0**power for power in range(math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9) + 1)]
+
+
 def line_chart(
     series: Sequence[Series],
     *,
@@ -260,24 +271,14 @@ def line_chart(
     low_x, high_x = min(xs) if log_x else min(0.0, *xs), max(xs)
     if low_x == high_x:
         low_x, high_x = (low_x / 10, high_x) if log_x else (low_x, high_x + 1)
-    low_y, high_y = y_range or (min(ys), max(ys))
-    if y_range is None:
-        margin = 0.06 * (high_y - low_y) or abs(high_y) * 0.1 or 1.0
-        low_y, high_y = low_y - margin, high_y + margin
-        if min(ys) >= 0:
-            low_y = max(low_y, 0.0)
+    low_y, high_y = y_range or _range_around(ys)
     x = _Scale(low_x, high_x, left, width - right, log=log_x)
     y = _Scale(low_y, high_y, height - bottom, top)
     children = []
     for value in nice_ticks(low_y, high_y, 5):
         children.append(tag("line", x1=left, x2=width - right, y1=y(value), y2=y(value), class_="grid"))
         children.append(tag("text", (format_tick or format_y)(value), x=left - 6, y=y(value) + 4, class_="tick end"))
-    if log_x:
-        exponents = range(math.ceil(math.log10(low_x) - 1e-9), math.floor(math.log10(high_x) + 1e-9) + 1)
-        ticks = [10.0**exponent for exponent in exponents]
-    else:
-        ticks = nice_ticks(low_x, high_x, 4)
-    for value in ticks:
+    for value in _powers_of_ten(low_x, high_x) if log_x else nice_ticks(low_x, high_x, 4):
         children.append(
             tag("line", x1=x(value), x2=x(value), y1=height - bottom, y2=height - bottom + 4, class_="rule")
         )

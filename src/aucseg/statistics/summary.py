@@ -142,15 +142,19 @@ def _table(report: dict[str, Any]) -> list[str]:
 
 def format_report(report: dict[str, Any]) -> str:
     """Returns the report as text for a terminal."""
-    lines = _table(report)
+    return "\n".join([*_table(report), *_figures(report), *_advice(report)])
+
+
+def _figures(report: dict[str, Any]) -> list[str]:
+    """Lines about groups, imbalance, tau, batch size and bound."""
     shares = ", ".join(
         f"{group} {len(report['groups'][group])} ({100 * report['group_shares'][group]:.2f} % of the pixels)"
         for group in GROUP_NAMES
     )
     rarest = min((row for row in report["classes"] if row["images"]), key=lambda row: row["images"])
     uneven = report["classes"][report["tau_class"]]
-    batch, bound, advice = report["batch_size_for_all_classes"], report["bound"], report["advice"]
-    lines += [
+    batch, bound = report["batch_size_for_all_classes"], report["bound"]
+    lines = [
         "(mean area: pixels in the images that hold the class)",
         "",
         f"classes by group, {report['group_rule']}:",
@@ -170,6 +174,12 @@ def format_report(report: dict[str, Any]) -> str:
     if report["absent_classes"]:
         names = [report["classes"][class_id]["name"] for class_id in report["absent_classes"]]
         lines.append(f"classes that never occur (left out of batch size and tau): {', '.join(names)}")
+    return lines
+
+
+def _advice(report: dict[str, Any]) -> list[str]:
+    """Lines about loss, order and bank, and how to set them."""
+    advice = report["advice"]
     power = report["loss"]["loss_options"]["class_weight"]["power"]
     order = report["order"]
     if order:
@@ -178,7 +188,7 @@ def format_report(report: dict[str, Any]) -> str:
         sampler = [f"  RepeatFactorSampler(statistics, {_keywords(order['sampler_options'])})"]
     else:
         about_order, sampler = "every image once an epoch: no class is in few of them", []
-    lines += [
+    lines = [
         "",
         f"loss: cross-entropy with mild class weights (frequency to the power {-power:g}), and AUC",
         f"order: {about_order}",
@@ -191,16 +201,14 @@ def format_report(report: dict[str, Any]) -> str:
     ]
     model = {"loss": "aucseg", "loss_options": report["loss"]["loss_options"]}
     if not advice["settings"]:
-        return "\n".join([*lines, *_configuration(model, order)])
+        return [*lines, *_configuration(model, order)]
     bank = f"  TailMemoryBank({_keywords(advice['settings'])})"
     # The card of `aucseg fit` knows the groups.
     options = {"bank": bank_options(advice["settings"], report["groups"])}
     if advice["use_bank"]:
-        lines += [bank, *_configuration(model | options, order)]
-    else:
-        lines += [*_configuration(model, order), "", "to compare with a bank all the same, in Python:", bank]
-        lines += _configuration(options)
-    return "\n".join(lines)
+        return [*lines, bank, *_configuration(model | options, order)]
+    lines += [*_configuration(model, order), "", "to compare with a bank all the same, in Python:", bank]
+    return [*lines, *_configuration(options)]
 
 
 def _keywords(options: Mapping[str, Any]) -> str:

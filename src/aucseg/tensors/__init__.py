@@ -1,1 +1,1 @@
-"""What the rooms above do with tensors alike: dtypes, labels, upsampling of logits, pixels inside of Triton kernels."""
+"""What the packages above do with tensors alike: dtypes, labels, upsampling of logits, pixels inside of Triton kernels."""
