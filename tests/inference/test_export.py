@@ -201,3 +201,29 @@ def test_architectures(name: str, options: dict[str, Any], suffix: str, tmp_path
     metadata = ExportMetadata(NAMES, PALETTE, (127.0,) * 3, (128.0,) * 3, stride=model.stride)
     check = export_model(model, tmp_path / f"model.{suffix}", metadata, images=[picture(96, 130), picture(200, 64)])
     assert check.num_images == 3
+
+
+class Broken(Small):
+    """Its logits are NaN, also when it is exported."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """NaN of the right shape."""
+        return super().forward(images) * float("nan")
+
+
+def test_a_model_without_numbers_is_not_exported(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="the model itself returns logits that are not finite"):
+        export_model(Broken(), tmp_path / "model.pt2", METADATA)
+
+
+class SureOfItsFirst(Lies):
+    """Predicts the first class everywhere, which is what the argmax of NaN gives, too."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of which the first is the largest."""
+        return super().forward(images) + torch.tensor([1e3, 0.0, 0.0, 0.0]).view(1, 4, 1, 1)
+
+
+def test_a_file_that_computes_nan_is_not_kept_where_the_labels_agree(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="something else than the model"):
+        export_model(SureOfItsFirst(float("nan")), tmp_path / "model.pt2", METADATA)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aucseg.inference.offset_model import OFFSET_MODEL, add_to_bias, offset_model, with_offsets
+from aucseg.inference.offset_model import OFFSET_MODEL, OffsetNetwork, add_to_bias, offset_model, with_offsets
 from aucseg.models import build_model
 
 TINY_SEGNEXT = {"embed_dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "head_channels": 32, "num_bases": 4}
@@ -79,3 +79,20 @@ def test_wrong_calls_are_told() -> None:
         add_to_bias(model, [1, 2], images)
     with pytest.raises(ValueError, match="give one a class"):
         add_to_bias(model.eval(), [1, 2, 3], images)
+
+
+def test_offsets_behind_a_model_of_volumes_and_of_one_logit() -> None:
+    volumes, network = torch.randn(1, 1, 3, 4, 4), nn.Conv3d(1, 3, 1)
+    change = OffsetNetwork(network, [1.0, 0.0, -1.0])(volumes) - network(volumes)
+    torch.testing.assert_close(change.mean((0, 2, 3, 4)), torch.tensor([1.0, 0.0, -1.0]))
+    images, one_logit = torch.randn(1, 3, 8, 8), nn.Conv2d(3, 1, 1).eval()
+    expected = (one_logit(images)[:, 0] - 0.5 > 0).long()
+    assert torch.equal(with_offsets(one_logit, [0.25, -0.25], 2)(images).argmax(1), expected)
+    before = one_logit(images)
+    assert add_to_bias(one_logit, [0.25, -0.25], images) == ""
+    torch.testing.assert_close(one_logit(images), before - 0.5)
+
+
+def test_offsets_of_another_number_of_classes_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 offsets for logits of 3 classes"):
+        OffsetNetwork(nn.Conv2d(3, 3, 1), [1.0, -1.0])(torch.randn(1, 3, 4, 4))

@@ -1,5 +1,7 @@
 import itertools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -268,7 +270,7 @@ def test_wrong_input_is_told(shifted_images: list[Batch]) -> None:
         fit_offsets([], 4)
     with pytest.raises(ValueError, match="must be finite"):
         OffsetFitter(4).update(logits / 0, target)
-    with pytest.raises(ValueError, match=r"target label 7: expected 0\.\.3"):
+    with pytest.raises(ValueError, match=r"target holds label 7: expected 0\.\.3"):
         OffsetFitter(4).update(logits, torch.where(target == 3, 7, target))
     with pytest.raises(ValueError, match="2 clusters for a batch of 1"):
         OffsetFitter(4).update(logits, target, ["a", "b"])
@@ -279,3 +281,34 @@ def test_wrong_input_is_told(shifted_images: list[Batch]) -> None:
             fit_offsets(shifted_images[:2], 4, **options)
     with pytest.raises(ValueError, match="num_classes"):
         OffsetFitter(1)
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+def test_clusters_may_be_an_array_or_a_tensor(kind: Callable[[list[int]], Any]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, target = torch.randn(6, 3, 8, 8, generator=generator), torch.randint(3, (6, 8, 8), generator=generator)
+    fits = []
+    for clusters in ([0, 0, 0, 1, 1, 1], kind([0, 0, 0, 1, 1, 1])):
+        fitter = OffsetFitter(3)
+        fitter.update(logits, target, clusters)
+        fits.append(fitter.fit())
+    assert fits[0] == fits[1]
+    assert fits[0].num_images == 2
+
+
+def test_images_without_a_label_prove_nothing(shifted_images: list[Batch]) -> None:
+    fits = []
+    for unlabelled in (0, 5):
+        fitter = OffsetFitter(4)
+        for logits, target in shifted_images[:3]:
+            for _ in range(unlabelled):
+                fitter.update(logits, torch.full_like(target, 255))
+            fitter.update(logits, target)
+        fits.append(fitter.fit())
+    assert fits[0] == fits[1]
+
+
+@pytest.mark.parametrize("ignore_index", [None, "255"])
+def test_the_ignore_label_is_an_integer(ignore_index: Any) -> None:
+    with pytest.raises(TypeError, match="ignore_index must be an integer"):
+        OffsetFitter(3, ignore_index=ignore_index)

@@ -361,3 +361,19 @@ def test_windows_on_a_gpu_give_what_they_give_on_a_cpu() -> None:
     expected = Predictor(pointwise(), options).labels(image)
     for picture in (image, image.permute(1, 2, 0).numpy()):
         assert (Predictor(pointwise().cuda(), options).labels(picture) == expected).float().mean() > 0.999
+
+
+@pytest.mark.parametrize("options", [{"window": 512}, {"window": (64, 64), "stride": 32}, {"scales": 1.0}])
+def test_one_number_for_several_is_told(options: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match="must be a tuple of numbers"):
+        InferenceOptions(**options)
+
+
+def test_what_a_model_returns_and_how_images_come() -> None:
+    with pytest.raises(TypeError, match=r"what the model returns must be a torch.Tensor, got dict.*'out'"):
+        Predictor(lambda images: {"out": images}).labels(torch.zeros(3, 4, 4))  # type: ignore[arg-type, return-value]
+    with pytest.raises(ValueError, match="pixel_std must be above 0"):
+        Predictor(lambda images: images, pixel_mean=[0.0, 0.0, 0.0], pixel_std=[0.0, 1.0, 1.0])
+    image = np.arange(48, dtype=np.uint16).reshape(4, 4, 3)
+    predictor = Predictor(lambda images: images)
+    torch.testing.assert_close(predictor.logits(image.astype(">u2")), predictor.logits(image))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 from collections.abc import Callable
@@ -126,3 +127,22 @@ def test_losses_that_sort_scores_stay_on_their_process() -> None:
     with pytest.raises(ValueError, match=r"do not travel between processes: pass process_group=None, or use a margin"):
         loss.process_group = group
     assert loss.process_group is None
+
+
+def test_what_is_no_group_of_this_process_is_refused() -> None:
+    for group, error in ((dist.GroupMember.NON_GROUP_MEMBER, ValueError), ("world", TypeError), (True, TypeError)):
+        with pytest.raises(error, match="process_group"):
+            AUCSegLoss(process_group=group)
+
+
+def test_a_copy_of_the_loss_is_of_the_same_group(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        loss = AUCSegLoss(process_group=dist.group.WORLD, class_weight=[1.0, 2.0, 3.0])
+        twin = copy.deepcopy(loss)
+        assert twin.process_group is dist.group.WORLD
+        assert twin.class_weight is not loss.class_weight
+        logits, target = torch.randn(2, 3, 4, 4), torch.randint(3, (2, 4, 4))
+        assert torch.equal(twin(logits, target), loss(logits, target))
+    finally:
+        dist.destroy_process_group()

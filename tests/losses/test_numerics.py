@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from aucseg.losses import AUCSegLoss, pairwise_auc_loss
@@ -163,3 +164,19 @@ def test_no_uninitialized_memory_reaches_the_gradient(
     assert torch.equal(gradient, expected[1][0])
     if ce_weight == 0 and scores != "softmax":
         assert not gradient[:, [0, 3]].any()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("shift", [0.0, 30.0, 1000.0])
+def test_cross_entropy_of_a_confident_model_keeps_its_digits(shift: float, smoothing: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(5, (1, 32, 32), generator=generator)
+    logits = torch.randn(1, 5, 32, 32, generator=generator)
+    logits = logits.scatter_add(1, target[:, None], torch.full((1, 1, 32, 32), 12.0)) + shift
+    exact = logits.double().requires_grad_()
+    expected, (slope,) = value_and_grad(F.cross_entropy(exact, target, label_smoothing=smoothing), exact)
+    loss = AUCSegLoss(auc_weight=0.0, label_smoothing=smoothing)
+    value, (gradient,) = value_and_grad(loss(logits.requires_grad_(), target), logits)
+    assert abs(value - expected) <= 1e-4 * expected
+    own, own_slope = (grads.gather(1, target[:, None]) for grads in (gradient, slope))
+    assert ((own - own_slope).abs() <= 1e-4 * own_slope.abs()).all()

@@ -303,11 +303,21 @@ def test_module_is_the_function() -> None:
     assert "margin=1.5" in repr(module)
 
 
-def test_second_derivative_is_refused() -> None:
+@pytest.mark.parametrize(("surrogate", "margin"), [("square", 1.0), ("squared_hinge", 0.5)])
+def test_second_derivative_is_refused(surrogate: str, margin: float) -> None:
     logits, target = example((2, 4, 6, 6))
-    (gradient,) = torch.autograd.grad(pairwise_auc_loss(logits, target), logits, create_graph=True)
+    loss = pairwise_auc_loss(logits, target, surrogate, margin=margin)
+    (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
     with pytest.raises(NotImplementedError, match="once"):
-        torch.autograd.grad(gradient.sum(), logits)
+        torch.autograd.grad(gradient.pow(2).sum(), logits)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch calls the operators one by one
+def test_loss_of_several_batches_by_vmap() -> None:
+    logits, target = torch.randn(3, 2, 4, 6, 6), torch.randint(4, (3, 2, 6, 6))
+    mapped = torch.vmap(PairwiseAUCLoss())(logits, target)
+    one_by_one = torch.stack([PairwiseAUCLoss()(*pair) for pair in zip(logits, target, strict=True)])
+    torch.testing.assert_close(mapped, one_by_one)
 
 
 def test_backward_twice_over_a_retained_graph() -> None:

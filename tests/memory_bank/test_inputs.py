@@ -214,3 +214,19 @@ def test_a_sample_that_lies_elsewhere_than_its_neighbours_follows_the_images() -
     bank.set_extra_state(state)
     _, after = bank(torch.zeros(8, 3, 8, 8, dtype=torch.uint8).cuda(), torch.zeros(8, 8, 8, dtype=torch.uint8).cuda())
     assert (after == TAIL[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"presence_target": 0.5, "presence": {3: 0.1}}, "one share for each of the 6 classes.* not a mapping"),
+        ({"ignore_index": None}, "ignore_index must be an integer"),
+        ({"ignore_index": "255"}, "ignore_index must be an integer"),
+        ({"resize_ratio": "0.4"}, "resize_ratio must be a number"),
+        ({"max_bytes": "1G"}, "max_bytes must be a number"),
+        ({"generator": 3}, "generator must be a torch.Generator"),
+    ],
+)
+def test_arguments_of_another_kind(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        TailMemoryBank(TAIL, NUM_CLASSES, **options)

@@ -1,6 +1,7 @@
 """Found objects against a flood fill by hand."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -47,3 +48,12 @@ def test_sizes_are_those_of_coco() -> None:
     predicted[:17, 130:162] = 0  # more than half of the second one is missed
     assert SIDE_LIMITS == (32, 96)
     assert found_objects(predicted, target, 2)[1].tolist() == [[1, 1], [1, 2], [1, 1]]
+
+
+def test_truths_and_images_without_a_pixel() -> None:
+    lesion = np.zeros((4, 4), bool)
+    lesion[1:3, 1:3] = True
+    assert found_objects(lesion, lesion, 2)[1, 0].tolist() == [1, 1]
+    assert found_objects(np.zeros((0, 4), int), np.zeros((0, 4), int), 2).sum() == 0
+    with pytest.raises(TypeError, match="predicted must hold integer class ids"):
+        found_objects(np.zeros((4, 4)), lesion, 2)

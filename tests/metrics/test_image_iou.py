@@ -1,8 +1,10 @@
 """IoU by image against counting by hand, and against scikit-learn image by image."""
 
 import math
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -50,6 +52,16 @@ def test_scores_equal_the_mean_of_each_image() -> None:
 
 
 def test_images_without_a_labelled_pixel_do_not_count() -> None:
-    empty = per_image_overlap(torch.zeros(2, 2), torch.full((2, 2), 255), 3, 255)
+    empty = per_image_overlap(torch.zeros(2, 2, dtype=torch.long), torch.full((2, 2), 255), 3, 255)
     assert image_scores({"a": empty, "b": {0: [1, 2, 2]}})["image_miou"] == 0.5
     assert all(math.isnan(value) for value in image_scores({"a": empty}).values())
+
+
+@pytest.mark.parametrize(
+    ("predicted", "target", "error"),
+    [([[5, 0]], [[0, 0]], ValueError), ([[-1, 0]], [[0, 0]], ValueError), ([[1.7, 0]], [[1, 0]], TypeError)],
+)
+def test_labels_that_are_no_classes_are_named(predicted: Any, target: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="predicted"):
+        per_image_overlap(torch.tensor(predicted), torch.tensor(target), 3, 255)
+    assert per_image_overlap(torch.tensor([[7, 0]]), torch.tensor([[255, 0]]), 3, 255) == {0: [1, 1, 1]}

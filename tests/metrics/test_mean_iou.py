@@ -297,3 +297,11 @@ def test_cuda_equals_cpu() -> None:
     on_gpu.update(predicted.cuda(), torch.full_like(target, 77).cuda())
     with pytest.raises(ValueError, match="values"):
         on_gpu.compute()
+
+
+def test_float64_logits_are_not_rounded() -> None:
+    logits = torch.ones(1, 3, 2, 2, dtype=torch.float64)
+    logits[:, 1] += 1e-9
+    metric = GroupedMeanIoU(3)
+    metric.update(logits, torch.ones(1, 2, 2, dtype=torch.long))
+    assert metric.compute()["miou"] == 1

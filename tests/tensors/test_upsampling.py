@@ -28,7 +28,7 @@ MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 def whole(logits: Tensor, size: tuple[int, ...]) -> Tensor:
     """All bands, put together."""
-    out = torch.empty(*logits.shape[:2], *size)
+    out = torch.empty(*logits.shape[:2], *size, dtype=torch.promote_types(logits.dtype, torch.float32))
     for image, rows, band in upsampled_bands(logits, size):
         out[image, :, rows] = band[0]
     return out
@@ -46,11 +46,18 @@ def test_every_band_and_layout_gives_the_same_bits(
     labels = (at_once[:, 0] > 0).long() if num_classes == 1 else at_once.argmax(1)
     for elements in (1, 400):
         monkeypatch.setattr(upsampling, "BAND_ELEMENTS", elements)
-        for given in (logits, logits.movedim(1, -1).contiguous().movedim(-1, 1), logits.double()):
+        for given in (logits, logits.movedim(1, -1).contiguous().movedim(-1, 1)):
             assert torch.equal(whole(given, large), at_once)
             assert torch.equal(predicted_labels(given, large), labels)
         for image in range(2):  # alone as in a batch
             assert torch.equal(predicted_labels(logits[image : image + 1], large)[0], labels[image])
+
+
+@pytest.mark.parametrize(("small", "large"), SIZES)
+def test_float64_stays_float64(small: tuple[int, ...], large: tuple[int, ...]) -> None:
+    logits = torch.randn(2, 4, *small, dtype=torch.float64)
+    expected = F.interpolate(logits, size=large, mode=MODES[len(small)], align_corners=False)
+    torch.testing.assert_close(whole(logits, large), expected, atol=1e-14, rtol=1e-13)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

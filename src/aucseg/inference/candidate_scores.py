@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from aucseg.metrics.pixel_metric import bands_at, check_logits
-from aucseg.tensors.labels import refuse_default_ignore_label
+from aucseg.tensors.labels import check_ignore_index, refuse_default_ignore_label, refuse_other_labels
 from aucseg.tensors.upsampling import two_logits
 
 Integers = npt.NDArray[np.integer[Any]]
@@ -149,6 +149,7 @@ class ScoreCollector:
     def __init__(self, num_classes: int, *, ignore_index: int, max_offset: float, max_scores: int) -> None:
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
             raise ValueError(f"num_classes must be an integer of at least 2, got {num_classes!r}")
+        check_ignore_index(ignore_index)
         refuse_default_ignore_label(ignore_index, num_classes)
         if not 0 < max_offset < 1e4:
             raise ValueError(f"max_offset must lie between 0 and 10,000, got {max_offset}")
@@ -165,10 +166,12 @@ class ScoreCollector:
         self._share = np.ones(num_classes)
         self._generator = np.random.default_rng(0)
 
-    def update(self, logits: Tensor, target: Tensor, clusters: Sequence[Hashable] | None = None) -> None:
+    def update(self, logits: Tensor, target: Tensor, clusters: Sequence[Hashable] | Tensor | None = None) -> None:
         """Adds a batch, see `aucseg.inference.OffsetFitter.update`."""
         logits, target = check_logits(logits, target, self.num_classes)
         logits = two_logits(logits)
+        if isinstance(clusters, Tensor):  # the elements of a tensor are all different, whatever they hold
+            clusters = clusters.tolist()
         if clusters is not None and len(clusters) != len(target):
             raise ValueError(f"{len(clusters)} clusters for a batch of {len(target)} images: give one for each")
         state = self._generator.bit_generator.state
@@ -184,6 +187,8 @@ class ScoreCollector:
             self._generator.bit_generator.state = state
             raise
         for index, bands in enumerate(images):
+            if not any(counts[0].any() for counts, _, _ in bands):  # nothing is labelled: it proves nothing
+                continue
             # A name that no user gives, for an image that is a cluster of its own.
             name = ("image", len(self._clusters)) if clusters is None else clusters[index]
             cluster = self._clusters.setdefault(name, len(self._clusters))
@@ -204,12 +209,7 @@ class ScoreCollector:
             scores, labels = scores[:, valid], labels[valid]
         if not bool(scores.isfinite().all()):
             raise ValueError("logits must be finite (mask a class with -1e4, not -inf)")
-        wrong = (labels < 0) | (labels >= self.num_classes)
-        if bool(wrong.any()):
-            raise ValueError(
-                f"target label {int(labels[wrong][0])}: expected 0..{self.num_classes - 1} or ignore_index, "
-                f"{self.ignore_index}"
-            )
+        refuse_other_labels(labels, self.num_classes, "target")
         top, predicted = scores.max(dim=0)
         # The next smaller number, so that no class is lost to rounding.
         least = torch.nextafter(top - 2 * self.max_offset, top.new_tensor(-torch.inf))

@@ -221,21 +221,23 @@ def _batches(images: Sequence[npt.NDArray[Any]] | None, metadata: ExportMetadata
 
 @torch.no_grad()
 def _check(model: nn.Module, run: Callable[[Tensor], Tensor], batches: Iterator[Tensor]) -> ExportCheck:
-    error, same, pixels, num_images = 0.0, 0, 0, 0
+    errors, same, pixels, num_images = [], 0, 0, 0
     for images in batches:
         expected, actual = model(images), run(images)
         if actual.shape != expected.shape:
             raise ExportError(
                 f"the exported file returns shape {tuple(actual.shape)}, the model {tuple(expected.shape)}"
             )
-        scale = max(1.0, expected.abs().max().item())
-        error = max(error, (actual - expected).abs().max().item() / scale)
+        if not bool(expected.isfinite().all()):
+            raise ExportError("the model itself returns logits that are not finite: there is nothing to export")
+        scale = expected.abs().max().clamp(min=1)
+        errors.append((actual - expected).abs().max() / scale)
         same += int((actual.argmax(1) == expected.argmax(1)).sum())
         pixels += actual[:, 0].numel()
         num_images += len(images)
     if num_images == 0:
         raise ValueError("no images to check the exported file on")
-    check = ExportCheck(num_images, error, same / pixels)
+    check = ExportCheck(num_images, float(torch.stack(errors).amax()), same / pixels)
     # Written so that a NaN fails.
     if not (check.logit_error <= MAX_LOGIT_ERROR and check.label_agreement >= MIN_LABEL_AGREEMENT):
         raise ExportError(f"the exported file computes something else than the model and was not kept: {check}")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from aucseg.models.build import build_model
 from aucseg.models.segmentation_model import SegmentationModel, WrappedNetwork
+from aucseg.tensors.upsampling import two_logits
 
 # Import path of `offset_model`, as a configuration and a checkpoint name it.
 OFFSET_MODEL = "aucseg.inference.offset_model:offset_model"
@@ -24,7 +25,7 @@ def add_to_bias(model: nn.Module, offsets: Sequence[float] | Tensor, images: Ten
 
     Args:
         model: From images to logits `(B, K, ...)`, in evaluation mode.
-        offsets: `(K,)`.
+        offsets: `(K,)`; of a model with one logit a pixel `(2,)` as well.
         images: Examples `(B, C, H, W)` of what the model takes, several and various: parts of a network may rest on
             a plain one.
 
@@ -47,6 +48,8 @@ def add_to_bias(model: nn.Module, offsets: Sequence[float] | Tensor, images: Ten
         raise ValueError("the model is in training mode; call model.eval() first")
     before = model(images)
     wanted = torch.as_tensor(offsets, dtype=before.dtype, device=before.device)
+    if before.shape[1] == 1 and wanted.shape == (2,):
+        wanted = wanted[1:] - wanted[:1]  # one logit z is the two logits (0, z)
     if wanted.shape != before.shape[1:2]:
         raise ValueError(f"{tuple(wanted.shape)} offsets for logits of shape {tuple(before.shape)}: give one a class")
     expected = before + wanted.view(-1, *[1] * (before.ndim - 2))
@@ -68,7 +71,8 @@ class OffsetNetwork(nn.Module):
     """A model with offsets added to its logits.
 
     Args:
-        model: From images `(B, C, H, W)` to logits `(B, K, h, w)`.
+        model: From images `(B, C, *spatial)` to logits `(B, K, *spatial)`; one logit z a pixel is the two logits
+            (0, z).
         offsets: `(K,)`.
     """
 
@@ -80,9 +84,15 @@ class OffsetNetwork(nn.Module):
         self.register_buffer("offsets", torch.as_tensor(offsets, dtype=torch.float32))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Computes the logits `(B, K, h, w)` with offsets of images `(B, C, H, W)`."""
-        logits: Tensor = self.model(images)
-        return logits + self.offsets.to(logits.dtype)[:, None, None]
+        """Computes the logits `(B, K, *spatial)` with offsets of images `(B, C, *spatial)`.
+
+        Raises:
+            ValueError: The model has another number of classes.
+        """
+        logits = two_logits(self.model(images))
+        if logits.shape[1] != len(self.offsets):
+            raise ValueError(f"{len(self.offsets)} offsets for logits of {logits.shape[1]} classes: give one a class")
+        return logits + self.offsets.to(logits.dtype).view(-1, *[1] * (logits.ndim - 2))
 
 
 def with_offsets(model: nn.Module, offsets: Sequence[float] | Tensor, num_classes: int) -> SegmentationModel:

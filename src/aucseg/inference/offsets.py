@@ -119,7 +119,7 @@ class OffsetFitter:
         self._step = 2.0 ** math.floor(math.log2(max_offset / _STEPS))
         self._limit = math.floor(max_offset / self._step)
 
-    def update(self, logits: Tensor, target: Tensor, clusters: Sequence[Hashable] | None = None) -> None:
+    def update(self, logits: Tensor, target: Tensor, clusters: Sequence[Hashable] | Tensor | None = None) -> None:
         """Adds a batch.
 
         Args:
@@ -127,8 +127,8 @@ class OffsetFitter:
                 `align_corners=False`). `(N, K)` logits with `(N,)` labels are one image; of two classes one logit
                 z, `(B, 1, *spatial)`, is the two logits (0, z).
             target: `(B, *spatial)` integers in `0..K - 1` or `ignore_index`.
-            clusters: For each image what it belongs to (a city, a video): folds keep clusters whole. Default: each
-                image by itself.
+            clusters: For each image what it belongs to (a city, a video), as strings or numbers: folds keep clusters
+                whole. Default: each image by itself. An image without a labelled pixel counts nowhere.
 
         Raises:
             TypeError: Logits that are not floating point, labels that are not integers.
@@ -206,7 +206,7 @@ class OffsetFitter:
 
 
 def fit_offsets(
-    scores_and_labels: Iterable[tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Sequence[Hashable]]],
+    scores_and_labels: Iterable[tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Sequence[Hashable] | Tensor]],
     num_classes: int,
     *,
     objective: str | Sequence[float] = "miou",

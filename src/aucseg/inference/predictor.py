@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from aucseg.losses.baselines.logit_adjustment import log_prior
 from aucseg.losses.class_weights import check_class_counts
-from aucseg.tensors.dtypes import in_model_dtype
+from aucseg.tensors.dtypes import check_tensor, in_model_dtype
 from aucseg.tensors.upsampling import resize, two_logits, upsampled_bands
 
 Array = npt.NDArray[Any]
@@ -46,6 +46,7 @@ class InferenceOptions:
             the border of two columns are computed twice. Default: 4096, for volumes 512.
 
     Raises:
+        TypeError: One number for an option that takes several.
         ValueError: An option is out of its range.
     """
 
@@ -60,6 +61,9 @@ class InferenceOptions:
     block_width: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("window", "stride", "scales", "class_frequency"):
+            if (value := getattr(self, name)) is not None and not isinstance(value, Sequence):
+                raise TypeError(f"{name} must be a tuple of numbers, got {value!r}")
         if self.window is not None:
             if len(self.window) not in (2, 3) or min(self.window) < 1:
                 raise ValueError(
@@ -125,6 +129,8 @@ class Predictor:
     ) -> None:
         if (pixel_mean is None) != (pixel_std is None):
             raise ValueError("give both of pixel_mean and pixel_std, or none")
+        if pixel_std is not None and not all(0 < value < math.inf for value in pixel_std):
+            raise ValueError(f"pixel_std must be above 0 in each channel, got {pixel_std}")
         self.model = model
         self.options = options or InferenceOptions()
         self.pixel_mean, self.pixel_std = (
@@ -308,6 +314,7 @@ class Predictor:
         if isinstance(self.model, nn.Module):
             images = in_model_dtype(images, self.model)
         logits = self.model(images)
+        check_tensor(logits, "what the model returns")
         if logits.ndim != images.ndim or len(logits) != len(images):
             sides = "h, w" if images.ndim == 4 else "d, h, w"
             raise ValueError(f"the model returned shape {tuple(logits.shape)}; expected ({len(images)}, K, {sides})")
@@ -320,7 +327,9 @@ class Predictor:
         if isinstance(image, Tensor):
             pixels = image[(slice(None), *place)]
         else:
-            pixels = torch.from_numpy(np.array(image[place])).movedim(-1, 0)
+            part = image[place]
+            # A copy, in the byte order of this machine: torch knows no other.
+            pixels = torch.from_numpy(np.array(part, dtype=part.dtype.newbyteorder("="))).movedim(-1, 0)
         # Bytes travel as they are, all else in the one dtype that every device has.
         pixels = self._sent(pixels if pixels.dtype == torch.uint8 else pixels.float()).float()
         if self.pixel_mean is None or self.pixel_std is None:

@@ -93,9 +93,8 @@ class AUCSegLoss(ExactBuffers):
                 "class_counts, class_weight={'rule': 'inverse', 'power': 0.25})"
             )
         if class_weight is not None:
-            class_weight = torch.as_tensor(
-                class_weight, dtype=torch.float32 if not torch.is_tensor(class_weight) else None
-            )
+            if not torch.is_tensor(class_weight):
+                class_weight = torch.tensor(class_weight, dtype=torch.float32, device="cpu")
             check_class_weight(class_weight)
         self.auc_weight, self.ce_weight, self.upsample, self.label_smoothing = (
             auc_weight,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -43,6 +43,7 @@ def check_class_counts(counts: Tensor | Sequence[float], name: str = "class_coun
         name: What to call them in messages.
 
     Raises:
+        TypeError: A mapping.
         ValueError: Counts of another shape, negative or non-finite counts, or nothing but zeros.
     """
     values = _float64(counts)
@@ -66,6 +67,8 @@ def _float64(counts: Tensor | Sequence[float]) -> Tensor:
             "class_counts must be numbers, one for each class: give the pixel_counts of the statistics, not the "
             f"{type(counts).__name__} itself"
         )
+    if isinstance(counts, Mapping):
+        raise TypeError(f"class_counts must be numbers, one for each class in their order, not a mapping: {counts!r}")
     # A few numbers, once: on the CPU, as not every device has float64.
     return torch.as_tensor(counts.cpu() if isinstance(counts, Tensor) else counts, dtype=torch.float64, device="cpu")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -77,8 +78,17 @@ def pairwise_auc_loss(
 
 
 def _check_process_group(group: dist.ProcessGroup | None, options: AUCOptions) -> None:
-    if group is not None:
-        check_sums_are_enough(options, "which do not travel between processes: pass process_group=None")
+    if group is None:
+        return
+    check_sums_are_enough(options, "which do not travel between processes: pass process_group=None")
+    given: object = group
+    if given is dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError(
+            "this process is not in process_group, of which torch.distributed.new_group has made no group here: give "
+            "each process the group that it is in, or None"
+        )
+    if isinstance(given, str | int):
+        raise TypeError(f"process_group must be a group of torch.distributed, such as dist.group.WORLD, got {given!r}")
 
 
 class PairwiseAUCLoss(ExactBuffers):
@@ -187,7 +197,9 @@ class PairwiseAUCLoss(ExactBuffers):
         """Ranks whose pixels are taken together; may be set.
 
         Raises:
-            ValueError: When set: the loss is computed by sorting scores, which do not travel.
+            TypeError: When set: it is no group.
+            ValueError: When set: this process is not in it, or the loss is computed by sorting scores, which do not
+                travel.
         """
         return self._process_group
 
@@ -195,6 +207,14 @@ class PairwiseAUCLoss(ExactBuffers):
     def process_group(self, group: dist.ProcessGroup | None) -> None:
         _check_process_group(group, self._options)
         self._process_group = group
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PairwiseAUCLoss:
+        # A group cannot be copied; a copy of the loss, as an average of the weights makes one, is of the same ranks.
+        memo[id(self._process_group)] = self._process_group
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""

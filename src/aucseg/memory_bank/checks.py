@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from aucseg.memory_bank.pixels import send
 from aucseg.tensors.dtypes import check_tensor
-from aucseg.tensors.labels import class_ids
+from aucseg.tensors.labels import check_ignore_index, class_ids
 
 if TYPE_CHECKING:
     from aucseg.memory_bank.plan import BankPlanner, BatchPlan
@@ -29,6 +29,7 @@ def checked_tail_classes(tail_classes: Iterable[int], num_classes: int, ignore_i
     """The tail classes in ascending order; ValueError for one that cannot be a tail class."""
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    check_ignore_index(ignore_index)
     tail = sorted(class_ids(tail_classes, "tail_classes", num_classes))
     if not tail:
         raise ValueError("tail_classes is empty: a data set without tail classes needs no bank")
@@ -48,7 +49,7 @@ def check_settings(
     choices: Mapping[str, tuple[str, Sequence[str]]],
     generator: torch.Generator | None,
 ) -> None:
-    """ValueError for the first setting out of its range.
+    """ValueError for the first setting out of its range, TypeError for one of another kind.
 
     Args:
         counts: Settings that are whole numbers, at least 1.
@@ -58,6 +59,12 @@ def check_settings(
         choices: Settings with the values that they may have.
         generator: On the CPU, or None.
     """
+    numbers: dict[str, Any] = {**shares, "resize_ratio": resize_ratio, "max_bytes": max_bytes}
+    for name, number in numbers.items():
+        if number is not None and not isinstance(number, Real):
+            raise TypeError(f"{name} must be a number, got {number!r}")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {generator!r}: torch.Generator().manual_seed(0)")
     for name, count in counts.items():
         if not isinstance(count, Integral):  # a number such as 5.0 would fail when the bank is full
             raise ValueError(f"{name} must be a whole number, got {count!r}")
@@ -113,6 +120,11 @@ def checked_presence(
         return None
     if presence_target is None:
         raise ValueError("presence has no effect without presence_target: give both or neither")
+    if isinstance(presence, Mapping):  # such as that of another bank, which knows the tail classes alone
+        raise TypeError(
+            f"presence must hold one share for each of the {num_classes} classes, in their order, not a mapping: give "
+            "the presence of ClassStatistics"
+        )
     shares = [float(share) for share in presence]
     if len(shares) != num_classes:
         raise ValueError(f"presence must hold one share per class ({num_classes}), got {len(shares)}")

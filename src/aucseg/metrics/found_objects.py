@@ -38,6 +38,7 @@ def found_objects(
 
     Raises:
         ImportError: Without scipy.
+        TypeError: Labels that are not integers.
         ValueError: Shapes that differ or have neither two nor three dimensions; limits that fall.
 
     Example:
@@ -51,14 +52,20 @@ def found_objects(
             f"predicted labels of shape {predicted.shape} and target of shape {target.shape}: expected (H, W), or "
             "(D, H, W) of one volume, for both"
         )
+    for name, labels in (("predicted", predicted), ("target", target)):
+        if labels.dtype.kind not in "iub":
+            raise TypeError(f"{name} must hold integer class ids, not {labels.dtype}")
     if not 0 <= side_limits[0] <= side_limits[1]:
         raise ValueError(f"side_limits must be two sides that do not fall, got {side_limits}")
     ndimage = import_extra("scipy.ndimage", "train")
     limits = [side**target.ndim for side in side_limits]
     counts = np.zeros((num_classes, len(SIZES), 2), np.int64)
+    if not target.size:
+        return counts
+    target = target.astype(np.int64)
     classes = [class_id for class_id in np.unique(target).tolist() if 0 <= class_id < num_classes]
     # Boxes of the classes, so that rare ones take no time. The label 0 would count as background.
-    boxes = ndimage.find_objects(np.where((target >= 0) & (target < num_classes), target.astype(np.int64) + 1, 0))
+    boxes = ndimage.find_objects(np.where((target >= 0) & (target < num_classes), target + 1, 0))
     for class_id in classes:
         box = boxes[class_id]
         components, number = ndimage.label(target[box] == class_id, structure=np.ones((3,) * target.ndim, bool))

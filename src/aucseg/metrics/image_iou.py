@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from aucseg.tensors.dtypes import int64_labels
+from aucseg.tensors.labels import refuse_other_labels
+
 # Of the images, those that the worst-case mean is taken over.
 WORST_SHARE = 0.1
 
@@ -23,19 +26,23 @@ def per_image_overlap(predicted: Tensor, target: Tensor, num_classes: int, ignor
         `{class id: [pixels of the intersection, pixels of the union, pixels in the truth]}`.
 
     Raises:
-        ValueError: Shapes that differ.
+        TypeError: Labels that are not integers.
+        ValueError: Shapes that differ, or labels out of range at pixels that count.
 
     Example:
         >>> per_image_overlap(torch.tensor([[0, 1, 1]]), torch.tensor([[0, 0, 255]]), 3, 255)
         {0: [1, 2, 2], 1: [0, 1, 0]}
     """
+    predicted, target = int64_labels(predicted, "predicted"), int64_labels(target)
     if predicted.shape != target.shape:
         raise ValueError(
             f"predicted labels of shape {tuple(predicted.shape)} and target of shape {tuple(target.shape)} differ"
         )
-    predicted, target = predicted.long(), target.long()
     valid = target != ignore_index
     predicted, target = predicted[valid], target[valid]
+    for name, labels in (("predicted", predicted), ("target", target)):
+        if labels.device.type == "cpu":  # an accelerator is not waited for
+            refuse_other_labels(labels, num_classes, name)
     intersection = torch.bincount(target[target == predicted], minlength=num_classes)
     true = torch.bincount(target, minlength=num_classes)
     union = true + torch.bincount(predicted, minlength=num_classes) - intersection

@@ -1,1 +1,1 @@
-"""What the packages above do with tensors alike: dtypes, labels, upsampling of logits, pixels inside of Triton kernels."""
+"""What all packages do with tensors alike: dtypes, labels, upsampling of logits, pixels inside of Triton kernels."""

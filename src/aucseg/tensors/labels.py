@@ -88,6 +88,31 @@ def check_ignore_index(ignore_index: object) -> None:
         raise ValueError(f"ignore_index must fit into 64 bits, got {ignore_index}")
 
 
+def refuse_other_labels(labels: Tensor, num_classes: int, name: str) -> None:
+    """Refuses labels outside 0..K-1 where all pixels count; waits for the device.
+
+    Args:
+        labels: int64 labels of the pixels that count, of any shape.
+        num_classes: K.
+        name: What to call them in messages.
+
+    Raises:
+        ValueError: There is such a label.
+
+    Example:
+        >>> refuse_other_labels(torch.tensor([0, 7]), 5, "predicted")
+        Traceback (most recent call last):
+        ...
+        ValueError: predicted holds label 7: expected 0..4 wherever the target is not ignored
+    """
+    outside = (labels < 0) | (labels >= num_classes)
+    if bool(outside.any()):
+        raise ValueError(
+            f"{name} holds label {int(labels[outside][0])}: expected 0..{num_classes - 1} wherever the target is not "
+            "ignored"
+        )
+
+
 def check_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
     """Refuses labels that are neither a class nor the ignore label; waits for the device.
 

@@ -45,7 +45,8 @@ def upsampled_bands(logits: Tensor, size: Sequence[int]) -> Iterator[tuple[int, 
         size: Spatial size of the result, of as many dimensions.
 
     Yields:
-        Number of the image, rows (of the first spatial dimension), and their logits (1, K, rows, ...) float32.
+        Number of the image, rows (of the first spatial dimension), and their logits (1, K, rows, ...), float32, or
+        float64 as given.
 
     Example:
         >>> logits = torch.tensor([0.0, 4.0]).view(1, 1, 2, 1)
@@ -71,7 +72,8 @@ def upsampled_bands(logits: Tensor, size: Sequence[int]) -> Iterator[tuple[int, 
         if source_height != height:
             source, down = _taps(source_height, height, part, logits)
         for image in range(len(logits)):
-            band = logits[image : image + 1, :, source].float()
+            band = logits[image : image + 1, :, source]
+            band = band.to(torch.promote_types(band.dtype, torch.float32))
             if across or down is not None:
                 # Channels last: then whole runs are copied, not single numbers.
                 band = band.movedim(1, -1).contiguous()
@@ -136,9 +138,8 @@ def _taps(source: int, full: int, places: slice, like: Tensor) -> tuple[slice, _
     share = (numerator - low * (2 * full)).double() / (2 * full)
     high = (low + 1).clamp_(max=source - 1)
     first, last = int(low[0]), int(high[-1])
-    low, high, share = (
-        table.to(like.device, non_blocking=True) for table in (low - first, high - first, share.float())
-    )
+    share = share.to(torch.promote_types(like.dtype, torch.float32))
+    low, high, share = (table.to(like.device, non_blocking=True) for table in (low - first, high - first, share))
     return slice(first, last + 1), (low, high, share)
 
 

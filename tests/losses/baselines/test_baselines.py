@@ -429,3 +429,33 @@ def test_aucseg_weighs_classes_by_a_rule() -> None:
             build_loss("aucseg", counts, class_weight=class_weight)
     with pytest.raises(TypeError, match=r"loss 'aucseg': class_weight has no option 'exponent'; known: .*power"):
         build_loss("aucseg", COUNTS.tolist(), class_weight={"rule": "inverse", "exponent": 0.15})
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_ignored_pixels_never_count_whatever_their_logits(name: str, bad: float) -> None:
+    logits, target = sample()
+    loss = build_loss(name, COUNTS.tolist())
+    values = []
+    for filling in (0.0, bad):
+        torch.manual_seed(0)
+        given = logits.masked_fill((target == 255).unsqueeze(1), filling).requires_grad_()
+        value = loss(given, target)
+        values.append((value, *torch.autograd.grad(value, given)))
+    for clean, spoiled in zip(*values, strict=True):
+        torch.testing.assert_close(clean, spoiled)
+
+
+@pytest.mark.parametrize("name", ["ce", "dice", "ldam", "seesaw"])
+def test_losses_are_compiled_as_a_whole(name: str) -> None:
+    logits, target = sample(torch.float32)
+    loss = build_loss(name, COUNTS.tolist())
+    compiled: Callable[[Tensor, Tensor], Tensor] = torch.compile(loss, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(logits, target), loss(logits, target))
+
+
+def test_counts_are_a_list_in_the_order_of_the_classes() -> None:
+    with pytest.raises(TypeError, match="not a mapping"):
+        build_loss("la", {0: 5, 1: 3, 2: 4})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="floating point"):
+        post_hoc_logit_adjustment(torch.zeros(1, 2, dtype=torch.long), [75, 25])

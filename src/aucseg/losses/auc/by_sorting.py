@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aucseg.losses.auc.checks import ONCE
 from aucseg.losses.auc.options import AUCOptions
 from aucseg.losses.auc.pair_risk import PairWeights
 from aucseg.losses.auc.pixels import class_labels, softmax_shortfall, through_softmax
@@ -180,9 +181,14 @@ def _(logits: Tensor, target: Tensor, weights: Tensor, *settings: Any) -> tuple[
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(output[1])
+    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, value: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, value: Tensor | None, by_gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+    if by_gradient is not None:
+        raise NotImplementedError(ONCE)
+    if value is None:
+        return (None,) * 9
     (gradient,) = ctx.saved_tensors
     return (gradient * value.to(gradient.dtype), *[None] * 8)
 

@@ -170,7 +170,9 @@ def check_inputs(logits: Tensor, target: Tensor, options: LossOptions, *, upsamp
     if torch.compiler.is_compiling():
         return
     _check_derivatives(logits)
-    if options.auc.validate_args and target.device.type == "cpu" and target.numel():
+    # Of what torch.vmap maps over nothing can be asked.
+    is_known = target.device.type == "cpu" and not torch._C._functorch.is_batchedtensor(target)
+    if options.auc.validate_args and is_known and target.numel():
         check_labels(target, max(shape[1], 2), options.auc.ignore_index)
     if options.auc.check_finite:
         _check_finite(logits)

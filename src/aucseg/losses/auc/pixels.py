@@ -175,23 +175,31 @@ class CrossEntropyWeights:
         )
         return self
 
-    def sum(self, piece: Piece, lse: Tensor) -> Tensor:
-        """The weighted sum over a piece; `lse` is `(b, 1, p)`."""
-        wide = wide_dtype(lse.device)
-        labels, lse = piece.labels, lse.squeeze(1)
+    def sum(self, piece: Piece, top: Tensor, above: Tensor) -> Tensor:
+        """The weighted sum over a piece.
+
+        Args:
+            piece: The piece.
+            top: `(b, 1, p)`, the largest logit.
+            above: `(b, 1, p)`, by how much the log-sum-exp is above it.
+        """
+        labels, top, above = piece.labels, top.squeeze(1), above.squeeze(1)
         own_logits = piece.logits.gather(1, piece.own(labels, piece.num_classes)).squeeze(1)
-        total = lookup(self.by_softmax, labels).mul_(lse) - lookup(self.by_own, labels).mul_(own_logits)
+        total = lookup(self.by_own, labels).mul_((top - own_logits).add_(above))
         if self._smooth:
-            others = torch.matmul(self.by_channel, piece.logits)
-            total -= others.masked_fill_(labels == piece.num_classes, 0)
-        return total.sum(dtype=wide)
+            others = self.by_channel.sum() * (top + above) - torch.matmul(self.by_channel, piece.logits)
+            total += others.masked_fill_(labels == piece.num_classes, 0)
+        return total.sum(dtype=wide_dtype(total.device))
 
     def gradient(self, piece: Piece, lse: Tensor, out: Tensor) -> None:
         """The gradient of `sum` by the logits of the piece, into `out`."""
         labels = piece.labels
-        torch.sub(piece.logits, lse, out=out).exp_().mul_(lookup(self.by_softmax, labels).unsqueeze(1))
         own = piece.own(labels, piece.num_classes)
-        out.scatter_add_(1, own, lookup(self.by_own, labels).neg_().unsqueeze(1))
+        shortfall = softmax_shortfall(torch.sub(piece.logits, lse, out=out).exp_(), own, 1)
+        by_softmax, by_own = (lookup(table, labels).unsqueeze(1) for table in (self.by_softmax, self.by_own))
+        out.mul_(by_softmax)
+        # Of its own class p - 1, which has lost its digits where p is close to 1.
+        out.scatter_(1, own, (by_softmax - by_own).sub_(shortfall.mul_(by_softmax)))
         if self._smooth:
             valid = (labels < piece.num_classes).to(out.dtype).unsqueeze(1)
             out.sub_(self.by_channel.unsqueeze(1) * valid)

@@ -50,7 +50,7 @@ class SmoothSurrogate:
         if not tolerance > 0:
             raise ValueError(f"tolerance must be above 0, got {tolerance}")
         self.function = function
-        grid = torch.linspace(0, 1, _GRID, dtype=torch.float64)
+        grid = torch.linspace(0, 1, _GRID, dtype=torch.float64, device="cpu")
         value, slope = _value_and_slope(function, grid[:, None] - grid[None, :])
         scale = float(slope.abs().max())
         for degree in range(1, _MAX_DEGREE + 1):
@@ -79,6 +79,11 @@ def _value_and_slope(function: Callable[[Tensor], Tensor], t: Tensor) -> tuple[T
         value = function(t)
         if not isinstance(value, Tensor) or value.shape != t.shape:
             raise ValueError("a smooth surrogate must map a tensor to a tensor of the same shape, element by element")
+        if value.dtype != t.dtype or not value.requires_grad:
+            raise ValueError(
+                f"a smooth surrogate must be differentiable and keep the dtype {t.dtype} of what it is given: it gave "
+                f"{value.dtype}{'' if value.requires_grad else ' without a gradient'}"
+            )
         (slope,) = torch.autograd.grad(value.sum(), t)
     if not bool((torch.isfinite(value) & torch.isfinite(slope)).all()):
         raise ValueError("a smooth surrogate must be finite, with finite slope, on [-1, 1]")
@@ -87,9 +92,9 @@ def _value_and_slope(function: Callable[[Tensor], Tensor], t: Tensor) -> tuple[T
 
 def _expand(function: Callable[[Tensor], Tensor], degree: int) -> Tensor:
     num_nodes = degree + 1
-    angle = (torch.arange(num_nodes, dtype=torch.float64) + 0.5) * (math.pi / num_nodes)
+    angle = (torch.arange(num_nodes, dtype=torch.float64, device="cpu") + 0.5) * (math.pi / num_nodes)
     scores = (angle.cos() + 1) / 2
-    transform = torch.cos(torch.arange(num_nodes, dtype=torch.float64)[:, None] * angle) * (2 / num_nodes)
+    transform = torch.cos(torch.arange(num_nodes, dtype=torch.float64, device="cpu")[:, None] * angle) * (2 / num_nodes)
     transform[0] /= 2
     with torch.no_grad():
         return transform @ function(scores[:, None] - scores[None, :]) @ transform.T

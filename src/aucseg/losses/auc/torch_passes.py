@@ -134,10 +134,11 @@ def _sums(
         piece = Piece(part, labels_map[index], channels, options, buffers)
         piece_lse = None
         if options.needs_lse:
-            piece_lse = _log_sum_exp(piece.logits, buffers)
+            top, above = _log_sum_exp(piece.logits, buffers)
+            piece_lse = top + above
             lse_map[index] = piece_lse.squeeze(1)
-        if options.cross_entropy and piece_lse is not None:
-            entropy += ce.sum(piece, piece_lse)
+            if options.cross_entropy:
+                entropy += ce.sum(piece, top, above)
         if form is None:
             continue
         view = ScoredPiece(piece, channels, options, buffers, piece_lse if options.scores == "softmax" else None)
@@ -178,10 +179,11 @@ def _matched_sum(feature: Tensor, weight: Tensor) -> Tensor:
     return total
 
 
-def _log_sum_exp(logits: Tensor, buffers: Buffers) -> Tensor:
+def _log_sum_exp(logits: Tensor, buffers: Buffers) -> tuple[Tensor, Tensor]:
+    """The largest logit, and by how much the log-sum-exp is above it: their sum has lost digits of the second."""
     top = logits.amax(1, keepdim=True)
     total = torch.sub(logits, top, out=buffers.take("values", logits)).exp_().sum(1, keepdim=True)
-    return total.log_().add_(top)
+    return top, total.log_()
 
 
 class _AUCSlope:

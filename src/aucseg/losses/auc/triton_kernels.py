@@ -119,12 +119,17 @@ def sums_kernel(
         channel_logits += stride_c
     entropy = tl.zeros([BLOCK], kind)
     if CROSS_ENTROPY or SCORES == "softmax":
-        lse = highest + tl.log(total)
+        above = tl.log(total)
+        lse = highest + above
         tl.store(lse_map + image.to(tl.int64) * num_pixels + pixels, lse, mask=pixels < num_pixels)
         if CROSS_ENTROPY:
             softmax_share = tl.load(tables + BY_SOFTMAX * (num_classes + 1) + label)
             own_share = tl.load(tables + BY_OWN * (num_classes + 1) + label)
-            entropy = tl.where(valid, softmax_share * lse - own_share * own_logit - smooth, 0.0)
+            # The sum has lost digits of what the log-sum-exp is above the highest logit.
+            entropy = own_share * ((highest - own_logit) + above)
+            if SMOOTH:
+                entropy += (softmax_share - own_share) * lse - smooth
+            entropy = tl.where(valid, entropy, 0.0)
         if FORM != "" and SCORES == "softmax":
             channel_logits = first
             for channel in range(num_classes):

@@ -84,8 +84,9 @@ class LongTailLoss(nn.Module):
             logits = logits if logits.dtype == torch.float64 else logits.float()
             logits = resize(logits, target.shape[1:])
             if target.ndim == 1:
-                return self.loss(logits.unsqueeze(2), target.unsqueeze(1))
-            return self.loss(logits.flatten(2), target.flatten(1))
+                logits, target = logits.unsqueeze(2), target.unsqueeze(1)
+            logits, target = logits.flatten(2), target.flatten(1)
+            return self.loss(self._blanked(logits, target), target)
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Computes the loss of logits (B, K, P) in float32 or float64 against labels (B, P), int64."""
@@ -102,6 +103,14 @@ class LongTailLoss(nn.Module):
     def valid(self, target: Tensor) -> Tensor:
         """Marks the pixels that count."""
         return target != self.ignore_index
+
+    def _blanked(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Logits without those of ignored pixels, whose weight 0 is not enough: 0 times an infinity is NaN."""
+        ignored = ~self.valid(target)
+        can_ask = logits.device.type == "cpu" and not torch.compiler.is_compiling()
+        if can_ask and bool(logits.transpose(1, 2)[ignored].isfinite().all()):
+            return logits
+        return logits.masked_fill(ignored.unsqueeze(1), 0)
 
     def of_target(self, values: Tensor, target: Tensor) -> Tensor:
         """Value of each pixel's class, (B, P), from (K,); zero at ignored pixels."""
@@ -131,7 +140,7 @@ class LongTailLoss(nn.Module):
             raise ValueError(f"logits of spatial size {tuple(small)} are larger than the target's {tuple(large)}")
         if small != large and len(large) > 3:
             raise ValueError(f"upsampling is defined for 1 to 3 spatial dimensions, not {len(large)}")
-        if target.device.type == "cpu" and target.numel():
+        if target.device.type == "cpu" and target.numel() and not torch.compiler.is_compiling():
             check_labels(target, num_classes, self.ignore_index)
         return target
 
