@@ -40,3 +40,23 @@ def test_a_step_is_one_of_the_optimizer(accumulated: int, tmp_path: Path, monkey
     )  # fmt: skip
     trainer.fit(_Slow(clock), torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(40, 1))))
     assert json.loads((tmp_path / "cost.json").read_text())["seconds_per_step"] == accumulated
+
+
+class _Validated(_Slow):
+    def validation_step(self, batch: list[torch.Tensor], _: Any) -> None:
+        """Nothing."""
+
+
+def test_memory_is_that_of_training_and_not_of_the_check_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(cost, "peak_resident_bytes", lambda: int(clock[0]))
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(
+        max_steps=6, num_sanity_val_steps=1, val_check_interval=3, accelerator="cpu", enable_model_summary=False,
+        check_val_every_n_epoch=None, callbacks=[cost.CostMeter(str(tmp_path / "cost.json"))], **quiet,
+    )  # fmt: skip
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(6, 1)))
+    trainer.fit(_Validated(clock), loader, loader)
+    assert json.loads((tmp_path / "cost.json").read_text())["peak_memory"] == 3

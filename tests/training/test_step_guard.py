@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor, nn
 
@@ -181,3 +182,25 @@ def test_counts_and_mean_go_through_a_state() -> None:
 def test_options_out_of_range_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         StepGuard(**options)
+
+
+class Names(Callback):
+    """The names in each batch of the training."""
+
+    def __init__(self) -> None:
+        self.names: list[list[str]] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Notes them."""
+        self.names.append(list(batch["name"]))
+
+
+@pytest.mark.filterwarnings(SKIPPED)
+@pytest.mark.parametrize("faulty", [0, 1])
+def test_of_accumulated_batches_the_one_to_blame_is_kept(tiny_card: Path, tmp_path: Path, faulty: int) -> None:
+    names = Names()
+    trainer = make_trainer(tmp_path, 2, callbacks=[names, StepGuard()], accumulate_grad_batches=2)
+    trainer.fit(make_task(tiny_card, loss=Scaled(AUCSegLoss(), math.nan, {faulty})), make_data(tiny_card))
+    (path,) = (tmp_path / "skipped").iterdir()
+    assert list(torch.load(path, weights_only=True)["name"]) == names.names[faulty]
+    assert names.names[0] != names.names[1]

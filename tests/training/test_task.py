@@ -1,13 +1,16 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from PIL import Image
 from torch import nn
 
 from aucseg import AUCSegLoss, SegmentationTask, class_weights
 from aucseg.memory_bank import TailMemoryBank
+from tests.conftest import write_tiny_dataset
 from tests.small_runs import make_trainer
 from tests.training.tiny_tasks import TinyNetwork, make_data, make_task
 
@@ -168,3 +171,19 @@ def test_a_model_of_one_logit_is_validated(monkeypatch: pytest.MonkeyPatch) -> N
     assert 0 < target.float().mean() < 1
     assert torch.equal(torch.stack(predicted), target)
     assert task.metric.compute()["miou"] == 1
+
+
+def test_images_without_a_label_have_no_part_in_the_validation_loss(tmp_path: Path) -> None:
+    card = write_tiny_dataset(tmp_path, num_val=2)
+    found = []
+    for _ in range(2):
+        trainer = make_trainer(tmp_path, 1)
+        trainer.validate(make_task(card), make_data(card), verbose=False)
+        found.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+        for index in (7, 8, 9):
+            for kind in ("images", "masks"):
+                file = tmp_path / kind / "val" / "frame_00.png"
+                pixels = np.asarray(Image.open(file))
+                pixels = np.full_like(pixels, 255) if kind == "masks" else pixels
+                Image.fromarray(pixels).save(file.with_name(f"frame_{index:02d}.png"))
+    assert found[1] == pytest.approx(found[0], rel=1e-6, nan_ok=True)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 # What decides about the course of a training.
-LEARNING = ("seed_everything", "model", "data", "trainer")
-_HARMLESS = ("data.num_workers", "data.cache", "data.root", "data.eval_batch_size")
-_LEARNING_TRAINER = ("max_steps", "max_epochs", "accumulate_grad_batches", "precision", "gradient_clip_val")
+LEARNING = ("seed_everything", "model", "data", "trainer", "guard")
+_HARMLESS = ("data.cache", "data.root", "data.eval_batch_size", "guard.max_saved")
+_LEARNING_TRAINER = (
+    *("max_steps", "max_epochs", "accumulate_grad_batches", "precision"),
+    *("gradient_clip_val", "gradient_clip_algorithm", "limit_train_batches"),
+)
 
 
-def changed_settings(then: Any, now: Any, name: str = "") -> list[str]:
+def changed_settings(then: Any, now: Any, name: str = "", *, reads_shards: bool = False) -> list[str]:
     """What differs between two configurations, leaving out how a trainer runs and keeping what it computes.
 
     Example:
@@ -19,11 +22,16 @@ def changed_settings(then: Any, now: Any, name: str = "") -> list[str]:
     """
     if name == "trainer" and isinstance(then, dict) and isinstance(now, dict):
         then, now = ({key: config.get(key) for key in _LEARNING_TRAINER} for config in (then, now))
+    # Each loader process reads shards of its own.
+    is_harmless = name in _HARMLESS or (name == "data.num_workers" and not reads_shards)
     if isinstance(then, dict) and isinstance(now, dict):
+        reads_shards = reads_shards or (name == "data" and bool(now.get("shards")))
         keys = [*then, *(key for key in now if key not in then)]
         return [
             text
             for key in keys
-            for text in changed_settings(then.get(key), now.get(key), f"{name}.{key}" if name else key)
+            for text in changed_settings(
+                then.get(key), now.get(key), f"{name}.{key}" if name else key, reads_shards=reads_shards
+            )
         ]
-    return [] if then == now or name in _HARMLESS else [f"{name} ({then!r} then, {now!r} now)"]
+    return [] if then == now or is_harmless else [f"{name} ({then!r} then, {now!r} now)"]

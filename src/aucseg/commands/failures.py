@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-_GO_ON = "The run goes on from its last checkpoint with '--resume auto'"
+_GO_ON = "Where the run has a checkpoint, it goes on from the last one with '--resume auto'"
 
 
 def explanation(error: BaseException) -> str | None:
@@ -22,8 +22,8 @@ def explanation(error: BaseException) -> str | None:
     Example:
         >>> print(explanation(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")))
         a loader process has died (DataLoader worker (pid 7) is killed by signal: Killed.): most often the memory ran
-        out; lower data.num_workers, data.batch_size or data.crop_size. The run goes on from its last checkpoint with
-        '--resume auto'
+        out; lower data.num_workers, data.batch_size or data.crop_size. Where the run has a checkpoint, it goes on from
+        the last one with '--resume auto'
         >>> explanation(RuntimeError("something else")) is None
         True
     """

@@ -41,13 +41,20 @@ from aucseg.models.pretrained import with_pretrained_weights
 from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT, RESULT_FILE
 from aucseg.runtime.announce import Announcement, process_number
 from aucseg.runtime.import_paths import Entries, search_current_folder
-from aucseg.safe_files import check_folder, missing_folders, no_empty_folders, remove_empty_folders
+from aucseg.safe_files import (
+    check_folder,
+    missing_folders,
+    no_empty_folders,
+    read_yaml_mapping,
+    remove_empty_folders,
+)
 from aucseg.training.best_checkpoint import BestCheckpoint
 from aucseg.training.checkpoints import (
     AtomicCheckpointIO,
     RunCheckpoint,
     checkpoint_step,
     newest_checkpoint,
+    refuse_damaged_run,
 )
 from aucseg.training.data_checks import check_data
 from aucseg.training.datamodule import SegmentationDataModule
@@ -235,6 +242,8 @@ class AUCSegCLI(LightningCLI):
         elif self.subcommand == "fit":
             checkpoint = self._checkpoint_to_resume(config, out)
             callbacks.append(LearningRateMonitor("step"))
+            if trainer.enable_checkpointing is False and config.keep_best is not None:
+                raise ValueError("--keep_best keeps a checkpoint, of which trainer.enable_checkpointing makes none")
             if trainer.enable_checkpointing is not False:
                 # The first of all, see there.
                 callbacks.insert(0, RunCheckpoint(out, config.checkpoint_every))
@@ -265,6 +274,8 @@ class AUCSegCLI(LightningCLI):
         """The checkpoint that training goes on from, None for a new run."""
         if config.resume == "auto":
             checkpoint = newest_checkpoint(out)
+            if checkpoint is None and not config.overwrite:
+                refuse_damaged_run(out)
             if checkpoint is not None:
                 self._say_what_differs(out / CONFIG_FILE)
             return checkpoint
@@ -292,6 +303,7 @@ class AUCSegCLI(LightningCLI):
                 trainer.fit_loop.epoch_loop.max_steps = checkpoint_step(checkpoint)
         if process_number() == 0 and (checkpoint is None or config.resume != "auto"):
             # A run that was to go on and was stopped before its first checkpoint begins anew.
+            self.result_writer.keep_configuration()
             prepare_run_folder(out, overwrite=config.overwrite or config.resume == "auto")
 
     def _say_what_differs(self, saved: Path) -> None:
@@ -299,9 +311,10 @@ class AUCSegCLI(LightningCLI):
         if process_number() or not saved.is_file():
             return
         assert self.subcommand is not None
-        then = yaml.safe_load(saved.read_text(encoding="utf-8"))
+        then = read_yaml_mapping(saved)
         now = yaml.safe_load(self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False))
-        changed = changed_settings({key: then.get(key) for key in LEARNING}, {key: now.get(key) for key in LEARNING})
+        sections = [key for key in LEARNING if key in then]
+        changed = changed_settings({key: then[key] for key in sections}, {key: now.get(key) for key in sections})
         if changed:
             say_once(f"the run goes on with other settings than before: {'; '.join(changed)}")
 
@@ -318,9 +331,7 @@ class AUCSegCLI(LightningCLI):
             return
         # A run that was resumed after its end has nothing left to do.
         result = self.result_writer.folder / RESULT_FILE
-        is_done = (
-            self._is_resumed and result.is_file() and json.loads(result.read_text(encoding="utf-8"))["step"] == step
-        )
+        is_done = self._is_resumed and _step_of_result(result) == step
         if self.trainer.strategy.broadcast(is_done):
             say_once(f"{result.parent} is finished: it has the result of step {step}")
             return
@@ -333,6 +344,14 @@ class AUCSegCLI(LightningCLI):
         metrics = self.trainer.callback_metrics
         found = [f"{name} {float(metrics[f'val/{name}']):.4f}" for name in ("miou", "tail") if f"val/{name}" in metrics]
         say_once(", ".join([f"{self.result_writer.folder}: step {self.trainer.global_step}", *found]))
+
+
+def _step_of_result(path: Path) -> int | None:
+    """The step of a result; None where there is none that can be read, so that it is made again."""
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _refuse_epoch_counters(callbacks: Sequence[Callback]) -> None:

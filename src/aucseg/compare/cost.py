@@ -33,6 +33,11 @@ class CostMeter(Callback):
         self._step = 0
         self._peak_memory: int | None = None
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets the memory of the check before the first step."""
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Notes the time since the last step."""
         if trainer.global_step == self._step:
@@ -44,6 +49,8 @@ class CostMeter(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops the clock, and reads the memory before the first validation."""
+        if trainer.sanity_checking:
+            return
         self._last = None
         self._read_memory(pl_module.device)
 

@@ -170,7 +170,8 @@ def epoch_order(
     if statistics.num_images < length:
         raise ValueError(
             f"the sampler {sampler!r} needs the counts of all {length} training images, but "
-            f"{length - statistics.num_images} cannot be read: repair or remove them ('aucseg stats' names them)"
+            f"there are counts of {statistics.num_images}: leave data.statistics out where it is of another split, or "
+            "repair or remove the files that cannot be read ('aucseg stats' names them)"
         )
     return drawn_order(sampler, statistics, seed, **options)
 

@@ -78,10 +78,11 @@ class BestCheckpoint(Callback):
         """
         metrics = trainer.callback_metrics
         is_late = trainer.state.fn != "fit"
-        if is_late and self.metric not in metrics:
+        is_of_training = self.metric.startswith("train/")
+        if is_late and is_of_training:
             return
         # Training metrics are there after the first step only.
-        if self.metric not in metrics and not (trainer.sanity_checking and self.metric.startswith("train/")):
+        if self.metric not in metrics and not (trainer.sanity_checking and is_of_training):
             raise ValueError(
                 f"--keep_best {self.metric}: nothing of that name is logged; {closest(self.metric, metrics)}"
             )

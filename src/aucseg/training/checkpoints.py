@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import signal
@@ -22,7 +23,7 @@ from lightning.pytorch.loops.evaluation_loop import RestartStage
 
 from aucseg.hints import add_note
 from aucseg.models.checkpoint import load_plain
-from aucseg.run_files import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
+from aucseg.run_files import BEST_CHECKPOINT, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from aucseg.safe_files import replace_file
 from aucseg.training.metrics_log import MetricsLog
 from aucseg.training.processes import say_once
@@ -50,6 +51,10 @@ def checkpoint_problem(path: Path) -> str | None:
             damaged = archive.testzip()
     except FileNotFoundError:
         return "there is no such file"
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place that a damaged file names and that there is not
+            raise  # the disk or the permissions, not the file
+        return f"it is cut off or damaged ({error})"
     except Exception as error:  # damaged bytes fail in many ways: BadZipFile, UnicodeDecodeError, struct.error, ...
         return f"it is cut off or damaged ({error})"
     return None if damaged is None else f"the checksum of {damaged} is wrong"
@@ -61,6 +66,9 @@ def newest_checkpoint(folder: Path, say: Callable[[str], object] = say_once) -> 
     Args:
         folder: The run's folder.
         say: Called with a sentence about each damaged checkpoint.
+
+    Raises:
+        OSError: The disk does not give one.
     """
     for path in (folder / LAST_CHECKPOINT, folder / PREVIOUS_CHECKPOINT):
         if path.exists():
@@ -70,6 +78,22 @@ def newest_checkpoint(folder: Path, say: Callable[[str], object] = say_once) -> 
             except ValueError as error:
                 say(f"{error}; the file is left alone")
     return None
+
+
+def refuse_damaged_run(folder: Path) -> None:
+    """Refuses to begin anew in the folder of a run whose checkpoints are all damaged: its results would go with them.
+
+    Raises:
+        ValueError: There is a checkpoint.
+    """
+    damaged = [str(folder / name) for name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT) if (folder / name).exists()]
+    if damaged:
+        best = folder / BEST_CHECKPOINT
+        raise ValueError(
+            f"no checkpoint of the run can be read ({', '.join(damaged)}): go on from "
+            f"{f'the best one (--resume {best})' if best.is_file() else 'another one (--resume FILE)'}, give another "
+            "folder with --out, or begin anew with --overwrite true"
+        )
 
 
 def checkpoint_step(path: Path) -> int:

@@ -42,9 +42,13 @@ class EpochCount:
         """Tells the trainer how many steps it takes, and says so.
 
         Raises:
-            ValueError: A number of epochs or steps, or an interval, that is too small; or epochs of data in shards, of
-                which nobody knows how many images they hold.
+            ValueError: A number of epochs or steps, or an interval, that is too small; a limit of batches without
+                epochs; or epochs of data in shards, of which nobody knows how many images they hold.
         """
+        if trainer.accumulate_grad_batches < 1:
+            raise ValueError(
+                f"trainer.accumulate_grad_batches must be at least 1, got {trainer.accumulate_grad_batches}"
+            )
         if self._max_epochs is not None and self._max_epochs < 1:
             raise ValueError(f"trainer.max_epochs must be at least 1, got {self._max_epochs}")
         if trainer.max_steps != -1 and trainer.max_steps < 1:
@@ -52,7 +56,13 @@ class EpochCount:
         interval = trainer.val_check_interval if self._between is None else self._between
         if interval <= 0:
             raise ValueError(f"trainer.val_check_interval must be above 0, got {interval}")
+        limit = trainer.limit_train_batches
         if self._max_epochs is None and self._between is None:
+            if isinstance(limit, int) or limit != 1.0:
+                raise ValueError(
+                    f"trainer.limit_train_batches {limit} shortens epochs, of which trainer.max_steps counts none: "
+                    "give trainer.max_epochs as well, or fewer max_steps alone"
+                )
             return
         if datamodule.shards is not None:
             raise ValueError(
@@ -60,7 +70,6 @@ class EpochCount:
             )
         num_images = (datamodule.sampler_options or {}).get("num_samples") or len(datamodule.training_dataset(None))
         per_batch = datamodule.batch_size * trainer.world_size
-        limit = trainer.limit_train_batches
         num_images = images_of_epoch(num_images, limit, per_batch)
         if num_images == 0:
             raise ValueError(f"trainer.limit_train_batches {limit} leaves nothing to train on")

@@ -30,7 +30,7 @@ from aucseg.run_files import (
     SKIPPED_FOLDER,
     VALIDATION_PICTURE,
 )
-from aucseg.safe_files import no_empty_folders
+from aucseg.safe_files import no_empty_folders, replace_file
 from aucseg.training.processes import gathered
 from aucseg.training.task import SegmentationTask
 
@@ -145,14 +145,22 @@ class ResultWriter(Callback):
         self.folder = folder
         self.entries = dict(entries or {})
         self.last_step: int | None = None
+        self._configuration: bytes | None = None
         self._images: dict[str, dict[int, list[int]]] = {}
 
+    def keep_configuration(self) -> None:
+        """Remembers the configuration that lies in the folder: it may be the user's own, and not a run's."""
+        path = self.folder / CONFIG_FILE
+        self._configuration = path.read_bytes() if path.is_file() and not _work(self.folder) else None
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leaves an empty folder where a wrong option, say, ended a training before its first step."""
+        """Leaves the folder as it was where a wrong option, say, ended a training before its first step."""
         if trainer.state.fn == TrainerFn.FITTING and trainer.global_step == 0 and trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.save()  # or they would do so afterwards
             remove_failed_start(self.folder)
+            if self._configuration is not None:
+                replace_file(self.folder / CONFIG_FILE, self._configuration)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets the images of the validation before."""

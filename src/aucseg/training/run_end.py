@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from aucseg.models.checkpoint import load_plain
 from aucseg.training.checkpoints import checkpoint_step
@@ -39,12 +39,18 @@ def early_stop(trainer: Trainer) -> str | None:
         if trainer.should_stop and callback.stopping_reason_message:
             reason = _in_short(callback.stopping_reason_message)
             return f"stopped early, after step {trainer.global_step} of {trainer.max_steps}: {reason}"
+    if any(isinstance(callback, Timer) for callback in _callbacks(trainer)) and trainer.global_step < trainer.max_steps:
+        return f"stopped by trainer.max_time, after step {trainer.global_step} of {trainer.max_steps}"
     return None
 
 
 def _early_stopping(trainer: Trainer) -> list[EarlyStopping]:
+    return [callback for callback in _callbacks(trainer) if isinstance(callback, EarlyStopping)]
+
+
+def _callbacks(trainer: Trainer) -> list[Callback]:
     callbacks: list[Callback] = getattr(trainer, "callbacks")  # noqa: B009 - Lightning does not declare it
-    return [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
+    return callbacks
 
 
 def _in_short(message: str) -> str:

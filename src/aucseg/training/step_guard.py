@@ -38,7 +38,7 @@ class _Watched:
     step: int
     verdict: Tensor  # (6,): skip, jump, loss of all processes, loss of this one, running mean before, gradient norm
     arrived: Any
-    batch: dict[str, Any]
+    batches: list[tuple[Tensor, dict[str, Any]]]  # the accumulated ones, each with its loss
 
 
 class StepGuard(Callback):
@@ -94,6 +94,7 @@ class StepGuard(Callback):
         self._mean = torch.zeros(2, dtype=torch.float32)  # running mean of the loss, and steps in it up to `warmup`
         self._loss: Tensor | None = None
         self._batch: dict[str, Any] = {}
+        self._batches: list[tuple[Tensor, dict[str, Any]]] = []
         self._buffers: _Buffers | None = None
         self._watched: deque[_Watched] = deque()
 
@@ -102,6 +103,7 @@ class StepGuard(Callback):
         self._mean = self._mean.to(pl_module.device)
         self._buffers = _Buffers(pl_module)
         self._loss = None
+        self._batches = []
         self._watched.clear()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -115,6 +117,9 @@ class StepGuard(Callback):
         if scaler is not None:
             loss = loss / scaler._get_scale_async()
         self._loss = loss if self._loss is None else self._loss + loss
+        images, masks = getattr(pl_module, "last_input", None) or (None, None)
+        batch = self._batch if images is None else {**self._batch, "image": images, "mask": masks}
+        self._batches.append((loss, batch))
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -167,9 +172,8 @@ class StepGuard(Callback):
             verdict = torch.empty(verdict.shape, pin_memory=True).copy_(verdict, non_blocking=True)
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record()
-        images, masks = getattr(pl_module, "last_input", None) or (None, None)
-        batch = self._batch if images is None else {**self._batch, "image": images, "mask": masks}
-        self._watched.append(_Watched(trainer.global_step, verdict, arrived, batch))
+        self._watched.append(_Watched(trainer.global_step, verdict, arrived, self._batches))
+        self._batches = []
         self._look(trainer, 0 if pl_module.device.type == "cpu" else _LAG)
         if self.num_skipped:
             pl_module.log("train/skipped_steps", float(self.num_skipped))
@@ -218,7 +222,9 @@ class StepGuard(Callback):
     def _save(self, path: Path, watched: _Watched, reason: str, loss: float, norm: float) -> None:
         content = {"step": watched.step, "reason": reason, "loss": loss, "gradient_norm": norm}
         buffer = io.BytesIO()
-        torch.save({**content, **cpu_state(watched.batch)}, buffer)
+        # Of several batches of a step the one to blame: the first whose loss is no number, or the largest loss.
+        _, batch = max(watched.batches, key=lambda part: math.inf if not part[0].isfinite() else float(part[0]))
+        torch.save({**content, **cpu_state(batch)}, buffer)
         try:
             replace_file(path, buffer.getbuffer())
         except OSError as error:
@@ -244,7 +250,7 @@ class StepGuard(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks at the last steps and reports loss jumps."""
         self._look(trainer, 0)
-        self._batch = {}
+        self._batch, self._batches = {}, []
         if self.num_jumps and self.spike_factor is None:
             say_once(
                 f"in {self.num_jumps} of {trainer.global_step} steps the loss was more than {_JUMP_FACTOR:g} times its "

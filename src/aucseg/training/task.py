@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import SumMetric
 
 from aucseg.datasets import DatasetCard
 from aucseg.inference.predictor import Predictor
@@ -40,6 +41,7 @@ from aucseg.training.task_checks import (
     build_bank,
     check_classes,
     check_gradients,
+    check_same_card,
     evaluation_options,
     groups_of,
     loss_of,
@@ -135,6 +137,10 @@ class SegmentationTask(LightningModule):
         super().__init__()
         if micro_batches < 1:
             raise ValueError(f"model.micro_batches must be at least 1, got {micro_batches}")
+        rates = {"head_rate_factor": head_rate_factor, "weight_decay": weight_decay, "poly_power": poly_power}
+        for name, value in rates.items():
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"model.{name} must be a number of at least 0, got {value}")
         if bank_exchange_every < 0:
             raise ValueError(f"model.bank_exchange_every must not be negative, got {bank_exchange_every}")
         self.card = DatasetCard.load(card)
@@ -162,8 +168,9 @@ class SegmentationTask(LightningModule):
         self._group_settings: list[dict[str, Any]] | None = None
         self._resumed: dict[str, Any] | None = None
         self.groups = groups_of(self.card)
-        # Not Lightning's mean over processes, which rounds down how many images each one has.
-        self.mean_loss = MeanMetric(nan_strategy="disable")
+        # Not Lightning's mean over processes, which rounds down how many images each one has, nor a weighted mean of
+        # torchmetrics, which forgets weights where it does not look for NaN: an image without a label has no loss.
+        self.loss_sum, self.num_losses = SumMetric(nan_strategy="disable"), SumMetric(nan_strategy="disable")
         settings: dict[str, Any] = {"groups": self.groups, "ignore_index": self.card.ignore_index}
         self.metric = GroupedMeanIoU(num_classes, **settings)
         self.auroc: PixelAUROC | None = None
@@ -307,7 +314,8 @@ class SegmentationTask(LightningModule):
             assert self.loss is not None
             with process_group_of(self.loss, None):  # processes may have unequal numbers of validation batches
                 for i in range(len(target)):
-                    self.mean_loss.update(self.loss(logits[i : i + 1], target[i : i + 1]))
+                    self.loss_sum.update(self.loss(logits[i : i + 1], target[i : i + 1]))
+                    self.num_losses.update((target[i] != self.card.ignore_index).any())
             labels = predicted_labels(logits, target.shape[-2:])
             self.metric.update(labels, target)
             if self.auroc is not None and self.average_precision is not None:
@@ -319,7 +327,7 @@ class SegmentationTask(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Logs the loss, overall, head, middle and tail mean IoU, and mean precision, recall and F1, in [0, 1]."""
-        result = {"loss": self.mean_loss.compute(), **self.metric.compute()}
+        result = {"loss": self.loss_sum.compute() / self.num_losses.compute(), **self.metric.compute()}
         self.per_class_iou: list[float] = self.metric.details()["per_class"].tolist()
         with self.metric.sync_context():
             self.confusion: list[list[int]] = self.metric.confusion.tolist()
@@ -328,7 +336,8 @@ class SegmentationTask(LightningModule):
         for name, value in result.items():
             self.log(f"val/{name}", value, prog_bar=name in ("loss", "miou", *(self.groups or ())), **options)
         self.metric.reset()
-        self.mean_loss.reset()
+        self.loss_sum.reset()
+        self.num_losses.reset()
         if self.auroc is not None and self.average_precision is not None:
             self._log_pixel_metrics(self.auroc, self.average_precision)
 
@@ -415,6 +424,8 @@ class SegmentationTask(LightningModule):
             ValueError: The checkpoint is of other classes.
         """
         check_classes(checkpoint, self.card)
+        if self._trainer is not None and self.trainer.training:
+            check_same_card(checkpoint, self.card)
         self._init_from = None
         state = checkpoint["state_dict"]
         if self.loss is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,8 @@ from aucseg.memory_bank.paper import with_paper_settings
 from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.processes import say_once
 
+# What a card says of the numbers in the files.
+_MEANING = ("raw_ids", "ignore_ids", "ignore_index", "mask_encoding", "unmapped", "exif", "bands", "value_range")
 # Names of a state that are worth a place in a sentence.
 _NUM_SHOWN = 3
 
@@ -113,6 +115,33 @@ def check_classes(checkpoint: Mapping[str, Any], card: DatasetCard) -> None:
         f"{card.num_classes}, and they do not fit: {difference}. Use the card that the checkpoint was trained with; to "
         "train on other classes start a new run with model.init_from, which takes over all weights that fit"
     )
+
+
+def check_same_card(checkpoint: Mapping[str, Any], card: DatasetCard) -> None:
+    """Refuses to go on with a card that has changed since the checkpoint, where masks or images mean something else.
+
+    Other groups and other files are said, no more.
+
+    Raises:
+        ValueError: Other ids, another ignore label, other bands or another range of values.
+    """
+    text = (checkpoint.get("hyper_parameters") or {}).get("card")
+    if not isinstance(text, str) or "\n" not in text:
+        return
+    stored = DatasetCard.from_yaml(text, "the card in the checkpoint")
+    other = [name for name in _MEANING if getattr(stored, name) != getattr(card, name)]
+    if other:
+        raise ValueError(
+            f"the card {card.name!r} has changed since the checkpoint: {_differences(stored, card, other)}. Go on with "
+            "the card of then, or begin a new run"
+        )
+    other = [name for name in ("groups", "tail_classes", "splits") if getattr(stored, name) != getattr(card, name)]
+    if other:
+        say_once(f"the card {card.name!r} has changed since the checkpoint: {_differences(stored, card, other)}")
+
+
+def _differences(then: DatasetCard, now: DatasetCard, names: Sequence[str]) -> str:
+    return "; ".join(f"{name} ({getattr(then, name)!r} then, {getattr(now, name)!r} now)" for name in names)
 
 
 def state_mismatch(module: nn.Module, state: Mapping[str, Any], error: RuntimeError) -> ValueError:

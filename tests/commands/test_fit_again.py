@@ -1,0 +1,146 @@
+"""What `aucseg fit` finds in its folder: runs that are damaged, cards that have changed, the user's own files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from aucseg.cli import main
+from aucseg.commands.changed_settings import changed_settings
+from tests.commands.test_fit_habits import PARTS, RUN
+from tests.conftest import write_tiny_dataset
+
+LAST, PREVIOUS, BEST = (f"checkpoints/{name}.ckpt" for name in ("last", "previous", "best"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The current folder of the user, with a run of four steps in `run`."""
+    path = tmp_path_factory.mktemp("again")
+    write_tiny_dataset(path / "data", num_train=4, num_val=2)
+    (path / "habit_parts.py").write_text(PARTS)
+    (path / "run.yaml").write_text(yaml.safe_dump(RUN))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        patch.setattr(sys, "path", list(sys.path))
+        patch.setenv("AUCSEG_TRUST_FILES", "1")
+        assert fit("--out", "run", "--keep_best", "val/miou") == 0
+        yield path
+
+
+def fit(*options: object) -> int:
+    return main(["fit", "--config", "run.yaml", *map(str, options)])
+
+
+def copy_of_run(name: str) -> Path:
+    shutil.copytree("run", name)
+    return Path(name)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_replaced_unasked(capsys: pytest.CaptureFixture[str]) -> None:
+    run = copy_of_run("damaged")
+    for name in (LAST, PREVIOUS):
+        whole = (run / name).read_bytes()
+        (run / name).write_bytes(whole[: len(whole) // 2])
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    options = ("--out", run, "--resume", "auto", "--trainer.max_steps", 2)
+    assert fit(*options) == 2
+    assert f"go on from the best one (--resume {run / BEST})" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert fit(*options, "--overwrite", "true") == 0
+    assert json.loads((run / "result.json").read_text())["step"] == 2
+
+
+def test_the_users_own_configuration_outlives_a_failed_start(capsys: pytest.CaptureFixture[str]) -> None:
+    own = Path("own", "config.yaml")
+    own.parent.mkdir()
+    shutil.copytree("data", "spoiled")
+    for path in Path("spoiled", "masks", "train").iterdir():
+        Image.fromarray(np.full_like(np.asarray(Image.open(path)), 77)).save(path)
+    own.write_text(yaml.safe_dump(RUN | {"data": RUN["data"] | {"root": "spoiled"}}))
+    text = own.read_text()
+    assert main(["fit", "--config", str(own), "--out", "own", "--resume", "auto"]) != 0
+    assert own.read_text() == text
+    assert "Where the run has a checkpoint" in capsys.readouterr().err
+    assert list(own.parent.glob("[!.]*")) == [own]
+
+
+def test_a_card_that_means_something_else_now_is_not_gone_on_with(capsys: pytest.CaptureFixture[str]) -> None:
+    run, card = copy_of_run("recoded"), Path("data", "tiny.yaml")
+    text = card.read_text()
+    content = yaml.safe_load(text)
+    options = ("--config", run / "config.yaml", "--out", run, "--resume", "auto", "--trainer.max_steps", 6)
+    try:
+        for entry, raw in zip(content["classes"], (1, 0, 2, 3), strict=True):
+            entry["ids"] = [raw]
+        card.write_text(yaml.safe_dump(content, sort_keys=False))
+        assert main(["fit", *map(str, options)]) == 2
+        assert "the card 'tiny' has changed since the checkpoint: raw_ids" in capsys.readouterr().err
+        content = yaml.safe_load(text)
+        content["groups"] = {"head": ["ground", "box"], "middle": ["crate"], "tail": ["gem"]}
+        card.write_text(yaml.safe_dump(content, sort_keys=False))
+        assert main(["fit", *map(str, options)]) == 0
+        assert "the card 'tiny' has changed since the checkpoint: groups" in capsys.readouterr().err
+    finally:
+        card.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--trainer.limit_train_batches", 1), "trainer.limit_train_batches 1 shortens epochs"),
+        (("--trainer.accumulate_grad_batches", 0), "trainer.accumulate_grad_batches must be at least 1, got 0"),
+        (("--model.poly_power", -1), "model.poly_power must be a number of at least 0, got -1"),
+        (("--model.head_rate_factor", -1), "model.head_rate_factor must be a number of at least 0"),
+        (("--model.weight_decay", -0.1), "model.weight_decay must be a number of at least 0"),
+        (
+            ("--keep_best", "val/tail", "--trainer.enable_checkpointing", "false"),
+            "--keep_best keeps a checkpoint, of which trainer.enable_checkpointing makes none",
+        ),
+        (
+            ("--keep_best", "val/nothing", "--trainer.num_sanity_val_steps", 0, "--trainer.val_check_interval", 9),
+            "--keep_best val/nothing: nothing of that name is logged",
+        ),
+    ],
+)
+def test_what_would_go_wrong_is_refused(
+    options: tuple[object, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit("--out", "refused", "--overwrite", "true", *options) != 0
+    assert message in capsys.readouterr().err
+
+
+def test_a_training_that_its_time_has_ended_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--trainer.max_steps", 100_000, "--trainer.val_check_interval", 100_000)
+    assert fit("--out", "timed", *options, "--trainer.max_time", "00:00:00:01") == 0
+    assert "stopped by trainer.max_time, after step" in capsys.readouterr().err
+
+
+def test_damaged_files_of_a_run_are_named_or_made_again(capsys: pytest.CaptureFixture[str]) -> None:
+    run = copy_of_run("torn")
+    (run / "result.json").write_text('{"step": ')
+    assert fit("--out", run, "--resume", "auto", "--keep_best", "val/miou") == 0
+    assert json.loads((run / "result.json").read_text())["step"] == 4
+    (run / "config.yaml").write_text("")
+    assert fit("--out", run, "--resume", "auto", "--keep_best", "val/miou", "--trainer.max_steps", 5) == 2
+    assert str(run / "config.yaml") in capsys.readouterr().err
+
+
+def test_other_settings_are_named_where_they_change_the_course_of_a_training() -> None:
+    then: dict[str, Any] = {"data": {"num_workers": 1, "shards": None}, "guard": {"spike_factor": None, "max_saved": 5}}
+    now: dict[str, Any] = {"data": {"num_workers": 2, "shards": None}, "guard": {"spike_factor": 3.0, "max_saved": 1}}
+    assert changed_settings(then, now) == ["guard.spike_factor (None then, 3.0 now)"]
+    for config in (then, now):
+        config["data"]["shards"] = "shards/*.tar"  # each loader process reads shards of its own
+    assert "data.num_workers (1 then, 2 now)" in changed_settings(then, now)
+    then, now = ({"trainer": {"limit_train_batches": limit, "max_time": limit}} for limit in (1, 2))
+    assert changed_settings(then, now) == ["trainer.limit_train_batches (1 then, 2 now)"]
