@@ -38,8 +38,8 @@ _TAGS = {
 _NETWORKS = {"trained": "Trained with cross-entropy:", "auc_trained": "Trained with the square AUC loss as well:"}
 _TEXT = """# The search for a method: every trial
 
-Mean IoU in %, on images of the training split that were held out; [What was tried](../method.md#what-was-tried) says
-what follows. Every number comes from a file in `benchmarks/method/results`; the commands are in
+Mean IoU in %, on images of the training split that were held out; [What was tried](../trials.md) says what
+follows. Every number comes from a file in `benchmarks/method/results`; the commands are in
 `benchmarks/method/README.md`, the names of the losses in `benchmarks/method/candidates.py`. "Offsets" is the mean IoU
 with one offset a class, fitted on half of these images and judged on the other half; "AP" the mean over the classes of
 the average precision, which does not depend on where the line between two classes is drawn.

@@ -76,7 +76,7 @@ LOSSES: dict[str, Callable[..., nn.Module]] = {
 RECOMMENDED_OPTIONS: dict[str, Any] = {"auc_weight": 1.0, "class_weight": {"rule": "inverse", "power": 0.25}}
 """Options of `aucseg` that `aucseg stats` and the plan of `aucseg fit FOLDER` advise: mild class weights in the
 cross-entropy beside the AUC loss. They were chosen on held-out training images of several data sets
-(docs/method.md)."""
+(docs/trials.md)."""
 
 
 def check_loss_name(name: str) -> None:

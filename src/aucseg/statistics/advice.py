@@ -16,7 +16,7 @@ from aucseg.statistics.groups import TAIL_SHARE
 USE, LEAVE_OUT, NOT_CLEAR = "use it", "do not use it", "not clear"
 
 SAMPLER, SAMPLER_OPTIONS = "repeat_factor", {"threshold": 0.3, "max_factor": 5.0}
-"""The order of the training images that is advised, see docs/method.md, where `asks_for_sampler` says so."""
+"""The order of the training images that is advised, see docs/trials.md, where `asks_for_sampler` says so."""
 _CAPACITY = 5
 # Pastes into an image on average, at most: the embedded data gain from 3 (see docs/bank.md), and more hide the scene.
 _MAX_PASTES = 3.0
