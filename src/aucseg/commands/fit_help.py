@@ -80,7 +80,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     (
         "run",
         (
-            ("--out DIR", "folder of the run (default: runs/FOLDER; of a configuration runs/default)"),
+            ("--out DIR", "folder of the run; for FOLDER it is runs/FOLDER (default: runs/default)"),
             ("--overwrite true", "replace the run that is in it (default: false)"),
             ("--resume auto", "go on with the run in --out, or start it; or a checkpoint (default: never)"),
             ("--seed_everything N", "seed (default: 0)"),
