@@ -16,7 +16,7 @@ from PIL import Image
 
 from aucseg.cli import main
 from aucseg.commands.changed_settings import changed_settings
-from tests.commands.test_fit_habits import PARTS, RUN
+from tests.commands.habits import PARTS, RUN
 from tests.conftest import write_tiny_dataset
 
 LAST, PREVIOUS, BEST = (f"checkpoints/{name}.ckpt" for name in ("last", "previous", "best"))

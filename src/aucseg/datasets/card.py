@@ -118,6 +118,13 @@ class DatasetCard:
         return len(self.class_names)
 
     @property
+    def named_groups(self) -> dict[str, list[int]] | None:
+        """The groups that the card names: all three, or the tail alone; None where it names none."""
+        if self.groups is None and self.tail_classes:
+            return {"tail": list(self.tail_classes)}
+        return self.groups
+
+    @property
     def num_channels(self) -> int:
         """Number of channels C of the images."""
         return 3 if self.bands is None else len(self.bands)
@@ -219,9 +226,9 @@ class DatasetCard:
             document["mat_key"] = self.mat_key
         if self.mask_encoding == "palette":
             document["check_palette"] = self.check_palette
-        if self.tail_classes is not None:
-            groups = self.groups or {"tail": list(self.tail_classes)}
-            document["groups"] = {key: [self.class_names[c] for c in ids] for key, ids in groups.items()}
+        if self.named_groups is not None:
+            named = self.named_groups.items()
+            document["groups"] = {key: [self.class_names[c] for c in ids] for key, ids in named}
         if self.bands is not None:
             document["bands"] = list(self.bands)
         if self.value_range is not None:

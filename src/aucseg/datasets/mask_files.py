@@ -169,7 +169,7 @@ def encoding_of_mode(mode: str) -> str | None:
 def mode_and_format(path: Path) -> tuple[str, str | None]:
     """Returns Pillow's mode and format of an image file, from its header; those that go with it of an `.npy` file."""
     if ending_of(path.name) == ".npy":
-        shape, dtype = _npy_header(path, None)
+        shape, dtype = _checked_header(path, None)
         if len(shape) == 3 and shape[-1] == 3:
             return "RGB", "NPY"
         modes = {"b": "1", "u": "L" if dtype.itemsize == 1 else "I;16", "i": "I"}
@@ -237,15 +237,25 @@ def whole_numbers(values: Array, path: Path, what: str) -> Array:
     return whole
 
 
-def _npy_header(path: Path, data: bytes | None) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of an array file that holds as many bytes as it says."""
+def npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of the array in an open `.npy` file, which is then at its first number.
+
+    Raises:
+        ValueError: There is no such header.
+    """
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    return shape, dtype
+
+
+def _checked_header(path: Path, data: bytes | None) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of an array file that holds as many bytes as its header says."""
     if data is None:
         check_exists(path)
     try:
         with io.BytesIO(data) if data is not None else path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(file)
+            shape, dtype = npy_header(file)
             start = file.tell()
             length = file.seek(0, io.SEEK_END) - start
     except Exception as error:
@@ -256,13 +266,13 @@ def _npy_header(path: Path, data: bytes | None) -> tuple[tuple[int, ...], np.dty
 
 
 def _read_npy(path: Path, encoding: str, data: bytes | None) -> Array:
-    _npy_header(path, data)
+    _checked_header(path, data)
     return npy_ids(np.load(path if data is None else io.BytesIO(data), allow_pickle=False), path, encoding)
 
 
 def npy_memory_map(path: Path) -> Array:
     """Returns the array of an `.npy` file without reading it."""
-    _npy_header(path, None)
+    _checked_header(path, None)
     values: Array = np.load(path, mmap_mode="r", allow_pickle=False)
     return values
 

@@ -15,7 +15,7 @@ from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.colors import pack_color
 from aucseg.datasets.files import Array, SampleError
 from aucseg.datasets.label_map import LabelMap
-from aucseg.datasets.mask_files import RawMask, encoding_of_mode, mode_and_format, read_mask
+from aucseg.datasets.mask_files import RawMask, encoding_of_mode, mode_and_format, npy_header, read_mask
 from aucseg.datasets.prediction_names import match_predictions, prediction_files
 from aucseg.datasets.tree import ending_of
 from aucseg.hints import shorten
@@ -258,22 +258,15 @@ def _array_header(path: Path) -> tuple[str | None, tuple[int, ...], np.dtype[Any
                 keys = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
                 key = keys[0] if len(keys) == 1 else next(key for key in _SCORE_KEYS if key in keys)
                 with archive.open(f"{key}.npy") as file:
-                    return key, *_read_header(file)
+                    return key, *npy_header(file)
         with path.open("rb") as file:
-            return None, *_read_header(file)
+            return None, *npy_header(file)
     except StopIteration:
         raise SampleError(
             f"{path}: holds the arrays {', '.join(keys)}; call the scores {' or '.join(_SCORE_KEYS[:3])}"
         ) from None
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise SampleError(f"{path}: not a readable array file: {error}; write it again with numpy.save") from error
-
-
-def _read_header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
-    return shape, dtype
 
 
 def _load(path: Path, key: str | None) -> Array:

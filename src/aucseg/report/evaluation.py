@@ -219,9 +219,7 @@ class _Sums:
         """The numbers of all images."""
         card, details = self.card, self.iou.details()
         confusion = self.iou.confusion
-        groups, notes = card.groups, []
-        if groups is None and card.tail_classes:
-            groups = {"tail": list(card.tail_classes)}
+        groups, notes = card.named_groups, []
         if groups is None:
             groups = groups_by_share(confusion.sum(1).tolist())
             notes.append("the card names no groups: head has at least 2 % of the labelled pixels, tail below 0.5 %")

@@ -15,6 +15,7 @@ from aucseg.models import build_model, without_weights
 from aucseg.models.checkpoint import load_plain, matching_tensors
 from aucseg.models.segmentation_model import SegmentationModel, default_encoder
 from aucseg.run_files import checkpoint_in
+from aucseg.training.task_checks import stored_card
 
 # Names that are worth a place in a sentence.
 _NUM_SHOWN = 4
@@ -117,12 +118,8 @@ def _class_names(path: Path) -> list[str] | None:
     """The classes of a checkpoint of this package."""
     if path.suffix == ".safetensors":
         return None
-    content = load_plain(path)
-    settings = content.get("hyper_parameters") if isinstance(content, Mapping) else None
-    text = settings.get("card") if isinstance(settings, Mapping) else None
-    if not isinstance(text, str) or "\n" not in text:
-        return None
-    return list(DatasetCard.from_yaml(text, f"the card in {path}").class_names)
+    card = stored_card(load_plain(path), path)
+    return None if card is None else list(card.class_names)
 
 
 def _tensors_by_class(expected: Mapping[str, Tensor], num_classes: int, rebuilt: Mapping[str, Any]) -> set[str]:

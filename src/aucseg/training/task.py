@@ -43,7 +43,6 @@ from aucseg.training.task_checks import (
     check_gradients,
     check_same_card,
     evaluation_options,
-    groups_of,
     loss_of,
     say_if_sorted,
     state_mismatch,
@@ -167,7 +166,7 @@ class SegmentationTask(LightningModule):
         # What the optimizer was built with, and what a checkpoint says of its own until it is in force.
         self._group_settings: list[dict[str, Any]] | None = None
         self._resumed: dict[str, Any] | None = None
-        self.groups = groups_of(self.card)
+        self.groups = self.card.named_groups
         # Not Lightning's mean over processes, which rounds down how many images each one has, nor a weighted mean of
         # torchmetrics, which forgets weights where it does not look for NaN: an image without a label has no loss.
         self.loss_sum, self.num_losses = SumMetric(nan_strategy="disable"), SumMetric(nan_strategy="disable")

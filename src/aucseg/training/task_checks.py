@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,13 +66,6 @@ def build_bank(options: Mapping[str, Any], card: DatasetCard, generator: torch.G
     return TailMemoryBank(tail, card.num_classes, ignore_index=card.ignore_index, generator=generator, **options)
 
 
-def groups_of(card: DatasetCard) -> dict[str, list[int]] | None:
-    """The class ids of each group of a card, which may name its tail alone."""
-    if card.groups is None and card.tail_classes:
-        return {"tail": list(card.tail_classes)}
-    return card.groups
-
-
 def loss_of(settings: Mapping[str, Any], card: DatasetCard, datamodule: Any) -> nn.Module:
     """The loss that a task's settings name; its class counts come from the training split, where there is one."""
     options = dict(settings["loss_options"] or {})
@@ -92,6 +86,20 @@ def evaluation_options(options: Mapping[str, Any]) -> InferenceOptions:
     return InferenceOptions(**converted)
 
 
+def stored_card(checkpoint: Any, where: str | Path) -> DatasetCard | None:
+    """The card in what a checkpoint holds; None where it is not one of this package.
+
+    Args:
+        checkpoint: What a checkpoint holds.
+        where: What to call the checkpoint in messages.
+    """
+    settings = checkpoint.get("hyper_parameters") if isinstance(checkpoint, Mapping) else None
+    text = settings.get("card") if isinstance(settings, Mapping) else None
+    if not isinstance(text, str) or "\n" not in text:
+        return None
+    return DatasetCard.from_yaml(text, f"the card in {where}")
+
+
 def check_classes(checkpoint: Mapping[str, Any], card: DatasetCard) -> None:
     """Refuses a checkpoint of other classes than those of the card.
 
@@ -99,10 +107,9 @@ def check_classes(checkpoint: Mapping[str, Any], card: DatasetCard) -> None:
         ValueError: Another number of classes, or the same names in another order. Other names alone are said, no more:
             the classes may have been renamed.
     """
-    text = (checkpoint.get("hyper_parameters") or {}).get("card")
-    if not isinstance(text, str) or "\n" not in text:
+    stored = stored_card(checkpoint, "the checkpoint")
+    if stored is None:
         return
-    stored = DatasetCard.from_yaml(text, "the card in the checkpoint")
     found = difference_of_classes(stored.class_names, card.class_names, "in the checkpoint")
     if found is None:
         return
@@ -125,10 +132,9 @@ def check_same_card(checkpoint: Mapping[str, Any], card: DatasetCard) -> None:
     Raises:
         ValueError: Other ids, another ignore label, other bands or another range of values.
     """
-    text = (checkpoint.get("hyper_parameters") or {}).get("card")
-    if not isinstance(text, str) or "\n" not in text:
+    stored = stored_card(checkpoint, "the checkpoint")
+    if stored is None:
         return
-    stored = DatasetCard.from_yaml(text, "the card in the checkpoint")
     other = [name for name in _MEANING if getattr(stored, name) != getattr(card, name)]
     if other:
         raise ValueError(
