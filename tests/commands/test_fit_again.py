@@ -144,3 +144,12 @@ def test_other_settings_are_named_where_they_change_the_course_of_a_training() -
     assert "data.num_workers (1 then, 2 now)" in changed_settings(then, now)
     then, now = ({"trainer": {"limit_train_batches": limit, "max_time": limit}} for limit in (1, 2))
     assert changed_settings(then, now) == ["trainer.limit_train_batches (1 then, 2 now)"]
+
+
+def test_a_traceback_is_shown_on_demand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--out", "traced", "--trainer.max_steps", 0)
+    assert fit(*options) == 2
+    assert "trainer.max_steps must be at least 1" in capsys.readouterr().err
+    monkeypatch.setenv("AUCSEG_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="max_steps must be at least 1"):
+        fit(*options)

@@ -40,6 +40,7 @@ TESTS = {
     "rehearsal": ("commands/test_fit_habits.py", "test_a_rehearsal_leaves_nothing_behind"),
     "finished runs": ("commands/test_fit_habits.py", EARLY),
     "one comparison, several processes": ("commands/test_compare.py", "test_processes_share_a_comparison"),
+    "a traceback": ("commands/test_fit_again.py", "test_a_traceback_is_shown_on_demand"),
     "cross-validation": ("commands/test_compare_runs.py", "test_folds_end_to_end"),
 }
 
