@@ -255,8 +255,8 @@ def trained_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
             )
         return Dataset(items)
 
-    def data_module(**options: Any) -> Any:
-        assert options == {"card": "freedoom_lt"}
+    def data_module(run: Path, **changes: Any) -> Any:
+        assert (run_configuration(run)["data"], changes) == ({"card": "freedoom_lt"}, {})
         return SimpleNamespace(
             validation_dataset=lambda transform: dataset({"evaluation": "val"}[transform]),
             training_dataset=lambda transform: dataset({"training": "train"}[transform]),
@@ -267,8 +267,7 @@ def trained_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         return _Task(*banks[path.name])
 
     stand_ins: dict[str, dict[str, Any]] = {
-        "aucseg.training.stored_task": {"load_task": load, "run_configuration": run_configuration},
-        "aucseg.training.datamodule": {"SegmentationDataModule": data_module},
+        "aucseg.training.stored_task": {"load_task": load, "data_module_of": data_module},
     }
     for module, objects in stand_ins.items():
         fake = ModuleType(module)

@@ -83,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
     where = "held-out training images" if split is None else f"images of split {split!r}"
     if split == datamodule.val_split and datamodule.fold is not None:
         where = f"images of {datamodule.validation_name}"
+    for line in datamodule.parts.describe():
+        print(line)
     print(f"fitting one offset a class on {num_images} {where} ...", flush=True)
     if averages(task):
         where += ", without the flip and the scales of model.evaluation"
@@ -126,11 +128,9 @@ def _check_out(out: Path, overwrite: bool) -> None:
 
 
 def _datamodule(run: Path, root: str | None) -> SegmentationDataModule:
-    from aucseg.training.datamodule import SegmentationDataModule
-    from aucseg.training.stored_task import run_configuration
+    from aucseg.training.stored_task import data_module_of
 
-    options = run_configuration(run)["data"] | {"validate_held_out": False}
-    return SegmentationDataModule(**(options if root is None else options | {"root": root}))
+    return data_module_of(run, validate_held_out=False, **({} if root is None else {"root": root}))
 
 
 def _objective(name: str, items: Sequence[str], task: SegmentationTask) -> str | list[float]:

@@ -265,6 +265,18 @@ class SegmentationDataModule(LightningDataModule):
         """
         return self.parts.held_out(self.dataset(self.train_split, transform))
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the data: which training images are held out, or in the fold."""
+        return self.parts.state()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the images that the run of a checkpoint has held out; best before anything asks for images.
+
+        Raises:
+            ValueError: Others were drawn already.
+        """
+        self.parts.restore(state_dict)
+
     def _rare_crop_classes(self, classes: list[int | str] | None, needed: bool) -> tuple[int, ...]:
         if classes is not None:
             return tuple(self.card.ids_of(classes, "data.rare_crop_classes"))
