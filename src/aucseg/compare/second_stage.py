@@ -71,9 +71,10 @@ def offsets_model(num_classes: int, *, checkpoint: str, data: Mapping[str, Any])
     task = load_task(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
     datamodule = SegmentationDataModule(**data)
     restore_parts(datamodule, Path(checkpoint))
-    num_images, batches = evaluation_batches(datamodule, None)
+    images, batches = evaluation_batches(datamodule, None)
     fit = fit_task_offsets(task, batches)
     verdict = "above" if fit.accepted else "not above, so that the model stays as it is"
+    num_images = len(images) - images.num_left_out
     print(
         f"offsets on {num_images} held-out images: mean IoU {100 * fit.before:.1f}, {100 * fit.gain:+.1f} with offsets "
         f"fitted on others; spread {100 * fit.spread:.1f}: {verdict}; {fit.offsets}"

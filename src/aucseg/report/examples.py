@@ -171,8 +171,9 @@ def collect_examples(
     dataset = _validation_images(min(runs, key=lambda run: bool(run.predictions)), root)
     index_of = {pair.name: index for index, pair in enumerate(dataset.pairs)}
     roles = choose_names(comparison, list(index_of), num_gain=num_gain, num_loss=num_loss, num_samples=num_samples)
-    samples = {name: dataset[index_of[name]] for name in roles}
-    predictions: dict[str, dict[str, NDArray[Any]]] = {name: {} for name in roles}
+    # Another image takes the place of one that cannot be read.
+    samples = {name: sample for name in roles if (sample := dataset[index_of[name]])["name"] == name}
+    predictions: dict[str, dict[str, NDArray[Any]]] = {name: {} for name in samples}
     for run in runs:
         labels_of = _read_labels(run, dataset) if run.predictions else _predicted_labels(run, device)
         for name, sample in samples.items():
@@ -180,10 +181,10 @@ def collect_examples(
             if labels is not None:
                 predictions[name][run.title] = labels
     examples = []
-    for name, role in roles.items():
-        truth = samples[name]["mask"].numpy()
-        image = shown_tensors([samples[name]["image"]], truth.shape)[0]
-        examples.append(Example(name, image, truth, predictions[name], role))
+    for name, sample in samples.items():
+        truth = sample["mask"].numpy()
+        image = shown_tensors([sample["image"]], truth.shape)[0]
+        examples.append(Example(name, image, truth, predictions[name], roles[name]))
     return examples
 
 
