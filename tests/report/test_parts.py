@@ -203,6 +203,10 @@ def test_images_are_ranked_by_the_gain_of_their_mean_iou(tmp_path: Path) -> None
     assert ranked == [(-0.5, "worse"), (0.0, "same"), (1.0, "better")]
     names = ["same", "worse", "better", "blank", "new"]
     chosen = choose_names(load_comparison(folders), names, num_gain=2, num_loss=2, num_samples=2)
+    assert chosen == {"same": "sample", "new": "sample"}  # the two were validated on different images
+    after["blank"] = after.pop("new")
+    folders[1] = _with_images(tmp_path / "c", after, 1.0)
+    chosen = choose_names(load_comparison(folders), names, num_gain=2, num_loss=2, num_samples=2)
     assert chosen == {"better": "gain", "worse": "loss", "same": "sample", "new": "sample"}
 
 

@@ -147,7 +147,7 @@ def collect_examples(
 
     Args:
         run_folders: The run folders, and those of `aucseg evaluate`; what has neither a checkpoint nor predictions in
-            files is left out.
+            files, or was validated on other images than the baseline, is left out.
         titles: A name for each, by default the folder names.
         baseline: Title of the run that the others are compared with, by default the first.
         method: Title of the run that is set against it, by default the best other one.
@@ -164,9 +164,13 @@ def collect_examples(
         ValueError: No run has a checkpoint and a configuration, or the data or predictions are not to be found.
     """
     comparison = load_comparison(run_folders, titles=titles, baseline=baseline, method=method)
-    runs = [run for run in comparison.runs if can_be_shown(run)]
+    # The images of the baseline may be among those that another run was trained on.
+    runs = [run for run in comparison.runs if can_be_shown(run) and comparison.has_same_images(run)]
     if not runs:
-        raise ValueError(f"no run has a checkpoint {LAST_CHECKPOINT} yet: nothing can be predicted")
+        raise ValueError(
+            f"no run has a checkpoint {LAST_CHECKPOINT} yet, of those that were validated on the images of "
+            f"{comparison.baseline.title}: nothing can be predicted"
+        )
     # A run that was trained says more of its data than an evaluation does, such as which images it held out.
     dataset = _validation_images(min(runs, key=lambda run: bool(run.predictions)), root)
     index_of = {pair.name: index for index, pair in enumerate(dataset.pairs)}
