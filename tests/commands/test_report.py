@@ -38,6 +38,18 @@ def test_pictures_that_cannot_be_made_are_told_and_left_out(tmp_path: Path, caps
     assert _run(str(folder), "--out", str(out), "--no-images") == 0
 
 
+def test_runs_on_different_images_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = {"held": ("train/1", "train/2"), "ce": ("val/1", "val/2", "val/3"), "ours": ("val/1", "val/2", "val/3")}
+    runs = [str(write_run(tmp_path / name, image_names=names)) for name, names in images.items()]
+    out = str(tmp_path / "r.html")
+    assert _run(*runs, "--out", out, "--baseline", "ce") == 0
+    said = capsys.readouterr().err
+    assert said.count("validated on different images") == 1
+    assert "held and ce were validated on different images, 2 and 3 with 0 in common" in said
+    assert _run(*runs[1:], "--out", out) == 0
+    assert "different images" not in capsys.readouterr().err
+
+
 def test_wrong_arguments(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no run folder"):
         _run(str(tmp_path / "missing"))

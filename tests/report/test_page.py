@@ -12,10 +12,11 @@ import pytest
 from aucseg.report import Example, build_report
 from aucseg.report.page import render
 from aucseg.report.runs import load_comparison
-from aucseg.report.sections import differences, headline
+from aucseg.report.sections import class_rows, differences, headline, metric_columns, tiles
 from tests.report.synthetic import CLASS_NAMES, GROUPS, HOSTILE, class_counts, example, examples, pastes, write_run
 
 SECTIONS = ("results", "classes", "gains", "images", "confusion", "roc", "curves", "bank")
+SIX = {"head": [0], "middle": [1, 2], "tail": [3, 4]}
 VOID = {"meta", "link", "img", "input", "br"}
 TITLES = ("CE", "AUCSeg")
 
@@ -311,10 +312,9 @@ def test_a_class_without_a_mark_says_why_and_few_classes_do_not_grow_the_chart(t
 
 def test_differences_have_intervals_over_the_images(tmp_path: Path) -> None:
     names = tuple(f"{i:03}" for i in range(30))
-    groups = {"head": [0], "middle": [1, 2], "tail": [3, 4]}
     class_names = CLASS_NAMES[:6]
     runs = [
-        write_run(tmp_path / name, strength=s, seed=seed, image_names=names, class_names=class_names, groups=groups)
+        write_run(tmp_path / name, strength=s, seed=seed, image_names=names, class_names=class_names, groups=SIX)
         for seed, (name, s) in enumerate((("ce", 0.0), ("ours", 1.0)))
     ]
     page = Page(build_report(runs, tmp_path / "r.html").read_text())
@@ -324,11 +324,48 @@ def test_differences_have_intervals_over_the_images(tmp_path: Path) -> None:
     assert tail.low < tail.value < tail.high
     low, high = (f"{'+' if end > 0 else '−'}{100 * abs(end):.1f}" for end in (overall.low, overall.high))
     assert f"{low} to {high}" in page.text
-    assert "the images that both have (30) are drawn again" in page.text
+    assert "the images of both (30) are drawn again" in page.text
     assert "what another seed of the training would change" in page.text
-    # Without a common image there is nothing to draw.
-    other = write_run(tmp_path / "other", image_names=("x", "y"), class_names=class_names, groups=groups)
-    assert differences(load_comparison([runs[0], other])) == []
+
+
+def _on_images(folder: Path, names: str, **options: Any) -> Path:
+    return write_run(folder, image_names=tuple(names), class_names=CLASS_NAMES[:6], groups=SIX, **options)
+
+
+def test_runs_on_different_images_are_not_set_against_each_other(tmp_path: Path) -> None:
+    """The best of all was validated on other images, of which it shares two with the baseline."""
+    runs = [_on_images(tmp_path / "ce", "abcd"), _on_images(tmp_path / "held", "cdef", strength=1.0)]
+    same = _on_images(tmp_path / "ours", "abcd", strength=0.5, seed=1)
+    samples = [example("a", ("ce", "held"), 1)]
+    page = Page(build_report(runs, tmp_path / "r.html", samples=samples).read_text())
+    note = "held and ce were validated on different images, 4 and 4 with 2 in common: their numbers do not compare"
+    assert note in page.text
+    assert "held compared with ce" not in page.text
+    assert "Differences to ce" not in page.text
+    assert "gains" not in page.sections
+    assert "Largest gains and losses : the runs were validated on different images." in page.text
+    comparison = load_comparison(runs)
+    assert (headline(comparison), differences(comparison), comparison.challenger) == ("", [], None)
+    columns = metric_columns(comparison)
+    assert [column.difference(1) for column in columns] == [""] * len(columns)
+    assert {column.best for column in columns} == {None}
+    assert all(tile["gain"] is None for tile in tiles(comparison))
+    rows = class_rows(comparison, comparison.palette)
+    assert all(row["gains"] == [None] and row["ious"][1] is not None for row in rows[:5])
+    tips = [attrs["data-tip"] or "" for attrs in page.all("rect") if "data-tip" in attrs]
+    assert not any("(+" in tip or "(−" in tip for tip in tips)
+    # A third run on the baseline's images is compared with it.
+    comparison = load_comparison([*runs, same])
+    assert headline(comparison).startswith("ours compared with ce: ")
+    assert [row["title"] for row in differences(comparison)] == ["ours"]
+    assert metric_columns(comparison)[0].difference(2)
+    assert comparison.image_notes == load_comparison(runs).image_notes
+    with_both = load_comparison([*runs, same, _on_images(tmp_path / "more", "abcd", seed=2)])
+    assert ", the best of the 2 others on the same images, compared with ce: " in headline(with_both)
+    # What does not say on which images it was validated is taken at its word.
+    unknown = load_comparison([runs[0], _on_images(tmp_path / "unknown", "", strength=1.0)])
+    assert unknown.image_notes == ()
+    assert headline(unknown).startswith("unknown compared with ce: ")
 
 
 def test_numbers_of_each_class(tmp_path: Path) -> None:

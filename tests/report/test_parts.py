@@ -203,6 +203,10 @@ def test_images_are_ranked_by_the_gain_of_their_mean_iou(tmp_path: Path) -> None
     assert ranked == [(-0.5, "worse"), (0.0, "same"), (1.0, "better")]
     names = ["same", "worse", "better", "blank", "new"]
     chosen = choose_names(load_comparison(folders), names, num_gain=2, num_loss=2, num_samples=2)
+    assert chosen == {"same": "sample", "new": "sample"}  # the two were validated on different images
+    after["blank"] = after.pop("new")
+    folders[1] = _with_images(tmp_path / "c", after, 1.0)
+    chosen = choose_names(load_comparison(folders), names, num_gain=2, num_loss=2, num_samples=2)
     assert chosen == {"better": "gain", "worse": "loss", "same": "sample", "new": "sample"}
 
 
@@ -255,8 +259,8 @@ def trained_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
             )
         return Dataset(items)
 
-    def data_module(**options: Any) -> Any:
-        assert options == {"card": "freedoom_lt"}
+    def data_module(run: Path, **changes: Any) -> Any:
+        assert (run_configuration(run)["data"], changes) == ({"card": "freedoom_lt"}, {})
         return SimpleNamespace(
             validation_dataset=lambda transform: dataset({"evaluation": "val"}[transform]),
             training_dataset=lambda transform: dataset({"training": "train"}[transform]),
@@ -267,8 +271,7 @@ def trained_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         return _Task(*banks[path.name])
 
     stand_ins: dict[str, dict[str, Any]] = {
-        "aucseg.training.stored_task": {"load_task": load, "run_configuration": run_configuration},
-        "aucseg.training.datamodule": {"SegmentationDataModule": data_module},
+        "aucseg.training.stored_task": {"load_task": load, "data_module_of": data_module},
     }
     for module, objects in stand_ins.items():
         fake = ModuleType(module)

@@ -17,6 +17,7 @@ from aucseg.loading.crops import ClassAwareCrop
 from aucseg.loading.sample_order import SampleStream, random_order
 from aucseg.statistics.class_statistics import ClassStatistics
 from aucseg.training.datamodule import SegmentationDataModule
+from tests.conftest import write_tiny_dataset
 
 
 @given(
@@ -315,3 +316,17 @@ def test_images_in_tiles_are_drawn_by_window_and_by_class(tiny_card: Path, tmp_p
 def test_what_does_not_go_with_tiles_is_refused(tiny_card: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SegmentationDataModule(str(tiny_card), str(tiny_card.parent), tile=64, **options)
+
+
+def test_images_held_out_of_other_data_play_no_part(tiny_card: Path, tmp_path: Path) -> None:
+    other = write_tiny_dataset(tmp_path, num_train=4)
+    other.write_text(other.read_text().replace("name: tiny", "name: other"))
+    run = SegmentationDataModule(str(tiny_card), str(tiny_card.parent), held_out_share=0.25, num_workers=0)
+    run.held_out_dataset(None)
+    elsewhere = SegmentationDataModule(str(other), str(tmp_path), held_out_share=0.5, num_workers=0)
+    elsewhere.load_state_dict(run.state_dict())
+    assert len(elsewhere.held_out_dataset(None)) == 2
+    same = SegmentationDataModule(str(tiny_card), str(tiny_card.parent), held_out_share=0.5, num_workers=0)
+    same.load_state_dict(run.state_dict())
+    with pytest.raises(ValueError, match=r"was trained with data.held_out_share 0.25"):
+        same.held_out_dataset(None)

@@ -79,16 +79,20 @@ def run(args: argparse.Namespace) -> int:
     device = device_named(args.device)
     task = load_task(args.run).to(device)
     objective = _objective(args.objective, args.class_weight, task)
-    num_images, batches = evaluation_batches(datamodule, split)
+    images, batches = evaluation_batches(datamodule, split)
     where = "held-out training images" if split is None else f"images of split {split!r}"
     if split == datamodule.val_split and datamodule.fold is not None:
         where = f"images of {datamodule.validation_name}"
-    print(f"fitting one offset a class on {num_images} {where} ...", flush=True)
+    for line in datamodule.parts.describe():
+        print(line)
+    print(f"fitting one offset a class on {len(images)} {where} ...", flush=True)
     if averages(task):
         where += ", without the flip and the scales of model.evaluation"
         print("offsets act on logits: they are fitted and judged without the flip and the scales of model.evaluation")
     fit = fit_task_offsets(task, batches, objective=objective, num_folds=args.folds)
-    print(_table(fit, task, f"{num_images} {where}"))
+    if images.num_left_out:
+        print(f"left out {images.num_left_out} of these {len(images)}, which cannot be read")
+    print(_table(fit, task, f"{len(images) - images.num_left_out} {where}"))
     if not fit.accepted:
         print(
             f"aucseg adjust: the gain in {_title(fit)}, {_signed(fit.gain)}, is not above its spread, "
@@ -126,11 +130,9 @@ def _check_out(out: Path, overwrite: bool) -> None:
 
 
 def _datamodule(run: Path, root: str | None) -> SegmentationDataModule:
-    from aucseg.training.datamodule import SegmentationDataModule
-    from aucseg.training.stored_task import run_configuration
+    from aucseg.training.stored_task import data_module_of
 
-    options = run_configuration(run)["data"] | {"validate_held_out": False}
-    return SegmentationDataModule(**(options if root is None else options | {"root": root}))
+    return data_module_of(run, validate_held_out=False, **({} if root is None else {"root": root}))
 
 
 def _objective(name: str, items: Sequence[str], task: SegmentationTask) -> str | list[float]:

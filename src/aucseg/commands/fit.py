@@ -70,6 +70,7 @@ from aucseg.training.run_end import early_stop, nothing_to_train
 from aucseg.training.run_lock import IS_TAKEN, RUN_LOCK, lock_if_free, remove_lone_lock
 from aucseg.training.run_loggers import run_loggers
 from aucseg.training.step_guard import StepGuard
+from aucseg.training.stored_task import restore_parts
 from aucseg.training.task import SegmentationTask
 
 if TYPE_CHECKING:
@@ -260,6 +261,9 @@ class AUCSegCLI(LightningCLI):
                 # The model is that of the checkpoint's step, though this trainer makes none.
                 step = self.result_writer.entries["step"] = checkpoint_step(Path(self._checkpoint))
                 say_once(f"validating {self._checkpoint}, of step {step}")
+        known = checkpoint if self.subcommand == "fit" else self._checkpoint
+        if known is not None:
+            restore_parts(self.datamodule, Path(known))
         if trainer.log_every_n_steps is None:
             trainer.log_every_n_steps = steps_between_logs(trainer.max_steps)
         trainer.default_root_dir = trainer.default_root_dir or str(out)

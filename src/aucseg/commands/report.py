@@ -101,6 +101,8 @@ def run(args: argparse.Namespace) -> int:
     out = build_report(args.runs, args.out, samples=samples, pastes=pastes, statistics=statistics, **options)
     for one in comparison.runs:
         print(run_summary(one))
+    for note in comparison.image_notes:
+        print(f"aucseg report: {note}", file=sys.stderr)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
     if args.figure is not None:
         given = {"titles": args.titles, "baseline": args.baseline, "statistics": statistics}

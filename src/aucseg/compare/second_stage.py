@@ -6,6 +6,7 @@ They are named in a configuration by import path, as `model.model: aucseg.compar
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,12 +66,15 @@ def offsets_model(num_classes: int, *, checkpoint: str, data: Mapping[str, Any])
     """
     from aucseg.training.adjustment import evaluation_batches, fit_task_offsets
     from aucseg.training.datamodule import SegmentationDataModule
-    from aucseg.training.stored_task import load_task
+    from aucseg.training.stored_task import load_task, restore_parts
 
     task = load_task(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
-    num_images, batches = evaluation_batches(SegmentationDataModule(**data), None)
+    datamodule = SegmentationDataModule(**data)
+    restore_parts(datamodule, Path(checkpoint))
+    images, batches = evaluation_batches(datamodule, None)
     fit = fit_task_offsets(task, batches)
     verdict = "above" if fit.accepted else "not above, so that the model stays as it is"
+    num_images = len(images) - images.num_left_out
     print(
         f"offsets on {num_images} held-out images: mean IoU {100 * fit.before:.1f}, {100 * fit.gain:+.1f} with offsets "
         f"fitted on others; spread {100 * fit.spread:.1f}: {verdict}; {fit.offsets}"

@@ -79,7 +79,7 @@ class SegmentationDataset(SplitOfFiles, Dataset[Sample]):
         split: A split that the card names.
         transform: Called with each sample; its result is returned.
         on_error: `raise`, or `skip`: a sample that cannot be read is counted, logged, and the next readable one
-            takes its place.
+            takes its place, as training wants it; `aucseg.loading.evaluation_batches.EvaluationImages` leaves it out.
         follow_symlinks: Whether files may lie outside the root, reached by symbolic links below it (DVC, git-annex, the
             cache of a hub). False where the folder is a stranger's.
         tile: Side in pixels of the windows by which larger images are read, by rasterio: each of their tiles is a
@@ -166,14 +166,24 @@ class SegmentationDataset(SplitOfFiles, Dataset[Sample]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         for step in range(len(self)):
-            try:
-                return self._read(self.pairs[(index + step) % len(self)])
-            except SampleError as error:  # noqa: PERF203
-                if self.on_error == "raise":
-                    raise
-                _logger.warning("skipped: %s", error)
-                self._num_skipped += 1
+            if (sample := self.read_or_none((index + step) % len(self))) is not None:
+                return sample
         raise SampleError(f"{self.root}: not one of the {len(self)} samples of split {self.split!r} can be read")
+
+    def read_or_none(self, index: int) -> Sample | None:
+        """Returns this very sample without the transform, None where it cannot be read and is to be skipped.
+
+        Raises:
+            SampleError: With `on_error="raise"`, a file that cannot be used.
+        """
+        try:
+            return self._read(self.pairs[index])
+        except SampleError as error:
+            if self.on_error == "raise":
+                raise
+            _logger.warning("skipped: %s", error)
+            self._num_skipped += 1
+            return None
 
     def _read(self, pair: Pair) -> Sample:
         return self._read_files(pair) if self._decoded is None else self._decoded.sample(pair)

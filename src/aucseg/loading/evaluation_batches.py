@@ -1,4 +1,4 @@
-"""Batches of evaluation images, which need not be of one size: their order, and what becomes of unequal ones."""
+"""Batches of evaluation images: their order, and what becomes of unequal sizes and of images that cannot be read."""
 
 from __future__ import annotations
 
@@ -8,24 +8,54 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler, default_collate
+from torch.utils.data import Dataset, Sampler, default_collate
 
 from aucseg.datasets import SegmentationDataset
 from aucseg.datasets.files import SampleError
 
+# In a sample the name of an image that was left out, in a batch a list of these.
+LEFT_OUT = "left_out"
 _PIXELS = ("image", "mask")
 _READERS = 8
+
+
+class EvaluationImages(Dataset[dict[str, Any]]):
+    """The images of a data set, none of them twice: one that cannot be read is left out where such are skipped.
+
+    In training the next one takes its place; in an evaluation that one would count twice.
+
+    Args:
+        dataset: The images, its transform included.
+    """
+
+    def __init__(self, dataset: SegmentationDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        """All images, those that cannot be read among them."""
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = self.dataset.read_or_none(index)
+        if sample is None:
+            return {LEFT_OUT: self.dataset.pairs[index].name}
+        return sample if self.dataset.transform is None else self.dataset.transform(sample)
+
+    @property
+    def num_left_out(self) -> int:
+        """How often an image was left out so far, in all worker processes."""
+        return self.dataset.num_skipped - len(self.dataset.missing)
 
 
 def collate_any_size(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Makes a batch of samples; images and masks of unequal sizes stay lists.
 
     Args:
-        samples: Dicts with `"image"` (C, H, W) and `"mask"` (H, W).
+        samples: Dicts with `"image"` (C, H, W) and `"mask"` (H, W), or as `EvaluationImages` gives those left out.
 
     Returns:
-        The batch of torch's `default_collate`: images (B, C, H, W) and masks (B, H, W). Where the sizes differ,
-        lists of B tensors instead.
+        The batch of torch's `default_collate`: images (B, C, H, W) and masks (B, H, W). Where the sizes differ, or all
+        samples were left out, lists of B tensors instead. The names of those left out are under `"left_out"`.
 
     Example:
         >>> import torch
@@ -35,6 +65,11 @@ def collate_any_size(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         >>> [tuple(image.shape) for image in collate_any_size([small, large])["image"]]
         [(3, 4, 4), (3, 6, 6)]
     """
+    left_out = [sample[LEFT_OUT] for sample in samples if LEFT_OUT in sample]
+    if left_out:
+        readable = [sample for sample in samples if LEFT_OUT not in sample]
+        of_these = collate_any_size(readable) if readable else {key: [] for key in (*_PIXELS, "name")}
+        return {**of_these, LEFT_OUT: left_out}
     if len({tuple(sample[key].shape for key in _PIXELS) for sample in samples}) == 1:
         batch: dict[str, Any] = default_collate(list(samples))
         return batch

@@ -194,7 +194,7 @@ def class_tip(comparison: Comparison, class_id: int) -> str:
             text = "no IoU (not in the validation split)" if run.per_class_iou else "not validated yet"
         else:
             text = points(iou)
-            if run is not comparison.baseline and before is not None:
+            if run is not comparison.baseline and before is not None and comparison.has_same_images(run):
                 text += f" ({signed_points(iou - before)})"
         lines.append(f"{run.title}: {text}")
     return "\n".join(lines)

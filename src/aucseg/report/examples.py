@@ -147,7 +147,7 @@ def collect_examples(
 
     Args:
         run_folders: The run folders, and those of `aucseg evaluate`; what has neither a checkpoint nor predictions in
-            files is left out.
+            files, or was validated on other images than the baseline, is left out.
         titles: A name for each, by default the folder names.
         baseline: Title of the run that the others are compared with, by default the first.
         method: Title of the run that is set against it, by default the best other one.
@@ -164,15 +164,20 @@ def collect_examples(
         ValueError: No run has a checkpoint and a configuration, or the data or predictions are not to be found.
     """
     comparison = load_comparison(run_folders, titles=titles, baseline=baseline, method=method)
-    runs = [run for run in comparison.runs if can_be_shown(run)]
+    # The images of the baseline may be among those that another run was trained on.
+    runs = [run for run in comparison.runs if can_be_shown(run) and comparison.has_same_images(run)]
     if not runs:
-        raise ValueError(f"no run has a checkpoint {LAST_CHECKPOINT} yet: nothing can be predicted")
+        raise ValueError(
+            f"no run has a checkpoint {LAST_CHECKPOINT} yet, of those that were validated on the images of "
+            f"{comparison.baseline.title}: nothing can be predicted"
+        )
     # A run that was trained says more of its data than an evaluation does, such as which images it held out.
     dataset = _validation_images(min(runs, key=lambda run: bool(run.predictions)), root)
     index_of = {pair.name: index for index, pair in enumerate(dataset.pairs)}
     roles = choose_names(comparison, list(index_of), num_gain=num_gain, num_loss=num_loss, num_samples=num_samples)
-    samples = {name: dataset[index_of[name]] for name in roles}
-    predictions: dict[str, dict[str, NDArray[Any]]] = {name: {} for name in roles}
+    # Another image takes the place of one that cannot be read.
+    samples = {name: sample for name in roles if (sample := dataset[index_of[name]])["name"] == name}
+    predictions: dict[str, dict[str, NDArray[Any]]] = {name: {} for name in samples}
     for run in runs:
         labels_of = _read_labels(run, dataset) if run.predictions else _predicted_labels(run, device)
         for name, sample in samples.items():
@@ -180,10 +185,10 @@ def collect_examples(
             if labels is not None:
                 predictions[name][run.title] = labels
     examples = []
-    for name, role in roles.items():
-        truth = samples[name]["mask"].numpy()
-        image = shown_tensors([samples[name]["image"]], truth.shape)[0]
-        examples.append(Example(name, image, truth, predictions[name], role))
+    for name, sample in samples.items():
+        truth = sample["mask"].numpy()
+        image = shown_tensors([sample["image"]], truth.shape)[0]
+        examples.append(Example(name, image, truth, predictions[name], roles[name]))
     return examples
 
 
@@ -299,11 +304,9 @@ def _load_task(run: Run, device: str) -> Any:
 
 
 def _datamodule(run: Run, root: str | Path | None) -> Any:
-    from aucseg.training.datamodule import SegmentationDataModule
-    from aucseg.training.stored_task import run_configuration
+    from aucseg.training.stored_task import data_module_of
 
-    options = run_configuration(run.folder)["data"]
-    return SegmentationDataModule(**(options if root is None else options | {"root": str(root)}))
+    return data_module_of(run.folder, **({} if root is None else {"root": str(root)}))
 
 
 def class_ids_in(arrays: Iterable[NDArray[Any]], num_classes: int, min_pixels: int = 1) -> list[int]:

@@ -124,6 +124,8 @@ def _left_out(context: Mapping[str, Any]) -> list[tuple[str, str]]:
     has_confusion = any(run.confusion is not None for run in comparison.runs)
     if len(comparison.runs) < 2:
         slider_reason = "it takes two runs to compare."
+    elif comparison.image_notes and not comparison.rivals:
+        slider_reason = "the runs were validated on different images."
     else:
         slider_reason = "no validation image with predictions of the baseline and another run was given."
     if not has_confusion:

@@ -256,12 +256,36 @@ class Comparison:
 
     @property
     def challenger(self) -> Run | None:
-        """The run asked for, or the best other one by overall mIoU (the last, if none is validated); None with one."""
-        others = [run for run in self.runs[1:] if self.method in (None, run.title)]
+        """The run asked for, or the best other one by overall mIoU (the last, if none is validated).
+
+        None with one run, and where all others were validated on other images.
+        """
+        others = [run for run in self.rivals if self.method in (None, run.title)]
         validated = [run for run in others if "miou" in run.metrics]
         if validated:
             return max(validated, key=lambda run: run.metrics["miou"])
         return others[-1] if others else None
+
+    @property
+    def rivals(self) -> tuple[Run, ...]:
+        """The other runs whose numbers compare with those of the baseline."""
+        return tuple(run for run in self.runs[1:] if self.has_same_images(run))
+
+    def has_same_images(self, run: Run) -> bool:
+        """Whether a run was validated on the images of the baseline, as far as the two tell on which they were."""
+        return not (run.images and self.baseline.images) or run.images.keys() == self.baseline.images.keys()
+
+    @property
+    def image_notes(self) -> tuple[str, ...]:
+        """A sentence about each run that was validated on other images than the baseline."""
+        own = self.baseline.images.keys()
+        return tuple(
+            f"{run.title} and {self.baseline.title} were validated on different images, {len(run.images):,} and "
+            f"{len(own):,} with {len(run.images.keys() & own):,} in common: their numbers do not compare, and no "
+            "difference between them is shown. Validate both on the same images (aucseg validate RUN --split NAME)"
+            for run in self.runs[1:]
+            if not self.has_same_images(run)
+        )
 
     @property
     def tail(self) -> tuple[int, ...]:

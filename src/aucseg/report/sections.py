@@ -64,9 +64,10 @@ def headline(comparison: Comparison) -> str:
         if name in baseline.metrics and name in other.metrics:
             before, after = baseline.metrics[name], other.metrics[name]
             parts.append(f"{words} {points(after)} against {points(before)} ({signed_points(after - before)})")
-    num_others = len(comparison.runs) - 1
+    num_others = len(comparison.rivals)
     is_chosen = comparison.method is None and num_others > 1
-    who = f"{other.title}, the best of the {num_others} others overall," if is_chosen else other.title
+    where = "on the same images" if comparison.image_notes else "overall"
+    who = f"{other.title}, the best of the {num_others} others {where}," if is_chosen else other.title
     return f"{who} compared with {baseline.title}: {', '.join(parts)}." if parts else ""
 
 
@@ -107,12 +108,14 @@ class Column:
         title: For people.
         is_share: Whether the values are shares, shown in per cent.
         values: Of each run, None where it has none.
-        best: The best of them, None where that says nothing.
+        compares: Whether each run was validated on the images of the first.
+        best: The best of those that were, None where that says nothing.
     """
 
     title: str
     is_share: bool
     values: tuple[float | None, ...]
+    compares: tuple[bool, ...]
     best: float | None
 
     def text(self, value: float | None) -> str:
@@ -121,22 +124,25 @@ class Column:
             return "–"
         return points(value) if self.is_share else f"{value:.3f}"
 
-    def difference(self, value: float | None) -> str:
-        """A value's difference to the first run's, "" where there is none."""
-        before = self.values[0]
-        return signed_points(value - before) if self.is_share and value is not None and before is not None else ""
+    def difference(self, index: int) -> str:
+        """The difference of a run's value to the first run's, "" where there is none."""
+        value, before = self.values[index], self.values[0]
+        if not (self.is_share and index and self.compares[index]) or value is None or before is None:
+            return ""
+        return signed_points(value - before)
 
 
 def metric_columns(comparison: Comparison) -> list[Column]:
     """The columns of the table of results, in their usual order."""
     names = {name for run in comparison.runs for name in run.metrics}
+    compares = tuple(map(comparison.has_same_images, comparison.runs))
     ordered = [name for name in _METRIC_TITLES if name in names] + sorted(names - _METRIC_TITLES.keys())
     columns = []
     for name in ordered:
         values = tuple(run.metrics.get(name) for run in comparison.runs)
-        known = [value for value in values if value is not None]
+        known = [value for value, does in zip(values, compares, strict=True) if does and value is not None]
         is_share = name in _METRIC_TITLES and name not in _LOWER_IS_BETTER
-        column = Column(_METRIC_TITLES.get(name, name), is_share, values, None)
+        column = Column(_METRIC_TITLES.get(name, name), is_share, values, compares, None)
         # The losses of different methods are different functions: none is the best. Nor is one of several equals.
         if name not in _LOWER_IS_BETTER and len(known) > 1:
             best = max(known)
@@ -147,9 +153,11 @@ def metric_columns(comparison: Comparison) -> list[Column]:
 
 
 def differences(comparison: Comparison) -> list[dict[str, Any]]:
-    """The differences to the baseline with their 95 % intervals over the images, a row for each other run."""
+    """The differences to the baseline with their 95 % intervals over the images, a row for each other run on these."""
     rows = []
     for index, run in enumerate(comparison.runs[1:], start=1):
+        if not comparison.has_same_images(run):
+            continue
         groups = comparison.groups or {}
         found = paired_bootstrap(comparison.baseline.images, run.images, len(comparison.class_names), groups)
         if found is not None and found.differences:
@@ -189,7 +197,10 @@ def class_rows(comparison: Comparison, palette: Sequence[Color]) -> list[dict[st
     for rank, class_id in enumerate(comparison.order, start=1):
         name = comparison.class_names[class_id]
         ious = [run.per_class_iou.get(name) for run in comparison.runs]
-        before = ious[0]
+        gains = [
+            None if iou is None or ious[0] is None or not comparison.has_same_images(run) else iou - ious[0]
+            for run, iou in zip(comparison.runs[1:], ious[1:], strict=True)
+        ]
         rows.append(
             {
                 "rank": rank,
@@ -199,7 +210,7 @@ def class_rows(comparison: Comparison, palette: Sequence[Color]) -> list[dict[st
                 "share": comparison.share(class_id),
                 "share_text": comparison.share_text(class_id),
                 "ious": ious,
-                "gains": [None if i is None or before is None else i - before for i in ious[1:]],
+                "gains": gains,
             }
         )
     return rows

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from aucseg.inference import OffsetFit, OffsetFitter
 from aucseg.inference.offset_model import OFFSET_MODEL, add_to_bias
-from aucseg.loading.evaluation_batches import collate_any_size, same_size_parts
+from aucseg.loading.evaluation_batches import EvaluationImages, collate_any_size, same_size_parts
 from aucseg.models.checkpoint import load_plain
 from aucseg.run_files import LAST_CHECKPOINT
 from aucseg.safe_files import replace_file
@@ -75,7 +75,9 @@ def without_averaging(task: SegmentationTask) -> Iterator[None]:
         task.evaluation = before
 
 
-def evaluation_batches(datamodule: SegmentationDataModule, split: str | None) -> tuple[int, DataLoader[dict[str, Any]]]:
+def evaluation_batches(
+    datamodule: SegmentationDataModule, split: str | None
+) -> tuple[EvaluationImages, DataLoader[dict[str, Any]]]:
     """The images of a split, or those held out of training, as validation sees them.
 
     Args:
@@ -84,7 +86,7 @@ def evaluation_batches(datamodule: SegmentationDataModule, split: str | None) ->
             training images that are held out.
 
     Returns:
-        The number of images and their loader.
+        The images and their loader.
 
     Raises:
         ValueError: The split is the one that was trained on, or no images are held out.
@@ -102,8 +104,8 @@ def evaluation_batches(datamodule: SegmentationDataModule, split: str | None) ->
     else:
         dataset = datamodule.dataset(split, transform)
     size, workers = datamodule.eval_batch_size, datamodule.num_workers
-    loader = DataLoader(dataset, batch_size=size, num_workers=workers, collate_fn=collate_any_size)
-    return len(dataset), loader
+    images = EvaluationImages(dataset)
+    return images, DataLoader(images, batch_size=size, num_workers=workers, collate_fn=collate_any_size)
 
 
 def write_adjusted_checkpoint(checkpoint: Path, offsets: Sequence[float], folder: Path) -> str:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from aucseg.datasets import DatasetCard, SegmentationDataset
 from aucseg.datasets.hub_folder import root_of
 from aucseg.datasets.shards import StreamedSegmentationDataset
-from aucseg.loading.evaluation_batches import EvaluationBatches, collate_any_size, largest_image
+from aucseg.loading.evaluation_batches import EvaluationBatches, EvaluationImages, collate_any_size, largest_image
 from aucseg.loading.held_out import share_to_hold_out
 from aucseg.loading.photometric import COLOUR_CHANGES, distort_colours
 from aucseg.loading.sample_order import SampleStream, SeededDataset, epoch_order
@@ -75,7 +75,8 @@ class SegmentationDataModule(LightningDataModule):
         fill: Padding value of images smaller than the crop.
         train_split: Name of the card's split to train on.
         val_split: Name of the card's split to validate on.
-        on_error: "raise" or "skip" for files that cannot be read.
+        on_error: "raise" or "skip" for files that cannot be read: in training the next image takes the place of one
+            that is skipped, in validation it is left out.
         follow_symlinks: Whether files may lie outside the root, reached by symbolic links below it (DVC, git-annex, the
             cache of a hub); false where the folder is a stranger's. Members of shards are never links.
         tile: Side in pixels of the windows by which larger images are read, see `aucseg.SegmentationDataset`: in
@@ -265,6 +266,20 @@ class SegmentationDataModule(LightningDataModule):
         """
         return self.parts.held_out(self.dataset(self.train_split, transform))
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the data: which training images are held out, or in the fold."""
+        return {"card": self.card.name, **self.parts.state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the images that the run of a checkpoint has held out; best before anything asks for images.
+
+        Raises:
+            ValueError: Others were drawn already.
+        """
+        is_other = isinstance(state_dict, dict) and state_dict.get("card", self.card.name) != self.card.name
+        if not is_other:  # of other data nothing was trained on
+            self.parts.restore(state_dict)
+
     def _rare_crop_classes(self, classes: list[int | str] | None, needed: bool) -> tuple[int, ...]:
         if classes is not None:
             return tuple(self.card.ids_of(classes, "data.rare_crop_classes"))
@@ -358,7 +373,7 @@ class SegmentationDataModule(LightningDataModule):
         batches = EvaluationBatches(
             len(dataset), self.eval_batch_size, rank=rank, world_size=world_size, rehearse=rehearse
         )
-        return DataLoader(dataset, batch_sampler=batches, **options)
+        return DataLoader(EvaluationImages(dataset), batch_sampler=batches, **options)
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Distorts the colours of a training batch where its loader has left that to the device."""

@@ -17,7 +17,7 @@ from aucseg.run_files import existing_checkpoint
 from aucseg.training.checkpoints import checkpoint_step
 from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.result_writer import ResultWriter
-from aucseg.training.stored_task import load_task
+from aucseg.training.stored_task import load_task, restore_parts
 from aucseg.training.task_checks import check_classes
 
 
@@ -62,6 +62,7 @@ def evaluate_checkpoint(
             f"the card {datamodule.card.name!r} ignores train id {datamodule.card.ignore_index}, that of {checkpoint} "
             f"{task.card.ignore_index}: set ignore_index in the card as it was"
         )
+    restore_parts(datamodule, checkpoint)
     if datamodule.val_shards is None:
         check_has_masks(datamodule.validation_dataset(None))
     # What Lightning says at every start is noise beside the result.

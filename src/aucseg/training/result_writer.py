@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from aucseg.datasets.files import SampleError
+from aucseg.hints import counted, shorten
+from aucseg.loading.evaluation_batches import LEFT_OUT
 from aucseg.metrics.image_iou import added_overlaps, image_scores, per_image_overlap
 from aucseg.metrics.result_files import result_entries, write_results
 from aucseg.run_files import (
@@ -31,7 +34,7 @@ from aucseg.run_files import (
     VALIDATION_PICTURE,
 )
 from aucseg.safe_files import no_empty_folders, replace_file
-from aucseg.training.processes import gathered
+from aucseg.training.processes import gathered, say_once
 from aucseg.training.task import SegmentationTask
 
 
@@ -147,6 +150,7 @@ class ResultWriter(Callback):
         self.last_step: int | None = None
         self._configuration: bytes | None = None
         self._images: dict[str, dict[int, list[int]]] = {}
+        self._left_out: list[str] = []
 
     def keep_configuration(self) -> None:
         """Remembers the configuration that lies in the folder: it may be the user's own, and not a run's."""
@@ -164,7 +168,7 @@ class ResultWriter(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets the images of the validation before."""
-        self._images = {}
+        self._images, self._left_out = {}, []
 
     def on_validation_batch_end(
         self,
@@ -175,25 +179,34 @@ class ResultWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Notes the overlap of each image."""
+        """Notes the overlap of each image, and which ones were left out."""
         assert isinstance(pl_module, SegmentationTask)
         card = pl_module.card
         for name, predicted, target in zip(batch["name"], outputs["predicted"], batch["mask"], strict=True):
             overlap = per_image_overlap(predicted, target, card.num_classes, card.ignore_index)
             self._images[name] = added_overlaps(self._images.get(name, {}), overlap)
+        self._left_out += batch.get(LEFT_OUT, [])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gathers the images of all processes and writes the files, on the first process alone."""
+        """Gathers the images of all processes and writes the files, on the first process alone.
+
+        Raises:
+            SampleError: No image could be read.
+        """
         if trainer.sanity_checking:
             return
         assert isinstance(pl_module, SegmentationTask)
         self.last_step = trainer.global_step
-        parts = gathered(self._images) if trainer.world_size > 1 else [self._images]
+        own = self._images, self._left_out
+        parts = gathered(own) if trainer.world_size > 1 else [own]
         if parts is None:
             return
         images: dict[str, dict[int, list[int]]] = {}
-        for name, overlap in (item for part in parts for item in part.items()):
+        for name, overlap in (item for part, _ in parts for item in part.items()):
             images[name] = added_overlaps(images.get(name, {}), overlap)
+        left_out = sorted({name for _, names in parts for name in names})
+        if left_out:
+            _say_what_was_left_out(left_out, images)
         metrics = trainer.callback_metrics
         scores = {key.removeprefix("val/"): float(metrics[key]) for key in metrics if key.startswith("val/")}
         result = result_entries(
@@ -203,7 +216,19 @@ class ResultWriter(Callback):
             per_class_iou=pl_module.per_class_iou,
             groups=pl_module.groups,
         )
+        if left_out:
+            result["left_out"] = left_out
         roc_curves = None if pl_module.auroc is None else pl_module.roc_curves
         write_results(
             self.folder, result | self.entries, confusion=pl_module.confusion, images=images, roc_curves=roc_curves
         )
+
+
+def _say_what_was_left_out(left_out: Sequence[str], evaluated: Collection[str]) -> None:
+    total = len({*left_out, *evaluated})
+    if not evaluated:
+        raise SampleError(
+            f"not one of the {counted(total, 'validation image')} can be read, such as {left_out[0]}: repair the files "
+            "(data.on_error 'raise' says what is wrong with them)"
+        )
+    say_once(f"left out of the validation: {len(left_out):,} of {total:,} images, not readable: {shorten(left_out, 3)}")

@@ -20,6 +20,7 @@ from aucseg.models.build import is_import_path
 from aucseg.models.checkpoint import TRUST_VARIABLE, files_are_trusted, load_plain
 from aucseg.run_files import CONFIG_FILE, checkpoint_in, existing_checkpoint
 from aucseg.safe_files import read_yaml_mapping
+from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.task import SegmentationTask
 
 # Models of this package that a checkpoint may name by import path; they load a checkpoint themselves, with `load_task`.
@@ -50,6 +51,41 @@ def run_configuration(run: Path) -> dict[str, Any]:
     if not isinstance(data, dict) or not data.get("card"):
         raise ValueError(f"{path} does not say on which data the run was trained")
     return config | {"data": data | {"card": _card_of(run, data["card"])}}
+
+
+def restore_parts(datamodule: SegmentationDataModule, checkpoint: Path) -> None:
+    """Has a data module take the training images that the run of a checkpoint held out, or validated as its fold.
+
+    Without it they would be drawn anew, of the files that there are by now. Checkpoints of before they were kept, or of
+    another trainer, leave the data module as it is.
+
+    Args:
+        datamodule: With the options of the run.
+        checkpoint: Of the run.
+
+    Raises:
+        ValueError: The file is no checkpoint, or holds something else under that name.
+    """
+    content = load_plain(checkpoint)
+    state = content.get(SegmentationDataModule.__qualname__) if isinstance(content, Mapping) else None
+    if state is not None:
+        datamodule.load_state_dict(state)
+
+
+def data_module_of(run: Path, **changes: Any) -> SegmentationDataModule:
+    """The data module of a run, with the images held out that its checkpoint names, where there is one.
+
+    Args:
+        run: The folder of the run, or that of its best validation.
+        **changes: Options that are not the run's.
+
+    Raises:
+        ValueError: Whatever `run_configuration` and `restore_parts` refuse.
+    """
+    datamodule = SegmentationDataModule(**(run_configuration(run)["data"] | changes))
+    if checkpoint_in(run).is_file():
+        restore_parts(datamodule, checkpoint_in(run))
+    return datamodule
 
 
 def _card_of(run: Path, named: str) -> str:

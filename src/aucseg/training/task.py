@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -301,7 +302,8 @@ class SegmentationTask(LightningModule):
         With `evaluation` one image after the other, as their logits are as large as they.
 
         Args:
-            batch: `image` (B, C, H, W) and `mask` (B, H, W), or lists of B tensors where sizes differ.
+            batch: `image` (B, C, H, W) and `mask` (B, H, W), or lists of B tensors where sizes differ; none where no
+                image of it can be read.
             batch_index: Not used.
 
         Returns:
@@ -326,6 +328,12 @@ class SegmentationTask(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Logs the loss, overall, head, middle and tail mean IoU, and mean precision, recall and F1, in [0, 1]."""
+        with warnings.catch_warnings():
+            # A process none of whose images can be read has nothing to add.
+            warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
+            self._log_validation()
+
+    def _log_validation(self) -> None:
         result = {"loss": self.loss_sum.compute() / self.num_losses.compute(), **self.metric.compute()}
         self.per_class_iou: list[float] = self.metric.details()["per_class"].tolist()
         with self.metric.sync_context():
