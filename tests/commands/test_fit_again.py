@@ -54,7 +54,10 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_replaced_unasked(capsys:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     options = ("--out", run, "--resume", "auto", "--trainer.max_steps", 2)
     assert fit(*options) == 2
-    assert f"go on from the best one (--resume {run / BEST})" in capsys.readouterr().err
+    assert f"go on from the best one in another folder (--resume {run / BEST} --out DIR)" in capsys.readouterr().err
+    # Nor is the run replaced by one that goes on from its own checkpoint.
+    assert fit("--out", run, "--resume", run / BEST, "--keep_best", "val/miou", "--overwrite", "true") == 2
+    assert "give another folder with --out" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert fit(*options, "--overwrite", "true") == 0
     assert json.loads((run / "result.json").read_text())["step"] == 2
@@ -84,8 +87,11 @@ def test_a_card_that_means_something_else_now_is_not_gone_on_with(capsys: pytest
             entry["ids"] = [raw]
         card.write_text(yaml.safe_dump(content, sort_keys=False))
         assert main(["fit", *map(str, options)]) == 2
-        assert "the card 'tiny' has changed since the checkpoint: raw_ids" in capsys.readouterr().err
+        printed = capsys.readouterr().err
+        assert "the card 'tiny' has changed since the checkpoint: " in printed
+        assert "the id 0 (class 0 then, class 1 now)" in printed
         content = yaml.safe_load(text)
+        content |= {"ignore_ids": [255, 77], "unmapped": "ignore", "exif": "ignore"}  # allows more than it did
         content["groups"] = {"head": ["ground", "box"], "middle": ["crate"], "tail": ["gem"]}
         card.write_text(yaml.safe_dump(content, sort_keys=False))
         assert main(["fit", *map(str, options)]) == 0
@@ -98,6 +104,7 @@ def test_a_card_that_means_something_else_now_is_not_gone_on_with(capsys: pytest
     ("options", "message"),
     [
         (("--trainer.limit_train_batches", 1), "trainer.limit_train_batches 1 shortens epochs"),
+        (("--trainer.overfit_batches", 1, "--trainer.max_steps", 0), "trainer.max_steps must be at least 1"),
         (("--trainer.accumulate_grad_batches", 0), "trainer.accumulate_grad_batches must be at least 1, got 0"),
         (("--model.poly_power", -1), "model.poly_power must be a number of at least 0, got -1"),
         (("--model.head_rate_factor", -1), "model.head_rate_factor must be a number of at least 0"),
@@ -153,3 +160,23 @@ def test_a_traceback_is_shown_on_demand(monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setenv("AUCSEG_TRACEBACK", "1")
     with pytest.raises(ValueError, match="max_steps must be at least 1"):
         fit(*options)
+
+
+def test_a_plan_is_not_made_anew_over_a_damaged_run(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--model.model", "habit_parts:Net", "--trainer.max_steps", "2", "--data.crop_size", "[32, 40]")
+    assert main(["fit", "data", "--out", "planned", "--trainer.accelerator", "cpu", *options]) == 0
+    run = Path("planned")
+    for name in (LAST, PREVIOUS):
+        if (run / name).is_file():
+            (run / name).write_bytes(b"torn")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert main(["fit", "data", "--out", "planned", "--resume", "auto", *options]) == 2
+    printed = capsys.readouterr()
+    assert "no checkpoint of the run can be read" in printed.err
+    assert "measuring" not in printed.out
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_the_same_batches_may_be_repeated() -> None:
+    assert fit("--out", "overfitted", "--trainer.overfit_batches", 1) == 0

@@ -377,3 +377,8 @@ def test_what_a_model_returns_and_how_images_come() -> None:
     image = np.arange(48, dtype=np.uint16).reshape(4, 4, 3)
     predictor = Predictor(lambda images: images)
     torch.testing.assert_close(predictor.logits(image.astype(">u2")), predictor.logits(image))
+
+
+def test_options_may_be_arrays() -> None:
+    options = InferenceOptions(class_frequency=np.array([5, 3, 1]), tau=1.0)  # type: ignore[arg-type]
+    assert Predictor(nn.Conv2d(3, 3, 1).eval(), options).labels(torch.rand(3, 8, 8)).shape == (8, 8)

@@ -299,6 +299,11 @@ class AUCSegCLI(LightningCLI):
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, RunConfig):
                     callback.waits = True
+            if config.resume != "auto" and checkpoint.resolve().is_relative_to(out.resolve()):
+                raise ValueError(
+                    f"{checkpoint} is of the run in {out}, which a new one would replace: give another folder with "
+                    "--out, or go on from the last checkpoint with --resume auto"
+                )
             reason = nothing_to_train(checkpoint, trainer)
             if reason is not None and config.resume != "auto":
                 raise ValueError(f"{reason}; give more steps, or evaluate it with 'aucseg validate {checkpoint}'")

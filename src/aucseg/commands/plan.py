@@ -270,7 +270,7 @@ def with_plan(arguments: Sequence[str]) -> list[str]:
     Raises:
         ValueError: The data cannot be used, the folder of the run is taken, or there is nothing to plan with.
     """
-    from aucseg.training.checkpoints import newest_checkpoint
+    from aucseg.training.checkpoints import newest_checkpoint, refuse_damaged_run
     from aucseg.training.result_writer import check_is_free
 
     request, rest = split_request(arguments)
@@ -288,11 +288,12 @@ def with_plan(arguments: Sequence[str]) -> list[str]:
     rest = [*([] if "--out" in run else ["--out", str(out)]), *rest]
     if process_number() > 0:  # Lightning has started this process for another device
         return ["--config", str(out / PLAN_FILE), *without_settings(rest)]
-    if run.get("--resume") == "auto" and newest_checkpoint(out) is not None:
+    resumes, overwrites = run.get("--resume", "never") == "auto", run.get("--overwrite", "false") == "true"
+    if resumes and newest_checkpoint(out) is not None:
         check_same_data(out / CONFIG_FILE, request)
         return ["--config", str(out / CONFIG_FILE), *rest]
-    if run.get("--resume", "never") != "auto" and run.get("--overwrite", "false") != "true":
-        check_is_free(out)
+    if not overwrites:
+        (refuse_damaged_run if resumes else check_is_free)(out)
     Planner(request).plan_into(out / PLAN_FILE, out / CARD_FILE)
     return ["--config", str(out / PLAN_FILE), *without_settings(rest)]
 

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -62,7 +63,7 @@ class InferenceOptions:
 
     def __post_init__(self) -> None:
         for name in ("window", "stride", "scales", "class_frequency"):
-            if (value := getattr(self, name)) is not None and not isinstance(value, Sequence):
+            if isinstance(value := getattr(self, name), str | Real):
                 raise TypeError(f"{name} must be a tuple of numbers, got {value!r}")
         if self.window is not None:
             if len(self.window) not in (2, 3) or min(self.window) < 1:

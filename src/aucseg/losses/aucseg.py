@@ -95,7 +95,10 @@ class AUCSegLoss(ExactBuffers):
         if class_weight is not None:
             if not torch.is_tensor(class_weight):
                 class_weight = torch.tensor(class_weight, dtype=torch.float32, device="cpu")
-            check_class_weight(class_weight)
+                check_class_weight(class_weight)
+                class_weight = class_weight.to(torch.empty(0).device)  # the default one, where nothing can be asked
+            else:
+                check_class_weight(class_weight)
         self.auc_weight, self.ce_weight, self.upsample, self.label_smoothing = (
             auc_weight,
             ce_weight,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral, Real
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,7 +61,7 @@ def check_settings(
     """
     numbers: dict[str, Any] = {**shares, "resize_ratio": resize_ratio, "max_bytes": max_bytes}
     for name, number in numbers.items():
-        if number is not None and not isinstance(number, Real):
+        if number is not None and not hasattr(number, "__float__"):
             raise TypeError(f"{name} must be a number, got {number!r}")
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator, got {generator!r}: torch.Generator().manual_seed(0)")

@@ -89,10 +89,10 @@ def refuse_damaged_run(folder: Path) -> None:
     damaged = [str(folder / name) for name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT) if (folder / name).exists()]
     if damaged:
         best = folder / BEST_CHECKPOINT
+        way_out = f"go on from the best one in another folder (--resume {best} --out DIR)" if best.is_file() else ""
         raise ValueError(
-            f"no checkpoint of the run can be read ({', '.join(damaged)}): go on from "
-            f"{f'the best one (--resume {best})' if best.is_file() else 'another one (--resume FILE)'}, give another "
-            "folder with --out, or begin anew with --overwrite true"
+            f"no checkpoint of the run can be read ({', '.join(damaged)}): "
+            f"{way_out or 'train in another folder (--out DIR)'}, or begin anew with --overwrite true"
         )
 
 

@@ -58,10 +58,12 @@ class EpochCount:
             raise ValueError(f"trainer.val_check_interval must be above 0, got {interval}")
         limit = trainer.limit_train_batches
         if self._max_epochs is None and self._between is None:
-            if isinstance(limit, int) or limit != 1.0:
+            # To overfit some batches, Lightning limits the epoch to them.
+            if not getattr(trainer, "overfit_batches", 0) and (isinstance(limit, int) or limit != 1.0):
                 raise ValueError(
-                    f"trainer.limit_train_batches {limit} shortens epochs, of which trainer.max_steps counts none: "
-                    "give trainer.max_epochs as well, or fewer max_steps alone"
+                    f"trainer.limit_train_batches {limit} shortens epochs, which trainer.max_steps does not count: "
+                    "give trainer.max_epochs as well, or fewer max_steps alone (trainer.overfit_batches repeats the "
+                    "same batches)"
                 )
             return
         if datamodule.shards is not None:

@@ -39,7 +39,8 @@ def early_stop(trainer: Trainer) -> str | None:
         if trainer.should_stop and callback.stopping_reason_message:
             reason = _in_short(callback.stopping_reason_message)
             return f"stopped early, after step {trainer.global_step} of {trainer.max_steps}: {reason}"
-    if any(isinstance(callback, Timer) for callback in _callbacks(trainer)) and trainer.global_step < trainer.max_steps:
+    left = [callback.time_remaining() for callback in _callbacks(trainer) if isinstance(callback, Timer)]
+    if trainer.global_step < trainer.max_steps and any(time is not None and time <= 0 for time in left):
         return f"stopped by trainer.max_time, after step {trainer.global_step} of {trainer.max_steps}"
     return None
 

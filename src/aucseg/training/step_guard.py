@@ -38,7 +38,37 @@ class _Watched:
     step: int
     verdict: Tensor  # (6,): skip, jump, loss of all processes, loss of this one, running mean before, gradient norm
     arrived: Any
-    batches: list[tuple[Tensor, dict[str, Any]]]  # the accumulated ones, each with its loss
+    blamed: _Blamed
+
+
+class _Blamed:
+    """Of the batches that a step accumulates the one to blame: the first whose loss is no number, or the largest loss.
+
+    One batch is kept, chosen on its device: nothing waits, and the others need no memory.
+    """
+
+    def __init__(self, loss: Tensor, batch: dict[str, Any]) -> None:
+        self._loss = loss
+        self._tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+        self._others = [{name: value for name, value in batch.items() if not isinstance(value, Tensor)}]
+        self._index = torch.zeros_like(loss, dtype=torch.int64)
+
+    def add(self, loss: Tensor, batch: dict[str, Any]) -> None:
+        """Takes the next batch of the step."""
+        new = _Blamed(loss, batch)
+        worse = self._loss.isfinite() & (~loss.isfinite() | (loss > self._loss))
+        shapes = [{name: value.shape for name, value in one._tensors.items()} for one in (self, new)]
+        if shapes[0] == shapes[1]:
+            self._tensors = {name: torch.where(worse, new._tensors[name], old) for name, old in self._tensors.items()}
+        elif bool(worse):
+            self._tensors = new._tensors
+        self._index = torch.where(worse, len(self._others), self._index)
+        self._loss = torch.where(worse, loss, self._loss)
+        self._others += new._others
+
+    def batch(self) -> dict[str, Any]:
+        """The batch; waits for the device."""
+        return {**self._others[int(self._index)], **self._tensors}
 
 
 class StepGuard(Callback):
@@ -94,7 +124,7 @@ class StepGuard(Callback):
         self._mean = torch.zeros(2, dtype=torch.float32)  # running mean of the loss, and steps in it up to `warmup`
         self._loss: Tensor | None = None
         self._batch: dict[str, Any] = {}
-        self._batches: list[tuple[Tensor, dict[str, Any]]] = []
+        self._blamed: _Blamed | None = None
         self._buffers: _Buffers | None = None
         self._watched: deque[_Watched] = deque()
 
@@ -103,7 +133,7 @@ class StepGuard(Callback):
         self._mean = self._mean.to(pl_module.device)
         self._buffers = _Buffers(pl_module)
         self._loss = None
-        self._batches = []
+        self._blamed = None
         self._watched.clear()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -119,7 +149,10 @@ class StepGuard(Callback):
         self._loss = loss if self._loss is None else self._loss + loss
         images, masks = getattr(pl_module, "last_input", None) or (None, None)
         batch = self._batch if images is None else {**self._batch, "image": images, "mask": masks}
-        self._batches.append((loss, batch))
+        if self._blamed is None:
+            self._blamed = _Blamed(loss, batch)
+        else:
+            self._blamed.add(loss, batch)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -172,8 +205,9 @@ class StepGuard(Callback):
             verdict = torch.empty(verdict.shape, pin_memory=True).copy_(verdict, non_blocking=True)
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record()
-        self._watched.append(_Watched(trainer.global_step, verdict, arrived, self._batches))
-        self._batches = []
+        assert self._blamed is not None
+        self._watched.append(_Watched(trainer.global_step, verdict, arrived, self._blamed))
+        self._blamed = None
         self._look(trainer, 0 if pl_module.device.type == "cpu" else _LAG)
         if self.num_skipped:
             pl_module.log("train/skipped_steps", float(self.num_skipped))
@@ -222,9 +256,7 @@ class StepGuard(Callback):
     def _save(self, path: Path, watched: _Watched, reason: str, loss: float, norm: float) -> None:
         content = {"step": watched.step, "reason": reason, "loss": loss, "gradient_norm": norm}
         buffer = io.BytesIO()
-        # Of several batches of a step the one to blame: the first whose loss is no number, or the largest loss.
-        _, batch = max(watched.batches, key=lambda part: math.inf if not part[0].isfinite() else float(part[0]))
-        torch.save({**content, **cpu_state(batch)}, buffer)
+        torch.save({**content, **cpu_state(watched.blamed.batch())}, buffer)
         try:
             replace_file(path, buffer.getbuffer())
         except OSError as error:
@@ -250,7 +282,7 @@ class StepGuard(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks at the last steps and reports loss jumps."""
         self._look(trainer, 0)
-        self._batch, self._batches = {}, []
+        self._batch, self._blamed = {}, None
         if self.num_jumps and self.spike_factor is None:
             say_once(
                 f"in {self.num_jumps} of {trainer.global_step} steps the loss was more than {_JUMP_FACTOR:g} times its "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,6 @@ from aucseg.memory_bank.paper import with_paper_settings
 from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.processes import say_once
 
-# What a card says of the numbers in the files.
-_MEANING = ("raw_ids", "ignore_ids", "ignore_index", "mask_encoding", "unmapped", "exif", "bands", "value_range")
 # Names of a state that are worth a place in a sentence.
 _NUM_SHOWN = 3
 
@@ -125,29 +123,39 @@ def check_classes(checkpoint: Mapping[str, Any], card: DatasetCard) -> None:
 
 
 def check_same_card(checkpoint: Mapping[str, Any], card: DatasetCard) -> None:
-    """Refuses to go on with a card that has changed since the checkpoint, where masks or images mean something else.
+    """Refuses to go on with a card by which the numbers in the files mean something else than in the training so far.
 
-    Other groups and other files are said, no more.
+    What the card allows now and did not then was not trained on; other groups are said, no more.
 
     Raises:
-        ValueError: Other ids, another ignore label, other bands or another range of values.
+        ValueError: An id of another class, another ignore label or encoding, other bands or another range of values.
     """
     stored = stored_card(checkpoint, "the checkpoint")
     if stored is None:
         return
-    other = [name for name in _MEANING if getattr(stored, name) != getattr(card, name)]
-    if other:
+    changes = _differences(stored, card, "ignore_index", "mask_encoding", "bands", "value_range")
+    if "error" not in (stored.exif, card.exif):
+        changes += _differences(stored, card, "exif")
+    then, now = _meanings(stored), _meanings(card)
+    changes += [f"the id {raw} ({then[raw]} then, {now.get(raw)} now)" for raw in then if then[raw] != now.get(raw)]
+    if changes:
         raise ValueError(
-            f"the card {card.name!r} has changed since the checkpoint: {_differences(stored, card, other)}. Go on with "
-            "the card of then, or begin a new run"
+            f"the card {card.name!r} has changed since the checkpoint: {shorten(changes, _NUM_SHOWN, '; ')}. Go on "
+            "with the card of then, or begin a new run"
         )
-    other = [name for name in ("groups", "tail_classes", "splits") if getattr(stored, name) != getattr(card, name)]
-    if other:
-        say_once(f"the card {card.name!r} has changed since the checkpoint: {_differences(stored, card, other)}")
+    if changes := _differences(stored, card, "groups", "tail_classes"):
+        say_once(f"the card {card.name!r} has changed since the checkpoint: {'; '.join(changes)}")
 
 
-def _differences(then: DatasetCard, now: DatasetCard, names: Sequence[str]) -> str:
-    return "; ".join(f"{name} ({getattr(then, name)!r} then, {getattr(now, name)!r} now)" for name in names)
+def _differences(then: DatasetCard, now: DatasetCard, *names: str) -> list[str]:
+    pairs = {name: (getattr(then, name), getattr(now, name)) for name in names}
+    return [f"{name} ({old!r} then, {new!r} now)" for name, (old, new) in pairs.items() if old != new]
+
+
+def _meanings(card: DatasetCard) -> dict[int, str]:
+    """What each raw id means: a train id, or to be ignored."""
+    classes = {raw: f"class {number}" for number, ids in enumerate(card.raw_ids) for raw in ids}
+    return classes | dict.fromkeys(card.ignore_ids, "ignored")
 
 
 def state_mismatch(module: nn.Module, state: Mapping[str, Any], error: RuntimeError) -> ValueError:

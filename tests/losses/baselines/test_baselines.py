@@ -459,3 +459,21 @@ def test_counts_are_a_list_in_the_order_of_the_classes() -> None:
         build_loss("la", {0: 5, 1: 3, 2: 4})  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="floating point"):
         post_hoc_logit_adjustment(torch.zeros(1, 2, dtype=torch.long), [75, 25])
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", ["ce", "dice", "la"])
+def test_losses_of_several_batches_by_vmap(name: str) -> None:
+    logits, target = sample(torch.float32)
+    loss = build_loss(name, COUNTS.tolist())
+    mapped = torch.vmap(lambda one: loss(one, target))(torch.stack([logits, 2 * logits]))
+    torch.testing.assert_close(mapped, torch.stack([loss(logits, target), loss(2 * logits, target)]))
+
+
+def test_the_logits_that_are_given_stay_as_they_are() -> None:
+    logits, target = sample(torch.float32)
+    logits[:, :, 1, 1] = math.nan
+    for given in (logits, logits.double(), logits.half()):
+        before = given.clone()
+        build_loss("ce")(given, target)
+        assert torch.equal(given.nan_to_num(), before.nan_to_num())

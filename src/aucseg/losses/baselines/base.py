@@ -81,12 +81,12 @@ class LongTailLoss(nn.Module):
         """
         target = self._check(logits, target)
         with torch.autocast(logits.device.type, enabled=False):
-            logits = logits if logits.dtype == torch.float64 else logits.float()
-            logits = resize(logits, target.shape[1:])
+            wide = resize(logits if logits.dtype == torch.float64 else logits.float(), target.shape[1:])
+            is_own = wide is not logits
             if target.ndim == 1:
-                logits, target = logits.unsqueeze(2), target.unsqueeze(1)
-            logits, target = logits.flatten(2), target.flatten(1)
-            return self.loss(self._blanked(logits, target), target)
+                wide, target = wide.unsqueeze(2), target.unsqueeze(1)
+            wide, target = wide.flatten(2), target.flatten(1)
+            return self.loss(self._blanked(wide, target, in_place=is_own), target)
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Computes the loss of logits (B, K, P) in float32 or float64 against labels (B, P), int64."""
@@ -104,13 +104,15 @@ class LongTailLoss(nn.Module):
         """Marks the pixels that count."""
         return target != self.ignore_index
 
-    def _blanked(self, logits: Tensor, target: Tensor) -> Tensor:
+    def _blanked(self, logits: Tensor, target: Tensor, in_place: bool) -> Tensor:
         """Logits without those of ignored pixels, whose weight 0 is not enough: 0 times an infinity is NaN."""
         ignored = ~self.valid(target)
-        can_ask = logits.device.type == "cpu" and not torch.compiler.is_compiling()
+        is_mapped = any(torch._C._functorch.is_batchedtensor(tensor) for tensor in (logits, target))
+        can_ask = logits.device.type == "cpu" and not is_mapped and not torch.compiler.is_compiling()
         if can_ask and bool(logits.transpose(1, 2)[ignored].isfinite().all()):
             return logits
-        return logits.masked_fill(ignored.unsqueeze(1), 0)
+        ignored = ignored.unsqueeze(1)
+        return logits.masked_fill_(ignored, 0) if in_place and not is_mapped else logits.masked_fill(ignored, 0)
 
     def of_target(self, values: Tensor, target: Tensor) -> Tensor:
         """Value of each pixel's class, (B, P), from (K,); zero at ignored pixels."""
