@@ -30,7 +30,7 @@ _SERIES: dict[str, tuple[tuple[str, ...], ...]] = {
         ("cityscapes_256",),
         ("cityscapes_256_750_cpu", "cityscapes_256_1500_cpu", "cityscapes_256_cpu"),
     ),
-    "CCP": (("ccp",), ("ccp_750_cpu", "ccp_cpu")),
+    "Clothing Co-Parsing": (("ccp",), ("ccp_750_cpu", "ccp_cpu")),
 }
 # AUCSeg in the older studies, which have no scores on held-out images: as the counts of the data advise; of several
 # AUC weights the first that was run.
@@ -124,8 +124,8 @@ def draw_budgets(rows: list[Budget], path: Path) -> None:
                 axes.set_ylabel(f"{title} mIoU, %")
                 axes.grid(alpha=0.3)
             grid[0, column].set_title(data)
-            grid[0, column].legend(frameon=False, fontsize=8)
             grid[1, column].set_xlabel("training steps")
+        grid[0, 0].legend(frameon=False, fontsize=8)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Date": None})
 

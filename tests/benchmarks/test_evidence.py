@@ -214,12 +214,14 @@ def test_budgets_stand_below_each_other(tmp_path: Path) -> None:
     found = budgets.budgets(tmp_path)
     assert [(row.data, row.steps, row.role, row.method) for row in found] == [
         (data, 2400, role, method)
-        for data in ("CamVid", "CCP")
+        for data in ("CamVid", "Clothing Co-Parsing")
         for role, method in (("cross-entropy", "ce"), ("best rival", "vs"), ("AUCSeg", "auc"))
     ]
     budgets.draw_budgets(found, tmp_path / "budgets.svg")
     drawn = (tmp_path / "budgets.svg").read_text()
-    assert all(text in drawn for text in ("CamVid", "CCP", "AUCSeg", "best rival", "2,400", "tail mIoU"))
+    assert all(
+        text in drawn for text in ("CamVid", "Clothing Co-Parsing", "AUCSeg", "best rival", "2,400", "tail mIoU")
+    )
 
 
 def shared_runs() -> list[dict[str, Any]]:

@@ -207,8 +207,7 @@ def _sections(
             parts.append(heading.format(title) + block(_difference_rows(table, style)))
     if notes:
         start, end = {"terminal": ("", "\n"), "markdown": ("", " "), "latex": ("% ", "\n")}[style]
-        is_tuned = any(table.tuned for table in tables)
-        parts.append(end.join(start + note for note in _notes(style, _unit(tables), is_tuned=is_tuned)))
+        parts.append(end.join(start + note for note in _notes(tables, style)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -216,12 +215,15 @@ def _unit(tables: Sequence[Table]) -> str:
     return tables[0].unit if tables else unit_of(None)
 
 
-def _notes(style: str, unit: str, *, is_tuned: bool) -> list[str]:
+def _notes(tables: Sequence[Table], style: str) -> list[str]:
+    unit = _unit(tables)
+    costs = dict.fromkeys(column.heading for table in tables for column in table.columns if not column.ranked)
+    plain = f"; {' and '.join(costs)} are means" if costs else ""
     best, second = (_MARKS[style][mark].format("best") for mark in ("best", "second"))
     if style == "latex":
         best, second = "bold", "underlined"
     notes = [
-        f"Means in % over the {unit}s with half the width of their 95 % t interval; s/step and MB are means.",
+        f"Means in % over the {unit}s with half the width of their 95 % t interval{plain}.",
         f"Marked where significant (paired t tests, Holm, {LEVEL:.0%}): {best} above all others,"
         f" {second.replace('best', 'second')} above all but the best.",
         f"Differences {unit} by {unit} with 95 % intervals; {_SIGNIFICANT[style]} significant after Holm's correction"
@@ -229,7 +231,7 @@ def _notes(style: str, unit: str, *, is_tuned: bool) -> list[str]:
     ]
     if unit == "fold":
         notes.append("Folds share training images: their intervals are widened for it (Nadeau and Bengio, 2003).")
-    if is_tuned:
+    if any(table.tuned for table in tables):
         notes.append(
             "Tuned on held-out training images: the best value and all that were tried, setting after setting;"
             f" {_AT_EDGE[style]} the best one lies at the edge of these."
