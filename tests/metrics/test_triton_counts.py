@@ -90,7 +90,7 @@ def test_the_counts_are_those_of_torch(
     assert sum(int(value.sum()) for value in states(found).values()) > 0
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float64, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", [pytest.param("iou", marks=pytest.mark.slow), "ovo"])
 def test_other_dtypes_layouts_and_labels(
     kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype
@@ -143,6 +143,7 @@ def test_what_does_not_fit_is_left_to_torch(kernels: ModuleType) -> None:
     assert not offered((1, 5, 4, 4, 4), (1, 8, 8, 8))
     assert not offered((1, 2000, 8, 8), (1, 8, 8))
     assert not offered((1, 2, 2**31), (1, 2**31))
+    assert not kernels.offered(torch.empty((2, 5, 8, 8), dtype=torch.float64, device="meta"), torch.empty((2, 8, 8)))
 
 
 def test_a_device_without_kernels_is_told_once(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,6 +119,8 @@ def confusion_kernel(
 def offered(logits: Tensor, target: Tensor) -> bool:
     """Whether there are kernels for logits (B, K, *spatial) and labels (B, *spatial)."""
     same_size = logits.shape[2:] == target.shape[1:]
+    if logits.dtype == torch.float64:  # the kernels compute in float32
+        return False
     return logits.shape[1] <= _MAX_CLASSES and (same_size or logits.dim() == 4) and fits_32_bits(logits, target)
 
 
