@@ -1,4 +1,15 @@
-"""A user's own network, loss and callback, and a configuration of four steps with them."""
+"""A user's own network, loss and callback, a configuration of four steps with them, and the folder that they are in."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+from aucseg.cli import main
+from tests.conftest import write_tiny_dataset
 
 PARTS = '''
 from pathlib import Path
@@ -52,3 +63,21 @@ RUN = {
     "model": {"model": "habit_parts:Net", "loss": "ce", "warmup_steps": 0, "learning_rate": 0.01},
     "data": {"card": "data/tiny.yaml", "root": "data", "batch_size": 2, "num_workers": 0, "crop_size": [32, 40]},
 }
+
+
+@contextmanager
+def current_folder(path: Path) -> Iterator[Path]:
+    """Within the context a folder is the current one: data, a module of the user's own, a configuration."""
+    write_tiny_dataset(path / "data", num_train=4, num_val=2)
+    (path / "habit_parts.py").write_text(PARTS)
+    (path / "run.yaml").write_text(yaml.safe_dump(RUN))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        patch.setattr(sys, "path", list(sys.path))
+        patch.setenv("AUCSEG_TRUST_FILES", "1")
+        yield path
+
+
+def fit(*options: object) -> int:
+    """`aucseg fit` with that configuration; returns its exit status."""
+    return main(["fit", "--config", "run.yaml", *map(str, options)])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ from PIL import Image
 
 from aucseg.cli import main
 from aucseg.commands.changed_settings import changed_settings
-from tests.commands.habits import PARTS, RUN
-from tests.conftest import write_tiny_dataset
+from tests.commands.habits import RUN, current_folder, fit
 
 LAST, PREVIOUS, BEST = (f"checkpoints/{name}.ckpt" for name in ("last", "previous", "best"))
 
@@ -25,20 +23,9 @@ LAST, PREVIOUS, BEST = (f"checkpoints/{name}.ckpt" for name in ("last", "previou
 @pytest.fixture(scope="module", autouse=True)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The current folder of the user, with a run of four steps in `run`."""
-    path = tmp_path_factory.mktemp("again")
-    write_tiny_dataset(path / "data", num_train=4, num_val=2)
-    (path / "habit_parts.py").write_text(PARTS)
-    (path / "run.yaml").write_text(yaml.safe_dump(RUN))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(path)
-        patch.setattr(sys, "path", list(sys.path))
-        patch.setenv("AUCSEG_TRUST_FILES", "1")
+    with current_folder(tmp_path_factory.mktemp("again")) as path:
         assert fit("--out", "run", "--keep_best", "val/miou") == 0
         yield path
-
-
-def fit(*options: object) -> int:
-    return main(["fit", "--config", "run.yaml", *map(str, options)])
 
 
 def copy_of_run(name: str) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,8 +18,7 @@ from PIL import Image
 
 from aucseg.cli import main
 from aucseg.training.result_writer import ResultWriter
-from tests.commands.habits import PARTS, RUN
-from tests.conftest import write_tiny_dataset
+from tests.commands.habits import current_folder, fit
 
 Fit = Callable[..., int]
 # Each row of the table in docs/recipes.md with the tests that hold it.
@@ -48,14 +46,7 @@ TESTS = {
 @pytest.fixture(scope="module", autouse=True)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The current folder of the user: data, a module of their own, a configuration."""
-    path = tmp_path_factory.mktemp("habits")
-    write_tiny_dataset(path / "data", num_train=4, num_val=2)
-    (path / "habit_parts.py").write_text(PARTS)
-    (path / "run.yaml").write_text(yaml.safe_dump(RUN))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(path)
-        patch.setattr(sys, "path", list(sys.path))
-        patch.setenv("AUCSEG_TRUST_FILES", "1")
+    with current_folder(tmp_path_factory.mktemp("habits")) as path:
         yield path
 
 
@@ -66,10 +57,6 @@ def test_every_row_of_the_table_has_a_test() -> None:
     assert rows[1:] == list(TESTS)
     for file, name in TESTS.values():
         assert f"def {name}(" in (tests / file).read_text()
-
-
-def fit(*options: object) -> int:
-    return main(["fit", "--config", "run.yaml", *map(str, options)])
 
 
 def rows(run: str, column: str) -> dict[int, float]:

@@ -259,8 +259,8 @@ def trained_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
             )
         return Dataset(items)
 
-    def data_module(run: Path, **changes: Any) -> Any:
-        assert (run_configuration(run)["data"], changes) == ({"card": "freedoom_lt"}, {})
+    def data_module(run: Path, root: str | None = None, **changes: Any) -> Any:
+        assert (run_configuration(run)["data"], root, changes) == ({"card": "freedoom_lt"}, None, {})
         return SimpleNamespace(
             validation_dataset=lambda transform: dataset({"evaluation": "val"}[transform]),
             training_dataset=lambda transform: dataset({"training": "train"}[transform]),

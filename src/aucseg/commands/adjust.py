@@ -66,14 +66,14 @@ def run(args: argparse.Namespace) -> int:
         from aucseg.commands.predict import device_named
         from aucseg.run_files import best_of
         from aucseg.training.adjustment import averages, evaluation_batches, fit_task_offsets
-        from aucseg.training.stored_task import load_task
+        from aucseg.training.stored_task import data_module_of, load_task
 
     _check_run(args.run)
     out = args.out or args.run.resolve().with_name(args.run.resolve().name + "-adjusted")
     _check_out(out, args.overwrite)
     if args.best:
         args.run = best_of(args.run)
-    datamodule = _datamodule(args.run, args.root)
+    datamodule = data_module_of(args.run, args.root, validate_held_out=False)
     held_out = args.held_out or (args.split is None and datamodule.held_out_share > 0)
     split = None if held_out else (args.split or datamodule.val_split)
     device = device_named(args.device)
@@ -127,12 +127,6 @@ def _check_out(out: Path, overwrite: bool) -> None:
     if out.exists() and any(out.iterdir()) and not (overwrite and is_adjusted):
         way_out = "--overwrite replaces it" if is_adjusted else "give another with --out"
         raise ValueError(f"{out} is not empty: {way_out}")
-
-
-def _datamodule(run: Path, root: str | None) -> SegmentationDataModule:
-    from aucseg.training.stored_task import data_module_of
-
-    return data_module_of(run, validate_held_out=False, **({} if root is None else {"root": root}))
 
 
 def _objective(name: str, items: Sequence[str], task: SegmentationTask) -> str | list[float]:

@@ -13,25 +13,20 @@ _LEARNING_TRAINER = (
 )
 
 
-def changed_settings(then: Any, now: Any, name: str = "", *, reads_shards: bool = False) -> list[str]:
+def changed_settings(then: Any, now: Any, name: str = "") -> list[str]:
     """What differs between two configurations, leaving out how a trainer runs and keeping what it computes.
 
     Example:
         >>> changed_settings({"model": {"loss": "ce", "bank": None}}, {"model": {"loss": "aucseg", "bank": None}})
         ["model.loss ('ce' then, 'aucseg' now)"]
     """
-    if name == "trainer" and isinstance(then, dict) and isinstance(now, dict):
-        then, now = ({key: config.get(key) for key in _LEARNING_TRAINER} for config in (then, now))
-    # Each loader process reads shards of its own.
-    is_harmless = name in _HARMLESS or (name == "data.num_workers" and not reads_shards)
-    if isinstance(then, dict) and isinstance(now, dict):
-        reads_shards = reads_shards or (name == "data" and bool(now.get("shards")))
-        keys = [*then, *(key for key in now if key not in then)]
-        return [
-            text
-            for key in keys
-            for text in changed_settings(
-                then.get(key), now.get(key), f"{name}.{key}" if name else key, reads_shards=reads_shards
-            )
-        ]
-    return [] if then == now or is_harmless else [f"{name} ({then!r} then, {now!r} now)"]
+    if not (isinstance(then, dict) and isinstance(now, dict)):
+        return [] if then == now or name in _HARMLESS else [f"{name} ({then!r} then, {now!r} now)"]
+    keys = [*then, *(key for key in now if key not in then)]
+    if name == "trainer":
+        keys = [key for key in keys if key in _LEARNING_TRAINER]
+    if name == "data" and not now.get("shards"):  # of which each loader process reads its own
+        keys = [key for key in keys if key != "num_workers"]
+    return [
+        text for key in keys for text in changed_settings(then.get(key), now.get(key), f"{name}.{key}" if name else key)
+    ]

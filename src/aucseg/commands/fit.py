@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import aucseg.training  # isort: skip  # noqa: F401  # before Lightning, to name the extra where that is missing
 
-import json
 import logging
 import warnings
 from argparse import ArgumentError
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +15,9 @@ import yaml
 from jsonargparse.typing import register_type
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
-    BackboneFinetuning,
     Checkpoint,
-    GradientAccumulationScheduler,
     LearningRateMonitor,
     ProgressBar,
-    StochasticWeightAveraging,
 )
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins import CheckpointIO
@@ -37,6 +32,7 @@ from aucseg.commands.plan import with_plan
 from aucseg.commands.plan_options import options_of, run_folder, split_request
 from aucseg.commands.progress import RunProgress
 from aucseg.commands.trainer_defaults import steps_between_logs, use_processes_of_launcher
+from aucseg.metrics.result_files import step_of_result
 from aucseg.models.pretrained import with_pretrained_weights
 from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT, RESULT_FILE
 from aucseg.runtime.announce import Announcement, process_number
@@ -58,7 +54,7 @@ from aucseg.training.checkpoints import (
 )
 from aucseg.training.data_checks import check_data
 from aucseg.training.datamodule import SegmentationDataModule
-from aucseg.training.epochs import EpochCount
+from aucseg.training.epochs import EpochCount, refuse_epoch_counters
 from aucseg.training.processes import say_once
 from aucseg.training.result_writer import (
     ResultWriter,
@@ -75,12 +71,6 @@ from aucseg.training.task import SegmentationTask
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
-
-_EPOCH_COUNTERS: dict[type[Callback], str] = {
-    StochasticWeightAveraging: "EMAWeightAveraging averages by steps (docs/recipes.md)",
-    GradientAccumulationScheduler: "set trainer.accumulate_grad_batches",
-    BackboneFinetuning: "train with model.freeze first, then go on with model.init_from",
-}
 
 # Models that bring weights that were trained already.
 _TRAINED_MODELS = "aucseg.compare.second_stage:"
@@ -223,7 +213,7 @@ class AUCSegCLI(LightningCLI):
         if isinstance(trainer.callbacks, Callback):
             trainer.callbacks = [trainer.callbacks]
         if self.subcommand == "fit":
-            _refuse_epoch_counters(trainer.callbacks or [])
+            refuse_epoch_counters(trainer.callbacks or [])
         epochs = EpochCount(trainer)
         checkpoint = None
         self.result_writer = ResultWriter(out)
@@ -340,7 +330,7 @@ class AUCSegCLI(LightningCLI):
             return
         # A run that was resumed after its end has nothing left to do.
         result = self.result_writer.folder / RESULT_FILE
-        is_done = self._is_resumed and _step_of_result(result) == step
+        is_done = self._is_resumed and step_of_result(result) == step
         if self.trainer.strategy.broadcast(is_done):
             say_once(f"{result.parent} is finished: it has the result of step {step}")
             return
@@ -353,29 +343,6 @@ class AUCSegCLI(LightningCLI):
         metrics = self.trainer.callback_metrics
         found = [f"{name} {float(metrics[f'val/{name}']):.4f}" for name in ("miou", "tail") if f"val/{name}" in metrics]
         say_once(", ".join([f"{self.result_writer.folder}: step {self.trainer.global_step}", *found]))
-
-
-def _step_of_result(path: Path) -> int | None:
-    """The step of a result; None where there is none that can be read, so that it is made again."""
-    try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _refuse_epoch_counters(callbacks: Sequence[Callback]) -> None:
-    """Refuses callbacks that wait for one of Lightning's epochs.
-
-    Raises:
-        ValueError: One of them, with what to use.
-    """
-    for callback in callbacks:
-        instead = next((text for kind, text in _EPOCH_COUNTERS.items() if isinstance(callback, kind)), None)
-        if instead is not None:
-            raise ValueError(
-                f"trainer.callbacks: {type(callback).__name__} waits for epochs of Lightning's, and a training here is "
-                f"a single one; {instead}"
-            )
 
 
 def _checkpoint_to_validate(config: Any) -> str | None:

@@ -292,8 +292,10 @@ def with_plan(arguments: Sequence[str]) -> list[str]:
     if resumes and newest_checkpoint(out) is not None:
         check_same_data(out / CONFIG_FILE, request)
         return ["--config", str(out / CONFIG_FILE), *rest]
-    if not overwrites:
-        (refuse_damaged_run if resumes else check_is_free)(out)
+    if resumes and not overwrites:
+        refuse_damaged_run(out)
+    elif not overwrites:
+        check_is_free(out)
     Planner(request).plan_into(out / PLAN_FILE, out / CARD_FILE)
     return ["--config", str(out / PLAN_FILE), *without_settings(rest)]
 

@@ -25,6 +25,7 @@ from aucseg.compare.fingerprints import (
     named_files_fingerprint,
 )
 from aucseg.compare.methods import Configuration
+from aucseg.metrics.result_files import step_of_result
 from aucseg.models.build import is_import_path
 from aucseg.models.checkpoint import TRUST_VARIABLE
 from aucseg.run_files import (
@@ -295,10 +296,9 @@ def _seconds_of_same(path: Path, hashes: dict[str, str]) -> float | None:
 def _problem(run: Run, status: int) -> str | None:
     if status != 0:
         return f"exit status {status}"
-    result = run.folder / RESULT_FILE
-    if not result.is_file():
+    step, max_steps = step_of_result(run.folder / RESULT_FILE), run.config["trainer"]["max_steps"]
+    if step is None:
         return "it left no result"
-    step, max_steps = json.loads(result.read_text(encoding="utf-8"))["step"], run.config["trainer"]["max_steps"]
     if run.command == "fit" and step != max_steps:
         return f"it ended at step {step} of {max_steps}"
     return None

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aucseg.tensors.dtypes import int64_labels
+from aucseg.tensors.dtypes import can_be_asked, int64_labels
 from aucseg.tensors.labels import refuse_default_ignore_label, refuse_other_labels
 
 # Share of the image's diagonal that the bands are wide: the value of the paper for COCO.
@@ -122,7 +122,7 @@ def boundary_overlap(
         width = boundary_width(target.shape[1:])
     counted = target != ignore_index
     for name, labels in (("predicted", predicted), ("target", target)):
-        if labels.device.type == "cpu":  # an accelerator is not waited for
+        if can_be_asked(labels):
             refuse_other_labels(labels[counted], num_classes, name)
     # No class has the label -1.
     masks = [labels.where(counted, -1) for labels in (predicted, target)]

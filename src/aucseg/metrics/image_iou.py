@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from aucseg.tensors.dtypes import int64_labels
+from aucseg.tensors.dtypes import can_be_asked, int64_labels
 from aucseg.tensors.labels import refuse_other_labels
 
 # Of the images, those that the worst-case mean is taken over.
@@ -41,7 +41,7 @@ def per_image_overlap(predicted: Tensor, target: Tensor, num_classes: int, ignor
     valid = target != ignore_index
     predicted, target = predicted[valid], target[valid]
     for name, labels in (("predicted", predicted), ("target", target)):
-        if labels.device.type == "cpu":  # an accelerator is not waited for
+        if can_be_asked(labels):
             refuse_other_labels(labels, num_classes, name)
     intersection = torch.bincount(target[target == predicted], minlength=num_classes)
     true = torch.bincount(target, minlength=num_classes)

@@ -1,5 +1,6 @@
 """The files that an evaluation leaves in a folder, whoever evaluates: a run's last validation, or other predictions."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,6 +36,14 @@ def curve_points(false_rate: Tensor, true_rate: Tensor) -> dict[str, Any]:
         "tpr": [round(value, 5) for value in true_rate[first].tolist()],
         "auroc": area,
     }
+
+
+def step_of_result(path: Path) -> int | None:
+    """The training step of a `result.json`; None where there is none, or none that can be read."""
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 class ClassesOfCard(Protocol):

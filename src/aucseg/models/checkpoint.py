@@ -53,8 +53,13 @@ def files_are_trusted() -> bool:
     return os.environ.get(TRUST_VARIABLE) == "1"
 
 
-def load_plain(path: str | Path, map_location: str | torch.device = "cpu") -> Any:
+def load_plain(path: str | Path, map_location: str | torch.device = "cpu", *, mmap: bool = False) -> Any:
     """Reads a file of `torch.save` that holds tensors, plain values and containers; nothing in the file is run.
+
+    Args:
+        path: The file.
+        map_location: Where its tensors go.
+        mmap: Whether tensors stay in the file until they are used, where its format allows it.
 
     Raises:
         ValueError: The file is damaged or holds other objects; or torch is older than 2.6, whose `weights_only` does
@@ -71,7 +76,7 @@ def load_plain(path: str | Path, map_location: str | torch.device = "cpu") -> An
     if start != b"PK" and start[:1] != pickle.PROTO:  # an archive, or a bare pickle as old versions wrote it
         raise ValueError(f"{path} is not a readable checkpoint: torch.save did not write this file")
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap and start == b"PK")
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} holds other objects than tensors and plain values, and is not loaded because that could run code "

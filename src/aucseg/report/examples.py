@@ -306,7 +306,7 @@ def _load_task(run: Run, device: str) -> Any:
 def _datamodule(run: Run, root: str | Path | None) -> Any:
     from aucseg.training.stored_task import data_module_of
 
-    return data_module_of(run.folder, **({} if root is None else {"root": str(root)}))
+    return data_module_of(run.folder, root)
 
 
 def class_ids_in(arrays: Iterable[NDArray[Any]], num_classes: int, min_pixels: int = 1) -> list[int]:

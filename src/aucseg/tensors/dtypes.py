@@ -114,6 +114,22 @@ def check_tensor(value: object, name: str) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}{hint}")
 
 
+def is_mapped(*tensors: Tensor) -> bool:
+    """Whether `torch.vmap` maps over one of them."""
+    return any(torch._C._functorch.is_batchedtensor(tensor) for tensor in tensors)
+
+
+def can_be_asked(*tensors: Tensor) -> bool:
+    """Whether values may decide what is done: on a CPU, where nobody waits for them, unless compiled or mapped.
+
+    Example:
+        >>> can_be_asked(torch.zeros(2)), can_be_asked(torch.zeros(2, device="meta"))
+        (True, False)
+    """
+    is_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
+    return is_cpu and not torch.compiler.is_compiling() and not is_mapped(*tensors)
+
+
 def plain_tensor(values: Tensor) -> Tensor:
     """The values as a plain tensor where a library has a subclass of its own, such as MONAI's `MetaTensor`.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import BackboneFinetuning, GradientAccumulationScheduler, StochasticWeightAveraging
 
 from aucseg.loading.sample_order import batches_of_epochs, images_of_epoch, steps_of_epochs
 from aucseg.training.datamodule import SegmentationDataModule
@@ -12,6 +14,12 @@ from aucseg.training.processes import say_once
 
 # Batches between validations where neither they nor epochs are given.
 _INTERVAL = 1000
+# What waits for epochs, and what to take instead.
+_EPOCH_COUNTERS: dict[type[Callback], str] = {
+    StochasticWeightAveraging: "EMAWeightAveraging averages by steps (docs/recipes.md)",
+    GradientAccumulationScheduler: "set trainer.accumulate_grad_batches",
+    BackboneFinetuning: "train with model.freeze first, then go on with model.init_from",
+}
 
 
 class EpochCount:
@@ -83,3 +91,18 @@ class EpochCount:
             steps = steps_of_epochs(self._max_epochs, num_images, per_batch * trainer.accumulate_grad_batches)
             trainer.fit_loop.epoch_loop.max_steps = steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
             say_once(f"trainer.max_epochs {self._max_epochs} of {num_images:,} images is {steps:,} steps")
+
+
+def refuse_epoch_counters(callbacks: Sequence[Callback]) -> None:
+    """Refuses callbacks that wait for one of Lightning's epochs.
+
+    Raises:
+        ValueError: One of them, with what to use.
+    """
+    for callback in callbacks:
+        instead = next((text for kind, text in _EPOCH_COUNTERS.items() if isinstance(callback, kind)), None)
+        if instead is not None:
+            raise ValueError(
+                f"trainer.callbacks: {type(callback).__name__} waits for epochs of Lightning's, and a training here is "
+                f"a single one; {instead}"
+            )

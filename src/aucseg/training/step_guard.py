@@ -51,7 +51,7 @@ class _Blamed:
         self._loss = loss
         self._tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
         self._others = [{name: value for name, value in batch.items() if not isinstance(value, Tensor)}]
-        self._index = torch.zeros_like(loss, dtype=torch.int64)
+        self._index: Tensor | int = 0
 
     def add(self, loss: Tensor, batch: dict[str, Any]) -> None:
         """Takes the next batch of the step."""

@@ -66,23 +66,25 @@ def restore_parts(datamodule: SegmentationDataModule, checkpoint: Path) -> None:
     Raises:
         ValueError: The file is no checkpoint, or holds something else under that name.
     """
-    content = load_plain(checkpoint)
+    content = load_plain(checkpoint, mmap=True)  # a few names beside all the weights
     state = content.get(SegmentationDataModule.__qualname__) if isinstance(content, Mapping) else None
     if state is not None:
         datamodule.load_state_dict(state)
 
 
-def data_module_of(run: Path, **changes: Any) -> SegmentationDataModule:
+def data_module_of(run: Path, root: str | Path | None = None, **changes: Any) -> SegmentationDataModule:
     """The data module of a run, with the images held out that its checkpoint names, where there is one.
 
     Args:
         run: The folder of the run, or that of its best validation.
+        root: Folder of the data, instead of the run's.
         **changes: Options that are not the run's.
 
     Raises:
         ValueError: Whatever `run_configuration` and `restore_parts` refuse.
     """
-    datamodule = SegmentationDataModule(**(run_configuration(run)["data"] | changes))
+    moved = {} if root is None else {"root": str(root)}
+    datamodule = SegmentationDataModule(**(run_configuration(run)["data"] | moved | changes))
     if checkpoint_in(run).is_file():
         restore_parts(datamodule, checkpoint_in(run))
     return datamodule

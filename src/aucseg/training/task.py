@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -42,6 +41,7 @@ from aucseg.training.task_checks import (
     build_bank,
     check_classes,
     check_gradients,
+    check_numbers,
     check_same_card,
     evaluation_options,
     loss_of,
@@ -135,14 +135,13 @@ class SegmentationTask(LightningModule):
         micro_batches: int = 1,
     ) -> None:
         super().__init__()
-        if micro_batches < 1:
-            raise ValueError(f"model.micro_batches must be at least 1, got {micro_batches}")
-        rates = {"head_rate_factor": head_rate_factor, "weight_decay": weight_decay, "poly_power": poly_power}
-        for name, value in rates.items():
-            if value is not None and not 0 <= value < math.inf:
-                raise ValueError(f"model.{name} must be a number of at least 0, got {value}")
-        if bank_exchange_every < 0:
-            raise ValueError(f"model.bank_exchange_every must not be negative, got {bank_exchange_every}")
+        check_numbers(
+            micro_batches,
+            bank_exchange_every,
+            head_rate_factor=head_rate_factor,
+            weight_decay=weight_decay,
+            poly_power=poly_power,
+        )
         self.card = DatasetCard.load(card)
         self.save_hyperparameters(ignore=["card", "model", "loss"])
         named = {name: value if isinstance(value, str) else None for name, value in (("model", model), ("loss", loss))}

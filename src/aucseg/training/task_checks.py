@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,26 @@ from aucseg.training.processes import say_once
 
 # Names of a state that are worth a place in a sentence.
 _NUM_SHOWN = 3
+
+
+def check_numbers(micro_batches: int, bank_exchange_every: int, **at_least_0: float | None) -> None:
+    """Refuses settings of `model` that are out of their ranges, which would be found out late or never.
+
+    Args:
+        micro_batches: At least 1.
+        bank_exchange_every: At least 0.
+        **at_least_0: Finite numbers from 0 on, by their names; None where the task chooses.
+
+    Raises:
+        ValueError: One is.
+    """
+    if micro_batches < 1:
+        raise ValueError(f"model.micro_batches must be at least 1, got {micro_batches}")
+    if bank_exchange_every < 0:
+        raise ValueError(f"model.bank_exchange_every must not be negative, got {bank_exchange_every}")
+    for name, value in at_least_0.items():
+        if value is not None and not 0 <= value < math.inf:
+            raise ValueError(f"model.{name} must be a number of at least 0, got {value}")
 
 
 def build_bank(options: Mapping[str, Any], card: DatasetCard, generator: torch.Generator) -> TailMemoryBank:

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 Array = NDArray[np.float64]
 COUNTS = np.array([50_000.0, 3_000.0, 400.0, 20.0])
@@ -174,3 +176,11 @@ ORACLES: dict[str, tuple[str, dict[str, Any], Callable[[Array, NDArray[np.int64]
     "ce and lovasz, weighted": ("lovasz", {"ce_weight": 3.0}, with_ce(3, lovasz)),
     "disalign": ("disalign", {"rho": 0.6}, weighted(COUNTS**-0.6)),
 }
+
+
+def sample(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Logits (2, K, 3, 2) and labels with one ignored pixel and without class 1."""
+    generator = torch.Generator().manual_seed(3)
+    logits = 2 * torch.randn(2, NUM_CLASSES, 3, 2, generator=generator, dtype=torch.float64)
+    target = torch.tensor([[[0, 0], [2, 255], [0, 3]], [[2, 0], [3, 0], [0, 0]]])
+    return logits.to(dtype), target

@@ -23,17 +23,9 @@ from aucseg.losses.baselines import (
     post_hoc_logit_adjustment,
 )
 from aucseg.losses.build import LOSSES, build_loss
-from tests.losses.baselines.oracles import COUNTS, NUM_CLASSES, ORACLES, Array, cross_entropies, seesaw
+from tests.losses.baselines.oracles import COUNTS, NUM_CLASSES, ORACLES, Array, cross_entropies, sample, seesaw
 
 NAMES = [name for name in LOSSES if name != "aucseg"]
-
-
-def sample(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    """Logits (2, K, 3, 2) and labels with one ignored pixel and without class 1."""
-    generator = torch.Generator().manual_seed(3)
-    logits = 2 * torch.randn(2, NUM_CLASSES, 3, 2, generator=generator, dtype=torch.float64)
-    target = torch.tensor([[[0, 0], [2, 255], [0, 3]], [[2, 0], [3, 0], [0, 0]]])
-    return logits.to(dtype), target
 
 
 def valid_pixels(logits: Tensor, target: Tensor) -> tuple[Array, NDArray[np.int64]]:
@@ -429,51 +421,3 @@ def test_aucseg_weighs_classes_by_a_rule() -> None:
             build_loss("aucseg", counts, class_weight=class_weight)
     with pytest.raises(TypeError, match=r"loss 'aucseg': class_weight has no option 'exponent'; known: .*power"):
         build_loss("aucseg", COUNTS.tolist(), class_weight={"rule": "inverse", "exponent": 0.15})
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_ignored_pixels_never_count_whatever_their_logits(name: str, bad: float) -> None:
-    logits, target = sample()
-    loss = build_loss(name, COUNTS.tolist())
-    values = []
-    for filling in (0.0, bad):
-        torch.manual_seed(0)
-        given = logits.masked_fill((target == 255).unsqueeze(1), filling).requires_grad_()
-        value = loss(given, target)
-        values.append((value, *torch.autograd.grad(value, given)))
-    for clean, spoiled in zip(*values, strict=True):
-        torch.testing.assert_close(clean, spoiled)
-
-
-@pytest.mark.parametrize("name", ["ce", "dice", "ldam", "seesaw"])
-def test_losses_are_compiled_as_a_whole(name: str) -> None:
-    logits, target = sample(torch.float32)
-    loss = build_loss(name, COUNTS.tolist())
-    compiled: Callable[[Tensor, Tensor], Tensor] = torch.compile(loss, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(logits, target), loss(logits, target))
-
-
-def test_counts_are_a_list_in_the_order_of_the_classes() -> None:
-    with pytest.raises(TypeError, match="not a mapping"):
-        build_loss("la", {0: 5, 1: 3, 2: 4})  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="floating point"):
-        post_hoc_logit_adjustment(torch.zeros(1, 2, dtype=torch.long), [75, 25])
-
-
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
-@pytest.mark.parametrize("name", ["ce", "dice", "la"])
-def test_losses_of_several_batches_by_vmap(name: str) -> None:
-    logits, target = sample(torch.float32)
-    loss = build_loss(name, COUNTS.tolist())
-    mapped = torch.vmap(lambda one: loss(one, target))(torch.stack([logits, 2 * logits]))
-    torch.testing.assert_close(mapped, torch.stack([loss(logits, target), loss(2 * logits, target)]))
-
-
-def test_the_logits_that_are_given_stay_as_they_are() -> None:
-    logits, target = sample(torch.float32)
-    logits[:, :, 1, 1] = math.nan
-    for given in (logits, logits.double(), logits.half()):
-        before = given.clone()
-        build_loss("ce")(given, target)
-        assert torch.equal(given.nan_to_num(), before.nan_to_num())

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 
 from aucseg.hints import closest
 from aucseg.losses.auc.surrogates import SURROGATES
-from aucseg.tensors.dtypes import check_tensor
+from aucseg.tensors.dtypes import can_be_asked, check_tensor
 from aucseg.tensors.labels import check_ignore_index, check_labels, refuse_default_ignore_label
 
 if TYPE_CHECKING:
@@ -170,9 +170,7 @@ def check_inputs(logits: Tensor, target: Tensor, options: LossOptions, *, upsamp
     if torch.compiler.is_compiling():
         return
     _check_derivatives(logits)
-    # Of what torch.vmap maps over nothing can be asked.
-    is_known = target.device.type == "cpu" and not torch._C._functorch.is_batchedtensor(target)
-    if options.auc.validate_args and is_known and target.numel():
+    if options.auc.validate_args and can_be_asked(target) and target.numel():
         check_labels(target, max(shape[1], 2), options.auc.ignore_index)
     if options.auc.check_finite:
         _check_finite(logits)

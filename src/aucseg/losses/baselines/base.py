@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from aucseg.losses.class_weights import check_class_counts
-from aucseg.tensors.dtypes import check_tensor, int64_labels, wide_dtype, wide_sum
+from aucseg.tensors.dtypes import can_be_asked, check_tensor, int64_labels, is_mapped, wide_dtype, wide_sum
 from aucseg.tensors.labels import check_ignore_index, check_labels, refuse_default_ignore_label
 from aucseg.tensors.upsampling import resize
 
@@ -107,12 +107,11 @@ class LongTailLoss(nn.Module):
     def _blanked(self, logits: Tensor, target: Tensor, in_place: bool) -> Tensor:
         """Logits without those of ignored pixels, whose weight 0 is not enough: 0 times an infinity is NaN."""
         ignored = ~self.valid(target)
-        is_mapped = any(torch._C._functorch.is_batchedtensor(tensor) for tensor in (logits, target))
-        can_ask = logits.device.type == "cpu" and not is_mapped and not torch.compiler.is_compiling()
-        if can_ask and bool(logits.transpose(1, 2)[ignored].isfinite().all()):
+        if can_be_asked(logits, target) and bool(logits.transpose(1, 2)[ignored].isfinite().all()):
             return logits
         ignored = ignored.unsqueeze(1)
-        return logits.masked_fill_(ignored, 0) if in_place and not is_mapped else logits.masked_fill(ignored, 0)
+        in_place = in_place and not is_mapped(logits, target)
+        return logits.masked_fill_(ignored, 0) if in_place else logits.masked_fill(ignored, 0)
 
     def of_target(self, values: Tensor, target: Tensor) -> Tensor:
         """Value of each pixel's class, (B, P), from (K,); zero at ignored pixels."""
@@ -142,7 +141,7 @@ class LongTailLoss(nn.Module):
             raise ValueError(f"logits of spatial size {tuple(small)} are larger than the target's {tuple(large)}")
         if small != large and len(large) > 3:
             raise ValueError(f"upsampling is defined for 1 to 3 spatial dimensions, not {len(large)}")
-        if target.device.type == "cpu" and target.numel() and not torch.compiler.is_compiling():
+        if can_be_asked(target) and target.numel():
             check_labels(target, num_classes, self.ignore_index)
         return target
 
