@@ -174,6 +174,33 @@ def test_cross_entropy_alone(kernels: ModuleType) -> None:
     check(kernels, settings(""), *sample("uneven"))
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(("form", "scores"), [("", "softmax"), ("square", "softmax"), ("square", "sigmoid")])
+def test_cross_entropy_of_confident_pixels_keeps_its_digits(
+    kernels: ModuleType, form: str, scores: str, smoothing: float
+) -> None:
+    logits, target = sample()
+    own = target.clamp(max=NUM_CLASSES - 1)[:, None]
+    logits = logits.scatter_add(1, own, torch.full(own.shape, 24.0))
+    options = PassOptions(form, 1.5, 0, scores, 255, True, smoothing)
+    every, weight = torch.ones(NUM_CLASSES, dtype=torch.bool), torch.ones(NUM_CLASSES + 1, dtype=torch.float64)
+    weight[-1] = 0
+    inputs = (logits, target, every, weight, None, options)
+    positive, negative, entropy, lse = kernels.sums(*inputs)
+    slope = kernels.gradient(
+        torch.zeros_like(positive), torch.zeros_like(negative), torch.ones_like(entropy), lse, *inputs
+    )
+    exact = logits.double().requires_grad_()
+    loss = torch.nn.functional.cross_entropy(
+        exact, target, ignore_index=255, reduction="sum", label_smoothing=smoothing
+    )
+    (expected,) = torch.autograd.grad(loss, exact)
+    valid = (target != 255)[:, None]
+    torch.testing.assert_close(
+        slope.gather(1, own)[valid].double(), expected.gather(1, own)[valid], rtol=1e-4, atol=1e-15
+    )
+
+
 @pytest.mark.parametrize("size", ["full", "uneven"])
 def test_half_precision(kernels: ModuleType, size: str) -> None:
     for dtype in (torch.float16, torch.bfloat16):

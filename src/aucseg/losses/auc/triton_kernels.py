@@ -261,6 +261,12 @@ def gradient_kernel(
         higher = own_logit >= highest
         mean += tl.where(higher, lack * (pivot - slope), score * (slope - pivot))
         pivot = tl.where(higher, slope, pivot)
+    elif CROSS_ENTROPY:
+        channel_logits = first
+        for channel in range(num_classes):
+            x = logit(channel_logits, valid, a, b, c, d, down, across, UPSAMPLE, kind)
+            lack += tl.where(label == channel, 0.0, tl.exp(x - lse))
+            channel_logits += stride_c
     channel_logits = first + (image * 0 + first_channel).to(tl.int64) * stride_c
     out = gradient + image.to(tl.int64) * out_b + pixels.to(tl.int64) * out_x
     for channel in range(first_channel, last_channel):
@@ -276,7 +282,10 @@ def gradient_kernel(
             elif SCORES == "softmax":
                 value = (value - pivot - mean) * score
         if CROSS_ENTROPY:
-            value += tl.exp(x - lse) * softmax_share - tl.where(label == channel, own_share, 0.0)
+            # Of the own class p - 1, which has lost its digits where p is close to 1.
+            value += tl.where(
+                label == channel, (softmax_share - own_share) - lack * softmax_share, tl.exp(x - lse) * softmax_share
+            )
             if SMOOTH:
                 value -= entropy_scale * tl.load(tables + BY_CHANNEL * size + channel)
         value = tl.where(valid, value, 0.0)
