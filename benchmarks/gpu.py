@@ -239,7 +239,7 @@ def training_steps(
     masks = LABELS["realistic"](num_classes, batch_size, size, generator)
     masks = masks.where(masks >= 0, 255).to(torch.uint8)
     tail = range(num_classes // 2, num_classes)
-    memory = TailMemoryBank(tail, num_classes, scope="image", sample_ratio=0.2)
+    memory = TailMemoryBank(tail, num_classes, sample_ratio=0.2, resize_ratio=0.4)
     auc = build_loss("aucseg")
     plan = memory.plan(masks)  # a loader's worker makes it
     masks = masks.to(device)

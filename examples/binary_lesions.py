@@ -30,7 +30,7 @@ def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
 model = build_model("smp/fpn", 1, encoder="resnet18")
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 loss_fn = AUCSegLoss()
-bank = TailMemoryBank([1], num_classes=2, sample_ratio=1.0, resize_ratio=1.0, placement="uniform")
+bank = TailMemoryBank([1], num_classes=2, presence_target=1.0, placement="uniform")
 for step in range(args.steps):
     images, masks = bank(*batch(step))
     loss = loss_fn(model((images - 127.0) / 128.0), masks)

@@ -38,7 +38,7 @@ def local_dataset(split: str, num_images: int) -> Dataset:
     return Dataset.from_dict(columns, features=features).with_format("torch")
 
 
-bank = TailMemoryBank(card.tail_classes, card.num_classes, sample_ratio=0.2, resize_ratio=1.0, scope="image")
+bank = TailMemoryBank(card.tail_classes, card.num_classes)
 
 
 def collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ class Segmenter(pl.LightningModule):
         super().__init__()
         self.model = build_model("smp/fpn", card.num_classes, encoder="resnet18")
         self.loss_fn = AUCSegLoss(auc_weight=4.0)
-        self.bank = TailMemoryBank(card.tail_classes, card.num_classes, sample_ratio=0.2, scope="image")
+        self.bank = TailMemoryBank(card.tail_classes, card.num_classes)
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Pastes on the device; does nothing in evaluation."""

@@ -52,7 +52,7 @@ held_out = [volume((40, 48, 44), 2) for _ in range(8)]
 model = UNet(spatial_dims=3, in_channels=1, out_channels=3, channels=(8, 16, 32), strides=(2, 2), num_res_units=1)
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 loss_fn = AUCSegLoss()
-bank = TailMemoryBank([2], 3, presence_target=args.presence, resize_ratio=1.0, scope="image", placement="uniform")
+bank = TailMemoryBank([2], 3, presence_target=args.presence, placement="uniform")
 
 epoch = train[: args.with_lesions] * args.oversample + train[args.with_lesions :]
 order: list[int] = []

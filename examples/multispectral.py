@@ -38,7 +38,7 @@ transform = training_transform((64, 64), scale=(0.8, 1.25))  # three channels or
 model = build_model("smp/fpn", NUM_CLASSES, encoder="resnet18", in_channels=BANDS)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 loss_fn = AUCSegLoss()
-bank = TailMemoryBank(tail, NUM_CLASSES, sample_ratio=1.0, resize_ratio=1.0, scope="image")
+bank = TailMemoryBank(tail, NUM_CLASSES, presence_target=1.0)
 for step in range(args.steps):
     samples = [transform(scenes[index]) for index in torch.randint(len(scenes), (4,)).tolist()]
     images, masks = bank(*(torch.stack([sample[key] for sample in samples]) for key in ("image", "mask")))

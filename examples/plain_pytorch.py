@@ -22,7 +22,7 @@ model = build_model("smp/fpn", num_classes, encoder="resnet18")
 mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (model.pixel_mean, model.pixel_std))
 optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
 loss_fn = AUCSegLoss(auc_weight=4.0)
-bank = TailMemoryBank(groups["tail"], num_classes, sample_ratio=0.2, resize_ratio=1.0, scope="image")
+bank = TailMemoryBank(groups["tail"], num_classes)
 
 step = 0
 while step < args.steps:

@@ -23,7 +23,7 @@ num_classes, tail = train.card.num_classes, train.card.tail_classes
 model = smp.Unet("resnet18", encoder_weights=None, classes=num_classes)
 optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
 loss_fn = AUCSegLoss(auc_weight=4.0)  # was: smp.losses.DiceLoss("multiclass", ignore_index=255)
-bank = TailMemoryBank(tail, num_classes, sample_ratio=0.2, resize_ratio=1.0, scope="image")
+bank = TailMemoryBank(tail, num_classes)
 
 step = 0
 while step < args.steps:

@@ -30,7 +30,7 @@ def clip(step: int) -> tuple[torch.Tensor, torch.Tensor]:
 model = build_model("smp/fpn", 3, encoder="resnet18")
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 loss_fn = AUCSegLoss()
-bank = TailMemoryBank([2], num_classes=3, sample_ratio=1.0, resize_ratio=1.0, scope="batch")
+bank = TailMemoryBank([2], num_classes=3, presence_target=1.0, scope="batch")
 for step in range(args.steps):
     frames, masks = (part.flatten(0, 1) for part in clip(step))  # frames of all clips as one batch
     frames, masks = bank(frames, masks)

@@ -21,7 +21,7 @@ def test_every_method_gets_as_many_trials() -> None:
     assert grids["aucseg"] == (Grid("model.loss_options.auc_weight", (0.5, 1, 2)),)
     assert grids["la"] == (Grid("model.loss_options.tau", (0.1, 0.2, 0.3)),)
     assert grids["ce"] == (Grid("model.learning_rate", (1e-4, 2e-4, 4e-4), 2e-4),)
-    assert grids["ce+bank"][0].path == "model.bank.sample_ratio"
+    assert grids["ce+bank"][0].path == "model.bank.presence_target"
     assert grids["ce+rcs"][0].path == "data.sampler_options.temperature"
     assert grids["ce+rfs"][0].path == "data.sampler_options.threshold"
     assert grids["ce+posthoc-la"][0].path == "model.model_options.tau"
@@ -34,6 +34,9 @@ def test_the_bank_is_tried_with_the_setting_that_has_an_effect() -> None:
     base = {"model": {"bank": {"presence_target": 0.2}}}
     (grid,) = search.grids_of(METHODS[3], base)
     assert (grid.path, grid.values) == ("model.bank.presence_target", (0.075, 0.15, 0.3, 0.6))
+    for by_share in ({"sample_ratio": 0.2}, {"as_in_paper": "ade20k"}):
+        (grid,) = search.grids_of(METHODS[3], {"model": {"bank": by_share}})
+        assert grid.path == "model.bank.sample_ratio"
 
 
 def test_rates_are_tuned_for_every_method_that_trains() -> None:

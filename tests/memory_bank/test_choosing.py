@@ -79,8 +79,7 @@ def test_presence_rises_by_a_bounded_factor() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_factor": 5.0}, "max_factor 5.0 bounds presence_target"),
-        ({"max_factor": 5.0, "sample_ratio": 0.1}, "max_factor 5.0 bounds presence_target"),
+        ({"max_factor": 5.0, "sample_ratio": 0.1}, r"max_factor 5\.0 bounds a presence target"),
         ({"max_factor": 0.5, "presence_target": 0.1}, "max_factor must be a number from 1 on, got 0.5"),
         ({"max_factor": math.nan, "presence_target": 0.1}, "max_factor must be a number from 1 on, got nan"),
         ({"max_factor": math.inf, "presence_target": 0.1}, "max_factor must be a number from 1 on, got inf"),
@@ -89,6 +88,18 @@ def test_presence_rises_by_a_bounded_factor() -> None:
 def test_a_factor_that_bounds_nothing_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TailMemoryBank([1], 2, **options)
+
+
+def test_without_a_policy_a_class_rises_to_a_tenth_of_the_images_or_fivefold() -> None:
+    bank = TailMemoryBank([1], 2)
+    assert (bank.presence_target, bank.max_factor, bank.sample_ratio) == (0.1, 5.0, None)
+    assert (bank.scope, bank.resize_ratio, bank.placement) == ("image", 1.0, "canvas")
+    bounded = TailMemoryBank([1], 2, max_factor=3.0)
+    assert (bounded.presence_target, bounded.max_factor) == (0.1, 3.0)
+    asked = TailMemoryBank([1], 2, presence_target=0.1)
+    assert (asked.presence_target, asked.max_factor) == (0.1, None)
+    share = TailMemoryBank([1], 2, sample_ratio=0.2)
+    assert (share.presence_target, share.max_factor, share.sample_ratio) == (None, None, 0.2)
 
 
 def test_presence_target_lifts_rare_classes_and_leaves_common_ones_alone() -> None:

@@ -157,7 +157,7 @@ def test_images_unlike_the_stored_ones() -> None:
         (TAIL, {"protect_classes": [1, 6]}, r"protect_classes holds 6, which is outside 0..5"),
         (TAIL, {"presence_target": 1.5}, r"presence_target must be in 0..1"),
         (TAIL, {"presence_target": 0.5, "sample_ratio": 0.2}, r"sample_ratio 0.2 and presence_target 0.5 are two"),
-        (TAIL, {"presence": [0.5] * 6}, "presence has no effect without presence_target"),
+        (TAIL, {"sample_ratio": 0.2, "presence": [0.5] * 6}, r"presence has no effect beside sample_ratio 0\.2"),
         (TAIL, {"presence_target": 0.5, "presence": [0.5] * 5}, r"one share per class \(6\), got 5"),
         (
             TAIL,

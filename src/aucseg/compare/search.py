@@ -15,6 +15,7 @@ from typing import Any
 
 from aucseg.compare.methods import DISALIGN, POSTHOC, Configuration, Method, at_path, budget_of, merged, recipe_for
 from aucseg.hints import closest
+from aucseg.memory_bank.paper import with_paper_settings
 from aucseg.safe_files import parse_yaml
 
 # Dotted name in the configuration, and values in the order in which fewer trials take them: every first part of them
@@ -349,9 +350,8 @@ def _settings(method: Method, base: Configuration) -> tuple[tuple[str, tuple[flo
         return (_SAMPLING_SETTINGS[method.sampler],)
     model = base.get("model") or {}
     if method.bank and method.loss == "ce":  # of any other loss the same is tuned with the bank as without it
-        # With a presence target the sample ratio has no effect.
-        has_target = (model.get("bank") or {}).get("presence_target") is not None
-        return (_BANK_SETTINGS["presence_target" if has_target else "sample_ratio"],)
+        by_share = with_paper_settings(model.get("bank") or {}).get("sample_ratio") is not None
+        return (_BANK_SETTINGS["sample_ratio" if by_share else "presence_target"],)
     return (_rates(base),)
 
 

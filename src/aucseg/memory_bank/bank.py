@@ -29,7 +29,14 @@ from aucseg.memory_bank.paper import paper_settings
 from aucseg.memory_bank.paste import Pastes, is_present, place_samples
 from aucseg.memory_bank.pixels import dense_format, paste_pixels
 from aucseg.memory_bank.plan import BankPlanner, BatchPlan
-from aucseg.memory_bank.policy import PresenceCounts, draw_below, draw_share_of_missing, draw_to_presence, in_any
+from aucseg.memory_bank.policy import (
+    DEFAULT_POLICY,
+    PresenceCounts,
+    draw_below,
+    draw_share_of_missing,
+    draw_to_presence,
+    in_any,
+)
 from aucseg.memory_bank.store import NeverStored, SampleStore
 from aucseg.memory_bank.uncompiled import UncompiledModule
 from aucseg.tensors.dtypes import plain_tensor
@@ -45,10 +52,9 @@ class TailMemoryBank(UncompiledModule):
     1. *Store.* From every image, every tail class in it is stored: its connected components (8-connectivity) of at
        least `min_pixels` pixels, the `max_components` largest, each with its place; only the pixels of the class,
        as a copy. A class holds up to `capacity` samples (one per image); then a random one is replaced.
-    2. *Retrieve.* Of the tail classes :math:`C_{miss}` that are missing, :math:`\lceil |C_{miss}| R_S \rceil` are
-       drawn without replacement among those that have something stored (:math:`R_S` = `sample_ratio`). For each one
-       a stored sample is drawn and resized by :math:`R_R` = `resize_ratio` (shape: nearest; colours: bilinear over
-       pixels of the class alone, so no background bleeds in), or by less if it would not fit into the image.
+    2. *Retrieve.* Some of the tail classes that are missing are drawn among those that have something stored. For
+       each one a stored sample is drawn and resized by `resize_ratio` (shape: nearest; colours: bilinear over pixels
+       of the class alone, so no background bleeds in), or by less if it would not fit into the image.
     3. *Paste.* The sample is placed at random and only the pixels of its class change, in image and mask alike.
 
     What is pasted is never stored. In evaluation mode the bank returns its inputs and stores nothing. The outputs
@@ -57,11 +63,12 @@ class TailMemoryBank(UncompiledModule):
     A paste of which nothing would be left, for example wholly over protected pixels, is tried at up to four more
     places, chosen so that one of its pixels meets one that is free.
 
-    With `presence_target` :math:`t` the number drawn follows from how common a class is, not from `sample_ratio`:
-    a class that a share :math:`p` of the images holds is pasted into an image that lacks it with probability
+    What is drawn follows from how common a class is, by `presence_target` :math:`t`: a class that a share :math:`p`
+    of the images holds is pasted into an image that lacks it with probability
     :math:`q = \max(0, (t - p) / (1 - p))`, which lifts its presence to :math:`t` and leaves classes above it alone.
     Less is reached before a first sample is stored, and where images have no free pixel within reach of the sample:
-    `presence_reached` tells.
+    `presence_reached` tells. With `sample_ratio` :math:`R_S`, the paper's policy, :math:`\lceil |C_{miss}| R_S \rceil`
+    of the missing classes :math:`C_{miss}` are drawn without replacement; `as_in_paper` has all of its settings.
 
     Places and random choices are worked out on the host, and stored pixels stay on the images' device. A call that has
     to read its masks from an accelerator waits for it; with a `plan` nothing waits. Volumes work like images.
@@ -70,9 +77,8 @@ class TailMemoryBank(UncompiledModule):
         tail_classes: Class ids (train ids, 0..num_classes-1) to store and paste.
         num_classes: Number of classes K.
         capacity: Samples per class (S_M of the paper), at least 1.
-        sample_ratio: Share of the missing classes to paste (R_S), 0..1; by default 0.05, and None with
-            `presence_target`, which takes its place.
-        resize_ratio: Scale of what is pasted (R_R), above 0.
+        sample_ratio: Share of the missing classes to paste (R_S of the paper), 0..1, instead of a presence target.
+        resize_ratio: Scale of what is pasted (R_R of the paper), above 0.
         scope: What "missing" means. `"image"`: each image gets what it lacks. `"batch"`: classes that no image of
             the batch holds are drawn once, and each goes to a random image; `presence_target` is then a share of
             batches, and :math:`p` of images becomes :math:`1 - (1 - p)^B`.
@@ -90,19 +96,21 @@ class TailMemoryBank(UncompiledModule):
         ignore_index: Label of pixels without a class; never stored, may be pasted over.
         generator: CPU generator of all random choices; by default an own one, seeded from torch's global generator.
             Its state is saved and loaded with the bank.
-        presence_target: Share of images (0..1) that should hold each tail class; see above.
-        max_factor: With `presence_target`, presence rises at most this many times, at least 1: :math:`t` becomes
-            :math:`\min(t, \mathrm{max\_factor} \cdot p)`, and about so often a sample is shown in an epoch.
+        presence_target: Share of images (0..1) that should hold each tail class; see above. By default 0.1, unless
+            there is a `sample_ratio`.
+        max_factor: Presence rises at most this many times, at least 1: :math:`t` becomes
+            :math:`\min(t, \mathrm{max\_factor} \cdot p)`, and about so often a sample is shown in an epoch. By default
+            5, and no bound where a `presence_target` is given.
         presence: (K,) share of images that hold each class, as `ClassStatistics` counts it, for whole images; a crop
             holds fewer, and too little would be pasted. By default it is estimated from the images seen so far.
         max_components: Components stored per class and image, at least 1.
 
     Raises:
         TypeError: Classes that are not given by their ids.
-        ValueError: An argument out of range, `sample_ratio` beside `presence_target`, `max_factor` without it.
+        ValueError: An argument out of range, or `sample_ratio` beside `presence_target`, `max_factor` or `presence`.
 
     Example:
-        >>> bank = TailMemoryBank([2], num_classes=3, sample_ratio=1.0, resize_ratio=1.0, min_pixels=1, scope="image")
+        >>> bank = TailMemoryBank([2], num_classes=3, presence_target=1.0, min_pixels=1)
         >>> images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
         >>> masks = torch.zeros(2, 4, 4, dtype=torch.uint8)
         >>> images[0, :, 1, 2:] = 99
@@ -123,8 +131,8 @@ class TailMemoryBank(UncompiledModule):
         *,
         capacity: int = 5,
         sample_ratio: float | None = None,
-        resize_ratio: float = 0.4,
-        scope: Literal["batch", "image"] = "batch",
+        resize_ratio: float = 1.0,
+        scope: Literal["batch", "image"] = "image",
         placement: Literal["canvas", "uniform"] = "canvas",
         protect_tail: bool = True,
         min_pixels: int = 16,
@@ -138,6 +146,9 @@ class TailMemoryBank(UncompiledModule):
         max_factor: float | None = None,
     ) -> None:
         super().__init__()
+        if sample_ratio is None and presence_target is None:
+            presence_target = DEFAULT_POLICY["presence_target"]
+            max_factor = DEFAULT_POLICY["max_factor"] if max_factor is None else max_factor
         self.tail_classes = checked_tail_classes(tail_classes, num_classes, ignore_index)
         check_settings(
             {
@@ -155,14 +166,14 @@ class TailMemoryBank(UncompiledModule):
         check_policy(sample_ratio, presence_target, max_factor)
         self.num_classes = num_classes
         self.capacity, self.max_bytes = capacity, max_bytes
-        self.sample_ratio = 0.05 if sample_ratio is None and presence_target is None else sample_ratio
-        self.resize_ratio, self.scope, self.placement = resize_ratio, scope, placement
+        self.sample_ratio, self.resize_ratio = sample_ratio, resize_ratio
+        self.scope, self.placement = scope, placement
         self.protect_tail = protect_tail
         self.protect_classes = checked_classes(protect_classes, num_classes, "protect_classes")
         self.min_pixels, self.ignore_index = min_pixels, ignore_index
         self.presence_target, self.max_factor = presence_target, max_factor
         self.max_components = max_components
-        self._presence = checked_presence(presence, presence_target, self.tail_classes, num_classes)
+        self._presence = checked_presence(presence, sample_ratio, self.tail_classes, num_classes)
         if generator is None:
             generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         self._generator = generator

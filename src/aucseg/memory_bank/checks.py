@@ -97,7 +97,10 @@ def check_policy(sample_ratio: float | None, presence_target: float | None, max_
     if max_factor is None:
         return
     if presence_target is None:
-        raise ValueError(f"max_factor {max_factor} bounds presence_target: give that, too, or leave max_factor out")
+        raise ValueError(
+            f"max_factor {max_factor} bounds a presence target, which sample_ratio {sample_ratio} takes the place of: "
+            "leave one of them out"
+        )
     if not (math.isfinite(max_factor) and max_factor >= 1):
         raise ValueError(
             f"max_factor must be a number from 1 on, got {max_factor}: 1 pastes nothing, None has no bound"
@@ -111,15 +114,15 @@ def checked_classes(classes: Iterable[int], num_classes: int, name: str) -> tupl
 
 def checked_presence(
     presence: Sequence[float] | Tensor | None,
-    presence_target: float | None,
+    sample_ratio: float | None,
     tail_classes: Sequence[int],
     num_classes: int,
 ) -> list[float] | None:
     """Share of images that hold each tail class, from the shares of all classes; ValueError for what is not a share."""
     if presence is None:
         return None
-    if presence_target is None:
-        raise ValueError("presence has no effect without presence_target: give both or neither")
+    if sample_ratio is not None:
+        raise ValueError(f"presence has no effect beside sample_ratio {sample_ratio}: leave one of them out")
     if isinstance(presence, Mapping):  # such as that of another bank, which knows the tail classes alone
         raise TypeError(
             f"presence must hold one share for each of the {num_classes} classes, in their order, not a mapping: give "

@@ -12,6 +12,9 @@ import torch
 
 from aucseg.memory_bank.components import Bools, Ints, pick
 
+DEFAULT_POLICY = {"presence_target": 0.1, "max_factor": 5.0}
+"""Options of a bank that is given none for what it pastes."""
+
 
 class PresenceCounts:
     """In how many images each tail class was seen, and in how many units it was after pasting.

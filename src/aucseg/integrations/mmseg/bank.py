@@ -31,7 +31,7 @@ class TailMemoryBankTransform(BaseTransform):  # type: ignore[misc]
 
     def __init__(self, **options: Any) -> None:
         options = with_paper_settings(options)
-        if options.setdefault("scope", "image") != "image":
+        if options.get("scope", "image") != "image":
             raise ValueError(
                 "a transform sees one image at a time: use scope='image', or AUCSegDataPreProcessor for scope='batch'"
             )
