@@ -53,8 +53,6 @@ def make_trainer(folder: Path, max_steps: int, accelerator: str = "cpu", **optio
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        check_val_every_n_epoch=None,
-        val_check_interval=max_steps,
         use_distributed_sampler=False,
-        **options,
+        **{"check_val_every_n_epoch": None, "val_check_interval": max_steps, **options},
     )

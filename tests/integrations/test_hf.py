@@ -163,3 +163,43 @@ def test_own_trainers_are_extended(tmp_path: Path) -> None:
     trainer.train()
     assert isinstance(trainer, Both)
     assert trainer.steps == 4
+
+
+class ImagesOnly(torch.nn.Module):
+    """A model whose forward() knows no labels and gives its logits in some form."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.network, self.form = Network(), form
+
+    def forward(self, pixel_values: Tensor) -> Any:
+        logits = self.network(pixel_values)
+        forms = {"dict": {"logits": logits}, "out": {"out": logits}, "tuple": (logits,), "tensor": logits}
+        return forms.get(self.form, {"class_queries_logits": logits, "masks_queries_logits": logits})
+
+
+@pytest.mark.parametrize("form", ["dict", "out", "tuple", "tensor"])
+def test_a_model_without_labels_in_its_signature_is_evaluated(tmp_path: Path, form: str) -> None:
+    model = ImagesOnly(form)
+    trainer = AUCSegTrainer(
+        model,
+        make_trainer(tmp_path, remove_unused_columns=False).args,
+        loss=AUCSegLoss(),
+        train_dataset=samples(),
+        eval_dataset=samples(4),
+        compute_metrics=lambda found: {"shape": list(found.predictions.shape)},
+    )
+    trainer.train()
+    result: dict[str, Any] = trainer.evaluate()
+    images, labels = (torch.stack([sample[key] for sample in samples(4)]) for key in ("pixel_values", "labels"))
+    with torch.no_grad():
+        expected = AUCSegLoss()(model.network(images), labels)
+    assert result["eval_loss"] == pytest.approx(expected.item())
+    assert result["eval_shape"] == [4, NUM_CLASSES, 16, 16]
+
+
+def test_an_output_without_logits_is_named(tmp_path: Path) -> None:
+    arguments = make_trainer(tmp_path, remove_unused_columns=False).args
+    trainer = AUCSegTrainer(ImagesOnly("queries"), arguments, loss=AUCSegLoss(), train_dataset=samples())
+    with pytest.raises(TypeError, match=r"dict with class_queries_logits, masks_queries_logits; expected logits"):
+        trainer.train()

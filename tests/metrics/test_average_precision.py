@@ -50,6 +50,20 @@ def test_bound_holds_for_any_bins_scale_and_ties(seed: int, bins: int, spread: f
     assert (error <= result["per_class_error_bound"].numpy() + ROUNDING).all()
 
 
+def test_equal_scores_count_as_scikit_learn_counts_them() -> None:
+    labels = torch.randint(3, (2000,), generator=torch.Generator().manual_seed(0))
+    labels[labels == 2] = torch.where(torch.rand(int((labels == 2).sum())) < 0.05, 2, 0)
+    scores = torch.zeros(2000, 3)  # one-hot scores, of which class 2 is never the highest
+    scores[torch.arange(2000), torch.where(torch.arange(2000) % 5 > 0, labels.clamp(max=1), 0)] = 1
+    metric = PixelAveragePrecision(3, scores="identity")
+    metric.update(scores, labels)
+    result = metric.details()
+    expected = sklearn_average_precision(scores, labels)
+    assert expected[2] < 0.05
+    np.testing.assert_allclose(result["per_class"], expected, rtol=1e-6)
+    assert result["per_class_error_bound"][2] > 0.9  # how they would be ranked if they were not equal
+
+
 def test_many_bins_are_nearly_exact() -> None:
     logits, target = sample(4, 300)
     metric = PixelAveragePrecision(4, bins=200_000)

@@ -43,11 +43,18 @@ def run(rank: int, folder: str) -> None:
         for name, metric in make_metrics().items():
             for index in range(rank, 4, WORLD_SIZE):
                 metric.update(*batch(index))
-            results[name] = {"compute": metric.compute(), "details": metric.details()}
+            results[name] = results_of(metric)
         torch.save(results, f"{folder}/{rank}.pt")
         torch.save(own_values(rank), f"{folder}/own_{rank}.pt")
     finally:
         dist.destroy_process_group()
+
+
+def results_of(metric: PixelMetric) -> dict[str, Any]:
+    results = {"compute": metric.compute(), "details": metric.details()}
+    if isinstance(metric, PixelAUROC):
+        results["curve"] = dict(zip(("false", "true"), metric.roc_curve(1), strict=True))
+    return results
 
 
 def own_values(rank: int) -> dict[str, list[Any]]:
@@ -70,7 +77,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     for name, metric in make_metrics().items():
         for index in range(4):
             metric.update(*batch(index))
-        expected[name] = {"compute": metric.compute(), "details": metric.details()}
+        expected[name] = results_of(metric)
     for rank in range(WORLD_SIZE):
         results = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         torch.testing.assert_close(results, expected, rtol=0, atol=0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from aucseg.metrics.pixel_metric import bands_at, check_logits
-from aucseg.tensors.labels import check_ignore_index, refuse_default_ignore_label, refuse_other_labels
+from aucseg.tensors.labels import check_ignore_index, is_integer, refuse_default_ignore_label, refuse_other_labels
 from aucseg.tensors.upsampling import two_logits
 
 Integers = npt.NDArray[np.integer[Any]]
@@ -147,7 +147,7 @@ class ScoreCollector:
     """
 
     def __init__(self, num_classes: int, *, ignore_index: int, max_offset: float, max_scores: int) -> None:
-        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
+        if not is_integer(num_classes) or num_classes < 2:
             raise ValueError(f"num_classes must be an integer of at least 2, got {num_classes!r}")
         check_ignore_index(ignore_index)
         refuse_default_ignore_label(ignore_index, num_classes)
@@ -155,8 +155,8 @@ class ScoreCollector:
             raise ValueError(f"max_offset must lie between 0 and 10,000, got {max_offset}")
         if max_scores < 1:
             raise ValueError(f"max_scores must be at least 1, got {max_scores}")
-        self.num_classes = num_classes
-        self.ignore_index = ignore_index
+        self.num_classes = int(num_classes)
+        self.ignore_index = int(ignore_index)
         self.max_offset = max_offset
         self.max_scores = max_scores
         self._clusters: dict[Hashable, int] = {}

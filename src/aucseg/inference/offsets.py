@@ -29,8 +29,8 @@ class OffsetFit:
         spread: Half width of the one-sided 95 % interval of the gain: the standard error over the images (or clusters),
             by the jackknife, times the quantile of Student's t.
         before: The objective without offsets, in 0..1.
-        fitted: The objective with `offsets` on the very images that they were fitted on: above `before + gain`, and
-            no evidence.
+        fitted: The objective with `offsets` on the very images that they were fitted on; no evidence. Mostly above
+            `before + gain`; less where few images hold a class, which the fit gives little or no weight.
         iou_before: IoU of each class; NaN for one in neither truth nor prediction.
         iou_after: The same, cross-fitted.
         num_images: Clusters: images, unless they were given in larger groups.

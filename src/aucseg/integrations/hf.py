@@ -17,6 +17,7 @@ from aucseg.losses import MicroBatchAUC
 from aucseg.losses.pairwise_auc import auc_losses, process_group_of
 from aucseg.memory_bank import TailMemoryBank
 from aucseg.models.checkpoint import load_plain
+from aucseg.models.segmentation_model import logits_of
 from aucseg.safe_files import replacing
 
 try:
@@ -36,8 +37,9 @@ class AUCSegTrainer(Trainer):
     first for the sums over pixels, then for the gradient, see `aucseg.losses.MicroBatchAUC`.
 
     Batches need `pixel_values` (B, C, H, W) and `labels` (B, H, W); the model's output has `logits` (B, K, h, w),
-    no larger than the labels. Evaluation takes the loss of each batch alone and pastes nothing. Checkpoints hold the
-    bank. To add it to a Trainer of your own: `class Mine(AUCSegTrainer, YourTrainer)`.
+    no larger than the labels, or is such a tensor, alone or first in a tuple. Evaluation takes the loss of each batch
+    alone and pastes nothing. Checkpoints hold the bank. To add it to a Trainer of your own:
+    `class Mine(AUCSegTrainer, YourTrainer)`.
 
     Args:
         *args: Arguments of `transformers.Trainer`.
@@ -76,6 +78,8 @@ class AUCSegTrainer(Trainer):
                 "with use_auxiliary_head=False",
                 stacklevel=2,
             )
+        # The Trainer finds them in the signature of forward(), and evaluates without a loss where it finds none.
+        self.label_names = self.label_names or ["labels"]
         self.loss = loss.to(self.args.device)
         self.bank = bank
         if bank is not None:
@@ -111,7 +115,10 @@ class AUCSegTrainer(Trainer):
         if not self._is_training_step:
             outputs = network.outputs(inputs)
             loss = self._loss_of(outputs, labels)
-            return (loss, outputs) if return_outputs else loss
+            if not return_outputs:
+                return loss
+            # Of what is no mapping the Trainer takes all but the first, which of models of its own is the loss.
+            return loss, outputs if isinstance(outputs, dict) else (loss, *_as_tuple(outputs))
         with process_group_of(self.loss, dist.group.WORLD if self.accelerator.num_processes > 1 else None):
             if len(self._batches) > 1:
                 if self._whole is None:
@@ -125,7 +132,7 @@ class AUCSegTrainer(Trainer):
         return loss
 
     def _loss_of(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-        loss: Tensor = self.loss(_logits_of(outputs), labels)
+        loss: Tensor = self.loss(logits_of(outputs)[0], labels)
         return loss
 
     def _pasted(self, batch: Batch) -> Batch:
@@ -158,12 +165,11 @@ class _Logits(nn.Module):
         return self.model(**{name: value for name, value in batch.items() if name != "labels"})
 
     def forward(self, batch: Batch) -> Tensor:
-        return _logits_of(self.outputs(batch))
+        return logits_of(self.outputs(batch))[0]
 
 
-def _logits_of(outputs: Any) -> Tensor:
-    logits: Tensor = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
-    return logits
+def _as_tuple(outputs: Any) -> tuple[Any, ...]:
+    return tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
 
 
 class _BankSaver(TrainerCallback):

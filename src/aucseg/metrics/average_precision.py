@@ -16,15 +16,15 @@ class PixelAveragePrecision(ScoreHistogramMetric):
 
     .. math:: \mathrm{AP} = \sum_n (R_n - R_{n-1}) P_n
 
-    over the thresholds n from high to low (scikit-learn's `average_precision_score`, not interpolated). From
-    histograms it is known within bounds: with T positives and F negatives above a bin that holds p positives and n
-    negatives, the positives of the bin have a mean precision of at most (T + p) / (T + p + F), all of them first, and
-    their precisions sum, all of them last, to
+    over the thresholds n from high to low (scikit-learn's `average_precision_score`, not interpolated). Scores in one
+    bin count as equal: with T positives and F negatives above a bin that holds p positives and n negatives, the
+    positives of the bin have the precision (T + p) / (T + p + F + n). If their scores differ it is at most
+    (T + p) / (T + p + F), all of them first, and their precisions sum, all of them last, to
 
     .. math:: \sum_{i=1}^{p} \frac{T + i}{T + i + F + n} \ge p - (F + n) \log\frac{T + F + n + p + 1/2}{T + F + n + 1/2}
 
-    (midpoint rule of a concave function). Reported is the middle of the two bounds, and half their distance as error
-    bound. A class without a pixel in the truth is NaN and left out of the means.
+    (midpoint rule of a concave function). The distance to the farther of the two is the error bound. A class without a
+    pixel in the truth is NaN and left out of the means.
 
     Args:
         num_classes: Number of classes K, at least 2.
@@ -89,13 +89,13 @@ class PixelAveragePrecision(ScoreHistogramMetric):
             self.raise_if_invalid()
             negatives, positives = float64_of(self.histogram).flip(-1)
             positives_above, negatives_above = (c.cumsum(-1) - c for c in (positives, negatives))
-            best = (
-                positives * (positives_above + positives) / (positives_above + positives + negatives_above).clamp(min=1)
+            found, negatives_up_to = positives_above + positives, negatives_above + negatives
+            equal, best = (
+                positives * found / (found + others).clamp(min=1) for others in (negatives_up_to, negatives_above)
             )
-            negatives_up_to = negatives_above + negatives
             worst = positives - negatives_up_to * torch.log1p(positives / (positives_above + negatives_up_to + 0.5))
-            upper, lower = (sums.sum(-1) / positives.sum(-1) for sums in (best, worst))
-            per_class, bound = (upper + lower) / 2, (upper - lower) / 2
+            per_class, upper, lower = (sums.sum(-1) / positives.sum(-1) for sums in (equal, best, worst))
+            bound = torch.maximum(upper - per_class, per_class - lower)
             result = {
                 "map": per_class.nanmean(),
                 **group_means(per_class, self.groups),

@@ -105,10 +105,15 @@ class PixelAUROC(ScoreHistogramMetric):
 
         Returns:
             Two float32 tensors (bins + 1,), rising from 0 to 1; NaN where there are no negatives or no positives.
+
+        Raises:
+            ValueError: As `compute`.
         """
-        positives, negatives = (float64_of(counts).flip(0).cumsum(0) for counts in self.counts_of_class(class_id))
-        rates = [F.pad(counts, (1, 0)) / counts[-1] for counts in (negatives, positives)]
-        false_rate, true_rate = self.results({"false": rates[0], "true": rates[1]}).values()
+        with self.over_processes():
+            self.raise_if_invalid()
+            positives, negatives = (float64_of(counts).flip(0).cumsum(0) for counts in self.counts_of_class(class_id))
+            rates = [F.pad(counts, (1, 0)) / counts[-1] for counts in (negatives, positives)]
+            false_rate, true_rate = self.results({"false": rates[0], "true": rates[1]}).values()
         return false_rate, true_rate
 
     def _auc_of_class(self, class_id: int) -> tuple[Tensor, Tensor]:

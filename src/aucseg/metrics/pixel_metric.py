@@ -13,7 +13,7 @@ from torchmetrics import Metric
 
 from aucseg.metrics.class_bars import draw_class_bars
 from aucseg.tensors.dtypes import check_tensor, int64_labels, plain_tensor
-from aucseg.tensors.labels import check_ignore_index, class_ids, refuse_default_ignore_label
+from aucseg.tensors.labels import check_ignore_index, class_ids, is_integer, refuse_default_ignore_label
 from aucseg.tensors.upsampling import upsampled_bands
 
 _MAX_DIMENSIONS = 3  # of upsampling
@@ -52,7 +52,7 @@ class PixelMetric(Metric):
         self, num_classes: int, ignore_index: int = 255, class_names: Sequence[str] | None = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
+        if not is_integer(num_classes) or num_classes < 2:
             raise ValueError(
                 f"num_classes must be an integer of at least 2, not {num_classes!r}; a model with one logit a pixel "
                 "has 2 classes: give num_classes=2 and its logits (B, 1, *spatial)"
@@ -61,8 +61,8 @@ class PixelMetric(Metric):
         refuse_default_ignore_label(ignore_index, num_classes)
         if class_names is not None and (isinstance(class_names, str) or len(class_names) != num_classes):
             raise ValueError(f"class_names must hold {num_classes} names, one a class, got {class_names!r}")
-        self.num_classes = num_classes
-        self.ignore_index = ignore_index
+        self.num_classes = int(num_classes)
+        self.ignore_index = int(ignore_index)
         self.class_names = None if class_names is None else tuple(class_names)
         self.add_state("num_invalid", torch.tensor(0), dist_reduce_fx="sum")
 

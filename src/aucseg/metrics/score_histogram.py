@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from aucseg.metrics.pixel_metric import PixelMetric, bands_at, check_logits, triton_counts_for
+from aucseg.tensors.labels import is_integer
 
 Scores = Literal["softmax", "sigmoid", "identity"]
 Average = Literal["ovo", "ovr"]
@@ -56,7 +57,7 @@ class ScoreHistogramMetric(PixelMetric):
         num_rows = num_classes if average == "ovo" else 2
         if bins is None:
             bins = max(2, min(MAX_DEFAULT_BINS, MAX_STATE_BYTES // (8 * num_rows * num_classes)))
-        if isinstance(bins, bool) or not isinstance(bins, int) or bins < 2:
+        if not is_integer(bins) or bins < 2:
             raise ValueError(f"bins must be an integer of at least 2, not {bins!r}")
         self.average: Average = average
         self.scores: Scores = scores

@@ -89,9 +89,10 @@ def logits_of(output: Any) -> tuple[Tensor, Tensor | None]:
         return output.logits, None
     if isinstance(output, (tuple, list)) and output:
         return logits_of(output[0])
+    found = f" with {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
     raise TypeError(
-        f"the model returned {type(output).__name__}; expected logits (B, K, h, w) as a tensor, under the key 'out' or "
-        "'logits', or as the first element of a tuple"
+        f"the model returned {type(output).__name__}{found}; expected logits (B, K, h, w) as a tensor, "
+        "under the key 'out' or 'logits', or as the first element of a tuple"
     )
 
 

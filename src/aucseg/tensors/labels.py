@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -69,7 +70,17 @@ def refuse_default_ignore_label(ignore_index: int, num_classes: int) -> None:
         )
 
 
-def check_ignore_index(ignore_index: object) -> None:
+def is_integer(value: object) -> bool:
+    """Whether a value is a whole number of any kind, NumPy's included, and no truth value.
+
+    Example:
+        >>> is_integer(3), is_integer(True), is_integer(3.0)
+        (True, False, False)
+    """
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_ignore_index(ignore_index: Any) -> None:
     """Refuses an ignore label that no mask can hold.
 
     Raises:
@@ -82,7 +93,7 @@ def check_ignore_index(ignore_index: object) -> None:
         ...
         TypeError: ignore_index must be an integer, got '255'
     """
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+    if not is_integer(ignore_index):
         raise TypeError(f"ignore_index must be an integer, got {ignore_index!r}")
     if not -(2**63) <= ignore_index < 2**63:
         raise ValueError(f"ignore_index must fit into 64 bits, got {ignore_index}")

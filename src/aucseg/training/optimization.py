@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -66,6 +67,7 @@ def build_optimizer(
     weight_decay: float,
     betas: Sequence[float],
     optimizer: str | Mapping[str, Any] | None = None,
+    loss: nn.Module | None = None,
 ) -> torch.optim.Optimizer:
     """AdamW, or another optimizer, over the parameters that learn.
 
@@ -77,6 +79,7 @@ def build_optimizer(
         betas: Decay rates of AdamW's two moments.
         optimizer: Import path (a bare name is one of `torch.optim`), or a mapping of `class_path` and
             `init_args`; `lr` and `weight_decay` in these take precedence over `learning_rate` and `weight_decay`.
+        loss: Its parameters, if it has some, learn at the rate of the head and do not decay.
 
     Raises:
         ImportError: The import path leads nowhere.
@@ -88,6 +91,9 @@ def build_optimizer(
     without = undecayed(model)
     groups: list[dict[str, Any]] = []
     encoder, head = split_parameters(model)
+    if loss is not None:
+        head += loss.parameters()
+        without |= set(map(id, loss.parameters()))
     for parameters, factor in ((encoder, 1.0), (head, head_rate_factor)):
         trainable = [parameter for parameter in parameters if parameter.requires_grad]
         for decay, is_without in ((weight_decay, False), (0.0, True)):
@@ -126,15 +132,27 @@ def build_schedule(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
+def steps_of_training(trainer: Trainer) -> int:
+    """Optimizer steps of a training: `max_steps`, or those of its epochs.
+
+    Raises:
+        ValueError: It has no end.
+    """
+    steps = trainer.max_steps if trainer.max_steps > 0 else trainer.estimated_stepping_batches
+    if math.isinf(steps):
+        raise ValueError("the training has no end, which the schedule needs: give the trainer max_steps or max_epochs")
+    return int(steps)
+
+
 def optimizer_and_schedule(
-    model: nn.Module, settings: Mapping[str, Any], trainer: Trainer
+    model: nn.Module, loss: nn.Module | None, settings: Mapping[str, Any], trainer: Trainer, num_steps: int
 ) -> OptimizerLRSchedulerConfig:
     """What Lightning's `configure_optimizers` returns, from the hyperparameters of `aucseg.SegmentationTask`."""
-    settings = _with_recipe(settings, trainer)
+    settings = _with_recipe(settings, trainer, num_steps)
     names = ("learning_rate", "head_rate_factor", "weight_decay", "betas", "optimizer")
-    optimizer = build_optimizer(model, **{name: settings[name] for name in names})
-    warmup_and_decay = {name: settings[name] for name in ("warmup_steps", "warmup_factor", "poly_power")}
-    schedule = schedule_of(optimizer, trainer, settings["schedule"], **warmup_and_decay)
+    optimizer = build_optimizer(model, **{name: settings[name] for name in names}, loss=loss)
+    decay = {name: settings[name] for name in ("warmup_steps", "warmup_factor", "poly_power")}
+    schedule = schedule_of(optimizer, trainer, settings["schedule"], max_steps=num_steps, **decay)
     return {"optimizer": optimizer, "lr_scheduler": schedule}
 
 
@@ -204,7 +222,7 @@ def take_over_changes(
             group["lr"] = rate
 
 
-def _with_recipe(settings: Mapping[str, Any], trainer: Trainer) -> dict[str, Any]:
+def _with_recipe(settings: Mapping[str, Any], trainer: Trainer, num_steps: int) -> dict[str, Any]:
     """The settings with those rates that are left open, which is said."""
     batch_size = int(getattr(getattr(trainer, "datamodule", None), "batch_size", None) or BATCH_SIZE)
     images = batch_size * trainer.accumulate_grad_batches * trainer.world_size
@@ -212,7 +230,7 @@ def _with_recipe(settings: Mapping[str, Any], trainer: Trainer) -> dict[str, Any
     chosen = {
         "learning_rate": recipe.learning_rate,
         "head_rate_factor": recipe.head_rate_factor,
-        "warmup_steps": recipe.warmup_steps(trainer.max_steps),
+        "warmup_steps": recipe.warmup_steps(num_steps),
     }
     chosen = {name: value for name, value in chosen.items() if settings[name] is None}
     if "learning_rate" in chosen and settings["optimizer"] is None:
@@ -228,7 +246,7 @@ def schedule_of(
 
     Args:
         optimizer: What it sets the rates of.
-        trainer: Knows the number of steps.
+        trainer: Knows when it validates.
         spec: Import path (a bare name is one of `torch.optim.lr_scheduler`), or a mapping of `class_path`,
             `init_args` and, for `ReduceLROnPlateau`, the logged value that is its `monitor`: it moves on after
             each validation. It takes the place of warm-up and decay. None for these, see `build_schedule`.
@@ -240,7 +258,7 @@ def schedule_of(
         ValueError: There is a plateau to be found, and no `monitor`, or it would miss validations.
     """
     if spec is None:
-        return {"scheduler": build_schedule(optimizer, trainer.max_steps, **warmup_and_decay), "interval": "step"}
+        return {"scheduler": build_schedule(optimizer, **warmup_and_decay), "interval": "step"}
     spec = {"class_path": spec} if isinstance(spec, str) else dict(spec)
     monitor = spec.pop("monitor", None)
     schedule = build_by_path(spec, "model.schedule", "torch.optim.lr_scheduler", optimizer)

@@ -31,6 +31,7 @@ from aucseg.training.optimization import (
     check_parameter_groups,
     group_settings,
     optimizer_and_schedule,
+    steps_of_training,
     take_over_changes,
 )
 from aucseg.training.precision import clip_gradients, keeping_digits, unscales
@@ -39,6 +40,7 @@ from aucseg.training.start_weights import frozen_parts, take_over
 from aucseg.training.task_checks import (
     batch_norm_explained,
     build_bank,
+    check_channels,
     check_classes,
     check_gradients,
     check_numbers,
@@ -59,12 +61,14 @@ class SegmentationTask(LightningModule):
 
     Args:
         card: Name of a shipped card, path of a card's YAML file, or a card's YAML text.
-        model: Name of a model, see `aucseg.build_model`, or a module from images (B, C, H, W) to logits (B, K, h, w).
+        model: Name of a model, see `aucseg.build_model`, or a module from images (B, C, H, W) to logits (B, K, h, w),
+            which may return them as torchvision and transformers do.
         model_options: Options of `aucseg.build_model`.
         freeze: `encoder`, or dotted names of the model's parts, that do not learn: neither weights nor statistics.
         init_from: Folder of a run, checkpoint or file of weights that a new training starts from, of other classes
             perhaps, see `aucseg.training.start_weights.take_over`.
-        loss: Name of a loss, see `aucseg.losses.build_loss`, or a module from (logits, target) to a scalar.
+        loss: Name of a loss, see `aucseg.losses.build_loss`, or a module from (logits, target) to a scalar, whose
+            parameters learn if it has some.
         loss_options: Options of the loss.
         bank: Options of `aucseg.TailMemoryBank` (`tail_classes` defaults to the card's tail; classes are given by id
             or name; `protect_classes` may be a group of the card, such as `middle`; `as_in_paper: ade20k` stands
@@ -81,7 +85,7 @@ class SegmentationTask(LightningModule):
             `aucseg.training.optimization.schedule_of`.
         warmup_steps: Optimizer steps of linear warm-up; None for a tenth of the training, at most 500.
         warmup_factor: First factor of the warm-up.
-        poly_power: Power of the polynomial decay to zero over `trainer.max_steps`.
+        poly_power: Power of the polynomial decay to zero over the steps of the training.
         channels_last: Whether images and weights are laid out channels last, which is faster for convolutions.
         pixel_metrics: Whether validation also takes the pixel AUC (`val/auroc`) and the mean average precision of the
             tail classes (`val/tail_ap`).
@@ -153,6 +157,11 @@ class SegmentationTask(LightningModule):
             model_options = with_channels(model, model_options or {}, self.card)
             self.hparams["model_options"] = without_weights(model, model_options)
             model = build_model(model, num_classes, **model_options)
+        elif model is None:
+            raise ValueError(
+                "the model is None: a checkpoint of a task with a module of your own does not hold it, so give it to "
+                "load_from_checkpoint as well, model=..."
+            )
         self.model = model.to(memory_format=torch.channels_last) if channels_last else model
         self._frozen = tuple(frozen_parts(self.model, freeze))
         self.loss = loss if isinstance(loss, nn.Module) else None
@@ -162,6 +171,7 @@ class SegmentationTask(LightningModule):
         self._auc_group: dist.ProcessGroup | None = None
         self._exchanged_at = 0
         self._has_stepped = False
+        self._num_steps = 0
         self._random_states: dict[str, Any] | None = None
         # What the optimizer was built with, and what a checkpoint says of its own until it is in force.
         self._group_settings: list[dict[str, Any]] | None = None
@@ -224,16 +234,20 @@ class SegmentationTask(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K, h, w) of images (B, C, H, W) in 0..255, uint8 or float, at the model's own resolution."""
-        logits: Tensor = self.model(self.normalize(images))
-        return logits
+        return self._outputs(self.normalize(images))[0]
+
+    def _outputs(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits and, where there is an auxiliary head, its logits, of normalized images."""
+        logits, auxiliary = forward_with_auxiliary(self.model, in_model_dtype(images, self.model))
+        check_channels(logits, self.card)
+        return logits, auxiliary
 
     def evaluation_logits(self, images: Tensor) -> Tensor:
         """Logits (B, K, h, w) as validation takes them, with the sliding window and so on of `evaluation`."""
         if self.evaluation is None:
-            logits: Tensor = self(images)
-            return logits
+            return self.forward(images)
         predictor = Predictor(
-            self.model,
+            lambda normalized: self._outputs(normalized)[0],
             self.evaluation,
             pixel_mean=self.mean.flatten().tolist(),
             pixel_std=self.std.flatten().tolist(),
@@ -255,13 +269,13 @@ class SegmentationTask(LightningModule):
             self._log_loss(whole, len(images))
             return whole
         with batch_norm_explained(len(images), 1):
-            logits, auxiliary = forward_with_auxiliary(self.model, self.normalize(images))
+            logits, auxiliary = self._outputs(self.normalize(images))
         if isinstance(self.loss, LongTailLoss):
-            self.loss.set_progress(self.global_step / self.trainer.max_steps)
+            self.loss.set_progress(min(1.0, self.global_step / self._num_steps))
         with process_group_of(self.loss, self._auc_group):
             loss: Tensor = self.loss(logits, target)
             if auxiliary is not None:
-                loss = loss + self.model.auxiliary_weight * self.loss(auxiliary, target)
+                loss = loss + getattr(self.model, "auxiliary_weight", 0.0) * self.loss(auxiliary, target)
         self._log_loss(loss, len(images))
         return loss
 
@@ -325,6 +339,16 @@ class SegmentationTask(LightningModule):
                 predicted[position] = label
         return {"predicted": predicted}
 
+    def predict_step(self, batch: Any, batch_index: int) -> list[Tensor]:
+        """The predicted labels (H, W) of each image of a batch, with `evaluation` as in validation.
+
+        Args:
+            batch: Images (B, C, H, W), a list of them, or a mapping with these under `image`.
+            batch_index: Not used.
+        """
+        images = batch["image"] if isinstance(batch, Mapping) else batch
+        return [predicted_labels(self.evaluation_logits(one[None]), one.shape[-2:])[0] for one in images]
+
     def on_validation_epoch_end(self) -> None:
         """Logs the loss, overall, head, middle and tail mean IoU, and mean precision, recall and F1, in [0, 1]."""
         with warnings.catch_warnings():
@@ -342,8 +366,9 @@ class SegmentationTask(LightningModule):
         for name, value in result.items():
             self.log(f"val/{name}", value, prog_bar=name in ("loss", "miou", *(self.groups or ())), **options)
         self.metric.reset()
-        self.loss_sum.reset()
-        self.num_losses.reset()
+        with torch.inference_mode(False):  # else the validation of a training after this one could not add to them
+            self.loss_sum.reset()
+            self.num_losses.reset()
         if self.auroc is not None and self.average_precision is not None:
             self._log_pixel_metrics(self.auroc, self.average_precision)
 
@@ -359,7 +384,8 @@ class SegmentationTask(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with its own rate for the head, linear warm-up and polynomial decay; or what the options say."""
-        configured = optimizer_and_schedule(self.model, self.hparams, self.trainer)
+        self._num_steps = steps_of_training(self.trainer)
+        configured = optimizer_and_schedule(self.model, self.loss, self.hparams, self.trainer, self._num_steps)
         self._group_settings = group_settings(configured["optimizer"])
         if self._resumed is not None:
             check_parameter_groups(configured["optimizer"], self._resumed["groups"])

@@ -86,11 +86,29 @@ def build_bank(options: Mapping[str, Any], card: DatasetCard, generator: torch.G
 
 
 def loss_of(settings: Mapping[str, Any], card: DatasetCard, datamodule: Any) -> nn.Module:
-    """The loss that a task's settings name; its class counts come from the training split, where there is one."""
+    """The loss that a task's settings name; its class counts come from the training split, where there is one.
+
+    Raises:
+        ValueError: They name none, as those in a checkpoint of a task with a module as its loss.
+    """
+    if settings["loss"] is None:
+        raise ValueError(
+            "the loss is None: a checkpoint of a task with a module of your own does not hold it, so give it to "
+            "load_from_checkpoint as well, loss=..."
+        )
     options = dict(settings["loss_options"] or {})
     if "class_counts" not in options and isinstance(datamodule, SegmentationDataModule):
         options["class_counts"] = datamodule.class_counts()
     return build_loss(settings["loss"], ignore_index=card.ignore_index, **options)
+
+
+def check_channels(logits: Tensor, card: DatasetCard) -> None:
+    """Refuses logits (B, K, h, w) of other classes than the card's; of two classes one logit a pixel is enough."""
+    if logits.shape[1] != card.num_classes and (logits.shape[1], card.num_classes) != (1, 2):
+        raise ValueError(
+            f"the model returned logits of shape {tuple(logits.shape)}; expected (B, {card.num_classes}, h, w): build "
+            f"it for the {card.num_classes} classes of the card {card.name!r}"
+        )
 
 
 def evaluation_options(options: Mapping[str, Any]) -> InferenceOptions:

@@ -101,7 +101,7 @@ class LossOptions:
             1.0 if form is None else form.margin,
             0 if form is None else form.degree,
             self.auc.scores,
-            self.auc.ignore_index,
+            int(self.auc.ignore_index),
             self.with_cross_entropy,
             self.label_smoothing if self.with_cross_entropy else 0.0,
         )

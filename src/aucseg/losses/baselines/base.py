@@ -31,7 +31,7 @@ class LongTailLoss(nn.Module):
         if class_counts is None and self.uses_counts:
             raise ValueError(f"{type(self).__name__} needs class_counts, the pixels of each class in the training set")
         check_ignore_index(ignore_index)
-        self.ignore_index = ignore_index
+        self.ignore_index = int(ignore_index)
         self._of_classes: dict[str, Tensor] = {}
         # Tells where the module is: an integer, so that half() and the like leave it alone.
         self.register_buffer("_place", torch.empty(0, dtype=torch.int64), persistent=False)
