@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from aucseg.cli import main
 from tests.report.predicted_folders import probabilities, write_cases, write_nnunet
@@ -47,13 +51,33 @@ def test_two_folders_are_told_and_compared(card: Path, tmp_path: Path, capsys: p
     assert "pictures are left out: there is no folder of predictions" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_what_half_precision_of_scores_costs_is_told(
-    dtype: str, card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def one_hot(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    highest: NDArray[np.float32] = (scores == scores.max(0)).astype(np.float32)
+    return highest
+
+
+@pytest.mark.parametrize(("rounded", "is_told"), [(np.float16, False), (one_hot, True)])
+def test_scores_that_cannot_be_told_apart_are_told(
+    rounded: Any, is_told: bool, card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = write_nnunet(tmp_path / "p", {case: s.astype(dtype) for case, s in probabilities(card, 2.0).items()})
+    scores = {case: rounded(values) for case, values in probabilities(card, 2.0).items()}
+    folder = write_nnunet(tmp_path / "p", scores)
     assert main(["evaluate", str(folder), "--card", str(card), "--root", str(card.parent)]) == 0
-    assert ("the scores are float16 numbers" in capsys.readouterr().out) == (dtype == "float16")
+    assert ("cannot be told apart" in capsys.readouterr().out) == is_told
+
+
+@pytest.mark.parametrize(
+    ("array", "shape"),
+    [(np.zeros((1, 4, 8, 6), np.float32), r"\(1, 4, 8, 6\)"), (np.zeros((4, 8, 6), np.uint8), r"\(4, 8, 6\)")],
+)
+def test_arrays_that_are_neither_labels_nor_scores_are_told_what_scores_are(
+    array: NDArray[Any], shape: str, card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p").mkdir()
+    for case in probabilities(card, 2.0):
+        np.save(tmp_path / "p" / f"{case}.npy", array)
+    assert main(["evaluate", str(tmp_path / "p"), "--card", str(card), "--root", str(card.parent)]) == 2
+    assert re.search(rf"shape {shape} is neither scores, .* \(K, H, W\), nor a label map", capsys.readouterr().err)
 
 
 def test_a_part_is_evaluated_when_asked_for(card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -116,3 +116,10 @@ def test_a_file_that_fails_its_check(
 def test_missing_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(tmp_path), "--to", "model.onnx"]) == 2
     assert "no checkpoint at" in capsys.readouterr().err
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "afile").touch()
+    for to in ("afile", "afile/model.onnx"):
+        assert main(["export", "runs/a", "--to", str(tmp_path / to)]) == 2
+        assert f"{tmp_path / 'afile'} is a file, not a folder" in capsys.readouterr().err

@@ -217,6 +217,26 @@ def test_nothing_labelled(run: Run, card_path: Path, root: Path, capsys: pytest.
     assert "no labelled pixel" in capsys.readouterr().err
 
 
+def test_what_is_found_and_the_card_are_written_where_nothing_can_be_counted(
+    run: Run, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6  # turned by 90 degrees
+    for number, image in enumerate(sorted((root / "images").iterdir())):
+        Image.new("RGB", (16, 12), (40 * number, 0, 0)).save(image.with_suffix(".jpg"), exif=turned)
+        image.unlink()
+    written = {name: tmp_path / name for name in ("my.yaml", "all.json", "c.csv")}
+    options = ("--write-card", written["my.yaml"], "--json", written["all.json"], "--csv", written["c.csv"])
+    assert run(root, *options) == 1
+    captured = capsys.readouterr()
+    assert f"not written, as there is nothing to write: --csv {written['c.csv']}" in captured.err
+    assert f"wrote {written['my.yaml']}" in captured.out
+    assert [path.exists() for path in written.values()] == [True, True, False]
+    assert sum("EXIF" in error for error in json.loads(written["all.json"].read_text())["check"]["errors"]) == 6
+    written["my.yaml"].write_text(written["my.yaml"].read_text().replace("exif: error", "exif: ignore"))
+    assert run(written["my.yaml"], "--root", root) == 0
+
+
 def test_files_in_no_pair_are_named_and_are_no_success(
     run: Run, card_path: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

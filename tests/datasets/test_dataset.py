@@ -255,7 +255,7 @@ def bad_files(root: Path, kind: str) -> str:
         return r"masks/1\.png: .*fetch or export the file again"
     if kind == "no image":
         image.write_bytes(b"<html>404</html>")
-        return r"images/1\.png: not a readable image: .*fetch or export the file again"
+        return r"images/1\.png: not a readable image; fetch or export the file again"
     if kind == "16-bit image":
         Image.fromarray(np.zeros((12, 16), np.uint16)).save(image)
         return r"images/1\.png: the image has mode I;16 \(more than 8 bits a channel\); convert it to 8 bits"

@@ -330,3 +330,26 @@ def test_images_beyond_the_limit_are_refused(tmp_path: Path) -> None:
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"absent\.png"):
         read_image(tmp_path / "absent.png")
+
+
+def test_a_link_to_nowhere_is_a_failure_and_not_passed_over(tmp_path: Path) -> None:
+    save(picture(), tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "dead.jpg").symlink_to("nowhere.jpg")
+    found = find_images([tmp_path / "in"])
+    assert [path.name for path in found] == ["a.png", "dead.jpg"]
+    assert find_images([tmp_path / "in" / "*.jpg"]) == find_images([tmp_path / "in" / "dead.jpg"]) == found[1:]
+    with pytest.raises(ImageError, match=r"dead\.jpg: a symbolic link to nowhere\.jpg, where there is no file"):
+        read_image(found[1])
+
+
+@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
+def test_bands_that_are_no_colours_are_counted(tmp_path: Path) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    path = tmp_path / "five.tif"
+    with rasterio.open(path, "w", driver="GTiff", height=8, width=6, count=5, dtype="uint8") as file:
+        file.write(np.zeros((5, 8, 6), np.uint8))
+    with pytest.raises(ImageError, match=r"five\.tif: 5 bands of uint8, which are not read as colours: .*'bands:'"):
+        read_image(path)
+    (tmp_path / "broken.tif").write_bytes(b"broken")
+    with pytest.raises(ImageError, match=r"broken\.tif: no readable image"):
+        read_image(tmp_path / "broken.tif")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aucseg.runtime.announce import loading
+from aucseg.safe_files import check_folder
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     is_folder = args.to.endswith(("/", os.sep)) or not to.suffix or to.is_dir()
     if not is_folder and to.suffix not in (".onnx", ".pt2", ".safetensors"):
         raise ValueError(f"--to {args.to}: end it in .onnx, .pt2 or .safetensors, or in / for a folder for the hub")
+    check_folder(to if is_folder else to.parent)
     if args.images and (is_folder or to.suffix == ".safetensors"):
         raise ValueError("--images checks what is exported to .onnx or .pt2; weights are written as they are")
     if args.best:

@@ -153,6 +153,7 @@ def _run(args: argparse.Namespace) -> int:
     _print_check(check, statistics, card)
     if statistics.num_labelled == 0:
         print("no labelled pixel could be counted", file=sys.stderr)
+        _write_without_counts(args, check, card)
         return 1
     report = make_report(statistics, card, batch_size=args.batch_size, delta=args.delta)
     print(format_report(report))
@@ -296,6 +297,17 @@ def _write(args: argparse.Namespace, statistics: ClassStatistics, report: dict[s
         write_csv(report, args.csv)
     if args.chart is not None:
         write_chart(report, args.chart)
+
+
+def _write_without_counts(args: argparse.Namespace, check: Check, card: DatasetCard) -> None:
+    """Where nothing could be counted: what was found all the same, and what is not written."""
+    if args.json is not None:
+        write_named(args.json, json_bytes({"check": _check_as_json(check)}, indent=1))
+    if args.write_card is not None:
+        _write_card(args.write_card, card, Path(args.card))
+    counts = {"--save": args.save, "--csv": args.csv, "--chart": args.chart, "--write-config": args.write_config}
+    if unwritten := [f"{option} {path}" for option, path in counts.items() if path is not None]:
+        print(f"not written, as there is nothing to write: {', '.join(unwritten)}", file=sys.stderr)
 
 
 def write_config(args: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 _ORIENTATION_TAG = 0x0112
 _BITS_TAG, _WIDTH_TAG, _HEIGHT_TAG = 258, 256, 257
@@ -161,6 +161,10 @@ def open_image(path: Path, data: bytes | None = None) -> Image.Image:
         raise SampleError(
             f"{path}: {error}. If the size is right, {READ_BY_WINDOWS}, or raise PIL.Image.MAX_IMAGE_PIXELS"
         ) from error
+    except UnidentifiedImageError as error:  # its text names the file again, or the place of the bytes in memory
+        is_empty = not (path.stat().st_size if data is None else data)
+        what = "an empty file" if is_empty else "not a readable image"
+        raise SampleError(f"{path}: {what}; {_way_out(path, data)}") from error
     except Exception as error:
         raise SampleError(f"{path}: not a readable image: {error}; {_way_out(path, data)}") from error
     try:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from aucseg.datasets.files import without_pixel_limit
 from aucseg.datasets.naming import split_of_path
@@ -165,6 +165,8 @@ def _write_entry(entry: Any, path: Path) -> None:
     try:
         with without_pixel_limit(), Image.open(io.BytesIO(content)) as image:
             kind = image.format or "png"
+    except UnidentifiedImageError as error:
+        raise ValueError(f"row {path.name}: not a readable image, {len(content)} bytes") from error
     except Exception as error:
         raise ValueError(f"row {path.name}: not a readable image: {error}") from error
     path.with_name(f"{path.name}.{_ENDINGS.get(kind, kind.lower())}").write_bytes(content)

@@ -147,6 +147,8 @@ class PredictionFiles:
         """How a label map holds its classes, from its header."""
         if ending_of(path.name) == ".npz":
             raise SampleError(f"{path}: an NPZ file holds scores, floats of three dimensions; write labels as PNG")
+        if ending_of(path.name) == ".npy":
+            _check_is_map(path)
         mode, _ = mode_and_format(path)
         encoding = encoding_of_mode(mode)
         if encoding is None:
@@ -243,6 +245,17 @@ def _check_size(path: Path, size: tuple[int, ...], truth: tuple[int, ...]) -> No
 def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
     """A shape without the depth of 1 that nnU-Net gives to images: (K, 1, H, W) as (K, H, W)."""
     return (shape[0], *shape[2:]) if len(shape) == 4 and shape[1] == 1 else shape
+
+
+def _check_is_map(path: Path) -> None:
+    """Refuses arrays that are neither a label map nor scores."""
+    _, shape, dtype = _array_header(path)
+    is_picture = len(shape) == 3 and shape[-1] == 3 and dtype == np.uint8
+    if not (len(shape) == 2 or is_picture or (len(shape) == 3 and 1 in (shape[0], shape[-1]))):
+        raise SampleError(
+            f"{path}: an array of {dtype} with shape {shape} is neither scores, floating-point numbers (K, H, W), nor "
+            "a label map, whole numbers (H, W); write one of them for each image"
+        )
 
 
 def _is_scores(shape: tuple[int, ...], num_classes: int) -> bool:

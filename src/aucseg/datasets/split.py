@@ -119,7 +119,10 @@ class SplitOfFiles:
             f"image or mask: {shown}"
         )
         if self.on_error == "raise" or not self.pairs:
-            raise ValueError(f"{message}. Add the files, correct the patterns in the card, or pass on_error='skip'")
+            raise ValueError(
+                f"{message}. Add the files, correct the patterns in the card, or leave these out: on_error='skip' "
+                "(--data.on_error skip; aucseg stats: --on-error skip)"
+            )
         _logger.warning("%s; they are left out", message)
 
     def __len__(self) -> int:

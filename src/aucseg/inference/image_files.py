@@ -10,21 +10,23 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-from aucseg.datasets.bands import read_card_image
+from aucseg.datasets.bands import open_raster, read_card_image
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.deep_color import read_deep_color
 from aucseg.datasets.files import (
     SampleError,
     bits_per_channel,
+    check_exists,
     check_pages,
     load_oriented,
     to_rgb,
@@ -90,7 +92,7 @@ def find_images(inputs: Iterable[str | Path], *, exclude: Path | None = None) ->
     found: dict[Path, None] = {}
     for entry in inputs:
         path = Path(entry)
-        if path.is_file():
+        if path.is_file() or _is_dead_link(path):
             matches = [] if is_system_file(path.name) else [path]
         elif path.is_dir():
             matches = sorted(p for p in path.rglob("*") if ending_of(p.name) in IMAGE_ENDINGS and _is_data(p, path))
@@ -107,7 +109,14 @@ def find_images(inputs: Iterable[str | Path], *, exclude: Path | None = None) ->
 
 
 def _is_data(path: Path, folder: Path) -> bool:
-    return path.is_file() and not any(is_hidden(part) for part in path.relative_to(folder).parts)
+    return (path.is_file() or _is_dead_link(path)) and not any(
+        is_hidden(part) for part in path.relative_to(folder).parts
+    )
+
+
+def _is_dead_link(path: Path) -> bool:
+    """Whether a file is elsewhere and not there: an image without a prediction, of which `errors.csv` tells."""
+    return path.is_symlink() and not path.exists()
 
 
 def _fixed_part(pattern: Path) -> Path:
@@ -149,6 +158,7 @@ def _read(
     """The pixels of an image, and the bits of a channel in its file."""
     with without_pixel_limit():
         try:
+            check_exists(Path(path))
             with Image.open(path) as file:
                 if file.width * file.height > max_pixels:
                     raise ImageError(f"{path}: more than {max_pixels} pixels; raise max_pixels if that is right")
@@ -163,8 +173,25 @@ def _read(
             raise
         except SampleError as error:
             raise ImageError(str(error)) from error
+        except UnidentifiedImageError as error:
+            raise ImageError(f"{path}: {_bands_of(Path(path)) or 'no readable image'}") from error
         except Exception as error:  # decoders fail in many ways on damaged bytes
             raise ImageError(f"{path}: no readable image: {str(error).removeprefix(f'{path}: ')}") from error
+
+
+def _bands_of(path: Path) -> str | None:
+    """What to say of an image whose bands Pillow does not take for colours; None for any other file."""
+    if ending_of(path.name) not in (".tif", ".tiff") or find_spec("rasterio") is None:
+        return None
+    try:
+        with open_raster(path) as raster:
+            bands = f"{raster.count} bands of {raster.dtypes[0]}"
+    except SampleError:
+        return None
+    return (
+        f"{bands}, which are not read as colours: save them as RGB, or train with a card that names its bands "
+        "('bands:', see docs/data.md)"
+    )
 
 
 def _to_8_bits(values: Array, path: str | Path, value_range: tuple[float, float] | None) -> npt.NDArray[np.uint8]:

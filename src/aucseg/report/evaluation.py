@@ -30,6 +30,8 @@ from aucseg.statistics.groups import groups_by_share
 ScoreKind = Literal["softmax", "sigmoid", "identity"]
 # Rounding in 16 bits may lead this far out of 0..1.
 _ROUNDING = 1e-3
+# Error bounds of AUC and average precision from here on are told.
+_TELLING = 0.02
 _MISSING = "there is no prediction"
 _MAX_UNUSABLE = 5
 
@@ -168,7 +170,6 @@ class _Sums:
         self.images: dict[str, dict[int, list[int]]] = {}
         self.without_scores: list[str] = []
         self.with_scores = with_scores
-        self.is_coarse = False
         self.pixel_metrics: tuple[PixelAUROC, PixelAveragePrecision] | None = None
 
     def add(self, name: str, truth: NDArray[Any], predictions: PredictionFiles) -> None:
@@ -191,7 +192,6 @@ class _Sums:
             self.without_scores.append(name)
             return
         if self.pixel_metrics is None:
-            self.is_coarse = self.kind == "identity" and bool((scores.half() == scores).all())
             options: dict[str, Any] = {"scores": self.kind, "ignore_index": card.ignore_index}
             self.pixel_metrics = (
                 PixelAUROC(card.num_classes, **options),
@@ -240,10 +240,13 @@ class _Sums:
             metrics["auroc"] = float(auroc["auroc"])
             tail = groups.get("tail", [])
             roc_curves = {card.class_names[c]: self.pixel_metrics[0].roc_curve(c) for c in tail}
-            if self.is_coarse:
+            bounds = torch.maximum(auroc["per_class_error_bound"], precision["per_class_error_bound"])
+            if unsure := [card.class_names[c] for c in (bounds > _TELLING).nonzero().flatten().tolist()]:
                 notes.append(
-                    "the scores are float16 numbers, in which all above 0.9998 are equal: AUC and average precision "
-                    "of a confident model come out lower than they are; write float32, or logits"
+                    f"many scores of {shorten(unsure, 5)} cannot be told apart (float16 numbers, 0 and 1 alone, shares "
+                    "near 0 or 1) and count as equal: with the scores that they were rounded from, AUC or average "
+                    f"precision would be others, by up to {100 * float(bounds[~bounds.isnan()].max()):.0f} points; "
+                    "write logits, or float32"
                 )
         elif self.with_scores:
             notes.append(f"no AUC and average precision: no scores for {shorten(self.without_scores, 10)}")

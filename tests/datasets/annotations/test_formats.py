@@ -286,6 +286,16 @@ def test_bad_entries_of_other_formats(name: str, tmp_path: Path, capsys: pytest.
     assert message in problem
 
 
+@pytest.mark.parametrize("names", ["[road, off]", "{0: road, 1: no}", "[road, ~]"])
+def test_names_that_yaml_reads_as_something_else_are_refused(
+    names: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = yolo(tmp_path / "in")
+    (root / "data.yaml").write_text(f"train: ../train/images\nnames: {names}\n")
+    assert main(["masks", str(root), "--out", str(tmp_path / "out")]) == 2
+    assert "put it in quotes" in capsys.readouterr().err
+
+
 def test_entities_of_xml_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = cvat(tmp_path / "in") / "annotations.xml"
     bomb = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;">]><annotations>'

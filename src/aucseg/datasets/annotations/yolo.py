@@ -96,15 +96,24 @@ def _as_list(value: Any) -> list[str]:
 def _names(settings: dict[str, Any], root: Path, yaml_path: Path | None) -> dict[int, str]:
     names = settings.get("names")
     if isinstance(names, list):
-        return {number: str(name) for number, name in enumerate(names)}
+        return {number: _text(name, yaml_path) for number, name in enumerate(names)}
     if isinstance(names, dict):
         if not all(isinstance(key, int) and key >= 0 for key in names):
             raise ValueError(f"{yaml_path}: 'names' must map whole numbers to names")
-        return {number: str(name) for number, name in names.items()}
+        return {number: _text(name, yaml_path) for number, name in names.items()}
     for candidate in (root / "classes.txt", root / "obj.names"):
         if candidate.is_file():
             return dict(enumerate(line for line in read_lines(candidate) if line))
     return {}
+
+
+def _text(name: Any, yaml_path: Path | None) -> str:
+    if name is None or isinstance(name, bool):
+        raise ValueError(
+            f"{yaml_path}: 'names' holds a name that YAML reads as {str(name).lower()}: put it in quotes, "
+            "such as 'on', 'no' or 'null'"
+        )
+    return str(name)
 
 
 def _texts_of(images: list[str], texts: list[str]) -> dict[str, str]:
