@@ -28,7 +28,8 @@ number comes from there.
 [A trustworthy comparison](../compare.md) explains how the runs are made and how to read the tables.
 
 Names of methods: `ce` is cross-entropy, `auc` cross-entropy with the AUC loss, `aucseg` the same with the memory bank;
-a number behind one of them is its AUC weight. The others are [other losses](../rivals.md); `+bank` adds the bank,
+a number behind one of them is its AUC weight. `auc-inverse` is the AUC loss beside cross-entropy with the class weights
+of the plan (inverse frequency, power 0.25). The others are [other losses](../rivals.md); `+bank` adds the bank,
 `+rcs` rare-class sampling, `+rfs` repeat-factor sampling.
 """
 # Digests (`hashes.code` of a run) of the code whose training images had their colour channels permuted.

@@ -1,43 +1,66 @@
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix, jaccard_score, precision_score, recall_score
+from sklearn.metrics import confusion_matrix, precision_score, recall_score
 
-from aucseg.report.class_table import class_scores, class_table
+from aucseg.metrics import GroupedMeanIoU
+from aucseg.report.class_table import class_table
 from aucseg.report.examples import Example
-from aucseg.report.runs import Run
+from aucseg.report.runs import Run, with_precision
 from aucseg.report.shown_image import shown_image
 from aucseg.report.validation_picture import validation_picture
 
 GROUPS = {"head": [0], "middle": [2], "tail": [1, 3]}
 
 
+def metric_of(confusion: NDArray[np.int64]) -> GroupedMeanIoU:
+    metric = GroupedMeanIoU(len(confusion))
+    metric.confusion.add_(torch.from_numpy(confusion))
+    return metric
+
+
 def a_run(confusion: NDArray[np.int64], groups: dict[str, list[int]] | None = GROUPS) -> Run:
     names = tuple(f"class {c}" for c in range(len(confusion)))
-    metrics = {"miou": 0.5, "head": 0.75, "tail": 0.25}
-    return Run("a", Path("runs/a"), class_names=names, confusion=confusion, groups=groups, metrics=metrics)
+    metric = metric_of(confusion)
+    iou = [None if math.isnan(value) else value for value in metric.details()["per_class"].tolist()]
+    return Run(
+        "a",
+        Path("runs/a"),
+        class_names=names,
+        per_class_iou=dict(zip(names, iou, strict=True)),
+        per_class=with_precision({}, names, confusion),
+        groups=groups,
+        metrics={"miou": 0.5, "head": 0.75, "tail": 0.25},
+    )
 
 
 def test_scores_are_those_of_scikit_learn() -> None:
     rng = np.random.default_rng(0)
-    truth, predicted = rng.integers(0, 6, 500), rng.integers(0, 6, 500)
-    options = {"average": None, "labels": range(6)}
-    for index, score in enumerate((jaccard_score, precision_score, recall_score)):
-        ours = [scores[index] for scores in class_scores(confusion_matrix(truth, predicted))]
+    truth, predicted = rng.integers(0, 5, 500), rng.integers(1, 6, 500)  # 0 is never predicted, 5 is not there
+    names, options = [str(c) for c in range(7)], {"average": None, "labels": range(6), "zero_division": 0}
+    counts = confusion_matrix(truth, predicted, labels=range(7))
+    found = with_precision({}, names, counts)
+    metric = metric_of(counts)
+    for key, score in (("precision", precision_score), ("recall", recall_score)):
+        ours = [found[name][key] for name in names[:6]]
         assert ours == pytest.approx(score(truth, predicted, **options))
+        assert ours == pytest.approx(metric.details()[f"per_class_{key}"][:6].tolist())
+    assert found["6"] == {}
 
 
-def test_a_line_for_each_class_by_group_and_a_dash_where_nothing_can_be_divided() -> None:
+def test_a_line_for_each_class_by_group_and_a_dash_for_one_that_is_nowhere() -> None:
     # Class 1 is never predicted, class 2 neither there nor predicted, class 3 predicted where it is not.
     confusion = np.array([[6, 0, 0, 2], [1, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]])
     lines = class_table(a_run(confusion)).splitlines()
     assert [line.split() for line in lines[1:5]] == [
         ["class", "0", "head", "66.7", "85.7", "75.0"],
         ["class", "2", "middle", "–", "–", "–"],
-        ["class", "1", "tail", "0.0", "–", "0.0"],
-        ["class", "3", "tail", "0.0", "0.0", "–"],
+        ["class", "1", "tail", "0.0", "0.0", "0.0"],
+        ["class", "3", "tail", "0.0", "0.0", "0.0"],
     ]
     assert lines[-1] == "mean IoU in %: all 50.0, head 75.0, middle –, tail 25.0"
     assert "nan" not in "\n".join(lines)

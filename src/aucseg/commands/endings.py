@@ -14,13 +14,12 @@ from aucseg.training.checkpoints import RunInterrupted
 from aucseg.training.step_guard import TrainingStopped
 
 
-def status_of(command: str, train: Callable[[], object], goes_on: str | None = None) -> int:
+def status_of(command: str, train: Callable[[], object]) -> int:
     """Trains, and says what stopped it.
 
     Args:
         command: Name of the command, for the sentence.
         train: What is done.
-        goes_on: The command line that goes on after an interruption, where it is not the one that the run notes.
 
     Returns:
         Exit status: 0 done, 3 stopped by a failure that is named, 128 + n stopped by signal n with a checkpoint.
@@ -34,8 +33,7 @@ def status_of(command: str, train: Callable[[], object], goes_on: str | None = N
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
     except RunInterrupted as interruption:
-        text = str(interruption)
-        _say(command, f"{text}; '{goes_on}' goes on" if goes_on is not None else with_notes(text, interruption))
+        _say(command, with_notes(str(interruption), interruption))
         return 128 + interruption.signal
     except TrainingStopped as stop:
         _say(command, f"error: {stop}")

@@ -44,6 +44,8 @@ from aucseg.training.run_lock import IS_TAKEN, is_at_work, lock_if_free, remove_
 # Held by who takes care of a run; the run itself holds another, see `aucseg.training.run_lock`.
 _RUNNER_LOCK = ".runner.lock"
 _FAILED_FILE = "failed"
+# Of the log of a run that has failed.
+_NUM_LAST_LINES = 8
 # Variables by which a process would take itself for one of several that train one model.
 _OF_LAUNCHERS = (
     *("SLURM_", "TORCHELASTIC_", "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
@@ -304,7 +306,7 @@ def _problem(run: Run, status: int) -> str | None:
     return None
 
 
-def _last_lines(log: Path, count: int = 8) -> str:
+def _last_lines(log: Path) -> str:
     # A progress bar rewrites its line with carriage returns.
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:]
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_NUM_LAST_LINES:]
     return "".join(f"  | {line.rpartition(chr(13))[2]}\n" for line in lines)

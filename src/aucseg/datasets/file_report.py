@@ -63,12 +63,11 @@ class FileReport:
         found = {split: [pair.image for pair in pairs if pair.image not in taken] for split, pairs in others.items()}
         return {split: images for split, images in found.items() if images}
 
-    def lines(self, used: Sequence[str] = (), limit: int = _MAX_SHOWN) -> list[str]:
-        """Returns the numbers of images and what is not used as lines of text, at most `limit` names of each kind.
+    def lines(self, used: Sequence[str] = ()) -> list[str]:
+        """Returns the numbers of images and what is not used as lines of text, with a few names of each kind.
 
         Args:
             used: The splits that are used now; the others are called so.
-            limit: How many files are named of each kind; of a split that is not used now the first three.
         """
         counts = [
             f"{split} {counted(len(files.pairs), 'image')}" + ("" if not used or split in used else " (not used here)")
@@ -76,9 +75,9 @@ class FileReport:
         ]
         lines = [f"files: {', '.join(counts)}"] if counts else []
         for split, images in self.others(used).items():
-            lines.append(f"files: of {split}, not used here: {shorten(images, min(limit, _MAX_SHOWN_OF_SPLIT))}")
+            lines.append(f"files: of {split}, not used here: {shorten(images, _MAX_SHOWN_OF_SPLIT)}")
         if self.unused:
-            lines.append(f"files: {len(self.unused):,} in no split: {shorten(self.unused, limit)}")
+            lines.append(f"files: {len(self.unused):,} in no split: {shorten(self.unused, _MAX_SHOWN)}")
         return lines
 
 
@@ -86,7 +85,6 @@ def report_files(
     card: DatasetCard,
     root: Path,
     *,
-    splits: Sequence[str] | None = None,
     is_proposed: bool = False,
     whole_root: bool = True,
 ) -> FileReport:
@@ -95,14 +93,13 @@ def report_files(
     Args:
         card: The data set card.
         root: The folder of the data.
-        splits: The splits to look at; None for all that the card names. Where a split is not there it is left out.
         is_proposed: Whether the card was proposed for this folder: then every image and mask belongs to a pair, but for
             test images and those in folders called so without masks.
         whole_root: Whether to look below the whole root, or only in the folders that the card names.
     """
     tree = Tree(root)
     report = FileReport()
-    for split in card.splits if splits is None else splits:
+    for split in card.splits:
         try:
             report.splits[split] = find_pairs(card, root, split, tree)
         except ValueError:  # noqa: PERF203

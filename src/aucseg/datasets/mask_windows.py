@@ -62,9 +62,9 @@ def read_mask_window(path: Path, card: DatasetCard, window: Window, size: tuple[
         return _read(raster, path, card, window, encoding)
 
 
-def read_tile_of_mask(path: Path, card: DatasetCard, tile: Tile | None, data: bytes | None = None) -> RawMask:
+def read_tile_of_mask(path: Path, card: DatasetCard, tile: Tile | None) -> RawMask:
     """Reads the core of a tile of a mask, or the whole mask where there is no tile."""
-    return read_mask(path, card, data) if tile is None else read_mask_window(path, card, tile.core, tile.size)
+    return read_mask(path, card) if tile is None else read_mask_window(path, card, tile.core, tile.size)
 
 
 def _check_size(path: Path, found: tuple[int, ...], size: tuple[int, int]) -> None:

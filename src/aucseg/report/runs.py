@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aucseg.hints import counted
-from aucseg.report.groups import group_means
 from aucseg.report.history import read_history
 from aucseg.report.text import percent
 from aucseg.run_files import (
@@ -136,7 +135,7 @@ def read_run(folder: str | Path, title: str | None = None) -> Run:
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise ValueError(f"a JSON file in {folder} does not hold what a run writes: {error!r}") from error
     if counts is not None:
-        run["per_class"] = _with_precision(run["per_class"], run["class_names"], counts)
+        run["per_class"] = with_precision(run["per_class"], run["class_names"], counts)
     if not run["metrics"]:
         # A validation of a running run may be logged before its result file is there.
         run["metrics"] = {
@@ -180,13 +179,26 @@ def _parse_result(result: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _with_precision(
+def with_precision(
     per_class: Mapping[str, Mapping[str, float]], class_names: Sequence[str], confusion: NDArray[np.int64]
 ) -> dict[str, dict[str, float]]:
-    """The numbers of each class, with precision and recall from the confusion of any run."""
+    """The numbers of each class, with precision and recall from the confusion of any run.
+
+    As `aucseg.metrics.GroupedMeanIoU` has them: 0 for a class that is never predicted, or not in the truth; none for
+    one that is in neither.
+
+    Args:
+        per_class: By class name and name of the number; what it has of both stays.
+        class_names: Of K classes.
+        confusion: Pixel counts (K, K), [truth, prediction].
+
+    Example:
+        >>> with_precision({}, ["road", "gem", "sky"], np.array([[8, 2, 0], [0, 0, 0], [0, 0, 0]]))["gem"]
+        {'precision': 0.0, 'recall': 0.0}
+    """
     hits, predicted, true = confusion.diagonal(), confusion.sum(0), confusion.sum(1)
     return {
-        name: {"precision": hits[c] / max(predicted[c], 1), "recall": hits[c] / max(true[c], 1)}
+        name: {"precision": float(hits[c] / max(predicted[c], 1)), "recall": float(hits[c] / max(true[c], 1))}
         | dict(per_class.get(name, {}))
         if predicted[c] + true[c]
         else dict(per_class.get(name, {}))
@@ -369,11 +381,13 @@ def load_comparison(
 
 def _with_group_means(run: Run, groups: Mapping[str, Sequence[int]]) -> Run:
     """The run with means that others have and it lacks, such as those of groups that its own card does not name."""
-    means = group_means([run.per_class_iou.get(name) for name in run.class_names], groups) if run.class_names else {}
+    means = (
+        known_group_means([run.per_class_iou.get(name) for name in run.class_names], groups) if run.class_names else {}
+    )
     for score in ("precision", "recall"):
         if run.per_class and "tail" in groups:
             values = [run.per_class.get(name, {}).get(score) for name in run.class_names]
-            of_groups = group_means(values, {"tail": groups["tail"]})
+            of_groups = known_group_means(values, {"tail": groups["tail"]})
             means |= {f"{name}_{score}": value for name, value in of_groups.items()}
     return replace(run, metrics=means | run.metrics)
 
@@ -414,3 +428,14 @@ def _spread_color(class_id: int) -> tuple[int, int, int]:
 
     red, green, blue = colorsys.hsv_to_rgb(class_id * 0.61803 % 1, 0.65, 0.85)
     return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def known_group_means(values: Sequence[float | None], groups: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """Mean of each group over the classes that have a value; without the groups in which none has.
+
+    Example:
+        >>> known_group_means([0.5, None, 0.25, 0.75], {"head": [0], "middle": [1], "tail": [1, 2, 3]})
+        {'head': 0.5, 'tail': 0.5}
+    """
+    known = {name: [value for i in ids if (value := values[i]) is not None] for name, ids in groups.items()}
+    return {name: sum(found) / len(found) for name, found in known.items() if found}

@@ -36,7 +36,6 @@ def fit_task_offsets(
     *,
     objective: str | Sequence[float] = "miou",
     num_folds: int = 5,
-    progress: bool = True,
 ) -> OffsetFit:
     """Fits offsets to the logits that validation takes from a task, without flip and scales.
 
@@ -48,11 +47,10 @@ def fit_task_offsets(
             `SegmentationDataModule` has them, of images that the task was not trained on.
         objective: See `aucseg.inference.OffsetFitter.fit`; groups are the task's.
         num_folds: Parts of the images, each judged with the offsets that the others gave.
-        progress: Whether to show a bar.
     """
     fitter = OffsetFitter(task.card.num_classes, ignore_index=task.card.ignore_index)
     with torch.inference_mode(), without_averaging(task):
-        for batch in tqdm(batches, "offsets", disable=not (progress and sys.stderr.isatty()), leave=False):
+        for batch in tqdm(batches, "offsets", disable=not sys.stderr.isatty(), leave=False):
             for _, images, masks in same_size_parts(batch):
                 fitter.update(task.evaluation_logits(images.to(task.device)), masks.to(task.device))
     return fitter.fit(objective, groups=task.groups, num_folds=num_folds)

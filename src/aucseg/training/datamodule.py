@@ -103,8 +103,9 @@ class SegmentationDataModule(LightningDataModule):
             `shards/*.tar`), see `aucseg.datasets.shards`.
         val_shards: The same for validation; None for the files of `val_split`.
         shuffle_buffer: Samples among which a loader process draws with shards and sampler "random".
-        cache: "memory" reads and decodes each training image once, when training begins, and keeps it in memory (3 to 4
-            bytes a pixel, on each rank); for data that fit there. The samples are the same. None reads files each time.
+        cache: "memory" reads and decodes each training image once, when training begins, and keeps it in memory (4
+            bytes a pixel of RGB, on each rank); for data that fit there. The samples are the same. None reads files
+            each time.
 
     Raises:
         ValueError: For values out of their range, and for a trainer without `max_steps`.
