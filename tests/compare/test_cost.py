@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,15 @@ from aucseg.compare import cost
 
 
 class _Slow(LightningModule):
-    """Every batch takes a second of a clock that is not real."""
+    """Every batch takes a second of a clock that is not real, or as many as are given."""
 
-    def __init__(self, clock: list[float]) -> None:
+    def __init__(self, clock: list[float], seconds: Sequence[float] = ()) -> None:
         super().__init__()
         self.layer = torch.nn.Linear(1, 1)
-        self.clock = clock
+        self.clock, self.seconds = clock, seconds
 
-    def training_step(self, batch: list[torch.Tensor], _: Any) -> torch.Tensor:
-        self.clock[0] += 1
+    def training_step(self, batch: list[torch.Tensor], number: int) -> torch.Tensor:
+        self.clock[0] += self.seconds[number] if self.seconds else 1
         loss: torch.Tensor = self.layer(batch[0]).sum()
         return loss
 
@@ -40,6 +41,21 @@ def test_a_step_is_one_of_the_optimizer(accumulated: int, tmp_path: Path, monkey
     )  # fmt: skip
     trainer.fit(_Slow(clock), torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(40, 1))))
     assert json.loads((tmp_path / "cost.json").read_text())["seconds_per_step"] == accumulated
+
+
+def test_the_median_without_the_first_tenth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    # The time of the first step has no beginning; of the other 21 the first two are left out.
+    seconds = [500.0, 100.0, 90.0, *range(1, 20)]
+    trainer = Trainer(
+        max_steps=22, callbacks=[cost.CostMeter(str(tmp_path / "cost.json"))], accelerator="cpu",
+        enable_model_summary=False, **quiet,
+    )  # fmt: skip
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(22, 1)))
+    trainer.fit(_Slow(clock, seconds), loader)
+    assert json.loads((tmp_path / "cost.json").read_text())["seconds_per_step"] == 10  # of 1, 2, ..., 19
 
 
 class _Validated(_Slow):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from contextlib import suppress
 from typing import Any
 
@@ -64,6 +65,12 @@ AUC_OPTIONS = st.fixed_dictionaries(
 )
 
 
+# Options that do not go together; whatever else is drawn must be taken.
+REFUSED = (
+    "max_fpr .* is offered for surrogate=|of a single channel is constant|scores='identity' is not offered for them"
+)
+
+
 def check_against_oracle(
     loss: Tensor, logits: Tensor, target: Tensor, ignore_index: int, options: dict[str, Any]
 ) -> None:
@@ -96,7 +103,8 @@ def test_auc_loss(batch: tuple[Tensor, Tensor, int], options: dict[str, Any]) ->
     try:
         loss_function = PairwiseAUCLoss(ignore_index=ignore_index, **options)
         loss = loss_function(logits, target)
-    except (ValueError, TypeError):
+    except ValueError as error:
+        assert re.search(REFUSED, str(error))
         return
     (gradient,) = torch.autograd.grad(loss, logits)
     assert loss.dtype == (torch.float64 if logits.dtype == torch.float64 else torch.float32)
@@ -118,7 +126,8 @@ def test_aucseg_loss(batch: tuple[Tensor, Tensor, int], options: dict[str, Any],
     logits = logits.requires_grad_()
     try:
         loss = AUCSegLoss(ignore_index=ignore_index, label_smoothing=smoothing, **options)(logits, target)
-    except (ValueError, TypeError):
+    except ValueError as error:
+        assert re.search(REFUSED, str(error))
         return
     (gradient,) = torch.autograd.grad(loss, logits)
     assert bool(torch.isfinite(loss))
@@ -131,7 +140,7 @@ def test_aucseg_loss(batch: tuple[Tensor, Tensor, int], options: dict[str, Any],
         return  # it may saturate
     auc = auc_loss_oracle(
         logits.detach(), target.long(), ignore_index=ignore_index,
-        **{k: v for k, v in options.items() if k != "memory"},
+        **options,
     )  # fmt: skip
     cross_entropy = F.cross_entropy(
         logits.detach().double(), target.long(), ignore_index=ignore_index, label_smoothing=smoothing
@@ -146,10 +155,8 @@ def test_rival_losses(name: str, batch: tuple[Tensor, Tensor, int]) -> None:
     logits, target, ignore_index = batch
     logits = logits.requires_grad_()
     counts = torch.bincount(target[target.long() != ignore_index].long(), minlength=logits.shape[1])
-    try:
-        loss = build_loss(name, counts[: logits.shape[1]], ignore_index=ignore_index)(logits, target.long())
-    except (ValueError, TypeError):
-        return
+    assume(bool(counts.any()))
+    loss = build_loss(name, counts[: logits.shape[1]], ignore_index=ignore_index)(logits, target.long())
     assert bool(torch.isfinite(loss)), name
     (gradient,) = torch.autograd.grad(loss, logits, allow_unused=True)
     assert gradient is None or bool(torch.isfinite(gradient).all()), name
@@ -164,7 +171,6 @@ def test_strange_options_of_losses(kind: Any, data: st.DataObject) -> None:
         "strategy",
         "pair_weight",
         "ignore_index",
-        "memory",
         "max_fpr",
     )
     names += ("auc_weight", "ce_weight", "label_smoothing", "class_weight") if kind is AUCSegLoss else ()
@@ -181,8 +187,8 @@ def test_strange_options_of_losses(kind: Any, data: st.DataObject) -> None:
 BANK_OPTIONS = st.fixed_dictionaries(
     {},
     optional={
-        "capacity": st.integers(0, 3),
-        "sample_ratio": st.sampled_from([0.0, 0.4, 1.0, 1.5]),
+        "capacity": st.integers(1, 3),
+        "sample_ratio": st.sampled_from([0.0, 0.4, 1.0]),
         "resize_ratio": st.sampled_from([1e-3, 0.4, 1.0, 3.7, 1e6]),
         "scope": st.sampled_from(["image", "batch"]),
         "placement": st.sampled_from(["canvas", "uniform"]),
@@ -214,10 +220,7 @@ def test_bank(options: dict[str, Any], data: st.DataObject) -> None:
     def make() -> TailMemoryBank:
         return TailMemoryBank([2, 3], 4, generator=torch.Generator().manual_seed(seed), **options)
 
-    try:
-        bank, other = make(), make()
-    except (ValueError, TypeError):
-        return
+    bank, other = make(), make()
     dtype = data.draw(st.sampled_from([torch.uint8, torch.float16, torch.float32, torch.float64, torch.bfloat16]))
     channels = data.draw(st.integers(1, 4))
     for _ in range(data.draw(st.integers(1, 4))):

@@ -89,7 +89,7 @@ def test_what_differs_from_image_to_image_is_not_fitted() -> None:
     assert sum(accepted) <= 2
 
 
-@pytest.mark.parametrize(("num_images", "brought"), [(1, 0), (8, 24)])
+@pytest.mark.parametrize(("num_images", "brought"), [(1, 0), (2, 6), (8, 24)])
 def test_a_class_of_a_handful_of_pixels_needs_more_than_one_image(num_images: int, brought: int) -> None:
     batches = gaussian_images(10, [0] * 3, prior=[0.5, 0.3, 0.2], size=16)
     batches = [(torch.cat([z, torch.full_like(z[:, :1], -8)], 1), y) for z, y in batches]

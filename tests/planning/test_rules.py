@@ -107,6 +107,23 @@ def test_few_images() -> None:
     assert "on the 20 % of the training images that are held out: there is no validation split" in text
 
 
+@pytest.mark.parametrize(("share", "cache"), [(0.24, "memory"), (0.26, None)])
+def test_images_stay_in_memory_if_they_take_less_than_a_quarter_of_it(share: float, cache: str | None) -> None:
+    needed = TWELVE.num_training * TWELVE.mean_pixels * 4  # three channels and a mask
+    machine = dataclasses.replace(CPU, free_memory=round(needed / share))
+    assert make_plan(TWELVE, machine).settings["data.cache"] == cache
+
+
+def test_without_a_measured_speed_a_validated_pixel_counts_as_half_a_trained_one() -> None:
+    plan = make_plan(MANY, CPU)
+    steps, every = (plan.settings[f"trainer.{name}"] for name in ("max_steps", "val_check_interval"))
+    (height, width), crop = plan.settings["data.eval_base_size"], plan.settings["data.crop_size"]
+    batch = plan.settings["data.batch_size"]
+    pixels = steps // every * 9000 * height * width * 0.5 / (batch * crop[0] * crop[1])
+    share = pixels / (steps + pixels)
+    assert f"{100 * share:.2g} % of the time" in " ".join(plan.describe().split())
+
+
 def test_no_validation_split_and_a_costly_one() -> None:
     assert make_plan(UNSPLIT, CPU).settings["data.held_out_share"] == 0.2
     costly = make_plan(MANY, CPU, speed=FAST)
@@ -208,6 +225,9 @@ def test_the_model_goes_by_the_machine() -> None:
     assert model(SMALL_GPU) == model(CPU)
     assert model(LARGE_GPU) == {"encoder": "tu-convnext_tiny", "encoder_weights": "imagenet"}
     assert model(dataclasses.replace(LARGE_GPU, can_download=False)) == model(CPU)
+    for gigabytes, expected in ((11.9, CPU), (12.1, LARGE_GPU)):  # as docs/plan.md says
+        free = round(gigabytes * 1e9)
+        assert model(dataclasses.replace(LARGE_GPU, free_device_memory=free)) == model(expected)
     assert model(LARGE_GPU, random_weights=True)["encoder_weights"] is None
     assert make_plan(CITYSCAPES, LARGE_GPU).settings["trainer.precision"] == "bf16-mixed"
     assert make_plan(CITYSCAPES, SMALL_GPU).settings["trainer.precision"] == "32-true"
