@@ -18,7 +18,7 @@ USE, LEAVE_OUT, NOT_CLEAR = "use it", "do not use it", "not clear"
 SAMPLER, SAMPLER_OPTIONS = "repeat_factor", {"threshold": 0.3, "max_factor": 5.0}
 """The order of the training images that is advised, see docs/trials.md, where `asks_for_sampler` says so."""
 _CAPACITY = 5
-# Pastes into an image on average, at most: the embedded data gain from 3 (see docs/bank.md), and more hide the scene.
+# Pastes into an image on average, at most, and their share of it: more would hide the scene.
 _MAX_PASTES = 3.0
 _PASTED_AREA = 0.25
 # Where a tail class is in more of the batches than this, on average, a bank has nothing to bring back: it helps at 0.25
