@@ -197,7 +197,7 @@ def test_a_card_without_groups_and_images_without_scores(card: Path, nnunet: Pat
     assert evaluation.result["groups"] == {"head": [0, 1, 2, 3], "middle": [], "tail": []}
     assert "auroc" not in evaluation.result["metrics"]
     assert evaluation.notes == [
-        "the card names no groups: head has at least 2 % of the labelled pixels, tail below 0.5 %",
+        "the card names no groups; by share of the labelled pixels: head from 2 %, tail below 0.5 %",
         "no AUC and average precision: no scores for imagesTs/case_002_0000",
     ]
 

@@ -29,7 +29,7 @@ from aucseg.planning.machine import Machine, find_machine
 from aucseg.planning.plan import Plan
 from aucseg.planning.rules import make_plan
 from aucseg.run_files import CARD_FILE, CONFIG_FILE, PLAN_FILE
-from aucseg.runtime.announce import Announcement, process_number
+from aucseg.runtime.announce import LONG_PATIENCE, Announcement, process_number
 from aucseg.runtime.resources import num_cores
 from aucseg.safe_files import check_folder, no_empty_folders, read_yaml_mapping, replace_file
 from aucseg.statistics.class_statistics import ClassStatistics
@@ -37,8 +37,6 @@ from aucseg.statistics.class_statistics import ClassStatistics
 # Seconds of training and validation that are tried to measure the speed, and of a time budget at most.
 _SECONDS_TO_MEASURE = 8.0
 _SHARE_TO_MEASURE = 0.03
-# Seconds after which it is told what goes on.
-_PATIENCE = 3.0
 _CARD_COMMENT = """# Proposed from what was found in the folder: the classes may be given their names, also in the
 # groups (by share of the labelled pixels).
 """
@@ -225,7 +223,7 @@ class Planner:
 
 def _mean_and_std_of_bands(dataset: SplitOfFiles) -> tuple[tuple[float, ...], tuple[float, ...]]:
     images = (dataset.read_image(index) for index in range(len(dataset)))
-    with Announcement("reading the images, for mean and deviation of their bands", patience=_PATIENCE):
+    with Announcement("reading the images, for mean and deviation of their bands", patience=LONG_PATIENCE):
         mean, std = band_statistics(images)
     return tuple(round(float(v), 4) for v in mean), tuple(round(float(v), 4) for v in std)
 

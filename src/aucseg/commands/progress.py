@@ -13,14 +13,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-from aucseg.runtime.announce import Announcement
+from aucseg.runtime.announce import LONG_PATIENCE, Announcement
 from aucseg.runtime.durations import format_duration
 
 # Between two lines without a terminal, and between two looks at the loss, which waits for the device, with one.
 SECONDS_BETWEEN_LINES = 60.0
 _SECONDS_BETWEEN_LOOKS = 1.0
-# A validation that is over sooner needs no line of its own before its result.
-_PATIENCE = 3.0
 _BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
@@ -93,7 +91,7 @@ class RunProgress(ProgressBar):
                 total=total, desc="validation", file=sys.stderr, leave=False, position=int(is_inner), **_size()
             )
         else:
-            self._announce("validation", _PATIENCE)
+            self._announce("validation", LONG_PATIENCE)
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Goes on."""

@@ -14,7 +14,7 @@ from aucseg.datasets.bands import open_raster, read_values
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.files import SampleError, bits_per_channel, open_image, without_pixel_limit
 from aucseg.datasets.split import SplitOfFiles, evenly_spaced
-from aucseg.runtime.announce import Announcement
+from aucseg.runtime.announce import LONG_PATIENCE, Announcement
 
 # Of the pixels of each class so many lie below the range, and as many above it: single hot pixels do not stretch it.
 CUT_OFF = 0.005
@@ -24,8 +24,6 @@ _OPENED, _READ, _READ_PER_CLASS = 32, 32, 8
 _MAX_PIXELS = 4096
 _EXTRA_SAMPLES_TAG, _SAMPLES_TAG = 338, 277
 _UNSPECIFIED = 0
-# Seconds after which it is told what goes on.
-_PATIENCE = 3.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ def with_bands(
         return card
     kinds: Counter[_Kind | None] = Counter()
     example: dict[_Kind | None, Path] = {}
-    with Announcement("looking at the bands of the images", patience=_PATIENCE):
+    with Announcement("looking at the bands of the images", patience=LONG_PATIENCE):
         for dataset in datasets:
             for path in dict.fromkeys(dataset.image_path(index) for index in range(len(dataset))):
                 try:
@@ -114,7 +112,7 @@ def _value_range(
     for places in images_with.values():
         chosen.update(evenly_spaced(places, _READ_PER_CLASS))
     of_class: dict[int, list[np.ndarray]] = {raw: [] for raw in images_with}
-    with Announcement("looking at the values of the images", patience=_PATIENCE):
+    with Announcement("looking at the values of the images", patience=LONG_PATIENCE):
         for index in sorted(chosen):
             tile = training.pairs[index].tile
             window = None if tile is None else tile.core

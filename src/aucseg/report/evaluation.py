@@ -25,7 +25,7 @@ from aucseg.metrics.pixel_metric import group_means
 from aucseg.metrics.result_files import result_entries, write_results
 from aucseg.run_files import CONFIG_FILE
 from aucseg.safe_files import replace_file
-from aucseg.statistics.groups import groups_by_share
+from aucseg.statistics.groups import RULE, groups_by_share
 
 ScoreKind = Literal["softmax", "sigmoid", "identity"]
 # Rounding in 16 bits may lead this far out of 0..1.
@@ -222,7 +222,7 @@ class _Sums:
         groups, notes = card.named_groups, []
         if groups is None:
             groups = groups_by_share(confusion.sum(1).tolist())
-            notes.append("the card names no groups: head has at least 2 % of the labelled pixels, tail below 0.5 %")
+            notes.append(f"the card names no groups; {RULE}")
         boundary = self.boundary[0].double() / self.boundary[1]
         per_class: dict[str, Tensor] = {
             "precision": details["per_class_precision"],

@@ -10,6 +10,8 @@ from types import TracebackType
 
 # Seconds after which what goes on is told: what is over sooner needs no line.
 PATIENCE = 0.5
+# The same for what is part of a longer wait that is told.
+LONG_PATIENCE = 3.0
 _started = time.perf_counter()
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from aucseg.datasets.card import DatasetCard
 from aucseg.statistics.class_statistics import ClassStatistics
-from aucseg.statistics.groups import TAIL_SHARE
+from aucseg.statistics.groups import HEAD_SHARE, RULE, TAIL_SHARE
 
 USE, LEAVE_OUT, NOT_CLEAR = "use it", "do not use it", "not clear"
 
@@ -54,8 +54,11 @@ def choose_groups(statistics: ClassStatistics, card: DatasetCard | None = None) 
         taken = {*head, *card.tail_classes}
         middle = [c for c in range(statistics.num_classes) if c not in taken]
         groups = {"head": head, "middle": middle, "tail": list(card.tail_classes)}
-        return groups, "tail as the card names it; of the others head from 2 % of the labelled pixels"
-    return by_share, "by share of the labelled pixels: head from 2 %, tail below 0.5 %"
+        return (
+            groups,
+            f"tail as the card names it; of the others head from {100 * HEAD_SHARE:g} % of the labelled pixels",
+        )
+    return by_share, RULE
 
 
 def asks_for_sampler(statistics: ClassStatistics) -> bool:

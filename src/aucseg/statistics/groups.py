@@ -8,6 +8,7 @@ from aucseg.datasets.card import GROUP_NAMES
 
 # Shares of the labelled pixels: the head has at least the first, the tail less than the second.
 HEAD_SHARE, TAIL_SHARE = 0.02, 0.005
+RULE = f"by share of the labelled pixels: head from {100 * HEAD_SHARE:g} %, tail below {100 * TAIL_SHARE:g} %"
 
 
 def groups_by_share(
