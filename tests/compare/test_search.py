@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aucseg.compare.methods import parse_methods
-from aucseg.compare.search import Grid, Outcome, Point, outcome, parse_search, trial_config
+from aucseg.compare.search import Grid, Outcome, Point, outcome, parse_search, trial_config, with_settings
+from aucseg.memory_bank import TailMemoryBank
 
 METHODS = parse_methods(["ce", "la", "aucseg", "ce+bank", "ce+rcs", "ce+rfs", "ce+posthoc-la"], {})
 BASE = {"model": {"learning_rate": "2e-4"}}
@@ -34,6 +35,11 @@ def test_the_bank_is_tried_with_the_setting_that_has_an_effect() -> None:
     base = {"model": {"bank": {"presence_target": 0.2}}}
     (grid,) = search.grids_of(METHODS[3], base)
     assert (grid.path, grid.values) == ("model.bank.presence_target", (0.075, 0.15, 0.3, 0.6))
+    # The target that is tried for the bank's own policy keeps its bound.
+    trial = with_settings({"model": {"bank": {}}}, {"model.bank.presence_target": 0.3})
+    assert TailMemoryBank([1], 2, **trial["model"]["bank"]).max_factor == 5
+    trial = with_settings({"model": {"bank": {"presence_target": 0.2}}}, {"model.bank.presence_target": 0.3})
+    assert trial["model"]["bank"] == {"presence_target": 0.3}
     for by_share in ({"sample_ratio": 0.2}, {"as_in_paper": "ade20k"}):
         (grid,) = search.grids_of(METHODS[3], {"model": {"bank": by_share}})
         assert grid.path == "model.bank.sample_ratio"

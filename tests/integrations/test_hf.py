@@ -172,13 +172,14 @@ class ImagesOnly(torch.nn.Module):
         super().__init__()
         self.network, self.form = Network(), form
 
-    def forward(self, pixel_values: Tensor) -> Any:
+    def forward(self, pixel_values: Tensor, mask_labels: Any = None) -> Any:
         logits = self.network(pixel_values)
-        forms = {"dict": {"logits": logits}, "out": {"out": logits}, "tuple": (logits,), "tensor": logits}
+        forms: dict[str, Any] = {"dict": {"logits": logits}, "out": {"out": logits}, "tuple": (logits,)}
+        forms |= {"tensor": logits, "object": SimpleNamespace(logits=logits)}
         return forms.get(self.form, {"class_queries_logits": logits, "masks_queries_logits": logits})
 
 
-@pytest.mark.parametrize("form", ["dict", "out", "tuple", "tensor"])
+@pytest.mark.parametrize("form", ["dict", "out", "tuple", "tensor", "object"])
 def test_a_model_without_labels_in_its_signature_is_evaluated(tmp_path: Path, form: str) -> None:
     model = ImagesOnly(form)
     trainer = AUCSegTrainer(

@@ -180,6 +180,20 @@ def test_images_of_rare_classes_come_more_often_where_there_are_any() -> None:
     assert "data.sampler_options" not in other.settings
 
 
+@pytest.mark.parametrize(
+    ("bank", "text"),
+    [
+        ({}, "the tail class into 10 % of the images, at most 5 times as often as now"),
+        ({"max_factor": 3.0}, "the tail class into 10 % of the images, at most 3 times as often as now"),
+        ({"presence_target": 0.2}, "the tail class into 20 % of the images"),
+        ({"as_in_paper": "ade20k"}, "yes"),
+    ],
+)
+def test_what_a_bank_of_the_users_does_is_told(bank: dict[str, Any], text: str) -> None:
+    plan = make_plan(TWELVE, CPU, {"model.bank": bank})
+    assert next(choice.text for choice in plan.choices if choice.topic == "bank") == text
+
+
 def test_one_tail_class_in_all_images_asks_for_no_bank() -> None:
     plan = make_plan(LESIONS, CPU)
     assert plan.settings["model.bank"] is None

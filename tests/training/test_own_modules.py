@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
-from aucseg import AUCSegLoss, GroupedMeanIoU, SegmentationTask
+from aucseg import AUCSegLoss, GroupedMeanIoU, SegmentationTask, build_model
 from tests.small_runs import make_trainer
 from tests.training.tiny_tasks import TinyNetwork, make_data, make_task
 
@@ -104,9 +105,31 @@ def test_the_rate_falls_to_zero_over_epochs_of_ones_own_loader(tiny_card: Path, 
     assert rates.found == pytest.approx(by_steps.found)
 
 
-def test_a_training_without_an_end_is_refused(tiny_card: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="the training has no end"):
-        make_trainer(tmp_path, -1, max_epochs=-1, **EPOCHS).fit(make_task(tiny_card, loss="ce"), loader(), loader())
+class Endless(IterableDataset[Any]):
+    """A data set without a length."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([loader().dataset[i] for i in range(8)])
+
+
+@pytest.mark.parametrize("max_epochs", [-1, 2])
+def test_a_training_without_a_known_end_is_refused(tiny_card: Path, tmp_path: Path, max_epochs: int) -> None:
+    data = loader() if max_epochs == -1 else DataLoader(Endless(), batch_size=2)
+    with pytest.raises(ValueError, match="the training has no known end"):
+        make_trainer(tmp_path, -1, max_epochs=max_epochs, **EPOCHS).fit(make_task(tiny_card, loss="ce"), data, loader())
+
+
+class WithSGD(SegmentationTask):
+    """A task with an optimizer of its own."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.model.parameters(), 1e-3)
+
+
+def test_a_task_may_have_an_optimizer_of_its_own(tiny_card: Path, tmp_path: Path) -> None:
+    task = WithSGD(str(tiny_card), TinyNetwork(), loss="ldam", loss_options={"class_counts": [9, 5, 2, 1]})
+    make_trainer(tmp_path, 2).fit(task, loader(), loader())
+    assert task.global_step == 2
 
 
 class Weighted(nn.Module):
@@ -132,6 +155,71 @@ def test_parameters_of_a_loss_learn_and_are_resumed(tiny_card: Path, tmp_path: P
     assert torch.equal(resumed.log_variance, loss.log_variance)
 
 
+class Decayed(nn.Module):
+    """Cross-entropy with a penalty of a part of the model, which it holds."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        penalty = torch.stack([parameter.square().sum() for parameter in self.part.parameters()]).sum()
+        loss: Tensor = AUCSegLoss(auc_weight=0.0)(logits, target) + 1e-3 * penalty
+        return loss
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_loss_may_hold_the_model(tiny_card: Path, tmp_path: Path, whole: bool) -> None:
+    network = TinyNetwork()
+    loss = Decayed(network if whole else network.head)
+    task = SegmentationTask(str(tiny_card), network, loss=loss, learning_rate=1e-3)
+    trainer = make_trainer(tmp_path, 1)
+    trainer.fit(task, loader(), loader())
+    plain = SegmentationTask(str(tiny_card), TinyNetwork(), loss="ce", learning_rate=1e-3)
+    other = make_trainer(tmp_path, 1)
+    other.fit(plain, loader(), loader())
+    sizes = [
+        [(len(group["params"]), group["weight_decay"]) for group in found.optimizers[0].param_groups]
+        for found in (trainer, other)
+    ]
+    assert sizes[0] == sizes[1]
+
+
+def test_the_model_is_called_as_a_module(tiny_card: Path) -> None:
+    network, calls = build_model(TinyNetwork(), NUM_CLASSES), []
+    network.register_forward_hook(lambda *_: calls.append(1))
+    SegmentationTask(str(tiny_card), network, loss="ce").eval()(torch.zeros(1, 3, 32, 32))
+    assert calls == [1]
+
+
+def test_windows_of_a_model_in_training_are_refused(tiny_card: Path) -> None:
+    task = make_task(tiny_card, evaluation={"window": [16, 16]})
+    with pytest.raises(ValueError, match="the model is in training mode"):
+        task.evaluation_logits(torch.zeros(1, 3, 32, 32))
+
+
+def test_other_classes_are_refused_in_micro_batches_as_well(tiny_card: Path, tmp_path: Path) -> None:
+    task = SegmentationTask(str(tiny_card), Returning("logits", 7), loss="aucseg", learning_rate=1e-3, micro_batches=2)
+    with pytest.raises(ValueError, match=r"expected \(B, 4, h, w\)"):
+        make_trainer(tmp_path, 1).fit(task, loader(), loader())
+
+
+class OtherAuxiliary(Returning):
+    """Auxiliary logits of something else, whose loss has no weight."""
+
+    def forward(self, images: Tensor) -> Any:
+        logits = self.convolution(images)
+        return {"out": logits, "aux": logits[:, :1]}
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_auxiliary_logits_without_a_weight_have_no_loss(tiny_card: Path, tmp_path: Path, micro_batches: int) -> None:
+    task = SegmentationTask(
+        str(tiny_card), OtherAuxiliary("aux"), loss="aucseg", learning_rate=1e-3, micro_batches=micro_batches
+    )
+    make_trainer(tmp_path, 1).fit(task, loader(), loader())
+
+
 def test_a_checkpoint_asks_for_the_modules_that_it_does_not_hold(tiny_card: Path, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, 1)
     trainer.fit(
@@ -148,7 +236,7 @@ def test_a_checkpoint_asks_for_the_modules_that_it_does_not_hold(tiny_card: Path
 
 
 def test_predict_gives_the_labels_of_each_image(tiny_card: Path, tmp_path: Path) -> None:
-    task = make_task(tiny_card)
+    task = make_task(tiny_card, loss="la")  # which needs counts of classes, but not here
     predicted = make_trainer(tmp_path, 1).predict(task, loader(3))
     assert predicted is not None
     labels: list[Tensor] = [label for batch in predicted for label in batch]

@@ -16,6 +16,7 @@ from typing import Any
 from aucseg.compare.methods import DISALIGN, POSTHOC, Configuration, Method, at_path, budget_of, merged, recipe_for
 from aucseg.hints import closest
 from aucseg.memory_bank.paper import with_paper_settings
+from aucseg.memory_bank.policy import with_default_policy
 from aucseg.safe_files import parse_yaml
 
 # Dotted name in the configuration, and values in the order in which fewer trials take them: every first part of them
@@ -317,6 +318,9 @@ def trial_config(config: Configuration, share: float, steps: int | None) -> Conf
 def with_settings(config: Configuration, settings: Mapping[str, Any]) -> Configuration:
     """A configuration with the values of some settings, by their dotted names."""
     for path, value in settings.items():
+        if path == _BANK_SETTINGS["presence_target"][0]:  # a target beside which nothing is said has no bound
+            bank = with_paper_settings(config["model"].get("bank") or {})
+            config = merged(config, {"model": {"bank": with_default_policy(bank)}})
         config = merged(config, at_path(path, value))
     return config
 

@@ -79,7 +79,7 @@ class AUCSegTrainer(Trainer):
                 stacklevel=2,
             )
         # The Trainer finds them in the signature of forward(), and evaluates without a loss where it finds none.
-        self.label_names = self.label_names or ["labels"]
+        self.label_names = self.args.label_names or ["labels"]
         self.loss = loss.to(self.args.device)
         self.bank = bank
         if bank is not None:
@@ -117,8 +117,10 @@ class AUCSegTrainer(Trainer):
             loss = self._loss_of(outputs, labels)
             if not return_outputs:
                 return loss
-            # Of what is no mapping the Trainer takes all but the first, which of models of its own is the loss.
-            return loss, outputs if isinstance(outputs, dict) else (loss, *_as_tuple(outputs))
+            if isinstance(outputs, dict):
+                return loss, outputs
+            # Of a tuple the Trainer takes all but the first, which of models of its own is the loss.
+            return loss, (loss, *(outputs if isinstance(outputs, tuple | list) else (logits_of(outputs)[0],)))
         with process_group_of(self.loss, dist.group.WORLD if self.accelerator.num_processes > 1 else None):
             if len(self._batches) > 1:
                 if self._whole is None:
@@ -166,10 +168,6 @@ class _Logits(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         return logits_of(self.outputs(batch))[0]
-
-
-def _as_tuple(outputs: Any) -> tuple[Any, ...]:
-    return tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
 
 
 class _BankSaver(TrainerCallback):

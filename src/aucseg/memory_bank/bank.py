@@ -30,12 +30,12 @@ from aucseg.memory_bank.paste import Pastes, is_present, place_samples
 from aucseg.memory_bank.pixels import dense_format, paste_pixels
 from aucseg.memory_bank.plan import BankPlanner, BatchPlan
 from aucseg.memory_bank.policy import (
-    DEFAULT_POLICY,
     PresenceCounts,
     draw_below,
     draw_share_of_missing,
     draw_to_presence,
     in_any,
+    with_default_policy,
 )
 from aucseg.memory_bank.store import NeverStored, SampleStore
 from aucseg.memory_bank.uncompiled import UncompiledModule
@@ -147,8 +147,8 @@ class TailMemoryBank(UncompiledModule):
     ) -> None:
         super().__init__()
         if sample_ratio is None and presence_target is None:
-            presence_target = DEFAULT_POLICY["presence_target"]
-            max_factor = DEFAULT_POLICY["max_factor"] if max_factor is None else max_factor
+            policy = with_default_policy({"max_factor": max_factor})
+            presence_target, max_factor = policy["presence_target"], policy["max_factor"]
         self.tail_classes = checked_tail_classes(tail_classes, num_classes, ignore_index)
         check_settings(
             {

@@ -103,7 +103,8 @@ def check_policy(sample_ratio: float | None, presence_target: float | None, max_
         )
     if not (math.isfinite(max_factor) and max_factor >= 1):
         raise ValueError(
-            f"max_factor must be a number from 1 on, got {max_factor}: 1 pastes nothing, None has no bound"
+            f"max_factor must be a number from 1 on, got {max_factor}: 1 pastes nothing; beside a "
+            "presence_target of your own leave it out for no bound"
         )
 
 

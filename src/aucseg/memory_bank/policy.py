@@ -4,7 +4,8 @@ A policy draws among the tail classes that a unit (an image, or a batch with `sc
 their position among the tail classes here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,20 @@ from aucseg.memory_bank.components import Bools, Ints, pick
 
 DEFAULT_POLICY = {"presence_target": 0.1, "max_factor": 5.0}
 """Options of a bank that is given none for what it pastes."""
+
+
+def with_default_policy(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a bank, with `DEFAULT_POLICY` where they say neither a presence target nor a sample ratio.
+
+    Example:
+        >>> with_default_policy({"capacity": 3, "max_factor": 2.0})
+        {'presence_target': 0.1, 'max_factor': 2.0, 'capacity': 3}
+        >>> with_default_policy({"sample_ratio": 0.2})
+        {'sample_ratio': 0.2}
+    """
+    if options.get("sample_ratio") is not None or options.get("presence_target") is not None:
+        return dict(options)
+    return DEFAULT_POLICY | {key: value for key, value in options.items() if value is not None}
 
 
 class PresenceCounts:

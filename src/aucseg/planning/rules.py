@@ -11,6 +11,8 @@ from aucseg.datasets.card_bands import describe_range
 from aucseg.datasets.propose_bands import CUT_OFF
 from aucseg.hints import counted
 from aucseg.losses.build import RECOMMENDED_OPTIONS
+from aucseg.memory_bank.paper import with_paper_settings
+from aucseg.memory_bank.policy import with_default_policy
 from aucseg.models.pretrained import with_pretrained_weights
 from aucseg.models.recipes import recipe_of
 from aucseg.planning.budget import accumulated_batches, decide_budget, processes
@@ -296,12 +298,13 @@ def _loss_and_bank(draft: Draft, data: DataFingerprint, batch: int) -> tuple[dic
     to_try = bank_options(advice["settings"], data.groups) if advice["settings"] else {}
     bank = draft.set("model.bank", to_try if advice["use_bank"] else None)
     text = "none" if bank is None else "yes"
-    if bank and bank.get("presence_target") is not None:
-        num_pasted = len(bank.get("tail_classes", tail))
+    policy = {} if bank is None else with_default_policy(with_paper_settings(bank))
+    if policy.get("presence_target") is not None:
+        num_pasted = len(policy.get("tail_classes", tail))
         which = f"{num_pasted} of the {len(tail)} tail classes" if len(tail) > 1 else "the tail class"
-        text = f"{which} into {100 * bank['presence_target']:.2g} % of the images"
-        if bank.get("max_factor") is not None:
-            text += f", at most {bank['max_factor']:g} times as often as now"
+        text = f"{which} into {100 * policy['presence_target']:.2g} % of the images"
+        if policy.get("max_factor") is not None:
+            text += f", at most {policy['max_factor']:g} times as often as now"
     # What the user has set follows from nothing that was counted.
     reason = "" if "model.bank" in draft.given else str(advice["summary"])
     draft.decide("bank", text, reason, ("model.bank",))

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from aucseg.losses import AUCSegLoss, MicroBatchAUC, PairwiseAUCLoss
 from aucseg.losses.auc.class_sums import ClassSums
 from aucseg.losses.pairwise_auc import auc_losses
-from aucseg.models import forward_with_auxiliary
 
 Outputs = tuple[Tensor, Tensor | None]
 
@@ -56,12 +55,12 @@ class _LossOfOutputs:
 class _Network(nn.Module):
     """From images to logits and auxiliary logits."""
 
-    def __init__(self, model: nn.Module, normalize: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, model: nn.Module, outputs: Callable[[Tensor], Outputs]) -> None:
         super().__init__()
-        self.model, self._normalize = model, normalize
+        self.model, self._outputs = model, outputs
 
     def forward(self, images: Tensor) -> Outputs:
-        return forward_with_auxiliary(self.model, self._normalize(images))
+        return self._outputs(images)
 
 
 def check_micro_batches(loss: nn.Module, accumulate_grad_batches: int) -> None:
@@ -98,7 +97,7 @@ def scaled_backward(scaler: Any) -> Callable[[Tensor], None]:
 def backward_all_but_last(
     loss: PairwiseAUCLoss | AUCSegLoss,
     model: nn.Module,
-    normalize: Callable[[Tensor], Tensor],
+    outputs: Callable[[Tensor], Outputs],
     images: Tensor,
     target: Tensor,
     count: int,
@@ -110,8 +109,8 @@ def backward_all_but_last(
 
     Args:
         loss: An AUC loss that is computed from sums.
-        model: See `aucseg.models.forward_with_auxiliary`.
-        normalize: From images as they come to the model's input.
+        model: Whose parameters learn.
+        outputs: From images to its logits and auxiliary logits.
         images: (B, C, H, W).
         target: (B, H, W).
         count: Number of micro-batches; fewer if the batch has fewer images.
@@ -121,7 +120,7 @@ def backward_all_but_last(
         The loss of the whole batch, with the gradient of its last micro-batch.
     """
     auxiliary_weight = float(getattr(model, "auxiliary_weight", 0.0))
-    whole = MicroBatchAUC(_LossOfOutputs(loss, auxiliary_weight), _Network(model, normalize))
+    whole = MicroBatchAUC(_LossOfOutputs(loss, auxiliary_weight), _Network(model, outputs))
     parts = list(zip(images.chunk(count), target.chunk(count), strict=True))
     for part in parts:
         whole.collect(*part)

@@ -91,10 +91,11 @@ def build_optimizer(
     without = undecayed(model)
     groups: list[dict[str, Any]] = []
     encoder, head = split_parameters(model)
-    if loss is not None:
-        head += loss.parameters()
-        without |= set(map(id, loss.parameters()))
-    for parameters, factor in ((encoder, 1.0), (head, head_rate_factor)):
+    of_model = {id(parameter) for parameter in model.parameters()}
+    # Some losses hold the model, or a part of it.
+    of_loss = [] if loss is None else [parameter for parameter in loss.parameters() if id(parameter) not in of_model]
+    without |= set(map(id, of_loss))
+    for parameters, factor in ((encoder, 1.0), (head, head_rate_factor), (of_loss, head_rate_factor)):
         trainable = [parameter for parameter in parameters if parameter.requires_grad]
         for decay, is_without in ((weight_decay, False), (0.0, True)):
             chosen = [parameter for parameter in trainable if (id(parameter) in without) == is_without]
@@ -136,18 +137,22 @@ def steps_of_training(trainer: Trainer) -> int:
     """Optimizer steps of a training: `max_steps`, or those of its epochs.
 
     Raises:
-        ValueError: It has no end.
+        ValueError: It has no end, or none that is known.
     """
     steps = trainer.max_steps if trainer.max_steps > 0 else trainer.estimated_stepping_batches
-    if math.isinf(steps):
-        raise ValueError("the training has no end, which the schedule needs: give the trainer max_steps or max_epochs")
+    if not 0 < steps < math.inf:
+        raise ValueError(
+            "the training has no known end, which the schedule needs: give the trainer max_steps, or max_epochs where "
+            "the loader has a length"
+        )
     return int(steps)
 
 
 def optimizer_and_schedule(
-    model: nn.Module, loss: nn.Module | None, settings: Mapping[str, Any], trainer: Trainer, num_steps: int
+    model: nn.Module, loss: nn.Module | None, settings: Mapping[str, Any], trainer: Trainer
 ) -> OptimizerLRSchedulerConfig:
     """What Lightning's `configure_optimizers` returns, from the hyperparameters of `aucseg.SegmentationTask`."""
+    num_steps = steps_of_training(trainer)
     settings = _with_recipe(settings, trainer, num_steps)
     names = ("learning_rate", "head_rate_factor", "weight_decay", "betas", "optimizer")
     optimizer = build_optimizer(model, **{name: settings[name] for name in names}, loss=loss)
@@ -185,8 +190,8 @@ def check_parameter_groups(optimizer: torch.optim.Optimizer, stored: Groups) -> 
         return
     raise ValueError(
         f"the checkpoint's optimizer is another than {type(optimizer).__name__} as set up here ({what}): resume with "
-        "model.optimizer, model.freeze and model.model as in the config.yaml of the run; with others start a new run "
-        "with model.init_from, which takes over the weights"
+        "model.optimizer, model.freeze, model.loss and model.model as in the config.yaml of the run; with others start a "
+        "new run with model.init_from, which takes over the weights"
     )
 
 

@@ -38,6 +38,7 @@ from aucseg.training.precision import clip_gradients, keeping_digits, unscales
 from aucseg.training.processes import cpu_state, draw_apart, gathered, say_once, state_of_process
 from aucseg.training.start_weights import frozen_parts, take_over
 from aucseg.training.task_checks import (
+    CheckedLogits,
     batch_norm_explained,
     build_bank,
     check_channels,
@@ -171,7 +172,6 @@ class SegmentationTask(LightningModule):
         self._auc_group: dist.ProcessGroup | None = None
         self._exchanged_at = 0
         self._has_stepped = False
-        self._num_steps = 0
         self._random_states: dict[str, Any] | None = None
         # What the optimizer was built with, and what a checkpoint says of its own until it is in force.
         self._group_settings: list[dict[str, Any]] | None = None
@@ -210,6 +210,8 @@ class SegmentationTask(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Builds a loss given by name, whose class counts come from the training split; tells processes apart."""
+        if stage == "predict":
+            return
         if self.loss is None:
             self.loss = loss_of(self.hparams, self.card, getattr(self.trainer, "datamodule", None))
         if self.hparams["micro_batches"] > 1 and stage == "fit":
@@ -234,20 +236,21 @@ class SegmentationTask(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K, h, w) of images (B, C, H, W) in 0..255, uint8 or float, at the model's own resolution."""
-        return self._outputs(self.normalize(images))[0]
+        logits: Tensor = CheckedLogits(self.model, self.card)(self.normalize(images))
+        return logits
 
     def _outputs(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Logits and, where there is an auxiliary head, its logits, of normalized images."""
-        logits, auxiliary = forward_with_auxiliary(self.model, in_model_dtype(images, self.model))
+        """Logits and, where their loss has a weight, auxiliary logits, of images as they come."""
+        logits, auxiliary = forward_with_auxiliary(self.model, self.normalize(images))
         check_channels(logits, self.card)
-        return logits, auxiliary
+        return logits, auxiliary if hasattr(self.model, "auxiliary_weight") else None
 
     def evaluation_logits(self, images: Tensor) -> Tensor:
         """Logits (B, K, h, w) as validation takes them, with the sliding window and so on of `evaluation`."""
         if self.evaluation is None:
             return self.forward(images)
         predictor = Predictor(
-            lambda normalized: self._outputs(normalized)[0],
+            CheckedLogits(self.model, self.card),
             self.evaluation,
             pixel_mean=self.mean.flatten().tolist(),
             pixel_std=self.std.flatten().tolist(),
@@ -269,13 +272,13 @@ class SegmentationTask(LightningModule):
             self._log_loss(whole, len(images))
             return whole
         with batch_norm_explained(len(images), 1):
-            logits, auxiliary = self._outputs(self.normalize(images))
+            logits, auxiliary = self._outputs(images)
         if isinstance(self.loss, LongTailLoss):
-            self.loss.set_progress(min(1.0, self.global_step / self._num_steps))
+            self.loss.set_progress(min(1.0, self.global_step / steps_of_training(self.trainer)))
         with process_group_of(self.loss, self._auc_group):
             loss: Tensor = self.loss(logits, target)
             if auxiliary is not None:
-                loss = loss + getattr(self.model, "auxiliary_weight", 0.0) * self.loss(auxiliary, target)
+                loss = loss + self.model.auxiliary_weight * self.loss(auxiliary, target)
         self._log_loss(loss, len(images))
         return loss
 
@@ -295,7 +298,7 @@ class SegmentationTask(LightningModule):
         backward = scaled_backward(getattr(self.trainer.precision_plugin, "scaler", None))
         with process_group_of(loss, self._auc_group):
             return backward_all_but_last(
-                loss, self.model, self.normalize, images, target, self.hparams["micro_batches"], backward
+                loss, self.model, self._outputs, images, target, self.hparams["micro_batches"], backward
             )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -347,7 +350,7 @@ class SegmentationTask(LightningModule):
             batch_index: Not used.
         """
         images = batch["image"] if isinstance(batch, Mapping) else batch
-        return [predicted_labels(self.evaluation_logits(one[None]), one.shape[-2:])[0] for one in images]
+        return [predicted_labels(self.evaluation_logits(one[None]), one.shape[1:])[0] for one in images]
 
     def on_validation_epoch_end(self) -> None:
         """Logs the loss, overall, head, middle and tail mean IoU, and mean precision, recall and F1, in [0, 1]."""
@@ -384,8 +387,7 @@ class SegmentationTask(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with its own rate for the head, linear warm-up and polynomial decay; or what the options say."""
-        self._num_steps = steps_of_training(self.trainer)
-        configured = optimizer_and_schedule(self.model, self.loss, self.hparams, self.trainer, self._num_steps)
+        configured = optimizer_and_schedule(self.model, self.loss, self.hparams, self.trainer)
         self._group_settings = group_settings(configured["optimizer"])
         if self._resumed is not None:
             check_parameter_groups(configured["optimizer"], self._resumed["groups"])

@@ -20,6 +20,7 @@ from aucseg.losses import build_loss
 from aucseg.losses.pairwise_auc import PairwiseAUCLoss, auc_losses
 from aucseg.memory_bank import TailMemoryBank
 from aucseg.memory_bank.paper import with_paper_settings
+from aucseg.models.segmentation_model import logits_of
 from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.processes import say_once
 
@@ -109,6 +110,26 @@ def check_channels(logits: Tensor, card: DatasetCard) -> None:
             f"the model returned logits of shape {tuple(logits.shape)}; expected (B, {card.num_classes}, h, w): build "
             f"it for the {card.num_classes} classes of the card {card.name!r}"
         )
+
+
+class CheckedLogits(nn.Module):
+    """From normalized images to logits of the card's classes, in whatever form the model returns them.
+
+    Args:
+        model: See `aucseg.models.segmentation_model.logits_of`.
+        card: The card of the data.
+    """
+
+    def __init__(self, model: nn.Module, card: DatasetCard) -> None:
+        super().__init__()
+        self.model, self._card = model, card
+        self.training = model.training
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, K, h, w); ValueError for those of other classes."""
+        logits, _ = logits_of(self.model(images))
+        check_channels(logits, self._card)
+        return logits
 
 
 def evaluation_options(options: Mapping[str, Any]) -> InferenceOptions:
