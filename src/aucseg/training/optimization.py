@@ -190,8 +190,8 @@ def check_parameter_groups(optimizer: torch.optim.Optimizer, stored: Groups) -> 
         return
     raise ValueError(
         f"the checkpoint's optimizer is another than {type(optimizer).__name__} as set up here ({what}): resume with "
-        "model.optimizer, model.freeze, model.loss and model.model as in the config.yaml of the run; with others start a "
-        "new run with model.init_from, which takes over the weights"
+        "model.optimizer, model.freeze, model.loss and model.model as in the config.yaml of the run; with others start "
+        "a new run with model.init_from, which takes over the weights"
     )
 
 
