@@ -203,9 +203,10 @@ def test_predictions_of_another_framework_beside_the_run(finished_run: Path, tin
     assert "mean IoU in points, 95 % interval over 4 images:" in done.stdout
     ours = json.loads((tmp_path / "ours-evaluation" / "result.json").read_text())
     run = json.loads((finished_run / "result.json").read_text())
-    assert ours["per_class_iou"] == pytest.approx(run["per_class_iou"], abs=1e-6)
+    # A pixel of two classes with nearly equal scores may go to either: images come one by one, not in batches.
+    assert ours["per_class_iou"] == pytest.approx(run["per_class_iou"], abs=1e-4)
     for name in run["metrics"].keys() & ours["metrics"].keys():
-        assert ours["metrics"][name] == pytest.approx(run["metrics"][name], abs=1e-6), name
+        assert ours["metrics"][name] == pytest.approx(run["metrics"][name], abs=1e-4), name
     assert ours["metrics"]["auroc"] > 0
     page = tmp_path / "r.html"
     done = aucseg("report", tmp_path / "theirs-evaluation", finished_run, "--titles", "theirs", "ours", "--out", page)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aucseg.runtime.announce import loading
-from aucseg.safe_files import check_folder
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -46,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
         from aucseg.inference.export import ExportError, ExportMetadata, export_model, save_for_hub, save_weights
         from aucseg.inference.image_files import find_images, read_image
         from aucseg.run_files import best_of
+        from aucseg.safe_files import check_folder
         from aucseg.training.stored_task import load_task
 
     to = Path(args.to)
