@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import pytest
@@ -32,4 +33,4 @@ def test_a_family_has_its_rate(model: str | None, options: dict[str, Any] | None
 
 def test_the_warm_up_is_a_tenth_and_bounded() -> None:
     recipe = recipe_of("smp/fpn", LITE)
-    assert [recipe.warmup_steps(steps) for steps in (3, 100, 1500, 160_000, -1)] == [1, 10, 150, 200, 200]
+    assert [recipe.warmup_steps(steps) for steps in (3, 100, 1500, 160_000, math.inf)] == [1, 10, 150, 200, 200]

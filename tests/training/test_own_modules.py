@@ -119,6 +119,24 @@ def test_a_training_without_a_known_end_is_refused(tiny_card: Path, tmp_path: Pa
         make_trainer(tmp_path, -1, max_epochs=max_epochs, **EPOCHS).fit(make_task(tiny_card, loss="ce"), data, loader())
 
 
+def test_a_schedule_of_ones_own_needs_no_end(tiny_card: Path, tmp_path: Path) -> None:
+    schedule = {"class_path": "ConstantLR", "init_args": {"factor": 0.5}}
+    task = make_task(tiny_card, loss="ce", schedule=schedule)
+    stop = StopAfter(3)
+    make_trainer(tmp_path, -1, max_epochs=-1, callbacks=[stop], **EPOCHS).fit(task, loader(), loader())
+    assert task.global_step == 3
+
+
+class StopAfter(Callback):
+    """Ends a training."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        trainer.should_stop = trainer.global_step >= self.step
+
+
 class WithSGD(SegmentationTask):
     """A task with an optimizer of its own."""
 

@@ -29,9 +29,9 @@ class Recipe:
     warmup: int
     reason: str
 
-    def warmup_steps(self, max_steps: int) -> int:
+    def warmup_steps(self, max_steps: float) -> int:
         """Steps of warm-up in a training of so many steps."""
-        return max(1, min(self.warmup, max_steps // 10)) if max_steps > 0 else self.warmup
+        return max(1, int(min(self.warmup, max_steps / 10)))
 
 
 _FPN = Recipe(4e-3, 3.0, 200, "within a point of the best rate for this model on three data sets")

@@ -120,7 +120,7 @@ def build_optimizer(
 
 
 def build_schedule(
-    optimizer: torch.optim.Optimizer, max_steps: int, warmup_steps: int, warmup_factor: float, poly_power: float
+    optimizer: torch.optim.Optimizer, max_steps: float, warmup_steps: int, warmup_factor: float, poly_power: float
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """Linear warm-up from `warmup_factor`, and polynomial decay to zero over `max_steps`, a step at a time."""
 
@@ -133,26 +133,26 @@ def build_schedule(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def steps_of_training(trainer: Trainer) -> int:
-    """Optimizer steps of a training: `max_steps`, or those of its epochs.
-
-    Raises:
-        ValueError: It has no end, or none that is known.
-    """
+def steps_of_training(trainer: Trainer) -> float:
+    """Optimizer steps of a training: `max_steps`, or those of its epochs; infinite where no end is known."""
     steps = trainer.max_steps if trainer.max_steps > 0 else trainer.estimated_stepping_batches
-    if not 0 < steps < math.inf:
-        raise ValueError(
-            "the training has no known end, which the schedule needs: give the trainer max_steps, or max_epochs where "
-            "the loader has a length"
-        )
-    return int(steps)
+    return steps if steps > 0 else math.inf
 
 
 def optimizer_and_schedule(
     model: nn.Module, loss: nn.Module | None, settings: Mapping[str, Any], trainer: Trainer
 ) -> OptimizerLRSchedulerConfig:
-    """What Lightning's `configure_optimizers` returns, from the hyperparameters of `aucseg.SegmentationTask`."""
+    """What Lightning's `configure_optimizers` returns, from the hyperparameters of `aucseg.SegmentationTask`.
+
+    Raises:
+        ValueError: The rate is to fall to zero over a training without a known end.
+    """
     num_steps = steps_of_training(trainer)
+    if math.isinf(num_steps) and settings["schedule"] is None:
+        raise ValueError(
+            "the training has no known end, which the schedule needs: give the trainer max_steps, or max_epochs where "
+            "the loader has a length"
+        )
     settings = _with_recipe(settings, trainer, num_steps)
     names = ("learning_rate", "head_rate_factor", "weight_decay", "betas", "optimizer")
     optimizer = build_optimizer(model, **{name: settings[name] for name in names}, loss=loss)
@@ -227,7 +227,7 @@ def take_over_changes(
             group["lr"] = rate
 
 
-def _with_recipe(settings: Mapping[str, Any], trainer: Trainer, num_steps: int) -> dict[str, Any]:
+def _with_recipe(settings: Mapping[str, Any], trainer: Trainer, num_steps: float) -> dict[str, Any]:
     """The settings with those rates that are left open, which is said."""
     batch_size = int(getattr(getattr(trainer, "datamodule", None), "batch_size", None) or BATCH_SIZE)
     images = batch_size * trainer.accumulate_grad_batches * trainer.world_size

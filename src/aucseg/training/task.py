@@ -248,7 +248,8 @@ class SegmentationTask(LightningModule):
     def evaluation_logits(self, images: Tensor) -> Tensor:
         """Logits (B, K, h, w) as validation takes them, with the sliding window and so on of `evaluation`."""
         if self.evaluation is None:
-            return self.forward(images)
+            logits: Tensor = self(images)
+            return logits
         predictor = Predictor(
             CheckedLogits(self.model, self.card),
             self.evaluation,
