@@ -22,7 +22,7 @@ from PIL import Image
 from torch import nn
 
 from aucseg.datasets import DatasetCard, SampleError, SegmentationDataset
-from aucseg.inference.image_files import predict_paths
+from aucseg.inference.predict_files import predict_paths
 from aucseg.models.checkpoint import read_state_dict
 from aucseg.report import build_report
 from aucseg.statistics.class_statistics import ClassStatistics

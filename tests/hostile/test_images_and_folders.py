@@ -13,7 +13,8 @@ from PIL import Image
 from torch import nn
 
 from aucseg.datasets import DatasetCard, SampleError, SegmentationDataset
-from aucseg.inference.image_files import find_images, predict_paths
+from aucseg.inference.image_files import find_images
+from aucseg.inference.predict_files import predict_paths
 from tests.datasets.conftest import MINI
 
 

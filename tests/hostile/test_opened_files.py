@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from aucseg.datasets import DatasetCard
-from aucseg.inference.image_files import predict_paths
+from aucseg.inference.predict_files import predict_paths
 from aucseg.report import build_report
 from aucseg.statistics.class_statistics import ClassStatistics
 from aucseg.statistics.summary import make_report, write_csv

@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from aucseg.datasets.tree import IMAGE_ENDINGS
-from aucseg.inference.image_files import ImageError, find_images, predict_paths, read_image
+from aucseg.inference.image_files import ImageError, find_images, read_image
+from aucseg.inference.predict_files import predict_paths
 from aucseg.inference.predictor import InferenceOptions, Predictor
 from tests.datasets.files import png_of_16_bits
 

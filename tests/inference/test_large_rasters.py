@@ -11,7 +11,7 @@ from PIL import Image
 
 import aucseg.inference.large_rasters as large_rasters
 from aucseg.datasets import DatasetCard
-from aucseg.inference.image_files import predict_paths
+from aucseg.inference.predict_files import predict_paths
 from aucseg.inference.predictor import InferenceOptions, Predictor
 from tests.datasets.conftest import MINI
 from tests.datasets.files import save_raster

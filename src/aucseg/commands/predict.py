@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     with loading():
         import torch
 
-        from aucseg.inference.image_files import find_images, predict_paths
+        from aucseg.inference.image_files import find_images
+        from aucseg.inference.predict_files import predict_paths
         from aucseg.inference.predictor import InferenceOptions, Predictor
         from aucseg.run_files import best_of
         from aucseg.statistics.class_statistics import ClassStatistics

@@ -21,7 +21,7 @@ _PACKAGE = Path(__file__).parents[1]
 # Parts of the package that no training run imports or whose changes cannot change one.
 _NOT_TRAINING = (
     *("cli.py", "commands/", "compare/", "integrations/", "planning/", "report/", "models/hub.py"),
-    *("inference/export.py", "inference/image_files.py"),
+    *("inference/export.py", "inference/image_files.py", "inference/predict_files.py"),
     *("statistics/advice.py", "statistics/bound.py", "statistics/summary.py"),
     *("datasets/duplicates.py", "datasets/mask_checks.py", "datasets/propose"),
 )

@@ -277,12 +277,17 @@ def npy_memory_map(path: Path) -> Array:
     return values
 
 
+def is_map_shape(shape: tuple[int, ...]) -> bool:
+    """Whether an array has a value for each pixel, (H, W), perhaps with an axis of 1 before or behind."""
+    return len(shape) == 2 or (len(shape) == 3 and 1 in (shape[0], shape[-1]))
+
+
 def npy_ids(values: Array, path: Path, encoding: str) -> Array:
     """Returns the ids in the array of an `.npy` file."""
     shape, dtype = values.shape, values.dtype
     if encoding == "rgb" and len(shape) == 3 and shape[-1] == 3 and dtype == np.uint8:
         return pack_colors(values)
-    squeezed = values.squeeze() if values.ndim == 3 and 1 in (shape[0], shape[-1]) else values
+    squeezed = values.squeeze() if values.ndim == 3 and is_map_shape(shape) else values
     if squeezed.ndim != 2 or dtype.kind not in "buif" or encoding not in ("gray", "gray16"):
         raise SampleError(
             f"{path}: an array of {dtype} with shape {shape} is not a {encoding} mask; save the ids as whole numbers "

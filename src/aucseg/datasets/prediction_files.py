@@ -15,7 +15,7 @@ from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.colors import pack_color
 from aucseg.datasets.files import Array, SampleError
 from aucseg.datasets.label_map import LabelMap
-from aucseg.datasets.mask_files import RawMask, encoding_of_mode, mode_and_format, npy_header, read_mask
+from aucseg.datasets.mask_files import RawMask, encoding_of_mode, is_map_shape, mode_and_format, npy_header, read_mask
 from aucseg.datasets.prediction_names import match_predictions, prediction_files
 from aucseg.datasets.tree import ending_of
 from aucseg.hints import shorten
@@ -251,7 +251,7 @@ def _check_is_map(path: Path) -> None:
     """Refuses arrays that are neither a label map nor scores."""
     _, shape, dtype = _array_header(path)
     is_picture = len(shape) == 3 and shape[-1] == 3 and dtype == np.uint8
-    if not (len(shape) == 2 or is_picture or (len(shape) == 3 and 1 in (shape[0], shape[-1]))):
+    if not (is_picture or is_map_shape(shape)):
         raise SampleError(
             f"{path}: an array of {dtype} with shape {shape} is neither scores, floating-point numbers (K, H, W), nor "
             "a label map, whole numbers (H, W); write one of them for each image"

@@ -90,7 +90,7 @@ def label_array(folder: Path | None, size: tuple[int, ...], dtype: npt.DTypeLike
 
 def small_overlay(image: LargeRaster, labels: Array, colors: npt.NDArray[np.uint8], opacity: float) -> Image.Image:
     """Returns the raster under the colours of its labels, of every n-th pixel so that it can be looked at."""
-    from aucseg.inference.image_files import as_picture
+    from aucseg.inference.predict_files import as_picture
 
     step = -(-max(labels.shape) // _OVERLAY_SIDE)
     mixed = np.zeros((-(-labels.shape[0] // step), -(-labels.shape[1] // step), 3), np.uint8)

@@ -146,9 +146,10 @@ class TailMemoryBank(UncompiledModule):
         max_factor: float | None = None,
     ) -> None:
         super().__init__()
-        if sample_ratio is None and presence_target is None:
-            policy = with_default_policy({"max_factor": max_factor})
-            presence_target, max_factor = policy["presence_target"], policy["max_factor"]
+        policy = with_default_policy(
+            {"sample_ratio": sample_ratio, "presence_target": presence_target, "max_factor": max_factor}
+        )
+        presence_target, max_factor = policy["presence_target"], policy["max_factor"]
         self.tail_classes = checked_tail_classes(tail_classes, num_classes, ignore_index)
         check_settings(
             {
