@@ -160,4 +160,4 @@ def test_a_card_that_names_its_tail_alone_serves_bank_and_metric() -> None:
     task = SegmentationTask("coco_stuff164k", torch.nn.Conv2d(3, 171, 1), bank={})
     assert task.bank is not None
     assert len(task.bank.tail_classes) == 123
-    assert task.metric.groups.keys() == {"tail"}
+    assert task.validation_metrics.iou.groups.keys() == {"tail"}

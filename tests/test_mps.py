@@ -98,7 +98,8 @@ def whole_run(
         task.on_validation_epoch_end()
     overlap = per_image_overlap(predicted[0], masks[0], task.card.num_classes, task.card.ignore_index)
     logged["overlap"] = sum(intersection / union for intersection, union, _ in overlap.values()) / 100
-    logged["curve"] = curve_points(*task.roc_curves["d"])["auroc"]
+    assert task.validated.roc_curves is not None
+    logged["curve"] = curve_points(*task.validated.roc_curves["d"])["auroc"]
     predictor = Predictor(task.model, InferenceOptions(window=(16, 16), flip=True, class_frequency=tuple(COUNTS)))
     logged["labels"] = float(predictor.labels(batch()[0][0]).float().mean())
     return logged

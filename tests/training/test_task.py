@@ -32,8 +32,8 @@ def test_training_lowers_the_loss_and_learns_the_colours(tiny_card: Path, tmp_pa
     task, trainer = make_task(tiny_card, learning_rate=0.02), make_trainer(tmp_path, 60)
     trainer.fit(task, make_data(tiny_card))
     assert float(trainer.callback_metrics["val/miou"]) > 0.5
-    assert len(task.per_class_iou) == 4
-    assert sum(map(sum, task.confusion)) == 4 * (48 * 64 - 3)
+    assert len(task.validated.per_class_iou) == 4
+    assert sum(map(sum, task.validated.confusion)) == 4 * (48 * 64 - 3)
 
 
 def test_resumed_run_equals_the_uninterrupted_one(tiny_card: Path, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_a_model_of_one_logit_is_validated(monkeypatch: pytest.MonkeyPatch) -> N
         predicted = task.validation_step({"image": images, "mask": target}, 0)["predicted"]
     assert 0 < target.float().mean() < 1
     assert torch.equal(torch.stack(predicted), target)
-    assert task.metric.compute()["miou"] == 1
+    assert task.validation_metrics.iou.compute()["miou"] == 1
 
 
 def test_images_without_a_label_have_no_part_in_the_validation_loss(tmp_path: Path) -> None:

@@ -207,20 +207,23 @@ class ResultWriter(Callback):
         left_out = sorted({name for _, names in parts for name in names})
         if left_out:
             _say_what_was_left_out(left_out, images)
-        metrics = trainer.callback_metrics
+        validated, metrics = pl_module.validated, trainer.callback_metrics
         scores = {key.removeprefix("val/"): float(metrics[key]) for key in metrics if key.startswith("val/")}
         result = result_entries(
             pl_module.card,
             step=trainer.global_step,
             metrics=scores | image_scores(images),
-            per_class_iou=pl_module.per_class_iou,
+            per_class_iou=validated.per_class_iou,
             groups=pl_module.groups,
         )
         if left_out:
             result["left_out"] = left_out
-        roc_curves = None if pl_module.auroc is None else pl_module.roc_curves
         write_results(
-            self.folder, result | self.entries, confusion=pl_module.confusion, images=images, roc_curves=roc_curves
+            self.folder,
+            result | self.entries,
+            confusion=validated.confusion,
+            images=images,
+            roc_curves=validated.roc_curves,
         )
 
 

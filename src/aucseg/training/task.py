@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torchmetrics import SumMetric
 
 from aucseg.datasets import DatasetCard
 from aucseg.inference.predictor import Predictor
@@ -20,7 +18,6 @@ from aucseg.losses import AUCSegLoss
 from aucseg.losses.baselines import LongTailLoss
 from aucseg.losses.pairwise_auc import PairwiseAUCLoss, auc_losses, process_group_of
 from aucseg.memory_bank.exchange import exchange_samples
-from aucseg.metrics import GroupedMeanIoU, PixelAUROC, PixelAveragePrecision
 from aucseg.models import build_model, forward_with_auxiliary, without_weights
 from aucseg.randomness import random_states, set_random_states, stable_seed
 from aucseg.tensors.dtypes import in_model_dtype
@@ -51,6 +48,7 @@ from aucseg.training.task_checks import (
     say_if_sorted,
     state_mismatch,
 )
+from aucseg.training.validation_metrics import ValidationMetrics, ValidationResult
 
 
 class SegmentationTask(LightningModule):
@@ -102,6 +100,7 @@ class SegmentationTask(LightningModule):
 
     Attributes:
         last_input: Images and masks of the last training batch as the model saw them, pasted samples included.
+        validated: What the last validation found, an `aucseg.training.validation_metrics.ValidationResult`.
 
     Raises:
         ValueError: For a bank without tail classes, and whatever the card, the model, the loss or the bank refuse.
@@ -109,6 +108,7 @@ class SegmentationTask(LightningModule):
 
     mean: Tensor
     std: Tensor
+    validated: ValidationResult
 
     def __init__(
         self,
@@ -177,16 +177,7 @@ class SegmentationTask(LightningModule):
         self._group_settings: list[dict[str, Any]] | None = None
         self._resumed: dict[str, Any] | None = None
         self.groups = self.card.named_groups
-        # Not Lightning's mean over processes, which rounds down how many images each one has, nor a weighted mean of
-        # torchmetrics, which forgets weights where it does not look for NaN: an image without a label has no loss.
-        self.loss_sum, self.num_losses = SumMetric(nan_strategy="disable"), SumMetric(nan_strategy="disable")
-        settings: dict[str, Any] = {"groups": self.groups, "ignore_index": self.card.ignore_index}
-        self.metric = GroupedMeanIoU(num_classes, **settings)
-        self.auroc: PixelAUROC | None = None
-        self.average_precision: PixelAveragePrecision | None = None
-        if pixel_metrics:
-            self.auroc = PixelAUROC(num_classes, ignore_index=self.card.ignore_index)
-            self.average_precision = PixelAveragePrecision(num_classes, **settings)
+        self.validation_metrics = ValidationMetrics(self.card, pixel_metrics)
         mean, std = normalization(model, self.card, mean, std)
         self.hparams.update(mean=mean, std=std)
         self.evaluation = None if evaluation is None else evaluation_options(evaluation)
@@ -331,14 +322,7 @@ class SegmentationTask(LightningModule):
             logits, target = self.evaluation_logits(images), masks.long()
             assert self.loss is not None
             with process_group_of(self.loss, None):  # processes may have unequal numbers of validation batches
-                for i in range(len(target)):
-                    self.loss_sum.update(self.loss(logits[i : i + 1], target[i : i + 1]))
-                    self.num_losses.update((target[i] != self.card.ignore_index).any())
-            labels = predicted_labels(logits, target.shape[-2:])
-            self.metric.update(labels, target)
-            if self.auroc is not None and self.average_precision is not None:
-                self.auroc.update(logits, target)
-                self.average_precision.update(logits, target)
+                labels = self.validation_metrics.update(logits, target, self.loss)
             for position, label in zip(positions, labels, strict=True):
                 predicted[position] = label
         return {"predicted": predicted}
@@ -354,37 +338,13 @@ class SegmentationTask(LightningModule):
         return [predicted_labels(self.evaluation_logits(one[None]), one.shape[1:])[0] for one in images]
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the loss, overall, head, middle and tail mean IoU, and mean precision, recall and F1, in [0, 1]."""
-        with warnings.catch_warnings():
-            # A process none of whose images can be read has nothing to add.
-            warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
-            self._log_validation()
-
-    def _log_validation(self) -> None:
-        result = {"loss": self.loss_sum.compute() / self.num_losses.compute(), **self.metric.compute()}
-        self.per_class_iou: list[float] = self.metric.details()["per_class"].tolist()
-        with self.metric.sync_context():
-            self.confusion: list[list[int]] = self.metric.confusion.tolist()
-        # All processes have the same values; the maximum of equal ones is exact, and Lightning is content.
-        options: dict[str, Any] = {"sync_dist": True, "reduce_fx": "max"}
-        for name, value in result.items():
-            self.log(f"val/{name}", value, prog_bar=name in ("loss", "miou", *(self.groups or ())), **options)
-        self.metric.reset()
-        with torch.inference_mode(False):  # else the validation of a training after this one could not add to them
-            self.loss_sum.reset()
-            self.num_losses.reset()
-        if self.auroc is not None and self.average_precision is not None:
-            self._log_pixel_metrics(self.auroc, self.average_precision)
-
-    def _log_pixel_metrics(self, auroc: PixelAUROC, average_precision: PixelAveragePrecision) -> None:
-        tail = (self.groups or {}).get("tail", [])
-        self.log("val/auroc", auroc.compute(), sync_dist=True, reduce_fx="max")
-        if tail:
-            self.log("val/tail_ap", average_precision.details()["tail"], sync_dist=True, reduce_fx="max")
-        with auroc.sync_context():  # one class against all others: false and true positive rates
-            self.roc_curves = {self.card.class_names[c]: auroc.roc_curve(c) for c in tail}
-        auroc.reset()
-        average_precision.reset()
+        """Logs what was measured, see `aucseg.training.validation_metrics.ValidationResult.scores`."""
+        self.validated = self.validation_metrics.compute()
+        self.validation_metrics.reset()
+        for name, value in self.validated.scores.items():
+            # All processes have the same values; the maximum of equal ones is exact, and Lightning is content.
+            shown = name in ("loss", "miou", *(self.groups or ()))
+            self.log(f"val/{name}", value, prog_bar=shown, sync_dist=True, reduce_fx="max")
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with its own rate for the head, linear warm-up and polynomial decay; or what the options say."""
