@@ -153,7 +153,7 @@ def seconds_of(command: list[str]) -> tuple[float, float]:
 
 def stats_beside_a_loop(root: Path, rounds: int) -> dict[str, object]:
     """Time `aucseg stats`, all checks on, beside a loop over the masks alone, in turns: median, least, most."""
-    stats = [sys.executable, "-m", "aucseg.cli", "stats", str(root / "card.yaml"), "--root", str(root)]
+    stats = [sys.executable, "-m", "aucseg", "stats", str(root / "card.yaml"), "--root", str(root)]
     cache = root / "cache.sqlite"
     commands = {
         "loop over the masks": [sys.executable, "-c", PLAIN_LOOP, str(root / "masks")],

@@ -128,7 +128,7 @@ FOLDERS = {
 
 def aucseg(*arguments: object) -> Iterator[str]:
     """Runs a command, and gives the lines that it prints, as they come; its progress goes to the screen."""
-    command = [sys.executable, "-m", "aucseg.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "aucseg", *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None

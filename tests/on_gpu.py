@@ -21,5 +21,5 @@ def no_waiting() -> Iterator[None]:
 
 
 def run(*command: object) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "aucseg.cli", *map(str, command)]
+    words = [sys.executable, "-m", "aucseg", *map(str, command)]
     return subprocess.run(words, capture_output=True, text=True, check=False)

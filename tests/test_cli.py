@@ -19,7 +19,7 @@ from tests.small_runs import TINY_RUN
 
 def aucseg(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "aucseg.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "aucseg", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
 
 

@@ -20,6 +20,7 @@ FLOORS = (
     {"planning", "compare", "report"},
     {"commands"},
     {"cli", "__init__"},
+    {"__main__"},
 )
 # Beside a floor: the configurations with what finds them, and the integrations, which are below training and loading.
 BESIDE = {"configs": 2, "integrations": 5}

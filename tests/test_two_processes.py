@@ -149,7 +149,7 @@ def test_accelerators_synchronize_batch_norm_and_shard(tiny_card: Path, tmp_path
         options = arguments(tiny_card, tmp_path / out, **more)
         options += ["--trainer.max_steps", str(steps), "--data.eval_batch_size", "1"]
         options += ["--trainer.callbacks", '[{"class_path": "tests.two_processes.ExpectSyncBatchNorm"}]']
-        result = torchrun("-m", "aucseg.cli", "fit", *options, processes=processes)
+        result = torchrun("-m", "aucseg", "fit", *options, processes=processes)
         assert result.returncode == 0, result.stderr
     results = [json.loads((tmp_path / out / "result.json").read_text()) for out in ("whole", "half")]
     assert results[0]["step"] == results[1]["step"] == STEPS
@@ -158,12 +158,12 @@ def test_accelerators_synchronize_batch_norm_and_shard(tiny_card: Path, tmp_path
 @pytest.mark.slow
 def test_killed_process_and_resume(tiny_card: Path, tmp_path: Path) -> None:
     """torchrun ends the others; the command itself, given again, goes on."""
-    whole = torchrun("-m", "aucseg.cli", "fit", *arguments(tiny_card, tmp_path / "whole"))
+    whole = torchrun("-m", "aucseg", "fit", *arguments(tiny_card, tmp_path / "whole"))
     assert whole.returncode == 0, whole.stderr
     half = arguments(tiny_card, tmp_path / "half", resume="auto")
     kill = ["--trainer.callbacks", '[{"class_path": "tests.two_processes.Kill"}]']
-    killed = torchrun("-m", "aucseg.cli", "fit", *half, *kill)
+    killed = torchrun("-m", "aucseg", "fit", *half, *kill)
     assert killed.returncode != 0
-    resumed = torchrun("-m", "aucseg.cli", "fit", *half)
+    resumed = torchrun("-m", "aucseg", "fit", *half)
     assert resumed.returncode == 0, resumed.stderr
     assert compare(tmp_path / "half", tmp_path / "whole") == []

@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         if main_study is not None:
             runs = [run for run in main_study["runs"] if run["seed"] < study.seeds]
             restore({"runs": runs, "search": [], "trials": []}, [m for m in study.from_main if m in methods], out)
-    status = run_for([sys.executable, "-m", "aucseg.cli", "compare", *arguments, *options[cut + 1 :]], args.minutes)
+    status = run_for([sys.executable, "-m", "aucseg", "compare", *arguments, *options[cut + 1 :]], args.minutes)
     with FileLock(merge_lock(path)):
         before = read_result(path)
         result = collect(args.study, out)

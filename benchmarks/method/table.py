@@ -52,7 +52,7 @@ sampler and crops stand in the files.
 {runs}
 ## The last layer alone
 
-The last layer of a network that was trained with cross-entropy (Cityscapes, 1,500 steps), trained anew by each loss.
+The last layer of a network that was trained with cross-entropy (Cityscapes, 1,500 steps), retrained by each loss.
 
 {probe}
 ## Gradients beside those of a reweighting

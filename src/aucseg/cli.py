@@ -125,7 +125,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sys.version_info < (3, 11) and (notes := with_notes("", error)):  # later versions show notes themselves
             print(f"aucseg {command}{notes}", file=sys.stderr)
         raise
-
-
-if __name__ == "__main__":
-    sys.exit(main())

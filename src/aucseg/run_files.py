@@ -89,7 +89,7 @@ def best_of(run: Path) -> Path:
         ValueError: The run has kept none, or `run` is not a folder.
     """
     if not run.is_dir():
-        raise ValueError(f"--best is for the folder of a run, and {run} is none: name the checkpoint alone")
+        raise ValueError(f"--best needs the folder of a run; {run} is not a folder: name the checkpoint alone")
     if not (run / BEST_CHECKPOINT).is_file():
         raise ValueError(f"{run} has no {BEST_CHECKPOINT}: train with 'aucseg fit --keep_best val/tail' to have one")
     return run / BEST_FOLDER

@@ -113,7 +113,7 @@ def missing_folders(folder: Path) -> list[Path]:
 
 
 def remove_empty_folders(folders: Iterable[Path]) -> None:
-    """Removes those that exist and are empty, in the order given; of what cannot be removed nothing is said."""
+    """Removes those that exist and are empty, in the order given; what cannot be removed stays, without a word."""
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()

@@ -1,4 +1,4 @@
-"""Stands in for `python -m aucseg.cli fit`: leaves what a run leaves, in a fraction of a second.
+"""Stands in for `python -m aucseg fit`: leaves what a run leaves, in a fraction of a second.
 
 The metrics follow from the loss, the bank, the seed and `auc_weight`. STAND_IN_LOG names a file that gets a line for
 each start; STAND_IN_FAIL a loss whose runs fail; STAND_IN_TERMINATE one

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from aucseg.cli import main
 from aucseg.compare import comparison
 from aucseg.compare.runner import trusting
 from aucseg.losses import build_loss
@@ -371,9 +372,28 @@ def test_dry_run_tells_runs_that_the_real_call_refuses(
         (("--methods", "ce", "--seeds", "0,x"), "expected whole numbers"),
         (("--methods", "ce", "--seeds", "1,1"), "listed twice"),
         (("--methods", ","), "--methods lists nothing"),
-        (("--methods", "ce,la", "--baseline", "vs"), "none of the methods"),
+        (("--methods", "ce,la", "--baseline", "vs"), "not one of the methods"),
     ],
 )
 def test_wrong_options_are_told(compare: Compare, options: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         compare(*options)
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "message"),
+    [
+        ("--steps", "a", "argument --steps: must be a whole number of at least 1, got 'a'"),
+        ("--search-limit", "0", "argument --search-limit: must be a whole number of at least 1, got '0'"),
+        ("--folds", "1.5", "argument --folds: must be a whole number of at least 2, got '1.5'"),
+        ("--search-share", "1", "argument --search-share: must be a number between 0 and 1, got '1'"),
+        ("--offsets-share", "nan", "argument --offsets-share: must be a number between 0 and 1, got 'nan'"),
+    ],
+)
+def test_numbers_out_of_their_range_are_named(
+    option: str, text: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", "tiles", option, text])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err

@@ -129,7 +129,7 @@ def test_folds_end_to_end(
 @pytest.mark.slow
 def test_kill_and_resume_of_real_runs(real_config: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "aucseg.cli", "compare", "--config", str(real_config), "--out", str(out)]
+    command = [sys.executable, "-m", "aucseg", "compare", "--config", str(real_config), "--out", str(out)]
     command += ["--methods", "ce,la,aucseg", "--seeds", "0", "--no-report"]
     first, second = (out / "tiny_network-Net" / method / "seed0" for method in ("ce", "la"))
     process = subprocess.Popen(command)
@@ -151,7 +151,7 @@ def test_kill_and_resume_of_real_runs(real_config: Path, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_a_run_that_was_cut_off_goes_on_and_ends_as_if_it_had_not_been(real_config: Path, tmp_path: Path) -> None:
     change_config(real_config, "trainer", max_steps=80, val_check_interval=80)
-    command = [sys.executable, "-m", "aucseg.cli", "compare", "--config", str(real_config), "--methods", "aucseg"]
+    command = [sys.executable, "-m", "aucseg", "compare", "--config", str(real_config), "--methods", "aucseg"]
     command += ["--seeds", "0", "--no-report", "--out"]
     folder = tmp_path / "cut" / "tiny_network-Net" / "aucseg" / "seed0"
     process = subprocess.Popen([*command, str(tmp_path / "cut")])

@@ -90,7 +90,7 @@ def interrupted(arguments: list[str], when: Callable[[], bool]) -> tuple[int, st
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # what is started in the background has it ignored
 
     command = subprocess.Popen(
-        [sys.executable, "-m", "aucseg.cli", *arguments],
+        [sys.executable, "-m", "aucseg", *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -146,7 +146,7 @@ def test_the_demo_is_interrupted_and_goes_on_to_its_report(tmp_path: Path) -> No
     assert "Traceback" not in message
     assert not any(is_at_work(out / name) for name in ("ce", "aucseg"))
     done = subprocess.run(
-        [sys.executable, "-m", "aucseg.cli", *arguments],
+        [sys.executable, "-m", "aucseg", *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,

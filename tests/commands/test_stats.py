@@ -192,7 +192,7 @@ def test_counts_of_other_classes_are_refused(
     renamed.update(np.arange(len(names))[None])
     renamed.save(file)
     assert run(card_path, "--merge", file) == 0
-    assert f"its classes bear other names than those of the card {card.name!r}" in capsys.readouterr().err
+    assert f"its class names differ from those in the card {card.name!r}" in capsys.readouterr().err
 
 
 def test_what_cannot_run(

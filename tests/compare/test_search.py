@@ -84,7 +84,7 @@ def test_auto_and_none() -> None:
     [
         (["tau"], "expected 'auto'"),
         (["tau=1"], "at least two values"),
-        (["vs:model.x=1,2"], "none of the methods"),
+        (["vs:model.x=1,2"], "not a method with a setting"),
         (["tau=1,2", "auc_weight=1,2,3"], "same number of trials"),
         (["tau={,"], "is not YAML"),
     ],

@@ -352,5 +352,5 @@ def test_bands_that_are_no_colours_are_counted(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"five\.tif: 5 bands of uint8, which are not read as colours: .*'bands:'"):
         read_image(path)
     (tmp_path / "broken.tif").write_bytes(b"broken")
-    with pytest.raises(ImageError, match=r"broken\.tif: no readable image"):
+    with pytest.raises(ImageError, match=r"broken\.tif: not a readable image"):
         read_image(tmp_path / "broken.tif")

@@ -64,7 +64,7 @@ def train_side_by_side(runs: Mapping[str, Sequence[str]]) -> dict[str, int]:
             for title, options in runs.items():
                 # Our own command, a list of arguments without a shell.
                 children[title] = child = subprocess.Popen(  # nosec B603
-                    [sys.executable, "-m", "aucseg.cli", "fit", *options],
+                    [sys.executable, "-m", "aucseg", "fit", *options],
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from aucseg.commands.children import signals_as_exit
 from aucseg.commands.compare_folder import fill_in
-from aucseg.commands.option_parser import listed, output_folder, split_list
+from aucseg.commands.option_parser import at_least, fraction, listed, output_folder, split_list
 from aucseg.runtime.announce import loading
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--methods", metavar="A,B,...", help="what to compare, see below (default of a plan: ce "
                         "and AUCSeg, with the bank or without it as the counts say)")  # fmt: skip
     parser.add_argument("--seeds", metavar="0,1,...", help="one run each (default: 0; with --config 0,1,2,3,4)")
-    parser.add_argument("--folds", type=_folds, metavar="K", help="the training images "
+    parser.add_argument("--folds", type=at_least(2), metavar="K", help="the training images "
                         "in K folds, one run on each: cross-validation, for small data")  # fmt: skip
     parser.add_argument(
         "--time",
@@ -66,20 +66,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=output_folder, help="folder (default: runs/FOLDER-compare; with --config runs/compare)"
     )
     parser.add_argument("--root", metavar="DIR", help="folder of the data, instead of the configuration's")
-    parser.add_argument("--steps", type=_positive, metavar="N", help="training steps, instead of the configuration's")
-    parser.add_argument("--offsets-share", type=_share, default=0.1, metavar="S", help="share of the training images "
+    parser.add_argument("--steps", type=at_least(1), metavar="N", help="training steps, instead of the configuration's")
+    parser.add_argument("--offsets-share", type=fraction, default=0.1, metavar="S", help="share of the training images "
                         "kept for +offsets, by all methods if any has it (default: %(default)s)")  # fmt: skip
     search = parser.add_argument_group("tuning, on training images that are held out and not trained on")
     search.add_argument("--search", action="append", default=[], metavar="SPEC", help="auto, rates (the learning rate "
                         "of every method, too), SETTING=V1,V2,... or METHOD:DOTTED.NAME=V1,V2,...; every method begins "
                         "with as many values of its main setting, and goes on beyond the edge while the best lies "
                         "there; may be repeated")  # fmt: skip
-    search.add_argument("--search-limit", type=_positive, metavar="N",
+    search.add_argument("--search-limit", type=at_least(1), metavar="N",
                         help="most trials of any method (default: twice those of the first grid)")  # fmt: skip
-    search.add_argument("--search-steps", type=_positive, metavar="N", help="steps of a trial (default: of a run)")
+    search.add_argument("--search-steps", type=at_least(1), metavar="N", help="steps of a trial (default: of a run)")
     search.add_argument("--search-metric", default="miou", choices=("miou", "head", "middle", "tail"),
                         help="what the best trial is best in (default: %(default)s)")  # fmt: skip
-    search.add_argument("--search-share", type=_share, default=0.25, metavar="S",
+    search.add_argument("--search-share", type=fraction, default=0.25, metavar="S",
                         help="share of the training images to hold out (default: %(default)s)")  # fmt: skip
     parser.add_argument("--redo", action="store_true", help="repeat runs made with other code, data or configuration")
     parser.add_argument("--discard-checkpoints", action="store_true",
@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs what is not finished, and tells the results after every run.
+    """Runs what is not finished, and prints the results after every run.
 
     Returns:
         0, or 1 if a run failed.
@@ -144,7 +144,7 @@ def _comparison(args: argparse.Namespace) -> Comparison:
     names = [method.name for method in methods]
     baseline = args.baseline or ("ce" if "ce" in names else names[0])
     if baseline not in names:
-        raise ValueError(f"--baseline {baseline!r} is none of the methods {', '.join(names)}")
+        raise ValueError(f"--baseline {baseline!r} is not one of the methods {', '.join(names)}")
     seeds = _seeds(args)
     models = load_models(split_list(args.models), base)
     if args.folds is not None:
@@ -184,24 +184,3 @@ def _seeds(args: argparse.Namespace) -> list[int]:
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"--seeds {args.seeds}: a seed is listed twice")
     return seeds
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return value
-
-
-def _folds(text: str) -> int:
-    value = int(text)
-    if value < 2:
-        raise argparse.ArgumentTypeError(f"{text} is below 2")
-    return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value

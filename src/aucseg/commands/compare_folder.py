@@ -22,7 +22,7 @@ _SEEDS_OF_CONFIG, _SEEDS_OF_FOLDER = "0,1,2,3,4", "0"
 
 
 def fill_in(args: argparse.Namespace) -> None:
-    """Fills in what a comparison was not told: configuration, methods, seeds and folder, planned for a folder or card.
+    """Fills in the options of a comparison that are open, planned for a folder or card: methods, seeds, folder.
 
     A comparison that goes on keeps the plan that it began with.
 

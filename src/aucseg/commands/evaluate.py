@@ -156,8 +156,8 @@ def _mistakes(evaluation: Evaluation) -> list[str]:
         row = evaluation.confusion[c]
         others = sorted((i for i in range(len(row)) if i != c and row[i]), key=lambda i: -row[i])[:_NUM_MISTAKES]
         if others:
-            told = ", ".join(f"{100 * row[i] / sum(row):.0f} % {names[i]}" for i in others)
-            lines.append(f"  {names[c]}: {told}")
+            shown = ", ".join(f"{100 * row[i] / sum(row):.0f} % {names[i]}" for i in others)
+            lines.append(f"  {names[c]}: {shown}")
     return lines
 
 

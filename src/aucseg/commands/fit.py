@@ -301,7 +301,7 @@ class AUCSegCLI(LightningCLI):
                 say_once(reason)
                 trainer.fit_loop.epoch_loop.max_steps = checkpoint_step(checkpoint)
         if process_number() == 0 and (checkpoint is None or config.resume != "auto"):
-            # A run that was to go on and was stopped before its first checkpoint begins anew.
+            # A run that was to go on and was stopped before its first checkpoint starts over.
             self.result_writer.keep_configuration()
             prepare_run_folder(out, overwrite=config.overwrite or config.resume == "auto")
 
@@ -338,7 +338,7 @@ class AUCSegCLI(LightningCLI):
         self._say_result()
 
     def _say_result(self) -> None:
-        if self.trainer.progress_bar_callback is not None:  # which has said it, and the table follows
+        if self.trainer.progress_bar_callback is not None:  # which has printed it, and the table follows
             return
         metrics = self.trainer.callback_metrics
         found = [f"{name} {float(metrics[f'val/{name}']):.4f}" for name in ("miou", "tail") if f"val/{name}" in metrics]

@@ -15,7 +15,7 @@ _EXAMPLES = """  aucseg fit FOLDER --time 30m                                 pl
   aucseg fit --config run.yaml --data.root DIR --resume auto   on data elsewhere; goes on where it was stopped
   aucseg fit --data.card my.yaml --data.root DIR --trainer.max_steps 2000     without a configuration"""
 
-# They say how to plan, and are none of the parser's.
+# They say how to plan; the parser does not know them.
 PLAN_OPTIONS = ("--root", "--time", "--weights")
 # (title, [(option with its value, help)]): what people use. '(default: X)' is compared with the parser by the tests.
 GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,7 +11,7 @@ from aucseg.hints import closest
 
 
 class OptionParser(argparse.ArgumentParser):
-    """Like argparse's, with one line about what is wrong; an unknown option is told before a missing one.
+    """Like argparse's, with one line about what is wrong; an unknown option is reported before a missing one.
 
     Example:
         >>> parser = OptionParser(prog="aucseg demo")
@@ -36,7 +36,7 @@ class OptionParser(argparse.ArgumentParser):
 
 
 def output_folder(text: str) -> Path:
-    """The `type` of an option that names a folder to write to: what cannot be one is told before work is lost.
+    """The `type` of an option that names a folder to write to: what cannot be one is refused before work is lost.
 
     Raises:
         ArgumentTypeError: It, or a folder above it, is a file.
@@ -62,6 +62,40 @@ def output_file(text: str) -> Path:
     return Path(text)
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """The `type` of an option that takes a whole number from `least` on.
+
+    Example:
+        >>> at_least(1)("20")
+        20
+    """
+
+    def number(text: str) -> int:
+        if not text.strip().isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text!r}")
+        return int(text)
+
+    return number
+
+
+def fraction(text: str) -> float:
+    """The `type` of an option that takes a number between 0 and 1, both excluded.
+
+    Raises:
+        ArgumentTypeError: It is not one.
+
+    Example:
+        >>> fraction("0.25")
+        0.25
+    """
+    try:
+        if 0 < float(text) < 1:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"must be a number between 0 and 1, got {text!r}")
+
+
 def split_list(text: str) -> list[str]:
     """The items of an option with commas between them.
 
@@ -85,7 +119,7 @@ def listed(text: str, option: str) -> list[str]:
 
 
 def unknown_option(arguments: Sequence[str], known: Iterable[str]) -> str | None:
-    """The first option that is none of the known ones and no beginning of one; None if all are known.
+    """The first option that is neither a known one nor the beginning of one; None if all are known.
 
     Example:
         >>> unknown_option(["-1.5", "--out=a", "--iter", "--", "--no"], ["--out", "--iterations"]) is None

@@ -193,7 +193,7 @@ class Planner:
                 f"{request.source} has {counted(len(dataset), 'image')} and nothing to validate on: add images, or a "
                 "split 'val'"
             )
-        # Images held out are none of a fold; whoever gives both validates on the former.
+        # Images held out do not belong to a fold; with both options the former are validated on.
         fold = None if held_out else given.get("data.fold")
         found = fingerprint(
             card,

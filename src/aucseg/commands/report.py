@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     if args.best:
         args.titles = args.titles or default_titles(args.runs)
         args.runs = [best_of(run) for run in args.runs]
-    # Read the runs before anything slow: wrong folders or titles are told at once.
+    # Read the runs before anything slow: wrong folders or titles fail at once.
     options: dict[str, Any] = {"titles": args.titles, "baseline": args.baseline, "method": args.method}
     comparison = load_comparison(args.runs, statistics=statistics, **options)
     samples: list[Example] = []

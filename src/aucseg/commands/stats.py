@@ -92,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", nargs="+", metavar="TAR", help="count tar shards instead of a folder")
     parser.add_argument("--merge", nargs="+", type=Path, metavar="JSON", help="add up statistics written by --save")
     parser.add_argument("--cache", type=output_file, help="file of results (default: in the user's cache folder)")
-    parser.add_argument("--no-cache", action="store_true", help="read every file anew")
+    parser.add_argument("--no-cache", action="store_true", help="read every file again")
     parser.add_argument("--batch-size", type=int, default=8, help="batch that the advice is about (default: 8)")
     parser.add_argument(
         "--delta", type=float, default=0.01, help="all classes with probability 1 - DELTA (default: 0.01)"

@@ -19,8 +19,8 @@ _EXAMPLES = """examples:
 _MORE = """  aucseg validate --config runs/a/config.yaml      with the options of 'aucseg fit', for several GPUs, say;
                                                    takes the run's last checkpoint, or --ckpt_path FILE
 """
-# Of the metrics that a validation has, those that are told, in this order.
-_TOLD = ("miou", "head", "middle", "tail", "precision", "recall", "f1", "auroc", "tail_ap", "loss")
+# The metrics of a validation that are printed, in this order.
+_SHOWN = ("miou", "head", "middle", "tail", "precision", "recall", "f1", "auroc", "tail_ap", "loss")
 
 
 def names_run(arguments: Sequence[str]) -> bool:
@@ -111,8 +111,8 @@ def run(args: argparse.Namespace) -> int:
     with no_empty_folders(out):
         check_writable(out)
         metrics = evaluate_checkpoint(checkpoint, datamodule, out, device, precision=precision, notes=notes)
-    told = ", ".join(f"{name} {metrics[name]:.4f}" for name in _TOLD if name in metrics)
-    print(f"{args.run}, {datamodule.validation_name}: {told}")
+    shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in _SHOWN if name in metrics)
+    print(f"{args.run}, {datamodule.validation_name}: {shown}")
     print(f"wrote {out / RESULT_FILE}; a report of it: aucseg report {shlex.quote(str(out))}")
     return 0
 

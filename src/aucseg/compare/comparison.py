@@ -245,7 +245,7 @@ class Comparison:
         return self._counts[key]
 
     def _refuse_stale_runs(self) -> None:
-        """A result that does not fit is told before hours of runs, not after."""
+        """Reports results that do not fit before hours of training, not after."""
         if not self.runner.redo:
             for _, _, run in self._plan():
                 self.runner.record(run)

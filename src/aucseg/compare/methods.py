@@ -147,7 +147,7 @@ def parse_method(name: str, definitions: Mapping[str, Definition]) -> Method:
     elif head in ("auc", "aucseg"):
         loss, bank = "aucseg", bank or head == "aucseg"
     elif ":" in head:
-        import_object(head)  # what is wrong with it is told before the first run
+        import_object(head)  # fails before the first run, not in it
     elif head not in LOSSES or head == DISALIGN:
         candidates = [known for known in (*LOSSES, "auc", *definitions) if known != DISALIGN]
         suffixed = ", ".join(f"+{known}" for known in _SUFFIXES)
@@ -221,7 +221,7 @@ def load_models(items: Sequence[str], base: Configuration) -> dict[str, Configur
 
 
 def budget_of(steps: int, trainer: Mapping[str, Any]) -> Configuration:
-    """The trainer's settings of a run of so many steps, with one validation, at the end.
+    """The trainer's settings of a run of a number of steps, with one validation, at the end.
 
     Example:
         >>> budget_of(100, {"accumulate_grad_batches": 4})  # Lightning counts batches there

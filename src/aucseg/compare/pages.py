@@ -26,7 +26,7 @@ def write_page(
     """
     titles = list(runs)
     baseline = baseline if baseline in runs else titles[0]
-    command = [sys.executable, "-m", "aucseg.cli", "report", *map(str, runs.values()), "--out", str(page)]
+    command = [sys.executable, "-m", "aucseg", "report", *map(str, runs.values()), "--out", str(page)]
     command += ["--titles", *titles, "--baseline", baseline]
     # Methods are listed with the one in question at the end.
     command += [] if titles[-1] == baseline else ["--method", titles[-1]]

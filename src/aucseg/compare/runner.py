@@ -51,7 +51,7 @@ _OF_LAUNCHERS = (
     *("SLURM_", "TORCHELASTIC_", "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
     *("GROUP_RANK", "ROLE_RANK", "NODE_RANK", "PMI_", "OMPI_"),
 )
-COMMAND = (sys.executable, "-m", "aucseg.cli")
+COMMAND = (sys.executable, "-m", "aucseg")
 
 
 class RunIsBusy(Exception):  # noqa: N818 - nothing is wrong with it

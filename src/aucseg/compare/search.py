@@ -100,7 +100,7 @@ class Outcome:
         point: The best value of each setting; None if no trial has given a score.
         tried: The values of each setting that were tried in its turn; only one for a setting that had no turn.
         at_edge: Whether the best value still lies at the edge of what was tried, by setting.
-        wanted: Points to try before more can be said; with any of them the rest is preliminary, and not complete.
+        wanted: Points to try next; while there are any, the other fields are preliminary.
     """
 
     point: Point | None
@@ -205,7 +205,7 @@ def parse_search(items: Sequence[str], methods: Sequence[Method], limit: int | N
         elif method in [known.name for known in methods if known.has_setting]:
             grids[method] = (*grids.get(method, ()), Grid(path, _ascending(listed)))
         else:
-            raise ValueError(f"--search {item}: {method!r} is none of the methods that have a setting")
+            raise ValueError(f"--search {item}: {method!r} is not a method with a setting")
     lengths = {len(v) for v in values.values()} | {len(grid.values) for of in grids.values() for grid in of}
     if len(lengths) > 1:
         raise ValueError(f"every method gets the same number of trials, but --search lists {sorted(lengths)} values")
@@ -318,7 +318,7 @@ def trial_config(config: Configuration, share: float, steps: int | None) -> Conf
 def with_settings(config: Configuration, settings: Mapping[str, Any]) -> Configuration:
     """A configuration with the values of some settings, by their dotted names."""
     for path, value in settings.items():
-        if path == _BANK_SETTINGS["presence_target"][0]:  # a target beside which nothing is said has no bound
+        if path == _BANK_SETTINGS["presence_target"][0]:  # a target given alone has no bound
             bank = with_paper_settings(config["model"].get("bank") or {})
             config = merged(config, {"model": {"bank": with_default_policy(bank)}})
         config = merged(config, at_path(path, value))

@@ -130,7 +130,7 @@ class SegmentationDataset(SplitOfFiles, Dataset[Sample]):
         return int(self._num_skipped)
 
     def keep_in_memory(self, num_threads: int = 1) -> int:
-        """Reads all samples now and keeps them decoded, 4 bytes a pixel of RGB; whoever reads one later gets a copy.
+        """Reads all samples now and keeps them decoded, 4 bytes a pixel of RGB; reading one later gives a copy.
 
         Loader processes that are forked share the memory. Samples that cannot be read stay errors, or are skipped.
 

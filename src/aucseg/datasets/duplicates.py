@@ -23,7 +23,7 @@ from aucseg.datasets.tree import ending_of
 
 _T = TypeVar("_T")
 _BLOCK = 1 << 14
-# So many images are decoded unasked, of so many pixels in all; a second or two. Of one image so many at most.
+# Most images that are decoded unasked, and most pixels of all of them, a second or two; most pixels of one image.
 _MAX_IMAGES = 4096
 _MAX_PIXELS = 2**26
 
@@ -41,7 +41,7 @@ def find_duplicates(
 
     Files are compared by size, then by a few blocks, and as a whole only where these agree: of most data sets hardly
     anything is read. Images of one height and width are compared by their pixels as well, as they are stored, so that
-    an image that was saved anew without loss is found under any name: where the images are few, or with `decode`;
+    an image that was saved again without loss is found under any name: where the images are few, or with `decode`;
     else only those of one name in two splits that differ in their endings.
 
     Args:

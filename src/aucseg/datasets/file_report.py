@@ -42,7 +42,7 @@ class FileReport:
         """Returns messages about what should not be: files in no pair, images in two splits.
 
         Args:
-            without: A split whose missing files are told elsewhere.
+            without: A split whose missing files are reported elsewhere.
         """
         missing = [
             message

@@ -209,7 +209,7 @@ def _number_of_pages(image: Image.Image) -> int:
 
 @contextmanager
 def without_pixel_limit() -> Iterator[None]:
-    """Lets Pillow open images of any size, for whoever does not decode them or has a limit of its own."""
+    """Lets Pillow open images of any size, for callers that do not decode them or have a limit of their own."""
     # Pillow's limit is global, and warns at one size and fails at another.
     with _limit_lock:
         before = Image.MAX_IMAGE_PIXELS

@@ -16,7 +16,7 @@ from aucseg.datasets.files import SampleError, bits_per_channel, open_image, wit
 from aucseg.datasets.split import SplitOfFiles, evenly_spaced
 from aucseg.runtime.announce import LONG_PATIENCE, Announcement
 
-# Of the pixels of each class so many lie below the range, and as many above it: single hot pixels do not stretch it.
+# The share of each class's pixels that lies below the range, and above it: single hot pixels do not stretch it.
 CUT_OFF = 0.005
 # Images that are opened to tell what a folder holds; that are read for the range, and more for each class.
 _OPENED, _READ, _READ_PER_CLASS = 32, 32, 8
@@ -64,7 +64,7 @@ def with_bands(
             for path in dict.fromkeys(dataset.image_path(index) for index in range(len(dataset))):
                 try:
                     kind = None if _is_photograph(path) else _kind_of(path)
-                except SampleError:  # to be told by whoever checks the files
+                except SampleError:  # reported where the files are checked
                     continue
                 kinds[kind] += 1
                 example.setdefault(kind, path)
@@ -85,7 +85,7 @@ def with_bands(
 def _is_photograph(path: Path) -> bool:
     """Whether Pillow reads an image as it is: at most 8 bits a channel, and no channel of which nobody says what it is.
 
-    What is damaged is told by whoever checks the files.
+    Damaged files are passed over: they are reported where the files are checked.
     """
     try:
         with without_pixel_limit(), open_image(path) as image:
@@ -119,7 +119,7 @@ def _value_range(
             try:
                 values, valid = read_values(training.image_path(index), bands, window)
                 mask = training.read_raw(index)
-            except SampleError:  # to be told by whoever checks the files
+            except SampleError:  # reported where the files are checked
                 continue
             if mask.shape != valid.shape:
                 continue

@@ -46,7 +46,7 @@ class ScanCache:
     file is; path and signature of a file lead to its digest without reading it.
 
     Args:
-        path: The file; made where there is none, and made anew where it is damaged.
+        path: The file; made where it is missing or damaged.
     """
 
     def __init__(self, path: Path) -> None:

@@ -30,7 +30,7 @@ MIN_TILE = 64
 
 
 def evenly_spaced(items: Sequence[_T], count: int) -> list[_T]:
-    """Up to so many of the items, in order, for a look at a part of them.
+    """At most a given number of the items, in order, for a look at a part of them.
 
     Example:
         >>> evenly_spaced("abcdefgh", 3), evenly_spaced("ab", 3)

@@ -132,7 +132,7 @@ def tiles_of_files(paths: Sequence[Path], side: int) -> Iterator[list[Tile | Non
         try:
             with open_raster(path) as raster:
                 return raster.height, raster.width
-        except SampleError:  # to be told by whoever reads the image
+        except SampleError:  # reported where the image is read
             return 0, 0
 
     # Threads hide the latency of a network disk.

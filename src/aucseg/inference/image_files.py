@@ -139,9 +139,9 @@ def read_with_bits(
         except SampleError as error:
             raise ImageError(str(error)) from error
         except UnidentifiedImageError as error:
-            raise ImageError(f"{path}: {_bands_of(Path(path)) or 'no readable image'}") from error
+            raise ImageError(f"{path}: {_bands_of(Path(path)) or 'not a readable image'}") from error
         except Exception as error:  # decoders fail in many ways on damaged bytes
-            raise ImageError(f"{path}: no readable image: {str(error).removeprefix(f'{path}: ')}") from error
+            raise ImageError(f"{path}: not a readable image: {str(error).removeprefix(f'{path}: ')}") from error
 
 
 def _bands_of(path: Path) -> str | None:

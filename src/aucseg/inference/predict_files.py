@@ -107,7 +107,7 @@ def predict_paths(
             `value_range` then stands for the card's. Pixels without data are predicted like others.
 
     Raises:
-        ValueError: No paths, an opacity or value range that is none, names and palette of different lengths, or a
+        ValueError: No paths, an invalid opacity or value range, names and palette of different lengths, or a
             folder that has other files where the predictions go.
         TypeError: The model's logits have another number of classes.
     """

@@ -42,7 +42,7 @@ class InferenceOptions:
             favours rare classes. Meant for models trained with plain cross-entropy.
         tau: Strength of that adjustment.
         batch_size: Windows that go through the model together.
-        block_width: Images wider than this are worked off in columns of at least this width, so that the memory depends
+        block_width: Images wider than this are processed in columns of at least this width, so that the memory depends
             neither on the height nor on the width of the image; volumes likewise, in height and width. Windows across
             the border of two columns are computed twice. Default: 4096, for volumes 512.
 

@@ -50,8 +50,8 @@ class AUCSegTrainer(Trainer):
 
     Raises:
         TypeError: `compute_loss_func` is given.
-        ValueError: `label_smoothing_factor` is set; accumulation with a loss that cannot be had from sums over parts;
-            a batch without `pixel_values` or `labels`.
+        ValueError: `label_smoothing_factor` is set; accumulation with a loss that cannot be computed from sums over
+            parts; a batch without `pixel_values` or `labels`.
     """
 
     def __init__(self, *args: Any, loss: nn.Module, bank: TailMemoryBank | None = None, **options: Any) -> None:
@@ -63,8 +63,8 @@ class AUCSegTrainer(Trainer):
         steps = self.args.gradient_accumulation_steps
         if steps > 1 and not auc_losses(loss):
             raise ValueError(
-                f"gradient_accumulation_steps is {steps}, but {loss} cannot be had from sums over parts of a batch: "
-                "take an AUCSegLoss or PairwiseAUCLoss that is not computed by sorting, or "
+                f"gradient_accumulation_steps is {steps}, but {loss} cannot be computed from sums over parts of a "
+                "batch: take an AUCSegLoss or PairwiseAUCLoss that is not computed by sorting, or "
                 "gradient_accumulation_steps=1 with a larger per_device_train_batch_size"
             )
         if self.args.label_smoothing_factor:

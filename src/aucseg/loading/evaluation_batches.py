@@ -115,7 +115,7 @@ class EvaluationBatches(Sampler[list[int]]):
 
     Args:
         length: Number of images, at least one for each process.
-        batch_size: Images in a batch; fewer where a process would get none otherwise: whoever has no batch would miss
+        batch_size: Images in a batch; fewer where a process would get none otherwise: one without a batch would miss
             the sums over all processes.
         rank: This process.
         world_size: Number of processes.
@@ -166,7 +166,7 @@ def largest_image(dataset: SegmentationDataset) -> int:
     def pixels(index: int) -> int:
         try:
             height, width = dataset.image_size(index)
-        except SampleError:  # to be reported by whoever reads the image
+        except SampleError:  # reported where the image is read
             return 0
         return height * width
 

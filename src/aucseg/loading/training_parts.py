@@ -70,13 +70,13 @@ class TrainingParts:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Takes the images that a run has held out, or validated as its fold, instead of drawing them anew.
+        """Takes the images that a run has held out, or validated as its fold, instead of drawing them again.
 
         Args:
             state: Of the run's checkpoint, see `state`.
 
         Raises:
-            ValueError: It is no such state, or other images were drawn already.
+            ValueError: It is not such a state, or other images were drawn already.
         """
         try:
             names = {str(part): frozenset(map(str, found)) for part, found in state["images"].items()}
@@ -135,7 +135,7 @@ class TrainingParts:
         if then != now:
             raise ValueError(
                 f"the run was trained with {_listed(then, part)}, not with {_listed(now, part)}: images that it was "
-                f"trained on would count as {self._title(part)}. Set these as they were, or train anew in another "
+                f"trained on would count as {self._title(part)}. Set these as they were, or train again in another "
                 "folder"
             )
         names: frozenset[str] | None = self._stored["images"].get(part)

@@ -75,8 +75,8 @@ class MicroBatchAUC:
     def reset(self) -> None:
         """Forgets the batch, so that the next call of `collect` begins a new one.
 
-        An error within `collect` or `loss` does this by itself. After one between the calls, such as of a backward pass
-        that found no memory, it is yours to do.
+        An error within `collect` or `loss` does this by itself. After an error between the calls, for example a
+        backward pass that runs out of memory, call it yourself.
         """
         self._sums: Any = None
         self._passes: TwoPasses | None = None

@@ -197,7 +197,7 @@ class PairwiseAUCLoss(ExactBuffers):
         """Ranks whose pixels are taken together; may be set.
 
         Raises:
-            TypeError: When set: it is no group.
+            TypeError: When set: it is not a process group.
             ValueError: When set: this process is not in it, or the loss is computed by sorting scores, which do not
                 travel.
         """

@@ -94,13 +94,13 @@ class TailMemoryBank(UncompiledModule):
         max_bytes: Bound on `nbytes`, not on the room around it. Beyond it the oldest sample of the fullest class
             goes (most samples, then most bytes); a sample that is larger by itself is not stored.
         ignore_index: Label of pixels without a class; never stored, may be pasted over.
-        generator: CPU generator of all random choices; by default an own one, seeded from torch's global generator.
+        generator: CPU generator of all random choices; by default one of its own, seeded from torch's global generator.
             Its state is saved and loaded with the bank.
         presence_target: Share of images (0..1) that should hold each tail class; see above. By default 0.1, unless
             there is a `sample_ratio`.
         max_factor: Presence rises at most this many times, at least 1: :math:`t` becomes
-            :math:`\min(t, \mathrm{max\_factor} \cdot p)`, and about so often a sample is shown in an epoch. By default
-            5, and no bound where a `presence_target` is given.
+            :math:`\min(t, \mathrm{max\_factor} \cdot p)`, and a sample is shown about that many times an epoch. By
+            default 5, and no bound where a `presence_target` is given.
         presence: (K,) share of images that hold each class, as `ClassStatistics` counts it, for whole images; a crop
             holds fewer, and too little would be pasted. By default it is estimated from the images seen so far.
         max_components: Components stored per class and image, at least 1.
@@ -276,7 +276,7 @@ class TailMemoryBank(UncompiledModule):
             evaluation mode the inputs.
 
         Raises:
-            TypeError: A dtype that is none of the above.
+            TypeError: A dtype other than these.
             ValueError: Shapes or devices that do not match, images unlike the stored ones, a label outside 0..K-1
                 that is not `ignore_index`, or a plan of other settings or masks (on CUDA other masks of the same
                 shape are an assertion of the device, which says so later; on other accelerators nobody notices).

@@ -175,7 +175,7 @@ def workable(masks: Tensor) -> Tensor:
 
 
 def check_plan(plan: BatchPlan, planner: BankPlanner, masks: Tensor) -> None:
-    """ValueError for a plan that is not of these masks, as far as can be told without waiting for a device."""
+    """ValueError for a plan that is not of these masks, as far as can be checked without waiting for a device."""
     if plan.planner != planner:
         raise ValueError("the plan was made with the settings of another bank: make it with this one's plan or planner")
     if plan.shape != tuple(masks.shape):

@@ -13,7 +13,7 @@ from aucseg.memory_bank.pixels import cut_pixels
 from aucseg.memory_bank.plan import BatchPlan
 from aucseg.memory_bank.samples import Sample, sample_nbytes, size_of
 
-# Images that hold a class of which nothing could be stored, before it is said.
+# Images that hold a class of which nothing could be stored, before the warning.
 _NUM_IN_VAIN = 20
 
 
@@ -216,7 +216,7 @@ class NeverStored:
         self._tail_classes = tail_classes
         self._min_pixels = min_pixels
         self._max_bytes = max_bytes
-        # For each class of which nothing was stored, and nothing was said: how many images held it.
+        # For each class that was never stored nor warned about: how many images held it.
         self._in_vain = dict.fromkeys(range(len(tail_classes)), 0)
 
     def update(self, present: Bools, stored: set[int]) -> None:

@@ -1,4 +1,4 @@
-"""The files that an evaluation leaves in a folder, whoever evaluates: a run's last validation, or other predictions."""
+"""The files that an evaluation leaves in a folder, of a run's last validation or of other predictions."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ def curve_points(false_rate: Tensor, true_rate: Tensor) -> dict[str, Any]:
 
 
 def step_of_result(path: Path) -> int | None:
-    """The training step of a `result.json`; None where there is none, or none that can be read."""
+    """The training step of a `result.json`; None without such a file, or without a step in it."""
     try:
         return int(json.loads(path.read_text(encoding="utf-8"))["step"])
     except (OSError, ValueError, KeyError, TypeError):

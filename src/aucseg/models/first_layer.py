@@ -43,7 +43,7 @@ def widen_first_layer(network: nn.Module, in_channels: int, *, is_trained: bool)
     Args:
         network: Changed in place.
         in_channels: C, at least 1.
-        is_trained: Whether the weights are to be kept (`widened`), or drawn anew: He initialization over the
+        is_trained: Whether the weights are to be kept (`widened`), or drawn again: He initialization over the
             outputs, as torchvision has it.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which pretrained weights a model gets where nothing is said: those of an installed package, else downloaded ones."""
+"""Which pretrained weights a model gets by default: those of an installed package, else downloaded ones."""
 
 from __future__ import annotations
 

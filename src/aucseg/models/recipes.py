@@ -30,7 +30,7 @@ class Recipe:
     reason: str
 
     def warmup_steps(self, max_steps: float) -> int:
-        """Steps of warm-up in a training of so many steps."""
+        """Steps of warm-up in a training of a number of steps."""
         return max(1, int(min(self.warmup, max_steps / 10)))
 
 

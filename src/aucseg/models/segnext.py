@@ -223,7 +223,7 @@ def _update_coef(x: Tensor, bases: Tensor, coef: Tensor) -> Tensor:
 class _Hamburger(nn.Module):
     """A factorization between two 1x1 convolutions, with a residual.
 
-    In training every image starts from bases of its own, drawn anew. In evaluation all images start from one set drawn
+    In training every image starts from random bases of its own. In evaluation all images start from one set drawn
     from a fixed seed, so that an image gives the same result twice, alone or in a batch.
     """
 

@@ -29,7 +29,7 @@ def build_smp_model(
     """Builds an architecture of segmentation_models_pytorch.
 
     The bilinear upsampling at the end of these architectures (`upsampling`, by `align_corners=True`) is left out
-    unless asked for: the logits stay small, and whoever needs them larger upsamples them by the one rule of this
+    unless asked for: the logits stay small, and are upsampled where needed, by the one rule of this
     package.
 
     Args:

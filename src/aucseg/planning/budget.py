@@ -22,7 +22,7 @@ _VALIDATION_SHARE = 0.1
 # The least share of the time that is for training, and the fewest steps that are worth it.
 _LEAST_TRAINING = 0.25
 _LEAST_STEPS = 20
-# Of an image's forward pass, with metrics, in training steps a pixel.
+# Cost per pixel of a forward pass with metrics, relative to a training step.
 _COST_OF_EVALUATION = 0.5
 
 
@@ -41,7 +41,7 @@ class _Cost:
         return max(1, min(_MAX_VALIDATIONS, int(_VALIDATION_SHARE * total / self.validation)))
 
     def total(self, steps: int, number: int) -> float:
-        """That of a training with so many validations."""
+        """That of a training with this number of validations."""
         return self.start + steps * self.step + number * self.validation
 
 
@@ -65,7 +65,7 @@ def decide_budget(
         size: (height, width) of an image in validation.
         speed: What was measured, None for a plan without an estimate.
         seconds: Time that is left for start, training and validation, None for as many steps as the images ask for.
-        spent: Seconds that are gone already, for what is said of a time that is too short.
+        spent: Seconds that are gone already, for the message about a time that is too short.
 
     Raises:
         ValueError: The time is too short to train and validate in.
@@ -112,7 +112,7 @@ def _cost(draft: Draft, data: DataFingerprint, batch: int, size: tuple[int, int]
 
 
 def _steps_of_images(data: DataFingerprint, kind: str, batch: int) -> tuple[int, str]:
-    """Steps for so many images where no time is given, and why."""
+    """Steps for a number of images where no time is given, and why."""
     low, high = _STEPS[kind]
     wanted = round(_PASSES[kind] * data.num_training / batch)
     if wanted < low:

@@ -44,7 +44,7 @@ class Plan:
         choices: What was decided, and why.
         given: The names of the settings that the user has set.
         seconds: How long training and validation will take, None where the speed was not measured.
-        bank_to_try: Settings of the bank for whoever wants one, whatever the plan says; empty where there are none.
+        bank_to_try: Settings of a bank to try, whatever the plan says; empty where there are none.
         bank_answer: What the counts say of a bank: one of the answers of `aucseg.statistics.advice`.
         bank_reason: Why, in a line.
     """

@@ -77,7 +77,7 @@ def make_plan(
         speed: What was measured with an earlier plan; None plans without an estimate of the time.
         seconds: Time that training and validation are to take; needs `speed`. None takes the number of steps from the
             number of images.
-        spent: Seconds that are gone already, for what is said of a time that is too short.
+        spent: Seconds that are gone already, for the message about a time that is too short.
         random_weights: Whether the model is to start from random weights.
         max_batch_size: The largest batch that fits into the memory, where that was measured.
 

@@ -30,7 +30,7 @@ from aucseg.statistics.groups import RULE, groups_by_share
 ScoreKind = Literal["softmax", "sigmoid", "identity"]
 # Rounding in 16 bits may lead this far out of 0..1.
 _ROUNDING = 1e-3
-# Error bounds of AUC and average precision from here on are told.
+# Error bounds of AUC and average precision from this size on are reported.
 _TELLING = 0.02
 _MISSING = "there is no prediction"
 _MAX_UNUSABLE = 5

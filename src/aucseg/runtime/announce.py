@@ -8,9 +8,9 @@ import threading
 import time
 from types import TracebackType
 
-# Seconds after which what goes on is told: what is over sooner needs no line.
+# Seconds before a line about the current work is printed: what is over sooner needs none.
 PATIENCE = 0.5
-# The same for what is part of a longer wait that is told.
+# The same for a part of a longer wait that has its line.
 LONG_PATIENCE = 3.0
 _started = time.perf_counter()
 

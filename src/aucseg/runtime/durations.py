@@ -11,7 +11,7 @@ def parse_duration(text: str) -> float:
     """Returns the seconds of a duration; a number alone is minutes.
 
     Raises:
-        ValueError: The text is none, or not above 0.
+        ValueError: The text is not a duration, or not above 0.
 
     Example:
         >>> parse_duration("30m"), parse_duration("1h30m"), parse_duration("90s"), parse_duration("0.5h")

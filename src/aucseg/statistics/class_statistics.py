@@ -122,7 +122,7 @@ class ClassStatistics:
     def update(self, mask: Tensor | npt.ArrayLike) -> None:
         """Counts one mask (H, W) of train ids, or a batch (B, H, W), as tensor or array.
 
-        Volumes (B, D, H, W) count as images, not as so many slices, by `update(masks.flatten(1, 2))`.
+        Volumes (B, D, H, W) count as images, not as slices, by `update(masks.flatten(1, 2))`.
 
         Raises:
             TypeError: The mask holds neither integers nor truth values.
@@ -407,7 +407,7 @@ class ClassStatistics:
             source: The file that they are from, for messages.
 
         Returns:
-            What to say where the classes bear other names, as after a renaming; None where all is alike.
+            A note where the class names differ, as after a renaming; None where all is alike.
 
         Raises:
             ValueError: Another number of classes, or the same names in another order.
@@ -421,7 +421,7 @@ class ClassStatistics:
         else:
             difference, may_be_renamed = found
         if may_be_renamed:
-            return f"{source}: its classes bear other names than those of the card {card.name!r}: {difference}"
+            return f"{source}: its class names differ from those in the card {card.name!r}: {difference}"
         raise ValueError(
             f"{source}: counts of other classes than those of the card {card.name!r}: {difference}; count again with "
             "'aucseg stats'"

@@ -101,7 +101,7 @@ def check_tensor(value: object, name: str) -> None:
     """Refuses what is not a tensor, such as the mapping that models of torchvision return.
 
     Raises:
-        TypeError: It is none; the message says what it is.
+        TypeError: It is not one; the message says what it is.
 
     Example:
         >>> check_tensor({"out": torch.zeros(1, 2, 4, 4)}, "logits")

@@ -81,7 +81,7 @@ def newest_checkpoint(folder: Path, say: Callable[[str], object] = say_once) -> 
 
 
 def refuse_damaged_run(folder: Path) -> None:
-    """Refuses to begin anew in the folder of a run whose checkpoints are all damaged: its results would go with them.
+    """Refuses to start over in the folder of a run whose checkpoints are all damaged: its results would go with them.
 
     Raises:
         ValueError: There is a checkpoint.
@@ -92,7 +92,7 @@ def refuse_damaged_run(folder: Path) -> None:
         way_out = f"go on from the best one in another folder (--resume {best} --out DIR)" if best.is_file() else ""
         raise ValueError(
             f"no checkpoint of the run can be read ({', '.join(damaged)}): "
-            f"{way_out or 'train in another folder (--out DIR)'}, or begin anew with --overwrite true"
+            f"{way_out or 'train in another folder (--out DIR)'}, or start over with --overwrite true"
         )
 
 
@@ -180,7 +180,7 @@ less than so many seconds; else they ask in every step."""
 
 
 class RunCheckpoint(Callback):
-    """Saves `checkpoints/last.ckpt` every so many steps, before each validation, at the end, and on a signal.
+    """Saves `checkpoints/last.ckpt` at regular steps, before each validation, at the end, and on a signal.
 
     Checkpoints are taken where a step begins: logs and validation of the step before are done, so that a resumed run
     repeats none of it and misses none. Those before a validation say so, and a run that goes on from one begins with
@@ -230,7 +230,7 @@ class RunCheckpoint(Callback):
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self._signal = number
-        say_once("stopping after this step, with a checkpoint; once more stops at once")
+        say_once("stopping after this step, with a checkpoint; press again to stop at once")
 
     def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():
@@ -238,7 +238,7 @@ class RunCheckpoint(Callback):
         self._handlers = {}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Saves if it is time to, and stops if a process was told to."""
+        """Saves if it is time to, and stops if a process was asked to."""
         step = trainer.global_step
         if self._num_log_steps is not None:
             # What Lightning makes of this counter on resuming depends on its version and on where it was saved.
@@ -259,9 +259,9 @@ class RunCheckpoint(Callback):
             return 0
         then, at = self._agreed
         seconds = (time.monotonic() - at) / max(1, step - then)
-        told = torch.tensor([float(self._signal), seconds], device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
-        told_to_stop, slowest = told.tolist()
+        largest = torch.tensor([float(self._signal), seconds], device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
+        told_to_stop, slowest = largest.tolist()
         # To ask makes the host wait for the device; a launcher kills what has not ended after some 30 seconds.
         between = min(_AGREEMENT_STEPS, self.every) if step > then and slowest < _AGREEMENT_SECONDS else 1
         self._agreed, self._next_agreement = (step, time.monotonic()), step + between

@@ -1,4 +1,4 @@
-"""What is wrong with a run's data, said before the model is built."""
+"""What is wrong with a run's data, reported before the model is built."""
 
 from __future__ import annotations
 

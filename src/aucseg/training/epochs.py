@@ -31,7 +31,7 @@ class EpochCount:
     Args:
         options: `max_epochs`, `max_steps`, `val_check_interval` and `check_val_every_n_epoch` of the trainer,
             as attributes. Of `max_epochs` and `max_steps` the shorter counts. Without an interval a training of
-            so many epochs is validated after each.
+            that many epochs is validated after each.
     """
 
     def __init__(self, options: Any) -> None:

@@ -19,7 +19,7 @@ from aucseg.safe_files import replace_file
 class MetricsLog(Logger):
     """Appends to `metrics.csv`, on the first process alone.
 
-    The columns are the sorted names of all that was logged; where a new one turns up, the file is written anew.
+    The columns are the sorted names of all that was logged; where a new one turns up, the whole file is written again.
 
     Args:
         folder: The run's folder.

@@ -64,7 +64,7 @@ class _Network(nn.Module):
 
 
 def check_micro_batches(loss: nn.Module, accumulate_grad_batches: int) -> None:
-    """Raises a ValueError if the gradient of a whole batch cannot be had from micro-batches.
+    """Raises a ValueError if the gradient of a whole batch cannot be computed from micro-batches.
 
     Args:
         loss: The loss of the task.

@@ -213,7 +213,7 @@ def take_over_changes(
         for old, new in zip(then or now, now, strict=True)
     ]
     if not is_own_schedule and any(rate in change for change in changes for rate in rates):
-        say_once("the learning rates stay those that model.schedule has come to: it cannot be told of others midway")
+        say_once("the learning rates stay those that model.schedule has come to: it cannot be given others midway")
     for group, change in zip(optimizer.param_groups, changes, strict=True):
         group.update({key: value for key, value in change.items() if key not in rates})
         if is_own_schedule and "initial_lr" in change:
@@ -228,7 +228,7 @@ def take_over_changes(
 
 
 def _with_recipe(settings: Mapping[str, Any], trainer: Trainer, num_steps: float) -> dict[str, Any]:
-    """The settings with those rates that are left open, which is said."""
+    """The settings with those rates filled in that are left open; a note says which."""
     batch_size = int(getattr(getattr(trainer, "datamodule", None), "batch_size", None) or BATCH_SIZE)
     images = batch_size * trainer.accumulate_grad_batches * trainer.world_size
     recipe = recipe_of(settings["model"], settings["model_options"], batch_size=images)

@@ -73,7 +73,7 @@ def gathered(value: _T) -> list[_T] | None:
 
 
 def draw_apart(rank: int, generator: torch.Generator) -> None:
-    """Seeds a process anew: weights are the same everywhere, but each process pastes and drops out on its own."""
+    """Gives a process a seed of its own: the weights are the same in all, but each pastes and drops out on its own."""
     seed = stable_seed(torch.initial_seed(), rank)
     torch.manual_seed(seed)
     generator.manual_seed(seed)

@@ -68,7 +68,7 @@ def remove_failed_start(folder: Path) -> None:
     """Takes away what a run left that failed in its first step, so that the corrected one may start there."""
     if not _work(folder):
         for path in [*_marks_of_a_start(folder), *_existing(folder, PLAN_FILE, CARD_FILE)]:
-            with suppress(OSError):  # what ended the run is to be said, whatever stays here
+            with suppress(OSError):  # the error that ended the run must be reported, whatever stays here
                 path.unlink()
 
 

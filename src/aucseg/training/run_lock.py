@@ -1,7 +1,7 @@
 """Who is at work in a folder, among several processes and machines that share it.
 
 The locks are the system's: they end with the process that holds them, however it ends, so that no lock of a dead
-process stands in the way; a file that is left behind is no lock.
+process stands in the way; a file that is left behind does not lock anything.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ def run_loggers(given: Logger | Sequence[Logger] | bool | None, folder: Path, pu
         given: Loggers of the user's own (W&B, MLflow, CSV, ...), which are added; False for no TensorBoard events.
             `metrics.csv` there is always: reports are made of it.
         folder: The run's folder.
-        purge_step: First step whose TensorBoard events of before a run that goes on writes anew; None for a new run.
+        purge_step: First step from which a resumed run replaces earlier TensorBoard events; None for a new run.
     """
     own: list[Logger] = [MetricsLog(folder)]
     if given is not False:

@@ -42,7 +42,7 @@ class _Watched:
 
 
 class _Blamed:
-    """Of the batches that a step accumulates the one to blame: the first whose loss is no number, or the largest loss.
+    """Of the batches that a step accumulates the one to blame: the first whose loss is not finite, or the largest loss.
 
     One batch is kept, chosen on its device: nothing waits, and the others need no memory.
     """

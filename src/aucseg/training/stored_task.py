@@ -56,7 +56,7 @@ def run_configuration(run: Path) -> dict[str, Any]:
 def restore_parts(datamodule: SegmentationDataModule, checkpoint: Path) -> None:
     """Has a data module take the training images that the run of a checkpoint held out, or validated as its fold.
 
-    Without it they would be drawn anew, of the files that there are by now. Checkpoints of before they were kept, or of
+    Otherwise they would be drawn again, from the files that exist now. Checkpoints that are older than this, or of
     another trainer, leave the data module as it is.
 
     Args:
@@ -64,7 +64,7 @@ def restore_parts(datamodule: SegmentationDataModule, checkpoint: Path) -> None:
         checkpoint: Of the run.
 
     Raises:
-        ValueError: The file is no checkpoint, or holds something else under that name.
+        ValueError: The file is not a checkpoint, or its entry of that name is something else.
     """
     content = load_plain(checkpoint, mmap=True)  # a few names beside all the weights
     state = content.get(SegmentationDataModule.__qualname__) if isinstance(content, Mapping) else None

@@ -173,7 +173,7 @@ def check_classes(checkpoint: Mapping[str, Any], card: DatasetCard) -> None:
         return
     difference, may_be_renamed = found
     if may_be_renamed:
-        say_once(f"the checkpoint's classes bear other names than those of the card {card.name!r}: {difference}")
+        say_once(f"the class names in the checkpoint differ from those in the card {card.name!r}: {difference}")
         return
     raise ValueError(
         f"the checkpoint is of {stored.num_classes} classes (card {stored.name!r}), the card {card.name!r} has "

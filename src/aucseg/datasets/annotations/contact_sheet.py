@@ -110,7 +110,7 @@ def draw_sheet(
 
 
 def printable(text: str, length: int) -> str:
-    r"""Returns text in the letters that Pillow's own font has, at most so many of them.
+    r"""Returns text in the letters that Pillow's own font has, cut to a number of them.
 
     Example:
         >>> printable("Stra\u00dfe nach K\u00f6ln", 32), printable("a long name", 8)
@@ -130,7 +130,7 @@ def _tile(
         with open_image(entry.image) as file:
             picture = _eight_bits(load_oriented(file, entry.image, exif), entry.image)
     except SampleError:
-        # The mask alone: what is wrong with the image is said by `aucseg stats`.
+        # The mask alone: `aucseg stats` reports what is wrong with the image.
         picture = Image.new("RGB", (mask.shape[1], mask.shape[0]))
     scale = min(_TILE / mask.shape[1], _TILE / mask.shape[0])
     size = max(1, round(mask.shape[1] * scale)), max(1, round(mask.shape[0] * scale))

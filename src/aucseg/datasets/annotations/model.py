@@ -18,7 +18,7 @@ MAX_BYTES = 4 * 10**9
 
 
 class AnnotationError(ValueError):
-    """An entry of an annotation file cannot be used; whoever catches it puts the file and the entry in front."""
+    """An entry of an annotation file cannot be used; the caller adds the names of the file and the entry."""
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ class AUCSegIterBasedTrainLoop(_InMicroBatches, IterBasedTrainLoop):  # type: ig
         **options: Arguments of `IterBasedTrainLoop`.
 
     Raises:
-        ValueError: For a loss, of any head, that cannot be had from sums over parts; `AUCSegLoss` can unless it is
+        ValueError: For a loss, of any head, that cannot be computed from sums over parts; `AUCSegLoss` can unless it is
             computed by sorting, and `CrossEntropyLoss` as long as it is a mean over all pixels (no
             `avg_non_ignore`, `class_weight` or pixel sampler). When it runs: for `accumulative_counts` above 1.
     """
@@ -146,8 +146,8 @@ def _check_losses(segmentor: nn.Module, micro_batches: int) -> None:
     for name, head in segmentor.named_modules():
         if getattr(head, "sampler", None) is not None:
             raise ValueError(
-                f"micro_batches is {micro_batches}, but {name} samples pixels, and other ones in parts: remove its "
-                "sampler, or micro_batches=1"
+                f"micro_batches is {micro_batches}, but {name} samples pixels, and would sample different ones in "
+                "each part: remove its sampler, or micro_batches=1"
             )
     for name, loss in _losses_of(segmentor):
         if isinstance(loss, MMSegAUCSegLoss):
@@ -164,8 +164,8 @@ def _check_losses(segmentor: nn.Module, micro_batches: int) -> None:
             way_out = "put AUCSegLoss there, with auc_weight=0 for a cross-entropy alone (class_weight=... works)"
         if not fits:
             raise ValueError(
-                f"micro_batches is {micro_batches}, but {name} ({type(loss).__name__}) cannot be had from sums over "
-                f"parts of a batch: {way_out}, or micro_batches=1"
+                f"micro_batches is {micro_batches}, but {name} ({type(loss).__name__}) cannot be computed from sums "
+                f"over parts of a batch: {way_out}, or micro_batches=1"
             )
 
 

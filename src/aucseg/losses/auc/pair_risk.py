@@ -15,7 +15,7 @@ on `(J, K)` tables gives the gradient its weights.
 With uniform weights `w[c, a] = channel[c] * label[a]`: every pixel carries one weight for all channels, and the state
 is a few numbers a channel. Weights of the user's own need the negatives label by label.
 
-On a GPU the same arithmetic is done by `aucseg.losses.auc.triton_risk`: whoever changes it here changes it there, and
+On a GPU the same arithmetic is done by `aucseg.losses.auc.triton_risk`: change both together, and
 the tests compare the two.
 """
 

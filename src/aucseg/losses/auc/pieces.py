@@ -27,7 +27,7 @@ Index = tuple[slice, slice] | tuple[int, slice]
 
 
 def piece_size(elements: int, device: torch.device) -> int:
-    """Elements of a piece of a whole of so many."""
+    """Elements of one piece, given those of the whole."""
     if device.type != "cpu":
         return ACCELERATOR_PIECE
     least, most = CPU_PIECE

@@ -37,7 +37,7 @@ def count_kernel(
     WEIGHTS: tl.constexpr, CLASS_WEIGHT: tl.constexpr, ONE_VS_ALL: tl.constexpr,
     CLASSES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Adds to `counts` `(K + 2,)` the pixels of each class, labels that are none, and programs that are done.
+    """Adds to `counts` `(K + 2,)` the pixels of each class, invalid labels, and programs that are done.
 
     The last program says in `fine` whether all labels are good; with `WEIGHTS` it goes on to `set_weights`.
     """

@@ -25,7 +25,7 @@ from aucseg.tensors.dtypes import wide_dtype
 # Pixels of a program. Fewer where the channels of a pixel lie together: then they are in the cache for the next one.
 BLOCK, BLOCK_CHANNELS_LAST = 1024, 256
 # Sums by channel and label: pixels of a block, blocks of a program (not more, or float32 would lose digits), channels
-# and at most so many labels.
+# and at most this number of labels.
 PAIR_BLOCK, PAIR_BLOCKS, PAIR_CHANNELS, PAIR_LABELS = 64, 64, 16, 64
 # Up to so many sums, programs times channels, are added up by the last program of their launch, so many at a time: the
 # launches that are saved take longer.

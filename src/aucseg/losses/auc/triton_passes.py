@@ -144,7 +144,7 @@ class _FusedLoss(torch.autograd.Function):
 
 
 class _Gradient(torch.autograd.Function):
-    """The gradient of `fused_loss`, which has none of its own: `create_graph=True` is no error until it is used."""
+    """The gradient of `fused_loss`, which has none of its own: `create_graph=True` raises only when it is used."""
 
     @staticmethod
     def forward(

@@ -215,7 +215,7 @@ class BLVLoss(CrossEntropyLoss):
     .. math:: -\log \mathrm{softmax}\Big(z_c + \frac{\log (N / n_c)}{\max_k \log (N / n_k)} |\delta_c|\Big)_y, \qquad
               \delta_c \sim \mathcal N(0, \sigma^2) \text{ clipped to } [-1, 1]
 
-    drawn anew for every pixel and channel, mean over the valid pixels (Wang et al., *Balancing Logit Variation for
+    drawn for every pixel and channel, mean over the valid pixels (Wang et al., *Balancing Logit Variation for
     Long-Tailed Semantic Segmentation*, CVPR 2023, as in the released code). No noise in `eval()`. Predict with the
     plain logits.
 
