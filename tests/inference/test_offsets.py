@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from aucseg.inference import OffsetFit, OffsetFitter, fit_offsets
 from aucseg.inference.candidate_scores import ScoreCollector
-from aucseg.inference.offset_search import Objective, OffsetSearch, predict
+from aucseg.inference.offset_search import OffsetSearch, PenalizedMeanIoU, predict
 from aucseg.metrics import GroupedMeanIoU
 from tests.inference.conftest import Batch, gaussian_images, mean_iou
 
@@ -146,7 +146,7 @@ def test_the_search_ends_where_no_single_offset_can_be_bettered(seed: int, num_c
     batches, collector = small_case(seed, num_classes)
     scores = collector.scores()
     seen = scores.num_true.sum(0) > 0
-    objective = Objective(seen / seen.sum(), np.zeros(num_classes))
+    objective = PenalizedMeanIoU(seen / seen.sum(), np.zeros(num_classes))
     search = OffsetSearch(scores, objective, step=0.25, limit=4)
     steps = search.run()
 
@@ -170,7 +170,7 @@ def test_the_search_comes_near_the_best_of_all_offsets(seed: int) -> None:
     collector = ScoreCollector(3, ignore_index=255, max_offset=1.0, max_scores=10**6)
     for batch in batches:
         collector.update(*batch)
-    search = OffsetSearch(collector.scores(), Objective(np.full(3, 1 / 3), np.zeros(3)), step=0.25, limit=4)
+    search = OffsetSearch(collector.scores(), PenalizedMeanIoU(np.full(3, 1 / 3), np.zeros(3)), step=0.25, limit=4)
     found = search.value(search.run())
     best = max(search.value(np.array([0, *rest])) for rest in itertools.product(range(-4, 5), repeat=2))
     assert best - 0.02 <= found
@@ -183,7 +183,7 @@ def test_a_constant_for_all_classes_changes_nothing(seed: int, constant: float) 
     scores = collector.scores()
     offsets = np.random.default_rng(seed).uniform(-0.4, 0.4, 3)
     np.testing.assert_array_equal(predict(scores, offsets), predict(scores, offsets + constant))
-    search = OffsetSearch(scores, Objective(np.full(3, 1 / 3), np.array([0.1, 0.2, 0.3])), step=0.25, limit=4)
+    search = OffsetSearch(scores, PenalizedMeanIoU(np.full(3, 1 / 3), np.array([0.1, 0.2, 0.3])), step=0.25, limit=4)
     steps = np.array([1, -1, 2])
     assert search.value(steps) == pytest.approx(search.value(steps + 2))
 

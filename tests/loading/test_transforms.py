@@ -9,10 +9,10 @@ from PIL import Image
 from scipy import stats
 from torch import Tensor
 
+from aucseg.datasets.dataset import Sample
 from aucseg.loading.crops import ClassAwareCrop
 from aucseg.loading.transforms import (
     RandomScale,
-    Sample,
     UnwrapSample,
     WrapSample,
     evaluation_transform,

@@ -17,7 +17,7 @@ from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from aucseg.losses import AUCSegLoss, PairwiseAUCLoss, accumulate
-from aucseg.losses.pairwise_auc import auc_losses, process_group_of
+from aucseg.losses.pairwise_auc import auc_losses, in_process_group
 
 Loss = Callable[[Any], PairwiseAUCLoss | AUCSegLoss]
 
@@ -111,9 +111,9 @@ def test_group_is_set_within_the_context_alone() -> None:
     group: Any = object()
     loss = AUCSegLoss()
     seen = []
-    with process_group_of(loss, group):
+    with in_process_group(loss, group):
         seen.append(loss.auc.process_group)
-        with process_group_of(loss, None):
+        with in_process_group(loss, None):
             seen.append(loss.auc.process_group)
         seen.append(loss.auc.process_group)
     assert [*seen, loss.auc.process_group] == [group, None, group, None]

@@ -77,7 +77,7 @@ def _complete(planner: Planner, args: argparse.Namespace, start_of_run: float) -
         raise ValueError(f"no bank can be planned for {args.source} ({quick.bank_reason}): leave out methods with one")
     if args.config.is_file():
         check_same_data(args.config, planner.request)
-        _say_what_stays(args, load_base(args.config))
+        _print_what_stays(args, load_base(args.config))
         return
     num_models = len(split_list(args.models)) or 1
     num_runs = num_models * len(methods) * (args.folds or len(listed(args.seeds, "--seeds")))
@@ -100,7 +100,7 @@ def _complete(planner: Planner, args: argparse.Namespace, start_of_run: float) -
     print(f"{counted(num_runs, 'training')}{trials} ({names}): about {total} in all\n")
 
 
-def _say_what_stays(args: argparse.Namespace, plan: Mapping[str, Any]) -> None:
+def _print_what_stays(args: argparse.Namespace, plan: Mapping[str, Any]) -> None:
     """Says that a plan stays what it was, and refuses options that it contradicts."""
     steps, fold = plan.get("trainer", {}).get("max_steps"), plan.get("data", {}).get("fold")
     if args.steps not in (None, steps):

@@ -55,7 +55,7 @@ from aucseg.training.checkpoints import (
 from aucseg.training.data_checks import check_data
 from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.epochs import EpochCount, refuse_epoch_counters
-from aucseg.training.processes import say_once
+from aucseg.training.processes import print_note
 from aucseg.training.result_writer import (
     ResultWriter,
     check_writable,
@@ -250,7 +250,7 @@ class AUCSegCLI(LightningCLI):
             if self._checkpoint is not None:
                 # The model is that of the checkpoint's step, though this trainer makes none.
                 step = self.result_writer.entries["step"] = checkpoint_step(Path(self._checkpoint))
-                say_once(f"validating {self._checkpoint}, of step {step}")
+                print_note(f"validating {self._checkpoint}, of step {step}")
         known = checkpoint if self.subcommand == "fit" else self._checkpoint
         if known is not None:
             restore_parts(self.datamodule, Path(known))
@@ -271,7 +271,7 @@ class AUCSegCLI(LightningCLI):
             if checkpoint is None and not config.overwrite:
                 refuse_damaged_run(out)
             if checkpoint is not None:
-                self._say_what_differs(out / CONFIG_FILE)
+                self._print_differences(out / CONFIG_FILE)
             return checkpoint
         if Path(config.resume).is_dir():
             raise ValueError(
@@ -298,14 +298,14 @@ class AUCSegCLI(LightningCLI):
             if reason is not None and config.resume != "auto":
                 raise ValueError(f"{reason}; give more steps, or evaluate it with 'aucseg validate {checkpoint}'")
             if reason is not None:
-                say_once(reason)
+                print_note(reason)
                 trainer.fit_loop.epoch_loop.max_steps = checkpoint_step(checkpoint)
         if process_number() == 0 and (checkpoint is None or config.resume != "auto"):
             # A run that was to go on and was stopped before its first checkpoint starts over.
             self.result_writer.keep_configuration()
             prepare_run_folder(out, overwrite=config.overwrite or config.resume == "auto")
 
-    def _say_what_differs(self, saved: Path) -> None:
+    def _print_differences(self, saved: Path) -> None:
         """A resumed run with other settings is allowed, but hardly ever meant."""
         if process_number() or not saved.is_file():
             return
@@ -315,34 +315,34 @@ class AUCSegCLI(LightningCLI):
         sections = [key for key in LEARNING if key in then]
         changed = changed_settings({key: then[key] for key in sections}, {key: now.get(key) for key in sections})
         if changed:
-            say_once(f"the run goes on with other settings than before: {'; '.join(changed)}")
+            print_note(f"the run goes on with other settings than before: {'; '.join(changed)}")
 
     def after_fit(self) -> None:
         """Evaluates the final weights, unless the last training step did, and says where the run ended."""
         step = self.trainer.global_step
         if _is_rehearsal(self.trainer):
-            say_once(f"fast_dev_run: {step} steps and their validation went through; nothing was written")
+            print_note(f"fast_dev_run: {step} steps and their validation went through; nothing was written")
             return
         if (reason := early_stop(self.trainer)) is not None:
-            say_once(reason)
+            print_note(reason)
         if self.result_writer.last_step == step:
-            self._say_result()
+            self._print_result()
             return
         # A run that was resumed after its end has nothing left to do.
         result = self.result_writer.folder / RESULT_FILE
         is_done = self._is_resumed and step_of_result(result) == step
         if self.trainer.strategy.broadcast(is_done):
-            say_once(f"{result.parent} is finished: it has the result of step {step}")
+            print_note(f"{result.parent} is finished: it has the result of step {step}")
             return
         self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
-        self._say_result()
+        self._print_result()
 
-    def _say_result(self) -> None:
+    def _print_result(self) -> None:
         if self.trainer.progress_bar_callback is not None:  # which has printed it, and the table follows
             return
         metrics = self.trainer.callback_metrics
         found = [f"{name} {float(metrics[f'val/{name}']):.4f}" for name in ("miou", "tail") if f"val/{name}" in metrics]
-        say_once(", ".join([f"{self.result_writer.folder}: step {self.trainer.global_step}", *found]))
+        print_note(", ".join([f"{self.result_writer.folder}: step {self.trainer.global_step}", *found]))
 
 
 def _checkpoint_to_validate(config: Any) -> str | None:

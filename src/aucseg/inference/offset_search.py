@@ -19,7 +19,7 @@ _TOLERANCE = 1e-12
 
 
 @dataclass(frozen=True)
-class Objective:
+class PenalizedMeanIoU:
     r"""The mean :math:`\sum_c w_c \mathrm{IoU}_c`, less a penalty for the offsets of classes that few clusters show.
 
     Attributes:
@@ -62,7 +62,7 @@ class OffsetSearch:
     def __init__(
         self,
         scores: CandidateScores,
-        objective: Objective,
+        objective: PenalizedMeanIoU,
         step: float,
         limit: int,
         movable: npt.NDArray[np.bool_] | None = None,

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from aucseg.inference.candidate_scores import CandidateScores, Floats, Integers, ScoreCollector
-from aucseg.inference.offset_search import Objective, OffsetSearch, predict
+from aucseg.inference.offset_search import OffsetSearch, PenalizedMeanIoU, predict
 from aucseg.metrics.pixel_metric import check_groups
 
 # A step is the power of two below this part of the largest offset.
@@ -201,7 +201,7 @@ class OffsetFitter:
         penalty = shrinkage * self._step**2 / np.maximum(num_images, 1) / np.count_nonzero(weight)
         # What one image alone shows proves nothing.
         movable = num_images >= 2
-        objective = Objective(np.where(movable, weight, 0), np.where(movable, penalty, 0))
+        objective = PenalizedMeanIoU(np.where(movable, weight, 0), np.where(movable, penalty, 0))
         return OffsetSearch(scores, objective, self._step, self._limit, movable).run()
 
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from aucseg.losses import MicroBatchAUC
-from aucseg.losses.pairwise_auc import auc_losses, process_group_of
+from aucseg.losses.pairwise_auc import auc_losses, in_process_group
 from aucseg.memory_bank import TailMemoryBank
 from aucseg.models.checkpoint import load_plain
 from aucseg.models.segmentation_model import logits_of
@@ -121,7 +121,7 @@ class AUCSegTrainer(Trainer):
                 return loss, outputs
             # Of a tuple the Trainer takes all but the first, which of models of its own is the loss.
             return loss, (loss, *(outputs if isinstance(outputs, tuple | list) else (logits_of(outputs)[0],)))
-        with process_group_of(self.loss, dist.group.WORLD if self.accelerator.num_processes > 1 else None):
+        with in_process_group(self.loss, dist.group.WORLD if self.accelerator.num_processes > 1 else None):
             if len(self._batches) > 1:
                 if self._whole is None:
                     self._whole = MicroBatchAUC(self.loss, network)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aucseg.datasets.dataset import Sample
 from aucseg.hints import import_extra
 from aucseg.runtime.import_paths import build_by_path, import_object, is_class_path_entry
 
@@ -19,7 +20,6 @@ try:
 except ImportError as error:  # pragma: no cover - depends on the environment
     raise ImportError('aucseg.loading.own_augmentation needs torchvision: pip install "aucseg[train]"') from error
 
-Sample = dict[str, Any]
 _TORCHVISION = "torchvision.transforms.v2"
 # Parameters of albumentations that say how a mask is filled, in its versions.
 _MASK_FILLS = ("fill_mask", "mask_value", "mask_fill_value")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-Sample = dict[str, Any]
-
+from aucseg.datasets.dataset import Sample
 
 COLOUR_CHANGES = "colour_changes"
 """Key of the drawn changes in a sample or a batch."""

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from aucseg.datasets.dataset import Sample
 from aucseg.loading.crops import ClassAwareCrop
 from aucseg.loading.own_augmentation import OwnAugmentation
 from aucseg.loading.photometric import DrawColourChange, PhotometricDistortion
@@ -23,8 +24,6 @@ try:
     from torchvision.transforms.v2 import functional as tvf
 except ImportError as error:  # pragma: no cover - depends on the environment
     raise ImportError('aucseg.loading.transforms needs torchvision: pip install "aucseg[train]"') from error
-
-Sample = dict[str, Any]
 
 
 class WrapSample(nn.Module):

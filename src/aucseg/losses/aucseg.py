@@ -99,12 +99,8 @@ class AUCSegLoss(ExactBuffers):
                 class_weight = class_weight.to(torch.empty(0).device)  # the default one, where nothing can be asked
             else:
                 check_class_weight(class_weight)
-        self.auc_weight, self.ce_weight, self.upsample, self.label_smoothing = (
-            auc_weight,
-            ce_weight,
-            upsample,
-            label_smoothing,
-        )
+        self.auc_weight, self.ce_weight = auc_weight, ce_weight
+        self.upsample, self.label_smoothing = upsample, label_smoothing
         self.register_buffer("class_weight", class_weight, persistent=False)
         self.auc = PairwiseAUCLoss(**auc_options)
 

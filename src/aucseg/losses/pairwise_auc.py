@@ -256,7 +256,7 @@ def auc_losses(loss: nn.Module) -> list[PairwiseAUCLoss]:
 
 
 @contextmanager
-def process_group_of(loss: nn.Module, group: dist.ProcessGroup | None) -> Iterator[None]:
+def in_process_group(loss: nn.Module, group: dist.ProcessGroup | None) -> Iterator[None]:
     """Within the context the AUC losses take the pixels of all processes of `group` together; None: this one's.
 
     Losses that are computed by sorting stay on their process.

@@ -17,7 +17,7 @@ from aucseg.memory_bank.components import Bools, Ints, before, expand, pick, sum
 from aucseg.memory_bank.intervals import gaps, overlaps, settle, subtract, union
 from aucseg.memory_bank.pixels import Floats, Pieces, Resizing
 from aucseg.memory_bank.plan import BatchPlan
-from aucseg.memory_bank.samples import Sample
+from aucseg.memory_bank.samples import StoredSample
 
 _NUM_TRIES = 5
 """Places tried for a paste of which nothing would be left."""
@@ -29,7 +29,7 @@ class Pastes(NamedTuple):
     image: Ints  # (N,)
     position: Ints  # (N,) of the class among the tail classes
     label: Ints  # (N,)
-    samples: list[Sample]
+    samples: list[StoredSample]
 
     def part(self, numbers: list[int]) -> Pastes:
         """Some of them."""
@@ -204,7 +204,7 @@ def _place(
     )
 
 
-def _runs(samples: list[Sample]) -> tuple[_Runs, Ints, Ints]:
+def _runs(samples: list[StoredSample]) -> tuple[_Runs, Ints, Ints]:
     """The runs of all samples, the number of each one's component, and (axes, N) the size of each canvas."""
     start, length, component = np.concatenate([sample.runs for sample in samples], axis=1).astype(np.int64)
     facts = np.array([(s.runs.shape[1], s.num_pixels, s.first, *s.size) for s in samples]).T

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class Sample(NamedTuple):
+class StoredSample(NamedTuple):
     """The components of one class in one image; never modified after it was made.
 
     Attributes:

@@ -11,8 +11,10 @@ from torch import Tensor
 from aucseg.memory_bank.components import Bools
 from aucseg.memory_bank.pixels import cut_pixels
 from aucseg.memory_bank.plan import BatchPlan
-from aucseg.memory_bank.samples import Sample, sample_nbytes, size_of
+from aucseg.memory_bank.samples import StoredSample, sample_nbytes, size_of
 
+# The samples of each class; an integer stands for one that is still to be cut out of the images.
+_Slots = list[list[StoredSample | int]]
 # Images that hold a class of which nothing could be stored, before the warning.
 _NUM_IN_VAIN = 20
 
@@ -38,7 +40,7 @@ class SampleStore:
     def __init__(self, num_tail: int, capacity: int, max_bytes: int | None) -> None:
         self.capacity = capacity
         self.max_bytes = max_bytes
-        self.samples: list[list[Sample]] = [[] for _ in range(num_tail)]
+        self.samples: list[list[StoredSample]] = [[] for _ in range(num_tail)]
         self.pixels = torch.empty(0, 0, dtype=torch.uint8)
         self._used = 0
 
@@ -51,7 +53,7 @@ class SampleStore:
     def _pixel_bytes(self) -> int:
         return self.pixels.shape[1] * self.pixels.element_size()
 
-    def _nbytes_of(self, sample: Sample) -> int:
+    def _nbytes_of(self, sample: StoredSample) -> int:
         return sample_nbytes(sample.runs.shape[1], sample.num_pixels, self._pixel_bytes)
 
     def add(self, plan: BatchPlan, images: Tensor, generator: torch.Generator) -> set[int]:
@@ -67,10 +69,9 @@ class SampleStore:
         """
         self._adopt_format(images)
         num_tail = len(self.samples)
-        # Slots are chosen before any pixel is copied: what a later image of the same batch replaces need not be
-        # copied. An integer stands for a sample that is still to be cut.
+        # Slots are chosen before any pixel is copied: what a later image of the same batch replaces need not be copied.
         positions = (plan.groups % num_tail).tolist()
-        slots: list[list[Sample | int]] = [list(samples) for samples in self.samples]
+        slots: _Slots = [list(samples) for samples in self.samples]
         wanted = []
         num_full = 0
         counts = [len(stored) for stored in slots]
@@ -99,21 +100,21 @@ class SampleStore:
         self.pixels, self._used = pixels, used + num_pixels
         for position in changed:
             slots[position] = [samples[entry] if isinstance(entry, int) else entry for entry in slots[position]]
-        self.samples = [cast("list[Sample]", stored) for stored in slots]
+        self.samples = [cast("list[StoredSample]", stored) for stored in slots]
         self._evict()
         return changed
 
-    def _moved(self, slots: list[list[Sample | int]], room: int) -> tuple[Tensor, int, list[list[Sample | int]]]:
+    def _moved(self, slots: _Slots, room: int) -> tuple[Tensor, int, _Slots]:
         """A new tensor that holds the pixels of these samples, with room for more: itself, what is used, the slots."""
-        kept = [entry for stored in slots for entry in stored if isinstance(entry, Sample)]
+        kept = [entry for stored in slots for entry in stored if isinstance(entry, StoredSample)]
         used = sum(sample.num_pixels for sample in kept)
         pixels = self.pixels.new_empty(((used + room) * 3 // 2, self.pixels.shape[1]))
         if kept:
             torch.cat([self.pixels[s.first : s.first + s.num_pixels] for s in kept], out=pixels[:used])
         first = iter(np.cumsum([0, *(sample.num_pixels for sample in kept)]).tolist())
-        moved: list[list[Sample | int]] = [
+        moved: _Slots = [
             [
-                entry if isinstance(entry, int) else Sample(entry.runs, entry.size, next(first), entry.num_pixels)
+                entry if isinstance(entry, int) else StoredSample(entry.runs, entry.size, next(first), entry.num_pixels)
                 for entry in stored
             ]
             for stored in slots
@@ -137,10 +138,10 @@ class SampleStore:
         for stored, new in zip(slots, state, strict=True):
             for sample in new:
                 runs, num_pixels = sample["runs"].cpu().numpy().copy(), len(sample["values"])
-                stored.append(Sample(runs, size_of(sample), used, num_pixels))
+                stored.append(StoredSample(runs, size_of(sample), used, num_pixels))
                 used += num_pixels
         self.pixels, self._used = pixels, used
-        self.samples = [[e for e in stored if isinstance(e, Sample)][-self.capacity :] for stored in slots]
+        self.samples = [[e for e in stored if isinstance(e, StoredSample)][-self.capacity :] for stored in slots]
         self._evict()
 
     def _evict(self) -> None:
@@ -183,7 +184,7 @@ class SampleStore:
             self.pixels = self.pixels.to(images.device)
 
 
-def _cut(plan: BatchPlan, images: Tensor, groups: list[int], pixels: Tensor, first: int) -> list[Sample]:
+def _cut(plan: BatchPlan, images: Tensor, groups: list[int], pixels: Tensor, first: int) -> list[StoredSample]:
     """Copies the pixels of some groups to where `pixels` is free."""
     if not groups:
         return []
@@ -197,7 +198,7 @@ def _cut(plan: BatchPlan, images: Tensor, groups: list[int], pixels: Tensor, fir
     last = 0
     for num_runs, num_pixels in zip(plan.num_runs[groups].tolist(), plan.num_pixels[groups].tolist(), strict=True):
         # A copy, since a view would keep the runs of all samples of the batch alive.
-        samples.append(Sample(runs[:, last : last + num_runs].copy(), plan.shape[1:], first, num_pixels))
+        samples.append(StoredSample(runs[:, last : last + num_runs].copy(), plan.shape[1:], first, num_pixels))
         last += num_runs
         first += num_pixels
     return samples

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from aucseg.training.speed import Speed
 
 # Passes over the training images, and the fewest and most steps.
-_PASSES = {"cpu": 40, "cuda": 60}
-_STEPS = {"cpu": (600, 4000), "cuda": (2000, 20000)}
+_PASSES = {"cpu": 40, "gpu": 60}
+_STEPS = {"cpu": (600, 4000), "gpu": (2000, 20000)}
 _MAX_VALIDATIONS = 10
 _VALIDATION_SHARE = 0.1
 # The least share of the time that is for training, and the fewest steps that are worth it.
@@ -34,15 +34,15 @@ class _Cost:
     validation: float
     start: float
 
-    def number_of_validations(self, total: float) -> int:
+    def num_validations_in(self, total: float) -> int:
         """As many as stay below a tenth of the total, at least the one at the end."""
         if self.validation == 0:
             return 1
         return max(1, min(_MAX_VALIDATIONS, int(_VALIDATION_SHARE * total / self.validation)))
 
-    def total(self, steps: int, number: int) -> float:
+    def total(self, steps: int, num_validations: int) -> float:
         """That of a training with this number of validations."""
-        return self.start + steps * self.step + number * self.validation
+        return self.start + steps * self.step + num_validations * self.validation
 
 
 def decide_budget(
@@ -60,7 +60,7 @@ def decide_budget(
     Args:
         draft: With crop and batch size decided.
         data: The figures of the data set.
-        kind: `"cpu"` or `"cuda"`.
+        kind: `"cpu"`, or `"gpu"` for any accelerator.
         batch: Crops in a step, those of all accumulated batches and all processes.
         size: (height, width) of an image in validation.
         speed: What was measured, None for a plan without an estimate.
@@ -83,7 +83,7 @@ def decide_budget(
         draft.set("trainer.max_epochs", epochs)
         draft.decide("steps", f"{epochs:,} epochs, about {steps:,} steps", "", ("trainer.max_epochs",))
         if interval is None:
-            every = math.ceil(epochs / cost.number_of_validations(steps * cost.step + cost.validation))
+            every = math.ceil(epochs / cost.num_validations_in(steps * cost.step + cost.validation))
             draft.set("trainer.check_val_every_n_epoch", every)
             interval = batches_of_epochs(every, images, per_batch)
     else:
@@ -96,10 +96,10 @@ def decide_budget(
         if interval is None:
             interval = draft.set("trainer.val_check_interval", round(between * accumulated))
     # The last weights are validated in any case.
-    number = math.ceil(steps * accumulated / interval)
-    share = number * cost.validation / (cost.total(steps, number) - cost.start)
-    _validation(draft, data, number, share, is_measured=speed is not None)
-    return steps, None if speed is None else cost.total(steps, number)
+    num_validations = math.ceil(steps * accumulated / interval)
+    share = num_validations * cost.validation / (cost.total(steps, num_validations) - cost.start)
+    _validation(draft, data, num_validations, share, is_measured=speed is not None)
+    return steps, None if speed is None else cost.total(steps, num_validations)
 
 
 def _cost(draft: Draft, data: DataFingerprint, batch: int, size: tuple[int, int], speed: Speed | None) -> _Cost:
@@ -145,16 +145,16 @@ def _steps_and_interval(
     if given is None and seconds is not None:
         steps = _steps_in_time(cost, interval, seconds, num_images, spent)
         reason = f"what fits into {format_duration(seconds)}, which are left"
-        number = cost.number_of_validations(seconds - cost.start)
-        between: float = max(1, steps // number)
+        num_validations = cost.num_validations_in(seconds - cost.start)
+        between: float = max(1, steps // num_validations)
     else:
         steps, reason = usual if given is None else (given, "")
-        number = cost.number_of_validations(steps * cost.step + cost.validation)
-        between = max(1, round(steps / number)) if given is None else math.ceil(steps / number)
+        num_validations = cost.num_validations_in(steps * cost.step + cost.validation)
+        between = max(1, round(steps / num_validations)) if given is None else math.ceil(steps / num_validations)
     if interval is not None:
         return steps, interval, reason
     # The last of the validations is at the end.
-    return steps if given is not None else int(between * number), between, reason
+    return steps if given is not None else int(between * num_validations), between, reason
 
 
 def _steps_in_time(cost: _Cost, interval: float | None, seconds: float, num_images: int, spent: float) -> int:
@@ -165,7 +165,7 @@ def _steps_in_time(cost: _Cost, interval: float | None, seconds: float, num_imag
     """
     if interval is None:
         per_step = cost.step
-        left = seconds - cost.start - cost.number_of_validations(seconds - cost.start) * cost.validation
+        left = seconds - cost.start - cost.num_validations_in(seconds - cost.start) * cost.validation
     else:
         per_step = cost.step + cost.validation / interval
         left = (seconds - cost.start - cost.validation) * cost.step / per_step
@@ -226,7 +226,7 @@ def _validated_images(draft: Draft, data: DataFingerprint) -> int:
     return min(data.num_validation, batches * int(draft.settings["data.eval_batch_size"]))
 
 
-def _validation(draft: Draft, data: DataFingerprint, number: int, share: float, *, is_measured: bool) -> None:
+def _validation(draft: Draft, data: DataFingerprint, num_validations: int, share: float, *, is_measured: bool) -> None:
     """Says how often is validated, on what, and what that costs, above all where one pass is more than its share."""
     names = tuple(f"trainer.{name}" for name in ("val_check_interval", "check_val_every_n_epoch", "limit_val_batches"))
     num_images = _validated_images(draft, data)
@@ -245,9 +245,9 @@ def _validation(draft: Draft, data: DataFingerprint, number: int, share: float, 
         draft.set("data.val_split", data.val_split)
         names += ("data.val_split",)
         images, why = f"on {part} {data.num_validation:,} images of {data.val_split!r}", ""
-    when = "once, at the end" if number == 1 else f"{number} times"
+    when = "once, at the end" if num_validations == 1 else f"{num_validations} times"
     why += f"{'about ' * (not is_measured)}{100 * share:.2g} % of the time"
-    if number == 1 and share > _VALIDATION_SHARE and "trainer.limit_val_batches" not in draft.given:
+    if num_validations == 1 and share > _VALIDATION_SHARE and "trainer.limit_val_batches" not in draft.given:
         why += f" ({100 * _VALIDATION_SHARE:.0f} % is the aim, but the result is to be of all images; "
         why += "--trainer.limit_val_batches 0.2 takes the first fifth of them)"
     draft.decide("validation", f"{when}, {images}", why, names)

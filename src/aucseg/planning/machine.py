@@ -48,10 +48,16 @@ def find_machine(accelerator: str = "auto") -> Machine:
     if accelerator != "cpu" and torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()
         return Machine(
-            *("cuda", torch.cuda.get_device_name(), cores, memory, free, torch.cuda.is_bf16_supported(), packaged)
+            "cuda",
+            torch.cuda.get_device_name(),
+            cores,
+            memory,
+            free_device_memory=free,
+            has_bfloat16=torch.cuda.is_bf16_supported(),
+            has_packaged_weights=packaged,
         )
     if accelerator != "cpu" and torch.backends.mps.is_available():
-        return Machine("mps", "Apple GPU", cores, memory, memory, False, packaged)
+        return Machine("mps", "Apple GPU", cores, memory, free_device_memory=memory, has_packaged_weights=packaged)
     threads = torch.get_num_threads()
     name = f"CPU with {cores} core{'s' * (cores != 1)}"
     if threads < cores:

@@ -43,8 +43,8 @@ _NAMES = {_LITE: "EfficientNet-Lite0", _STRONG: "ConvNeXt-T"}
 # Free bytes that the stronger model needs with a batch of 16 crops of 512 x 512.
 _STRONG_MEMORY = 12e9
 # Short edge of the images as the model sees them, and of the crops, unless small objects ask for more.
-_SHORT_EDGE = {"cpu": 192, "cuda": 512}
-_CROP = {"cpu": 128, "cuda": 512}
+_SHORT_EDGE = {"cpu": 192, "gpu": 512}
+_CROP = {"cpu": 128, "gpu": 512}
 _STRIDE = 32
 # With these images are read by windows, or as a stream, so that they are neither scaled to a size nor kept.
 _READ_OTHERWISE = ("data.tile", "data.shards")
@@ -52,7 +52,7 @@ _READ_OTHERWISE = ("data.tile", "data.shards")
 _NEAR = 0.8
 # A cell of the logits is 4 x 4 pixels: two of them are the least that an object must be left with.
 _MIN_AREA = 32
-_BATCH = {"cpu": 8, "cuda": 16}
+_BATCH = {"cpu": 8, "gpu": 16}
 _WHOLE_IMAGE_PIXELS = 4_000_000
 _CACHE_SHARE = 0.25
 
@@ -85,7 +85,7 @@ def make_plan(
         ValueError: `seconds` is too short to train and validate in.
     """
     draft = Draft(given or {})
-    kind = "cpu" if machine.device == "cpu" else "cuda"
+    kind = "cpu" if machine.device == "cpu" else "gpu"
     draft.set("seed_everything", 0)
     _model(draft, machine, random_weights)
     if data.bands is not None:
@@ -220,7 +220,7 @@ def _batch(
         largest = pixels
     if largest > _WHOLE_IMAGE_PIXELS:
         draft.set("model.evaluation", {"window": [1024, 1024], "stride": [768, 768]})
-    if kind == "cuda":
+    if kind == "gpu":
         draft.set("trainer.precision", "bf16-mixed" if machine.has_bfloat16 else "32-true")
         draft.set("data.photometric", "device")
     reason = "the rate was measured with 8" if kind == "cpu" else "larger ones need another rate"

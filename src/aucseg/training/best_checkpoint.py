@@ -21,7 +21,7 @@ from aucseg.run_files import (
     RESULT_FILE,
 )
 from aucseg.safe_files import replacing
-from aucseg.training.processes import say_once
+from aucseg.training.processes import print_note
 
 
 def is_better(value: float, best: float, metric: str) -> bool:
@@ -100,7 +100,7 @@ class BestCheckpoint(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says which step was the best."""
         if not math.isnan(self.value):
-            say_once(
+            print_note(
                 f"best {self.metric}: {self.value:.4f}, of step {self.step}, kept in {self.folder / BEST_CHECKPOINT}"
             )
 

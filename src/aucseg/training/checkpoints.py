@@ -26,7 +26,7 @@ from aucseg.models.checkpoint import load_plain
 from aucseg.run_files import BEST_CHECKPOINT, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from aucseg.safe_files import replace_file
 from aucseg.training.metrics_log import MetricsLog
-from aucseg.training.processes import say_once
+from aucseg.training.processes import print_note
 
 
 class RunInterrupted(BaseException):
@@ -60,7 +60,7 @@ def checkpoint_problem(path: Path) -> str | None:
     return None if damaged is None else f"the checksum of {damaged} is wrong"
 
 
-def newest_checkpoint(folder: Path, say: Callable[[str], object] = say_once) -> Path | None:
+def newest_checkpoint(folder: Path, say: Callable[[str], object] = print_note) -> Path | None:
     """The checkpoint to go on from, or None: the last one, or the one before where the last one is damaged.
 
     Args:
@@ -230,7 +230,7 @@ class RunCheckpoint(Callback):
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self._signal = number
-        say_once("stopping after this step, with a checkpoint; press again to stop at once")
+        print_note("stopping after this step, with a checkpoint; press again to stop at once")
 
     def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():

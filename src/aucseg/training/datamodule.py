@@ -37,7 +37,7 @@ from aucseg.training.loader_checks import (
     check_tile,
     load_statistics,
 )
-from aucseg.training.processes import part_of, say_once, start_worker
+from aucseg.training.processes import part_of, print_note, start_worker
 
 # Of images that are read once, with cache "memory".
 _DECODING_THREADS = 4
@@ -226,7 +226,7 @@ class SegmentationDataModule(LightningDataModule):
             return
         self._has_described_data = True
         for line in describe_run(self, trains=stage == "fit"):
-            say_once(line)
+            print_note(line)
 
     def training_dataset(self, transform: Callable[[dict[str, Any]], dict[str, Any]] | None) -> SegmentationDataset:
         """The training images, without those held out and those of the fold."""

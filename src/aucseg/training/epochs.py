@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import BackboneFinetuning, GradientAccumulation
 
 from aucseg.loading.sample_order import batches_of_epochs, images_of_epoch, steps_of_epochs
 from aucseg.training.datamodule import SegmentationDataModule
-from aucseg.training.processes import say_once
+from aucseg.training.processes import print_note
 
 # Batches between validations where neither they nor epochs are given.
 _INTERVAL = 1000
@@ -90,7 +90,7 @@ class EpochCount:
         if self._max_epochs is not None:
             steps = steps_of_epochs(self._max_epochs, num_images, per_batch * trainer.accumulate_grad_batches)
             trainer.fit_loop.epoch_loop.max_steps = steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
-            say_once(f"trainer.max_epochs {self._max_epochs} of {num_images:,} images is {steps:,} steps")
+            print_note(f"trainer.max_epochs {self._max_epochs} of {num_images:,} images is {steps:,} steps")
 
 
 def refuse_epoch_counters(callbacks: Sequence[Callback]) -> None:

@@ -12,7 +12,7 @@ from aucseg.datasets import DatasetCard
 from aucseg.hints import check_options
 from aucseg.loading.rare_classes import SAMPLERS
 from aucseg.statistics.class_statistics import ClassStatistics
-from aucseg.training.processes import say_once
+from aucseg.training.processes import print_note
 
 # Options of a sampler that follow from the run.
 _SET_BY_THE_RUN = ("statistics", "seed", "num_replicas", "rank")
@@ -84,7 +84,7 @@ def load_statistics(path: str, card: DatasetCard) -> ClassStatistics:
     """
     statistics = ClassStatistics.load(Path(path))
     if notice := statistics.check_classes(card, path):
-        say_once(notice)
+        print_note(notice)
     return statistics
 
 

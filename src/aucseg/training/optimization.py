@@ -15,7 +15,7 @@ from torch import nn
 from aucseg.models import split_parameters
 from aucseg.models.recipes import BATCH_SIZE, recipe_of
 from aucseg.runtime.import_paths import build_by_path, init_args_of
-from aucseg.training.processes import say_once
+from aucseg.training.processes import print_note
 
 # A word of a dotted name: pos_embed, position_embeddings, relative_position_bias_table, rel_pos_h, ...
 _POSITION = re.compile(r"(^|[._])pos(ition(al)?)?s?\d*($|[._])")
@@ -104,7 +104,7 @@ def build_optimizer(
     learning = [parameter for group in groups for parameter in group["params"]]
     narrow = {parameter.dtype for parameter in learning} & {torch.float16, torch.bfloat16}
     if narrow:
-        say_once(
+        print_note(
             f"the weights are {', '.join(sorted(map(str, narrow)))}: a step that is small beside a weight is rounded "
             "away, and most are; mixed precision (trainer.precision bf16-mixed or 16-mixed) keeps float32 weights"
         )
@@ -213,7 +213,7 @@ def take_over_changes(
         for old, new in zip(then or now, now, strict=True)
     ]
     if not is_own_schedule and any(rate in change for change in changes for rate in rates):
-        say_once("the learning rates stay those that model.schedule has come to: it cannot be given others midway")
+        print_note("the learning rates stay those that model.schedule has come to: it cannot be given others midway")
     for group, change in zip(optimizer.param_groups, changes, strict=True):
         group.update({key: value for key, value in change.items() if key not in rates})
         if is_own_schedule and "initial_lr" in change:
@@ -240,7 +240,7 @@ def _with_recipe(settings: Mapping[str, Any], trainer: Trainer, num_steps: float
     chosen = {name: value for name, value in chosen.items() if settings[name] is None}
     if "learning_rate" in chosen and settings["optimizer"] is None:
         listed = ", ".join(f"model.{name} {value:g}" for name, value in chosen.items())
-        say_once(f"{listed}: {recipe.reason}, as none is given")
+        print_note(f"{listed}: {recipe.reason}, as none is given")
     return {**settings, **chosen}
 
 

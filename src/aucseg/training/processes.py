@@ -18,7 +18,7 @@ from aucseg.runtime.announce import process_number
 _T = TypeVar("_T")
 
 
-def say_once(message: str) -> None:
+def print_note(message: str) -> None:
     """Prints to the standard error, on the first process alone."""
     if process_number() == 0:
         print(f"aucseg: {message}", file=sys.stderr, flush=True)
@@ -38,7 +38,7 @@ def state_of_process(processes: Sequence[dict[str, Any]], rank: int, world_size:
         {'random_states': 1, 'bank': 'b'}
     """
     if len(processes) != world_size:
-        say_once(
+        print_note(
             f"The checkpoint is of {len(processes)} processes, this run has {world_size}: it goes on, but not bit by "
             "bit as it would have"
         )

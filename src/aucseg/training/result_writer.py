@@ -34,7 +34,7 @@ from aucseg.run_files import (
     VALIDATION_PICTURE,
 )
 from aucseg.safe_files import no_empty_folders, replace_file
-from aucseg.training.processes import gathered, say_once
+from aucseg.training.processes import gathered, print_note
 from aucseg.training.task import SegmentationTask
 
 
@@ -206,7 +206,7 @@ class ResultWriter(Callback):
             images[name] = added_overlaps(images.get(name, {}), overlap)
         left_out = sorted({name for _, names in parts for name in names})
         if left_out:
-            _say_what_was_left_out(left_out, images)
+            _print_left_out(left_out, images)
         validated, metrics = pl_module.validated, trainer.callback_metrics
         scores = {key.removeprefix("val/"): float(metrics[key]) for key in metrics if key.startswith("val/")}
         result = result_entries(
@@ -227,11 +227,13 @@ class ResultWriter(Callback):
         )
 
 
-def _say_what_was_left_out(left_out: Sequence[str], evaluated: Collection[str]) -> None:
+def _print_left_out(left_out: Sequence[str], evaluated: Collection[str]) -> None:
     total = len({*left_out, *evaluated})
     if not evaluated:
         raise SampleError(
             f"not one of the {counted(total, 'validation image')} can be read, such as {left_out[0]}: repair the files "
             "(data.on_error 'raise' says what is wrong with them)"
         )
-    say_once(f"left out of the validation: {len(left_out):,} of {total:,} images, not readable: {shorten(left_out, 3)}")
+    print_note(
+        f"left out of the validation: {len(left_out):,} of {total:,} images, not readable: {shorten(left_out, 3)}"
+    )

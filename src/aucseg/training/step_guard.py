@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from aucseg.run_files import SKIPPED_FOLDER
 from aucseg.safe_files import replace_file
 from aucseg.training.precision import unscales
-from aucseg.training.processes import cpu_state, say_once
+from aucseg.training.processes import cpu_state, print_note
 
 # Steps that an accelerator may be ahead of what the host has looked at: the host never waits for the newest.
 _LAG = 2
@@ -284,7 +284,7 @@ class StepGuard(Callback):
         self._look(trainer, 0)
         self._batch, self._blamed = {}, None
         if self.num_jumps and self.spike_factor is None:
-            say_once(
+            print_note(
                 f"in {self.num_jumps} of {trainer.global_step} steps the loss was more than {_JUMP_FACTOR:g} times its "
                 "running mean, as batches with a rare class have it; every one of them was taken (train/loss_jumps "
                 "in the metrics)"

@@ -16,7 +16,7 @@ from aucseg.inference.predictor import Predictor
 from aucseg.loading.evaluation_batches import same_size_parts, single_images
 from aucseg.losses import AUCSegLoss
 from aucseg.losses.baselines import LongTailLoss
-from aucseg.losses.pairwise_auc import PairwiseAUCLoss, auc_losses, process_group_of
+from aucseg.losses.pairwise_auc import PairwiseAUCLoss, auc_losses, in_process_group
 from aucseg.memory_bank.exchange import exchange_samples
 from aucseg.models import build_model, forward_with_auxiliary, without_weights
 from aucseg.randomness import random_states, set_random_states, stable_seed
@@ -32,7 +32,7 @@ from aucseg.training.optimization import (
     take_over_changes,
 )
 from aucseg.training.precision import clip_gradients, keeping_digits, unscales
-from aucseg.training.processes import cpu_state, draw_apart, gathered, say_once, state_of_process
+from aucseg.training.processes import cpu_state, draw_apart, gathered, print_note, state_of_process
 from aucseg.training.start_weights import frozen_parts, take_over
 from aucseg.training.task_checks import (
     CheckedLogits,
@@ -45,7 +45,7 @@ from aucseg.training.task_checks import (
     check_same_card,
     evaluation_options,
     loss_of,
-    say_if_sorted,
+    note_if_sorted,
     state_mismatch,
 )
 from aucseg.training.validation_metrics import ValidationMetrics, ValidationResult
@@ -211,14 +211,14 @@ class SegmentationTask(LightningModule):
             return
         if self.hparams["global_auc"]:
             self._auc_group = dist.group.WORLD
-            say_if_sorted(self.loss)
+            note_if_sorted(self.loss)
         if self.global_rank > 0:
             draw_apart(self.global_rank, self._generator)
 
     def on_fit_start(self) -> None:
         """Takes over weights to start from, unless a checkpoint has brought all."""
         if self._init_from is not None:
-            say_once(take_over(self.model, self._init_from, self.card, self.hparams))
+            print_note(take_over(self.model, self._init_from, self.card, self.hparams))
 
     def normalize(self, images: Tensor) -> Tensor:
         """Images with mean 0 and standard deviation 1, in the model's dtype, from images (B, C, H, W) in 0..255."""
@@ -267,7 +267,7 @@ class SegmentationTask(LightningModule):
             logits, auxiliary = self._outputs(images)
         if isinstance(self.loss, LongTailLoss):
             self.loss.set_progress(min(1.0, self.global_step / steps_of_training(self.trainer)))
-        with process_group_of(self.loss, self._auc_group):
+        with in_process_group(self.loss, self._auc_group):
             loss: Tensor = self.loss(logits, target)
             if auxiliary is not None:
                 loss = loss + self.model.auxiliary_weight * self.loss(auxiliary, target)
@@ -288,7 +288,7 @@ class SegmentationTask(LightningModule):
         loss = self.loss
         assert isinstance(loss, PairwiseAUCLoss | AUCSegLoss)
         backward = scaled_backward(getattr(self.trainer.precision_plugin, "scaler", None))
-        with process_group_of(loss, self._auc_group):
+        with in_process_group(loss, self._auc_group):
             return backward_all_but_last(
                 loss, self.model, self._outputs, images, target, self.hparams["micro_batches"], backward
             )
@@ -321,7 +321,7 @@ class SegmentationTask(LightningModule):
         for positions, images, masks in (same_size_parts if self.evaluation is None else single_images)(batch):
             logits, target = self.evaluation_logits(images), masks.long()
             assert self.loss is not None
-            with process_group_of(self.loss, None):  # processes may have unequal numbers of validation batches
+            with in_process_group(self.loss, None):  # processes may have unequal numbers of validation batches
                 labels = self.validation_metrics.update(logits, target, self.loss)
             for position, label in zip(positions, labels, strict=True):
                 predicted[position] = label

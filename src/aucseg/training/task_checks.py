@@ -22,7 +22,7 @@ from aucseg.memory_bank import TailMemoryBank
 from aucseg.memory_bank.paper import with_paper_settings
 from aucseg.models.segmentation_model import logits_of
 from aucseg.training.datamodule import SegmentationDataModule
-from aucseg.training.processes import say_once
+from aucseg.training.processes import print_note
 
 # Names of a state that are worth a place in a sentence.
 _NUM_SHOWN = 3
@@ -173,7 +173,7 @@ def check_classes(checkpoint: Mapping[str, Any], card: DatasetCard) -> None:
         return
     difference, may_be_renamed = found
     if may_be_renamed:
-        say_once(f"the class names in the checkpoint differ from those in the card {card.name!r}: {difference}")
+        print_note(f"the class names in the checkpoint differ from those in the card {card.name!r}: {difference}")
         return
     raise ValueError(
         f"the checkpoint is of {stored.num_classes} classes (card {stored.name!r}), the card {card.name!r} has "
@@ -204,7 +204,7 @@ def check_same_card(checkpoint: Mapping[str, Any], card: DatasetCard) -> None:
             "with the card of then, or begin a new run"
         )
     if changes := _differences(stored, card, "groups", "tail_classes"):
-        say_once(f"the card {card.name!r} has changed since the checkpoint: {'; '.join(changes)}")
+        print_note(f"the card {card.name!r} has changed since the checkpoint: {'; '.join(changes)}")
 
 
 def _differences(then: DatasetCard, now: DatasetCard, *names: str) -> list[str]:
@@ -267,11 +267,11 @@ def batch_norm_explained(batch_size: int, micro_batches: int) -> Iterator[None]:
         ) from error
 
 
-def say_if_sorted(loss: nn.Module) -> None:
+def note_if_sorted(loss: nn.Module) -> None:
     """Says where processes cannot pair each other's pixels: AUC losses that are computed by sorting scores."""
     losses = [part for part in loss.modules() if isinstance(part, PairwiseAUCLoss)]
     if len(auc_losses(loss)) < len(losses):
-        say_once(
+        print_note(
             f"AUC loss with surrogate {losses[0].options.surrogate!r}: computed by sorting scores, which do not "
             "travel; each process pairs its own pixels"
         )

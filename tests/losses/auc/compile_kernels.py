@@ -14,7 +14,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from aucseg.losses.auc import triton_launches, triton_passes
-from aucseg.losses.auc.options import Objective, PassOptions
+from aucseg.losses.auc.options import LossFormula, PassOptions
 from aucseg.metrics import triton_counts
 
 NUM_CLASSES = 19
@@ -69,8 +69,8 @@ def main() -> None:
             coefficients = tuple((0.0,) * (options.degree + 1) for _ in range(options.degree + 1))
             for few in (1 << 14, 0):
                 triton_launches.FEW_SUMS = few
-                objective = Objective(coefficients, one_vs_all=form == "exponential")
-                triton_passes.fused_loss(logits, target, None, options, objective)
+                formula = LossFormula(coefficients, one_vs_all=form == "exponential")
+                triton_passes.fused_loss(logits, target, None, options, formula)
         state, num_invalid = torch.zeros(NUM_CLASSES, NUM_CLASSES, 64, dtype=torch.int64), torch.tensor(0)
         for scores, by_label in (("softmax", True), ("sigmoid", False), ("identity", False)):
             triton_counts.count_scores(

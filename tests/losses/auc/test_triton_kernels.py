@@ -416,13 +416,13 @@ def test_what_does_not_fit_is_left_to_torch(kernels: ModuleType) -> None:
 
 
 def test_other_accelerators_are_told_once_what_is_slower() -> None:
-    operators.say_without_kernels.cache_clear()
+    operators.warn_without_kernels.cache_clear()
     for kind in ("xpu", "mps"):
         with pytest.warns(UserWarning, match=f"the AUC loss runs as operations of torch on {kind}"):
             assert operators.triton_passes_on(torch.device(kind)) is None
         assert operators.triton_passes_on(torch.device(kind)) is None  # without a word
     assert operators.triton_passes_on(torch.device("cpu")) is None
-    operators.say_without_kernels.cache_clear()
+    operators.warn_without_kernels.cache_clear()
 
 
 @pytest.mark.usefixtures("in_place_of_torch")

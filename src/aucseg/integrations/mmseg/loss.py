@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from aucseg.losses import AUCSegLoss
 from aucseg.losses.auc.class_sums import ClassSums, with_value
-from aucseg.losses.pairwise_auc import process_group_of
+from aucseg.losses.pairwise_auc import in_process_group
 
 
 class SumsOfBatch:
@@ -129,5 +129,5 @@ class MMSegAUCSegLoss(nn.Module):
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         # Without gradients a process may be the only one that asks for the loss.
         if several and self.global_auc and torch.is_grad_enabled():
-            return process_group_of(self.loss, dist.group.WORLD)
+            return in_process_group(self.loss, dist.group.WORLD)
         return nullcontext()

@@ -15,7 +15,7 @@ from aucseg.losses.auc.by_sorting import sorted_auc
 from aucseg.losses.auc.checks import check_sums_are_enough
 from aucseg.losses.auc.class_sums import ClassSums, all_reduced, with_value
 from aucseg.losses.auc.operators import pixel_counts, pixel_sums, triton_passes_for
-from aucseg.losses.auc.options import LossOptions, Objective, may_overflow, working_dtype
+from aucseg.losses.auc.options import LossFormula, LossOptions, may_overflow, working_dtype
 from aucseg.losses.auc.pair_risk import PairWeights, mean_cross_entropy, pair_risk
 from aucseg.tensors.upsampling import resize, two_logits
 
@@ -78,8 +78,8 @@ def _fused(logits: Tensor, target: Tensor, options: LossOptions) -> Tensor | Non
     if backend is None:
         return None
     coefficients = () if options.form is None else options.form.coefficients
-    objective = Objective(coefficients, options.auc_weight, options.ce_weight, options.auc.strategy == "ova")
-    found: Tensor = backend.fused_loss(logits, target, options.class_weight, passes, objective)
+    formula = LossFormula(coefficients, options.auc_weight, options.ce_weight, options.auc.strategy == "ova")
+    found: Tensor = backend.fused_loss(logits, target, options.class_weight, passes, formula)
     return found
 
 

@@ -62,14 +62,14 @@ def triton_passes_on(device: torch.device) -> ModuleType | None:
     if device.type in ("cpu", "meta"):
         return None
     if device.type != "cuda":  # which ROCm is called as well
-        say_without_kernels(device.type)
+        warn_without_kernels(device.type)
         return None
     passes = import_triton_passes()
     return passes if passes is not None and passes.works_on(device) else None
 
 
 @lru_cache(maxsize=8)
-def say_without_kernels(kind: str) -> None:
+def warn_without_kernels(kind: str) -> None:
     """Warns, once for each kind of device."""
     warnings.warn(
         f"the AUC loss runs as operations of torch on {kind}, to the same value: its kernels, which take a fraction of "

@@ -107,7 +107,7 @@ class LossOptions:
         )
 
 
-class Objective(NamedTuple):
+class LossFormula(NamedTuple):
     """What becomes of the sums of the passes where all is computed at once.
 
     Attributes:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aucseg.losses.auc.checks import ONCE
-from aucseg.losses.auc.options import Objective, PassOptions, working_dtype
+from aucseg.losses.auc.options import LossFormula, PassOptions, working_dtype
 from aucseg.losses.auc.pixels import CrossEntropyWeights
 from aucseg.losses.auc.triton_launches import Passes, count
 from aucseg.losses.auc.triton_limits import offered as offered  # part of what a backend has
@@ -43,7 +43,7 @@ def _try_out(device: torch.device, by_pair: bool) -> None:
         return
     for form, degree in (("square", 0), ("chebyshev", 1)):  # with few sums, and as with many
         options = options._replace(form=form, degree=degree)
-        loss, tables, lse = _loss(logits, target, None, options, Objective(((0.0, 0.0), (0.0, 0.0))))
+        loss, tables, lse = _loss(logits, target, None, options, LossFormula(((0.0, 0.0), (0.0, 0.0))))
     Passes(logits, target, options).gradient(tables, lse, loss, loss)
 
 
@@ -106,7 +106,7 @@ def gradient(
 
 
 def _loss(
-    logits: Tensor, target: Tensor, class_weight: Tensor | None, options: PassOptions, objective: Objective
+    logits: Tensor, target: Tensor, class_weight: Tensor | None, options: PassOptions, formula: LossFormula
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, and what its gradient needs: the tables and the log-sum-exp."""
     passes = Passes(logits, target, options)
@@ -115,9 +115,9 @@ def _loss(
     wide = torch.empty(3, num_classes + 1, dtype=torch.float64, device=logits.device)
     scratch = count(
         target, num_classes, options.ignore_index, (tables, wide), class_weight,
-        options.label_smoothing, objective.ce_weight, objective.one_vs_all,
+        options.label_smoothing, formula.ce_weight, formula.one_vs_all,
     )  # fmt: skip
-    loss, lse = passes.loss(tables, wide, scratch[num_classes + 2 :], objective.coefficients, objective.auc_weight)
+    loss, lse = passes.loss(tables, wide, scratch[num_classes + 2 :], formula.coefficients, formula.auc_weight)
     return loss, tables, lse
 
 
@@ -131,9 +131,9 @@ class _FusedLoss(torch.autograd.Function):
         target: Tensor,
         class_weight: Tensor | None,
         options: PassOptions,
-        objective: Objective,
+        formula: LossFormula,
     ) -> Tensor:
-        loss, tables, lse = _loss(logits, target, class_weight, options, objective)
+        loss, tables, lse = _loss(logits, target, class_weight, options, formula)
         ctx.save_for_backward(logits, target, tables, lse)
         ctx.options = options
         return loss
@@ -164,7 +164,7 @@ class _Gradient(torch.autograd.Function):
 
 
 def fused_loss(
-    logits: Tensor, target: Tensor, class_weight: Tensor | None, options: PassOptions, objective: Objective
+    logits: Tensor, target: Tensor, class_weight: Tensor | None, options: PassOptions, formula: LossFormula
 ) -> Tensor:
     """The weighted sum of the AUC loss with uniform pair weights and the mean cross-entropy; differentiable once.
 
@@ -173,7 +173,7 @@ def fused_loss(
         target: As for `sums`.
         class_weight: `(K,)`, of the cross-entropy.
         options: What to compute; `offered`.
-        objective: The weights of the sum, and what else the passes do not know of.
+        formula: The weights of the sum, and what else the passes do not know of.
     """
-    loss: Tensor = _FusedLoss.apply(logits, target, class_weight, options, objective)
+    loss: Tensor = _FusedLoss.apply(logits, target, class_weight, options, formula)
     return loss
