@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aucseg.compare.second_stage import AdjustedModel
 from aucseg.inference.predictor import InferenceOptions, Predictor
 from aucseg.losses import PairwiseAUCLoss, build_loss
 from aucseg.losses.baselines import LogitAdjustmentLoss
@@ -20,6 +19,7 @@ from aucseg.metrics.image_iou import per_image_overlap
 from aucseg.metrics.result_files import curve_points
 from aucseg.models import DisAlignModel
 from aucseg.tensors.dtypes import wide_sum
+from aucseg.training.second_stage import AdjustedModel
 from aucseg.training.task import SegmentationTask
 from tests.pretended_device import MPS, PretendedMPS
 

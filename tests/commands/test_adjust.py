@@ -9,12 +9,12 @@ from PIL import Image
 
 from aucseg import SegmentationTask
 from aucseg.cli import main
-from aucseg.compare.second_stage import offsets_model
 from aucseg.datasets import SegmentationDataset
 from aucseg.models.checkpoint import TRUST_VARIABLE
 from aucseg.report.examples import collect_examples
 from aucseg.report.runs import read_run
 from aucseg.training.adjustment import write_adjusted_checkpoint
+from aucseg.training.second_stage import offsets_model
 from aucseg.training.stored_task import load_task
 from tests.conftest import write_tiny_dataset
 from tests.inference.color_models import HELD_BACK

@@ -23,14 +23,14 @@ def test_code_is_all_that_trains_and_nothing_else() -> None:
         "training/task.py",
         "memory_bank/bank.py",
         "losses/aucseg.py",
-        "compare/second_stage.py",
+        "training/second_stage.py",
         "torch",
     } <= files.keys()
     assert not {"report/page.py", "compare/tables.py", "commands/demo.py", "cli.py"} & files.keys()
 
 
 def test_code_is_what_a_training_run_can_import() -> None:
-    own = {f"aucseg.{name}" for name in ("commands.fit", "compare.second_stage", "compare.cost")}
+    own = {f"aucseg.{name}" for name in ("commands.fit", "training.second_stage", "compare.cost")}
     reached = {MODULES[name].relative_to(PACKAGE).as_posix() for name in reached_from(own)}
     unimportant = {name for name in reached - code_fingerprint({}).keys() if not name.endswith("__init__.py")}
     # What plans (its settings are in the configuration), tells and draws; advice, the checks of data before a run, and

@@ -76,7 +76,7 @@ def test_images_are_kept_for_offsets_and_the_validation_split_stays() -> None:
     assert config["data"] == {"card": "freedoom_lt", "held_out_share": 0.1, "validate_held_out": False}
     assert holding_out(config, 0.3) == config
     second = second_stage_config(parse_method("ce+offsets", {}), config, Path("last.ckpt"), None)
-    assert second["model"]["model"] == "aucseg.compare.second_stage:offsets_model"
+    assert second["model"]["model"] == "aucseg.training.second_stage:offsets_model"
     assert second["model"]["model_options"] == {"checkpoint": "last.ckpt", "data": config["data"]}
     with pytest.raises(ValueError, match=r"set data\.validate_held_out to false"):
         holding_out(merged(BASE, {"data": {"held_out_share": 0.2}}), 0.1)

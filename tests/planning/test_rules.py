@@ -203,7 +203,7 @@ def test_a_bank_is_planned_only_where_the_counts_ask_for_one(presence: float) ->
     plan = make_plan(data, CPU)
     advice = advise_bank(data.statistics, [2], [1], batch_size=8)
     bank = plan.settings["model.bank"]
-    assert (bank is not None) == (advice["answer"] == USE)
+    assert (bank is not None) == (advice.answer == USE)
     if bank is not None:
         assert bank["presence_target"] <= 5 * data.statistics.presence[2]
         assert bank["protect_classes"] == "middle"

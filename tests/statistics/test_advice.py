@@ -19,37 +19,37 @@ COUNTS = Path(__file__).parent / "counts"
 
 def test_bank_advice_depends_on_the_data() -> None:
     rare = advise_bank(long_tail(400, tail_presence=0.04), [2, 3], [], batch_size=8)
-    assert (rare["answer"], rare["use_bank"]) == (USE, True)
-    assert rare["settings"]["scope"] == "image"
-    assert rare["settings"]["tail_classes"] == [2, 3]
-    assert rare["settings"]["presence_target"] == 0.082  # 1 - 0.918^8 = 0.5
-    assert 0 < rare["settings"]["resize_ratio"] <= 1
+    assert (rare.answer, rare.use_bank) == (USE, True)
+    assert rare.settings["scope"] == "image"
+    assert rare.settings["tail_classes"] == [2, 3]
+    assert rare.settings["presence_target"] == 0.082  # 1 - 0.918^8 = 0.5
+    assert 0 < rare.settings["resize_ratio"] <= 1
     frequent = advise_bank(long_tail(tail_presence=0.5), [2, 3], [], batch_size=8)
-    assert (frequent["answer"], frequent["use_bank"], frequent["settings"]) == (LEAVE_OUT, False, {})
+    assert (frequent.answer, frequent.use_bank, frequent.settings) == (LEAVE_OUT, False, {})
     fixed = advise_bank(long_tail(400, tail_presence=0.05, fixed=True), [2, 3], [], batch_size=2)
-    assert fixed["answer"] == LEAVE_OUT
-    assert any("keep to their places" in reason for reason in fixed["reasons"])
-    assert fixed["reasons"][0].startswith("at batch size 8, as which one of 2 is judged, a tail class is in")
-    assert rare["reasons"][0].startswith("at batch size 8 a tail class is in")
+    assert fixed.answer == LEAVE_OUT
+    assert any("keep to their places" in reason for reason in fixed.reasons)
+    assert fixed.reasons[0].startswith("at batch size 8, as which one of 2 is judged, a tail class is in")
+    assert rare.reasons[0].startswith("at batch size 8 a tail class is in")
     between = advise_bank(long_tail(tail_presence=0.095), [2, 3], [], batch_size=8)  # 1 - 0.905^8 = 0.55
-    assert (between["answer"], between["use_bank"]) == (NOT_CLEAR, False)
-    assert between["settings"] == {}
-    assert not any("try both" in reason for reason in between["reasons"])
+    assert (between.answer, between.use_bank) == (NOT_CLEAR, False)
+    assert between.settings == {}
+    assert not any("try both" in reason for reason in between.reasons)
     open_question = advise_bank(long_tail(tail_presence=0.075), [2, 3], [], batch_size=8)
-    assert (open_question["answer"], open_question["settings"]["tail_classes"]) == (NOT_CLEAR, [3])
-    assert any("try both" in reason for reason in open_question["reasons"])
-    assert advise_bank(long_tail(), [], [], batch_size=8)["settings"] == {}
+    assert (open_question.answer, open_question.settings["tail_classes"]) == (NOT_CLEAR, [3])
+    assert any("try both" in reason for reason in open_question.reasons)
+    assert advise_bank(long_tail(), [], [], batch_size=8).settings == {}
 
 
 def test_a_few_samples_are_not_shown_again_and_again() -> None:
     few = advise_bank(long_tail(tail_presence=0.02), [2, 3], [], batch_size=8)  # in 5 and 6 images
-    assert few["answer"] == NOT_CLEAR
-    assert few["settings"] == {}
+    assert few.answer == NOT_CLEAR
+    assert few.settings == {}
     # There is nothing to try, either where it is the answer that is not clear.
     few = advise_bank(long_tail(12, tail_presence=0.2), [2, 3], [], batch_size=8)
-    assert (few["answer"], few["settings"]) == (NOT_CLEAR, {})
-    assert "try both" not in " ".join([few["summary"], *few["reasons"]])
-    assert "in enough different images to paste" in few["summary"]
+    assert (few.answer, few.settings) == (NOT_CLEAR, {})
+    assert "try both" not in " ".join([few.summary, *few.reasons])
+    assert "in enough different images to paste" in few.summary
     statistics = ClassStatistics(4)
     for i in range(1000):
         mask = np.zeros((8, 8), np.uint8)
@@ -58,7 +58,7 @@ def test_a_few_samples_are_not_shown_again_and_again() -> None:
             if i % every == 0:
                 mask[2 * class_id - 1] = class_id
         statistics.update(mask)
-    settings = advise_bank(statistics, [2, 3], [], batch_size=8)["settings"]
+    settings = advise_bank(statistics, [2, 3], [], batch_size=8).settings
     assert (settings["presence_target"], settings["max_factor"]) == (0.082, 5.0)
     assert settings["tail_classes"] == [2, 3]  # class 2 reaches 0.05
 
@@ -72,9 +72,9 @@ def test_many_tail_classes_are_pasted_no_more_often_than_an_image_bears() -> Non
             mask[2 + (2 * i + j) % 80] = 2 + (2 * i + j) % 80  # each of 80 classes in 20 images
         statistics.update(mask)
     advice = advise_bank(statistics, list(range(2, 82)), [1], batch_size=8)
-    assert advice["settings"]["presence_target"] == 0.062  # 80 x (0.062 - 0.025) = 2.96 pastes an image
-    assert advice["settings"]["protect_classes"] == [1]
-    assert any("above 3 pasted into an image" in reason for reason in advice["reasons"])
+    assert advice.settings["presence_target"] == 0.062  # 80 x (0.062 - 0.025) = 2.96 pastes an image
+    assert advice.settings["protect_classes"] == [1]
+    assert any("above 3 pasted into an image" in reason for reason in advice.reasons)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_the_answer_for_data_sets_that_were_trained_on(name: str, answer: str, b
     groups = statistics.groups() if by_share else json.loads((COUNTS / "groups.json").read_text())[name]
     for batch_size in (4, 8, 16):
         advice = advise_bank(statistics, groups["tail"], groups["middle"], batch_size=batch_size, by_share=by_share)
-        assert advice["answer"] == answer
+        assert advice.answer == answer
 
 
 def points(presence: Sequence[float], areas: Sequence[int], num_images: int) -> list[MaskScan]:
@@ -115,7 +115,7 @@ def test_halves_of_one_data_set_never_get_opposite_answers(slipping: float) -> N
         for index in np.random.default_rng(seed).permutation(900)[:450]:
             half.add_scan(scans[index])
         groups = half.groups()
-        answers.add(advise_bank(half, groups["tail"], groups["middle"], batch_size=8, by_share=True)["answer"])
+        answers.add(advise_bank(half, groups["tail"], groups["middle"], batch_size=8, by_share=True).answer)
         plain.add(float((1 - (1 - half.presence[groups["tail"]]) ** 8).mean()) < 0.55)
     assert not {USE, LEAVE_OUT} <= answers
     if slipping == 0.25:
@@ -123,7 +123,7 @@ def test_halves_of_one_data_set_never_get_opposite_answers(slipping: float) -> N
 
 
 def test_the_bank_takes_the_suggested_settings() -> None:
-    settings = advise_bank(long_tail(tail_presence=0.05), [2, 3], [1], batch_size=8)["settings"]
+    settings = advise_bank(long_tail(tail_presence=0.05), [2, 3], [1], batch_size=8).settings
     bank = TailMemoryBank(**settings)
     images, masks = bank(torch.zeros(2, 3, 48, 64), torch.zeros(2, 48, 64, dtype=torch.uint8))
     assert images.shape == (2, 3, 48, 64)

@@ -74,7 +74,9 @@ def _complete(planner: Planner, args: argparse.Namespace, start_of_run: float) -
     args.methods = args.methods or _methods_for(quick)
     methods = parse_methods(listed(args.methods, "--methods"), load_definitions(args.methods_file))
     if any(method.bank for method in methods) and not quick.bank_to_try:
-        raise ValueError(f"no bank can be planned for {args.source} ({quick.bank_reason}): leave out methods with one")
+        raise ValueError(
+            f"no bank can be planned for {args.source} ({quick.bank_advice.summary}): leave out methods with one"
+        )
     if args.config.is_file():
         check_same_data(args.config, planner.request)
         _print_what_stays(args, load_base(args.config))
@@ -125,6 +127,6 @@ def _methods_for(plan: Plan) -> str:
     if plan.settings["model.bank"] is not None:
         planned = ["aucseg"]
     else:
-        planned = ["auc", "aucseg"] if plan.bank_answer == NOT_CLEAR and plan.bank_to_try else ["auc"]
+        planned = ["auc", "aucseg"] if plan.bank_advice.answer == NOT_CLEAR and plan.bank_to_try else ["auc"]
     suffix = SUFFIX_OF_SAMPLER[plan.settings["data.sampler"]]
     return ",".join(["ce", *(name + suffix for name in planned)])

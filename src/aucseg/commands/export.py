@@ -94,13 +94,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _validation_images(run: Path, number: int = 4) -> list[npt.NDArray[Any]] | None:
+def _validation_images(run: Path, num_images: int = 4) -> list[npt.NDArray[Any]] | None:
     """The first images that the run was validated on; None where they are not to be found any more."""
     from aucseg.run_files import run_folder_of
     from aucseg.training.stored_task import data_module_of
 
     try:
         dataset = data_module_of(run_folder_of(run)).validation_dataset(None)
-        return [dataset[i]["image"].permute(1, 2, 0).numpy() for i in range(min(number, len(dataset)))]
+        return [dataset[i]["image"].permute(1, 2, 0).numpy() for i in range(min(num_images, len(dataset)))]
     except (ValueError, TypeError, KeyError, OSError):
         return None

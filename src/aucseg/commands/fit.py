@@ -65,15 +65,13 @@ from aucseg.training.result_writer import (
 from aucseg.training.run_end import early_stop, nothing_to_train
 from aucseg.training.run_lock import IS_TAKEN, RUN_LOCK, lock_if_free, remove_lone_lock
 from aucseg.training.run_loggers import run_loggers
+from aucseg.training.second_stage import SECOND_STAGE_MODELS
 from aucseg.training.step_guard import StepGuard
 from aucseg.training.stored_task import restore_parts
 from aucseg.training.task import SegmentationTask
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
-
-# Models that bring weights that were trained already.
-_TRAINED_MODELS = "aucseg.compare.second_stage:"
 
 
 class RunConfig(SaveConfigCallback):
@@ -348,14 +346,14 @@ class AUCSegCLI(LightningCLI):
 def _checkpoint_to_validate(config: Any) -> str | None:
     """The checkpoint that is named, or the last one of the run that the configuration is of, or that is in `--out`.
 
-    None for a model that is made of a trained one (`aucseg.compare.second_stage`).
+    None for a model that is made of a trained one (`aucseg.training.second_stage`).
 
     Raises:
         ValueError: There is none, or two runs may be meant.
     """
     if config.ckpt_path is not None:
         return str(config.ckpt_path)
-    if str(config.model.model).startswith(_TRAINED_MODELS):
+    if config.model.model in SECOND_STAGE_MODELS:
         return None
     folders = [Path(config.out), *(Path(str(path)).parent for path in config.config or [])]
     found = {path.resolve(): path for folder in folders if (path := folder / LAST_CHECKPOINT).is_file()}

@@ -25,7 +25,7 @@ _NOT_TRAINING = (
     *("statistics/advice.py", "statistics/bound.py", "statistics/summary.py"),
     *("datasets/duplicates.py", "datasets/mask_checks.py", "datasets/propose"),
 )
-_TRAINING_AFTER_ALL = ("commands/fit.py", "compare/second_stage.py")
+_TRAINING_AFTER_ALL = "commands/fit.py"
 _LIBRARIES = (
     "torch",
     "torchvision",
@@ -58,7 +58,7 @@ def code_fingerprint(config: Mapping[str, Any]) -> Fingerprint:
     files = {}
     for path in sorted(_PACKAGE.rglob("*.py")):
         name = path.relative_to(_PACKAGE).as_posix()
-        if name in _TRAINING_AFTER_ALL or not name.startswith(_NOT_TRAINING):
+        if name == _TRAINING_AFTER_ALL or not name.startswith(_NOT_TRAINING):
             files[name] = _digest_of_code(path)
     files |= {f"{module} (yours)": _digest_of_code(path) for module, path in _modules_outside(config).items()}
     installed = {library: _version(library) for library in _LIBRARIES}

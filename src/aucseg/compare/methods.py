@@ -14,6 +14,7 @@ from aucseg.hints import closest
 from aucseg.models.recipes import BATCH_SIZE, Recipe, recipe_of
 from aucseg.runtime.import_paths import import_object
 from aucseg.safe_files import read_yaml_mapping
+from aucseg.training.second_stage import DISALIGN_MODEL, OFFSETS_MODEL, POSTHOC_MODEL
 
 Configuration = dict[str, Any]
 
@@ -298,14 +299,13 @@ def second_stage_config(
     """The configuration of a second stage, from that of the first and its checkpoint."""
     config = copy.deepcopy(first)
     options: Configuration = {"checkpoint": str(checkpoint)}
-    module = "aucseg.compare.second_stage"
     if method.second_stage == POSTHOC:
         options["class_counts"] = list(class_counts or [])
-        config["model"].update(model=f"{module}:posthoc_model", model_options=options, bank=None)
+        config["model"].update(model=POSTHOC_MODEL, model_options=options, bank=None)
         return config
     if method.second_stage == OFFSETS:
         options["data"] = copy.deepcopy(config["data"])
-        config["model"].update(model=f"{module}:offsets_model", model_options=options, bank=None)
+        config["model"].update(model=OFFSETS_MODEL, model_options=options, bank=None)
         return config
     steps = max(1, config["trainer"]["max_steps"] // _DISALIGN_BUDGET)
     config["trainer"].update(budget_of(steps, config["trainer"]))
@@ -315,7 +315,7 @@ def second_stage_config(
         if config["model"].get(name) is None:  # else the second stage would take that of its own, unknown model
             config["model"][name] = value
     config["model"].update(
-        model=f"{module}:disalign_model", model_options=options, loss=DISALIGN, loss_options=None, bank=None,
+        model=DISALIGN_MODEL, model_options=options, loss=DISALIGN, loss_options=None, bank=None,
         warmup_steps=None if warmup is None else warmup // _DISALIGN_BUDGET,
     )  # fmt: skip
     config["data"].update(sampler="random", sampler_options=None)

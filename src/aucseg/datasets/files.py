@@ -183,11 +183,11 @@ def check_pages(image: Image.Image, path: str | Path) -> None:
     refuse_pages(guard(path, lambda: _number_of_pages(image)), path)
 
 
-def refuse_pages(number: int, path: str | Path) -> None:
+def refuse_pages(num_pages: int, path: str | Path) -> None:
     """Raises `SampleError` for a file of more than one image."""
-    if number > 1:
+    if num_pages > 1:
         raise SampleError(
-            f"{path}: holds {number} images (pages, frames), of which only the first would be read; write each to a "
+            f"{path}: holds {num_pages} images (pages, frames), of which only the first would be read; write each to a "
             "file of its own"
         )
 

@@ -6,10 +6,12 @@ import copy
 import math
 import textwrap
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
+
+from aucseg.statistics.advice import BankAdvice
 
 _SECTIONS = ("seed_everything", "trainer", "model", "data")
 _WIDTH = 118
@@ -44,19 +46,17 @@ class Plan:
         choices: What was decided, and why.
         given: The names of the settings that the user has set.
         seconds: How long training and validation will take, None where the speed was not measured.
-        bank_to_try: Settings of a bank to try, whatever the plan says; empty where there are none.
-        bank_answer: What the counts say of a bank: one of the answers of `aucseg.statistics.advice`.
-        bank_reason: Why, in a line.
+        bank_advice: What the counts say of a bank.
+        bank_to_try: `model.bank` to try, whatever the plan says; empty where there is nothing to paste.
     """
 
     title: str
     settings: Mapping[str, Any]
     choices: tuple[Choice, ...]
-    given: frozenset[str] = frozenset()
-    seconds: float | None = None
-    bank_to_try: Mapping[str, Any] = field(default_factory=dict)
-    bank_answer: str = ""
-    bank_reason: str = ""
+    given: frozenset[str]
+    seconds: float | None
+    bank_advice: BankAdvice
+    bank_to_try: Mapping[str, Any]
 
     def with_bank_to_try(self) -> Plan:
         """The same plan with a bank, for those methods of a comparison that have one, where there is one to try."""
@@ -64,7 +64,7 @@ class Plan:
             return self
         text = f"for the methods with one: {_flow(dict(self.bank_to_try))}"
         choices = tuple(
-            Choice(choice.topic, text, self.bank_reason, choice.settings) if choice.topic == "bank" else choice
+            Choice(choice.topic, text, self.bank_advice.summary, choice.settings) if choice.topic == "bank" else choice
             for choice in self.choices
         )
         return replace(self, settings={**self.settings, "model.bank": dict(self.bank_to_try)}, choices=choices)
@@ -171,20 +171,19 @@ class Draft:
         """Adds a line about settings."""
         self.choices.append(Choice(topic, text, reason, tuple(names)))
 
-    def finish(self, title: str, seconds: float | None, advice: Mapping[str, Any], bank: Mapping[str, Any]) -> Plan:
+    def finish(self, title: str, seconds: float | None, advice: BankAdvice, bank: Mapping[str, Any]) -> Plan:
         """Returns the plan, with what the user has given beyond the rules.
 
         Args:
             title: The data and the machine.
             seconds: How long it takes, or None.
-            advice: Of `aucseg.statistics.advice.advise_bank`.
+            advice: What the counts say of a bank.
             bank: The bank to try, as a configuration has it.
         """
         for name, value in self.given.items():
             if not _is_in(name, self.settings):
                 self.settings[name] = value
-        answer, reason = str(advice["answer"]), str(advice["summary"])
-        return Plan(title, self.settings, tuple(self.choices), frozenset(self.given), seconds, bank, answer, reason)
+        return Plan(title, self.settings, tuple(self.choices), frozenset(self.given), seconds, advice, bank)
 
 
 def _is_in(name: str, settings: Iterable[str]) -> bool:

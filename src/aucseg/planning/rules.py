@@ -20,7 +20,7 @@ from aucseg.planning.fingerprint import DataFingerprint
 from aucseg.planning.machine import Machine
 from aucseg.planning.plan import Draft, Plan
 from aucseg.runtime.durations import format_duration
-from aucseg.statistics.advice import SAMPLER, SAMPLER_OPTIONS, advise_bank, asks_for_sampler, bank_options
+from aucseg.statistics.advice import SAMPLER, SAMPLER_OPTIONS, BankAdvice, advise_bank, asks_for_sampler, bank_options
 
 if TYPE_CHECKING:
     from aucseg.training.speed import Speed
@@ -281,7 +281,7 @@ def _rates(draft: Draft, batch: int, steps: int) -> None:
                  "model.warmup_steps"))  # fmt: skip
 
 
-def _loss_and_bank(draft: Draft, data: DataFingerprint, batch: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def _loss_and_bank(draft: Draft, data: DataFingerprint, batch: int) -> tuple[BankAdvice, dict[str, Any]]:
     """Decides on loss and bank; returns the advice, and the options of a bank to try."""
     loss = draft.set("model.loss", "aucseg")
     if loss == "aucseg":
@@ -295,8 +295,8 @@ def _loss_and_bank(draft: Draft, data: DataFingerprint, batch: int) -> tuple[dic
     draft.decide("loss", text, reason, ("model.loss", "model.loss_options"))
     tail, middle = data.groups["tail"], data.groups["middle"]
     advice = advise_bank(data.statistics, tail, middle, batch_size=batch, by_share=data.by_share)
-    to_try = bank_options(advice["settings"], data.groups) if advice["settings"] else {}
-    bank = draft.set("model.bank", to_try if advice["use_bank"] else None)
+    to_try = bank_options(advice.settings, data.groups) if advice.settings else {}
+    bank = draft.set("model.bank", to_try if advice.use_bank else None)
     text = "none" if bank is None else "yes"
     policy = {} if bank is None else with_default_policy(with_paper_settings(bank))
     if policy.get("presence_target") is not None:
@@ -306,6 +306,6 @@ def _loss_and_bank(draft: Draft, data: DataFingerprint, batch: int) -> tuple[dic
         if policy.get("max_factor") is not None:
             text += f", at most {policy['max_factor']:g} times as often as now"
     # What the user has set follows from nothing that was counted.
-    reason = "" if "model.bank" in draft.given else str(advice["summary"])
+    reason = "" if "model.bank" in draft.given else advice.summary
     draft.decide("bank", text, reason, ("model.bank",))
     return advice, to_try

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -67,9 +68,32 @@ def asks_for_sampler(statistics: ClassStatistics) -> bool:
     return bool(((presence > 0) & (presence < SAMPLER_OPTIONS["threshold"])).any())
 
 
+@dataclass(frozen=True)
+class BankAdvice:
+    """Whether to use the memory bank.
+
+    Attributes:
+        answer: `USE`, `LEAVE_OUT` or `NOT_CLEAR`.
+        summary: The main reason in a line.
+        settings: Keyword arguments of `TailMemoryBank` to try it with, whatever the answer; empty where there is
+            nothing to paste.
+        reasons: What answer and settings follow from, a text each.
+    """
+
+    answer: str
+    summary: str
+    settings: dict[str, Any]
+    reasons: list[str]
+
+    @property
+    def use_bank(self) -> bool:
+        """Whether the answer is `USE`."""
+        return self.answer == USE
+
+
 def advise_bank(
     statistics: ClassStatistics, tail: Sequence[int], middle: Sequence[int], *, batch_size: int, by_share: bool = False
-) -> dict[str, Any]:
+) -> BankAdvice:
     """Returns whether to use the memory bank, suggested settings of it, and the reasons.
 
     The bank is for classes that most batches lack. What counts is the share of batches of `batch_size` images that
@@ -88,11 +112,6 @@ def advise_bank(
         batch_size: Images in a batch.
         by_share: Whether the tail is what has a small share of the pixels, so that another draw of images may have
             another tail.
-
-    Returns:
-        `answer` (`USE`, `LEAVE_OUT` or `NOT_CLEAR`), `use_bank` (bool: the first of them), `summary`
-        (the main reason in a line), `settings` (keyword arguments of `TailMemoryBank`, to try it in any case),
-        `reasons` (texts).
     """
     tail = [class_id for class_id in tail if statistics.pixel_counts[class_id] > 0]
     middle = [class_id for class_id in middle if statistics.pixel_counts[class_id] > 0]
@@ -100,7 +119,7 @@ def advise_bank(
         drawn = _resampled(statistics, tail, max(batch_size, _MIN_BATCH), by_share) if by_share else ()
         answer = NOT_CLEAR if any(share < _OFTEN for share in drawn) else LEAVE_OUT
         reason = "no tail class occurs: there is nothing to bring back"
-        return {"answer": answer, "use_bank": False, "summary": reason, "settings": {}, "reasons": [reason]}
+        return BankAdvice(answer, reason, {}, [reason])
     settings, about_settings = _settings(statistics, tail, middle, batch_size)
     answer, summary, reasons = _answer(statistics, tail, batch_size, by_share)
     if not settings and answer != LEAVE_OUT:
@@ -108,16 +127,9 @@ def advise_bank(
         answer, summary = NOT_CLEAR, "no tail class is both rare and in enough different images to paste"
     elif answer == NOT_CLEAR:
         reasons.append(
-            "another draw of images might tell otherwise: train without a bank, or try both ('aucseg compare')"
+            "another draw of images might give another answer: train without a bank, or try both ('aucseg compare')"
         )
-    reasons += about_settings
-    return {
-        "answer": answer,
-        "use_bank": answer == USE,
-        "summary": summary,
-        "settings": settings,
-        "reasons": reasons,
-    }
+    return BankAdvice(answer, summary, settings, [*reasons, *about_settings])
 
 
 def bank_options(settings: Mapping[str, Any], groups: Mapping[str, Sequence[int]]) -> dict[str, Any]:
@@ -199,7 +211,7 @@ def _settings(
             if target >= wanted - 0.001
             else f"more would be above {_MAX_PASTES:g} pasted into an image"
         ),
-        f"max_factor {_MAX_FACTOR:g}: or so many times as often as it is now, where that is less; a sample is shown "
+        f"max_factor {_MAX_FACTOR:g}: or that many times as often as it is now, where that is less; a sample is shown "
         "about as many times an epoch",
         f"tail_classes: {len(pasted)} of the {len(tail)} that occur"
         + (

@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,9 @@ def make_report(
     classes = _class_rows(statistics, groups)
     min_batch = statistics.min_batch_size(delta)
     trials = max(1, min(1000, _MAX_DRAWS // min_batch))
+    advice = advise_bank(
+        statistics, groups["tail"], groups["middle"], batch_size=batch_size, by_share=groups == statistics.groups()
+    )
     return {
         "title": "class statistics" if card is None else card.title,
         "num_images": statistics.num_images,
@@ -76,9 +80,7 @@ def make_report(
         "bound": statistics.generalization_bound(),
         "loss": _advise_loss(statistics),
         "order": {"sampler": SAMPLER, "sampler_options": dict(SAMPLER_OPTIONS)} if asks_for_sampler(statistics) else {},
-        "advice": advise_bank(
-            statistics, groups["tail"], groups["middle"], batch_size=batch_size, by_share=groups == statistics.groups()
-        ),
+        "advice": {**asdict(advice), "use_bank": advice.use_bank},
     }
 
 

@@ -21,13 +21,11 @@ from aucseg.models.checkpoint import TRUST_VARIABLE, files_are_trusted, load_pla
 from aucseg.run_files import CONFIG_FILE, checkpoint_in, existing_checkpoint
 from aucseg.safe_files import read_yaml_mapping
 from aucseg.training.datamodule import SegmentationDataModule
+from aucseg.training.second_stage import SECOND_STAGE_MODELS
 from aucseg.training.task import SegmentationTask
 
 # Models of this package that a checkpoint may name by import path; they load a checkpoint themselves, with `load_task`.
-_OWN_MODELS = (
-    *(f"aucseg.compare.second_stage:{name}" for name in ("posthoc_model", "disalign_model", "offsets_model")),
-    OFFSET_MODEL,
-)
+_OWN_MODELS = (*SECOND_STAGE_MODELS, OFFSET_MODEL)
 
 
 def run_configuration(run: Path) -> dict[str, Any]:

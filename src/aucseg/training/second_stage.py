@@ -1,6 +1,6 @@
 """Models that begin with the trained model of another run: post-hoc logit adjustment, offsets and DisAlign.
 
-They are named in a configuration by import path, as `model.model: aucseg.compare.second_stage:posthoc_model`.
+They are named in a configuration by import path, as `model.model: aucseg.training.second_stage:posthoc_model`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,12 @@ from aucseg.inference.offset_model import with_offsets
 from aucseg.losses.baselines import post_hoc_logit_adjustment
 from aucseg.models.disalign import DisAlignModel
 from aucseg.models.segmentation_model import SegmentationModel, WrappedNetwork
+
+# Import paths of the functions below, as a configuration and a checkpoint name them.
+POSTHOC_MODEL = f"{__name__}:posthoc_model"
+OFFSETS_MODEL = f"{__name__}:offsets_model"
+DISALIGN_MODEL = f"{__name__}:disalign_model"
+SECOND_STAGE_MODELS = (POSTHOC_MODEL, OFFSETS_MODEL, DISALIGN_MODEL)
 
 
 class AdjustedModel(nn.Module):
