@@ -13,8 +13,7 @@ from aucseg.datasets import SampleError
 from aucseg.datasets.bands import open_raster
 from aucseg.datasets.deep_color import read_deep_color
 from aucseg.datasets.files import check_image, read_image
-from aucseg.inference.image_files import ImageError
-from aucseg.inference.image_files import read_image as read_any_image
+from aucseg.inference.image_files import ImageError, read_photo
 from tests.datasets.files import Array, png_of_16_bits, tiff_of_16_bits
 
 STORED = np.random.default_rng(0).integers(0, 256, (6, 10, 3), dtype=np.uint8)
@@ -68,8 +67,8 @@ def test_orientation_means_the_same_in_every_container(orientation: int, contain
         assert check_image(path, "apply", decode) == shown.shape[:2]
         with pytest.raises(SampleError, match=f"EXIF orientation {orientation}"):
             check_image(path, "error", decode)
-    assert close(read_any_image(path, exif="ignore"), STORED, path)
-    assert close(read_any_image(path, exif="apply"), shown, path)
+    assert close(read_photo(path, exif="ignore"), STORED, path)
+    assert close(read_photo(path, exif="apply"), shown, path)
 
 
 # libtiff does not write such tags.
@@ -105,7 +104,7 @@ def test_colours_of_16_bits(name: str, tmp_path: Path) -> None:
         ):
             look(path)
     np.testing.assert_array_equal(read_deep_color(path), DEEP >> 4)
-    scaled = read_any_image(path, value_range=(0, 4095))
+    scaled = read_photo(path, value_range=(0, 4095))
     np.testing.assert_array_equal(scaled, np.round((DEEP >> 4) * (255 / 4095)).astype(np.uint8))
 
 
@@ -156,7 +155,7 @@ def test_a_file_of_several_images_is_refused(ending: str, tmp_path: Path) -> Non
     with pytest.raises(SampleError, match="holds 3 images"):
         check_image(path)
     with pytest.raises(ImageError, match="holds 3 images"):
-        read_any_image(path)
+        read_photo(path)
 
 
 def test_smaller_copies_of_an_image_are_no_further_images(tmp_path: Path) -> None:
@@ -168,7 +167,7 @@ def test_smaller_copies_of_an_image_are_no_further_images(tmp_path: Path) -> Non
     with Image.open(pyramid) as image:
         assert getattr(image, "n_frames", 1) > 1
     for path, shape in ((pyramid, (1200, 1100)), (_pages(tmp_path / "thumbnail.tif", (60, 100), (6, 10)), (60, 100))):
-        for pixels in (read_image(path), read_any_image(path)):
+        for pixels in (read_image(path), read_photo(path)):
             assert pixels.shape == (*shape, 3)
             assert (pixels == pixels[0, 0]).all()
         with open_raster(path) as raster:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from aucseg.datasets.tree import IMAGE_ENDINGS
-from aucseg.inference.image_files import ImageError, find_images, read_image
+from aucseg.inference.image_files import ImageError, find_images, read_photo
 from aucseg.inference.predict_files import predict_paths
 from aucseg.inference.predictor import InferenceOptions, Predictor
 from tests.datasets.files import png_of_16_bits
@@ -230,7 +230,7 @@ def test_find_images(tmp_path: Path) -> None:
 def test_lossless_formats(suffix: str, tmp_path: Path) -> None:
     pixels = picture()
     path = save(pixels, tmp_path / f"a.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
-    assert np.array_equal(read_image(path), pixels)
+    assert np.array_equal(read_photo(path), pixels)
 
 
 def test_jpeg_with_metadata_is_turned_as_shown(tmp_path: Path) -> None:
@@ -240,8 +240,8 @@ def test_jpeg_with_metadata_is_turned_as_shown(tmp_path: Path) -> None:
     exif[0x0112] = 6
     exif[0x010F] = "Maker"
     path = save(pixels, tmp_path / "a.jpg", exif=exif, quality=95, dpi=(300, 300), comment=b"a note")
-    assert read_image(path).shape == (32, 16, 3)
-    assert np.abs(read_image(path, exif="ignore").astype(int) - pixels).mean() < 3
+    assert read_photo(path).shape == (32, 16, 3)
+    assert np.abs(read_photo(path, exif="ignore").astype(int) - pixels).mean() < 3
     predict([path], tmp_path / "out")
     with Image.open(tmp_path / "out" / "labels" / "a.png") as labels:
         assert labels.info == {}
@@ -254,32 +254,32 @@ def test_modes(tmp_path: Path) -> None:
     for mode in ("L", "P", "RGBA", "LA", "1", "CMYK"):
         image = Image.fromarray(pixels).convert(mode)
         image.save(tmp_path / f"{mode}.tif")
-        assert np.array_equal(read_image(tmp_path / f"{mode}.tif"), np.array(image.convert("RGB"))), mode
+        assert np.array_equal(read_photo(tmp_path / f"{mode}.tif"), np.array(image.convert("RGB"))), mode
     transparent = Image.fromarray(gray).convert("P")
     transparent.save(tmp_path / "t.png", transparency=b"\x00\x80")
-    assert np.array_equal(read_image(tmp_path / "t.png")[..., 0], gray)
+    assert np.array_equal(read_photo(tmp_path / "t.png")[..., 0], gray)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_sixteen_bits(suffix: str, tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 65536, (20, 30), dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / f"a.{suffix}")
-    pixels = read_image(tmp_path / f"a.{suffix}")
+    pixels = read_photo(tmp_path / f"a.{suffix}")
     assert pixels.shape == (20, 30, 3)
     assert np.array_equal(pixels[..., 1], np.round(values / 257).astype(np.uint8))
-    narrow = read_image(tmp_path / f"a.{suffix}", value_range=(1000, 4095))
+    narrow = read_photo(tmp_path / f"a.{suffix}", value_range=(1000, 4095))
     assert np.array_equal(narrow[..., 0], np.round(((values - 1000.0) / 3095).clip(0, 1) * 255).astype(np.uint8))
 
 
 def test_sixteen_bit_colors(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 65536, (20, 30, 3), dtype=np.uint16)
     (tmp_path / "a.png").write_bytes(png_of_16_bits(values))
-    assert np.array_equal(read_image(tmp_path / "a.png"), np.round(values / 257).astype(np.uint8))
+    assert np.array_equal(read_photo(tmp_path / "a.png"), np.round(values / 257).astype(np.uint8))
     # Data of 12 bits: refused, or scaled by the range that is stated.
     (tmp_path / "b.png").write_bytes(png_of_16_bits((values >> 4).astype(np.uint16)))
     with pytest.raises(ImageError, match=r"b\.png: values from \d+ to 40\d\d; say which of them are black and white"):
-        read_image(tmp_path / "b.png")
-    scaled = read_image(tmp_path / "b.png", value_range=(0, 4095))
+        read_photo(tmp_path / "b.png")
+    scaled = read_photo(tmp_path / "b.png", value_range=(0, 4095))
     assert np.array_equal(scaled, np.round((values >> 4) * (255 / 4095)).astype(np.uint8))
 
 
@@ -288,7 +288,7 @@ def test_values_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     values[3, 4] = np.nan
     Image.fromarray(values).save(tmp_path / "a.tif")
     with pytest.raises(ImageError, match="not numbers"):
-        read_image(tmp_path / "a.tif", value_range=(0, 1))
+        read_photo(tmp_path / "a.tif", value_range=(0, 1))
 
 
 def test_a_range_that_does_not_apply_is_told(tmp_path: Path) -> None:
@@ -317,20 +317,20 @@ def test_float_images_need_a_range(tmp_path: Path) -> None:
     values = np.random.default_rng(0).random((20, 30), dtype=np.float32)
     Image.fromarray(values).save(tmp_path / "a.tif")
     with pytest.raises(ImageError, match="value_range"):
-        read_image(tmp_path / "a.tif")
-    assert np.array_equal(read_image(tmp_path / "a.tif", value_range=(0, 1))[..., 0], (values * 255).round())
+        read_photo(tmp_path / "a.tif")
+    assert np.array_equal(read_photo(tmp_path / "a.tif", value_range=(0, 1))[..., 0], (values * 255).round())
 
 
 def test_images_beyond_the_limit_are_refused(tmp_path: Path) -> None:
     path = save(picture(100, 100), tmp_path / "a.png")
     with pytest.raises(ImageError, match="more than 9999 pixels"):
-        read_image(path, max_pixels=9999)
-    assert read_image(path, max_pixels=10_000).shape == (100, 100, 3)
+        read_photo(path, max_pixels=9999)
+    assert read_photo(path, max_pixels=10_000).shape == (100, 100, 3)
 
 
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"absent\.png"):
-        read_image(tmp_path / "absent.png")
+        read_photo(tmp_path / "absent.png")
 
 
 def test_a_link_to_nowhere_is_a_failure_and_not_passed_over(tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def test_a_link_to_nowhere_is_a_failure_and_not_passed_over(tmp_path: Path) -> N
     assert [path.name for path in found] == ["a.png", "dead.jpg"]
     assert find_images([tmp_path / "in" / "*.jpg"]) == find_images([tmp_path / "in" / "dead.jpg"]) == found[1:]
     with pytest.raises(ImageError, match=r"dead\.jpg: a symbolic link to nowhere\.jpg, where there is no file"):
-        read_image(found[1])
+        read_photo(found[1])
 
 
 @pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
@@ -350,7 +350,7 @@ def test_bands_that_are_no_colours_are_counted(tmp_path: Path) -> None:
     with rasterio.open(path, "w", driver="GTiff", height=8, width=6, count=5, dtype="uint8") as file:
         file.write(np.zeros((5, 8, 6), np.uint8))
     with pytest.raises(ImageError, match=r"five\.tif: 5 bands of uint8, which are not read as colours: .*'bands:'"):
-        read_image(path)
+        read_photo(path)
     (tmp_path / "broken.tif").write_bytes(b"broken")
     with pytest.raises(ImageError, match=r"broken\.tif: not a readable image"):
-        read_image(tmp_path / "broken.tif")
+        read_photo(tmp_path / "broken.tif")

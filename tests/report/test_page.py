@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from aucseg.report import Example, build_report
+from aucseg.report.compared_runs import load_comparison
 from aucseg.report.page import render
-from aucseg.report.runs import load_comparison
 from aucseg.report.sections import class_rows, differences, headline, metric_columns, tiles
 from tests.report.synthetic import CLASS_NAMES, GROUPS, HOSTILE, class_counts, example, examples, pastes, write_run
 

@@ -29,9 +29,10 @@ from aucseg.report.charts import (
     roc_points,
     thin,
 )
+from aucseg.report.compared_runs import load_comparison
 from aucseg.report.encode import labels_uri, outline_uri, photo_uri
 from aucseg.report.examples import choose_names, rank_by_gain
-from aucseg.report.runs import load_comparison, read_run
+from aucseg.report.runs import read_run
 from aucseg.training.stored_task import run_configuration
 from tests.report.synthetic import class_counts, example, examples, scene, write_run
 

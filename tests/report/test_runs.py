@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from aucseg.report.runs import load_comparison, read_run
+from aucseg.report.compared_runs import load_comparison
+from aucseg.report.runs import read_run
 from tests.report.synthetic import CLASS_NAMES, GROUPS, class_counts, write_run
 
 

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     with loading():
         from aucseg.datasets.bands import read_card_image
         from aucseg.inference.export import ExportError, ExportMetadata, export_model, save_for_hub, save_weights
-        from aucseg.inference.image_files import find_images, read_image
+        from aucseg.inference.image_files import find_images, read_photo
         from aucseg.run_files import best_of
         from aucseg.safe_files import check_folder
         from aucseg.training.stored_task import load_task
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
             found = find_images(args.images)[:4]
             # As in training: what is in files of bands is not what Pillow sees.
             images: list[npt.NDArray[Any]] | None = [
-                read_image(path) if task.card.bands is None else read_card_image(path, task.card)[0] for path in found
+                read_photo(path) if task.card.bands is None else read_card_image(path, task.card)[0] for path in found
             ]
         else:
             images = _validation_images(args.run)

@@ -57,10 +57,10 @@ def run(args: argparse.Namespace) -> int:
     if args.num_images < 0:
         raise ValueError(f"--num-images must not be negative, got {args.num_images}")
     with loading():
+        from aucseg.report.compared_runs import default_titles, load_comparison
         from aucseg.report.examples import can_be_shown, collect_examples, collect_pastes
         from aucseg.report.figures import readme_figure
         from aucseg.report.page import build_report, run_summary
-        from aucseg.report.runs import default_titles, load_comparison
         from aucseg.run_files import best_of, checkpoint_in
         from aucseg.runtime.plots import check_picture
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from aucseg.compare.methods import OFFSETS, POSTHOC, Configuration, Method, merged, second_stage_config
 from aucseg.compare.pages import write_page
-from aucseg.compare.runner import Run, RunIsBusy, Runner, trusting
+from aucseg.compare.runner import PlannedRun, RunIsBusy, Runner, trusting
 from aucseg.compare.search import Search, with_settings
 from aucseg.compare.tables import METRICS, csv_text, latex_text, make_tables, markdown_text, terminal_text, unit_of
 from aucseg.compare.tuning import SEARCH_FILE, read_choices, tune, tuned_settings
@@ -71,7 +71,7 @@ class Comparison:
     values: dict[tuple[str, str, int], dict[str, float]] = field(default_factory=dict)
     devices: set[str] = field(default_factory=set)
     chosen: dict[tuple[str, str, int], dict[str, Any]] = field(default_factory=dict)
-    winners: dict[tuple[str, str, int], Run] = field(default_factory=dict)
+    winners: dict[tuple[str, str, int], PlannedRun] = field(default_factory=dict)
     _counts: dict[tuple[str, float], list[int]] = field(default_factory=dict)
     _settled: set[str] = field(default_factory=set)
     _keys: list[tuple[str, str, int]] = field(default_factory=list)
@@ -119,7 +119,7 @@ class Comparison:
             pending = busy
 
     def _attempt(
-        self, model: str, method: Method, run: Run, *, number: int, runs: list[tuple[str, Method, Run]]
+        self, model: str, method: Method, run: PlannedRun, *, number: int, runs: list[tuple[str, Method, PlannedRun]]
     ) -> bool:
         """Runs one run, or finds it finished or failed; returns whether that is settled."""
         first = run.first_stage
@@ -169,7 +169,7 @@ class Comparison:
                 )
             yield
 
-    def runs_of(self, method: Method) -> list[Run]:
+    def runs_of(self, method: Method) -> list[PlannedRun]:
         """The runs of a method, seed by seed."""
         return [run for _, other, run in self._plan() if other is method]
 
@@ -205,11 +205,11 @@ class Comparison:
     def _folder(self, model: str, method: Method, seed: int) -> Path:
         return self.out / _slug(model) / method.folder / f"{unit_of(self.folds)}{seed}"
 
-    def _plan(self) -> Iterator[tuple[str, Method, Run]]:
+    def _plan(self) -> Iterator[tuple[str, Method, PlannedRun]]:
         """Seed by seed, so that an early table compares like with like."""
         for seed in self.seeds:
             for model in self.models:
-                done: dict[str, Run] = {}
+                done: dict[str, PlannedRun] = {}
                 for method in self.methods:
                     first = None if method.first_stage is None else done[method.first_stage]
                     config = self.config_of(model, method, seed) if first is None else self.second_config(method, first)
@@ -224,12 +224,14 @@ class Comparison:
         """Where the trials of a method lie."""
         return self.out / "search" / _slug(model) / method.folder
 
-    def make_run(self, title: str, folder: Path, method: Method, config: Configuration, first: Run | None) -> Run:
+    def make_run(
+        self, title: str, folder: Path, method: Method, config: Configuration, first: PlannedRun | None
+    ) -> PlannedRun:
         """A run of the comparison, or a trial."""
         command = "validate" if method.second_stage in (POSTHOC, OFFSETS) else "fit"
-        return Run(title, folder, config, command, first)
+        return PlannedRun(title, folder, config, command, first)
 
-    def second_config(self, method: Method, first: Run) -> Configuration:
+    def second_config(self, method: Method, first: PlannedRun) -> Configuration:
         """The configuration of a second stage, before its own settings."""
         counts = self._class_counts(first.config) if method.second_stage == POSTHOC else None
         return second_stage_config(method, first.config, first.checkpoint, counts)
@@ -250,14 +252,14 @@ class Comparison:
             for _, _, run in self._plan():
                 self.runner.record(run)
 
-    def _note(self, model: str, method: Method, run: Run, record: dict[str, Any]) -> None:
+    def _note(self, model: str, method: Method, run: PlannedRun, record: dict[str, Any]) -> None:
         values = {**record["metrics"], **record["cost"]}
         self.values[model, method.name, self._seed(run)] = {
             metric.key: math.nan if values.get(metric.key) is None else float(values[metric.key]) for metric in METRICS
         }
         self.devices |= {record["cost"]["device"]} if record["cost"] else set()
 
-    def _seed(self, run: Run) -> int:
+    def _seed(self, run: PlannedRun) -> int:
         return int(run.config["seed_everything"])
 
     def _tables(self) -> Any:
@@ -307,7 +309,7 @@ class Comparison:
         is_there = write_page(page, runs, self.baseline, self.models[model]["data"].get("root"), environment)
         return page.name if is_there else ""
 
-    def _discard_settled(self, run: Run, runs: list[Run]) -> None:
+    def _discard_settled(self, run: PlannedRun, runs: list[PlannedRun]) -> None:
         """Deletes the models of a later seed when no run of that seed and model is left that may start from them."""
         alike = [other for other in runs if _model_and_seed(other) == _model_and_seed(run)]
         if not self.discard_checkpoints or self._seed(run) == self.seeds[0]:
@@ -323,7 +325,7 @@ class Comparison:
         return f" (about {format_duration(count * sum(self.runner.seconds) / len(self.runner.seconds))} left)"
 
 
-def _model_and_seed(run: Run) -> tuple[str, str]:
+def _model_and_seed(run: PlannedRun) -> tuple[str, str]:
     return run.folder.parts[-3], run.folder.name
 
 

@@ -59,7 +59,7 @@ class RunIsBusy(Exception):  # noqa: N818 - nothing is wrong with it
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One training (or evaluation of a trained model).
 
     Attributes:
@@ -74,7 +74,7 @@ class Run:
     folder: Path
     config: Configuration
     command: str = "fit"
-    first_stage: Run | None = None
+    first_stage: PlannedRun | None = None
 
     @property
     def checkpoint(self) -> Path:
@@ -98,7 +98,7 @@ class Runner:
     failures: list[str] = field(default_factory=list)
     _data: dict[str, Fingerprint] = field(default_factory=dict)
 
-    def fingerprints(self, run: Run) -> dict[str, Fingerprint]:
+    def fingerprints(self, run: PlannedRun) -> dict[str, Fingerprint]:
         """What the run's result would be made of now."""
         # Of these what is hashed depends on: the files of the validation split where that is validated on alone.
         place = ("card", "root", "hf", "image_column", "mask_column", "train_split", "val_split")
@@ -114,7 +114,7 @@ class Runner:
             "configuration": configuration_fingerprint(run.config, first),
         }
 
-    def record(self, run: Run) -> dict[str, Any] | None:
+    def record(self, run: PlannedRun) -> dict[str, Any] | None:
         """The record of a finished run; None for one that has to be run.
 
         Raises:
@@ -141,7 +141,7 @@ class Runner:
             "or give a new folder with --out"
         )
 
-    def execute(self, run: Run) -> dict[str, Any] | None:
+    def execute(self, run: PlannedRun) -> dict[str, Any] | None:
         """The run's record, from its folder or by running it; None if it failed.
 
         A failure is printed and noted in `failures`; the next call tries again.
@@ -164,7 +164,7 @@ class Runner:
             return self._execute(run) if record is None else record
 
     @contextmanager
-    def _alone(self, run: Run) -> Iterator[bool]:
+    def _alone(self, run: PlannedRun) -> Iterator[bool]:
         """Makes the folder and holds its lock, which goes with a run that cannot be started."""
         lock = run.folder / _RUNNER_LOCK
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -176,19 +176,19 @@ class Runner:
                     remove_lone_lock(lock)
                 raise
 
-    def has_failed(self, run: Run) -> bool:
+    def has_failed(self, run: PlannedRun) -> bool:
         """Whether another process has seen a run fail since this one began."""
         path = run.folder / _FAILED_FILE
         return path.is_file() and path.stat().st_mtime >= self.began
 
-    def is_busy(self, run: Run) -> bool:
+    def is_busy(self, run: PlannedRun) -> bool:
         """Whether a process is at a run."""
         if not run.folder.is_dir():
             return False
         with lock_if_free(run.folder / _RUNNER_LOCK) as is_ours:
             return not is_ours or is_at_work(run.folder)
 
-    def _execute(self, run: Run) -> dict[str, Any] | None:
+    def _execute(self, run: PlannedRun) -> dict[str, Any] | None:
         if run.first_stage is not None and not run.first_stage.checkpoint.is_file():
             raise ValueError(
                 f"{run.title} starts from {run.first_stage.checkpoint}, which is gone: delete "
@@ -229,7 +229,7 @@ class Runner:
         self.seconds.append(seconds)
         return record
 
-    def _write_input(self, run: Run) -> None:
+    def _write_input(self, run: PlannedRun) -> None:
         config = dict(run.config)
         if run.command == "fit":
             trainer = dict(config["trainer"])
@@ -241,7 +241,7 @@ class Runner:
             config["trainer"] = trainer
         (run.folder / INPUT_FILE).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
-    def _launch(self, run: Run, *, goes_on: bool) -> int:
+    def _launch(self, run: PlannedRun, *, goes_on: bool) -> int:
         arguments = [*COMMAND, run.command, "--config", str(run.folder / INPUT_FILE), "--out", str(run.folder)]
         if run.command == "fit":
             arguments += ["--resume", "auto"] if goes_on else ["--overwrite", "true"]
@@ -295,7 +295,7 @@ def _seconds_of_same(path: Path, hashes: dict[str, str]) -> float | None:
     return float(started["seconds"]) if started["hashes"] == hashes else None
 
 
-def _problem(run: Run, status: int) -> str | None:
+def _problem(run: PlannedRun, status: int) -> str | None:
     if status != 0:
         return f"exit status {status}"
     step, max_steps = step_of_result(run.folder / RESULT_FILE), run.config["trainer"]["max_steps"]

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aucseg.compare.runner import Run, RunIsBusy, Runner
+from aucseg.compare.runner import PlannedRun, RunIsBusy, Runner
 from aucseg.compare.search import Outcome, Point, label, outcome, trial_config, trial_folder, with_settings
 from aucseg.compare.tables import Tuned
 from aucseg.safe_files import write_json
@@ -63,7 +63,7 @@ def tune(comparison: Comparison) -> None:
 
 
 def _tune_method(
-    comparison: Comparison, search: Search, model: str, method: Method, seed: int, first: Run | None
+    comparison: Comparison, search: Search, model: str, method: Method, seed: int, first: PlannedRun | None
 ) -> bool:
     grids = search.grids_of(method, comparison.models[model])
     folder, name = comparison.search_folder(model, method), f"{model}, {method.name}"
@@ -74,7 +74,7 @@ def _tune_method(
         plain = trial_config(own, comparison.search_share, comparison.search_steps)
     else:
         plain = comparison.second_config(method, first)
-    trials: dict[Point, Run] = {}
+    trials: dict[Point, PlannedRun] = {}
     scores: dict[Point, float | None] = {}
     while wanted := (found := outcome(grids, search.limit, scores)).wanted:
         for point in wanted:
@@ -146,7 +146,7 @@ def _by_value(scores: Mapping[Point, float | None]) -> list[tuple[Point, float]]
     return known
 
 
-def _run_trials(runner: Runner, trials: Mapping[Point, Run]) -> dict[Point, dict[str, Any] | None]:
+def _run_trials(runner: Runner, trials: Mapping[Point, PlannedRun]) -> dict[Point, dict[str, Any] | None]:
     """The records of trials, None for those that failed.
 
     Raises:

@@ -90,7 +90,7 @@ def _fixed_part(pattern: Path) -> Path:
     return Path(*fixed)
 
 
-def read_image(
+def read_photo(
     path: str | Path,
     *,
     exif: Literal["apply", "ignore"] = "apply",

@@ -99,9 +99,9 @@ def predict_paths(
         scores: Whether to write score maps: 4 K bytes for each pixel.
         score_dtype: Their dtype. In float16, half the size, all probabilities above 0.9998 are equal, so that AUC and
             average precision of a confident model come out lower than they are.
-        exif: See `read_image`.
-        value_range: See `read_image`.
-        max_pixels: See `read_image`.
+        exif: See `read_photo`.
+        value_range: See `read_photo`.
+        max_pixels: See `read_photo`.
         progress: Whether to show a bar.
         card: The card that the model was trained with, where its images have bands or a range of values of their own;
             `value_range` then stands for the card's. Pixels without data are predicted like others.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from aucseg.report.runs import Comparison
+from aucseg.report.compared_runs import ComparedRuns
 from aucseg.report.text import percent, points, short_count, signed_points
 
 NUM_STYLES = 7
@@ -131,7 +131,7 @@ class _Scale:
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
 
-def class_chart(comparison: Comparison) -> Markup:
+def class_chart(comparison: ComparedRuns) -> Markup:
     """IoU of each class by frequency rank, one mark a run, above the classes' shares of the pixels."""
     num_classes = len(comparison.order)
     pitch = min(max(974 / num_classes, 13.0), 72.0)  # up to 75 classes fit into the page
@@ -176,7 +176,7 @@ def class_chart(comparison: Comparison) -> Markup:
     return _svg(width, height, label, [*children, *hits], "chart wide")
 
 
-def class_tip(comparison: Comparison, class_id: int) -> str:
+def class_tip(comparison: ComparedRuns, class_id: int) -> str:
     """What the pointer shows on a class: name, group, counts, IoU of each run."""
     name = comparison.class_names[class_id]
     rank = comparison.order.index(class_id) + 1
@@ -200,7 +200,7 @@ def class_tip(comparison: Comparison, class_id: int) -> str:
     return "\n".join(lines)
 
 
-def _group_bands(comparison: Comparison, left: float, pitch: float, top: float, height: float) -> list[Markup]:
+def _group_bands(comparison: ComparedRuns, left: float, pitch: float, top: float, height: float) -> list[Markup]:
     bands: list[Markup] = []
     groups = [comparison.group_of(class_id) for class_id in comparison.order]
     start = 0
@@ -216,7 +216,7 @@ def _group_bands(comparison: Comparison, left: float, pitch: float, top: float, 
 
 
 def _share_bars(
-    comparison: Comparison, left: float, pitch: float, top: float, height: float, right: float
+    comparison: ComparedRuns, left: float, pitch: float, top: float, height: float, right: float
 ) -> list[Markup]:
     shares = [comparison.share(class_id) or 0.0 for class_id in comparison.order]
     smallest = min((share for share in shares if share > 0), default=1.0)

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from aucseg.report.runs import Comparison, Run, load_comparison
+from aucseg.report.compared_runs import ComparedRuns, load_comparison
+from aucseg.report.runs import Run, read_run
 from aucseg.report.shown_image import shown_tensors
 from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT, checkpoint_in
 from aucseg.safe_files import read_yaml_mapping
@@ -111,7 +112,7 @@ def rank_by_gain(baseline: Run, other: Run) -> list[tuple[float, str]]:
 
 
 def choose_names(
-    comparison: Comparison, names: Sequence[str], *, num_gain: int, num_loss: int, num_samples: int
+    comparison: ComparedRuns, names: Sequence[str], *, num_gain: int, num_loss: int, num_samples: int
 ) -> dict[str, Role]:
     """Which of the validation images to show, and why.
 
@@ -264,8 +265,6 @@ def collect_pastes(
         ValueError: The run has no checkpoint or no configuration, or the data is not to be found.
     """
     import torch
-
-    from aucseg.report.runs import read_run
 
     run = read_run(run_folder)
     if not checkpoint_in(run.folder).is_file():

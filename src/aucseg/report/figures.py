@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aucseg.report.compared_runs import ComparedRuns, load_comparison
 from aucseg.report.encode import Color
 from aucseg.report.examples import Example
-from aucseg.report.runs import Comparison, load_comparison
 from aucseg.report.text import points
 from aucseg.runtime.plots import check_picture, plain_label
 from aucseg.safe_files import replacing
@@ -85,7 +85,7 @@ def readme_figure(
     return out
 
 
-def _draw_classes(axes: Axes, comparison: Comparison) -> None:
+def _draw_classes(axes: Axes, comparison: ComparedRuns) -> None:
     names = [comparison.class_names[class_id] for class_id in comparison.order]
     ranks = np.arange(len(names))
     groups = [comparison.group_of(class_id) for class_id in comparison.order]
@@ -127,7 +127,7 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def _draw_strip(grid: NDArray[Any], comparison: Comparison, examples: Sequence[Example]) -> None:
+def _draw_strip(grid: NDArray[Any], comparison: ComparedRuns, examples: Sequence[Example]) -> None:
     for row, example in zip(grid, examples, strict=True):
         pictures: dict[str, NDArray[np.uint8] | None] = {"input": example.image}
         pictures["truth"] = overlay(example.image, example.truth, comparison.palette)

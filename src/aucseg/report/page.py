@@ -11,9 +11,10 @@ from markupsafe import Markup
 
 from aucseg.datasets.card import GROUP_NAMES
 from aucseg.report import charts, pictures, sections
+from aucseg.report.compared_runs import ComparedRuns, load_comparison
 from aucseg.report.encode import distinct_palette
 from aucseg.report.examples import Example, Paste
-from aucseg.report.runs import Comparison, Run, load_comparison
+from aucseg.report.runs import Run
 from aucseg.report.text import points, short_count, signed_points
 from aucseg.safe_files import write_named
 
@@ -74,7 +75,7 @@ def build_report(
 
 
 def render(
-    comparison: Comparison, *, samples: Sequence[Example] = (), pastes: Sequence[Paste] = (), title: str | None = None
+    comparison: ComparedRuns, *, samples: Sequence[Example] = (), pastes: Sequence[Paste] = (), title: str | None = None
 ) -> str:
     """The page as text; see `build_report`."""
     environment = jinja2.Environment(
@@ -120,7 +121,7 @@ def render(
 
 def _left_out(context: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Sections without data, each with the reason in one line."""
-    comparison: Comparison = context["c"]
+    comparison: ComparedRuns = context["c"]
     has_confusion = any(run.confusion is not None for run in comparison.runs)
     if len(comparison.runs) < 2:
         slider_reason = "it takes two runs to compare."

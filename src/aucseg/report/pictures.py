@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from aucseg.report.compared_runs import ComparedRuns
 from aucseg.report.encode import Color, css_color, labels_uri, outline_uri, photo_uri
 from aucseg.report.examples import Example, Paste, class_ids_in
-from aucseg.report.runs import Comparison
 
 # Gains, and losses, that are shown where no images were chosen for theirs.
 _NUM_FALLBACK = 2
 
 
-def example_cards(comparison: Comparison, samples: Sequence[Example], palette: Sequence[Color]) -> dict[str, Any]:
+def example_cards(comparison: ComparedRuns, samples: Sequence[Example], palette: Sequence[Color]) -> dict[str, Any]:
     """Cards of two runs over one photo (`sliders`), and of images alone (`statics`).
 
     Raises:
@@ -39,7 +39,7 @@ def example_cards(comparison: Comparison, samples: Sequence[Example], palette: S
     return {"sliders": cards, "statics": [_example_card(example, comparison, palette) for example in statics]}
 
 
-def _gain(example: Example, comparison: Comparison) -> float | None:
+def _gain(example: Example, comparison: ComparedRuns) -> float | None:
     other = comparison.challenger
     if other is None or not {other.title, comparison.baseline.title} <= example.predictions.keys():
         return None
@@ -49,7 +49,7 @@ def _gain(example: Example, comparison: Comparison) -> float | None:
     return None if after is None or before is None else after - before
 
 
-def _example_card(example: Example, comparison: Comparison, palette: Sequence[Color]) -> dict[str, Any]:
+def _example_card(example: Example, comparison: ComparedRuns, palette: Sequence[Color]) -> dict[str, Any]:
     num_classes = len(palette)
     layers = [
         {
@@ -79,7 +79,7 @@ def _example_card(example: Example, comparison: Comparison, palette: Sequence[Co
     }
 
 
-def paste_card(paste: Paste, comparison: Comparison, palette: Sequence[Color]) -> dict[str, Any]:
+def paste_card(paste: Paste, comparison: ComparedRuns, palette: Sequence[Color]) -> dict[str, Any]:
     """A training image before and after the bank."""
     height, width = paste.pasted.shape
     return {
@@ -93,7 +93,7 @@ def paste_card(paste: Paste, comparison: Comparison, palette: Sequence[Color]) -
     }
 
 
-def _chip(class_id: int, comparison: Comparison, palette: Sequence[Color]) -> dict[str, str]:
+def _chip(class_id: int, comparison: ComparedRuns, palette: Sequence[Color]) -> dict[str, str]:
     return {
         "name": comparison.class_names[class_id],
         "color": css_color(palette[class_id]),

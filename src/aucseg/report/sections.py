@@ -11,8 +11,8 @@ import numpy as np
 
 from aucseg.report import charts
 from aucseg.report.bootstrap import paired_bootstrap
+from aucseg.report.compared_runs import ComparedRuns
 from aucseg.report.encode import Color, css_color
-from aucseg.report.runs import Comparison
 from aucseg.report.text import points, signed_points
 
 _METRIC_TITLES = {
@@ -54,7 +54,7 @@ _LOWER_IS_BETTER = ("loss",)
 _NUM_MISTAKES = 3
 
 
-def headline(comparison: Comparison) -> str:
+def headline(comparison: ComparedRuns) -> str:
     """The result in one sentence, or "" where nothing can be compared."""
     baseline, other = comparison.baseline, comparison.challenger
     if other is None:
@@ -71,7 +71,7 @@ def headline(comparison: Comparison) -> str:
     return f"{who} compared with {baseline.title}: {', '.join(parts)}." if parts else ""
 
 
-def tiles(comparison: Comparison) -> list[dict[str, Any]]:
+def tiles(comparison: ComparedRuns) -> list[dict[str, Any]]:
     """Bars of the four main numbers."""
     tiles = []
     for name in _MAIN:
@@ -132,7 +132,7 @@ class Column:
         return signed_points(value - before)
 
 
-def metric_columns(comparison: Comparison) -> list[Column]:
+def metric_columns(comparison: ComparedRuns) -> list[Column]:
     """The columns of the table of results, in their usual order."""
     names = {name for run in comparison.runs for name in run.metrics}
     compares = tuple(map(comparison.has_same_images, comparison.runs))
@@ -152,7 +152,7 @@ def metric_columns(comparison: Comparison) -> list[Column]:
     return columns
 
 
-def differences(comparison: Comparison) -> list[dict[str, Any]]:
+def differences(comparison: ComparedRuns) -> list[dict[str, Any]]:
     """The differences to the baseline with their 95 % intervals over the images, a row for each other run on these."""
     rows = []
     for index, run in enumerate(comparison.runs[1:], start=1):
@@ -166,7 +166,7 @@ def differences(comparison: Comparison) -> list[dict[str, Any]]:
     return rows
 
 
-def class_details(comparison: Comparison) -> dict[str, Any]:
+def class_details(comparison: ComparedRuns) -> dict[str, Any]:
     """What is known of each class beside its IoU, a row for each class and run; empty where nothing is."""
     keys = [key for key in _OF_CLASS if any(key in n for run in comparison.runs for n in run.per_class.values())]
     has_objects = any(run.objects for run in comparison.runs)
@@ -191,7 +191,7 @@ def class_details(comparison: Comparison) -> dict[str, Any]:
     return {"columns": ["IoU", *(_OF_CLASS[key] for key in keys)], "sizes": sizes, "rows": rows} if rows else {}
 
 
-def class_rows(comparison: Comparison, palette: Sequence[Color]) -> list[dict[str, Any]]:
+def class_rows(comparison: ComparedRuns, palette: Sequence[Color]) -> list[dict[str, Any]]:
     """The rows of the table of classes, the commonest first."""
     rows = []
     for rank, class_id in enumerate(comparison.order, start=1):
@@ -216,7 +216,7 @@ def class_rows(comparison: Comparison, palette: Sequence[Color]) -> list[dict[st
     return rows
 
 
-def confusions(comparison: Comparison) -> list[dict[str, Any]]:
+def confusions(comparison: ComparedRuns) -> list[dict[str, Any]]:
     """For each tail class and run: the shares of its pixels that went to itself, to the main mistakes, to the rest."""
     rows = []
     for class_id in comparison.tail:
@@ -242,7 +242,7 @@ def confusions(comparison: Comparison) -> list[dict[str, Any]]:
     return rows
 
 
-def roc_panels(comparison: Comparison) -> list[dict[str, Any]]:
+def roc_panels(comparison: ComparedRuns) -> list[dict[str, Any]]:
     """A chart of ROC curves for each class that has any, those of the tail first."""
     names = [comparison.class_names[class_id] for class_id in comparison.tail]
     names += sorted({name for run in comparison.runs for name in run.roc} - set(names))
@@ -269,7 +269,7 @@ def roc_panels(comparison: Comparison) -> list[dict[str, Any]]:
     return panels
 
 
-def curve_panels(comparison: Comparison) -> list[dict[str, Any]]:
+def curve_panels(comparison: ComparedRuns) -> list[dict[str, Any]]:
     """A chart by step for each loss and metric that was logged."""
     panels = []
     for column, title in _PANELS.items():

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from aucseg.datasets.dataset import SegmentationDataset
 
 _FORMAT = "aucseg class statistics 1"
-_SUMS = ("pixel_counts", "image_counts", "labelled_counts")
+# The arrays and numbers of which statistics consist, beside the classes of each image.
+_SUMMED_ARRAYS = ("pixel_counts", "image_counts", "labelled_counts", "cell_counts", "seen_counts")
+_ARRAYS = (*_SUMMED_ARRAYS, "max_pixels")
+_NUMBERS = ("num_images", "num_ignored", "max_image_pixels")
 Counts = npt.NDArray[np.int64]
 Shares = npt.NDArray[np.float64]
 
@@ -189,7 +192,7 @@ class ClassStatistics:
                     "both with one card"
                 )
         total = ClassStatistics(self.num_classes, ignore_index=self.ignore_index, class_names=self.class_names)
-        for name in (*_SUMS, "cell_counts", "seen_counts", "num_images", "num_ignored"):
+        for name in (*_SUMMED_ARRAYS, "num_images", "num_ignored"):
             setattr(total, name, getattr(self, name) + getattr(other, name))
         total.max_pixels = np.maximum(self.max_pixels, other.max_pixels)
         total.max_image_pixels = max(self.max_image_pixels, other.max_image_pixels)
@@ -365,15 +368,11 @@ class ClassStatistics:
         return np.frombuffer(b"".join(self._rows), np.uint8).reshape(self.num_images, (self.num_classes + 7) // 8)
 
     def _state(self) -> dict[str, Any]:
-        arrays = (*_SUMS, "max_pixels", "cell_counts", "seen_counts")
         return {
             "format": _FORMAT,
-            **{
-                n: getattr(self, n)
-                for n in ("num_classes", "ignore_index", "num_images", "num_ignored", "max_image_pixels")
-            },
+            **{name: getattr(self, name) for name in ("num_classes", "ignore_index", *_NUMBERS)},
             "class_names": None if self.class_names is None else list(self.class_names),
-            **{name: getattr(self, name).tolist() for name in arrays},
+            **{name: getattr(self, name).tolist() for name in _ARRAYS},
             "image_classes": base64.b64encode(zlib.compress(b"".join(self._rows))).decode(),
         }
 
@@ -437,12 +436,12 @@ class ClassStatistics:
         if type(num_classes) is not int or num_classes != len(state["pixel_counts"]):
             raise ValueError(f"pixel_counts does not hold {num_classes!r} numbers")
         statistics = cls(num_classes, ignore_index=state["ignore_index"], class_names=state["class_names"])
-        for name in (*_SUMS, "max_pixels", "cell_counts", "seen_counts"):
+        for name in _ARRAYS:
             array = np.array(state[name])
             if array.shape != getattr(statistics, name).shape or array.dtype != np.int64 or array.min() < 0:
                 raise ValueError(f"{name} must hold counts in the shape {getattr(statistics, name).shape}")
             setattr(statistics, name, array)
-        for name in ("num_images", "num_ignored", "max_image_pixels"):
+        for name in _NUMBERS:
             if type(state[name]) is not int or state[name] < 0:
                 raise ValueError(f"{name} is {state[name]!r}")
             setattr(statistics, name, state[name])

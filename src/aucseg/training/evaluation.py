@@ -56,7 +56,7 @@ def evaluate_checkpoint(
         ValueError: The data is of other classes, or has no masks.
     """
     task = load_task(checkpoint)
-    check_classes({"hyper_parameters": {"card": task.card.to_yaml()}}, datamodule.card)
+    check_classes(task.card, datamodule.card)
     if task.card.ignore_index != datamodule.card.ignore_index:
         raise ValueError(
             f"the card {datamodule.card.name!r} ignores train id {datamodule.card.ignore_index}, that of {checkpoint} "

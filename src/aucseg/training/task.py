@@ -47,6 +47,7 @@ from aucseg.training.task_checks import (
     loss_of,
     note_if_sorted,
     state_mismatch,
+    stored_card,
 )
 from aucseg.training.validation_metrics import ValidationMetrics, ValidationResult
 
@@ -418,9 +419,10 @@ class SegmentationTask(LightningModule):
         Raises:
             ValueError: The checkpoint is of other classes.
         """
-        check_classes(checkpoint, self.card)
+        stored = stored_card(checkpoint, "the checkpoint")
+        check_classes(stored, self.card)
         if self._trainer is not None and self.trainer.training:
-            check_same_card(checkpoint, self.card)
+            check_same_card(stored, self.card)
         self._init_from = None
         state = checkpoint["state_dict"]
         if self.loss is None:

@@ -158,14 +158,18 @@ def stored_card(checkpoint: Any, where: str | Path) -> DatasetCard | None:
     return DatasetCard.from_yaml(text, f"the card in {where}")
 
 
-def check_classes(checkpoint: Mapping[str, Any], card: DatasetCard) -> None:
+def check_classes(stored: DatasetCard | None, card: DatasetCard) -> None:
     """Refuses a checkpoint of other classes than those of the card.
 
+    If only the names differ, a note is printed: the classes may have been renamed.
+
+    Args:
+        stored: The card in the checkpoint, if it has one.
+        card: That of the data.
+
     Raises:
-        ValueError: Another number of classes, or the same names in another order. Other names alone are said, no more:
-            the classes may have been renamed.
+        ValueError: Another number of classes, or the same names in another order.
     """
-    stored = stored_card(checkpoint, "the checkpoint")
     if stored is None:
         return
     found = difference_of_classes(stored.class_names, card.class_names, "in the checkpoint")
@@ -182,15 +186,18 @@ def check_classes(checkpoint: Mapping[str, Any], card: DatasetCard) -> None:
     )
 
 
-def check_same_card(checkpoint: Mapping[str, Any], card: DatasetCard) -> None:
+def check_same_card(stored: DatasetCard | None, card: DatasetCard) -> None:
     """Refuses to go on with a card by which the numbers in the files mean something else than in the training so far.
 
-    What the card allows now and did not then was not trained on; other groups are said, no more.
+    What the card allows now and did not then was not trained on; if only the groups differ, a note is printed.
+
+    Args:
+        stored: The card in the checkpoint, if it has one.
+        card: That of the data.
 
     Raises:
         ValueError: An id of another class, another ignore label or encoding, other bands or another range of values.
     """
-    stored = stored_card(checkpoint, "the checkpoint")
     if stored is None:
         return
     changes = _differences(stored, card, "ignore_index", "mask_encoding", "bands", "value_range")
@@ -201,7 +208,7 @@ def check_same_card(checkpoint: Mapping[str, Any], card: DatasetCard) -> None:
     if changes:
         raise ValueError(
             f"the card {card.name!r} has changed since the checkpoint: {shorten(changes, _NUM_SHOWN, '; ')}. Go on "
-            "with the card of then, or begin a new run"
+            "with the earlier card, or begin a new run"
         )
     if changes := _differences(stored, card, "groups", "tail_classes"):
         print_note(f"the card {card.name!r} has changed since the checkpoint: {'; '.join(changes)}")
