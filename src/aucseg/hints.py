@@ -34,31 +34,83 @@ def nearest_names(name: str, known: Iterable[str]) -> list[str]:
     return [spelling[match] for match in difflib.get_close_matches(name.lower(), spelling, n=3)]
 
 
-def check_options(options: Iterable[str], function: Callable[..., Any], name: str, given: Iterable[str] = ()) -> None:
-    """Refuses options that a function or class does not take.
+def check_options(name: str, options: Iterable[str], *takers: Callable[..., Any], given: Iterable[str] = ()) -> None:
+    """Refuses options that none of some functions or classes takes by name.
 
     Args:
+        name: What has the options, or the place where they are set.
         options: Names of the options.
-        function: What is called with them.
-        name: What to call the place where the options are set.
+        *takers: What is called with them.
         given: Parameters that are set elsewhere, and so are not options.
 
     Raises:
         TypeError: There is no such option; the message holds the nearest ones.
 
     Example:
-        >>> check_options(["revers"], sorted, "data.order", given=["iterable"])
+        >>> check_options("data.order", ["revers"], sorted, given=["iterable"])
         Traceback (most recent call last):
         ...
         TypeError: data.order has no option 'revers'; did you mean reverse?
     """
-    parameters = inspect.signature(function).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):  # whatever else there is
-        return
-    known = [key for key, p in parameters.items() if key not in given and p.kind is not p.VAR_POSITIONAL]
+    known = [
+        parameter.name
+        for taker in takers
+        for parameter in inspect.signature(taker).parameters.values()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        and parameter.name not in ("self", *given)
+    ]
     for option in options:
-        if option not in known:
-            raise TypeError(f"{name} has no option {str(option)!r}; {closest(str(option), known)}")
+        check_option(name, option, known)
+
+
+def takes_any_option(function: Callable[..., Any]) -> bool:
+    """Whether a function or class has `**kwargs`.
+
+    Example:
+        >>> takes_any_option(lambda size: size), takes_any_option(lambda **options: options)
+        (False, True)
+    """
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
+
+
+def check_option(name: str, option: str, known: Iterable[str]) -> None:
+    """Refuses one option that is not among the known ones; see `check_options`."""
+    if option not in (known := list(known)):
+        raise TypeError(f"{name} has no option {str(option)!r}; {closest(str(option), known)}")
+
+
+def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
+    """Refuses a setting that is none of the values which it may have.
+
+    Raises:
+        ValueError: It is not.
+
+    Example:
+        >>> check_choice("on_error", "ignore", ("raise", "skip"))
+        Traceback (most recent call last):
+        ...
+        ValueError: on_error must be 'raise' or 'skip', got 'ignore'
+    """
+    allowed = list(allowed)
+    if value not in allowed:
+        *first, last = map(repr, allowed)
+        raise ValueError(f"{name} must be {', '.join(first)} or {last}, got {value!r}")
+
+
+def check_number(name: str, value: object) -> None:
+    """Refuses a setting that is not a number, such as the text of one.
+
+    Raises:
+        TypeError: It is not.
+
+    Example:
+        >>> check_number("margin", "1.0")
+        Traceback (most recent call last):
+        ...
+        TypeError: margin must be a number, got '1.0'
+    """
+    if not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 def counted(count: int, noun: str) -> str:

@@ -331,7 +331,7 @@ def test_without_a_validation_split_a_part_of_the_images_is_proposed(
     assert DatasetCard.load(path).held_out_share == 0.2
     path.write_text(path.read_text().replace("held_out_share: 0.2", "held_out_share: 1.5"))
     assert run(path, "--root", root) == 2
-    assert "'held_out_share' must lie between 0 and 1, not 1.5" in capsys.readouterr().err
+    assert "'held_out_share' must lie between 0 and 1, got 1.5" in capsys.readouterr().err
 
 
 def test_images_of_other_splits_are_named(

@@ -195,7 +195,7 @@ def test_without_tiles_the_message_names_the_option(raster_root: Path, no_full_r
     banded = SegmentationDataset(card_of("bands: [1, 2]\n"), raster_root)
     with pytest.raises(SampleError, match=r"do not fit; read it by windows \(data\.tile"):
         banded[0]
-    with pytest.raises(ValueError, match="at least 64, not 63"):
+    with pytest.raises(ValueError, match="at least 64, got 63"):
         SegmentationDataset(card_of(), raster_root, tile=63)
     tiled = SegmentationDataset(card_of(), raster_root, tile=1024)
     with pytest.raises(ValueError, match="shards hold whole files"):

@@ -52,7 +52,7 @@ def test_neutral_changes_leave_images_alone() -> None:
     assert distort_colours(images[:0], torch.zeros(0, 5)).shape == (0, 3, 9, 11)
     with pytest.raises(ValueError, match=r"got \(64, 3, 9, 11\) and \(3, 5\)"):
         distort_colours(images, torch.zeros(3, 5))
-    with pytest.raises(ValueError, match="photometric must be true, false or 'device', not 'gpu'"):
+    with pytest.raises(ValueError, match="photometric must be True, False or 'device', got 'gpu'"):
         training_transform((8, 8), photometric="gpu")  # type: ignore[arg-type]
 
 

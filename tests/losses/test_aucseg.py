@@ -179,7 +179,7 @@ def test_training_lowers_both_terms() -> None:
         ({"ce_weight": float("inf")}, "ce_weight"),
         ({"label_smoothing": 1.5}, r"label_smoothing must lie in \[0, 1\]"),
         ({"class_weight": torch.tensor([1.0, -1.0])}, "class_weight must be"),
-        ({"surrogate": "cubic"}, "surrogate must be one of"),
+        ({"surrogate": "cubic"}, "surrogate must be 'square', "),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

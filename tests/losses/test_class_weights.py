@@ -95,7 +95,7 @@ def test_errors() -> None:
         ([[1.0, 2.0]], {}, "one count for each"),
         ([5.0], {}, "at least 2 classes"),
         (COUNTS, {"rule": "sqrt"}, "rule must be one of inverse, effective, median, enet"),
-        (COUNTS, {"power": "abc"}, "power must be a finite number, not 'abc'"),
+        (COUNTS, {"power": "abc"}, "power must be a finite number, got 'abc'"),
         (COUNTS, {"power": None}, "power must be"),
         (COUNTS, {"power": float("nan")}, "power must be"),
         (COUNTS, {"power": 1000}, "power 1000 makes a weight that float32 does not hold"),

@@ -331,9 +331,9 @@ def test_backward_twice_over_a_retained_graph() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"surrogate": "cubic"}, "surrogate must be one of .*'squared_hinge'.*'cubic'"),
-        ({"scores": "tanh"}, "scores must be one of"),
-        ({"strategy": "all"}, "strategy must be one of"),
+        ({"surrogate": "cubic"}, "surrogate must be .*'squared_hinge'.*'cubic'"),
+        ({"scores": "tanh"}, "scores must be 'sigmoid', "),
+        ({"strategy": "all"}, "strategy must be 'ovo' or"),
         ({"margin": 0.0}, "margin must be a number above 0"),
         ({"margin": float("nan")}, "margin must be a number above 0"),
         ({"margin": 1e30}, "margin must be a number above 0, at most 1e"),

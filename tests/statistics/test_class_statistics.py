@@ -99,9 +99,9 @@ def test_bad_masks() -> None:
         statistics.update(np.array([[0, 7, 7]]))
     with pytest.raises(ValueError, match="label -1"):
         statistics.update(np.array([[-1, 0]]))
-    with pytest.raises(TypeError, match="not float32; cast it"):
+    with pytest.raises(TypeError, match="got float32; cast it"):
         statistics.update(torch.zeros(2, 2))
-    with pytest.raises(ValueError, match=r"a mask has shape \(H, W\), a batch \(B, H, W\), not \(4,\)"):
+    with pytest.raises(ValueError, match=r"a mask has shape \(H, W\), a batch \(B, H, W\), got \(4,\)"):
         statistics.update(np.zeros(4, np.uint8))
     assert statistics.num_images == 0
     with pytest.raises(ValueError, match="num_classes must be at least 1"):

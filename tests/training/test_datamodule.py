@@ -84,7 +84,7 @@ def test_images_kept_in_memory_give_the_same_batches(tiny_card: Path, num_worker
 
 
 def test_wrong_caches_are_refused(tiny_card: Path) -> None:
-    with pytest.raises(ValueError, match="cache must be 'memory' or null, not 'disk'"):
+    with pytest.raises(ValueError, match="cache must be 'memory' or None, got 'disk'"):
         SegmentationDataModule(str(tiny_card), cache="disk")
     with pytest.raises(ValueError, match="leave one of the two out"):
         SegmentationDataModule(str(tiny_card), cache="memory", shards="a.tar")

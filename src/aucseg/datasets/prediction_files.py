@@ -18,7 +18,7 @@ from aucseg.datasets.label_map import LabelMap
 from aucseg.datasets.mask_files import RawMask, encoding_of_mode, is_map_shape, mode_and_format, npy_header, read_mask
 from aucseg.datasets.prediction_names import match_predictions, prediction_files
 from aucseg.datasets.tree import ending_of
-from aucseg.hints import shorten
+from aucseg.hints import check_choice, shorten
 
 # Of an NPZ file with several arrays; the first two are nnU-Net's.
 _SCORE_KEYS = ("probabilities", "softmax", "scores", "logits", "arr_0")
@@ -49,8 +49,7 @@ class PredictionFiles:
     """
 
     def __init__(self, folder: Path, card: DatasetCard, names: Sequence[str], ids: str | None = None) -> None:
-        if ids not in (None, "raw", "train"):
-            raise ValueError(f"ids must be 'raw' or 'train', not {ids!r}")
+        check_choice("ids", ids, (None, "raw", "train"))
         self.folder, self.card = folder, card
         files = prediction_files(folder)
         are_scores = {file: self._holds_scores(file) for file in files}

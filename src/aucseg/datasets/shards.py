@@ -17,7 +17,7 @@ from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.dataset import Sample, SegmentationDataset, decode_sample
 from aucseg.datasets.files import SampleError
 from aucseg.datasets.label_map import LabelMap
-from aucseg.hints import counted, import_extra
+from aucseg.hints import check_choice, counted, import_extra
 
 _logger = logging.getLogger(__name__)
 
@@ -59,10 +59,9 @@ class StreamedSegmentationDataset(IterableDataset[Sample]):
         mask: str | None = "mask.*",
         train_ids: bool = False,
     ) -> None:
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
+        check_choice("on_error", on_error, ("raise", "skip"))
         if shuffle < 0:
-            raise ValueError(f"shuffle is the size of a buffer, at least 0, not {shuffle}")
+            raise ValueError(f"shuffle is the size of a buffer, at least 0, got {shuffle}")
         self.urls = shard_urls(urls)
         self.card = card if isinstance(card, DatasetCard) else DatasetCard.load(card)
         self.label_map = LabelMap(self.card, train_ids=train_ids)
@@ -214,7 +213,7 @@ def write_shards(dataset: SegmentationDataset, folder: str | Path, *, samples_pe
         ImportError: The extra `stream` is missing.
     """
     if samples_per_shard < 1:
-        raise ValueError(f"samples_per_shard must be at least 1, not {samples_per_shard}")
+        raise ValueError(f"samples_per_shard must be at least 1, got {samples_per_shard}")
     if any(pair.tile is not None for pair in dataset.pairs):
         raise ValueError("shards hold whole files: make the data set without tile")
     webdataset = import_extra("webdataset", "stream")

@@ -22,6 +22,7 @@ from aucseg.datasets.label_map import LabelMap
 from aucseg.datasets.mask_windows import read_tile_of_mask
 from aucseg.datasets.pairing import Pair, find_pairs
 from aucseg.datasets.windows import tiles_of_files
+from aucseg.hints import check_choice
 
 _T = TypeVar("_T")
 _logger = logging.getLogger(__name__)
@@ -78,9 +79,8 @@ class SplitOfFiles:
         tile: int | None = None,
     ) -> None:
         if tile is not None and tile < MIN_TILE:
-            raise ValueError(f"tile is the side of a window in pixels, at least {MIN_TILE}, not {tile}")
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
+            raise ValueError(f"tile is the side of a window in pixels, at least {MIN_TILE}, got {tile}")
+        check_choice("on_error", on_error, ("raise", "skip"))
         self.card = card if isinstance(card, DatasetCard) else DatasetCard.load(card)
         folder = self.card.embedded_root() if root is None else Path(root)
         if folder is None:

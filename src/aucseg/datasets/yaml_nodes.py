@@ -53,7 +53,7 @@ class YamlValue:
     ) -> Mapping[str, YamlValue]:
         """Returns the entries; unknown (unless `optional` is None), doubled and missing keys are errors."""
         if not isinstance(self._node, yaml.MappingNode):
-            self.error(f"{self.what} must be a mapping (key: value), not {self._kind()}")
+            self.error(f"{self.what} must be a mapping (key: value), got {self._kind()}")
         entries: dict[str, YamlValue] = {}
         for key_node, value_node in self._node.value:
             key = YamlValue(key_node, self._source, f"a key of {self.what}")
@@ -72,7 +72,7 @@ class YamlValue:
     def sequence(self) -> list[YamlValue]:
         """Returns the entries of a list."""
         if not isinstance(self._node, yaml.SequenceNode):
-            self.error(f"{self.what} must be a list, not {self._kind()}")
+            self.error(f"{self.what} must be a list, got {self._kind()}")
         return [YamlValue(node, self._source, f"an entry of {self.what}") for node in self._node.value]
 
     def string(self) -> str:
@@ -91,9 +91,9 @@ class YamlValue:
         try:
             value = int(text.replace("_", ""), 0)
         except ValueError:
-            self.error(f"{self.what} must be a plain decimal integer, not {text[:50]!r}")
+            self.error(f"{self.what} must be a plain decimal integer, got {text[:50]!r}")
         if not low <= value <= high:
-            self.error(f"{self.what} must lie in {low}..{high}, not {text[:50]}")
+            self.error(f"{self.what} must lie in {low}..{high}, got {text[:50]}")
         return value
 
     def number(self) -> float:
@@ -104,9 +104,9 @@ class YamlValue:
         try:
             value = float(text.replace("_", ""))
         except ValueError:
-            self.error(f"{self.what} must be a plain decimal number, not {text[:50]!r}")
+            self.error(f"{self.what} must be a plain decimal number, got {text[:50]!r}")
         if not math.isfinite(value):
-            self.error(f"{self.what} must be finite, not {text[:50]}")
+            self.error(f"{self.what} must be finite, got {text[:50]}")
         return value
 
     def integers(self, low: int, high: int) -> list[int]:
@@ -117,7 +117,7 @@ class YamlValue:
         """Returns a number between 0 and 1, neither included."""
         value = float(self._scalar("float", "a number between 0 and 1"))
         if not 0 < value < 1:
-            self.error(f"{self.what} must lie between 0 and 1, not {value}")
+            self.error(f"{self.what} must lie between 0 and 1, got {value}")
         return value
 
     def boolean(self) -> bool:
@@ -128,21 +128,21 @@ class YamlValue:
         """Returns one of the given words."""
         value = self.string()
         if value not in choices:
-            self.error(f"{self.what} must be one of {', '.join(choices)}, not {value!r}")
+            self.error(f"{self.what} must be one of {', '.join(choices)}, got {value!r}")
         return value
 
     def color(self) -> tuple[int, int, int]:
         """Returns a colour `[r, g, b]` with parts in 0..255."""
         parts = self.integers(0, 255)
         if len(parts) != 3:
-            self.error(f"{self.what} must be three numbers [red, green, blue], not {len(parts)}")
+            self.error(f"{self.what} must be three numbers [red, green, blue], got {len(parts)}")
         return parts[0], parts[1], parts[2]
 
     def _scalar(self, tag: str, expected: str) -> str:
         node = self._node
         if not isinstance(node, yaml.ScalarNode) or node.tag != f"tag:yaml.org,2002:{tag}":
             hint = "; put it in quotes" if tag == "str" and isinstance(node, yaml.ScalarNode) and node.value else ""
-            self.error(f"{self.what} must be {expected}, not {self._kind()}{hint}")
+            self.error(f"{self.what} must be {expected}, got {self._kind()}{hint}")
         return str(node.value)
 
     def _kind(self) -> str:

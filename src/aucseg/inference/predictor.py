@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aucseg.hints import check_choice
 from aucseg.losses.baselines.logit_adjustment import log_prior
 from aucseg.losses.class_weights import check_class_counts
 from aucseg.tensors.dtypes import check_tensor, in_model_dtype
@@ -76,8 +77,7 @@ class InferenceOptions:
                 raise ValueError(f"stride {self.stride} must be at least 1 and at most the window {self.window}")
         elif self.stride is not None:
             raise ValueError("stride needs a window")
-        if self.blend not in ("average", "linear"):
-            raise ValueError(f"blend must be 'average' or 'linear', got {self.blend!r}")
+        check_choice("blend", self.blend, ("average", "linear"))
         if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
             raise ValueError(f"scales must be positive numbers, got {self.scales}")
         if not math.isfinite(self.tau):

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from aucseg.hints import check_choice
+
 if TYPE_CHECKING:
     from aucseg.statistics.class_statistics import ClassStatistics
 
@@ -44,12 +46,11 @@ class _DrawnSampler(Sampler[int]):
     def __init__(
         self, statistics: ClassStatistics, num_samples: int | None, by: str, seed: int, num_replicas: int, rank: int
     ) -> None:
-        if by not in ("presence", "frequency"):
-            raise ValueError(f"by must be 'presence' or 'frequency', not {by!r}")
+        check_choice("by", by, ("presence", "frequency"))
         if num_replicas < 1 or not 0 <= rank < num_replicas:
             raise ValueError(f"rank must lie in 0..num_replicas-1, not rank={rank} with num_replicas={num_replicas}")
         if num_samples is not None and num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, not {num_samples}")
+            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
         if not statistics.image_classes.any():
             raise ValueError("no class occurs in these statistics; count the training set first")
         self.num_drawn = num_samples or statistics.num_images
@@ -91,7 +92,7 @@ class _DrawnSampler(Sampler[int]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where `state_dict` was taken: the next epoch's iteration begins after the consumed samples."""
         if not 0 <= state["num_consumed"] <= self.num_samples:
-            raise ValueError(f"num_consumed must lie in 0..{self.num_samples}, not {state['num_consumed']}")
+            raise ValueError(f"num_consumed must lie in 0..{self.num_samples}, got {state['num_consumed']}")
         self.epoch, self._first = state["epoch"], state["num_consumed"]
 
 
@@ -142,7 +143,7 @@ class RareClassSampler(_DrawnSampler):
     ) -> None:
         super().__init__(statistics, num_samples, by, seed, num_replicas, rank)
         if not (math.isfinite(temperature) and temperature > 0):
-            raise ValueError(f"temperature must be positive, not {temperature}")
+            raise ValueError(f"temperature must be positive, got {temperature}")
         image_classes, share = torch.from_numpy(statistics.image_classes), _share(statistics, by)
         occurs = image_classes.any(0)
         self.class_probabilities = torch.softmax(((1 - share) / temperature).masked_fill(~occurs, -math.inf), 0)
@@ -207,9 +208,9 @@ class RepeatFactorSampler(_DrawnSampler):
     ) -> None:
         super().__init__(statistics, num_samples, by, seed, num_replicas, rank)
         if not (math.isfinite(threshold) and threshold > 0):
-            raise ValueError(f"threshold must be positive, not {threshold}")
+            raise ValueError(f"threshold must be positive, got {threshold}")
         if not max_factor >= 1:
-            raise ValueError(f"max_factor must be at least 1, not {max_factor}")
+            raise ValueError(f"max_factor must be at least 1, got {max_factor}")
         image_classes = torch.from_numpy(statistics.image_classes)
         by_class = (threshold / _share(statistics, by)).sqrt().clamp(1, max_factor)
         # An image of ignored pixels alone has no class.

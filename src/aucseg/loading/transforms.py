@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from aucseg.datasets.dataset import Sample
+from aucseg.hints import check_choice
 from aucseg.loading.crops import ClassAwareCrop
 from aucseg.loading.own_augmentation import OwnAugmentation
 from aucseg.loading.photometric import DrawColourChange, PhotometricDistortion
@@ -215,8 +216,7 @@ def training_transform(
     ]
     if augmentation:
         steps.append(OwnAugmentation(augmentation, ignore_index=ignore_index, fill=fill))
-    if photometric not in (True, False, "device"):
-        raise ValueError(f"photometric must be true, false or 'device', not {photometric!r}")
+    check_choice("photometric", photometric, (True, False, "device"))
     if photometric:
         steps.append(DrawColourChange() if photometric == "device" else PhotometricDistortion())
     return v2.Compose([*steps, UnwrapSample()])

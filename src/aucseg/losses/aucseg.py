@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from aucseg.losses.auc.checks import check_class_weight, check_inputs, check_number, check_option_names
+from aucseg.hints import check_number, check_options
+from aucseg.losses.auc.checks import check_class_weight, check_inputs
 from aucseg.losses.auc.class_sums import ClassSums
 from aucseg.losses.auc.objective import class_sums, weighted_loss
 from aucseg.losses.auc.options import LossOptions
@@ -78,7 +79,7 @@ class AUCSegLoss(ExactBuffers):
         **auc_options: Any,
     ) -> None:
         super().__init__()
-        check_option_names("AUCSegLoss", auc_options, AUCSegLoss.__init__, PairwiseAUCLoss.__init__)
+        check_options("AUCSegLoss", auc_options, AUCSegLoss.__init__, PairwiseAUCLoss.__init__)
         for name, weight in (("auc_weight", auc_weight), ("ce_weight", ce_weight)):
             check_number(name, weight)
             if not 0 <= weight <= _MAX_WEIGHT:
@@ -88,7 +89,7 @@ class AUCSegLoss(ExactBuffers):
             raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
         if isinstance(class_weight, Mapping | str | PixelCounts):
             raise TypeError(
-                f"class_weight must be numbers, one for each class, not {class_weight!r}: pass what "
+                f"class_weight must be numbers, one for each class, got {class_weight!r}: pass what "
                 "class_weights(class_counts, rule) returns, or have them made of the counts by build_loss('aucseg', "
                 "class_counts, class_weight={'rule': 'inverse', 'power': 0.25})"
             )

@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from aucseg.hints import check_options, closest
-from aucseg.losses.auc.checks import check_option_names
+from aucseg.hints import check_options, closest, takes_any_option
 from aucseg.losses.aucseg import AUCSegLoss
 from aucseg.losses.baselines import (
     BalancedSoftmaxLoss,
@@ -40,7 +39,7 @@ def _aucseg(
     if isinstance(class_weight, Mapping):
         if "rule" not in class_weight:
             raise ValueError(f"class_weight {dict(class_weight)} names no rule, as {{rule: inverse, power: 0.15}} does")
-        check_option_names("class_weight", class_weight, partial(class_weights, ()))
+        check_options("class_weight", class_weight, partial(class_weights, ()))
         if class_counts is None:
             raise ValueError(f"class_weight {dict(class_weight)} is made of class_counts, which were not given")
         class_weight = class_weights(class_counts, **class_weight)
@@ -122,7 +121,7 @@ def build_loss(name: str, class_counts: Tensor | Sequence[float] | None = None, 
         return _build_own(name, class_counts, options)
     if name != "aucseg":  # which checks its own
         of_the_rule = [partial(class_weights, (), "inverse")] if name.startswith("wce-") else []
-        check_option_names(f"loss {name!r}", options, LOSSES[name], *of_the_rule)
+        check_options(f"loss {name!r}", options, LOSSES[name], *of_the_rule)
     try:
         return LOSSES[name](class_counts, **options)
     except TypeError as error:
@@ -131,13 +130,13 @@ def build_loss(name: str, class_counts: Tensor | Sequence[float] | None = None, 
 
 def _build_own(path: str, class_counts: Tensor | Sequence[float] | None, options: dict[str, Any]) -> nn.Module:
     factory = import_object(path)
-    parameters = inspect.signature(factory).parameters
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    parameters, takes_any = inspect.signature(factory).parameters, takes_any_option(factory)
     if "class_counts" in parameters or takes_any:
         options = {"class_counts": class_counts, **options}
     if "ignore_index" not in parameters and not takes_any:
         options = {key: value for key, value in options.items() if key != "ignore_index"}
-    check_options(options, factory, f"loss {path!r}")
+    if not takes_any:
+        check_options(f"loss {path!r}", options, factory)
     try:
         loss = factory(**options)
     except TypeError as error:

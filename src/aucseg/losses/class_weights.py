@@ -126,7 +126,7 @@ def class_weights(
     options: dict[str, Any] = {"power": power, "beta": beta, "offset": offset}
     for name, value in options.items():
         if not (isinstance(value, Real) and math.isfinite(value)) and (name, value) != ("beta", None):
-            raise ValueError(f"{name} must be a finite number, not {value!r}")
+            raise ValueError(f"{name} must be a finite number, got {value!r}")
         owner, default = _OPTIONS[name]
         if value != default and rule != owner and rule in get_args(WeightRule):
             raise ValueError(f"{name} {value} goes with the rule {owner!r}, but the rule is {rule!r}: leave one out")
@@ -138,7 +138,7 @@ def class_weights(
             raise ValueError(f"power {power} makes a weight that float32 does not hold: take a smaller one")
     elif rule == "effective":
         if beta is not None and not 0 <= beta < 1:
-            raise ValueError(f"beta must be at least 0 and below 1, not {beta}")
+            raise ValueError(f"beta must be at least 0 and below 1, got {beta}")
         prototypes = values.quantile(0.5) if beta is None else values.new_tensor(1 / (1 - beta))
         if prototypes < 1:
             raise ValueError("the effective rule needs counts of pixels or images, not shares")
@@ -154,8 +154,8 @@ def class_weights(
         weights = frequency.quantile(0.5) / frequency
     elif rule == "enet":
         if offset <= 1:
-            raise ValueError(f"offset must be above 1, not {offset}: the weight of a rare class would not be positive")
+            raise ValueError(f"offset must be above 1, got {offset}: the weight of a rare class would not be positive")
         weights = 1 / torch.log(offset + values / values.sum())
     else:
-        raise ValueError(f"rule must be one of {', '.join(get_args(WeightRule))}, not {rule!r}")
+        raise ValueError(f"rule must be one of {', '.join(get_args(WeightRule))}, got {rule!r}")
     return weights.float()

@@ -54,7 +54,7 @@ def found_objects(
         )
     for name, labels in (("predicted", predicted), ("target", target)):
         if labels.dtype.kind not in "iub":
-            raise TypeError(f"{name} must hold integer class ids, not {labels.dtype}")
+            raise TypeError(f"{name} must hold integer class ids, got {labels.dtype}")
     if not 0 <= side_limits[0] <= side_limits[1]:
         raise ValueError(f"side_limits must be two sides that do not fall, got {side_limits}")
     ndimage = import_extra("scipy.ndimage", "train")

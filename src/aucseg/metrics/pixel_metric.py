@@ -54,7 +54,7 @@ class PixelMetric(Metric):
         super().__init__(**kwargs)
         if not is_integer(num_classes) or num_classes < 2:
             raise ValueError(
-                f"num_classes must be an integer of at least 2, not {num_classes!r}; a model with one logit a pixel "
+                f"num_classes must be an integer of at least 2, got {num_classes!r}; a model with one logit a pixel "
                 "has 2 classes: give num_classes=2 and its logits (B, 1, *spatial)"
             )
         check_ignore_index(ignore_index)
@@ -223,7 +223,7 @@ def check_logits(logits: Tensor, target: Tensor, num_classes: int) -> tuple[Tens
     check_tensor(logits, "logits")
     logits, target = plain_tensor(logits), plain_tensor(int64_labels(target))
     if not logits.is_floating_point():
-        raise TypeError(f"logits must be floating point, not {logits.dtype}")
+        raise TypeError(f"logits must be floating point, got {logits.dtype}")
     if logits.ndim == 2 and target.ndim == 1:
         logits, target = logits.T.unsqueeze(0), target.unsqueeze(0)
     if logits.ndim < 3 or logits.ndim != target.ndim + 1 or logits.shape[0] != target.shape[0]:
@@ -244,7 +244,7 @@ def check_logits(logits: Tensor, target: Tensor, num_classes: int) -> tuple[Tens
         )
     if small != large and len(large) > _MAX_DIMENSIONS:
         raise ValueError(
-            f"upsampling is defined for 1 to 3 spatial dimensions, not {len(large)}: upsample the logits first"
+            f"upsampling is defined for 1 to 3 spatial dimensions, got {len(large)}: upsample the logits first"
         )
     return logits, target
 

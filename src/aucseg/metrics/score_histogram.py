@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from aucseg.hints import check_choice
 from aucseg.metrics.pixel_metric import PixelMetric, bands_at, check_logits, triton_counts_for
 from aucseg.tensors.labels import is_integer
 
@@ -50,15 +51,13 @@ class ScoreHistogramMetric(PixelMetric):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, ignore_index, class_names, **kwargs)
-        if average not in ("ovo", "ovr"):
-            raise ValueError(f"average must be 'ovo' or 'ovr', not {average!r}")
-        if scores not in ("softmax", "sigmoid", "identity"):
-            raise ValueError(f"scores must be 'softmax', 'sigmoid' or 'identity', not {scores!r}")
+        check_choice("average", average, ("ovo", "ovr"))
+        check_choice("scores", scores, ("softmax", "sigmoid", "identity"))
         num_rows = num_classes if average == "ovo" else 2
         if bins is None:
             bins = max(2, min(MAX_DEFAULT_BINS, MAX_STATE_BYTES // (8 * num_rows * num_classes)))
         if not is_integer(bins) or bins < 2:
-            raise ValueError(f"bins must be an integer of at least 2, not {bins!r}")
+            raise ValueError(f"bins must be an integer of at least 2, got {bins!r}")
         self.average: Average = average
         self.scores: Scores = scores
         self.bins = bins

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from aucseg.hints import closest
+from aucseg.hints import check_options, closest, takes_any_option
 from aucseg.models.checkpoint import load_encoder_checkpoint
 from aucseg.models.hf_models import build_hf_model, list_hf_model_types
 from aucseg.models.segmentation_model import SegmentationModel, WrappedNetwork
@@ -44,8 +44,9 @@ def build_model(name: str | nn.Module, num_classes: int, **options: Any) -> Segm
         and `pixel_std` say how to normalize, in units of 0..255.
 
     Raises:
-        ValueError: Unknown name or option; the message has the nearest ones.
-        TypeError: A class or function of the user's own that does not take `num_classes`, or returns no module.
+        ValueError: Unknown name; the message has the nearest ones.
+        TypeError: Unknown option; or a class or function of the user's own that does not take `num_classes`, or does
+            not return a module.
         ImportError: The extra that the family needs is missing, or the import path leads nowhere.
 
     Example:
@@ -130,7 +131,8 @@ def build_segnext(size: str, num_classes: int, *, encoder_weights: str | Path | 
         **options: Override what the size sets: see `SegNeXt`.
 
     Raises:
-        ValueError: Unknown size or option, or a checkpoint that does not fit.
+        ValueError: Unknown size, or a checkpoint that does not fit.
+        TypeError: Unknown option.
         FileNotFoundError: No such checkpoint.
 
     Example:
@@ -139,15 +141,8 @@ def build_segnext(size: str, num_classes: int, *, encoder_weights: str | Path | 
     """
     if size not in SIZES:
         raise ValueError(f"unknown size {size!r} of SegNeXt; {closest(size, SIZES)}")
-    known = {*inspect.signature(SegNeXt).parameters, *inspect.signature(SegmentationModel).parameters} - {
-        "num_classes",
-        "options",
-        "stride",
-        "encoder",
-    }
-    for option in options:
-        if option not in known:
-            raise ValueError(f"unknown option {option!r} of SegNeXt; {closest(option, known)}")
+    set_here = ("num_classes", "stride", "encoder")
+    check_options(f"segnext/{size}", options, SegNeXt, SegmentationModel, given=set_here)
     model = SegNeXt(num_classes, **{**SIZES[size], **options})
     if encoder_weights is not None:
         load_encoder_checkpoint(model, encoder_weights)
@@ -157,7 +152,7 @@ def build_segnext(size: str, num_classes: int, *, encoder_weights: str | Path | 
 def _build_from_import_path(path: str, num_classes: int, options: dict[str, Any]) -> SegmentationModel:
     factory = import_object(path)
     parameters = inspect.signature(factory).parameters
-    if "num_classes" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+    if "num_classes" not in parameters and not takes_any_option(factory):
         raise TypeError(f"{path} must accept the keyword num_classes")
     of_the_wrapper = inspect.signature(SegmentationModel).parameters.keys() - parameters.keys()
     outer = {key: options[key] for key in options if key in of_the_wrapper}

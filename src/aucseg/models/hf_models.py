@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from aucseg.hints import closest, import_extra
+from aucseg.hints import check_option, closest, import_extra
 from aucseg.models.segmentation_model import WrappedNetwork
 from aucseg.tensors.imagenet import IMAGENET_MEAN, IMAGENET_STD
 
@@ -35,7 +35,8 @@ def build_hf_model(
         The model; its `pixel_mean` and `pixel_std` are those of the image processor in the folder, or ImageNet's.
 
     Raises:
-        ValueError: Unknown model type or entry of the configuration.
+        ValueError: Unknown model type.
+        TypeError: Unknown entry of the configuration.
         ImportError: Transformers is missing.
         OSError: The folder or hub name holds no model, or could not be fetched.
 
@@ -114,7 +115,7 @@ def _entries(config: Any, num_classes: int, options: dict[str, Any]) -> dict[str
         if key == "trust_remote_code":
             raise ValueError("trust_remote_code runs code from the model's folder and is not offered here")
         if not hasattr(config, key):
-            raise ValueError(f"unknown option {key!r} of {config.model_type}; {closest(key, config.to_dict())}")
+            check_option(f"hf/{config.model_type}", key, config.to_dict())
     entries = {"num_labels": num_classes, **options}
     if hasattr(config, "use_auxiliary_head"):
         entries.setdefault("use_auxiliary_head", False)  # its logits are not returned: parameters without a gradient

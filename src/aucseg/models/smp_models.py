@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from aucseg.hints import closest, import_extra
+from aucseg.hints import check_option, closest, import_extra
 from aucseg.models.first_layer import widened
 from aucseg.models.segmentation_model import WrappedNetwork
 from aucseg.tensors.imagenet import IMAGENET_MEAN, IMAGENET_STD
@@ -50,7 +50,8 @@ def build_smp_model(
         The model; its `pixel_mean` and `pixel_std` are those of the encoder's weights.
 
     Raises:
-        ValueError: Unknown architecture, encoder or option, or weights that do not fit the encoder.
+        ValueError: Unknown architecture or encoder, or weights that do not fit the encoder.
+        TypeError: Unknown option.
         ImportError: segmentation_models_pytorch or the package with the weights is missing.
         OSError: The weights could not be downloaded.
 
@@ -73,7 +74,7 @@ def build_smp_model(
         encoder = PACKAGE_ENCODER if from_package else signature["encoder_name"].default
     encoder = _encoder_name(encoder, smp)
     _check_weights(encoder_weights, encoder, smp)
-    _check_options(options, signature, encoder)
+    _check_options(architecture, options, signature, encoder)
     if "upsampling" in signature:
         options.setdefault("upsampling", 1)
     if architecture == "dpt":
@@ -171,7 +172,7 @@ def _mean_and_std(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return IMAGENET_MEAN, IMAGENET_STD
 
 
-def _check_options(options: dict[str, Any], signature: Any, encoder: str) -> None:
+def _check_options(architecture: str, options: dict[str, Any], signature: Any, encoder: str) -> None:
     for name in ("activation", "aux_params"):
         if options.get(name) is not None:
             raise ValueError(f"{name}={options[name]!r}: the model must return logits alone; leave {name} out")
@@ -179,7 +180,7 @@ def _check_options(options: dict[str, Any], signature: Any, encoder: str) -> Non
     for name in options:
         # What the architecture does not know goes to timm, which checks it; other encoders would ignore it in silence.
         if name not in known and (not encoder.startswith("tu-") or name.startswith(("decoder_", "encoder_"))):
-            raise ValueError(f"unknown option {name!r}; {closest(name, known)}")
+            check_option(f"smp/{architecture}", name, known)
 
 
 def _load_package_weights(encoder: nn.Module, in_channels: int) -> None:

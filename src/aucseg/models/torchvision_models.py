@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from aucseg.hints import closest, import_extra
+from aucseg.hints import check_choice, closest, import_extra
 from aucseg.models.first_layer import widen_first_layer
 from aucseg.models.segmentation_model import WrappedNetwork
 
@@ -60,8 +60,7 @@ def build_torchvision_model(
     known = list_torchvision_models()
     if name not in known:
         raise ValueError(f"unknown model {name!r} of torchvision; {closest(name, known)}")
-    if encoder_weights not in (None, "imagenet"):
-        raise ValueError(f"encoder_weights must be None or 'imagenet', got {encoder_weights!r}")
+    check_choice("encoder_weights", encoder_weights, (None, "imagenet"))
     has_auxiliary = not name.startswith("lraspp")
     if has_auxiliary:
         options["aux_loss"] = auxiliary_weight > 0

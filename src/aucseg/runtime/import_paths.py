@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from aucseg.hints import check_options, closest
+from aucseg.hints import check_options, closest, takes_any_option
 
 
 def search_current_folder() -> None:
@@ -82,7 +82,8 @@ def build_by_path(spec: Any, name: str, within: str | None = None, *positional: 
     factory = import_object(spec["class_path"], within)
     options = {key: _built(value, name, within) for key, value in init_args_of(spec, name).items()}
     title = f"{name}: {spec['class_path'].rpartition('.')[2]}"
-    check_options(options, factory, title, given=list(inspect.signature(factory).parameters)[: len(positional)])
+    if not takes_any_option(factory):
+        check_options(title, options, factory, given=list(inspect.signature(factory).parameters)[: len(positional)])
     try:
         return factory(*positional, **(defaults | options))
     except TypeError as error:

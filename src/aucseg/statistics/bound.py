@@ -43,11 +43,11 @@ def bound_terms(
         196.1
     """
     if not 0 < delta < 1:
-        raise ValueError(f"delta is a probability between 0 and 1, not {delta}")
+        raise ValueError(f"delta is a probability between 0 and 1, got {delta}")
     if mu <= 0 or min(constants) <= 0:
         raise ValueError(f"mu and the constants must be positive, not mu={mu}, constants={constants}")
     if pixels_per_image < 1:
-        raise ValueError(f"pixels_per_image must be at least 1, not {pixels_per_image}")
+        raise ValueError(f"pixels_per_image must be at least 1, got {pixels_per_image}")
     a, b, c = constants
     n = num_images
     scale = math.sqrt(max(a * math.log(2 * b * mu * tau * n * pixels_per_image + c), 0) / n)

@@ -66,7 +66,7 @@ class ClassStatistics:
 
     def __init__(self, num_classes: int, *, ignore_index: int = 255, class_names: Sequence[str] | None = None) -> None:
         if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, not {num_classes}")
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
         if 0 <= ignore_index < num_classes:
             raise ValueError(f"ignore_index {ignore_index} is one of the {num_classes} classes; take another, e.g. -1")
         if class_names is not None and len(class_names) != num_classes:
@@ -136,11 +136,11 @@ class ClassStatistics:
             array = array.view(np.uint8)
         if not np.issubdtype(array.dtype, np.integer):
             raise TypeError(
-                f"a mask holds integers (train ids), not {array.dtype}; cast it with .long() or .astype(int)"
+                f"a mask holds integers (train ids), got {array.dtype}; cast it with .long() or .astype(int)"
             )
         if array.ndim not in (2, 3):
             raise ValueError(
-                f"a mask has shape (H, W), a batch (B, H, W), not {array.shape}; of volumes (B, D, H, W) give "
+                f"a mask has shape (H, W), a batch (B, H, W), got {array.shape}; of volumes (B, D, H, W) give "
                 "masks.flatten(1, 2)"
             )
         scans = [scan_mask(np.ascontiguousarray(single)) for single in (array if array.ndim == 3 else array[None])]
@@ -301,7 +301,7 @@ class ClassStatistics:
             ValueError: `delta` outside (0, 1), or no class occurs.
         """
         if not 0 < delta < 1:
-            raise ValueError(f"delta is a probability between 0 and 1, not {delta}")
+            raise ValueError(f"delta is a probability between 0 and 1, got {delta}")
         presence = self.presence[self.image_counts > 0]
         if len(presence) == 0:
             raise ValueError("no class occurs in these statistics; count some masks first")
@@ -321,7 +321,7 @@ class ClassStatistics:
             ValueError: `batch_size` or `trials` below 1, or statistics without an image.
         """
         if batch_size < 1 or trials < 1:
-            raise ValueError(f"batch_size and trials must be at least 1, not {batch_size} and {trials}")
+            raise ValueError(f"batch_size and trials must be at least 1, got {batch_size} and {trials}")
         if self.num_images == 0:
             raise ValueError("no image in these statistics; count some masks first")
         rng = np.random.default_rng(seed)

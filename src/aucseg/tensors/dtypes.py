@@ -163,7 +163,7 @@ def int64_labels(labels: Tensor, name: str = "target") -> Tensor:
     check_tensor(labels, name)
     if labels.is_floating_point() or labels.is_complex():
         raise TypeError(
-            f"{name} must hold integer class ids, not {labels.dtype}: convert labels with {name}.long(); predictions "
+            f"{name} must hold integer class ids, got {labels.dtype}: convert labels with {name}.long(); predictions "
             "of a model are turned into labels by argmax"
         )
     if labels.dtype == torch.uint64:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aucseg.datasets import DatasetCard
-from aucseg.hints import check_options
+from aucseg.hints import check_choice, check_options
 from aucseg.loading.rare_classes import SAMPLERS
 from aucseg.statistics.class_statistics import ClassStatistics
 from aucseg.training.processes import print_note
@@ -28,14 +28,12 @@ def check_sampling(*, cache: str | None, shards: Any, sampler: str, sampler_opti
         TypeError: An option that the sampler does not have.
         ValueError: Everything else.
     """
-    if cache not in ("memory", None):
-        raise ValueError(f"cache must be 'memory' or null, not {cache!r}")
+    check_choice("cache", cache, ("memory", None))
     if cache is not None and shards is not None:
         raise ValueError("cache keeps images of files; shards are read as a stream: leave one of the two out")
-    if sampler not in ("random", "sequential", *SAMPLERS):
-        raise ValueError(f"sampler must be 'random', 'sequential', 'rare_class' or 'repeat_factor', not {sampler!r}")
+    check_choice("sampler", sampler, ("random", "sequential", *SAMPLERS))
     if sampler in SAMPLERS:
-        check_options(sampler_options, SAMPLERS[sampler], "data.sampler_options", given=_SET_BY_THE_RUN)
+        check_options("data.sampler_options", sampler_options, SAMPLERS[sampler], given=_SET_BY_THE_RUN)
         if shards is not None:
             raise ValueError(_IN_ORDER)
     elif sampler_options:
@@ -64,10 +62,9 @@ def check_held_out(share: float, by: str, *, fold: tuple[int, int] | None, shard
     Raises:
         ValueError: As said.
     """
-    if by not in ("sequence", "image"):
-        raise ValueError(f"held_out_by must be 'sequence' or 'image', not {by!r}")
+    check_choice("held_out_by", by, ("sequence", "image"))
     if not 0 <= share < 1:
-        raise ValueError(f"held_out_share must lie in [0, 1), not {share}")
+        raise ValueError(f"held_out_share must lie in [0, 1), got {share}")
     if fold is not None and not 0 <= fold[0] < fold[1]:
         raise ValueError(f"fold must be [number, how many], such as [0, 5], the number from 0; got {list(fold)}")
     if (share or fold) and shards is not None:

@@ -62,7 +62,7 @@ def build_bank(options: Mapping[str, Any], card: DatasetCard, generator: torch.G
         ValueError: No tail classes, an unknown class or an unknown group.
     """
     options = with_paper_settings(options)
-    check_options(options, TailMemoryBank, "model.bank", given=("num_classes", "ignore_index", "generator"))
+    check_options("model.bank", options, TailMemoryBank, given=("num_classes", "ignore_index", "generator"))
     tail = options.pop("tail_classes", None)
     if isinstance(tail, str):
         tail = [tail]
@@ -139,7 +139,7 @@ def evaluation_options(options: Mapping[str, Any]) -> InferenceOptions:
         TypeError: An option that there is not.
         ValueError: A value out of its range.
     """
-    check_options(options, InferenceOptions, "model.evaluation")
+    check_options("model.evaluation", options, InferenceOptions)
     converted: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()}
     return InferenceOptions(**converted)
 

@@ -41,7 +41,7 @@ class PaintOptions:
             ("boxes", self.boxes, ("error", "fill", "ignore")),
         ):
             if value not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, not {value!r}")
+                raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
 
     def is_ignored(self, region: Region) -> bool:
         """Returns whether the pixels of a region are ignored."""

@@ -24,7 +24,7 @@ from aucseg.datasets.files import SampleError
 from aucseg.datasets.naming import split_of_path
 from aucseg.datasets.propose import HELD_OUT_SHARE
 from aucseg.datasets.tree import normalized
-from aucseg.hints import closest, shorten
+from aucseg.hints import check_choice, closest, shorten
 from aucseg.run_files import CONTACT_SHEET_FILE
 
 SHEET_IMAGES = 24
@@ -107,8 +107,8 @@ def write_masks(
         ImportError: `pycocotools` is missing.
     """
     options = options or PaintOptions()
-    if on_error not in ("raise", "skip") or empty not in ("keep", "drop"):
-        raise ValueError("on_error must be 'raise' or 'skip', empty 'keep' or 'drop'")
+    check_choice("on_error", on_error, ("raise", "skip"))
+    check_choice("empty", empty, ("keep", "drop"))
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out}: is there already; name another folder, or remove it")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ParamSpec
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from aucseg.hints import closest
+from aucseg.hints import check_choice, check_number, check_options
 from aucseg.losses.auc.surrogates import SURROGATES
 from aucseg.tensors.dtypes import can_be_asked, check_tensor
 from aucseg.tensors.labels import check_ignore_index, check_labels, refuse_default_ignore_label
@@ -33,54 +32,23 @@ _LABEL_DTYPES = (
 _P = ParamSpec("_P")
 
 
-def check_option_names(owner: str, given: Iterable[str], *takers: Callable[..., object]) -> None:
-    """Raises a TypeError that names an option which none of `takers` has, and the nearest one that they have.
-
-    Args:
-        owner: Whose options they are, for the message.
-        given: Names of options.
-        *takers: Functions with these options as named parameters.
-    """
-    known = [
-        parameter.name
-        for taker in takers
-        for parameter in inspect.signature(taker).parameters.values()
-        if parameter.kind is not parameter.VAR_KEYWORD and parameter.name != "self"
-    ]
-    for name in given:
-        if name not in known:
-            raise TypeError(f"{owner} has no option {name!r}; {closest(name, known)}")
-
-
 def names_nearest_option(init: Callable[_P, None]) -> Callable[_P, None]:
     """Makes a misspelt option of an `__init__` a TypeError that names the nearest one."""
 
     @functools.wraps(init)
     def checked(*args: _P.args, **options: _P.kwargs) -> None:
-        check_option_names(type(args[0]).__name__, options, init)
+        check_options(type(args[0]).__name__, options, init)
         init(*args, **options)
 
     return checked
 
 
-def check_number(name: str, value: object) -> None:
-    """Raises a TypeError for what is not a number, such as the text of one."""
-    if not hasattr(value, "__float__"):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-
-
-def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    """Raises a ValueError unless `value` is one of `allowed`."""
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-
-
 def check_auc_options(options: AUCOptions) -> None:
     """Raises a ValueError or TypeError that names an option of the AUC loss which is out of range."""
     if isinstance(options.surrogate, str):
-        one_of("surrogate", options.surrogate, tuple(SURROGATES))
-    one_of("scores", options.scores, SCORES)
-    one_of("strategy", options.strategy, STRATEGIES)
+        check_choice("surrogate", options.surrogate, SURROGATES)
+    check_choice("scores", options.scores, SCORES)
+    check_choice("strategy", options.strategy, STRATEGIES)
     check_number("margin", options.margin)
     if not 0 < options.margin <= MAX_MARGIN:
         raise ValueError(f"margin must be a number above 0, at most {MAX_MARGIN:g}, got {options.margin}")

@@ -140,7 +140,7 @@ class LongTailLoss(nn.Module):
         if any(s > t for s, t in zip(small, large, strict=True)):
             raise ValueError(f"logits of spatial size {tuple(small)} are larger than the target's {tuple(large)}")
         if small != large and len(large) > 3:
-            raise ValueError(f"upsampling is defined for 1 to 3 spatial dimensions, not {len(large)}")
+            raise ValueError(f"upsampling is defined for 1 to 3 spatial dimensions, got {len(large)}")
         if can_be_asked(target) and target.numel():
             check_labels(target, num_classes, self.ignore_index)
         return target

@@ -184,7 +184,7 @@ class LDAMLoss(CrossEntropyLoss):
     ) -> None:
         super().__init__(class_counts, ignore_index)
         if drw_start is not None and not 0 <= drw_start <= 1:
-            raise ValueError(f"drw_start must lie in 0..1 or be None, not {drw_start}")
+            raise ValueError(f"drw_start must lie in 0..1 or be None, got {drw_start}")
         self.scale = finite_number(scale, "scale", above_zero=True)
         self.drw_start = drw_start
         self.progress = 0.0
@@ -195,7 +195,7 @@ class LDAMLoss(CrossEntropyLoss):
     def set_progress(self, progress: float) -> None:
         """Tells the loss how much of the training is done, 0..1: weights start at `drw_start`."""
         if not 0 <= progress <= 1:
-            raise ValueError(f"progress must lie in 0..1, not {progress}")
+            raise ValueError(f"progress must lie in 0..1, got {progress}")
         self.progress = progress
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -285,7 +285,7 @@ class SeesawLoss(CrossEntropyLoss):
     ) -> None:
         super().__init__(class_counts, ignore_index)
         if not 0 < eps < 1:
-            raise ValueError(f"eps must lie between 0 and 1, not {eps}")
+            raise ValueError(f"eps must lie between 0 and 1, got {eps}")
         self.p, self.q, self.eps = finite_number(p, "p"), finite_number(q, "q"), eps
         self.keep("log_counts", self.exact_counts.log())
 

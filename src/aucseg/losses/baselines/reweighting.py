@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aucseg.hints import check_choice
 from aucseg.losses.baselines.base import LongTailLoss, finite_number
 from aucseg.losses.class_weights import WeightRule, class_weights
 from aucseg.tensors.dtypes import wide_sum
@@ -131,8 +132,7 @@ class FocalLoss(CrossEntropyLoss):
         activation: Literal["softmax", "sigmoid"] = "softmax",
     ) -> None:
         super().__init__(class_counts, ignore_index)
-        if activation not in ("softmax", "sigmoid"):
-            raise ValueError(f"activation must be 'softmax' or 'sigmoid', not {activation!r}")
+        check_choice("activation", activation, ("softmax", "sigmoid"))
         self.gamma = finite_number(gamma, "gamma")
         self.activation = activation
 
@@ -220,9 +220,9 @@ class OHEMCrossEntropyLoss(CrossEntropyLoss):
     ) -> None:
         super().__init__(class_counts, ignore_index)
         if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold must lie in 0..1, not {threshold}")
+            raise ValueError(f"threshold must lie in 0..1, got {threshold}")
         if not 0 < min_kept <= 1:
-            raise ValueError(f"min_kept must be above 0 and at most 1, not {min_kept}")
+            raise ValueError(f"min_kept must be above 0 and at most 1, got {min_kept}")
         self.threshold = threshold
         self.min_kept = min_kept
 
