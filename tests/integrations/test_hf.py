@@ -119,6 +119,10 @@ def test_resumed_with_the_bank_of_the_checkpoint(tmp_path: Path) -> None:
     assert torch.equal(found["generator"], expected["generator"])
     assert [len(of_class) for of_class in found["samples"]] == [len(of_class) for of_class in expected["samples"]]
     assert any(found["samples"])
+    (tmp_path / "checkpoint-2" / "tail_memory_bank_0.pt").unlink()
+    without = make_trainer(tmp_path, make_bank(), save_strategy="steps", save_steps=1, max_steps=2)
+    with pytest.warns(UserWarning, match=r"tail_memory_bank_0\.pt is missing: the bank of process 0 starts empty"):
+        without.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
 def test_what_cannot_be_done_is_refused(tmp_path: Path) -> None:

@@ -97,6 +97,11 @@ def test_errors() -> None:
         (COUNTS, {"rule": "sqrt"}, "rule must be one of inverse, effective, median, enet"),
         (COUNTS, {"power": "abc"}, "power must be a finite number, got 'abc'"),
         (COUNTS, {"power": None}, "power must be"),
+        (
+            COUNTS,
+            {"power": -0.25},
+            "power must be at least 0, got -0.25",
+        ),
         (COUNTS, {"power": float("nan")}, "power must be"),
         (COUNTS, {"power": 1000}, "power 1000 makes a weight that float32 does not hold"),
         (COUNTS, {"rule": "effective", "beta": 1.0}, "beta"),

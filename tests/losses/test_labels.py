@@ -182,3 +182,39 @@ def test_the_default_ignore_label_is_refused_where_it_is_a_class(make: Callable[
     """Else the pixels of class 255 would silently not count."""
     with pytest.raises(ValueError, match=r"ignore_index=255 \(the default\) is one of the 300 classes"):
         make()
+
+
+@pytest.mark.parametrize("scores", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("ignore_index", [255, 3])
+@pytest.mark.parametrize("label", [NUM_CLASSES, NUM_CLASSES + 1, -1])
+def test_a_label_that_nobody_has_checked_is_not_taken_for_another(scores: str, ignore_index: int, label: int) -> None:
+    logits, target = sample(torch.int64, ignore_index)
+    target[1, -1] = label
+    with pytest.raises(IndexError, match=r"labels outside 0\.\.3 that are not the ignore label"):
+        AUCSegLoss(scores=scores, ignore_index=ignore_index, validate_args=False)(logits, target)
+
+
+@pytest.mark.parametrize("name", ["ce", "dice", "ce-jml", "lovasz"])
+@pytest.mark.parametrize("label", [NUM_CLASSES, NUM_CLASSES + 2, -1])
+def test_wrong_labels_are_found_in_compiled_code(name: str, label: int) -> None:
+    logits, target = sample(torch.int64, 255)
+    target[1, -1] = label
+    compiled = torch.compile(build_loss(name), backend="aot_eager")
+    with pytest.raises(RuntimeError, match=r"a label is neither in 0\.\.3 nor the ignore label 255"):
+        compiled(logits, target)
+
+
+def test_masks_of_0_and_255_are_pointed_out(recwarn: pytest.WarningsRecorder) -> None:
+    target = torch.zeros(2, 6, 5, dtype=torch.uint8)
+    target[:, 2:4] = 255
+    binary, both = AUCSegLoss(), PairwiseAUCLoss()
+    lesion = target.clone()
+    lesion[0, 0] = 1
+    for number in range(40):
+        binary(torch.zeros(2, 1, 6, 5), target)
+        both(torch.zeros(2, 2, 6, 5), lesion if number == 10 else target)
+        AUCSegLoss()(torch.zeros(2, 1, 6, 5), target)
+    assert [str(warning.message) for warning in recwarn] == [
+        "the masks of 20 batches hold class 0 and the ignore label 255, and never class 1: if 255 stands for class 1, "
+        "pass (target > 0)"
+    ]

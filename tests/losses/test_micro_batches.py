@@ -258,3 +258,13 @@ def test_a_batch_can_be_given_up_between_the_passes() -> None:
     images, target = micro(3)[0]
     whole.collect(images, target)
     assert whole.loss(images, target).item() == pytest.approx(AUCSegLoss()(network()(images), target).item(), rel=1e-10)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_pair_weights_that_learn_have_the_gradient_of_the_whole(size: int) -> None:
+    found = []
+    for parts in (6, size):
+        weight = nn.Parameter(torch.arange(1.0, 17.0, dtype=torch.float64).view(4, 4))
+        accumulate(AUCSegLoss(pair_weight=weight), network(), micro(parts))
+        found.append(weight.grad)
+    torch.testing.assert_close(*found)

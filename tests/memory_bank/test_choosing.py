@@ -205,3 +205,13 @@ def test_a_class_that_every_image_holds_needs_nothing() -> None:
     masks = torch.cat([one_object(3, slice(0, 4), slice(0, 4)), empty(20, 30)])
     bank(colours(masks), masks)
     assert bank.last_pastes == []
+
+
+def test_processes_that_were_seeded_alike_draw_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = []
+    for rank in ("0", "1", "1"):
+        monkeypatch.setenv("RANK", rank)
+        torch.manual_seed(0)
+        states.append(TailMemoryBank([3], 4).get_extra_state()["generator"])
+    assert not torch.equal(states[0], states[1])
+    assert torch.equal(states[1], states[2])

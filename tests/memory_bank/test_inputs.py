@@ -103,6 +103,7 @@ def test_carries_no_gradient() -> None:
         (torch.zeros(2, 3, 4, 4), empty(4, 4), ValueError, r"\(2, 3, 4, 4\) and \(1, 4, 4\)"),
         (torch.zeros(1, 3, 4, 4), empty(4, 4)[:, None], ValueError, r"\(1, 1, 4, 4\)"),
         (torch.zeros(1, 3, 4, 4, device="meta"), empty(4, 4), ValueError, "on one device"),
+        (torch.zeros(1, 0, 4, 4), empty(4, 4), ValueError, "have no channel"),
     ],
 )
 def test_wrong_inputs(images: Tensor, masks: Tensor, error: type[Exception], message: str) -> None:

@@ -202,3 +202,20 @@ def test_tensors_of_monai_are_taken() -> None:
     logits.is_batch = target.is_batch = True
     metrics.update(logits, target)
     torch.testing.assert_close(metrics.compute(), expected.compute(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("saved", "other"),
+    [
+        (PixelAUROC(3, bins=64), PixelAUROC(3, bins=32)),
+        (PixelAveragePrecision(3), PixelAveragePrecision(4)),
+        (GroupedMeanIoU(3), GroupedMeanIoU(4)),
+    ],
+)
+def test_states_of_other_settings_are_refused(saved: Any, other: Any) -> None:
+    saved.persistent(True)
+    other.persistent(True)
+    state = saved.state_dict()
+    with pytest.raises(RuntimeError, match=r"is of other settings: its shape is .*, that of this metric"):
+        other.load_state_dict(state)
+    saved.load_state_dict(state)

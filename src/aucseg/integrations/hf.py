@@ -152,8 +152,14 @@ class AUCSegTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         path = Path(resume_from_checkpoint) / _bank_file(self.args)
-        if self.bank is not None and path.is_file():
+        if self.bank is None:
+            return
+        if path.is_file():
             self.bank.load_state_dict(load_plain(path))
+        else:
+            warnings.warn(
+                f"{path} is missing: the bank of process {self.args.process_index} starts empty", stacklevel=2
+            )
 
 
 class _Logits(nn.Module):

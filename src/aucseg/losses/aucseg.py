@@ -10,18 +10,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from aucseg.hints import check_number, check_options
-from aucseg.losses.auc.checks import check_class_weight, check_inputs
-from aucseg.losses.auc.class_sums import ClassSums
-from aucseg.losses.auc.objective import class_sums, weighted_loss
+from aucseg.losses.auc.checks import check_class_weight
+from aucseg.losses.auc.module import AUCModule
 from aucseg.losses.auc.options import LossOptions
 from aucseg.losses.class_weights import PixelCounts
 from aucseg.losses.pairwise_auc import PairwiseAUCLoss
-from aucseg.tensors.dtypes import ExactBuffers
 
 _MAX_WEIGHT = 1e6  # a weighted loss stays within float32
 
 
-class AUCSegLoss(ExactBuffers):
+class AUCSegLoss(AUCModule):
     r"""`auc_weight * AUC + ce_weight * CE`, computed together.
 
     Logits smaller than the target are upsampled bilinearly (`align_corners=False`) a band of rows at a time, in the
@@ -105,25 +103,14 @@ class AUCSegLoss(ExactBuffers):
         self.register_buffer("class_weight", class_weight, persistent=False)
         self.auc = PairwiseAUCLoss(**auc_options)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss; see the class for shapes and errors."""
-        return weighted_loss(logits, target, self._checked(logits, target))
-
     @property
     def process_group(self) -> dist.ProcessGroup | None:
         """Ranks whose pixels are taken together: that of `auc`, where it may be set."""
         return self.auc.process_group
 
-    def class_sums(self, logits: Tensor, target: Tensor) -> ClassSums:
-        """Sums of a micro-batch on this rank, for `aucseg.losses.MicroBatchAUC`."""
-        return class_sums(logits, target, self._checked(logits, target))
-
-    def given_sums(self, whole: ClassSums, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss of a whole with the given sums; its gradient is that of this part."""
-        return weighted_loss(logits, target, self._checked(logits, target), whole)
-
-    def _checked(self, logits: Tensor, target: Tensor) -> LossOptions:
-        options = LossOptions(
+    def loss_options(self) -> LossOptions:
+        """What to compute."""
+        return LossOptions(
             self.auc.options,
             self.auc.pair_weight,
             self.auc.process_group,
@@ -132,8 +119,6 @@ class AUCSegLoss(ExactBuffers):
             class_weight=self.class_weight,
             label_smoothing=self.label_smoothing,
         )
-        check_inputs(logits, target, options, upsample=self.upsample)
-        return options
 
     def extra_repr(self) -> str:
         """The weights."""

@@ -98,7 +98,8 @@ def class_weights(
             the training set: of these the pixel counts are taken and, for the `median` rule, the labelled pixels of
             the images with a class.
         rule: One of the names above.
-        power: Exponent of the `inverse` rule; 0.5 is the common softened form.
+        power: Of the `inverse` rule, at least 0: weights go with the frequency to the power `-power`; 0.5 is the
+            common softened form.
         beta: Of the `effective` rule, in 0..1. Classes with far more than 1 / (1 - beta) counts weigh the same, so
             that the 0.9999 that is common for images levels pixel counts out. None for 1 - 1 / median(counts).
         image_pixels: For the `median` rule, the labelled pixels of the images that contain each class (K,); None for
@@ -133,6 +134,8 @@ def class_weights(
     if given_pixels and rule != "median" and rule in get_args(WeightRule):
         raise ValueError(f"image_pixels goes with the rule 'median', but the rule is {rule!r}: leave one out")
     if rule == "inverse":
+        if power < 0:
+            raise ValueError(f"power must be at least 0, got {power}: 0.25 weighs by the frequency to the power -0.25")
         weights = (values.mean() / values) ** power
         if not weights.float().isfinite().all():
             raise ValueError(f"power {power} makes a weight that float32 does not hold: take a smaller one")

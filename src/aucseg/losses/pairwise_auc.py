@@ -16,10 +16,9 @@ from aucseg.losses.auc.checks import (
     check_sums_are_enough,
     names_nearest_option,
 )
-from aucseg.losses.auc.class_sums import ClassSums
-from aucseg.losses.auc.objective import class_sums, weighted_loss
+from aucseg.losses.auc.module import AUCModule
+from aucseg.losses.auc.objective import weighted_loss
 from aucseg.losses.auc.options import AUCOptions, LossOptions, SurrogateOption
-from aucseg.tensors.dtypes import ExactBuffers
 
 
 def pairwise_auc_loss(
@@ -91,7 +90,7 @@ def _check_process_group(group: dist.ProcessGroup | None, options: AUCOptions) -
         raise TypeError(f"process_group must be a group of torch.distributed, such as dist.group.WORLD, got {given!r}")
 
 
-class PairwiseAUCLoss(ExactBuffers):
+class PairwiseAUCLoss(AUCModule):
     r"""The pixel-level AUC loss of AUCSeg, exact over all pairs of pixels of the batch.
 
     For channel c the pixels of class c are positives, those of every other class a negatives:
@@ -216,24 +215,9 @@ class PairwiseAUCLoss(ExactBuffers):
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return twin
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss; see the class for shapes and errors."""
-        options = self._checked(logits, target)
-        return weighted_loss(logits, target, options)
-
-    def class_sums(self, logits: Tensor, target: Tensor) -> ClassSums:
-        """Sums of a micro-batch on this rank, for `aucseg.losses.MicroBatchAUC`."""
-        return class_sums(logits, target, self._checked(logits, target))
-
-    def given_sums(self, whole: ClassSums, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss of a whole with the given sums; its gradient is that of this part."""
-        options = self._checked(logits, target)
-        return weighted_loss(logits, target, options, whole)
-
-    def _checked(self, logits: Tensor, target: Tensor) -> LossOptions:
-        options = LossOptions(self._options, self.pair_weight, self._process_group)
-        check_inputs(logits, target, options)
-        return options
+    def loss_options(self) -> LossOptions:
+        """What to compute."""
+        return LossOptions(self._options, self.pair_weight, self._process_group)
 
     def extra_repr(self) -> str:
         """The options that were chosen."""

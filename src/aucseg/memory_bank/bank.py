@@ -39,6 +39,8 @@ from aucseg.memory_bank.policy import (
 )
 from aucseg.memory_bank.store import NeverStored, SampleStore
 from aucseg.memory_bank.uncompiled import UncompiledModule
+from aucseg.randomness import stable_seed
+from aucseg.runtime.announce import process_number
 from aucseg.tensors.dtypes import plain_tensor
 
 _NO_PASTES: Ints = np.zeros((3, 0), dtype=np.int64)
@@ -94,8 +96,8 @@ class TailMemoryBank(UncompiledModule):
         max_bytes: Bound on `nbytes`, not on the room around it. Beyond it the oldest sample of the fullest class
             goes (most samples, then most bytes); a sample that is larger by itself is not stored.
         ignore_index: Label of pixels without a class; never stored, may be pasted over.
-        generator: CPU generator of all random choices; by default one of its own, seeded from torch's global generator.
-            Its state is saved and loaded with the bank.
+        generator: CPU generator of all random choices; by default one of its own, seeded from torch's global
+            generator and the rank. Its state is saved and loaded with the bank.
         presence_target: Share of images (0..1) that should hold each tail class; see above. By default 0.1, unless
             there is a `sample_ratio`.
         max_factor: Presence rises at most this many times, at least 1: :math:`t` becomes
@@ -176,7 +178,9 @@ class TailMemoryBank(UncompiledModule):
         self.max_components = max_components
         self._presence = checked_presence(presence, sample_ratio, self.tail_classes, num_classes)
         if generator is None:
-            generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+            # Processes that were seeded alike must not paste in the same steps.
+            seed = stable_seed(int(torch.randint(2**62, ())), process_number())
+            generator = torch.Generator().manual_seed(seed)
         self._generator = generator
         protected = {*self.protect_classes, *(self.tail_classes if protect_tail else ())}
         self._planner = BankPlanner(

@@ -165,6 +165,8 @@ def check_batch(images: Tensor, masks: Tensor, tail_classes: Sequence[int]) -> N
             "images must be (B, C, H, W) and masks (B, H, W) with the same B, H and W, or volumes (B, C, D, H, W) and "
             f"(B, D, H, W), got {tuple(images.shape)} and {tuple(masks.shape)}"
         )
+    if images.shape[1] == 0:
+        raise ValueError(f"images of shape {tuple(images.shape)} have no channel")
     if images.device != masks.device:
         raise ValueError(f"images and masks must be on one device, got {images.device} and {masks.device}")
 

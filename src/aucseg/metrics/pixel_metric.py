@@ -66,6 +66,29 @@ class PixelMetric(Metric):
         self.class_names = None if class_names is None else tuple(class_names)
         self.add_state("num_invalid", torch.tensor(0), dist_reduce_fx="sum")
 
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # torchmetrics takes any shape, and the numbers would be wrong.
+        for name, default in self._defaults.items():
+            stored = state_dict.get(prefix + name)
+            if isinstance(default, Tensor) and stored is not None and stored.shape != default.shape:
+                error_msgs.append(
+                    f"{prefix}{name} is of other settings: its shape is {tuple(stored.shape)}, that of this metric "
+                    f"{tuple(default.shape)}; make the metric with the number of classes and bins of the saved one"
+                )
+                return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
     def details(self) -> dict[str, Tensor]:
         """Returns what `compute` returns and more, `per_class` (K,) at least, over all processes."""
         raise NotImplementedError

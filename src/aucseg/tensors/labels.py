@@ -124,6 +124,17 @@ def refuse_other_labels(labels: Tensor, num_classes: int, name: str) -> None:
         )
 
 
+def assert_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
+    """Like `check_labels`, without waiting: the device reports a wrong label later, as a RuntimeError.
+
+    Devices other than CPUs and CUDA, which have no such assertion, report nothing.
+    """
+    if target.device.type in ("cpu", "cuda"):
+        fine = ((target >= 0) & (target < num_classes)) | (target == ignore_index)
+        message = f"a label is neither in 0..{num_classes - 1} nor the ignore label {ignore_index}"
+        torch._assert_async(fine.all(), message)
+
+
 def check_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
     """Refuses labels that are neither a class nor the ignore label; waits for the device.
 

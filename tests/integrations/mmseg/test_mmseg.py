@@ -214,6 +214,10 @@ def test_wrong_options_are_refused_when_built() -> None:
         MMSegAUCSegLoss(surrogate="squre")
     with pytest.raises(ValueError, match="scope='image'"):
         TailMemoryBankTransform(tail_classes=[1], num_classes=2, scope="batch")
+    with pytest.raises(TypeError, match="TailMemoryBankTransform has no option 'num_clases'; did you mean num_classes"):
+        TailMemoryBankTransform(tail_classes=[1], num_clases=2)
+    with pytest.raises(TypeError, match="bank has no option 'num_clases'"):
+        AUCSegDataPreProcessor(bank={"tail_classes": [1], "num_clases": 2})
 
 
 def test_transform_pastes_into_the_packed_sample() -> None:

@@ -11,6 +11,7 @@ from mmcv.transforms import BaseTransform
 from mmseg.models import SegDataPreProcessor
 from mmseg.registry import MODELS, TRANSFORMS
 
+from aucseg.hints import check_options
 from aucseg.memory_bank import TailMemoryBank
 from aucseg.memory_bank.paper import with_paper_settings
 
@@ -35,6 +36,9 @@ class TailMemoryBankTransform(BaseTransform):  # type: ignore[misc]
             raise ValueError(
                 "a transform sees one image at a time: use scope='image', or AUCSegDataPreProcessor for scope='batch'"
             )
+        # What is wrong with the options is found here, not in a loader process.
+        check_options(type(self).__name__, options, TailMemoryBank)
+        TailMemoryBank(**{"generator": torch.Generator(), **options})
         self.options = options
         # Built at the first image: a bank built here would give every worker process the same random numbers.
         self._bank: TailMemoryBank | None = None
@@ -49,6 +53,7 @@ class TailMemoryBankTransform(BaseTransform):  # type: ignore[misc]
             raise ValueError("TailMemoryBankTransform needs packed samples: put it after PackSegInputs")
         if self._bank is None:
             self._bank = TailMemoryBank(**self.options)
+        _warn_of_edges(results["data_samples"])
         truth = results["data_samples"].gt_sem_seg
         images, masks = self._bank(results["inputs"][None], truth.data)
         results["inputs"], truth.data = images[0], masks
@@ -74,7 +79,11 @@ class AUCSegDataPreProcessor(SegDataPreProcessor):  # type: ignore[misc]
 
     def __init__(self, bank: dict[str, Any] | None = None, **options: Any) -> None:
         super().__init__(**options)
-        self.bank = None if bank is None else TailMemoryBank(**with_paper_settings(bank))
+        self.bank = None
+        if bank is not None:
+            bank = with_paper_settings(bank)
+            check_options("bank", bank, TailMemoryBank)
+            self.bank = TailMemoryBank(**bank)
         if self.bank is not None:
             self.bank.register_load_state_dict_pre_hook(_leave_other_classes_out)  # type: ignore[no-untyped-call]
 
@@ -83,6 +92,8 @@ class AUCSegDataPreProcessor(SegDataPreProcessor):  # type: ignore[misc]
         batch: dict[str, Any] = super().forward(data, training)
         if self.bank is None or not training:
             return batch
+        for sample in batch["data_samples"]:
+            _warn_of_edges(sample)
         truths = [sample.gt_sem_seg for sample in batch["data_samples"]]
         device = batch["inputs"].device
         masks = torch.cat([truth.data for truth in truths]).to(device)
@@ -90,6 +101,16 @@ class AUCSegDataPreProcessor(SegDataPreProcessor):  # type: ignore[misc]
         for truth, mask in zip(truths, masks, strict=True):
             truth.data = mask[None]
         return batch
+
+
+def _warn_of_edges(sample: Any) -> None:
+    """Warns of samples with edges, which are not those of the mask after a paste."""
+    if "gt_edge_map" in sample:
+        warnings.warn(
+            "the samples have gt_edge_map, in which the edges of what the bank pastes are missing: train without a "
+            "bank, or with a model that has no head for edges",
+            stacklevel=3,
+        )
 
 
 def _leave_other_classes_out(bank: TailMemoryBank, state: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -120,7 +120,10 @@ def check_inputs(logits: Tensor, target: Tensor, options: LossOptions, *, upsamp
     if not upsample and labels != (shape[0], *shape[2:]):
         raise ValueError(f"target must have shape {(shape[0], *shape[2:])} for logits of shape {shape}, got {labels}")
     if target.dim() != logits.dim() - 1 or labels[0] != shape[0]:
-        raise ValueError(f"target of shape {labels} does not fit logits of shape {shape}: expected (B, *spatial)")
+        way_out = ": pass target.squeeze(1)" if labels[1:2] == (1,) and target.dim() == logits.dim() else ""
+        raise ValueError(
+            f"target of shape {labels} does not fit logits of shape {shape}: expected (B, *spatial){way_out}"
+        )
     if shape[2:] != labels[1:] and len(shape) > 5:
         raise ValueError(
             f"logits of shape {shape} are smaller than the target of shape {labels}, and upsampling is offered for one "
@@ -153,9 +156,8 @@ def _check_number_of_channels(num_channels: int, options: LossOptions) -> None:
     if options.pair_weight is not None and options.pair_weight.shape[0] != num_channels:
         raise ValueError(f"pair_weight is {tuple(options.pair_weight.shape)} but logits have {num_channels} channels")
     if options.class_weight is not None and options.class_weight.numel() != max(num_channels, 2):
-        raise ValueError(
-            f"class_weight has {options.class_weight.numel()} entries but logits have {num_channels} channels"
-        )
+        channels = "one channel, which is two classes" if num_channels == 1 else f"{num_channels} channels"
+        raise ValueError(f"class_weight has {options.class_weight.numel()} entries but logits have {channels}")
 
 
 def _check_derivatives(logits: Tensor) -> None:

@@ -49,6 +49,6 @@ def all_reduced(values: list[Tensor], group: dist.ProcessGroup | None) -> list[T
     return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
 
 
-def with_value(local: Tensor, value: Tensor, scale: float = 1.0) -> Tensor:
+def with_value(local: Tensor, value: Tensor, scale: float | Tensor = 1.0) -> Tensor:
     """`value`, with `scale` times the gradient of `local`."""
     return value + scale * (local - local.detach())

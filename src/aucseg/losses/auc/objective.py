@@ -42,7 +42,10 @@ def weighted_loss(logits: Tensor, target: Tensor, options: LossOptions, whole: C
             (counts,) = all_reduced([counts], options.process_group)
         else:
             counts = whole.counts
-        weights = PairWeights.of(counts, options.auc.strategy, options.pair_weight, binary)
+        pair_weight = options.pair_weight
+        if whole is not None and pair_weight is not None and pair_weight.requires_grad:
+            pair_weight = _of_part(pair_weight, logits, target, whole, options)
+        weights = PairWeights.of(counts, options.auc.strategy, pair_weight, binary)
         if options.by_sorting:
             risk, entropy = _by_sorting(logits, target, weights, options)
         else:
@@ -113,6 +116,15 @@ def _by_sorting(logits: Tensor, target: Tensor, weights: PairWeights, options: L
     if options.with_cross_entropy:
         _, entropy = _from_sums(logits, target, weights, options, None)
     return sorted_auc(logits, target, weights, options.auc), entropy
+
+
+def _of_part(pair_weight: Tensor, logits: Tensor, target: Tensor, whole: ClassSums, options: LossOptions) -> Tensor:
+    """Weights whose gradient is the share of this part in the pixels, so that the gradients of all parts add up."""
+    own = pixel_counts(target, logits.shape[1], options.auc.ignore_index).sum()
+    # Data-parallel training averages the gradients of the ranks.
+    ranks = 1 if options.process_group is None else dist.get_world_size(options.process_group)
+    share = (ranks * own / whole.counts.sum().clamp(min=1)).to(pair_weight.dtype)
+    return with_value(pair_weight, pair_weight.detach(), share)
 
 
 def _zero(weights: PairWeights) -> Tensor:

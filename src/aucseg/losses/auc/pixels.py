@@ -17,6 +17,8 @@ _PICK_BELOW = 0.5
 def class_labels(target: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor | None]:
     """Labels as int64 with the ignore label mapped to `num_classes`, and which pixels are ignored.
 
+    A label `num_classes` in `target`, which nobody may have checked, becomes one that no table holds.
+
     Labels are compared as int64: torch compares a number in the dtype of the tensor, where 156 of uint8 is -100.
 
     On a CPU, where asking is free, both are cheaper without ignored pixels: the labels may be `target` itself, and
@@ -26,7 +28,7 @@ def class_labels(target: Tensor, num_classes: int, ignore_index: int) -> tuple[T
     ignored = labels == ignore_index
     if target.device.type == "cpu" and not bool(ignored.any()):
         return labels, None
-    return labels.masked_fill(ignored, num_classes), ignored
+    return (labels + (labels == num_classes)).masked_fill_(ignored, num_classes), ignored
 
 
 class Channels:

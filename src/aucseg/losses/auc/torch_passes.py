@@ -36,8 +36,11 @@ def counts(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     """See `aucseg.losses.auc.operators.pixel_counts`."""
     total = torch.zeros(num_classes + 1, dtype=wide_dtype(target.device), device=target.device)
     for part in torch.split(target.flatten(), piece_size(target.numel(), target.device)):
-        labels, _ = class_labels(part, num_classes, ignore_index)
+        labels, ignored = class_labels(part, num_classes, ignore_index)
         if target.device.type == "cpu":
+            low, high = labels.aminmax() if len(labels) else (0, 0)
+            if low < 0 or high >= num_classes + (ignored is not None):
+                raise IndexError(f"target holds labels outside 0..{num_classes - 1} that are not the ignore label")
             total += torch.bincount(labels, minlength=num_classes + 1)
         else:  # bincount would wait for the device
             total += torch.histc(labels.float(), num_classes + 1, -0.5, num_classes + 0.5)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from aucseg.losses.class_weights import check_class_counts
 from aucseg.tensors.dtypes import can_be_asked, check_tensor, int64_labels, is_mapped, wide_dtype, wide_sum
-from aucseg.tensors.labels import check_ignore_index, check_labels, refuse_default_ignore_label
+from aucseg.tensors.labels import assert_labels, check_ignore_index, check_labels, refuse_default_ignore_label
 from aucseg.tensors.upsampling import resize
 
 
@@ -76,8 +76,8 @@ class LongTailLoss(nn.Module):
 
         Raises:
             TypeError: No tensors, logits that are not floating point, labels that are not integers.
-            ValueError: Shapes that don't fit, labels out of range (checked on the CPU only: elsewhere it would wait for
-                the device).
+            ValueError: Shapes that don't fit, labels out of range (on a CPU; CUDA and compiled code report these as a
+                RuntimeError, other devices do not look).
         """
         target = self._check(logits, target)
         with torch.autocast(logits.device.type, enabled=False):
@@ -141,8 +141,12 @@ class LongTailLoss(nn.Module):
             raise ValueError(f"logits of spatial size {tuple(small)} are larger than the target's {tuple(large)}")
         if small != large and len(large) > 3:
             raise ValueError(f"upsampling is defined for 1 to 3 spatial dimensions, got {len(large)}")
+        if target.numel() and not logits.numel():
+            raise ValueError(f"logits of shape {tuple(logits.shape)} hold no value for the target's {tuple(large)}")
         if can_be_asked(target) and target.numel():
             check_labels(target, num_classes, self.ignore_index)
+        elif not is_mapped(target):
+            assert_labels(target, num_classes, self.ignore_index)
         return target
 
 
