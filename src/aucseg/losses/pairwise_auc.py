@@ -115,8 +115,9 @@ class PairwiseAUCLoss(AUCModule):
     float32 per pixel (float64 for float64 logits and identity scores) and float64 for sums, whatever the autocast
     dtype. It can be differentiated once, by a backward pass. A batch with fewer than two classes gives a zero that is
     connected to the graph. NaN logits of valid pixels give a NaN loss (in the channel of a class that does not occur
-    they may not be looked at); infinite logits are well-defined with sigmoid scores and give NaN with the others;
-    ignored pixels never count, whatever their logits.
+    they may not be looked at); infinite logits are scores of 0 and 1 with sigmoid scores; with softmax scores
+    `-inf` is a score of 0 and `+inf` gives NaN, as identity scores do for both unless the surrogate saturates; ignored
+    pixels never count, whatever their logits.
 
     Args:
         surrogate: One of the names above, a `SmoothSurrogate`, or a smooth function of the difference (a callable on
@@ -133,8 +134,8 @@ class PairwiseAUCLoss(AUCModule):
         max_fpr: One-way partial AUC: of the negatives of each class (`"ova"`: of all negatives) only the
             `ceil(max_fpr n)` with the highest scores count. In (0, 1]; for hinge and squared hinge.
         check_finite: Raise a ValueError that names image and class if a logit is not finite. Waits for the device.
-        validate_args: Check the labels when they are on the CPU. (On an accelerator a bad label is an assertion of the
-            device, which says so later; under `torch.compile` labels and logits are not checked.)
+        validate_args: Check the labels when they are on the CPU. (CUDA reports a bad label later, by an assertion of
+            the device; other accelerators may not notice.)
 
     Shape:
         - logits: `(B, K, *spatial)` with any number of spatial dimensions, or `(N, K)`; `K = 1`: one logit a
