@@ -151,7 +151,7 @@ def test_the_card_in_a_folder_is_taken(
     own.write_text("title: another card\n")
     assert run(root) == 0  # the contact sheet is nothing that a proposed card would miss
     out = capsys.readouterr().out
-    assert f"note: {own} is not a card that can be used, so one is proposed" in out
+    assert f"note: {own} is not a data set card, so one is proposed" in out
     assert "proposed card: 3 classes" in out
 
 
@@ -363,3 +363,55 @@ def test_files_that_a_user_names_may_be_links_and_pipes(run: Run, card_path: Pat
     assert pipe.is_fifo()
     assert link.is_symlink()
     assert (tmp_path / "classes.csv").read_text().startswith("id,")
+
+
+def test_files_of_the_user_are_not_overwritten(
+    run: Run, card_path: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    proposed = tmp_path / "proposed.yaml"
+    assert run(root, "--write-card", proposed) == 0
+    assert run(root, "--write-card", proposed) == 0  # once more
+    named = proposed.read_text().replace("class_7", "bird")
+    assert "bird" in named
+    proposed.write_text(named)
+    assert run(root, "--write-card", proposed) == 2
+    assert f"{proposed} exists and is another card" in capsys.readouterr().err
+    assert proposed.read_text() == named
+    assert run(card_path, "--root", root, "--cache", card_path) == 2
+    assert f"{card_path} is not a cache of 'aucseg stats'" in capsys.readouterr().err
+    assert card_path.read_text() == MINI
+
+
+def test_nothing_is_counted_twice(
+    run: Run, card_path: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(card_path, "--root", root, "--save", tmp_path / "part.json") == 0
+    assert run(card_path, "--merge", tmp_path / "part.json", tmp_path / "x/../part.json") == 2
+    assert "--merge lists a file twice" in capsys.readouterr().err
+    pytest.importorskip("webdataset")
+    (shard,) = write_shards(SegmentationDataset(card_path, root), tmp_path / "shards")
+    assert run(card_path, "--shards", shard, tmp_path / "shards/*.tar") == 2
+    assert f"the shard {shard} is listed twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["card.yaml", "card.yml", "Card.yaml"])
+def test_a_mistake_in_the_card_of_a_folder_is_not_passed_over(
+    run: Run, root: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / name).write_text(MINI.replace("name: bird", "name: off"))
+    assert run(root) == 2
+    assert f"{root / name}:" in capsys.readouterr().err
+    (root / name).write_text(MINI)
+    assert run(root) == 0
+    assert f"card: {root / name}" in capsys.readouterr().out
+    (root / name).write_text("cards: [ace, king]\n")
+    assert run(root) == 0
+    assert f"note: {root / name} is not a data set card, so one is proposed" in capsys.readouterr().out
+
+
+def test_lists_of_splits_are_pointed_out(run: Run, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "ImageSets").mkdir()
+    for name in ("train", "val", "classes"):
+        (root / "ImageSets" / f"{name}.txt").write_text("0\n1\n")
+    run(root)
+    assert "note: ImageSets/train.txt, ImageSets/val.txt may list the images of splits" in capsys.readouterr().out

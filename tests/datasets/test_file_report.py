@@ -190,3 +190,51 @@ def test_classes_in_no_validation_image_are_told(root: Path) -> None:
         "in no validation image: c; their IoU will be NaN, or 0 where they are predicted all the same",
         "val/tail will be NaN, so nothing may wait for it: an EarlyStopping that monitors it stops at once",
     ]
+
+
+SITES = DatasetCard.from_yaml("""name: t
+classes: [{name: a}, {name: b}, {name: c}]
+splits:
+  train: {images: '*/images/*.jpg', masks: '{1}/masks/{stem}.png'}
+""")
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> Path:
+    for start, site in ((0, "siteA"), (3, "siteB")):
+        make(tmp_path, *((f"{site}/images/{i}.jpg", f"{site}/masks/{i}.png") for i in range(3)), start=start)
+    return tmp_path
+
+
+def test_a_link_in_a_circle_costs_itself_alone(sites: Path) -> None:
+    (sites / "siteB/images/latest.jpg").symlink_to("latest.jpg")
+    report = report_files(SITES, sites)
+    assert len(report.splits["train"].pairs) == 6
+    assert report.problems() == ["siteB/images/latest.jpg of train: siteB/masks/latest.png is missing"]
+
+
+@pytest.mark.parametrize("link", ["latest", "other/images"])
+def test_folders_that_links_lead_to_again_are_used_once(sites: Path, link: str) -> None:
+    (sites / link).parent.mkdir(exist_ok=True)
+    (sites / link).symlink_to(sites / "siteB" / ("images" if link.endswith("images") else ""))
+    report = report_files(SITES, sites)
+    assert [pair.image for pair in report.splits["train"].pairs] == [
+        f"{site}/images/{i}.jpg" for site in ("siteA", "siteB") for i in range(3)
+    ]
+    again = link if link.endswith("images") else f"{link}/images"
+    assert report.lines()[-1] == f"files: {again} is a link to siteB/images, whose files are used once"
+    assert report.problems() == []
+
+
+def test_a_folder_that_cannot_be_listed_is_a_problem(sites: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def refuse(path: Path) -> object:
+        if str(path).endswith("siteB"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    report = report_files(SITES, sites)
+    assert len(report.splits["train"].pairs) == 3
+    assert report.problems() == ["siteB: not a readable folder: Permission denied"]

@@ -1,4 +1,5 @@
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from aucseg.datasets import DatasetCard
 from aucseg.datasets.tree import IMAGE_ENDINGS
 from aucseg.inference.image_files import ImageError, find_images, read_photo
 from aucseg.inference.predict_files import predict_paths
@@ -354,3 +356,26 @@ def test_bands_that_are_no_colours_are_counted(tmp_path: Path) -> None:
     (tmp_path / "broken.tif").write_bytes(b"broken")
     with pytest.raises(ImageError, match=r"broken\.tif: not a readable image"):
         read_photo(tmp_path / "broken.tif")
+
+
+def test_folders_behind_links_are_searched_once(tmp_path: Path) -> None:
+    for place in ("store/0.png", "photos/a/1.png"):
+        save(np.zeros((4, 4, 3), np.uint8), tmp_path / place)
+    (tmp_path / "photos/linked").symlink_to(tmp_path / "store")
+    (tmp_path / "photos/again").symlink_to(tmp_path / "store")
+    (tmp_path / "photos/up").symlink_to(tmp_path / "photos")
+    found = find_images([tmp_path / "photos"])
+    assert [path.name for path in found] == ["1.png", "0.png"]
+
+
+@pytest.mark.parametrize(
+    ("says", "given", "turned"), [("ignore", None, False), ("error", None, True), ("ignore", "apply", True)]
+)
+def test_photographs_are_turned_as_in_training(tmp_path: Path, says: str, given: Any, turned: bool) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = save(np.zeros((8, 6, 3), np.uint8), tmp_path / "a.jpg", exif=exif)
+    card = replace(DatasetCard.load("freedoom_lt"), exif=says)
+    predict([path], tmp_path / "out", card=card, exif=given)
+    with Image.open(tmp_path / "out/labels/a.png") as labels:
+        assert labels.size == ((8, 6) if turned else (6, 8))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from aucseg.commands.fit_help import check_source
@@ -13,11 +14,14 @@ from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.card_bands import describe_range
 from aucseg.datasets.counting import MaskScan
 from aucseg.datasets.mask_checks import Palettes, describe_soft_edges, find_soft_edges
+from aucseg.datasets.naming import split_of_path
 from aucseg.datasets.pairing import Pair
 from aucseg.datasets.propose import propose_card
 from aucseg.datasets.scan import scan_samples
 from aucseg.datasets.scan_cache import ScanCache
 from aucseg.datasets.split import SplitOfFiles
+from aucseg.datasets.tree import Tree
+from aucseg.hints import shorten
 from aucseg.run_files import CARD_FILE
 from aucseg.safe_files import cache_folder
 from aucseg.statistics.class_statistics import ClassStatistics
@@ -153,6 +157,11 @@ def card_and_root(
         raise ValueError(annotations or error) from error
     if annotations is not None:
         print(f"note: {annotations}")
+    if len(card.splits) == 1 and (lists := _lists_of_splits(folder)):
+        print(
+            f"note: {shorten(lists, 4)} may list the images of splits, which the proposed card does not take: name "
+            "them in a card as 'list' ('aucseg stats --write-card' writes one to begin with)"
+        )
     layout = next(iter(card.splits.values()))[0]
     print(
         f"proposed card: {card.num_classes} classes, {card.mask_encoding} masks, splits {', '.join(card.splits)}, "
@@ -163,20 +172,33 @@ def card_and_root(
     return Source(card, folder, True, True)
 
 
+def _lists_of_splits(folder: Path) -> list[str]:
+    """Text files that are called like splits."""
+    texts = Tree(folder).files((".txt", ".csv", ".lst"))
+    return [path for path in texts if split_of_path(PurePosixPath(path).stem) is not None]
+
+
 def is_folder(source: str) -> bool:
     """Whether a data set is given as a folder, not as a card."""
     return Path(source).is_dir() and source not in DatasetCard.available()
 
 
 def _own_card(folder: Path) -> DatasetCard | None:
-    """The card that lies in a folder, such as `aucseg masks` writes."""
-    path = folder / CARD_FILE
-    if not path.is_file():
+    """The card that lies in a folder, such as `aucseg masks` writes.
+
+    Raises:
+        ValueError: There is a card with a mistake; another file of that name is passed over, with a note.
+    """
+    names = (CARD_FILE, str(Path(CARD_FILE).with_suffix(".yml")))
+    path = next((path for path in sorted(folder.iterdir()) if path.name.lower() in names and path.is_file()), None)
+    if path is None:
         return None
     try:
         card = DatasetCard.load(path)
     except ValueError as error:
-        print(f"note: {path} is not a card that can be used, so one is proposed: {error}")
+        if re.search(r"^(classes|splits|mask_encoding)\s*:", path.read_text(errors="replace"), re.MULTILINE):
+            raise
+        print(f"note: {path} is not a data set card, so one is proposed: {error}")
         return None
     print(f"card: {path}, {card.num_classes} classes, splits {', '.join(card.splits)}")
     return card

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--opacity", type=float, default=0.5, help="of the colours in the overlays (default: %(default)s)")
     add("--value-range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="values that mean black and white, for "
         "images of more than 8 bits")  # fmt: skip
-    add("--exif", choices=("apply", "ignore"), default="apply", help="whether to turn photographs as their EXIF data "
+    add("--exif", choices=("apply", "ignore"), help="whether to turn photographs as their EXIF data "
         "say (default: %(default)s)")  # fmt: skip
     add("--max-pixels", type=int, default=2**30, help="refuse larger images (default: %(default)s)")
     add("--batch-size", type=int, default=1, help="windows that go through the model together (default: %(default)s)")

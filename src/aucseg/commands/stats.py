@@ -190,6 +190,8 @@ def _unpack(args: argparse.Namespace) -> None:
 def _count(args: argparse.Namespace, source: Source, cache: ScanCache | None) -> tuple[ClassStatistics, Check]:
     card, root = source.card, source.root
     if args.merge:
+        if len({path.resolve() for path in args.merge}) < len(args.merge):
+            raise ValueError("--merge lists a file twice, whose images would count twice")
         parts = [ClassStatistics.load(path) for path in args.merge]
         for path, part in zip(args.merge, parts, strict=True):
             if notice := part.check_classes(card, path):
@@ -329,7 +331,12 @@ def _write_card(path: Path, card: DatasetCard, root: Path) -> None:
         f"# Proposed by `aucseg stats` from what it found in {root.resolve().name}: give the classes their names, also "
         "in the\n# groups (by share of the labelled pixels), and check the rest.\n"
     )
-    write_named(path, (comment + card.to_yaml()).encode())
+    data = (comment + card.to_yaml()).encode()
+    if path.is_file() and path.read_bytes() != data:
+        raise ValueError(
+            f"{path} exists and is another card, perhaps with names of yours: move it, or name another file"
+        )
+    write_named(path, data)
     print(
         f"\nwrote {path}: give the classes their names, then run "
         f"aucseg stats {shlex.quote(str(path))} --root {shlex.quote(str(root))}"

@@ -31,15 +31,19 @@ class FileReport:
         unpaired: Files that belong to a pair by their names and places, but are in none.
         unused: Image files that no split names, as masks in colour beside masks of ids.
         shared: For each image that is in two splits: a message.
+        unreadable: For each folder that cannot be listed: a message.
+        again: Folders whose files are used where others lead to them, each with that place.
     """
 
     splits: dict[str, SplitFiles] = field(default_factory=dict)
     unpaired: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     shared: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    again: dict[str, str] = field(default_factory=dict)
 
     def problems(self, without: str | None = None) -> list[str]:
-        """Returns messages about what should not be: files in no pair, images in two splits.
+        """Returns messages about what should not be: files in no pair, images in two splits, folders out of reach.
 
         Args:
             without: A split whose missing files are reported elsewhere.
@@ -50,7 +54,7 @@ class FileReport:
             if split != without
             for message in _missing(split, files.missing)
         ]
-        return [*missing, *(f"{path}: in no pair" for path in self.unpaired), *self.shared]
+        return [*missing, *(f"{path}: in no pair" for path in self.unpaired), *self.shared, *self.unreadable]
 
     def others(self, used: Sequence[str]) -> dict[str, list[str]]:
         """Returns for each split that is not used now its images, without those that are used.
@@ -78,6 +82,9 @@ class FileReport:
             lines.append(f"files: of {split}, not used here: {shorten(images, _MAX_SHOWN_OF_SPLIT)}")
         if self.unused:
             lines.append(f"files: {len(self.unused):,} in no split: {shorten(self.unused, _MAX_SHOWN)}")
+        lines += [
+            f"files: {folder} is a link to {first}, whose files are used once" for folder, first in self.again.items()
+        ]
         return lines
 
 
@@ -121,6 +128,8 @@ def report_files(
             is_expected = any(regex.fullmatch(path) for regex in expected)
         (report.unpaired if is_expected and not is_companion else report.unused).append(path)
     report.shared = list(_shared(report.splits))
+    report.unreadable = [f"{folder or '.'}: not a readable folder: {why}" for folder, why in tree.unreadable.items()]
+    report.again = tree.again
     return report
 
 

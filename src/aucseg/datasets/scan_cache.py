@@ -39,6 +39,10 @@ class Signature:
         return cls(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
+# The first bytes of every SQLite file.
+_MAGIC = b"SQLite format 3\0"
+
+
 class ScanCache:
     """An SQLite file with the results of scans.
 
@@ -47,6 +51,10 @@ class ScanCache:
 
     Args:
         path: The file; made where it is missing or damaged.
+
+    Raises:
+        ValueError: It is a file of another kind.
+        OSError: It cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,6 +66,8 @@ class ScanCache:
             # No database is damaged by a folder or a disk that cannot be written to.
             raise OSError(f"{path}: {error}") from error
         except sqlite3.DatabaseError:
+            if path.read_bytes()[: len(_MAGIC)] not in (_MAGIC, b""):
+                raise ValueError(f"{path} is not a cache of 'aucseg stats': give another file to --cache") from None
             path.unlink()
             self._connection = self._connect()
         self._num_open = 0

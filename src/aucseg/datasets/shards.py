@@ -169,7 +169,7 @@ def shard_urls(urls: str | Path | Sequence[str | Path]) -> list[str]:
     """The shards that paths, URLs and patterns stand for.
 
     Raises:
-        ValueError: No shard, a pattern that fits no file, a `pipe:` URL.
+        ValueError: No shard, a pattern that fits no file, a shard listed twice, a `pipe:` URL.
         ImportError: `webdataset` is not installed.
     """
     webdataset = import_extra("webdataset", "stream")
@@ -182,6 +182,9 @@ def shard_urls(urls: str | Path | Sequence[str | Path]) -> list[str]:
     ]
     if not found:
         raise ValueError("urls is empty; give at least one shard")
+    for number, url in enumerate(found):
+        if url in found[:number]:
+            raise ValueError(f"the shard {url} is listed twice, so that its samples would count twice")
     return found
 
 

@@ -49,6 +49,13 @@ def _below(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle, or into a place that may not be entered: named where it is read
+        return False
+
+
 def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
@@ -68,10 +75,16 @@ class Tree:
 
     Args:
         root: The folder.
+
+    Attributes:
+        unreadable: Folders that could not be listed, each with the reason.
+        again: Folders that a pattern led to although their files were there already, each with where they were.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.unreadable: dict[str, str] = {}
+        self.again: dict[str, str] = {}
         self._listings: dict[str, tuple[dict[str, bool], dict[str, list[str]]]] = {}
         self._stem_listings: dict[str, dict[str, list[str]]] = {}
 
@@ -84,9 +97,11 @@ class Tree:
             names: dict[str, bool] = {}
             try:
                 with os.scandir(self.root / folder) as entries:
-                    names = {entry.name: entry.is_dir() for entry in entries}
-            except OSError:
+                    names = {entry.name: _is_folder(entry) for entry in entries}
+            except (FileNotFoundError, NotADirectoryError):
                 pass
+            except OSError as error:
+                self.unreadable[folder] = error.strerror or str(error)
             spellings: dict[str, list[str]] = {}
             for name in names:
                 spellings.setdefault(normalized(name), []).append(name)
@@ -159,30 +174,45 @@ class Tree:
         regex = pattern_regex(pattern)
         any_ending = pattern.endswith("*")
         found = []
-        for path in self._candidates(pattern.split("/")):
-            match = regex.fullmatch(_composed(path))
-            if match is not None and (not any_ending or ending_of(path) in IMAGE_ENDINGS):
-                found.append((path, tuple(group or "" for group in match.groups())))
+        for folder in self._each_once(self._folders(pattern.split("/")[:-1])):
+            for path in self._files(folder):
+                match = regex.fullmatch(_composed(path))
+                if match is not None and (not any_ending or ending_of(path) in IMAGE_ENDINGS):
+                    found.append((path, tuple(group or "" for group in match.groups())))
         return sorted(found)
 
-    def _candidates(self, parts: list[str], folder: str = "") -> Iterator[str]:
-        """Files in the folders that the parts of a pattern before its last lead to."""
+    def _each_once(self, folders: Iterable[str]) -> Iterator[str]:
+        """The folders without those that only links make others, whose images would count twice."""
+        top = os.path.realpath(self.root)
+        real = {folder: os.path.realpath(self.root / folder) for folder in folders}
+        seen: dict[str, str] = {}
+        # Folders at their own place come first.
+        for folder in sorted(real, key=lambda folder: (real[folder] != os.path.join(top, folder).rstrip("/"), folder)):
+            first = seen.setdefault(real[folder], folder)
+            if first == folder:
+                yield folder
+            else:
+                self.again[folder] = first
+
+    def _folders(self, parts: list[str], folder: str = "") -> Iterator[str]:
+        """The folders that the parts of a pattern before its last lead to."""
+        if not parts:
+            yield folder
+            return
         part, *rest = parts
-        if not rest:
-            yield from self._files(folder)
-        elif part == "**":
+        if part == "**":
             for below in self.folders_below(folder):
-                yield from self._candidates(rest, below)
+                yield from self._folders(rest, below)
         elif "*" in part or "?" in part:
             regex = pattern_regex(part, is_file=False)
             for name, is_folder in self.listing(folder).items():
                 if is_folder and regex.fullmatch(_composed(name)) and not is_hidden(name):
-                    yield from self._candidates(rest, _below(folder, name))
+                    yield from self._folders(rest, _below(folder, name))
         else:
             # A folder that the pattern names may be hidden.
             for name, is_folder in self.listing(folder).items():
                 if is_folder and _composed(name) == part:
-                    yield from self._candidates(rest, _below(folder, name))
+                    yield from self._folders(rest, _below(folder, name))
 
     def _files(self, folder: str) -> list[str]:
         return [

@@ -21,7 +21,7 @@ from aucseg.datasets.files import (
     to_rgb,
     without_pixel_limit,
 )
-from aucseg.datasets.tree import IMAGE_ENDINGS, ending_of, is_hidden, is_system_file
+from aucseg.datasets.tree import IMAGE_ENDINGS, Tree, ending_of, is_hidden, is_system_file
 
 Array = npt.NDArray[Any]
 
@@ -60,7 +60,7 @@ def find_images(inputs: Iterable[str | Path], *, exclude: Path | None = None) ->
         if path.is_file() or _is_dead_link(path):
             matches = [] if is_system_file(path.name) else [path]
         elif path.is_dir():
-            matches = sorted(p for p in path.rglob("*") if ending_of(p.name) in IMAGE_ENDINGS and _is_data(p, path))
+            matches = [path / name for name in Tree(path).files(IMAGE_ENDINGS)]
         else:
             # Unlike glob.glob, "**" does not follow links, which may lead in circles.
             top = Path(path.anchor)

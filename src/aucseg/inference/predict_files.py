@@ -64,7 +64,7 @@ def predict_paths(
     opacity: float = 0.5,
     scores: bool = False,
     score_dtype: Literal["float32", "float16"] = "float32",
-    exif: Literal["apply", "ignore"] = "apply",
+    exif: Literal["apply", "ignore"] | None = None,
     value_range: tuple[float, float] | None = None,
     max_pixels: int = 2**30,
     progress: bool = True,
@@ -99,7 +99,7 @@ def predict_paths(
         scores: Whether to write score maps: 4 K bytes for each pixel.
         score_dtype: Their dtype. In float16, half the size, all probabilities above 0.9998 are equal, so that AUC and
             average precision of a confident model come out lower than they are.
-        exif: See `read_photo`.
+        exif: See `read_photo`; None for what the card says, `"apply"` where it says neither.
         value_range: See `read_photo`.
         max_pixels: See `read_photo`.
         progress: Whether to show a bar.
@@ -119,6 +119,8 @@ def predict_paths(
         raise ValueError(f"value_range must be two rising numbers, got {value_range}")
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity must be in 0..1, got {opacity}")
+    if exif is None:
+        exif = "ignore" if card is not None and card.exif == "ignore" else "apply"
     predictor = model if isinstance(model, Predictor) else Predictor(model)
     out_dir = Path(out_dir)
     _refuse_other_files(out_dir)
