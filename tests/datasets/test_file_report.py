@@ -238,3 +238,13 @@ def test_a_folder_that_cannot_be_listed_is_a_problem(sites: Path, monkeypatch: p
     report = report_files(SITES, sites)
     assert len(report.splits["train"].pairs) == 3
     assert report.problems() == ["siteB: not a readable folder: Permission denied"]
+
+
+def test_copies_that_may_be_held_out(sites: Path) -> None:
+    for kind, ending in (("images", "jpg"), ("masks", "png")):
+        (sites / f"siteA/{kind}/copy.{ending}").write_bytes((sites / f"siteA/{kind}/0.{ending}").read_bytes())
+    splits = {"train": report_files(SITES, sites).splits["train"].pairs}
+    assert find_duplicates(sites, splits) == []
+    assert find_duplicates(sites, splits, held_out=True) == [
+        "the same image 2 times: siteA/images/0.jpg, siteA/images/copy.jpg; keep one, or a copy may be validated on"
+    ]

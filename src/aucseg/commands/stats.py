@@ -217,6 +217,7 @@ def _count(args: argparse.Namespace, source: Source, cache: ScanCache | None) ->
         dataset.root,
         {name: found.pairs for name, found in files.splits.items()},
         card,
+        held_out=not _has_validation(card),
         decode=args.decode_images,
         cache=cache,
         num_threads=args.workers,
@@ -243,9 +244,13 @@ def _describe_tiles(dataset: SplitOfFiles) -> list[str]:
     return [f"tiles: {num_tiles:,} of {counted(num_images, 'large image')}, each counted as one"] if num_tiles else []
 
 
+def _has_validation(card: DatasetCard) -> bool:
+    return any(split_of_path(split) == "val" for split in card.splits)
+
+
 def _describe_validation(card: DatasetCard, dataset: SplitOfFiles) -> list[str]:
     """What runs validate on where the card has no split for it."""
-    if any(split_of_path(split) == "val" for split in card.splits):
+    if _has_validation(card):
         return []
     sequences = sequences_of_names([pair.name for pair in dataset.pairs])
     whole = "" if sequences is None else f" (whole sequences, of the {max(sequences) + 1:,} that their names tell)"

@@ -33,11 +33,12 @@ def find_duplicates(
     splits: Mapping[str, Sequence[Pair]],
     card: DatasetCard | None = None,
     *,
+    held_out: bool = False,
     decode: bool = False,
     cache: ScanCache | None = None,
     num_threads: int = 1,
 ) -> list[str]:
-    """Returns a message for each set of identical images that lie in two splits, or have different masks.
+    """Returns a message for each set of identical images that lie in two splits, or may, or have different masks.
 
     Files are compared by size, then by a few blocks, and as a whole only where these agree: of most data sets hardly
     anything is read. Images of one height and width are compared by their pixels as well, as they are stored, so that
@@ -48,6 +49,7 @@ def find_duplicates(
         root: The folder of the data.
         splits: The pairs of each split.
         card: Says how images and masks are read; None for RGB.
+        held_out: Whether training images are to be held out, so that copies in one split may be parted, too.
         decode: Whether to decode all images, however many there are.
         cache: Digests of pixels of earlier runs, which are used and added to.
         num_threads: Threads that decode.
@@ -72,6 +74,9 @@ def find_duplicates(
         if len(masks) > 1 and len(list(_groups(masks, pixels.of_mask))) > 1:
             named = ", ".join(f"{pair.image} with {pair.mask}" for _, pair in found)
             messages.append(f"the same image with different masks: {named}; keep the right one")
+        elif held_out:
+            named = ", ".join(pair.image for _, pair in found)
+            messages.append(f"the same image {len(found)} times: {named}; keep one, or a copy may be validated on")
     return messages
 
 
