@@ -8,7 +8,7 @@ import aucseg
 
 PACKAGE = Path(aucseg.__file__).parent
 # Functions that import a module by its name.
-_IMPORTERS = ("import_module", "import_extra")
+_IMPORTERS = ("import_module", "import_extra", "import_kernels")
 
 
 def module_name(path: Path) -> str:

@@ -30,14 +30,13 @@ from aucseg.memory_bank.paste import Pastes, is_present, place_samples
 from aucseg.memory_bank.pixels import dense_format, paste_pixels
 from aucseg.memory_bank.plan import BankPlanner, BatchPlan
 from aucseg.memory_bank.policy import (
-    PresenceCounts,
     draw_below,
     draw_share_of_missing,
     draw_to_presence,
-    in_any,
     with_default_policy,
 )
-from aucseg.memory_bank.store import NeverStored, SampleStore
+from aucseg.memory_bank.presence import NeverStored, PresenceCounts, in_any
+from aucseg.memory_bank.store import SampleStore
 from aucseg.memory_bank.uncompiled import UncompiledModule
 from aucseg.randomness import stable_seed
 from aucseg.runtime.announce import process_number

@@ -1,4 +1,4 @@
-"""Which of the missing classes are pasted: the policies of the memory bank, and the presence that they go by.
+"""Which of the missing classes are pasted: the policies of the memory bank.
 
 A policy draws among the tail classes that a unit (an image, or a batch with `scope="batch"`) lacks. Classes go by
 their position among the tail classes here.
@@ -29,45 +29,6 @@ def with_default_policy(options: Mapping[str, Any]) -> dict[str, Any]:
     if options.get("sample_ratio") is not None or options.get("presence_target") is not None:
         return dict(options)
     return DEFAULT_POLICY | {key: value for key, value in options.items() if value is not None}
-
-
-class PresenceCounts:
-    """In how many images each tail class was seen, and in how many units it was after pasting.
-
-    Args:
-        num_tail: Number of tail classes.
-    """
-
-    def __init__(self, num_tail: int) -> None:
-        self.images = 0
-        self.images_with = [0] * num_tail
-        self._units = 0
-        self._units_reached = [0] * num_tail
-
-    @property
-    def seen(self) -> list[float]:
-        """Share of the images that held each class; 0 before the first image."""
-        return [count / max(self.images, 1) for count in self.images_with]
-
-    @property
-    def reached(self) -> list[float]:
-        """Share of the units that held each class after pasting; 0 before the first one."""
-        return [count / max(self._units, 1) for count in self._units_reached]
-
-    def see(self, present: Bools) -> None:
-        """Counts images before pasting: (B, num_tail) whether each holds each class."""
-        self.images += len(present)
-        self.images_with = (self.images_with + present.sum(0)).tolist()
-
-    def reach(self, held: Bools) -> None:
-        """Counts units after pasting: (units, num_tail) whether each holds each class."""
-        self._units += len(held)
-        self._units_reached = (self._units_reached + held.sum(0)).tolist()
-
-
-def in_any(rows: Bools) -> Bools:
-    """Which classes any of the images holds, (1, num_tail)."""
-    return np.logical_or.reduce(rows, axis=0, keepdims=True)
 
 
 def draw_share_of_missing(

@@ -1,6 +1,5 @@
 """The samples that a memory bank holds: which are kept, and which go."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -15,8 +14,6 @@ from aucseg.memory_bank.samples import StoredSample, sample_nbytes, size_of
 
 # The samples of each class; an integer stands for one that is still to be cut out of the images.
 _Slots = list[list[StoredSample | int]]
-# Images that hold a class of which nothing could be stored, before the warning.
-_NUM_IN_VAIN = 20
 
 
 class SampleStore:
@@ -202,51 +199,3 @@ def _cut(plan: BatchPlan, images: Tensor, groups: list[int], pixels: Tensor, fir
         last += num_runs
         first += num_pixels
     return samples
-
-
-class NeverStored:
-    """Says once of a tail class that images hold it and nothing of it is ever stored.
-
-    Args:
-        tail_classes: Ids of the tail classes.
-        min_pixels: Setting of the bank.
-        max_bytes: Setting of the bank.
-    """
-
-    def __init__(self, tail_classes: Sequence[int], min_pixels: int, max_bytes: int | None) -> None:
-        self._tail_classes = tail_classes
-        self._min_pixels = min_pixels
-        self._max_bytes = max_bytes
-        # For each class that was never stored nor warned about: how many images held it.
-        self._in_vain = dict.fromkeys(range(len(tail_classes)), 0)
-
-    def update(self, present: Bools, stored: set[int]) -> None:
-        """Counts a batch.
-
-        Args:
-            present: (B, num_tail) whether each image holds each class.
-            stored: The classes of which something was stored.
-        """
-        for position in stored:
-            self._in_vain.pop(position, None)
-        if not self._in_vain:
-            return
-        num_images = present.sum(0).tolist()
-        for position in self._in_vain:
-            self._in_vain[position] += num_images[position]
-        never = [position for position, count in self._in_vain.items() if count >= _NUM_IN_VAIN]
-        if not never:
-            return
-        for position in never:
-            del self._in_vain[position]
-        ids = ", ".join(str(self._tail_classes[position]) for position in never)
-        classes = f"tail class {ids}" if len(never) == 1 else f"tail classes {ids}"
-        no_bound = self._max_bytes is None
-        warnings.warn(
-            f"the memory bank has stored nothing of {classes}, though {_NUM_IN_VAIN} images or more held each: no "
-            f"component has min_pixels={self._min_pixels} pixels"
-            f"{'' if no_bound else f', or a sample is larger than max_bytes={self._max_bytes}'}. Without a sample a "
-            "class is never pasted: give TailMemoryBank a smaller min_pixels (1 stores every component)"
-            f"{'' if no_bound else ' or a larger max_bytes'}",
-            stacklevel=2,
-        )

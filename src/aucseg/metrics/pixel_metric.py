@@ -1,9 +1,8 @@
 """What all pixel metrics share: checks of logits and labels, states that are sums, one band of rows at a time."""
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import lru_cache, partial
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -13,6 +12,7 @@ from torchmetrics import Metric
 
 from aucseg.metrics.class_bars import draw_class_bars
 from aucseg.tensors.dtypes import check_tensor, int64_labels, plain_tensor
+from aucseg.tensors.kernels import import_kernels
 from aucseg.tensors.labels import check_ignore_index, class_ids, is_integer, refuse_default_ignore_label
 from aucseg.tensors.upsampling import upsampled_bands
 
@@ -290,17 +290,5 @@ def triton_counts_for(logits: Tensor, target: Tensor) -> ModuleType | None:
     """`aucseg.metrics.triton_counts` if they can count these, as `check_logits` returns them, where they are."""
     if logits.device.type != "cuda":
         return None
-    counts = import_triton_counts()
+    counts = import_kernels("aucseg.metrics.triton_counts", "pixel metrics")
     return counts if counts and counts.offered(logits, target) and counts.works_on(logits.device) else None
-
-
-@lru_cache(maxsize=1)
-def import_triton_counts() -> ModuleType | None:
-    """`aucseg.metrics.triton_counts`; without Triton None and, once, a warning."""
-    # Importing Triton takes a moment, which a CPU need not wait for.
-    try:
-        from aucseg.metrics import triton_counts
-    except Exception as error:  # not installed, or whatever a broken installation raises
-        warnings.warn(f"pixel metrics fall back to slower operations of torch, without Triton: {error}", stacklevel=2)
-        return None
-    return triton_counts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,7 +58,7 @@ class Evaluation:
     left_out: dict[str, str]
     extra: list[str]
     config: dict[str, Any]
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
 
     def write(self, folder: Path) -> None:
         """Writes the files of a run's validation, so that a report takes the folder like one of a run's."""
@@ -115,10 +115,8 @@ def evaluate_predictions(
             f"{folder}: {len(left_out)} of {len(names)} images cannot be evaluated: "
             f"{described(left_out, predictions.extra)}. Correct the files, or evaluate the others alone with --partial"
         )
-    evaluation = sums.evaluation()
-    evaluation.left_out, evaluation.extra = left_out, predictions.extra
-    evaluation.result |= {"predictions": folder.name, "split": split, "num_left_out": len(left_out)}
-    evaluation.config = {
+    result, roc_curves, notes = sums.result()
+    config = {
         "data": {
             "card": str(card) if dataset.card.path is None or _is_name(card) else str(dataset.card.path),
             "root": None if root is None else str(Path(root).resolve()),
@@ -126,7 +124,16 @@ def evaluate_predictions(
         },
         "predictions": {"folder": str(folder.resolve()), "ids": predictions.ids, "scores": sums.kind},
     }
-    return evaluation
+    return Evaluation(
+        result=result | {"predictions": folder.name, "split": split, "num_left_out": len(left_out)},
+        confusion=sums.iou.confusion.tolist(),
+        images=sums.images,
+        roc_curves=roc_curves,
+        left_out=left_out,
+        extra=predictions.extra,
+        config=config,
+        notes=notes,
+    )
 
 
 def _is_name(card: str | Path) -> bool:
@@ -215,13 +222,12 @@ class _Sums:
             return scores.clamp(0, 1)
         return scores
 
-    def evaluation(self) -> Evaluation:
-        """The numbers of all images."""
+    def result(self) -> tuple[dict[str, Any], dict[str, tuple[Tensor, Tensor]] | None, list[str]]:
+        """The entries of `result.json` for all images, the ROC curves of the tail, and what else there is to say."""
         card, details = self.card, self.iou.details()
-        confusion = self.iou.confusion
         groups, notes = card.named_groups, []
         if groups is None:
-            groups = groups_by_share(confusion.sum(1).tolist())
+            groups = groups_by_share(self.iou.confusion.sum(1).tolist())
             notes.append(f"the card names no groups; {RULE}")
         boundary = self.boundary[0].double() / self.boundary[1]
         per_class: dict[str, Tensor] = {
@@ -252,7 +258,7 @@ class _Sums:
             notes.append(f"no AUC and average precision: no scores for {shorten(self.without_scores, 10)}")
         if "tail" in groups:
             for name, values in per_class.items():
-                short = {"average_precision": "ap", "boundary_iou": "boundary_iou"}.get(name, name)
+                short = "ap" if name == "average_precision" else name
                 if name != "auroc":
                     metrics[f"tail_{short}"] = float(group_means(values.float(), groups)["tail"])
             metrics["tail_found"] = _share(self.objects[groups["tail"]].sum((0, 1)))
@@ -269,7 +275,7 @@ class _Sums:
                 for c, class_name in enumerate(card.class_names)
             },
         }
-        return Evaluation(result, confusion.tolist(), self.images, roc_curves, {}, [], {}, notes)
+        return result, roc_curves, notes
 
 
 def _floats(values: Mapping[str, Tensor]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from aucseg.losses import AUCSegLoss
 from aucseg.losses.auc import operators, torch_passes
 from aucseg.losses.auc.options import PassOptions
 from aucseg.losses.micro_batches import accumulate
+from aucseg.tensors.kernels import import_kernels
 from tests.oracles import auc_loss_oracle, value_and_grad
 
 NUM_CLASSES = 5
@@ -244,14 +245,14 @@ def test_a_device_without_kernels_is_told_once(kernels: ModuleType, monkeypatch:
 
 
 def test_triton_that_cannot_be_imported_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    operators.import_triton_passes.cache_clear()
+    import_kernels.cache_clear()
     monkeypatch.delattr("aucseg.losses.auc.triton_passes")
     monkeypatch.setitem(sys.modules, "aucseg.losses.auc.triton_passes", None)
     with pytest.warns(UserWarning, match="slower operations of torch, without Triton"):
         assert operators.triton_passes_on(torch.device("cuda")) is None
     assert operators.triton_passes_on(torch.device("cuda")) is None  # without a word
     assert operators.triton_passes_on(torch.device("cpu")) is None
-    operators.import_triton_passes.cache_clear()
+    import_kernels.cache_clear()
 
 
 def test_counts(kernels: ModuleType) -> None:

@@ -20,6 +20,7 @@ from aucseg.losses.auc import torch_passes
 from aucseg.losses.auc.checks import ONCE
 from aucseg.losses.auc.options import PassOptions, working_dtype
 from aucseg.tensors.dtypes import wide_dtype
+from aucseg.tensors.kernels import import_kernels
 
 Sums = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -64,7 +65,7 @@ def triton_passes_on(device: torch.device) -> ModuleType | None:
     if device.type != "cuda":  # which ROCm is called as well
         warn_without_kernels(device.type)
         return None
-    passes = import_triton_passes()
+    passes = import_kernels("aucseg.losses.auc.triton_passes", "the passes of the AUC loss")
     return passes if passes is not None and passes.works_on(device) else None
 
 
@@ -76,18 +77,6 @@ def warn_without_kernels(kind: str) -> None:
         "the time, are for CUDA",
         stacklevel=2,
     )
-
-
-@lru_cache(maxsize=1)
-def import_triton_passes() -> ModuleType | None:
-    """`aucseg.losses.auc.triton_passes`; without Triton None and, once, a warning."""
-    # Importing Triton takes a moment, which a CPU need not wait for.
-    try:
-        from aucseg.losses.auc import triton_passes
-    except Exception as error:  # not installed, or whatever a broken installation raises
-        warnings.warn(f"the AUC loss falls back to slower operations of torch, without Triton: {error}", stacklevel=2)
-        return None
-    return triton_passes
 
 
 def triton_passes_for(
