@@ -199,3 +199,25 @@ def test_label_studio_tasks_that_nobody_has_looked_at_are_left_out(tmp_path: Pat
     (root / "export.json").write_text(json.dumps(tasks))
     (problem,) = write_masks(read_annotations([root]), tmp_path / "other").problems
     assert "a vectorlabels is not read; draw a polygon or a brush" in problem
+
+
+@pytest.mark.parametrize("copy_images", [False, True])
+def test_masks_made_inside_the_source_are_no_source(copy_images: bool, tmp_path: Path) -> None:
+    root = tmp_path / "yolo"
+    photos(root, "images/a.jpg", "images/b.jpg")
+    labels(root, "labels/a.txt", "labels/b.txt")
+    for name in ("first", "second"):
+        report = write_masks(read_annotations([root]), root / name, copy_images=copy_images)
+        assert report.num_masks == {"train": 2}
+    assert "folders that 'aucseg masks' made are left out: first" in report.notes
+
+    content = {
+        "images": [{"id": 0, "file_name": "a.jpg", "height": 20, "width": 20}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"id": 0, "image_id": 0, "category_id": 1, "segmentation": [[5, 5, 15, 5, 15, 15]]}],
+    }
+    (root / "instances.json").write_text(json.dumps(content))
+    assert not write_masks(read_annotations([root / "instances.json"]), root / "third").problems
+    # What was named is taken, made or not.
+    (root / "instances.json").rename(root / "first/instances.json")
+    assert not write_masks(read_annotations([root / "first/instances.json"]), root / "fourth").problems

@@ -12,8 +12,9 @@ from aucseg.datasets.annotations.coco import read_coco
 from aucseg.datasets.annotations.cvat import read_cvat
 from aucseg.datasets.annotations.label_studio import read_label_studio
 from aucseg.datasets.annotations.labelme import read_labelme
+from aucseg.datasets.annotations.made_folders import source_files
 from aucseg.datasets.annotations.model import Annotations
-from aucseg.datasets.annotations.yolo import read_yolo
+from aucseg.datasets.annotations.yolo import label_files, read_yolo
 from aucseg.datasets.tree import Tree
 from aucseg.hints import closest
 
@@ -57,7 +58,7 @@ def recognize(path: str | Path) -> list[Found]:
     tree = Tree(path)
     by_format: dict[str, list[Path]] = {}
     peeked: dict[str, list[str | None]] = {}
-    files = tree.files((".json", ".xml", ".yaml", ".yml"))
+    files = source_files(tree, (".json", ".xml", ".yaml", ".yml"))
     for file in files:
         # A folder with a file for each image holds one format: the first files tell.
         kind = str(PurePosixPath(file).parent) + PurePosixPath(file).suffix
@@ -146,8 +147,7 @@ def read_annotations(
 
 
 def _has_yolo_texts(tree: Tree) -> bool:
-    texts = [path for path in tree.files((".txt",)) if PurePosixPath(path).name not in ("classes.txt", "obj.names")]
-    is_segment = [_is_yolo_text(tree.root / path) for path in texts[:_LOOKED_AT]]
+    is_segment = [_is_yolo_text(tree.root / path) for path in label_files(tree)[:_LOOKED_AT]]
     return any(is_segment)
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from aucseg.datasets.annotations.contact_sheet import SheetEntry, choose, draw_sheet
 from aucseg.datasets.annotations.images import ImageFiles, size_drawn_on
+from aucseg.datasets.annotations.made_folders import CARD_COMMENT
 from aucseg.datasets.annotations.model import BACKGROUND, IGNORED, AnnotatedImage, AnnotationError, Annotations
 from aucseg.datasets.annotations.painting import Painted, PaintOptions, paint
 from aucseg.datasets.card import DatasetCard, Layout
@@ -131,7 +132,7 @@ def write_masks(
         for entry in kept:
             _put_image(annotations.root / entry.job.file, _image_path(partial, entry.job), copy_images)
         report.card = _card(out.name, annotations, classes, kept)
-        (partial / "card.yaml").write_text(_COMMENT + report.card.to_yaml(), encoding="utf-8")
+        (partial / "card.yaml").write_text(CARD_COMMENT + report.card.to_yaml(), encoding="utf-8")
         _write_sheet(partial, kept, report.card, classes)
         if out.exists():
             out.rmdir()
@@ -141,9 +142,6 @@ def write_masks(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return report
-
-
-_COMMENT = "# Made by `aucseg masks`. Look at contact_sheet.png, then run: aucseg stats FOLDER\n"
 
 
 def _umask() -> int:
@@ -188,6 +186,8 @@ def _folder_of(image: AnnotatedImage) -> PurePosixPath:
 
 def _jobs(annotations: Annotations, report: MaskReport) -> list[_Job]:
     files = ImageFiles(annotations)
+    if files.made_folders:
+        report.notes.append(f"folders that 'aucseg masks' made are left out: {shorten(files.made_folders, 5)}")
     jobs: list[_Job] = []
     taken: dict[str, _Job] = {}
     found = [(image, *place) for image in annotations.images if (place := _place_of(image, files, report)) is not None]

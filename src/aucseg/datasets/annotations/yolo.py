@@ -8,6 +8,7 @@ from typing import Any
 
 from aucseg.datasets.annotations import shapes
 from aucseg.datasets.annotations.images import common_end, contradict
+from aucseg.datasets.annotations.made_folders import source_files
 from aucseg.datasets.annotations.model import AnnotatedImage, Annotations, Region
 from aucseg.datasets.naming import split_of_path
 from aucseg.datasets.pairing import read_lines
@@ -33,8 +34,8 @@ def read_yolo(root: Path, yaml_path: Path | None, images_root: Path | None = Non
     found = Annotations("YOLO segments", images_root or root)
     settings = {} if yaml_path is None else read_yaml_mapping(yaml_path)
     names = _names(settings, root, yaml_path)
-    images = Tree(found.root).files(IMAGE_ENDINGS)
-    texts = [path for path in Tree(root).files((".txt",)) if PurePosixPath(path).name not in _OTHER_TEXTS]
+    images = source_files(Tree(found.root), IMAGE_ENDINGS)
+    texts = label_files(Tree(root))
     text_of = _texts_of(images, texts)
     splits = _Splits(settings, root, yaml_path, images)
     found.problems += splits.problems
@@ -81,6 +82,11 @@ _OTHER_TEXTS = (
     "README.roboflow.txt",
     "requirements.txt",
 )
+
+
+def label_files(tree: Tree) -> list[str]:
+    """Returns the text files below a folder that may hold labels."""
+    return [path for path in source_files(tree, (".txt",)) if PurePosixPath(path).name not in _OTHER_TEXTS]
 
 
 def _listing_names(settings: dict[str, Any]) -> set[str]:
