@@ -221,3 +221,32 @@ def test_masks_made_inside_the_source_are_no_source(copy_images: bool, tmp_path:
     # What was named is taken, made or not.
     (root / "instances.json").rename(root / "first/instances.json")
     assert not write_masks(read_annotations([root / "first/instances.json"]), root / "fourth").problems
+
+
+def test_yolo_files_of_names_that_differ_are_refused(tmp_path: Path) -> None:
+    root = tmp_path / "yolo"
+    photos(root, "images/a.jpg", "images/b.jpg")
+    labels(root, "labels/a.txt", "labels/b.txt")
+    assert any("made of the numbers: class_0" in note for note in read_annotations([root]).notes)
+    (root / "labels/classes.txt").write_text("cow\n")
+    annotations = read_annotations([root])
+    assert (annotations.labels, annotations.notes) == (["cow"], [])
+    (root / "classes.txt").write_text("horse\n")
+    with pytest.raises(ValueError, match=r"classes.txt hold different names of the classes; move away"):
+        read_annotations([root])
+    # A YAML file goes first; a second one must say the same.
+    for name in ("coco", "data"):
+        (root / f"{name}.yaml").write_text("names: [cat]\ntrain: images\n")
+    assert read_annotations([root]).labels == ["cat"]
+    (root / "coco.yaml").write_text("names: [person]\ntrain: images\n")
+    with pytest.raises(ValueError, match=r"coco.yaml and .*data.yaml differ in the names.*\(aucseg masks .*coco.yaml"):
+        read_annotations([root])
+    assert read_annotations([root / "data.yaml"]).labels == ["cat"]
+
+
+def test_yolo_labels_are_read_from_one_folder(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        photos(tmp_path / name, "images/a.jpg")
+        labels(tmp_path / name, "labels/a.txt")
+    with pytest.raises(ValueError, match=r"one and .*two: YOLO labels are read from one folder"):
+        read_annotations([tmp_path / "one", tmp_path / "two"])

@@ -139,7 +139,10 @@ def read_annotations(
         raise ValueError(f"{root}: there is no such folder of images")
     name = chosen[0].format
     if name == YOLO:
-        return read_yolo(chosen[0].root, files[0] if files else None, root)
+        folders = sorted({str(entry.root) for entry in chosen})
+        if len(folders) > 1:
+            raise ValueError(f"{' and '.join(folders)}: YOLO labels are read from one folder; make masks of each")
+        return read_yolo(chosen[0].root, files, root)
     if name in (COCO, PANOPTIC):
         return read_coco(files, root, None if segments is None else Path(segments))
     readers = {LABELME: read_labelme, CVAT: read_cvat, LABEL_STUDIO: read_label_studio}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,21 +19,26 @@ from aucseg.safe_files import read_text, read_yaml_mapping
 _YAML_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
-def read_yolo(root: Path, yaml_path: Path | None, images_root: Path | None = None) -> Annotations:
+def read_yolo(root: Path, yaml_paths: Sequence[Path], images_root: Path | None = None) -> Annotations:
     """Reads YOLO text files, each beside its image or in `labels` where the image lies in `images`.
 
     Args:
         root: The folder of the text files.
-        yaml_path: The data set's YAML file with `names` and the splits; None where there is none (`classes.txt` is
-            taken, or names made of the numbers).
+        yaml_paths: YAML files with `names` and the splits, which must agree; where there is none `classes.txt` is
+            taken, or names are made of the numbers.
         images_root: Where the images are looked for, where that is another folder.
 
     Raises:
-        ValueError: The YAML file cannot be read, or no text file has an image.
+        ValueError: A YAML file cannot be read, two of them differ, or no text file has an image.
     """
     found = Annotations("YOLO segments", images_root or root)
-    settings = {} if yaml_path is None else read_yaml_mapping(yaml_path)
-    names = _names(settings, root, yaml_path)
+    yaml_path, settings = _settings(yaml_paths)
+    names = _names_in_yaml(settings, yaml_path) or _names_in_texts(root)
+    if not names:
+        found.notes.append(
+            f"{root}: no names of the classes ('names' in a YAML file, classes.txt), so they are made of the numbers: "
+            "class_0, ..."
+        )
     images = source_files(Tree(found.root), IMAGE_ENDINGS)
     texts = label_files(Tree(root))
     text_of = _texts_of(images, texts)
@@ -74,9 +79,9 @@ def read_yolo(root: Path, yaml_path: Path | None, images_root: Path | None = Non
     return found
 
 
+_NAMES_FILES = ("classes.txt", "obj.names")
 _OTHER_TEXTS = (
-    "classes.txt",
-    "obj.names",
+    *_NAMES_FILES,
     "README.txt",
     "README.dataset.txt",
     "README.roboflow.txt",
@@ -99,7 +104,22 @@ def _as_list(value: Any) -> list[str]:
     return [entry for entry in (value if isinstance(value, list) else [value]) if isinstance(entry, str)]
 
 
-def _names(settings: dict[str, Any], root: Path, yaml_path: Path | None) -> dict[int, str]:
+def _settings(yaml_paths: Sequence[Path]) -> tuple[Path | None, dict[str, Any]]:
+    """The YAML file and what it holds; of several that agree the first."""
+    first: tuple[Path | None, dict[str, Any]] = (None, {})
+    for path in yaml_paths:
+        settings = read_yaml_mapping(path)
+        if first[0] is None:
+            first = path, settings
+        elif any(settings.get(key) != first[1].get(key) for key in ("names", *_YAML_SPLITS)):
+            raise ValueError(
+                f"{first[0]} and {path} differ in the names of the classes or in the splits; name the right one alone "
+                f"(aucseg masks {first[0]}), or move the others away"
+            )
+    return first
+
+
+def _names_in_yaml(settings: dict[str, Any], yaml_path: Path | None) -> dict[int, str]:
     names = settings.get("names")
     if isinstance(names, list):
         return {number: _text(name, yaml_path) for number, name in enumerate(names)}
@@ -107,13 +127,28 @@ def _names(settings: dict[str, Any], root: Path, yaml_path: Path | None) -> dict
         if not all(isinstance(key, int) and key >= 0 for key in names):
             raise ValueError(f"{yaml_path}: 'names' must map whole numbers to names")
         return {number: _text(name, yaml_path) for number, name in names.items()}
-    for candidate in (root / "classes.txt", root / "obj.names"):
-        if candidate.is_file():
-            return dict(enumerate(line for line in read_lines(candidate) if line))
     return {}
 
 
+def _names_in_texts(root: Path) -> dict[int, str]:
+    """The lines of `classes.txt`, which tools write beside the data, or into each folder of labels."""
+    first: tuple[Path, list[str]] | None = None
+    for path in source_files(Tree(root), (".txt", ".names")):
+        if PurePosixPath(path).name not in _NAMES_FILES:
+            continue
+        names = [line.strip() for line in read_lines(root / path) if line.strip()]
+        if first is None:
+            first = root / path, names
+        elif names != first[1]:
+            raise ValueError(
+                f"{first[0]} and {root / path} hold different names of the classes; move away all but the right one"
+            )
+    return {} if first is None else dict(enumerate(first[1]))
+
+
 def _text(name: Any, yaml_path: Path | None) -> str:
+    if name == "":
+        raise ValueError(f"{yaml_path}: 'names' holds an empty name; give the class a name")
     if name is None or isinstance(name, bool):
         raise ValueError(
             f"{yaml_path}: 'names' holds a name that YAML reads as {str(name).lower()}: put it in quotes, "
