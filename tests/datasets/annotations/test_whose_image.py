@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from aucseg.cli import main
 from aucseg.datasets.annotations.recognize import read_annotations
 from aucseg.datasets.annotations.write import MaskReport, write_masks
 from aucseg.datasets.card import DatasetCard
@@ -250,3 +251,104 @@ def test_yolo_labels_are_read_from_one_folder(tmp_path: Path) -> None:
         labels(tmp_path / name, "labels/a.txt")
     with pytest.raises(ValueError, match=r"one and .*two: YOLO labels are read from one folder"):
         read_annotations([tmp_path / "one", tmp_path / "two"])
+
+
+def coco(root: Path, regions: list[dict[str, Any]], number: int = 2) -> Path:
+    """Images 0.jpg, ... of the ids 0, ..., and regions of the category 1."""
+    photos(root, *(f"{i}.jpg" for i in range(number)))
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "height": 20, "width": 20} for i in range(number)],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"id": i, "category_id": 1, **region} for i, region in enumerate(regions)],
+    }
+    (root / "instances.json").write_text(json.dumps(content))
+    return root
+
+
+TRIANGLE = [[5, 5, 15, 5, 15, 15]]
+
+
+@pytest.mark.parametrize(("image_id", "category_id"), [("0", 1), (0.0, "1"), ("0", 1.0)])
+def test_coco_ids_are_alike_by_their_text(image_id: Any, category_id: Any, tmp_path: Path) -> None:
+    region = {"image_id": image_id, "category_id": category_id, "segmentation": TRIANGLE}
+    root = coco(tmp_path / "coco", [region])
+    assert not write(root).problems
+    assert labelled(root) == {"train/0.png": True, "train/1.png": False}
+
+
+@pytest.mark.parametrize("image_id", [7, None, [0]])
+def test_coco_region_of_an_unknown_image_is_not_skipped(
+    image_id: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = coco(tmp_path / "coco", [{"image_id": 0, "segmentation": TRIANGLE}, {"image_id": image_id}])
+    report = write(root)
+    assert (report.card, root.with_name("out").exists()) == (None, False)
+    assert "annotation 1: its image_id" in report.problems[0]
+    assert main(["masks", str(root), "--out", str(tmp_path / "out"), "--on-error", "skip"]) == 1
+    assert "not all problems are of single images" in capsys.readouterr().err
+
+
+def test_yolo_text_file_that_may_be_of_an_image_without_one_is_not_skipped(tmp_path: Path) -> None:
+    root = tmp_path / "yolo"
+    photos(root, "images/a.jpg", "images/b.jpg")
+    labels(root, "labels/a.txt", "labels/B-1.txt")
+    report = write(root)
+    assert report.card is None
+    assert "B-1.txt: no image below" in report.problems[0]
+    assert "while images/b.jpg has no text file" in report.problems[0]
+    (root / "labels/B-1.txt").write_text("")  # nothing is lost
+    assert write(root).card is not None
+
+
+def test_yolo_image_of_two_lists_is_left_out(tmp_path: Path) -> None:
+    root = tmp_path / "yolo"
+    photos(root, "images/a.jpg", "images/b.jpg")
+    labels(root, "labels/a.txt", "labels/b.txt")
+    (root / "train.txt").write_text("images/a.jpg\nimages/b.jpg\n")
+    (root / "val.txt").write_text("images/b.jpg\n")
+    (root / "data.yaml").write_text("names: [cat]\ntrain: train.txt\nval: val.txt\n")
+    report = write(root)
+    assert report.problems == [f"{root / 'val.txt'}: images/b.jpg is listed for train, too"]
+    assert labelled(root) == {"train/a.png": True}
+
+
+def test_coco_image_that_is_annotated_twice_is_left_out(tmp_path: Path) -> None:
+    root = coco(tmp_path / "coco", [{"image_id": i, "segmentation": TRIANGLE} for i in (1, 2)], number=3)
+    content = json.loads((root / "instances.json").read_text())
+    content["images"][0]["file_name"] = "2.jpg"
+    (root / "instances.json").write_text(json.dumps(content))
+    (problem,) = write(root).problems
+    assert "2.jpg is annotated already" in problem
+    assert labelled(root) == {"train/1.png": True}
+
+
+def test_pictures_annotated_as_shown_and_as_stored_are_not_skipped(tmp_path: Path) -> None:
+    root = coco(tmp_path / "coco", [{"image_id": i, "segmentation": TRIANGLE} for i in (0, 1)])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for i, size in enumerate([(30, 20), (20, 30)]):
+        Image.new("RGB", size).save(root / f"{i}.jpg", exif=exif)
+    content = json.loads((root / "instances.json").read_text())
+    for image in content["images"]:
+        image.update(height=20, width=30)
+    (root / "instances.json").write_text(json.dumps(content))
+    report = write(root)
+    assert report.card is None
+    assert "turn the images" in report.problems[0]
+
+
+def test_regions_that_all_leave_no_pixel_are_a_problem(tmp_path: Path) -> None:
+    root = coco(tmp_path / "coco", [{"image_id": 0, "segmentation": [[5.1, 5.1, 5.2, 5.1, 5.2, 5.2]]}])
+    report = write(root)
+    assert report.card is None
+    assert "all regions (1) are smaller than a pixel" in report.problems[0]
+    for fractions in ({"segmentation": [[0, 0, 1, 0, 1, 1, 0, 1]]}, {"bbox": [0.1, 0.1, 0.5, 0.5]}):
+        coco(root, [{"image_id": 0, **fractions}])
+        with pytest.raises(ValueError, match="they seem to be fractions of the width and height"):
+            read_annotations([root])
+
+
+def test_splits_without_a_region_are_told(tmp_path: Path) -> None:
+    report = write(coco(tmp_path / "coco", []))
+    assert (report.problems, report.num_masks) == ([], {"train": 2})
+    assert "no image of train has a region: look whether its annotations are missing" in report.notes

@@ -44,6 +44,7 @@ def read_yolo(root: Path, yaml_paths: Sequence[Path], images_root: Path | None =
     text_of = _texts_of(images, texts)
     splits = _Splits(settings, root, yaml_path, images)
     found.problems += splits.problems
+    found.unplaced += splits.unplaced
     found.notes += splits.notes
     without: list[str] = []
     read: set[str] = set()
@@ -55,15 +56,23 @@ def read_yolo(root: Path, yaml_paths: Sequence[Path], images_root: Path | None =
             if splits.are_listed and listed is None:
                 continue  # no image of the data set: a logo, or what a training has drawn
             without.append(name)
-            found.images.append(AnnotatedImage(name, f"{found.root / name}", split=split))
-            continue
-        read.add(own_text)
-        found.images.append(_read(root / own_text, name, split, names))
+            image = AnnotatedImage(name, f"{found.root / name}", split=split)
+        else:
+            read.add(own_text)
+            image = _read(root / own_text, name, split, names)
+        image.problems += splits.problems_of.get(name, [])
+        found.images.append(image)
     if not read:
         raise ValueError(f"{root}: no text file with YOLO labels has an image below {found.root} (--images)")
     for text in sorted(set(texts) - read):
         if PurePosixPath(text).stem not in _listing_names(settings):
-            found.problems.append(f"{root / text}: no image below {found.root} has this name")
+            problem = f"{root / text}: no image below {found.root} has this name"
+            # Its regions may be those of an image that seems to have none.
+            other = next((name for name in without if not _contradict(name, text)), None)
+            if other is not None and _read(root / text, text, None, names).regions:
+                found.unplaced.append(f"{problem}, while {other} has no text file; rename or remove one of them")
+            else:
+                found.problems.append(problem)
     if without:
         found.notes.append(
             f"{len(without)} of {len(images)} images have no text file, which in YOLO means that nothing is in them: "
@@ -210,6 +219,8 @@ class _Splits:
 
     def __init__(self, settings: dict[str, Any], root: Path, yaml_path: Path | None, images: list[str]) -> None:
         self.problems: list[str] = []
+        self.unplaced: list[str] = []
+        self.problems_of: dict[str, list[str]] = {}
         self.notes: list[str] = []
         self._folders: list[tuple[str, str]] = []
         # With the number of folders that the image and the entry have in common.
@@ -244,13 +255,15 @@ class _Splits:
         shared = {path: common_end(PurePosixPath(path).parent.parts, tuple(folders)) for path in candidates}
         best = [p for p in candidates if shared[p] == max(shared.values()) and (shared[p] or not _contradict(p, line))]
         if len(best) != 1:
-            which = f"it may be {' or '.join(best[:3])}" if best else "there is no such image"
-            self.problems.append(f"{listing}: {line}: {which}")
+            if best:
+                self.unplaced.append(f"{listing}: {line}: it may be {' or '.join(best[:3])}")
+            else:
+                self.problems.append(f"{listing}: {line}: there is no such image")
             return
         (image,) = best
         known = self._files.get(image)
         if known is not None and known[1] != split and known[0] == shared[image]:
-            self.problems.append(f"{listing}: {line} is listed for {known[1]}, too")
+            self.problems_of.setdefault(image, []).append(f"{listing}: {line} is listed for {known[1]}, too")
         if known is None or shared[image] > known[0]:
             self._files[image] = (shared[image], split)
 
