@@ -352,3 +352,53 @@ def test_splits_without_a_region_are_told(tmp_path: Path) -> None:
     report = write(coco(tmp_path / "coco", []))
     assert (report.problems, report.num_masks) == ([], {"train": 2})
     assert "no image of train has a region: look whether its annotations are missing" in report.notes
+
+
+@pytest.mark.parametrize("damaged", [b"", b'{"shapes": [', b"[]", b"{}"])
+def test_damaged_labelme_files_are_problems_of_their_images(damaged: bytes, tmp_path: Path) -> None:
+    root = tmp_path / "labelme"
+    photos(root, "a/0.jpg", "a/1.jpg", "b/0.jpg", "b/1.jpg")
+    shape = {"label": "cat", "shape_type": "polygon", "points": TRIANGLE[0]}
+    for folder, good in (("a", 0), ("b", 1)):
+        (root / f"{folder}/{good}.json").write_text(json.dumps({"imagePath": f"{good}.jpg", "shapes": [shape]}))
+        (root / f"{folder}/{1 - good}.json").write_bytes(damaged)
+    report = write(root)
+    assert [problem.partition(": ")[0] for problem in report.problems] == [
+        str(root / "a/1.json"), str(root / "b/0.json")
+    ]  # fmt: skip
+    assert len(labelled(root)) == 2
+
+
+@pytest.mark.parametrize("label", ["", " "])
+def test_empty_labels_are_named_with_file_and_entry(label: str, tmp_path: Path) -> None:
+    photos(tmp_path, "a.png", "cvat/a.png")
+    shapes = [
+        {"label": name, "shape_type": "polygon", "points": [[5, 5], [15, 5], [15, 15]]} for name in ("cat", label)
+    ]
+    (tmp_path / "a.json").write_text(json.dumps({"imagePath": "a.png", "shapes": shapes}))
+    (problem,) = write_masks(read_annotations([tmp_path / "a.json"]), tmp_path / "out").problems
+    assert problem == f"{tmp_path / 'a.json'}: shape 1: it has no label"
+
+    polygons = "".join(f'<polygon label="{name}" points="5,5;15,5;15,15"/>' for name in ("cat", label))
+    image = f'<image id="0" name="a.png" width="20" height="20">{polygons}</image>'
+    (tmp_path / "cvat/a.xml").write_text(f"<annotations><version>1.1</version>{image}</annotations>")
+    (problem,) = write_masks(read_annotations([tmp_path / "cvat"]), tmp_path / "out").problems
+    assert "polygon 1: it has no label" in problem
+
+    place = {"original_width": 20, "original_height": 20, "type": "polygonlabels"}
+    points = [[25, 25], [75, 25], [75, 75]]
+    results = [{**place, "value": {"points": points, "polygonlabels": [name]}} for name in ("cat", label)]
+    (tmp_path / "b.json").write_text(json.dumps([{"data": {"image": "a.png"}, "annotations": [{"result": results}]}]))
+    (problem,) = write_masks(read_annotations([tmp_path / "b.json"]), tmp_path / "out").problems
+    assert "result 1: its label is empty" in problem
+
+    path = coco(tmp_path / "coco", []) / "instances.json"
+    path.write_text(path.read_text().replace('"cat"', f'"{label}"'))
+    with pytest.raises(ValueError, match="category 0: its name is empty"):
+        read_annotations([path])
+
+    photos(tmp_path / "yolo", "a.png")
+    labels(tmp_path / "yolo", "a.txt")
+    (tmp_path / "yolo/data.yaml").write_text(f"names: ['{label}']\ntrain: .\n")
+    with pytest.raises(ValueError, match="'names' holds an empty name"):
+        read_annotations([tmp_path / "yolo"])

@@ -108,6 +108,8 @@ def _categories(content: Any, path: Path, used: set[str]) -> dict[str, str]:
     for number, entry in enumerate(entries):
         where = f"{path}: category {number}"
         category, name = take(entry, "id", int, where), take(entry, "name", str, where)
+        if not name.strip():
+            raise ValueError(f"{where}: its name is empty; give it a name")
         is_project = entry.get("supercategory") in ("none", None) and name in parents
         if _text(category) not in used and (is_project or name in names.values()):
             continue

@@ -15,7 +15,7 @@ from aucseg.datasets.annotations.labelme import read_labelme
 from aucseg.datasets.annotations.made_folders import source_files
 from aucseg.datasets.annotations.model import Annotations
 from aucseg.datasets.annotations.yolo import label_files, read_yolo
-from aucseg.datasets.tree import Tree
+from aucseg.datasets.tree import Tree, ending_of
 from aucseg.hints import closest
 
 COCO, PANOPTIC, YOLO, LABELME, CVAT, LABEL_STUDIO = (
@@ -57,17 +57,17 @@ def recognize(path: str | Path) -> list[Found]:
         return [] if name is None else [Found(name, (path,), folder.parent if is_inner else folder)]
     tree = Tree(path)
     by_format: dict[str, list[Path]] = {}
-    peeked: dict[str, list[str | None]] = {}
-    files = source_files(tree, (".json", ".xml", ".yaml", ".yml"))
-    for file in files:
-        # A folder with a file for each image holds one format: the first files tell.
-        kind = str(PurePosixPath(file).parent) + PurePosixPath(file).suffix
-        seen = peeked.setdefault(kind, [])
-        if len(seen) < _LOOKED_AT:
-            seen.append(_format_of(path / file))
-        name = seen[-1] if len(seen) < _LOOKED_AT else LABELME if LABELME in seen else None
-        if name is not None:
-            by_format.setdefault(name, []).append(path / file)
+    groups: dict[tuple[str, str], list[Path]] = {}
+    for file in source_files(tree, (".json", ".xml", ".yaml", ".yml")):
+        groups.setdefault((str(PurePosixPath(file).parent), ending_of(file)), []).append(path / file)
+    for group in groups.values():
+        formats = [_format_of(file) for file in group[:_LOOKED_AT]]
+        # A folder with a file for each image holds one format: the first files tell of the others, damaged ones too.
+        others = LABELME if LABELME in formats else None
+        formats = [name or others for name in formats] + [others] * (len(group) - len(formats))
+        for member, name in zip(group, formats, strict=True):
+            if name is not None:
+                by_format.setdefault(name, []).append(member)
     if YOLO not in by_format and _has_yolo_texts(tree):
         by_format[YOLO] = []
     return [Found(name, tuple(files), path) for name, files in sorted(by_format.items())]

@@ -199,16 +199,19 @@ def _jobs(annotations: Annotations, report: MaskReport) -> list[_Job]:
     as_said = {_folder_of(image) for image, _, shared in found if shared}
     for image, file, shared in found:
         if not shared and _folder_of(image) in as_said:
-            report.problems.append(
+            report.problems += image.problems or [
                 f"{image.where}: there is no image {image.file_name} below {annotations.root}, but {file}, elsewhere"
-            )
+            ]
             continue
         if file in taken:
-            report.problems.append(f"{image.where}: {file} is annotated already, in {taken[file].image.where}")
+            report.problems += image.problems or [
+                f"{image.where}: {file} is annotated already, in {taken[file].image.where}"
+            ]
             twice.add(file)
             continue
         jobs.append(_Job(image, file, image.split or _split_of(file) or "train"))
         taken[file] = jobs[-1]
+    report.problems += [problem for file in sorted(twice) for problem in taken[file].image.problems]
     jobs = [job for job in jobs if job.file not in twice]
     unused = [path for path in files.paths if path not in taken]
     if unused:
@@ -319,8 +322,8 @@ def _blocking(annotations: Annotations, done: Sequence[_Done], kept: Sequence[_D
     vanished = sum(painting.num_vanished for painting in paintings)
     if vanished and not any(painting.num_regions for painting in paintings):
         problems.append(
-            f"{annotations.root}: all regions ({vanished:,}) are smaller than a pixel, so all masks would be empty: check "
-            "whether the coordinates are pixels or fractions of the width and height"
+            f"{annotations.root}: all regions ({vanished:,}) are smaller than a pixel, so all masks would be empty: "
+            "check whether the coordinates are pixels or fractions of the width and height"
         )
     turned = {entry.exif: entry.job.file for entry in kept if entry.exif != "error"}
     if len(turned) > 1:

@@ -156,7 +156,7 @@ def _names_in_texts(root: Path) -> dict[int, str]:
 
 
 def _text(name: Any, yaml_path: Path | None) -> str:
-    if name == "":
+    if isinstance(name, str) and not name.strip():
         raise ValueError(f"{yaml_path}: 'names' holds an empty name; give the class a name")
     if name is None or isinstance(name, bool):
         raise ValueError(
