@@ -95,9 +95,13 @@ def run(args: argparse.Namespace) -> int:
     if len(report.problems) > _MAX_SHOWN:
         print(f"problem: and {len(report.problems) - _MAX_SHOWN:,} more")
     if report.card is None:
+        way_out = (
+            ", or leave out the images that hold them (--on-error skip)"
+            if args.on_error == "raise"
+            else ": not all problems are of single images that can be left out"
+        )
         print(
-            f"aucseg masks: {len(report.problems):,} problems; nothing was written. Fix the annotations, or leave out "
-            "the images that hold them (--on-error skip)",
+            f"aucseg masks: {len(report.problems):,} problems; nothing was written. Fix the annotations{way_out}",
             file=sys.stderr,
         )
         return 1

@@ -7,7 +7,7 @@ more module and one more line in `recognize`.
     recognize      which format                     shapes         polygons, run lengths, ellipses as COCO run lengths
     coco, yolo, labelme, cvat, label_studio         images         which image file an annotation means
     model          what all of them return          painting       the regions of one image as a mask: the overlap rule
-                                                    write          masks, links to the images, card, contact sheet
+    made_folders   what was made here before        write          masks, links to the images, card, contact sheet
 """
 
 from aucseg.datasets.annotations.model import AnnotatedImage, AnnotationError, Annotations, Region

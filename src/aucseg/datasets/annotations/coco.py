@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -50,62 +49,96 @@ def read_coco(paths: list[Path], root: Path, segments: Path | None = None) -> An
             names = _categories(content, path, used=_used_in_segments(annotations))
             _add_panoptic(images, annotations, names, path, folder, found)
         else:
-            used = Counter(entry.get("category_id") for entry in annotations if isinstance(entry, dict))
-            names = _categories(content, path, used=set(used))
+            if _are_fractions(annotations):
+                raise ValueError(
+                    f"{path}: no coordinate of its outlines is above 1, so they seem to be fractions of the width and "
+                    "height; COCO has pixels: multiply them"
+                )
+            used = {_text(entry.get("category_id")) for entry in annotations if isinstance(entry, dict)}
+            names = _categories(content, path, used)
             _add_instances(images, annotations, names, path, found)
         found.add_labels(list(names.values()))
         found.images += images.values()
     return found
 
 
-def _images(content: Any, path: Path, split: str | None) -> dict[Any, AnnotatedImage]:
-    images: dict[Any, AnnotatedImage] = {}
+def _text(number: Any) -> str:
+    """An id as text: some tools write 7 as 7.0 or as "7" where it is referred to."""
+    return str(int(number) if isinstance(number, float) and number.is_integer() else number)
+
+
+def _are_fractions(annotations: list[Any]) -> bool:
+    """Whether there are outlines (or boxes, where there is no outline), and all their numbers are at most 1."""
+    any_number = False
+    for entry in annotations:
+        values = (entry.get("segmentation") or entry.get("bbox")) if isinstance(entry, dict) else None
+        for value in values if isinstance(values, list) else []:
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, int | float):
+                    any_number = True
+                    if not abs(number) <= 1:
+                        return False
+    return any_number
+
+
+def _images(content: Any, path: Path, split: str | None) -> dict[str, AnnotatedImage]:
+    """The images by the text of their ids."""
+    images: dict[str, AnnotatedImage] = {}
     for number, entry in enumerate(take(content, "images", list, str(path))):
         where = f"{path}: image {number}"
         image_id = take(entry, "id", (int, str), where)
         name = take(entry, "file_name", str, where).replace("\\", "/")
-        if image_id in images:
-            raise ValueError(f"{where}: the id {image_id!r} is that of {images[image_id].file_name} already")
-        images[image_id] = AnnotatedImage(
+        key = _text(image_id)
+        if key in images:
+            raise ValueError(f"{where}: the id {image_id!r} is that of {images[key].file_name} already")
+        images[key] = AnnotatedImage(
             name, f"{path}: image {image_id!r} ({name})", size=size_in(entry, "height", "width"), split=split
         )
     return images
 
 
-def _categories(content: Any, path: Path, used: set[Any]) -> dict[Any, str]:
-    """Names by id, sorted by id; Roboflow's category 0, the name of the project, is left out where nothing uses it."""
-    names: dict[Any, str] = {}
+def _categories(content: Any, path: Path, used: set[str]) -> dict[str, str]:
+    """Names by the text of their ids, sorted by id.
+
+    Roboflow's category 0, the name of the project, is left out where nothing uses it.
+    """
+    names: dict[int, str] = {}
     entries = take(content, "categories", list, str(path))
     parents = {entry.get("supercategory") for entry in entries if isinstance(entry, dict)}
     for number, entry in enumerate(entries):
         where = f"{path}: category {number}"
         category, name = take(entry, "id", int, where), take(entry, "name", str, where)
+        if not name.strip():
+            raise ValueError(f"{where}: its name is empty; give it a name")
         is_project = entry.get("supercategory") in ("none", None) and name in parents
-        if category not in used and (is_project or name in names.values()):
+        if _text(category) not in used and (is_project or name in names.values()):
             continue
         if category in names or name in names.values():
             raise ValueError(f"{where}: the id {category} or the name {name!r} is given twice; rename one")
         names[category] = name
-    return dict(sorted(names.items()))
+    return {_text(category): name for category, name in sorted(names.items())}
 
 
 def _add_instances(
-    images: dict[Any, AnnotatedImage], annotations: list[Any], names: dict[Any, str], path: Path, found: Annotations
+    images: dict[str, AnnotatedImage], annotations: list[Any], names: dict[str, str], path: Path, found: Annotations
 ) -> None:
     for number, entry in enumerate(annotations):
         entry_id = entry.get("id", number) if isinstance(entry, dict) else number
         where = f"{path}: annotation {entry_id}"
-        image = images.get(entry.get("image_id")) if isinstance(entry, dict) else None
+        image_id = entry.get("image_id") if isinstance(entry, dict) else None
+        image = images.get(_text(image_id))
         if image is None:
-            found.problems.append(f"{where}: its image_id names no image of the file")
+            found.unplaced.append(
+                f"{where}: its image_id {image_id!r} names no image of the file; add the image or remove this entry"
+            )
             continue
         category = entry.get("category_id")
-        if category not in names:
+        if _text(category) not in names:
             image.problems.append(f"{where}: its category_id {category!r} names no category of the file")
             continue
         shape, is_box = _shape(entry)
         is_ignored = bool(entry.get("iscrowd") or entry.get("ignore"))
-        image.regions.append(Region(names[category], shape, where, is_ignored=is_ignored, is_box=is_box))
+        image.regions.append(Region(names[_text(category)], shape, where, is_ignored=is_ignored, is_box=is_box))
 
 
 def _shape(entry: dict[str, Any]) -> tuple[shapes.Shape, bool]:
@@ -120,9 +153,9 @@ def _shape(entry: dict[str, Any]) -> tuple[shapes.Shape, bool]:
     return shapes.refuse("it has neither a segmentation nor a box"), False
 
 
-def _used_in_segments(annotations: list[Any]) -> set[Any]:
+def _used_in_segments(annotations: list[Any]) -> set[str]:
     return {
-        segment.get("category_id")
+        _text(segment.get("category_id"))
         for entry in annotations
         for segment in (entry.get("segments_info") or [] if isinstance(entry, dict) else [])
         if isinstance(segment, dict)
@@ -139,18 +172,21 @@ def _panoptic_folder(path: Path) -> Path:
 
 
 def _add_panoptic(
-    images: dict[Any, AnnotatedImage],
+    images: dict[str, AnnotatedImage],
     annotations: list[Any],
-    names: dict[Any, str],
+    names: dict[str, str],
     path: Path,
     folder: Path,
     found: Annotations,
 ) -> None:
     for number, entry in enumerate(annotations):
         where = f"{path}: annotation {number}"
-        image = images.get(entry.get("image_id")) if isinstance(entry, dict) else None
+        image_id = entry.get("image_id") if isinstance(entry, dict) else None
+        image = images.get(_text(image_id))
         if image is None:
-            found.problems.append(f"{where}: its image_id names no image of the file")
+            found.unplaced.append(
+                f"{where}: its image_id {image_id!r} names no image of the file; add the image or remove this entry"
+            )
             continue
         file = folder / Path(take(entry, "file_name", str, where).replace("\\", "/")).name
         segments = take(entry, "segments_info", list, where)
@@ -159,12 +195,13 @@ def _add_panoptic(
         )
         for segment in segments:
             category = segment.get("category_id") if isinstance(segment, dict) else None
-            if category not in names or not isinstance(segment.get("id"), int):
+            if _text(category) not in names or not isinstance(segment.get("id"), int):
                 image.problems.append(f"{where}: category_id {category!r} of a segment names no category of the file")
                 continue
             segment_where = f"{where}: segment {segment['id']} in {file}"
             shape = partial(_segment, file, ids, segment["id"])
-            image.regions.append(Region(names[category], shape, segment_where, bool(segment.get("iscrowd"))))
+            is_ignored = bool(segment.get("iscrowd"))
+            image.regions.append(Region(names[_text(category)], shape, segment_where, is_ignored))
         if not segments:
             image.problems.append(f"{where}: it has no segment")
 

@@ -32,7 +32,7 @@ def read_cvat(paths: list[Path], root: Path) -> Annotations:
             raise ValueError(f"{path}: not a readable XML file: {error}; export it again") from error
         if document.find("track") is not None:
             raise ValueError(f"{path}: tracks of a video; export it from CVAT as 'CVAT for images 1.1'")
-        labels = [name.text or "" for name in document.iterfind("meta//labels/label/name")]
+        labels = [name.text for name in document.iterfind("meta//labels/label/name") if (name.text or "").strip()]
         for entry in document.iterfind("image"):
             image = _image(entry, path)
             found.images.append(image)
@@ -53,6 +53,9 @@ def _image(entry: Any, path: Path) -> AnnotatedImage:
     for number, child in enumerate(entry):
         label = child.get("label")
         if label is None or child.tag == "tag":  # of the image as a whole
+            continue
+        if not label.strip():
+            image.problems.append(f"{where}: {child.tag} {number}: it has no label")
             continue
         attributes = {
             (attribute.get("name") or "").lower()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 
 from aucseg.datasets.annotations.label_studio import without_prefix
+from aucseg.datasets.annotations.made_folders import made_folders, source_files
 from aucseg.datasets.annotations.model import AnnotationError, Annotations
 from aucseg.datasets.files import image_sizes
 from aucseg.datasets.naming import split_of_path
@@ -15,15 +16,17 @@ class ImageFiles:
     """The image files below a folder, found by as much of a path as they share with it.
 
     Args:
-        annotations: Their root is searched, without the folders that hold no images.
+        annotations: Their root is searched, without the folders that hold no images or that `aucseg masks` made.
     """
 
     def __init__(self, annotations: Annotations) -> None:
         self.root = annotations.root
+        tree = Tree(self.root)
+        self.made_folders = made_folders(tree)
         excluded = [folder.resolve() for folder in annotations.not_images]
         self.paths = [
             path
-            for path in Tree(self.root).files(IMAGE_ENDINGS)
+            for path in source_files(tree, IMAGE_ENDINGS)
             if not any((self.root / path).resolve().is_relative_to(folder) for folder in excluded)
         ]
         self._by_name: dict[str, list[str]] = {}

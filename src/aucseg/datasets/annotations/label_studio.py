@@ -149,6 +149,9 @@ def _add_result(image: AnnotatedImage, result: dict[str, Any], where: str) -> No
     if not isinstance(labels, list) or len(labels) != 1 or not isinstance(labels[0], str):
         image.problems.append(f"{where}: it has {len(labels) if isinstance(labels, list) else 'no'} labels, not one")
         return
+    if not labels[0].strip():
+        image.problems.append(f"{where}: its label is empty")
+        return
     assert isinstance(value, dict)
     image.size = size_of(result, "original_height", "original_width") or image.size
     if result.get("image_rotation"):

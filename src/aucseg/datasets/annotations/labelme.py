@@ -26,7 +26,7 @@ def read_labelme(paths: list[Path], root: Path) -> Annotations:
     found = Annotations("LabelMe", root)
     for path in paths:
         folder = path.parent.relative_to(root).as_posix() if path.parent.is_relative_to(root) else ""
-        image = AnnotatedImage(path.stem, str(path), split=split_of_path(folder))
+        image = AnnotatedImage(_below(folder, path.stem), str(path), split=split_of_path(folder))
         found.images.append(image)
         try:
             content = read_json(path)
@@ -34,14 +34,14 @@ def read_labelme(paths: list[Path], root: Path) -> Annotations:
             image.problems.append(str(error))
             continue
         if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
-            image.problems.append(f"{path}: not a LabelMe file: it has no list 'shapes'")
+            image.problems.append(f"{path}: not a LabelMe file: it has no list 'shapes'; move it out of the folder")
             continue
         name = str(content.get("imagePath") or path.stem).replace("\\", "/")
-        image.file_name = f"{folder}/{name}" if folder not in ("", ".") else name
+        image.file_name = _below(folder, name)
         image.size = size_of(content, "imageHeight", "imageWidth")
         for number, entry in enumerate(content["shapes"]):
             where = f"{path}: shape {number}"
-            if not isinstance(entry, dict) or not isinstance(entry.get("label"), str):
+            if not isinstance(entry, dict) or not isinstance(entry.get("label"), str) or not entry["label"].strip():
                 image.problems.append(f"{where}: it has no label")
                 continue
             kind = entry.get("shape_type") or "polygon"
@@ -54,6 +54,10 @@ def read_labelme(paths: list[Path], root: Path) -> Annotations:
         found.add_labels([region.label for region in image.regions])
     found.labels.sort()
     return found
+
+
+def _below(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder not in ("", ".") else name
 
 
 def _shape(entry: dict[str, Any], kind: str) -> shapes.Shape:

@@ -71,7 +71,8 @@ class Annotations:
         format: Name of the format, for people.
         images: The annotated images.
         labels: Names of the classes, in the order of the files, those without a region included.
-        problems: Entries that belong to no image that is known.
+        problems: Entries that belong to no image that is there.
+        unplaced: Entries that may belong to any of the images: with one of them no mask can be trusted.
         void: Whether pixels without a region mean "not labelled" in this format (panoptic files), not background.
         root: The folder in which the images are looked for.
         not_images: Folders below the root whose files are not images (panoptic files).
@@ -83,6 +84,7 @@ class Annotations:
     images: list[AnnotatedImage] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    unplaced: list[str] = field(default_factory=list)
     void: bool = False
     not_images: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

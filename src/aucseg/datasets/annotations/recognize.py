@@ -12,9 +12,10 @@ from aucseg.datasets.annotations.coco import read_coco
 from aucseg.datasets.annotations.cvat import read_cvat
 from aucseg.datasets.annotations.label_studio import read_label_studio
 from aucseg.datasets.annotations.labelme import read_labelme
+from aucseg.datasets.annotations.made_folders import source_files
 from aucseg.datasets.annotations.model import Annotations
-from aucseg.datasets.annotations.yolo import read_yolo
-from aucseg.datasets.tree import Tree
+from aucseg.datasets.annotations.yolo import label_files, read_yolo
+from aucseg.datasets.tree import Tree, ending_of
 from aucseg.hints import closest
 
 COCO, PANOPTIC, YOLO, LABELME, CVAT, LABEL_STUDIO = (
@@ -56,17 +57,17 @@ def recognize(path: str | Path) -> list[Found]:
         return [] if name is None else [Found(name, (path,), folder.parent if is_inner else folder)]
     tree = Tree(path)
     by_format: dict[str, list[Path]] = {}
-    peeked: dict[str, list[str | None]] = {}
-    files = tree.files((".json", ".xml", ".yaml", ".yml"))
-    for file in files:
-        # A folder with a file for each image holds one format: the first files tell.
-        kind = str(PurePosixPath(file).parent) + PurePosixPath(file).suffix
-        seen = peeked.setdefault(kind, [])
-        if len(seen) < _LOOKED_AT:
-            seen.append(_format_of(path / file))
-        name = seen[-1] if len(seen) < _LOOKED_AT else LABELME if LABELME in seen else None
-        if name is not None:
-            by_format.setdefault(name, []).append(path / file)
+    groups: dict[tuple[str, str], list[Path]] = {}
+    for file in source_files(tree, (".json", ".xml", ".yaml", ".yml")):
+        groups.setdefault((str(PurePosixPath(file).parent), ending_of(file)), []).append(path / file)
+    for group in groups.values():
+        formats = [_format_of(file) for file in group[:_LOOKED_AT]]
+        # A folder with a file for each image holds one format: the first files tell of the others, damaged ones too.
+        others = LABELME if LABELME in formats else None
+        formats = [name or others for name in formats] + [others] * (len(group) - len(formats))
+        for member, name in zip(group, formats, strict=True):
+            if name is not None:
+                by_format.setdefault(name, []).append(member)
     if YOLO not in by_format and _has_yolo_texts(tree):
         by_format[YOLO] = []
     return [Found(name, tuple(files), path) for name, files in sorted(by_format.items())]
@@ -138,7 +139,10 @@ def read_annotations(
         raise ValueError(f"{root}: there is no such folder of images")
     name = chosen[0].format
     if name == YOLO:
-        return read_yolo(chosen[0].root, files[0] if files else None, root)
+        folders = sorted({str(entry.root) for entry in chosen})
+        if len(folders) > 1:
+            raise ValueError(f"{' and '.join(folders)}: YOLO labels are read from one folder; make masks of each")
+        return read_yolo(chosen[0].root, files, root)
     if name in (COCO, PANOPTIC):
         return read_coco(files, root, None if segments is None else Path(segments))
     readers = {LABELME: read_labelme, CVAT: read_cvat, LABEL_STUDIO: read_label_studio}
@@ -146,8 +150,7 @@ def read_annotations(
 
 
 def _has_yolo_texts(tree: Tree) -> bool:
-    texts = [path for path in tree.files((".txt",)) if PurePosixPath(path).name not in ("classes.txt", "obj.names")]
-    is_segment = [_is_yolo_text(tree.root / path) for path in texts[:_LOOKED_AT]]
+    is_segment = [_is_yolo_text(tree.root / path) for path in label_files(tree)[:_LOOKED_AT]]
     return any(is_segment)
 
 

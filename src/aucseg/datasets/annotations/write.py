@@ -16,6 +16,7 @@ from PIL import Image
 
 from aucseg.datasets.annotations.contact_sheet import SheetEntry, choose, draw_sheet
 from aucseg.datasets.annotations.images import ImageFiles, size_drawn_on
+from aucseg.datasets.annotations.made_folders import CARD_COMMENT
 from aucseg.datasets.annotations.model import BACKGROUND, IGNORED, AnnotatedImage, AnnotationError, Annotations
 from aucseg.datasets.annotations.painting import Painted, PaintOptions, paint
 from aucseg.datasets.card import DatasetCard, Layout
@@ -93,14 +94,15 @@ def write_masks(
         annotations: What `read_annotations` gave.
         out: A folder that is not there yet, or is empty.
         options: How regions become pixels.
-        on_error: `raise`: with a problem nothing is written; `skip`: the images with problems are left out.
+        on_error: `raise`: with a problem nothing is written; `skip`: the images with problems are left out, and nothing
+            is written with problems that are of no single image.
         empty: `keep` or `drop` images without a region; where unlabelled pixels are ignored they are dropped.
         copy_images: Whether images are copied; else symbolic links lead to them, where the system allows.
         num_threads: Threads that paint and write.
         progress: Whether to show a progress bar.
 
     Returns:
-        The report; with problems and `raise` without a card.
+        The report; without a card where nothing was written.
 
     Raises:
         ValueError: Unknown option or label, no image, no two classes, `out` holds files.
@@ -120,7 +122,9 @@ def write_masks(
     try:
         done = _paint_all(jobs, annotations, classes, options, partial, num_threads, progress)
         kept = _collect(done, report, drop_empty=empty == "drop" or classes.unlabelled_id == classes.ignored_id)
-        if report.problems and on_error == "raise":
+        blocking = _blocking(annotations, done, kept)
+        report.problems = [*blocking, *report.problems]
+        if blocking or (report.problems and on_error == "raise"):
             return report
         if not kept:
             raise ValueError(f"{annotations.root}: no image with annotations is left; {' '.join(report.problems[:3])}")
@@ -131,7 +135,7 @@ def write_masks(
         for entry in kept:
             _put_image(annotations.root / entry.job.file, _image_path(partial, entry.job), copy_images)
         report.card = _card(out.name, annotations, classes, kept)
-        (partial / "card.yaml").write_text(_COMMENT + report.card.to_yaml(), encoding="utf-8")
+        (partial / "card.yaml").write_text(CARD_COMMENT + report.card.to_yaml(), encoding="utf-8")
         _write_sheet(partial, kept, report.card, classes)
         if out.exists():
             out.rmdir()
@@ -141,9 +145,6 @@ def write_masks(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return report
-
-
-_COMMENT = "# Made by `aucseg masks`. Look at contact_sheet.png, then run: aucseg stats FOLDER\n"
 
 
 def _umask() -> int:
@@ -188,22 +189,30 @@ def _folder_of(image: AnnotatedImage) -> PurePosixPath:
 
 def _jobs(annotations: Annotations, report: MaskReport) -> list[_Job]:
     files = ImageFiles(annotations)
+    if files.made_folders:
+        report.notes.append(f"folders that 'aucseg masks' made are left out: {shorten(files.made_folders, 5)}")
     jobs: list[_Job] = []
     taken: dict[str, _Job] = {}
+    twice: set[str] = set()
     found = [(image, *place) for image in annotations.images if (place := _place_of(image, files, report)) is not None]
     # Where images lie as one folder of annotations says, one of the same name elsewhere is not meant.
     as_said = {_folder_of(image) for image, _, shared in found if shared}
     for image, file, shared in found:
         if not shared and _folder_of(image) in as_said:
-            report.problems.append(
+            report.problems += image.problems or [
                 f"{image.where}: there is no image {image.file_name} below {annotations.root}, but {file}, elsewhere"
-            )
+            ]
             continue
         if file in taken:
-            report.problems.append(f"{image.where}: {file} is annotated already, in {taken[file].image.where}")
+            report.problems += image.problems or [
+                f"{image.where}: {file} is annotated already, in {taken[file].image.where}"
+            ]
+            twice.add(file)
             continue
         jobs.append(_Job(image, file, image.split or _split_of(file) or "train"))
         taken[file] = jobs[-1]
+    report.problems += [problem for file in sorted(twice) for problem in taken[file].image.problems]
+    jobs = [job for job in jobs if job.file not in twice]
     unused = [path for path in files.paths if path not in taken]
     if unused:
         report.notes.append(f"{len(unused)} images are in no annotation and are left out: {shorten(unused, 5)}")
@@ -279,11 +288,17 @@ def _collect(done: Sequence[_Done], report: MaskReport, drop_empty: bool) -> lis
     report.problems += [problem for entry in done for problem in entry.problems]
     good = [entry for entry in done if not entry.problems and entry.painted is not None]
     without = [entry for entry in good if entry.painted is not None and entry.painted.num_regions == 0]
+    empty_splits = {entry.job.split for entry in good}.difference(
+        entry.job.split for entry in good if entry.painted is not None and entry.painted.num_regions
+    )
     if without:
         what = "are left out" if drop_empty else "are background as a whole (--empty drop leaves them out)"
         report.notes.append(
             f"images without a region {what}: {len(without)}: {shorten([entry.job.file for entry in without], 5)}"
         )
+    report.notes += [
+        f"no image of {split} has a region: look whether its annotations are missing" for split in sorted(empty_splits)
+    ]
     dropped = {id(entry) for entry in without} if drop_empty else set()
     kept = [entry for entry in good if id(entry) not in dropped]
     paintings = [entry.painted for entry in kept if entry.painted is not None]
@@ -295,15 +310,28 @@ def _collect(done: Sequence[_Done], report: MaskReport, drop_empty: bool) -> lis
         report.notes.append(f"{contested:,} pixels lie in regions of several classes")
     if vanished:
         report.notes.append(f"{vanished:,} regions are smaller than a pixel and leave no trace")
-    turned = {entry.exif: entry.job.file for entry in kept if entry.exif != "error"}
-    if len(turned) > 1:
-        report.problems.append(
-            f"{turned['apply']} is annotated as it is shown, {turned['ignore']} as its pixels are stored: turn the "
-            "images and remove their orientation tags"
-        )
     for entry in kept:
         report.num_masks[entry.job.split] = report.num_masks.get(entry.job.split, 0) + 1
     return kept
+
+
+def _blocking(annotations: Annotations, done: Sequence[_Done], kept: Sequence[_Done]) -> list[str]:
+    """The problems that are of no single image, so that it does not help to leave out images."""
+    problems = list(annotations.unplaced)
+    paintings = [entry.painted for entry in done if entry.painted is not None and not entry.problems]
+    vanished = sum(painting.num_vanished for painting in paintings)
+    if vanished and not any(painting.num_regions for painting in paintings):
+        problems.append(
+            f"{annotations.root}: all regions ({vanished:,}) are smaller than a pixel, so all masks would be empty: "
+            "check whether the coordinates are pixels or fractions of the width and height"
+        )
+    turned = {entry.exif: entry.job.file for entry in kept if entry.exif != "error"}
+    if len(turned) > 1:
+        problems.append(
+            f"{turned['apply']} is annotated as it is shown, {turned['ignore']} as its pixels are stored: turn the "
+            "images and remove their orientation tags"
+        )
+    return problems
 
 
 def _put_image(source: Path, target: Path, copy: bool) -> None:

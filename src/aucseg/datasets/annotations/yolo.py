@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from aucseg.datasets.annotations import shapes
 from aucseg.datasets.annotations.images import common_end, contradict
+from aucseg.datasets.annotations.made_folders import source_files
 from aucseg.datasets.annotations.model import AnnotatedImage, Annotations, Region
 from aucseg.datasets.naming import split_of_path
 from aucseg.datasets.pairing import read_lines
@@ -18,26 +19,32 @@ from aucseg.safe_files import read_text, read_yaml_mapping
 _YAML_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
-def read_yolo(root: Path, yaml_path: Path | None, images_root: Path | None = None) -> Annotations:
+def read_yolo(root: Path, yaml_paths: Sequence[Path], images_root: Path | None = None) -> Annotations:
     """Reads YOLO text files, each beside its image or in `labels` where the image lies in `images`.
 
     Args:
         root: The folder of the text files.
-        yaml_path: The data set's YAML file with `names` and the splits; None where there is none (`classes.txt` is
-            taken, or names made of the numbers).
+        yaml_paths: YAML files with `names` and the splits, which must agree; where there is none `classes.txt` is
+            taken, or names are made of the numbers.
         images_root: Where the images are looked for, where that is another folder.
 
     Raises:
-        ValueError: The YAML file cannot be read, or no text file has an image.
+        ValueError: A YAML file cannot be read, two of them differ, or no text file has an image.
     """
     found = Annotations("YOLO segments", images_root or root)
-    settings = {} if yaml_path is None else read_yaml_mapping(yaml_path)
-    names = _names(settings, root, yaml_path)
-    images = Tree(found.root).files(IMAGE_ENDINGS)
-    texts = [path for path in Tree(root).files((".txt",)) if PurePosixPath(path).name not in _OTHER_TEXTS]
+    yaml_path, settings = _settings(yaml_paths)
+    names = _names_in_yaml(settings, yaml_path) or _names_in_texts(root)
+    if not names:
+        found.notes.append(
+            f"{root}: no names of the classes ('names' in a YAML file, classes.txt), so they are made of the numbers: "
+            "class_0, ..."
+        )
+    images = source_files(Tree(found.root), IMAGE_ENDINGS)
+    texts = label_files(Tree(root))
     text_of = _texts_of(images, texts)
     splits = _Splits(settings, root, yaml_path, images)
     found.problems += splits.problems
+    found.unplaced += splits.unplaced
     found.notes += splits.notes
     without: list[str] = []
     read: set[str] = set()
@@ -49,15 +56,23 @@ def read_yolo(root: Path, yaml_path: Path | None, images_root: Path | None = Non
             if splits.are_listed and listed is None:
                 continue  # no image of the data set: a logo, or what a training has drawn
             without.append(name)
-            found.images.append(AnnotatedImage(name, f"{found.root / name}", split=split))
-            continue
-        read.add(own_text)
-        found.images.append(_read(root / own_text, name, split, names))
+            image = AnnotatedImage(name, f"{found.root / name}", split=split)
+        else:
+            read.add(own_text)
+            image = _read(root / own_text, name, split, names)
+        image.problems += splits.problems_of.get(name, [])
+        found.images.append(image)
     if not read:
         raise ValueError(f"{root}: no text file with YOLO labels has an image below {found.root} (--images)")
     for text in sorted(set(texts) - read):
         if PurePosixPath(text).stem not in _listing_names(settings):
-            found.problems.append(f"{root / text}: no image below {found.root} has this name")
+            problem = f"{root / text}: no image below {found.root} has this name"
+            # Its regions may be those of an image that seems to have none.
+            other = next((name for name in without if not _contradict(name, text)), None)
+            if other is not None and _read(root / text, text, None, names).regions:
+                found.unplaced.append(f"{problem}, while {other} has no text file; rename or remove one of them")
+            else:
+                found.problems.append(problem)
     if without:
         found.notes.append(
             f"{len(without)} of {len(images)} images have no text file, which in YOLO means that nothing is in them: "
@@ -73,14 +88,19 @@ def read_yolo(root: Path, yaml_path: Path | None, images_root: Path | None = Non
     return found
 
 
+_NAMES_FILES = ("classes.txt", "obj.names")
 _OTHER_TEXTS = (
-    "classes.txt",
-    "obj.names",
+    *_NAMES_FILES,
     "README.txt",
     "README.dataset.txt",
     "README.roboflow.txt",
     "requirements.txt",
 )
+
+
+def label_files(tree: Tree) -> list[str]:
+    """Returns the text files below a folder that may hold labels."""
+    return [path for path in source_files(tree, (".txt",)) if PurePosixPath(path).name not in _OTHER_TEXTS]
 
 
 def _listing_names(settings: dict[str, Any]) -> set[str]:
@@ -93,7 +113,22 @@ def _as_list(value: Any) -> list[str]:
     return [entry for entry in (value if isinstance(value, list) else [value]) if isinstance(entry, str)]
 
 
-def _names(settings: dict[str, Any], root: Path, yaml_path: Path | None) -> dict[int, str]:
+def _settings(yaml_paths: Sequence[Path]) -> tuple[Path | None, dict[str, Any]]:
+    """The YAML file and what it holds; of several that agree the first."""
+    first: tuple[Path | None, dict[str, Any]] = (None, {})
+    for path in yaml_paths:
+        settings = read_yaml_mapping(path)
+        if first[0] is None:
+            first = path, settings
+        elif any(settings.get(key) != first[1].get(key) for key in ("names", *_YAML_SPLITS)):
+            raise ValueError(
+                f"{first[0]} and {path} differ in the names of the classes or in the splits; name the right one alone "
+                f"(aucseg masks {first[0]}), or move the others away"
+            )
+    return first
+
+
+def _names_in_yaml(settings: dict[str, Any], yaml_path: Path | None) -> dict[int, str]:
     names = settings.get("names")
     if isinstance(names, list):
         return {number: _text(name, yaml_path) for number, name in enumerate(names)}
@@ -101,13 +136,28 @@ def _names(settings: dict[str, Any], root: Path, yaml_path: Path | None) -> dict
         if not all(isinstance(key, int) and key >= 0 for key in names):
             raise ValueError(f"{yaml_path}: 'names' must map whole numbers to names")
         return {number: _text(name, yaml_path) for number, name in names.items()}
-    for candidate in (root / "classes.txt", root / "obj.names"):
-        if candidate.is_file():
-            return dict(enumerate(line for line in read_lines(candidate) if line))
     return {}
 
 
+def _names_in_texts(root: Path) -> dict[int, str]:
+    """The lines of `classes.txt`, which tools write beside the data, or into each folder of labels."""
+    first: tuple[Path, list[str]] | None = None
+    for path in source_files(Tree(root), (".txt", ".names")):
+        if PurePosixPath(path).name not in _NAMES_FILES:
+            continue
+        names = [line.strip() for line in read_lines(root / path) if line.strip()]
+        if first is None:
+            first = root / path, names
+        elif names != first[1]:
+            raise ValueError(
+                f"{first[0]} and {root / path} hold different names of the classes; move away all but the right one"
+            )
+    return {} if first is None else dict(enumerate(first[1]))
+
+
 def _text(name: Any, yaml_path: Path | None) -> str:
+    if isinstance(name, str) and not name.strip():
+        raise ValueError(f"{yaml_path}: 'names' holds an empty name; give the class a name")
     if name is None or isinstance(name, bool):
         raise ValueError(
             f"{yaml_path}: 'names' holds a name that YAML reads as {str(name).lower()}: put it in quotes, "
@@ -169,6 +219,8 @@ class _Splits:
 
     def __init__(self, settings: dict[str, Any], root: Path, yaml_path: Path | None, images: list[str]) -> None:
         self.problems: list[str] = []
+        self.unplaced: list[str] = []
+        self.problems_of: dict[str, list[str]] = {}
         self.notes: list[str] = []
         self._folders: list[tuple[str, str]] = []
         # With the number of folders that the image and the entry have in common.
@@ -203,13 +255,15 @@ class _Splits:
         shared = {path: common_end(PurePosixPath(path).parent.parts, tuple(folders)) for path in candidates}
         best = [p for p in candidates if shared[p] == max(shared.values()) and (shared[p] or not _contradict(p, line))]
         if len(best) != 1:
-            which = f"it may be {' or '.join(best[:3])}" if best else "there is no such image"
-            self.problems.append(f"{listing}: {line}: {which}")
+            if best:
+                self.unplaced.append(f"{listing}: {line}: it may be {' or '.join(best[:3])}")
+            else:
+                self.problems.append(f"{listing}: {line}: there is no such image")
             return
         (image,) = best
         known = self._files.get(image)
         if known is not None and known[1] != split and known[0] == shared[image]:
-            self.problems.append(f"{listing}: {line} is listed for {known[1]}, too")
+            self.problems_of.setdefault(image, []).append(f"{listing}: {line} is listed for {known[1]}, too")
         if known is None or shared[image] > known[0]:
             self._files[image] = (shared[image], split)
 
