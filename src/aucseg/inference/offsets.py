@@ -222,14 +222,17 @@ def fit_offsets(
     Args:
         scores_and_labels: Batches `(logits, target)` or `(logits, target, clusters)`, see
             `OffsetFitter.update`; of images that the model was not trained on.
-        num_classes: See `OffsetFitter`, as for `ignore_index`, `max_offset` and `max_scores`.
-        objective: See `OffsetFitter.fit`, as for `groups`, `num_folds` and `shrinkage`.
-        groups: As above.
-        num_folds: As above.
-        shrinkage: As above.
-        ignore_index: As above.
-        max_offset: As above.
-        max_scores: As above.
+        num_classes: K, at least 2.
+        objective: What to maximize, see `OffsetFitter.fit`: `"miou"`, the name of a group, or K weights.
+        groups: Class ids by group, for the name of one.
+        num_folds: Parts of the images that are judged by offsets of the others, at least 2.
+        shrinkage: Strength of the penalty that draws offsets together, at least 0.
+        ignore_index: Pixels with this label in the target don't count.
+        max_offset: Offsets lie in `[-max_offset, max_offset]` before their mean is taken off, in units of the logits.
+        max_scores: Bound on the memory, see `aucseg.inference.candidate_scores.ScoreCollector`.
+
+    Returns:
+        The offsets, the gain on images that they were not fitted on, its spread, and whether it is above that.
 
     Raises:
         TypeError: As in `OffsetFitter.update`.

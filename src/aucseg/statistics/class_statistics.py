@@ -42,6 +42,9 @@ class ClassStatistics:
         ignore_index: Label that is not counted.
         class_names: Names of the classes, for tables; optional.
 
+    Raises:
+        ValueError: No class, an ignore label that is a class, or another number of names.
+
     Attributes:
         num_images: Images counted.
         num_ignored: Ignored pixels.

@@ -62,6 +62,9 @@ class LogitAdjustmentLoss(CrossEntropyLoss):
         ignore_index: Pixels with this label don't count.
         tau: Strength, at least 0; 0 is cross-entropy.
 
+    Raises:
+        ValueError: Class counts that cannot be used, or an option out of its range.
+
     Example:
         >>> loss = LogitAdjustmentLoss([75, 25])
         >>> loss(torch.zeros(1, 2), torch.tensor([1]))  # -log 0.25
@@ -98,6 +101,14 @@ class BalancedSoftmaxLoss(LogitAdjustmentLoss):
     Args:
         class_counts: Pixels of each class in the training set (K,).
         ignore_index: Pixels with this label don't count.
+
+    Raises:
+        ValueError: Class counts that cannot be used.
+
+    Example:
+        >>> loss = BalancedSoftmaxLoss([90, 10])
+        >>> loss(torch.zeros(1, 2, 4), torch.tensor([[0, 0, 0, 1]]))  # -(3 log 0.9 + log 0.1) / 4
+        tensor(0.6547)
     """
 
     def __init__(self, class_counts: Tensor | Sequence[float] | None = None, ignore_index: int = 255) -> None:
@@ -118,6 +129,14 @@ class VSLoss(LogitAdjustmentLoss):
         ignore_index: Pixels with this label don't count.
         gamma: Strength of the scaling, at least 0.
         tau: Strength of the shift, at least 0.
+
+    Raises:
+        ValueError: Class counts that cannot be used, or an option out of its range.
+
+    Example:
+        >>> loss = VSLoss([90, 10], gamma=0.15, tau=1.0)
+        >>> loss(torch.zeros(1, 2, 4), torch.tensor([[0, 0, 0, 1]]))  # logits of 0 have no scale: logit adjustment
+        tensor(0.6547)
     """
 
     scale: Tensor
@@ -159,6 +178,9 @@ class LDAMLoss(CrossEntropyLoss):
             ordinary classifier need no scale.
         drw_start: Share of the training, 0..1, after which classes are weighted; None for never.
         beta: Of the weights, see `aucseg.losses.class_weights.class_weights`.
+
+    Raises:
+        ValueError: Class counts that cannot be used, or an option out of its range.
 
     Example:
         >>> loss = LDAMLoss([810_000, 10_000, 100])
@@ -224,6 +246,14 @@ class BLVLoss(CrossEntropyLoss):
         ignore_index: Pixels with this label don't count.
         sigma: Standard deviation of the noise before clipping, above 0.
         generator: Source of the noise, on the logits' device; None for PyTorch's own.
+
+    Raises:
+        ValueError: Class counts that cannot be used, or an option out of its range.
+
+    Example:
+        >>> loss = BLVLoss([90, 10]).eval()  # no noise
+        >>> loss(torch.zeros(1, 2, 4), torch.tensor([[0, 0, 0, 1]]))
+        tensor(0.6931)
     """
 
     uses_counts = True
@@ -268,6 +298,14 @@ class SeesawLoss(CrossEntropyLoss):
         p: Strength of the mitigation M, at least 0.
         q: Strength of the compensation C, at least 0.
         eps: Least :math:`\sigma_y` in C, as in the authors' code; above 0 and below 1.
+
+    Raises:
+        ValueError: Class counts that cannot be used, or an option out of its range.
+
+    Example:
+        >>> loss = SeesawLoss([90, 10], q=0.0)  # mitigation alone: M of the pixels of class 0 is (1 / 9)^0.8
+        >>> loss(torch.zeros(1, 2, 4), torch.tensor([[0, 0, 0, 1]]))  # (3 log(1 + M) + log 2) / 4
+        tensor(0.2926)
     """
 
     uses_counts = True

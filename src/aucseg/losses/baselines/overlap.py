@@ -86,6 +86,9 @@ class DiceLoss(SmoothedOverlapLoss):
         smooth: :math:`s`, at least 0.
         ce_weight: Weight of cross-entropy beside it, at least 0; 1 is the usual "CE + Dice", `ce-dice` by name.
 
+    Raises:
+        ValueError: An option out of its range.
+
     Example:
         >>> DiceLoss()(torch.zeros(1, 2, 4), torch.tensor([[0, 0, 0, 1]]))  # (1 - 3/5 + 1 - 1/3) / 2
         tensor(0.5333)
@@ -115,6 +118,9 @@ class JaccardMetricLoss(SmoothedOverlapLoss):
         smooth: :math:`s`, at least 0.
         ce_weight: Weight of cross-entropy beside it, at least 0; 1/3 has the paper's shares, a quarter and three
             quarters. `ce-jml` by name has 1.
+
+    Raises:
+        ValueError: An option out of its range.
 
     Example:
         >>> JaccardMetricLoss()(torch.zeros(1, 2, 4), torch.tensor([[0, 0, 0, 1]]))  # (1 - 3/7 + 1 - 1/5) / 2

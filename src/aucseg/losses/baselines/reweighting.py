@@ -48,6 +48,9 @@ class WeightedCrossEntropyLoss(CrossEntropyLoss):
         rule: `"inverse"`, `"median"`, `"effective"` or `"enet"`.
         **options: Options of the rule, such as `power` or `beta`.
 
+    Raises:
+        ValueError: Class counts that cannot be used, or an option out of its range.
+
     Example:
         >>> loss = WeightedCrossEntropyLoss([900, 100], rule="inverse")
         >>> loss.class_weight
@@ -85,6 +88,14 @@ class DisAlignLoss(WeightedCrossEntropyLoss):
         class_counts: Pixels of each class in the training set (K,).
         ignore_index: Pixels with this label don't count.
         rho: How far the aligned distribution is balanced, at least 0: 0 leaves it, 1 makes all classes weigh the same.
+
+    Raises:
+        ValueError: Class counts that cannot be used, or an option out of its range.
+
+    Example:
+        >>> loss = DisAlignLoss([90, 10], rho=0.0)  # weights of 1
+        >>> loss(torch.zeros(1, 2, 4), torch.tensor([[0, 0, 0, 1]]))
+        tensor(0.6931)
     """
 
     def __init__(
@@ -116,6 +127,9 @@ class FocalLoss(CrossEntropyLoss):
         ignore_index: Pixels with this label don't count.
         gamma: Focusing parameter, at least 0; 0 is cross-entropy.
         activation: `"softmax"` or `"sigmoid"`.
+
+    Raises:
+        ValueError: An option out of its range.
 
     Example:
         >>> loss = FocalLoss(gamma=2)
@@ -166,6 +180,14 @@ class ClassBalancedFocalLoss(FocalLoss):
         gamma: Focusing parameter, at least 0.
         activation: `"softmax"` or `"sigmoid"`.
         beta: See `aucseg.losses.class_weights.class_weights`.
+
+    Raises:
+        ValueError: Class counts that cannot be used, or an option out of its range.
+
+    Example:
+        >>> loss = ClassBalancedFocalLoss([90, 10], gamma=0.0)
+        >>> loss(torch.zeros(1, 2, 4), torch.tensor([[0, 0, 0, 1]]))  # log 2, times the mean weight of the pixels
+        tensor(0.4708)
     """
 
     uses_counts = True
@@ -203,6 +225,9 @@ class OHEMCrossEntropyLoss(CrossEntropyLoss):
         ignore_index: Pixels with this label don't count.
         threshold: :math:`\theta`, in 0..1: a pixel whose own class is less probable is hard.
         min_kept: Least share of the valid pixels to keep, above 0 and at most 1.
+
+    Raises:
+        ValueError: An option out of its range.
 
     Example:
         >>> loss = OHEMCrossEntropyLoss(threshold=0.5, min_kept=0.25)
