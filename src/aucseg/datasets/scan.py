@@ -132,7 +132,7 @@ def result_kind(kind: str, card: DatasetCard, decode_images: bool) -> str:
         bands = "" if card.bands is None else f" {card.bands} {card.value_range}"
         return f"image 2 {card.exif} {'decoded' if decode_images else 'header'}{bands}"
     palette = (card.raw_ids, card.palette) if card.check_palette else ()
-    return f"mask 2 {card.mask_encoding} {card.exif} {card.mat_key if card.mask_encoding == 'mat' else ''} {palette}"
+    return f"mask 3 {card.mask_encoding} {card.exif} {card.mat_key if card.mask_encoding == 'mat' else ''} {palette}"
 
 
 def _of_part(kind: str, tile: Tile | None) -> str:
