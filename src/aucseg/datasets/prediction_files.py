@@ -196,18 +196,20 @@ class PredictionFiles:
         if card.mask_encoding == "rgb" or all(ids == (i,) for i, ids in enumerate(card.raw_ids)):
             return "train"
         raw = {raw_id for ids in card.raw_ids for raw_id in ids}
+        # 255 may well be a class of the card.
+        ignored = {card.ignore_index, *card.ignore_ids} - raw
         seen: set[int] = set()
         for file in self.labels.values():
             path = self.folder / file
             encoding = self._encoding_of(path)
             if encoding != "rgb":
                 values = self._read_raw(path, encoding).values
-                seen |= set(np.unique(values).tolist()) - {card.ignore_index, *card.ignore_ids}
+                seen |= set(np.unique(values).tolist()) - ignored
             if not seen <= raw and seen <= train:
                 return "train"
             if not seen <= train and seen <= raw:
                 return "raw"
-        if not seen:
+        if all(value in train and value in card.raw_ids[value] for value in seen):  # either way the same classes
             return "train"
         what = "both" if seen <= raw and seen <= train else "neither"
         raise ValueError(
