@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.colors import pack_color
-from aucseg.datasets.files import Array, SampleError
+from aucseg.datasets.files import Array, SampleError, check_exists
 from aucseg.datasets.label_map import LabelMap
 from aucseg.datasets.mask_files import RawMask, encoding_of_mode, is_map_shape, mode_and_format, npy_header, read_mask
 from aucseg.datasets.prediction_names import match_predictions, prediction_files
@@ -266,6 +266,7 @@ def _is_scores(shape: tuple[int, ...], num_classes: int) -> bool:
 
 def _array_header(path: Path) -> tuple[str | None, tuple[int, ...], np.dtype[Any]]:
     """Key (of an NPZ file), shape and type of an array, without reading it."""
+    check_exists(path)
     try:
         if ending_of(path.name) == ".npz":
             with zipfile.ZipFile(path) as archive:
