@@ -159,6 +159,11 @@ BAD = [
     ("masks/{stem}.png", "~/{stem}.png", 9, "must stay below the root folder"),
     ("images/*.png", "C:/images/*.png", 9, "must stay below the root folder"),
     ('images: "images/*.png"', 'list: a.txt, images: "images/*.png"', 9, "images must hold {stem}"),
+    ("images/*.png", ".//etc/*.png", 9, "must stay below the root folder"),
+    ("{stem}", "{name}", 9, "masks 'masks/{name}.png': {name} is unknown; known are {stem}, {1}; braces in names"),
+    ("{stem}", "{2}", 9, "{2} is unknown; known are {stem}, {1};"),
+    ('images: "images/*.png"', 'list: a.txt, images: "{split}/{stem}.png"', 9, "images '{split}/{stem}.png': {split}"),
+    ('images: "images/*.png", masks: "masks/{stem}', 'list: a, images: "{stem}", masks: "{1}', 9, "known are {stem};"),
     ('.png"}', '.png", stems: ["2", "1"]}', 9, "stems ['2', '1'] is not a range"),
     ('.png"}', '.png", stems: ["1"]}', 9, "give the first and the last file name"),
     (

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from aucseg.datasets import DatasetCard, SegmentationDataset, duplicates
+from aucseg.datasets.card import Layout
 from aucseg.datasets.data_report import describe_absent_classes, describe_files
 from aucseg.datasets.duplicates import find_duplicates
 from aucseg.datasets.file_report import report_files
@@ -64,6 +66,22 @@ def test_lists_mean_what_they_name_alone(root: Path) -> None:
     report = report_files(card, root)
     assert report.problems() == []
     assert len(report.unused) == 8
+
+
+def test_splits_that_cannot_be_read_are_told(root: Path) -> None:
+    lists = {
+        name: (Layout("images/val/{stem}.jpg", "masks/val/{stem}.png", list=f"{name}.txt"),)
+        for name in ("gone", "empty", "wrong")
+    }
+    card = replace(CARD, splits={**CARD.splits, **lists})
+    (root / "empty.txt").write_text("\n")
+    (root / "wrong.txt").write_text("../0\n")
+    report = report_files(card, root)
+    assert report.lines(["train"])[1] == "files: gone: nothing found, looked for the list gone.txt, which is not there"
+    assert report.problems() == [
+        f"split empty: {root}/empty.txt: the list of data set 't' holds no stem; is the file complete?",
+        f"split wrong: {root}/wrong.txt:1: '../0' leads out of the root folder; a stem is a name below it",
+    ]
 
 
 def test_a_proposed_card_means_every_file(root: Path) -> None:

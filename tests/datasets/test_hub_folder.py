@@ -98,6 +98,32 @@ def test_bytes_names_and_arrays_are_kept(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found[1]["mask"].numpy(), mask_of(1))
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(0.5, "are not all whole numbers"), (-1, "none may be negative"), (np.nan, "not numbers"), (1e300, "0..65535")],
+)
+def test_ids_that_are_not_whole_are_refused(value: float, message: str) -> None:
+    image, mask = [Image.fromarray(image_of(0))], mask_of(0).astype(float)
+    features = {"image": datasets.Image(), "ids": datasets.Sequence(datasets.Sequence(datasets.Value("float64")))}
+    mask[0, 0] = value
+    table = datasets.Dataset.from_dict({"image": image, "ids": [mask.tolist()]}, features=datasets.Features(features))
+    with pytest.raises(ValueError, match=f"^row 000000: .*{message}"):
+        unpack_hub_dataset(table, mask_column="ids")
+    mask[0, 0] = 2
+    table = datasets.Dataset.from_dict({"image": image, "ids": [mask.tolist()]}, features=datasets.Features(features))
+    root = unpack_hub_dataset(table, mask_column="ids")
+    np.testing.assert_array_equal(np.load(root / "train/masks/000000.npy"), mask)
+
+
+def test_names_with_a_dot_in_front_are_not_hidden(tmp_path: Path) -> None:
+    for i, name in enumerate((".a.png", "b.png")):
+        Image.fromarray(image_of(i)).save(tmp_path / name)
+    columns = {"image": [str(tmp_path / name) for name in (".a.png", "b.png")], "ids": [mask_of(0).tolist()] * 2}
+    table = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    root = unpack_hub_dataset(table, mask_column="ids")
+    assert sorted(path.name for path in (root / "train/images").iterdir()) == ["a.png", "b.png"]
+
+
 def test_mistakes_are_named(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no image_column 'imag'; did you mean image"):
         unpack_hub_dataset(saved, image_column="imag")

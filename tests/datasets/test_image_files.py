@@ -3,18 +3,25 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from aucseg.datasets import SampleError
+from aucseg.datasets import DatasetCard, SampleError
 from aucseg.datasets.bands import open_raster
+from aucseg.datasets.card import Layout
 from aucseg.datasets.deep_color import read_deep_color
 from aucseg.datasets.files import check_image, read_image
+from aucseg.datasets.mask_files import read_mask
+from aucseg.datasets.prediction_files import PredictionFiles
+from aucseg.datasets.scan import scan_samples
+from aucseg.datasets.scan_cache import ScanCache
+from aucseg.datasets.split import SplitOfFiles
 from aucseg.inference.image_files import ImageError, read_photo
-from tests.datasets.files import Array, png_of_16_bits, tiff_of_16_bits
+from tests.datasets.files import Array, make, png_of_16_bits, tiff_of_16_bits
 
 STORED = np.random.default_rng(0).integers(0, 256, (6, 10, 3), dtype=np.uint8)
 # The EXIF standard: where row 0 and column 0 of the stored pixels lie in the picture as shown.
@@ -135,6 +142,28 @@ def test_links_to_nothing_and_placeholders_say_how_to_fetch_the_file(tmp_path: P
     with pytest.raises(SampleError, match="a placeholder of Git LFS: run git lfs pull"):
         read_image(pointer)
     assert not os.path.exists(link)
+
+
+def test_no_permission_is_named_as_the_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, ("images/1.png", "masks/1.png"), ("images/2.tif", "masks/2.npy"))
+    np.savez(tmp_path / "a.npz", np.zeros((2, 4, 4)))
+    # Not by the mode of the files: tests may run as root.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    card = DatasetCard("", "", ("", ""), ((0, 0, 0),) * 2, {}, ((0,), (1,)))
+    for read in (
+        lambda: read_image(tmp_path / "images/1.png"),
+        lambda: read_photo(tmp_path / "images/1.png"),
+        lambda: read_mask(tmp_path / "masks/1.png", card),
+        lambda: read_mask(tmp_path / "masks/2.npy", card),
+        lambda: PredictionFiles(tmp_path, card, ["a"]),
+    ):
+        with pytest.raises(ValueError, match="no permission to read the file; allow it"):
+            read()
+    splits = {"train": (Layout("images/*.*", "masks/{1}.*"),)}
+    files = SplitOfFiles(replace(card, splits=splits), tmp_path)
+    samples = list(scan_samples(files, cache=ScanCache(tmp_path / "cache")))
+    assert all("no permission" in error for sample in samples for error in sample.errors)
+    assert [len(sample.errors) for sample in samples] == [2, 2]
 
 
 def _pages(path: Path, *sizes: tuple[int, int]) -> Path:

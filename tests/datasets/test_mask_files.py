@@ -59,7 +59,8 @@ def test_arrays_that_hold_no_ids(tmp_path: Path) -> None:
     for values, message in (
         (np.full((2, 2), 0.5), "not all whole numbers"),
         (np.full((2, 2), np.nan), "not numbers"),
-        (np.full((2, 2), -1), "ids from -1 to 0"),
+        (np.full((2, 2), -1), "ids from -1 to 0, but none may be negative: give these pixels another id, 65535 or 255"),
+        (np.full((2, 2), 70000), "ids from 0 to 70000; 16-bit masks hold 0..65535: give the classes smaller ids"),
         (np.full((2, 2), 300), "set mask_encoding: gray16"),
         (np.zeros((2, 2, 5)), r"with shape \(2, 2, 5\) is not a gray mask"),
         (np.array([["a"]]), "is not a gray mask"),
@@ -95,7 +96,7 @@ def test_transparency_is_dropped_only_where_it_leaves_no_doubt(tmp_path: Path) -
         (np.where((MASK == 0) & (np.arange(MASK.shape[1]) > 5), 0, 255), "hold a value that others hold too"),
     ):
         save(alpha)
-        with pytest.raises(SampleError, match=f"{message}, so what they mean is not certain; give the transparent"):
+        with pytest.raises(SampleError, match=f"png: [^:]*{message}, so what they mean is not certain; give the trans"):
             read_raw_mask(path, card_of("rgb"))
 
 
@@ -166,6 +167,41 @@ def test_colours_of_16_bits_are_refused(tmp_path: Path) -> None:
     for name in ("m.png", "m.tif"):
         with pytest.raises(SampleError, match="16 bits a channel, of which 8 would be lost"):
             read_raw_mask(tmp_path / name, card_of("rgb"))
+
+
+def pnm(kind: str, maximum: int, values: Any) -> bytes:
+    """A PGM or PPM file, by hand, for Pillow writes those of 255 and 65535 alone; P2 is text, P5 and P6 are bytes."""
+    header = f"{kind} {values.shape[1]} {values.shape[0]} {maximum}\n".encode()
+    numbers = " ".join(map(str, values.ravel().tolist())).encode()
+    return header + (numbers if kind == "P2" else values.astype("u1" if maximum < 256 else ">u2").tobytes())
+
+
+@pytest.mark.parametrize("kind", ["P2", "P5"])
+@pytest.mark.parametrize("maximum", [2, 5, 15, 254, 255, 256, 300, 65535])
+def test_pgm_files_hold_their_ids_whatever_their_maximum(kind: str, maximum: int, tmp_path: Path) -> None:
+    path = tmp_path / "m.pgm"
+    path.write_bytes(pnm(kind, maximum, MASK))
+    card = card_of("gray" if maximum < 256 else "gray16")
+    np.testing.assert_array_equal(read_raw_mask(path, card), MASK)
+    np.testing.assert_array_equal(read_raw_mask(path, card, path.read_bytes()), MASK)
+
+
+def test_ppm_files_hold_their_colours(tmp_path: Path) -> None:
+    path = tmp_path / "m.ppm"
+    path.write_bytes(pnm("P6", 5, np.dstack([MASK] * 3)))
+    np.testing.assert_array_equal(read_raw_mask(path, card_of("rgb")), MASK * 0x010101)
+    path.write_bytes(pnm("P6", 300, np.dstack([MASK] * 3)))
+    with pytest.raises(SampleError, match="16 bits a channel, of which 8 would be lost"):
+        read_raw_mask(path, card_of("rgb"))
+
+
+def test_white_stored_as_0_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bits.pnm").write_bytes(b"P4 8 1\n\x0f")
+    Image.fromarray(MASK.astype(np.uint8)).save(tmp_path / "m.tif", tiffinfo={262: 0})
+    Image.fromarray(MASK == 1).save(tmp_path / "bits.tif", tiffinfo={262: 0})
+    for name in ("bits.pnm", "m.tif", "bits.tif"):
+        with pytest.raises(SampleError, match="white is stored as 0, so it is not certain which ids"):
+            read_raw_mask(tmp_path / name, card_of("gray"))
 
 
 def test_an_orientation_of_the_mask_itself(tmp_path: Path) -> None:

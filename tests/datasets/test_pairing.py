@@ -159,6 +159,46 @@ def test_lists_that_name_what_is_not_there(tmp_path: Path) -> None:
         images_of(LISTED, tmp_path)
 
 
+def test_patterns_that_find_nothing_say_what_in_them_may_be_wrong(tmp_path: Path) -> None:
+    make(tmp_path, ("images/a.png", "masks/a.png"))
+    assert images_of("{images: './images/*.png', masks: './masks/{stem}.png'}", tmp_path) == ["images/a.png"]
+    for pattern, message in (
+        ("images", r"images \(without a \* it is one file; images/\*\.\* are the images in a folder\)"),
+        ("images/*.{jpg,png}", r"images/\*\.\{jpg,png\} \(braces stand for themselves, and \.\* is any ending\)"),
+    ):
+        with pytest.raises(ValueError, match=rf"looked for {message}\. Is this the right root"):
+            images_of(f"{{images: '{pattern}', masks: 'masks/{{stem}}.png'}}", tmp_path)
+    with pytest.raises(
+        ValueError, match=r"looked for the list train\.txt, which is not there\. Is this the right root"
+    ):
+        images_of(LISTED, tmp_path)
+
+
+def test_lists_with_commas_are_named(tmp_path: Path) -> None:
+    make(tmp_path, ("images/a.png", "masks/a.png"), ("images/b,c.png", "masks/b,c.png"))
+    (tmp_path / "train.txt").write_text("images/a.png,masks/a.png\nb,c.png,masks/b,c.png\n")
+    with pytest.raises(
+        ValueError, match=r"train\.txt: no line .*'images/a\.png,masks/a\.png'; columns are told apart by b"
+    ):
+        images_of(LISTED, tmp_path)
+    (tmp_path / "train.txt").write_text("b,c\n")
+    assert images_of(LISTED, tmp_path) == ["images/b,c.png"]
+
+
+def test_a_list_that_names_other_masks_than_the_card_is_refused(tmp_path: Path) -> None:
+    make(tmp_path, ("images/a.png", "masks/a.png"), ("images/b.png", "masks/b.png"), ("depth/a.png", "depth/b.png"))
+    for second in ("masks/b.png", "./masks/b.png", "masks\\b.png", "depth/a.png", f"{tmp_path}/masks/b.png"):
+        (tmp_path / "train.txt").write_text(f"b\nimages/a.png {second}\n")
+        expected = "depth/a.png" if "depth" in second else "masks/b.png"
+        with pytest.raises(
+            ValueError, match=rf"train\.txt:2: .* the mask {expected}, but by .* it is masks/a\.png; corr"
+        ):
+            images_of(LISTED, tmp_path)
+    for others in ("1", "-1 gone.png", "/home/bob/masks/b.png", "depth/a.png masks/a.png", "masks"):
+        (tmp_path / "train.txt").write_text(f"images/a.png {others}\n")
+        assert images_of(LISTED, tmp_path) == ["images/a.png"]
+
+
 @pytest.mark.parametrize(
     "name",
     ["._a.png", ".hidden.png", ".DS_Store", "Thumbs.db", "desktop.ini", "@eaDir", "__MACOSX", ".ipynb_checkpoints"],

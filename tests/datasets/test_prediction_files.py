@@ -65,6 +65,21 @@ def test_ids_are_seen_from_the_values(tmp_path: Path, values: Any, ids: str) -> 
     assert predictions.read_labels("i/a", TRUTH).tolist() == [[0, 1, 2], [2, 1, 1]]
 
 
+@pytest.mark.parametrize("raw", [[0, 255], [0, 1, 255]])
+def test_255_tells_ids_where_it_is_a_class(tmp_path: Path, raw: list[int]) -> None:
+    classes = [{"name": f"c{value}", "ids": [value]} for value in raw]
+    binary = DatasetCard.from_yaml(f"name: x\nclasses: {classes}\nsplits: {{val: {{images: 'i/*.png'}}}}")
+    for values, expected, ids in (
+        (raw, list(range(len(raw))), "raw"),
+        (list(range(len(raw))), list(range(len(raw))), "train"),
+        ([0] * len(raw), [0] * len(raw), "train"),
+    ):
+        Image.fromarray(np.array([values], np.uint8)).save(tmp_path / "a.png")
+        predictions = PredictionFiles(tmp_path, binary, ["i/a"])
+        assert predictions.ids == ids
+        assert predictions.read_labels("i/a", np.zeros((1, len(raw)), np.uint8)).tolist() == [expected]
+
+
 @pytest.mark.parametrize(("values", "what"), [([[1, 1, 1], [1, 1, 1]], "both"), ([[7, 2, 1], [1, 1, 1]], "neither")])
 def test_ids_that_may_be_either_are_asked_for(tmp_path: Path, values: Any, what: str) -> None:
     with pytest.raises(ValueError, match=f"{what} the ids of the card and train ids"):

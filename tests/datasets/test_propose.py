@@ -175,6 +175,35 @@ def test_every_ending_is_taken(tmp_path: Path) -> None:
     check(tmp_path, card, tmp_path / "card.yaml")
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        [("rgb_0.png", "rgb_0.png"), ("image_0.png", "image_0.png"), ("0.png", "0.png")],
+        [("a.jpg", "a.jpg.png"), ("b.jpg", "b.jpg.png")],
+        [("a.jpg", "a.jpg.png"), ("a.png", "a.png.png")],
+        [("image.jpg", "image.jpg.png"), ("rgb.jpg", "rgb.png")],
+        [("rgb_0.jpg", "rgb_0.png"), ("image_0.jpg", "image_0.jpg.png"), ("rgb_1.jpg", "image_1.png")],
+    ],
+)
+@pytest.mark.parametrize("folders", [("images", "masks"), ("x", "y")])
+def test_equal_names_go_before_equal_pictures(
+    names: list[tuple[str, str]], folders: tuple[str, str], tmp_path: Path
+) -> None:
+    pairs = [(f"{folders[0]}/{image}", f"{folders[1]}/{mask}") for image, mask in names]
+    make(tmp_path, *pairs)
+    card = propose_card(tmp_path)
+    found = SegmentationDataset(card, tmp_path)
+    assert sorted((pair.image, pair.mask) for pair in found.pairs) == sorted(pairs)
+
+
+def test_a_stray_mask_of_an_equal_name_is_not_taken(tmp_path: Path) -> None:
+    make(tmp_path, *((f"images/{i}.jpg", f"masks/{i}_mask.png") for i in range(3)))
+    make(tmp_path, ("unused/0.jpg", "masks/0.png"))
+    (tmp_path / "unused/0.jpg").unlink()
+    (layout,) = propose_card(tmp_path).splits["train"]
+    assert (layout.images, layout.masks) == ("images/*.jpg", "masks/{1}_mask.png")
+
+
 def test_names_in_other_cases_and_normal_forms(tmp_path: Path) -> None:
     composed, decomposed = (unicodedata.normalize(form, "Straßé") for form in ("NFC", "NFD"))
     make(tmp_path, (f"images/{composed}1.jpg", f"masks/{decomposed}1.PNG"), ("images/IMG_2.jpg", "masks/img_2.png"))

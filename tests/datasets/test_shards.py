@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import aucseg.datasets.shards as streaming
+from aucseg.cli import main
 from aucseg.datasets import SampleError, SegmentationDataset
 from aucseg.datasets.shards import StreamedSegmentationDataset, write_shards
 from aucseg.statistics.class_statistics import ClassStatistics
@@ -151,7 +152,7 @@ def test_broken_samples_are_named_or_skipped(shards: list[Path]) -> None:
 def test_broken_shards_are_named_or_skipped(shards: list[Path], tmp_path: Path) -> None:
     shards[1].write_bytes(b"no tar" * 200)
     shards[2].unlink()
-    with pytest.raises(SampleError, match=r"damaged shard: .*train-000001\.tar"):
+    with pytest.raises(SampleError, match=r"train-000001\.tar: the shard is cut off, damaged or not a tar file; write"):
         list(StreamedSegmentationDataset("loveda", shards))
     with pytest.raises(SampleError, match=r"train-000002\.tar: cannot open the shard"):
         list(StreamedSegmentationDataset("loveda", [shards[0], *shards[2:]]))
@@ -160,11 +161,59 @@ def test_broken_shards_are_named_or_skipped(shards: list[Path], tmp_path: Path) 
     assert stream.num_skipped == 2
 
 
+def test_truncated_and_empty_shards_are_named(shards: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    data = shards[1].read_bytes()
+    shards[1].write_bytes(data[: data.rindex(b"000000003.mask") + 700])
+    with tarfile.open(shards[2], "w"):
+        pass
+    shards[3].write_bytes(b"")
+    for shard, message in zip(shards[1:], ("is cut off", "holds no files", "is cut off"), strict=True):
+        with pytest.raises(SampleError, match=rf"^{shard}: the shard {message}[^<(]*$"):
+            list(StreamedSegmentationDataset("loveda", shard))
+    assert main(["stats", "loveda", "--shards", str(shards[2])]) == 2
+    assert f"{shards[2]}: the shard holds no files" in capsys.readouterr().err
+    stream = StreamedSegmentationDataset("loveda", [shards[0], *shards[2:]], on_error="skip")
+    assert len(names(stream)) == 2
+    assert stream.num_skipped == 2
+
+
+def write_tar(path: Path, folder: SegmentationDataset, *endings: tuple[str, bool]) -> Path:
+    """A shard in which image (False) and mask (True) of each sample have the given endings."""
+    with tarfile.open(path, "w") as tar:
+        for i in range(len(folder)):
+            for ending, is_mask in endings:
+                tar.add(folder.mask_path(i) if is_mask else folder.image_path(i), f"{i:03d}.{ending}")
+    return path
+
+
+def test_usual_names_are_told_by_their_endings(folder: SegmentationDataset, tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    stream = StreamedSegmentationDataset("loveda", path)
+    for endings in ([("jpg", False), ("png", True)], [("seg.png", True), ("JPG", False), ("json", False)]):
+        write_tar(path, folder, *endings)
+        found = list(stream)
+        assert len(found) == len(folder)
+        for i, sample in enumerate(found):
+            assert torch.equal(sample["image"], folder[i]["image"])
+            assert torch.equal(sample["mask"], folder[i]["mask"])
+    write_tar(path, folder, ("png", False))
+    without = StreamedSegmentationDataset("loveda", path, mask=None)
+    assert torch.equal(next(iter(without))["image"], folder[0]["image"])
+    for ambiguous in ([("jpg", False), ("png", True), ("depth.png", True)], [("png", False), ("tif", True)]):
+        write_tar(path, folder, *ambiguous)
+        with pytest.raises(SampleError, match=r"a\.tar: sample '000' has 0 files .*call them 000\.image\.jpg and 000"):
+            list(stream)
+
+
+def test_a_name_that_occurs_twice_is_named(folder: SegmentationDataset, tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", folder, ("image.png", False), ("image.png", False), ("mask.png", True))
+    with pytest.raises(SampleError, match=r"a\.tar: two files of one name: 000\.image\.png"):
+        list(StreamedSegmentationDataset("loveda", path))
+
+
 def test_endings_that_do_not_fit_are_named(shards: list[Path]) -> None:
     stream = StreamedSegmentationDataset("loveda", shards, image="jpg")
-    with pytest.raises(
-        SampleError, match=r"'000000000' has 0 files that match 'jpg' \(it has .*image\.png.*\); pass the right"
-    ):
+    with pytest.raises(SampleError, match=r"'000000000' has 0 files that match 'jpg' \(it has .*image\.png.*\); call"):
         list(stream)
     without = next(iter(StreamedSegmentationDataset("loveda", shards, mask=None)))
     assert "mask" not in without

@@ -242,6 +242,16 @@ def _mask_files(folder: Path) -> dict[str, tuple[Path, str]]:
     np.save(folder / "ids.npy", IDS)
     save_raster(folder / "wide.tif", IDS[None].astype("uint16") * 1000)
     save_raster(folder / "float.tif", IDS[None].astype("float32"))
+    for bits in (2, 4):
+        for compression in ("none", "deflate"):
+            name = f"{bits} bits, {compression}.tif"
+            save_raster(folder / name, IDS[None] % 2**bits, nbits=bits, compress=compression)
+            files[name] = "gray"
+    save_raster(folder / "signed.tif", IDS[None].astype("int8"))
+    (folder / "five.pgm").write_bytes(b"P5 200 150 9\n" + IDS.tobytes())
+    (folder / "300.pgm").write_bytes(b"P5 200 150 300\n" + IDS.astype(">u2").tobytes())
+    (folder / "nine.ppm").write_bytes(b"P6 200 150 9\n" + np.dstack([IDS] * 3).tobytes())
+    files |= {"signed.tif": "gray", "five.pgm": "gray", "300.pgm": "gray16", "nine.ppm": "rgb"}
     np.save(folder / "wide.npy", IDS.astype(np.int64) * 1000)
     for name in ("palette.png", "palette.tif", "coded.png"):
         save_palette(folder / name, IDS, COLORS)
@@ -257,11 +267,34 @@ def test_windows_of_masks_are_those_of_the_whole_whatever_the_encoding(tmp_path:
     for name, (path, encoding) in _mask_files(tmp_path).items():
         card = replace(card_of(), mask_encoding=encoding)
         expected = read_raw_mask(path, card)
+        if "bits, " in name or path.suffix == ".pgm":
+            np.testing.assert_array_equal(expected, IDS % 4 if name.startswith("2") else IDS, err_msg=name)
         found = read_mask_window(path, card, window, (150, 200)).values
         np.testing.assert_array_equal(found, expected[window.slices], err_msg=name)
         assert found.dtype == expected.dtype, name
         with pytest.raises(SampleError, match="the mask is 200 x 150"):
             read_mask_window(path, card, window, (150, 201))
+
+
+def test_what_masks_may_not_hold_is_refused_whole_and_by_windows(tmp_path: Path) -> None:
+    save_raster(tmp_path / "white.tif", IDS[None], photometric="MINISWHITE")
+    save_raster(tmp_path / "white bits.tif", IDS[None] % 2, photometric="MINISWHITE", nbits=1)
+    for dtype in ("int8", "int16", "int32", "float32"):
+        save_raster(tmp_path / f"{dtype}.tif", IDS[None].astype(dtype) - 1)
+    negative = "ids from -1(.0)? to 8(.0)?, but none may be negative"
+    for name, encoding, message in (
+        ("white.tif", "gray", "white is stored as 0"),
+        ("white bits.tif", "gray", "white is stored as 0"),
+        ("int8.tif", "gray", negative),
+        ("int16.tif", "gray16", negative),
+        ("int32.tif", "gray16", negative),
+        ("float32.tif", "gray16", negative),
+    ):
+        card = replace(card_of(), mask_encoding=encoding)
+        with pytest.raises(SampleError, match=message):
+            read_raw_mask(tmp_path / name, card)
+        with pytest.raises(SampleError, match=message):
+            read_mask_window(tmp_path / name, card, Window(0, 0, 150, 200), (150, 200))
 
 
 def test_windows_of_images_are_those_of_the_whole_whatever_the_mode(tmp_path: Path) -> None:

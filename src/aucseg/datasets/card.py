@@ -11,6 +11,7 @@ import yaml
 
 from aucseg.datasets.card_bands import parse_bands, parse_value_range
 from aucseg.datasets.colors import default_color, pack_color, unpack_color
+from aucseg.datasets.tree import pattern_regex
 from aucseg.datasets.yaml_nodes import YamlValue
 from aucseg.hints import closest
 
@@ -18,6 +19,8 @@ CARDS_FOLDER = Path(__file__).parent / "cards"
 GROUP_NAMES = ("head", "middle", "tail")
 # The largest raw id that a mask of each encoding can hold.
 MAX_RAW_ID = {"gray": 255, "palette": 255, "gray16": 65535, "rgb": 0xFFFFFF, "mat": 65535}
+# In a template: a brace of a name, or a field.
+TEMPLATE_FIELD = re.compile(r"\{\{|\}\}|\{(\w+)\}")
 _CLASS_KEYS = ("color", "ids", "mask_colors")
 _CARD_KEYS = (
     "title", "ignore_index", "mask_encoding", "mat_key", "check_palette", "exif", "unmapped", "ignore_ids",
@@ -375,23 +378,32 @@ def _parse_split(split: YamlValue) -> tuple[Layout, ...]:
     layouts = []
     for entry in split.sequence() if split.is_sequence else [split]:
         keys = entry.mapping(required=("images",), optional=("masks", "list", "ids", "stems"))
-        for key in keys.keys() & {"images", "masks", "list"}:
-            pattern = keys[key].string()
+        paths = {key: keys[key].string().removeprefix("./") for key in keys.keys() & {"images", "masks", "list"}}
+        for key, pattern in paths.items():
             is_absolute = pattern.startswith(("/", "~")) or re.match("[A-Za-z]:", pattern)
             if is_absolute or "\\" in pattern or ".." in pattern.split("/"):
                 keys[key].error(
                     f"{key} {pattern!r} must stay below the root folder: no leading / or ~, no .., no backslash, no "
                     "drive letter"
                 )
-        if "list" in keys and "{stem}" not in keys["images"].string():
+        if "list" in keys and "{stem}" not in paths["images"]:
             keys["images"].error("with 'list', images must hold {stem}, for example JPEGImages/{stem}.jpg")
         if "stems" in keys and "list" in keys:
             keys["stems"].error("'stems' picks files of a folder; with 'list' leave lines out of the list instead")
+        num_wildcards = 0 if "list" in paths else pattern_regex(paths["images"]).groups
+        known = ["stem", *map(str, range(1, num_wildcards + 1))]
+        for key in paths.keys() & ({"images", "masks"} if "list" in paths else {"masks"}):
+            unknown = [name for name in TEMPLATE_FIELD.findall(paths[key]) if name and name not in known]
+            if unknown:
+                keys[key].error(
+                    f"{key} {paths[key]!r}: {{{unknown[0]}}} is unknown; known are {{{'}, {'.join(known)}}}; braces in "
+                    "names are written {{ and }}"
+                )
         layouts.append(
             Layout(
-                images=keys["images"].string(),
-                masks=keys["masks"].string() if "masks" in keys else None,
-                list=keys["list"].string() if "list" in keys else None,
+                images=paths["images"],
+                masks=paths.get("masks"),
+                list=paths.get("list"),
                 train_ids="ids" in keys and keys["ids"].choice(("raw", "train")) == "train",
                 stems=_parse_stems(keys["stems"]) if "stems" in keys else None,
             )

@@ -45,6 +45,12 @@ def _bytes(path: str | Path, exif: str, other: bool) -> npt.NDArray[np.uint8]:
                 raise ValueError(f"{path}: {image.format} of mode {image.mode} and 16 bits, stored as {args[0]}")
             if other:
                 swapped = (f"{mode};{_OTHER_BYTE[byte_order]}", *args[1:])
-                parts = (*tile[:3], swapped if isinstance(tile[3], tuple) else swapped[0])
-                tiles[i] = type(tile)(*parts) if hasattr(tile, "_fields") else parts
+                tiles[i] = with_arguments(tile, swapped if isinstance(tile[3], tuple) else swapped[0])
         return np.array(load_oriented(image, path, exif))
+
+
+def with_arguments(tile: Any, arguments: Any) -> Any:
+    """Returns a tile of an image that is not decoded with other arguments for Pillow's decoder."""
+    parts = (*tile[:3], arguments)
+    # Plain tuples in older releases of Pillow.
+    return type(tile)(*parts) if hasattr(tile, "_fields") else parts

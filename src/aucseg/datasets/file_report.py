@@ -9,7 +9,7 @@ from pathlib import Path
 
 from aucseg.datasets.card import DatasetCard, Layout
 from aucseg.datasets.naming import is_unlabelled, picture_of, place_of, split_of_path
-from aucseg.datasets.pairing import Pair, SplitFiles, find_pairs, template_regex
+from aucseg.datasets.pairing import NoImagesError, Pair, SplitFiles, find_pairs, template_regex
 from aucseg.datasets.tree import Tree, pattern_regex
 from aucseg.hints import counted, shorten
 from aucseg.run_files import CONTACT_SHEET_FILE
@@ -28,6 +28,8 @@ class FileReport:
 
     Attributes:
         splits: The files of each split that was found.
+        absent: For each split of which nothing was found: what was looked for.
+        broken: For each split that cannot be read: a message.
         unpaired: Files that belong to a pair by their names and places, but are in none.
         unused: Image files that no split names, as masks in colour beside masks of ids.
         shared: For each image that is in two splits: a message.
@@ -36,6 +38,8 @@ class FileReport:
     """
 
     splits: dict[str, SplitFiles] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
     unpaired: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     shared: list[str] = field(default_factory=list)
@@ -43,7 +47,7 @@ class FileReport:
     again: dict[str, str] = field(default_factory=dict)
 
     def problems(self, without: str | None = None) -> list[str]:
-        """Returns messages about what should not be: files in no pair, images in two splits, folders out of reach.
+        """Returns messages about what should not be: broken lists, files in no pair or two splits, folders out of reach.
 
         Args:
             without: A split whose missing files are reported elsewhere.
@@ -54,7 +58,9 @@ class FileReport:
             if split != without
             for message in _missing(split, files.missing)
         ]
-        return [*missing, *(f"{path}: in no pair" for path in self.unpaired), *self.shared, *self.unreadable]
+        broken = [f"split {split}: {message}" for split, message in self.broken.items()]
+        unpaired = [f"{path}: in no pair" for path in self.unpaired]
+        return [*broken, *missing, *unpaired, *self.shared, *self.unreadable]
 
     def others(self, used: Sequence[str]) -> dict[str, list[str]]:
         """Returns for each split that is not used now its images, without those that are used.
@@ -78,6 +84,7 @@ class FileReport:
             for split, files in self.splits.items()
         ]
         lines = [f"files: {', '.join(counts)}"] if counts else []
+        lines += [f"files: {split}: nothing found, looked for {tried}" for split, tried in self.absent.items()]
         for split, images in self.others(used).items():
             lines.append(f"files: of {split}, not used here: {shorten(images, _MAX_SHOWN_OF_SPLIT)}")
         if self.unused:
@@ -109,9 +116,10 @@ def report_files(
     for split in card.splits:
         try:
             report.splits[split] = find_pairs(card, root, split, tree)
-        except ValueError:  # noqa: PERF203
-            # Not every download has all splits; the data set of a split that is used says what is wrong.
-            continue
+        except NoImagesError as error:  # noqa: PERF203 - not every download has all splits
+            report.absent[split] = error.looked_for
+        except ValueError as error:
+            report.broken[split] = str(error)
     used = {path for files in report.splits.values() for pair in files.pairs for path in _paths(pair)}
     known = used | {pair.image for files in report.splits.values() for pair in files.missing}
     pictures = {(place_of(_folder(path)), picture_of(_stem(path))) for path in used}

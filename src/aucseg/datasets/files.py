@@ -136,8 +136,14 @@ def size_message(mask: Path, mask_size: tuple[int, ...], image: str, image_size:
 
 
 def check_exists(path: Path) -> None:
-    """Raises `SampleError` where there is no such file, or only a link or a placeholder of it."""
-    if path.is_file():
+    """Raises `SampleError` where there is no such file, only a link to none, or no permission to read it."""
+    try:
+        is_file = path.is_file()
+    except PermissionError:  # of its folder
+        is_file = True
+    if is_file:
+        if not os.access(path, os.R_OK):
+            raise SampleError(f"{path}: no permission to read the file; allow it (chmod +r), or run as its owner")
         return
     if path.is_symlink():
         raise SampleError(
@@ -240,6 +246,8 @@ def guard(path: str | Path, action: Callable[[], _T]) -> _T:
     """
     try:
         return action()
+    except SampleError:
+        raise
     except Exception as error:
         raise SampleError(f"{path}: truncated or damaged: {error}; fetch or export the file again") from error
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from aucseg.datasets.files import without_pixel_limit
+from aucseg.datasets.files import SampleError, without_pixel_limit
+from aucseg.datasets.mask_files import whole_numbers
 from aucseg.datasets.naming import split_of_path
 from aucseg.hints import closest, import_extra
 from aucseg.safe_files import cache_folder
@@ -145,7 +146,8 @@ def _write(rows: Any, folder: Path, image_column: str, mask_column: str) -> None
 def _names(rows: Any, image_column: str) -> list[str]:
     """The names of the files, which tell sequences, where the data set has kept them; else numbers."""
     stems = [PurePosixPath((row[image_column] or {}).get("path") or "").stem for row in rows]
-    names = [_NOT_IN_NAMES.sub("_", stem) for stem in stems]
+    # With a dot in front they would be hidden files, which are never data.
+    names = [_NOT_IN_NAMES.sub("_", stem).lstrip(".") for stem in stems]
     if all(names) and len({name.lower() for name in names}) == len(names):
         return names
     return [f"{index:06}" for index in range(len(names))]
@@ -155,7 +157,10 @@ def _write_entry(entry: Any, path: Path) -> None:
     """Writes an image as its bytes are, or an array of ids; `path` has no ending yet."""
     if not isinstance(entry, Mapping):
         try:
-            np.save(path.with_name(f"{path.name}.npy"), np.asarray(entry, dtype=np.int64))
+            ids = whole_numbers(np.asarray(entry), Path(f"row {path.name}"), "its mask")
+            np.save(path.with_name(f"{path.name}.npy"), ids)
+        except SampleError:
+            raise
         except (ValueError, TypeError, OverflowError) as error:
             raise ValueError(f"row {path.name}: its mask is not an array (H, W) of whole numbers: {error}") from error
         return

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from aucseg.datasets.card import DatasetCard
+from aucseg.datasets.deep_color import with_arguments
 from aucseg.datasets.files import (
     Array,
     SampleError,
@@ -30,6 +31,7 @@ _LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000", "AVIF", "HEIF")
 _LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp", "jp2k")
 # What Pillow multiplies the values of 2- and 4-bit grey files by, to fill 0..255.
 _GRAY_SCALE = {"L;2": 85, "L;4": 17}
+_WHITE_TAG, _SAMPLE_FORMAT_TAG = 262, 339
 _ENCODING_OF_MODE = {
     "1": "gray",
     "L": "gray",
@@ -42,6 +44,7 @@ _ENCODING_OF_MODE = {
     "RGBA": "rgb",
 }
 _NO_MASK = "save it as an 8-bit grey PNG whose values are the ids"
+_TOO_DEEP = f"the mask has 16 bits a channel, of which 8 would be lost; {_NO_MASK}"
 
 
 @dataclass(frozen=True)
@@ -93,14 +96,53 @@ def read_mask(path: Path, card: DatasetCard, data: bytes | None = None) -> RawMa
         if encoding != card.mask_encoding and not (card.mask_encoding == "rgb" and encoding == "palette"):
             raise SampleError(encoding_message(path, image.mode, encoding, card.mask_encoding))
         if card.mask_encoding != "gray16" and bits_per_channel(image) > 8:
-            raise SampleError(f"{path}: the mask has 16 bits a channel, of which 8 would be lost; {_NO_MASK}")
-        # Read before loading, which clears it.
-        tiles = getattr(image, "tile", [])
-        scale = _GRAY_SCALE.get(tiles[0][3] if tiles and image.format == "PNG" else "", 1)
+            raise SampleError(f"{path}: {_TOO_DEEP}")
+        _check_white(image, path)
+        _keep_values_of_pnm(image, path)
+        # Read before loading, which clears them.
+        scale, is_signed = _gray_scale(image), _is_signed(image)
         loaded = load_oriented(image, path, card.exif)
         if card.mask_encoding == "rgb":
             return RawMask(guard(path, lambda: _packed_colors(loaded, path)))
+        if is_signed:
+            whole_numbers(np.array(loaded).view(np.int8), path, "the mask")
         return _read_ids(loaded, path, card, scale)
+
+
+def _check_white(image: Image.Image, path: Path) -> None:
+    """Refuses files in which 0 is white: programs differ in which ids they give."""
+    is_white = image.mode == "1" if image.format == "PPM" else _tiff_tag(image, _WHITE_TAG) == 0
+    if is_white:
+        raise SampleError(f"{path}: white is stored as 0, so it is not certain which ids are meant; {_NO_MASK}")
+
+
+def _keep_values_of_pnm(image: Image.Image, path: Path) -> None:
+    """Lets Pillow give the values of a PGM or PPM file, which it scales from the file's own maximum otherwise."""
+    tiles: list[Any] = getattr(image, "tile", [])
+    if image.format != "PPM" or tiles[0][0] == "raw":
+        return
+    mode, maximum = tiles[0][3]
+    if maximum > 255 and mode == "RGB":
+        raise SampleError(f"{path}: {_TOO_DEEP}")
+    tiles[0] = with_arguments(tiles[0], (mode, 255 if maximum < 256 else 65535))
+
+
+def _gray_scale(image: Image.Image) -> int:
+    """What Pillow multiplies the values of an image that is not decoded by."""
+    tiles: list[Any] = getattr(image, "tile", [])
+    arguments = tiles[0][3] if tiles else ""
+    raw_mode = arguments[0] if isinstance(arguments, tuple) else arguments
+    # Behind the bits of TIFF files stands their order.
+    return _GRAY_SCALE.get(str(raw_mode)[:3], 1)
+
+
+def _is_signed(image: Image.Image) -> bool:
+    """Whether a file holds whole numbers of 8 bits with a sign, which Pillow reads without it."""
+    return image.mode == "L" and _tiff_tag(image, _SAMPLE_FORMAT_TAG) == (2,)
+
+
+def _tiff_tag(image: Image.Image, tag: int) -> Any:
+    return getattr(image, "tag_v2", {}).get(tag) if image.format == "TIFF" else None
 
 
 def _read_ids(image: Image.Image, path: Path, card: DatasetCard, scale: int) -> RawMask:
@@ -229,8 +271,15 @@ def whole_numbers(values: Array, path: Path, what: str) -> Array:
     if values.size and not np.isfinite(values).all():
         raise SampleError(f"{path}: {what} holds values that are not numbers (NaN); give those pixels an id to ignore")
     low, high = values.min(initial=0), values.max(initial=0)
-    if low < 0 or high > 65535:
-        raise SampleError(f"{path}: {what} holds ids from {low} to {high}; 16-bit masks hold 0..65535")
+    if low < 0:
+        raise SampleError(
+            f"{path}: {what} holds ids from {low} to {high}, but none may be negative: give these pixels another id, "
+            "65535 or 255, and list it in ignore_ids"
+        )
+    if high > 65535:
+        raise SampleError(
+            f"{path}: {what} holds ids from {low} to {high}; 16-bit masks hold 0..65535: give the classes smaller ids"
+        )
     whole: Array = values.astype(np.uint16)
     if not np.array_equal(values, whole):
         raise SampleError(f"{path}: the ids in {what} are not all whole numbers in 0..65535")

@@ -97,7 +97,7 @@ def _encoding(raster: Any) -> str | None:
         return "rgb" if is_bytes else None
     if raster.count > 2 or raster.dtypes[0].startswith("complex"):
         return None
-    return "gray" if is_bytes else "gray16"
+    return "gray" if raster.dtypes[0] in ("uint8", "int8") else "gray16"
 
 
 def _read(raster: Any, path: Path, card: DatasetCard, window: Window, encoding: str | None) -> RawMask:
@@ -121,4 +121,6 @@ def _read(raster: Any, path: Path, card: DatasetCard, window: Window, encoding: 
         return RawMask(values, palette)
     if encoding == "rgb":
         return RawMask(pack_colors(np.moveaxis(bands, 0, -1)))
-    return RawMask(whole_numbers(values, path, "the mask") if encoding == "gray16" else values)
+    if values.dtype != np.uint8:
+        values = whole_numbers(values, path, "the mask")
+    return RawMask(values.astype(np.uint8) if encoding == "gray" else values)

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from aucseg.datasets.card import DatasetCard, Layout
-from aucseg.datasets.tree import IMAGE_ENDINGS, Tree, ending_of
+from aucseg.datasets.card import TEMPLATE_FIELD, DatasetCard, Layout
+from aucseg.datasets.tree import IMAGE_ENDINGS, MASK_ENDINGS, Tree, ending_of
 from aucseg.datasets.windows import Tile
 
 
@@ -49,6 +49,19 @@ class SplitFiles:
     layouts: tuple[Layout, ...] = ()
 
 
+class NoImagesError(ValueError):
+    """No image of a split was found.
+
+    Args:
+        message: What a user is told.
+        looked_for: The patterns and lists that were tried.
+    """
+
+    def __init__(self, message: str, looked_for: str) -> None:
+        super().__init__(message)
+        self.looked_for = looked_for
+
+
 def find_pairs(card: DatasetCard, root: Path, split: str, tree: Tree | None = None) -> SplitFiles:
     """Finds the files of a split: those of all its layouts together.
 
@@ -62,7 +75,9 @@ def find_pairs(card: DatasetCard, root: Path, split: str, tree: Tree | None = No
         tree: The files of the root, where they are listed already.
 
     Raises:
-        ValueError: Unknown split, no such folder, no image found, one mask for two images, two masks for an image.
+        NoImagesError: No image found.
+        ValueError: Unknown split, no such folder, a list that cannot be used, one mask for two images, two masks for an
+            image.
     """
     if split not in card.splits:
         raise ValueError(
@@ -76,10 +91,11 @@ def find_pairs(card: DatasetCard, root: Path, split: str, tree: Tree | None = No
     found = [(layout, *_pairs_of_layout(card, tree, layout)) for layout in layouts]
     filled = [entry for entry in found if entry[1]] or [entry for entry in found if entry[2]]
     if not filled:
-        tried = [layout.images if layout.list is None else f"{layout.list} with {layout.images}" for layout in layouts]
-        raise ValueError(
-            f"{root}: no image of split {split!r} of {card.name!r}; looked for {' and for '.join(tried)}. "
-            f"Is this the right root folder? {card.source}".rstrip()
+        tried = " and for ".join(_describe_search(root, layout) for layout in layouts)
+        raise NoImagesError(
+            f"{root}: no image of split {split!r} of {card.name!r}; looked for {tried}. Is this the right root folder? "
+            f"{card.source}".rstrip(),
+            tried,
         )
     kind = _kind(filled[0][0])
     same_kind = [entry for entry in found if _kind(entry[0]) == kind]
@@ -109,6 +125,18 @@ def find_pairs(card: DatasetCard, root: Path, split: str, tree: Tree | None = No
         chosen.sort(key=lambda pair: pair.image)
         lost.sort(key=lambda pair: pair.image)
     return SplitFiles(chosen, lost, kind[1], tuple(layout for layout, *_ in same_kind))
+
+
+def _describe_search(root: Path, layout: Layout) -> str:
+    """What was looked for under a layout, and what in it may not mean what it seems to."""
+    if layout.list is not None:
+        is_there = (root / layout.list).is_file()
+        return f"{layout.list} with {layout.images}" if is_there else f"the list {layout.list}, which is not there"
+    if "{" in layout.images:
+        return f"{layout.images} (braces stand for themselves, and .* is any ending)"
+    if not set("*?") & set(layout.images):
+        return f"{layout.images} (without a * it is one file; {layout.images}/*.* are the images in a folder)"
+    return layout.images
 
 
 def _kind(layout: Layout) -> tuple[bool, bool]:
@@ -141,20 +169,37 @@ def _pairs_of_list(card: DatasetCard, tree: Tree, layout: Layout) -> Iterator[tu
     path = tree.root / layout.list
     if not path.is_file():
         return
-    is_empty = True
-    for number, line in enumerate(read_lines(path), start=1):
-        if not line.strip():
-            continue
-        stem = _stem_of_line(line.strip(), tree, layout.images)
-        if stem is None:
-            raise ValueError(
-                f"{path}:{number}: {line.strip()!r} leads out of the root folder; a stem is a name below it"
-            )
-        is_empty = False
-        masks = None if layout.masks is None else fill(layout.masks, {"stem": stem})
-        yield fill(layout.images, {"stem": stem}), masks
-    if is_empty:
+    lines = {number: line.strip() for number, line in enumerate(read_lines(path), start=1) if line.strip()}
+    if not lines:
         raise ValueError(f"{path}: the list of data set {card.name!r} holds no stem; is the file complete?")
+    pairs = []
+    for number, line in lines.items():
+        stem, columns = _stem_of_line(line, tree, layout.images)
+        if stem is None:
+            raise ValueError(f"{path}:{number}: {line!r} leads out of the root folder; a stem is a name below it")
+        mask = None if layout.masks is None else fill(layout.masks, {"stem": stem})
+        if mask is not None:
+            named = [found for column in columns if (found := _mask_of_column(column, tree)) is not None]
+            if named and tree.find(mask) not in named:
+                raise ValueError(
+                    f"{path}:{number}: the line names the mask {named[0]}, but by 'masks' of the card it is {mask}; "
+                    "correct the one or the other"
+                )
+        pairs.append((fill(layout.images, {"stem": stem}), mask))
+    if all("," in line for line in lines.values()) and not any(tree.find(image) for image, _ in pairs):
+        raise ValueError(
+            f"{path}: no line of the list names an image, the first is {next(iter(lines.values()))!r}; columns are "
+            "told apart by blanks: write them in the place of the commas"
+        )
+    yield from pairs
+
+
+def _mask_of_column(column: str, tree: Tree) -> str | None:
+    """The file that a further column of a list names, where it may be a mask."""
+    if ending_of(column) not in MASK_ENDINGS:
+        return None
+    path = column.replace("\\", "/").removeprefix("./")
+    return tree.find(path.removeprefix(f"{tree.root.absolute().as_posix()}/"))
 
 
 def read_lines(path: Path) -> list[str]:
@@ -171,21 +216,22 @@ def read_lines(path: Path) -> list[str]:
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
-def _stem_of_line(line: str, tree: Tree, template: str) -> str | None:
-    """Returns the stem that a line means: the first reading that names an image, or else the plainest one.
+def _stem_of_line(line: str, tree: Tree, template: str) -> tuple[str | None, list[str]]:
+    """Returns the stem that a line means, the first reading that names an image or else the plainest one, and the rest.
 
-    A line may be a stem, a name with its ending, or a path, relative or absolute (of another machine, too); a second
-    column (a label, a flag, a mask) may follow.
+    A line may be a stem, a name with its ending, or a path, relative or absolute (of another machine, too); further
+    columns (a label, a flag, a mask) may follow.
     """
     plainest = None
-    for text in dict.fromkeys((line, line.split()[0])):
+    first, *columns = line.split()
+    for text, others in ((line, []), (first, columns)):
         for stem in _readings(text.replace("\\", "/"), template):
             if stem.startswith("/") or ".." in stem.split("/"):
                 continue
             if tree.find(fill(template, {"stem": stem})) is not None:
-                return stem
+                return stem, others
             plainest = stem
-    return plainest
+    return plainest, []
 
 
 def _readings(text: str, template: str) -> Iterator[str]:
@@ -220,12 +266,10 @@ def fill(template: str, fields: Mapping[str, str]) -> str:
     def value(match: re.Match[str]) -> str:
         if match[0] in ("{{", "}}"):
             return match[0][0]
-        if match[1] not in fields:
-            raise ValueError(f"masks {template!r}: {match[0]} is unknown; known are {{{'}, {'.join(fields)}}}")
         return fields[match[1]]
 
     # A "**" that matched nothing leaves an empty folder name behind.
-    return re.sub(r"\{\{|\}\}|\{(\w+)\}", value, template).replace("//", "/")
+    return TEMPLATE_FIELD.sub(value, template).replace("//", "/")
 
 
 def template_regex(template: str, *, ending: str) -> re.Pattern[str]:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.colors import pack_color
-from aucseg.datasets.files import Array, SampleError
+from aucseg.datasets.files import Array, SampleError, check_exists
 from aucseg.datasets.label_map import LabelMap
 from aucseg.datasets.mask_files import RawMask, encoding_of_mode, is_map_shape, mode_and_format, npy_header, read_mask
 from aucseg.datasets.prediction_names import match_predictions, prediction_files
@@ -196,18 +196,20 @@ class PredictionFiles:
         if card.mask_encoding == "rgb" or all(ids == (i,) for i, ids in enumerate(card.raw_ids)):
             return "train"
         raw = {raw_id for ids in card.raw_ids for raw_id in ids}
+        # 255 may well be a class of the card.
+        ignored = {card.ignore_index, *card.ignore_ids} - raw
         seen: set[int] = set()
         for file in self.labels.values():
             path = self.folder / file
             encoding = self._encoding_of(path)
             if encoding != "rgb":
                 values = self._read_raw(path, encoding).values
-                seen |= set(np.unique(values).tolist()) - {card.ignore_index, *card.ignore_ids}
+                seen |= set(np.unique(values).tolist()) - ignored
             if not seen <= raw and seen <= train:
                 return "train"
             if not seen <= train and seen <= raw:
                 return "raw"
-        if not seen:
+        if all(value in train and value in card.raw_ids[value] for value in seen):  # either way the same classes
             return "train"
         what = "both" if seen <= raw and seen <= train else "neither"
         raise ValueError(
@@ -264,6 +266,7 @@ def _is_scores(shape: tuple[int, ...], num_classes: int) -> bool:
 
 def _array_header(path: Path) -> tuple[str | None, tuple[int, ...], np.dtype[Any]]:
     """Key (of an NPZ file), shape and type of an array, without reading it."""
+    check_exists(path)
     try:
         if ending_of(path.name) == ".npz":
             with zipfile.ZipFile(path) as archive:

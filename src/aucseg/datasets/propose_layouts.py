@@ -12,7 +12,7 @@ from functools import cache
 from aucseg.datasets.card import Layout
 from aucseg.datasets.mask_files import mode_and_format
 from aucseg.datasets.naming import IMAGE, MASK, affixes, kind_of_name, picture_of, place_of, split_of_path
-from aucseg.datasets.tree import IMAGE_ENDINGS, Tree, pattern_regex
+from aucseg.datasets.tree import IMAGE_ENDINGS, Tree, normalized, pattern_regex
 
 _MASK_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
 _ENDINGS = IMAGE_ENDINGS | {".npy"}
@@ -30,6 +30,10 @@ class _File:
         folder, _, name = path.rpartition("/")
         stem, ending = os.path.splitext(name)
         return cls(path, folder, stem, ending)
+
+    @property
+    def name(self) -> str:
+        return self.stem + self.ending
 
 
 @dataclass(frozen=True)
@@ -101,8 +105,8 @@ def _message(tree: Tree, images: list[_File], masks: list[_File]) -> str:
     if images and masks:
         folders = (", ".join(sorted({file.folder or "." for file in files})[:5]) for files in (images, masks))
         return (
-            f"{tree.root}: the images in {next(folders)} and the masks in {next(folders)} have no names in common; "
-            "write a card by hand, see the shipped ones"
+            f"{tree.root}: the images in {next(folders)} and the masks in {next(folders)} have no names in common "
+            "that tell one mask for each image; write a card by hand, see the shipped ones"
         )
     missing = "images" if masks else "masks" if images else "images and masks"
     return (
@@ -147,7 +151,11 @@ def _partners(images_in: dict[str, list[_File]], masks_in: dict[str, list[_File]
         if same_place:
             partners[folder] = same_place
             continue
-        counts = Counter(other for file in files for other in set(with_picture.get(picture_of(file.stem), [])))
+        counts = Counter(
+            other
+            for file in files
+            for other in {o for name in (file.stem, file.name) for o in with_picture.get(picture_of(name), [])}
+        )
         split = split_of_path(folder)
         likely = [
             other
@@ -166,21 +174,31 @@ def _partners(images_in: dict[str, list[_File]], masks_in: dict[str, list[_File]
 
 
 def _match_folders(images: list[_File], masks: list[_File]) -> list[_Match]:
+    of_stem: dict[str, list[_File]] = defaultdict(list)
     of_picture: dict[str, list[_File]] = defaultdict(list)
     for mask in masks:
+        of_stem[normalized(mask.stem)].append(mask)
         of_picture[picture_of(mask.stem)].append(mask)
     num_images = Counter(picture_of(image.stem) for image in images)
-    choices = [
-        [_Match(image, mask) for mask in of_picture.get(picture_of(image.stem), [])]
-        for image in images
-        if num_images[picture_of(image.stem)] == 1
-    ]
-    # Where an image has several masks ("_mask", "_gt"), that of the way of naming which pairs most.
+    choices = []
+    for image in images:
+        # "rgb_0.png" and "image_0.png" may each have a mask of the same name, although both show picture 0.
+        found = [mask for name in (image.stem, image.name) for mask in of_stem.get(normalized(name), [])]
+        if num_images[picture_of(image.stem)] == 1:
+            found += of_picture.get(picture_of(image.stem), [])
+        choices.append([_Match(image, mask) for mask in dict.fromkeys(found)])
+    # Where an image has several masks ("_mask", "_gt"), that of the way of naming which pairs most, else the first.
     usual = Counter(_naming(match) for choice in choices for match in choice)
     return [max(choice, key=lambda match: usual[_naming(match)]) for choice in choices if choice]
 
 
 def _naming(match: _Match) -> tuple[str, str, str, str]:
+    """What stands before and after the common part of the names of image and mask."""
+    mask_stem = normalized(match.mask.stem)
+    if mask_stem == normalized(match.image.stem) and picture_of(match.image.stem):
+        return "", "", "", ""
+    if mask_stem == normalized(match.image.name):
+        return "", "", "", match.image.ending
     before, _, after = affixes(match.image.stem)
     mask_before, _, mask_after = affixes(match.mask.stem)
     return before, after, mask_before, mask_after
@@ -216,10 +234,10 @@ def _layouts_of_group(group: list[_Match]) -> list[Layout]:
         endings = sorted({(match.image.ending.lower(), match.mask.ending.lower()) for match in group})
     else:
         endings = [(_ending(image_endings), _ending(mask_endings))]
-    picture = affixes(first.image.stem)[1]
-    # A picture without a name of its own ("image.png" in a folder for each sample).
-    name = f"{before}*{after}" if picture else first.image.stem
-    wildcard = f"{{{len(re.findall('[*?]', folder)) + 1}}}" if picture else ""
+    # Else a picture without a name of its own ("image.png" in a folder for each sample).
+    has_name = bool(affixes(first.image.stem)[1]) or not (before or after)
+    name = f"{before}*{after}" if has_name else first.image.stem
+    wildcard = f"{{{len(re.findall('[*?]', folder)) + 1}}}" if has_name else ""
     template = f"{_escaped(mask_before)}{wildcard}{_escaped(mask_after)}"
     return [
         Layout(images=_below(folder, name + ending), masks=_below(_escaped(mask_folder), template + mask_ending))

@@ -16,7 +16,7 @@ import numpy as np
 from aucseg.datasets.bands import check_card_image, read_card_image
 from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.counting import MaskScan, scan_image, scan_mask
-from aucseg.datasets.files import SampleError, size_message
+from aucseg.datasets.files import SampleError, check_exists, size_message
 from aucseg.datasets.mask_files import RawMask, read_mask
 from aucseg.datasets.mask_windows import read_tile_of_mask
 from aucseg.datasets.scan_cache import ScanCache, Signature, digest_of, pack_scan, unpack_scan
@@ -83,7 +83,8 @@ class _Worker:
                 # The header is read faster than the digest of the whole file.
                 return repr(check_card_image(job.path, self.card, False)).encode(), "", ""
             data = None
-            if self.cache is not None and job.path.is_file():
+            if self.cache is not None:
+                check_exists(job.path)
                 data = job.path.read_bytes()
                 digest = digest_of(data)
                 payload = self.cache.result(digest, self.kinds[job.kind])
@@ -132,7 +133,7 @@ def result_kind(kind: str, card: DatasetCard, decode_images: bool) -> str:
         bands = "" if card.bands is None else f" {card.bands} {card.value_range}"
         return f"image 2 {card.exif} {'decoded' if decode_images else 'header'}{bands}"
     palette = (card.raw_ids, card.palette) if card.check_palette else ()
-    return f"mask 2 {card.mask_encoding} {card.exif} {card.mat_key if card.mask_encoding == 'mat' else ''} {palette}"
+    return f"mask 3 {card.mask_encoding} {card.exif} {card.mat_key if card.mask_encoding == 'mat' else ''} {palette}"
 
 
 def _of_part(kind: str, tile: Tile | None) -> str:

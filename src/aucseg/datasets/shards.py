@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -17,9 +18,14 @@ from aucseg.datasets.card import DatasetCard
 from aucseg.datasets.dataset import Sample, SegmentationDataset, decode_sample
 from aucseg.datasets.files import SampleError
 from aucseg.datasets.label_map import LabelMap
+from aucseg.datasets.tree import IMAGE_ENDINGS, MASK_ENDINGS
 from aucseg.hints import check_choice, counted, import_extra
 
 _logger = logging.getLogger(__name__)
+_IMAGE, _MASK = "image.*", "mask.*"
+_IMAGE_KINDS = tuple(IMAGE_ENDINGS)
+# Masks are never compressed with loss.
+_MASK_KINDS = tuple(MASK_ENDINGS - {".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".avif"})
 
 
 class StreamedSegmentationDataset(IterableDataset[Sample]):
@@ -38,7 +44,8 @@ class StreamedSegmentationDataset(IterableDataset[Sample]):
         seed: Seed of the shuffling, mixed with the epoch.
         on_error: `raise`, or `skip`: count, log and leave out what cannot be read.
         image: Pattern of the image's ending (what follows the first dot).
-        mask: Pattern of the mask's ending; None for shards without masks.
+        mask: Pattern of the mask's ending; None for shards without masks. Where neither of the usual patterns fits,
+            the endings tell if there is one image and one mask, such as a `.jpg` beside a `.png`.
         train_ids: Whether the masks hold train ids already.
 
     Raises:
@@ -55,8 +62,8 @@ class StreamedSegmentationDataset(IterableDataset[Sample]):
         shuffle: int = 0,
         seed: int = 0,
         on_error: str = "raise",
-        image: str = "image.*",
-        mask: str | None = "mask.*",
+        image: str = _IMAGE,
+        mask: str | None = _MASK,
         train_ids: bool = False,
     ) -> None:
         check_choice("on_error", on_error, ("raise", "skip"))
@@ -118,9 +125,26 @@ class StreamedSegmentationDataset(IterableDataset[Sample]):
             except OSError as error:
                 self.handle(SampleError(f"{url}: cannot open the shard: {error}"))
                 continue
+
+            def handle_double(error: Exception, url: str = url) -> bool:
+                return self.handle(SampleError(f"{url}: two files of one name: {error.args[0]}"))
+
             with stream:
-                files = webdataset.tariterators.tar_file_expander([{"url": url, "stream": stream}], handler=self.handle)
-                yield from webdataset.tariterators.group_by_keys(files, handler=self.handle)
+                yield from webdataset.tariterators.group_by_keys(self._files(url, stream), handler=handle_double)
+
+    def _files(self, url: str, stream: Any) -> Iterator[dict[str, Any]]:
+        """The files in a shard."""
+        expand = import_extra("webdataset", "stream").tariterators.tar_file_expander
+        is_empty = True
+        try:
+            for file in expand([{"url": url, "stream": stream}]):
+                is_empty = is_empty and not file  # the last one, without content, is a mark
+                yield file
+        except Exception:  # tarfile and what unpacks for it fail in many ways
+            self.handle(SampleError(f"{url}: the shard is cut off, damaged or not a tar file; write or fetch it again"))
+            return
+        if is_empty:
+            self.handle(SampleError(f"{url}: the shard holds no files; write or fetch it again, or leave it out"))
 
     @staticmethod
     def _shards_of_this_process(urls: list[str], worker: tuple[int, int] | None) -> list[str]:
@@ -136,10 +160,10 @@ class StreamedSegmentationDataset(IterableDataset[Sample]):
             worker = info.id, info.num_workers
         return urls if worker is None else urls[worker[0] :: worker[1]]
 
-    def handle(self, error: Exception) -> bool:
+    def handle(self, error: SampleError) -> bool:
         """Raises the error, or counts and logs it, as `on_error` says; True tells webdataset to go on."""
         if self.on_error == "raise":
-            raise error if isinstance(error, SampleError) else SampleError(f"damaged shard: {error}") from error
+            raise error
         _logger.warning("skipped: %s", error)
         self._num_skipped += 1
         return True
@@ -147,20 +171,36 @@ class StreamedSegmentationDataset(IterableDataset[Sample]):
     def decode(self, entries: dict[str, Any]) -> Sample:
         """Returns the sample, without the transform; `SampleError` where it cannot be read."""
         shard, key = entries["__url__"], entries["__key__"]
-        image_ending = self._ending(entries, self.image)
-        mask_ending = None if self.mask is None else self._ending(entries, self.mask)
+        image_ending, mask_ending = self._endings(entries)
         name = entries["name.txt"].decode() if "name.txt" in entries else key
         mask = (None, None) if mask_ending is None else (Path(shard) / f"{key}.{mask_ending}", entries[mask_ending])
         return decode_sample(name, self.label_map, (Path(shard) / f"{key}.{image_ending}", entries[image_ending]), mask)
 
+    def _endings(self, entries: dict[str, Any]) -> tuple[str, str | None]:
+        """The endings of the image and of the mask of a sample."""
+        patterns = self.image, self.mask
+        if patterns in ((_IMAGE, _MASK), (_IMAGE, None)) and not any(
+            fnmatch(ending, pattern) for ending in entries for pattern in (_IMAGE, _MASK)
+        ):
+            images, masks = (
+                [ending for ending in entries if f".{ending}".endswith(kinds)] for kinds in (_IMAGE_KINDS, _MASK_KINDS)
+            )
+            choices = itertools.product(images, masks if self.mask is not None else [None])
+            certain = [choice for choice in choices if choice[0] != choice[1]]
+            if len(certain) == 1:
+                return certain[0]
+        return self._ending(entries, self.image), None if self.mask is None else self._ending(entries, self.mask)
+
     @staticmethod
     def _ending(entries: dict[str, Any], pattern: str) -> str:
         found = [ending for ending in entries if not ending.startswith("__") and fnmatch(ending, pattern)]
+        name = entries["__key__"]
         if len(found) != 1:
             endings = ", ".join(ending for ending in entries if not ending.startswith("__"))
             raise SampleError(
-                f"{entries['__url__']}: sample {entries['__key__']!r} has {len(found)} files that match {pattern!r} "
-                f"(it has {endings}); pass the right pattern as image= or mask="
+                f"{entries['__url__']}: sample {name!r} has {len(found)} files that match {pattern!r} "
+                f"(it has {endings}); call them {name}.image.jpg and {name}.mask.png, say, as write_shards does, or "
+                "give StreamedSegmentationDataset other patterns (image=, mask=)"
             )
         return found[0]
 
