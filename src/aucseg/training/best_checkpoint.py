@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +92,11 @@ class BestCheckpoint(Callback):
             return
         self.value, self.step = float(metrics[self.metric]), trainer.global_step
         if trainer.is_global_zero:
+            _copy(self.folder / LAST_CHECKPOINT, self.folder / BEST_CHECKPOINT)
+            # The result comes last: a run that goes on takes the best value from it.
             for name in (CONFIG_FILE, CURVES_FILE, CONFUSION_FILE, IMAGES_FILE, RESULT_FILE):
                 if (self.folder / name).is_file():
                     _copy(self.folder / name, self.folder / BEST_FOLDER / name)
-            _copy(self.folder / LAST_CHECKPOINT, self.folder / BEST_CHECKPOINT)
         if is_late:
             self.on_fit_end(trainer, pl_module)
 
@@ -109,9 +112,18 @@ class BestCheckpoint(Callback):
         return {"value": self.value, "step": self.step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over the best of the run that goes on, if its file is here."""
-        if (self.folder / BEST_CHECKPOINT).is_file():
-            self.value, self.step = state_dict["value"], state_dict["step"]
+        """Takes over the best of the run that goes on, if its file is here.
+
+        The validation after the last step comes later than the last checkpoint, whose state does not know it: the
+        result that was kept does.
+        """
+        if not (self.folder / BEST_CHECKPOINT).is_file():
+            return
+        self.value, self.step = state_dict["value"], state_dict["step"]
+        # No metric of the training is in it.
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            result = json.loads((self.folder / BEST_FOLDER / RESULT_FILE).read_text(encoding="utf-8"))
+            self.value, self.step = float(result["metrics"][self.metric.removeprefix("val/")]), int(result["step"])
 
 
 def _copy(source: Path, target: Path) -> None:
