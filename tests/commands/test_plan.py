@@ -73,6 +73,27 @@ def test_a_folder_is_all_that_fit_needs(tiles: Path, capsys: pytest.CaptureFixtu
     assert "is finished" in capsys.readouterr().err
 
 
+def test_a_plan_that_is_not_trained_leaves_nothing(
+    tiles: Path, measured: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = "--trainer.max_steps 1 --data.num_workers 0 --trainer.logger false --trainer.accelerator cpu"
+    assert run(f"fit tiles {options} --trainer.fast_dev_run true") == 0
+    assert not (tiles / "runs").exists()
+    assert run(f"fit tiles {options}") == 0
+    before = {path: path.read_bytes() for path in (tiles / "runs").rglob("*") if path.is_file()}
+    replace = f"fit tiles --overwrite true {options} --data.batch_size 3"
+    for more, status in (("--trainer.fast_dev_run true", 0), ("--model.optimizer AdamWW", 2), ("--model.model x/y", 2)):
+        assert run(f"{replace} {more}") == status
+        assert {path: path.read_bytes() for path in (tiles / "runs").rglob("*") if path.is_file()} == before
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError("the time is too short")
+
+    monkeypatch.setattr(speed, "measure_speed", fail)
+    assert run(replace) == 2
+    assert {path: path.read_bytes() for path in (tiles / "runs").rglob("*") if path.is_file()} == before
+
+
 def test_stats_writes_the_plan_of_fit(
     tiles: Path, measured: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:

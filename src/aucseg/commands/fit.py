@@ -61,6 +61,7 @@ from aucseg.training.result_writer import (
     check_writable,
     failed_start_leaves_nothing,
     prepare_run_folder,
+    put_back,
 )
 from aucseg.training.run_end import early_stop, nothing_to_train
 from aucseg.training.run_lock import IS_TAKEN, RUN_LOCK, lock_if_free, remove_lone_lock
@@ -117,6 +118,7 @@ class AUCSegCLI(LightningCLI):
             super().__init__(*args, **kwargs)
         except BaseException:
             if self._is_locked:
+                put_back(self._folder)
                 remove_lone_lock(self._folder / RUN_LOCK)
                 remove_empty_folders(self._new_folders)
             raise
@@ -300,7 +302,6 @@ class AUCSegCLI(LightningCLI):
                 trainer.fit_loop.epoch_loop.max_steps = checkpoint_step(checkpoint)
         if process_number() == 0 and (checkpoint is None or config.resume != "auto"):
             # A run that was to go on and was stopped before its first checkpoint starts over.
-            self.result_writer.keep_configuration()
             prepare_run_folder(out, overwrite=config.overwrite or config.resume == "auto")
 
     def _print_differences(self, saved: Path) -> None:
@@ -382,10 +383,16 @@ def run(command: str, arguments: list[str]) -> int:
 
     def train() -> None:
         with ExitStack() as start:
-            if command == "fit" and (planned := _planned_folder(arguments)) is not None:
-                start.enter_context(failed_start_leaves_nothing(planned))
+            undo = None
+            if command == "fit":
                 start.enter_context(signals_as_exit())
+                if process_number() == 0 and (planned := _planned_folder(arguments)) is not None:
+                    undo = start.enter_context(failed_start_leaves_nothing(planned))
             cli = run_lightning(command, with_plan(arguments) if command == "fit" else arguments)
+            if _is_rehearsal(cli.trainer):
+                if undo is not None:
+                    undo()
+                return
         if command == "fit" and cli.trainer.is_global_zero and cli.trainer.progress_bar_callback is not None:
             show_end(cli.result_writer.folder, cli.model, cli.datamodule)
 
