@@ -8,6 +8,7 @@
 `checkpoints/`        `last.ckpt`, the one before it as `previous.ckpt`, and `best.ckpt` with `--keep_best`
 `best/`               configuration and result files of the validation that `best.ckpt` is of
 `skipped/`            batches of steps that were left out, see `aucseg.training.step_guard`; only if there were any
+`.replaced/`          the run that `--overwrite` replaces, until the first step of the new one is made
 `result.json`         the last validation: metrics, IoU of each class, groups, class names and colours
 `confusion.json`      `{"counts": K x K}`, rows are the truth
 `images.json`         for each validation image the pixels of intersection, union and truth of each class in it
@@ -39,6 +40,7 @@ PREVIOUS_CHECKPOINT = Path("checkpoints", "previous.ckpt")
 BEST_CHECKPOINT = Path("checkpoints", "best.ckpt")
 BEST_FOLDER = "best"
 SKIPPED_FOLDER = "skipped"
+REPLACED_FOLDER = ".replaced"
 RESULT_FILE = "result.json"
 CONFUSION_FILE = "confusion.json"
 IMAGES_FILE = "images.json"

@@ -235,12 +235,23 @@ def test_from_another_folder_the_card_is_that_of_the_checkpoint(
     assert main(["adjust", str(run), "--root", str(card.parent)]) == 2
 
 
-def test_an_adjusted_run_is_replaced_on_request_only(card: Path, tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", card, "with_bias")
+def test_an_adjusted_run_is_replaced_on_request_only_and_as_a_whole(card: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", card, "with_bias", held_out_share=0.6)
     command = ["adjust", str(run), "--device", "cpu"]
-    assert main(command) == 0
-    assert main(command) == 2
-    assert main([*command, "--overwrite"]) == 0
+    assert main([*command, "--held-out"]) == 0
+    out = tmp_path / "run-adjusted"
+    assert main(["validate", str(out), "--device", "cpu"]) == 0
+    assert (out / "confusion.json").exists()
+    assert list(out.glob("evaluation-*/*.json"))
+    assert main([*command, "--split", "val"]) == 2
+    assert main([*command, "--split", "val", "--overwrite"]) == 0
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} == {
+        "adjust.json",
+        "config.yaml",
+        "result.json",
+        "checkpoints/last.ckpt",
+    }
+    assert not list(out.glob("evaluation-*"))
 
 
 def test_offsets_are_not_fitted_to_what_judged_them(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from PIL import Image
 
 from aucseg.cli import main
 from aucseg.commands.changed_settings import changed_settings
+from aucseg.training.task import SegmentationTask
 from tests.commands.habits import RUN, current_folder, fit
 
 LAST, PREVIOUS, BEST = (f"checkpoints/{name}.ckpt" for name in ("last", "previous", "best"))
@@ -62,6 +65,65 @@ def test_the_users_own_configuration_outlives_a_failed_start(capsys: pytest.Capt
     assert own.read_text() == text
     assert "Where the run has a checkpoint" in capsys.readouterr().err
     assert list(own.parent.glob("[!.]*")) == [own]
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def failing_in_its_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def training_step(*_: Any) -> None:
+        raise RuntimeError("CUDA out of memory. Tried much")
+
+    monkeypatch.setattr(SegmentationTask, "training_step", training_step)
+
+
+def terminated_before_its_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SegmentationTask, "configure_optimizers", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+
+
+@pytest.mark.parametrize(
+    ("options", "prepare", "status"),
+    [
+        (("--model.optimizer", "AdamWW"), lambda _: None, 2),
+        ((), failing_in_its_first_step, 3),
+        ((), terminated_before_its_first_step, 130),
+    ],
+)
+def test_a_run_outlives_a_start_that_was_to_replace_it(
+    options: tuple[str, ...],
+    prepare: Callable[[pytest.MonkeyPatch], None],
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = copy_of_run(f"outlives{status}")
+    before = contents(run)
+    prepare(monkeypatch)
+    assert fit("--out", run, "--overwrite", "true", *options) == status
+    assert contents(run) == before
+    assert sorted(path.name for path in run.iterdir()) == sorted(path.name for path in Path("run").iterdir())
+
+
+def test_evaluations_of_a_replaced_run_go_with_it() -> None:
+    run = copy_of_run("evaluated")
+    assert main(["validate", str(run), "--device", "cpu"]) == 0
+    assert main(["validate", "run", "--device", "cpu", "--out", str(run / "evaluation-other")]) == 0
+    (run / "evaluation-mine").mkdir()
+    (run / "evaluation-mine" / "notes.txt").touch()
+    assert fit("--out", run, "--overwrite", "true", "--trainer.max_steps", 2) == 0
+    assert sorted(path.name for path in run.glob("evaluation-*")) == ["evaluation-mine", "evaluation-other"]
+    assert not (run / ".replaced").exists()
+    assert not (run / "best").exists()
+
+
+def test_a_rehearsal_in_the_folder_of_a_run_leaves_it_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    run = copy_of_run("rehearsed")
+    before = contents(run)
+    options = ("--trainer.fast_dev_run", "true", "--trainer.enable_progress_bar", "true")
+    assert fit("--out", run, "--overwrite", "true", *options) == 0
+    assert "next: aucseg report" not in capsys.readouterr().out
+    assert contents(run) == before
 
 
 def test_a_card_that_means_something_else_now_is_not_gone_on_with(capsys: pytest.CaptureFixture[str]) -> None:

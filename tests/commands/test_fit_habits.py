@@ -164,7 +164,7 @@ def test_the_best_checkpoint_is_kept_and_every_command_takes_it(run: str, capsys
 
 def test_a_run_without_a_best_checkpoint_says_how_to_have_one(run: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", f"{run}/checkpoints/last.ckpt", "--best"]) == 2
-    assert "--best is for the folder of a run" in capsys.readouterr().err
+    assert "--best needs the folder of a run" in capsys.readouterr().err
     assert main(["predict", "data", "data/images/val", "--best"]) == 2
     assert "'aucseg fit --keep_best val/tail'" in capsys.readouterr().err
 
@@ -208,14 +208,53 @@ def test_the_best_may_be_the_validation_that_was_cut_off(
         assert fit(*options) != 0
     value, _ = _best("cut")
     # Whatever came before is worse.
-    content = torch.load("cut/checkpoints/last.ckpt", weights_only=False)
-    content["callbacks"]["BestCheckpoint[val/miou]"]["value"] = -1.0
-    torch.save(content, "cut/checkpoints/last.ckpt")
+    result = json.loads(Path("cut", "best", "result.json").read_text())
+    result["metrics"]["miou"] = -1.0
+    Path("cut", "best", "result.json").write_text(json.dumps(result))
     capsys.readouterr()
     assert fit(*options, "--resume", "auto") == 0
     assert "of step 4, kept in" in capsys.readouterr().err
     assert _best("cut")[1] == 4
     assert _best("cut")[0] == json.loads(Path("cut", "result.json").read_text())["metrics"]["miou"] != value
+
+
+def test_a_finished_run_keeps_its_last_validation_and_the_best_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """The validation after the last step comes after the last checkpoint."""
+    # The loss falls: the last validation is the best.
+    options = ("--out", "late", "--keep_best", "val/loss", "--trainer.max_steps", 5, "--trainer.val_check_interval", 2)
+    assert fit(*options) == 0
+    best = json.loads(Path("late", "best", "result.json").read_text())
+    assert (best["step"], list(rows("late", "val/miou"))) == (5, [1, 3, 5])
+    before = {path: path.read_bytes() for path in Path("late").rglob("*") if path.suffix in (".csv", ".json", ".ckpt")}
+    for resumed in (("auto",), ("auto", "--trainer.max_steps", 3)):
+        capsys.readouterr()
+        assert fit(*options, "--resume", *resumed) == 0
+        said = capsys.readouterr().err
+        assert "late is finished: it has the result of step 5" in said
+        assert "of step 5, kept in" in said
+        assert {path: path.read_bytes() for path in before} == before
+    # What comes next is worse, and the row after the last step is not there in a run that was longer from the start.
+    worse = ("--model.learning_rate", 1e3, "--resume", "auto", "--trainer.max_steps", 7)
+    assert fit(*options, *worse) == 0
+    assert json.loads(Path("late", "best", "result.json").read_text()) == best
+    assert list(rows("late", "val/miou")) == [1, 3, 5, 7]
+
+
+def test_a_last_validation_that_was_cut_off_is_logged_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = ResultWriter.on_validation_end
+
+    def cut_off(self: ResultWriter, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            raise OSError("no space left on device")
+        whole(self, trainer, pl_module)
+
+    options = ("--out", "twice", "--trainer.max_steps", 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(ResultWriter, "on_validation_end", cut_off)
+        assert fit(*options) != 0
+    assert fit(*options, "--resume", "auto") == 0
+    with Path("twice", "metrics.csv").open() as file:
+        assert sum(bool(row["val/miou"]) for row in csv.DictReader(file)) == 2
 
 
 def _best(run: str) -> tuple[float, int]:

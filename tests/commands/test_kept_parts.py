@@ -88,6 +88,29 @@ def test_images_that_were_trained_on_are_not_validated_after_files_were_added(
     assert stored["num_images"] == 16
 
 
+def test_a_run_that_goes_on_with_other_images_says_so(
+    card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, image = tmp_path / "run", card.parent / "images" / "train" / "frame_01.png"
+    mask = card.parent / "masks" / "train" / "frame_01.png"
+    no_validation = {"trainer.limit_val_batches": 0, "data.held_out_share": 0, "resume": "auto"}
+    said = []
+    for step in range(1, 5):
+        assert fit(card, run, **no_validation, **{"trainer.max_steps": step}) == 0
+        said.append(capsys.readouterr().err)
+        if step == 2:
+            add_images(card, 3)
+        if step == 3:
+            for path in (image, mask):
+                path.rename(path.with_name("other.png"))
+    told = "the run goes on with other training files than before"
+    assert [told in text for text in said] == [False, False, True, True]
+    assert f"{told} (12 files then, 15 now)" in said[2]
+    assert f"{told} (as many, with other names)" in said[3]
+    assert fit(card, run, **no_validation, **{"trainer.max_steps": 4}) == 0
+    assert told not in capsys.readouterr().err
+
+
 def test_other_settings_are_not_resumed_and_not_validated(
     card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,7 +123,7 @@ def test_other_settings_are_not_resumed_and_not_validated(
     assert (
         "trained with data.held_out_share 0.25 and data.held_out_by sequence, not with data.held_out_share 0.5" in said
     )
-    assert "train anew in another folder" in said
+    assert "train again in another folder" in said
     assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
     config = run / "config.yaml"
     fold = ["--data.fold", "[0, 3]", "--data.validate_held_out", "false"]

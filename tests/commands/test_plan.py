@@ -73,6 +73,49 @@ def test_a_folder_is_all_that_fit_needs(tiles: Path, capsys: pytest.CaptureFixtu
     assert "is finished" in capsys.readouterr().err
 
 
+def test_a_plan_that_is_not_trained_leaves_nothing(
+    tiles: Path, measured: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = "--trainer.max_steps 1 --data.num_workers 0 --trainer.logger false --trainer.accelerator cpu"
+    assert run(f"fit tiles {options} --trainer.fast_dev_run true") == 0
+    assert not (tiles / "runs").exists()
+    assert run(f"fit tiles {options}") == 0
+    before = {path: path.read_bytes() for path in (tiles / "runs").rglob("*") if path.is_file()}
+    replace = f"fit tiles --overwrite true {options} --data.batch_size 3"
+    for more, status in (("--trainer.fast_dev_run true", 0), ("--model.optimizer AdamWW", 2), ("--model.model x/y", 2)):
+        assert run(f"{replace} {more}") == status
+        assert {path: path.read_bytes() for path in (tiles / "runs").rglob("*") if path.is_file()} == before
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError("the time is too short")
+
+    monkeypatch.setattr(speed, "measure_speed", fail)
+    assert run(replace) == 2
+    assert {path: path.read_bytes() for path in (tiles / "runs").rglob("*") if path.is_file()} == before
+
+
+def test_a_run_whose_folder_was_renamed_goes_on(
+    tiles: Path, measured: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = "--trainer.max_steps {} --data.num_workers 0 --trainer.logger false --trainer.accelerator cpu"
+    moved = tiles / "runs" / "moved"
+    assert run(f"fit tiles {options.format(1)}") == 0
+    (tiles / "runs" / "tiles").rename(moved)
+    assert run(f"fit tiles --out runs/moved --resume auto {options.format(2)}") == 0
+    assert yaml.safe_load((moved / "config.yaml").read_text())["data"]["card"] == "runs/moved/card.yaml"
+    moved = moved.rename(tiles / "runs" / "again")
+    assert run(f"fit --config runs/again/config.yaml --out runs/again --resume auto {options.format(3)}") == 0
+    assert json.loads((moved / "result.json").read_text())["step"] == 3
+    assert "starts over" not in capsys.readouterr().err
+    moved.rename(tiles / "runs" / "third")
+    assert run(f"fit --config runs/third/config.yaml --resume auto {options.format(1)}") == 0
+    assert (
+        "there is no checkpoint in runs/again: the run starts over, although runs/third, the folder of its "
+        "configuration, has one; --out runs/third goes on with that"
+    ) in capsys.readouterr().err
+    assert run("validate --config runs/third/config.yaml --out runs/third --trainer.accelerator cpu") == 0
+
+
 def test_stats_writes_the_plan_of_fit(
     tiles: Path, measured: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:

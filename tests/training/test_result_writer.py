@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT, METRICS_FILE, RESULT_FILE
-from aucseg.training.result_writer import prepare_run_folder, remove_failed_start
+from aucseg.training.result_writer import prepare_run_folder, put_back, remove_failed_start, remove_run
 
 
 def test_a_run_is_not_replaced_unasked_and_other_files_stay(tmp_path: Path) -> None:
@@ -18,6 +18,18 @@ def test_a_run_is_not_replaced_unasked_and_other_files_stay(tmp_path: Path) -> N
     prepare_run_folder(folder, overwrite=True)
     assert [path.name for path in folder.iterdir() if path.is_file()] == ["notes.txt"]
     assert not (folder / LAST_CHECKPOINT).exists()
+    # The new start is killed, and so is the next: what was there at first comes back.
+    (folder / CONFIG_FILE).write_text("new")
+    prepare_run_folder(folder, overwrite=True)
+    (folder / CONFIG_FILE).write_text("newer")
+    put_back(folder)
+    assert {path.name: path.read_text() for path in folder.rglob("*") if path.is_file()} == {
+        "config.yaml": "old",
+        "last.ckpt": "old",
+        "notes.txt": "mine",
+    }
+    remove_run(folder)
+    assert [path.name for path in folder.rglob("*") if path.is_file()] == ["notes.txt"]
 
 
 def test_what_a_failed_start_left_goes_only_if_nothing_was_done(tmp_path: Path) -> None:

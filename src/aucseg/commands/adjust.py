@@ -157,8 +157,10 @@ def _write_run(fit: OffsetFit, task: SegmentationTask, run: Path, where: str, ou
     from aucseg.run_files import CONFIG_FILE, checkpoint_in
     from aucseg.safe_files import write_json
     from aucseg.training.adjustment import write_adjusted_checkpoint
+    from aucseg.training.result_writer import remove_run
 
     out.mkdir(parents=True, exist_ok=True)
+    remove_run(out)  # the new one may have fewer result files
     shutil.copyfile(run / CONFIG_FILE, out / CONFIG_FILE)
     layer = write_adjusted_checkpoint(checkpoint_in(run), fit.offsets, out)
     names = task.card.class_names

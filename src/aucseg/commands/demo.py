@@ -104,6 +104,8 @@ def _runs(args: argparse.Namespace) -> dict[str, list[str]]:
     """The options of each training, which goes on where the last call was of the same code and settings."""
     from aucseg.compare.fingerprints import code_fingerprint, digest
     from aucseg.safe_files import write_json
+    from aucseg.training.result_writer import remove_run
+    from aucseg.training.run_lock import is_at_work
 
     settings = ["--trainer.max_steps", str(args.iterations), "--trainer.val_check_interval", str(args.iterations)]
     settings += ["--seed_everything", str(args.seed), "--data.seed", str(args.seed)]
@@ -112,13 +114,14 @@ def _runs(args: argparse.Namespace) -> dict[str, list[str]]:
     made_of |= {name: config.read_text(encoding="utf-8") for _, name, config in METHODS}
     note = args.out / STARTED_FILE
     hashes = {"hashes": digest(made_of)}
-    how = ["--overwrite", "true"]
-    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == hashes:
-        how = ["--resume", "auto"]
+    if not note.is_file() or json.loads(note.read_text(encoding="utf-8")) != hashes:
+        for _, name, _ in METHODS:
+            if not is_at_work(args.out / name):  # else the training says so
+                remove_run(args.out / name)
     args.out.mkdir(parents=True, exist_ok=True)
     write_json(note, hashes)
     return {
-        title: ["--config", str(config), "--out", str(args.out / name), *how, *settings]
+        title: ["--config", str(config), "--out", str(args.out / name), "--resume", "auto", *settings]
         for title, name, config in METHODS
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import aucseg.training  # isort: skip  # noqa: F401  # before Lightning, to name the extra where that is missing
 
 import logging
+import shlex
 import warnings
 from argparse import ArgumentError
 from contextlib import ExitStack
@@ -34,7 +35,7 @@ from aucseg.commands.progress import RunProgress
 from aucseg.commands.trainer_defaults import steps_between_logs, use_processes_of_launcher
 from aucseg.metrics.result_files import step_of_result
 from aucseg.models.pretrained import with_pretrained_weights
-from aucseg.run_files import CONFIG_FILE, LAST_CHECKPOINT, RESULT_FILE
+from aucseg.run_files import CARD_FILE, CONFIG_FILE, LAST_CHECKPOINT, RESULT_FILE
 from aucseg.runtime.announce import Announcement, process_number
 from aucseg.runtime.import_paths import Entries, search_current_folder
 from aucseg.safe_files import (
@@ -61,6 +62,7 @@ from aucseg.training.result_writer import (
     check_writable,
     failed_start_leaves_nothing,
     prepare_run_folder,
+    put_back,
 )
 from aucseg.training.run_end import early_stop, nothing_to_train
 from aucseg.training.run_lock import IS_TAKEN, RUN_LOCK, lock_if_free, remove_lone_lock
@@ -117,6 +119,7 @@ class AUCSegCLI(LightningCLI):
             super().__init__(*args, **kwargs)
         except BaseException:
             if self._is_locked:
+                put_back(self._folder)
                 remove_lone_lock(self._folder / RUN_LOCK)
                 remove_empty_folders(self._new_folders)
             raise
@@ -165,6 +168,7 @@ class AUCSegCLI(LightningCLI):
         if self.subcommand == "fit" and isinstance(config.model.model, str) and config.model.init_from is None:
             options = config.model.model_options
             config.model.model_options = with_pretrained_weights(config.model.model, options)
+        config.data.card = config.model.card = _card_beside(config)
         if process_number() == 0 and not _is_rehearsal(config.trainer):
             self._folder = Path(config.out)
             check_folder(self._folder)
@@ -270,7 +274,14 @@ class AUCSegCLI(LightningCLI):
                 refuse_damaged_run(out)
             if checkpoint is not None:
                 self._print_differences(out / CONFIG_FILE)
-            return checkpoint
+                return checkpoint
+            for folder in _folders_of(config):
+                if (folder / LAST_CHECKPOINT).is_file():  # not of the run in --out, which has none
+                    print_note(
+                        f"there is no checkpoint in {out}: the run starts over, although {folder}, the folder of its "
+                        f"configuration, has one; --out {shlex.quote(str(folder))} goes on with that"
+                    )
+            return None
         if Path(config.resume).is_dir():
             raise ValueError(
                 f"--resume {config.resume} is a folder: give a checkpoint, such as "
@@ -300,7 +311,6 @@ class AUCSegCLI(LightningCLI):
                 trainer.fit_loop.epoch_loop.max_steps = checkpoint_step(checkpoint)
         if process_number() == 0 and (checkpoint is None or config.resume != "auto"):
             # A run that was to go on and was stopped before its first checkpoint starts over.
-            self.result_writer.keep_configuration()
             prepare_run_folder(out, overwrite=config.overwrite or config.resume == "auto")
 
     def _print_differences(self, saved: Path) -> None:
@@ -355,7 +365,7 @@ def _checkpoint_to_validate(config: Any) -> str | None:
         return str(config.ckpt_path)
     if config.model.model in SECOND_STAGE_MODELS:
         return None
-    folders = [Path(config.out), *(Path(str(path)).parent for path in config.config or [])]
+    folders = _folders_of(config)
     found = {path.resolve(): path for folder in folders if (path := folder / LAST_CHECKPOINT).is_file()}
     if len(found) == 1:
         return str(next(iter(found.values())))
@@ -366,6 +376,19 @@ def _checkpoint_to_validate(config: Any) -> str | None:
         "config.yaml in it (--config RUN/config.yaml), or --ckpt_path FILE; there is no "
         f"{LAST_CHECKPOINT} in {', '.join(dict.fromkeys(map(str, folders)))}"
     )
+
+
+def _folders_of(config: Any) -> list[Path]:
+    """The folder of the run, and those of the configurations that it was given."""
+    return [Path(config.out), *(Path(str(path)).parent for path in config.config or [])]
+
+
+def _card_beside(config: Any) -> str:
+    """The card, or that of a planned run which lies in its folder where the folder was renamed."""
+    card = str(config.data.card)
+    if Path(card).name == CARD_FILE and not Path(card).is_file():
+        return next((str(path) for folder in _folders_of(config) if (path := folder / CARD_FILE).is_file()), card)
+    return card
 
 
 def _is_rehearsal(trainer: Any) -> bool:
@@ -382,10 +405,16 @@ def run(command: str, arguments: list[str]) -> int:
 
     def train() -> None:
         with ExitStack() as start:
-            if command == "fit" and (planned := _planned_folder(arguments)) is not None:
-                start.enter_context(failed_start_leaves_nothing(planned))
+            undo = None
+            if command == "fit":
                 start.enter_context(signals_as_exit())
+                if process_number() == 0 and (planned := _planned_folder(arguments)) is not None:
+                    undo = start.enter_context(failed_start_leaves_nothing(planned))
             cli = run_lightning(command, with_plan(arguments) if command == "fit" else arguments)
+            if _is_rehearsal(cli.trainer):
+                if undo is not None:
+                    undo()
+                return
         if command == "fit" and cli.trainer.is_global_zero and cli.trainer.progress_bar_callback is not None:
             show_end(cli.result_writer.folder, cli.model, cli.datamodule)
 

@@ -245,6 +245,11 @@ class Runner:
         arguments = [*COMMAND, run.command, "--config", str(run.folder / INPUT_FILE), "--out", str(run.folder)]
         if run.command == "fit":
             arguments += ["--resume", "auto"] if goes_on else ["--overwrite", "true"]
+            if not goes_on:
+                # A failed start would bring it back, and the next one take it for this run.
+                from aucseg.training.result_writer import remove_run
+
+                remove_run(run.folder)
         # A run is one process, even where this one is one of many that srun or torchrun has started.
         environment = {name: value for name, value in os.environ.items() if not name.startswith(_OF_LAUNCHERS)}
         if run.first_stage is not None:

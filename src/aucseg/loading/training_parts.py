@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from aucseg.datasets import SegmentationDataset
@@ -36,6 +37,7 @@ class TrainingParts:
         self._sentences: dict[str, str] = {}
         self._num_images = 0
         self._stored: Mapping[str, Any] | None = None
+        self._trained_on: tuple[int, str] | None = None
 
     def trained_on(self, dataset: SegmentationDataset) -> SegmentationDataset:
         """Leaves what is trained on in the data set of the whole split."""
@@ -61,12 +63,29 @@ class TrainingParts:
         """Sentences about the parts that have been asked for."""
         return [self._sentences[part] for part in (_FOLD, _HELD_OUT) if part in self._sentences]
 
+    def what_changed(self, files: Sequence[str]) -> str | None:
+        """Remembers what is trained on; returns how it differs from what the run of the checkpoint was trained on.
+
+        Args:
+            files: Names of the images, or of the shards, in their order, which decides about the order of training.
+        """
+        self._trained_on = len(files), hashlib.sha256("\n".join(files).encode()).hexdigest()
+        then = None if self._stored is None else self._stored["trained_on"]
+        if then is None or then == self._trained_on:
+            return None
+        number = f"{then[0]:,} files then, {len(files):,} now"
+        return "as many, with other names" if then[0] == len(files) else number
+
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the names of the images in each part, and the settings that they were drawn with."""
+        """What a checkpoint keeps: the names of the images in each part, and the settings that they were drawn with.
+
+        Of what is trained on it keeps number and digest.
+        """
         return {
             "settings": {part: self._settings(part) for part in (_HELD_OUT, _FOLD)},
             "images": {part: sorted(names) for part, names in self._names.items()},
             "num_images": self._num_images,
+            "trained_on": self._trained_on and list(self._trained_on),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -80,12 +99,14 @@ class TrainingParts:
         """
         try:
             names = {str(part): frozenset(map(str, found)) for part, found in state["images"].items()}
+            trained_on = state.get("trained_on")  # older checkpoints have none
             self._stored = {
+                "trained_on": trained_on and (int(trained_on[0]), str(trained_on[1])),
                 "settings": dict(state["settings"]),
                 "num_images": int(state["num_images"]),
                 "images": names,
             }
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"the checkpoint does not say which training images were held out: {error!r}") from error
         for part, drawn in self._names.items():
             if differing := sorted(drawn ^ names.get(part, drawn)):

@@ -8,8 +8,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from aucseg.run_files import CONFUSION_FILE, CURVES_FILE, IMAGES_FILE, RESULT_FILE
+from aucseg.run_files import CONFUSION_FILE, CURVES_FILE, IMAGES_FILE, RESULT_FILE, run_folder_of
 from aucseg.safe_files import write_json
+
+# The result comes last: a folder that has it has the others of the same evaluation.
+RESULT_FILES = (CONFUSION_FILE, IMAGES_FILE, CURVES_FILE, RESULT_FILE)
 
 
 def curve_points(false_rate: Tensor, true_rate: Tensor) -> dict[str, Any]:
@@ -44,6 +47,21 @@ def step_of_result(path: Path) -> int | None:
         return int(json.loads(path.read_text(encoding="utf-8"))["step"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def evaluation_files(run: Path) -> list[Path]:
+    """The result files that `aucseg validate` left of a run in folders inside the run's own."""
+    folders = [path.parent for path in run.glob(f"evaluation-*/{RESULT_FILE}") if _is_of(run, path)]
+    return [path for folder in folders for name in RESULT_FILES if (path := folder / name).is_file()]
+
+
+def _is_of(run: Path, result: Path) -> bool:
+    try:
+        evaluated = Path(json.loads(result.read_text(encoding="utf-8"))["run"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    # A path that leads nowhere was given from another folder, or before the run was moved.
+    return not evaluated.exists() or run_folder_of(evaluated).resolve() == run.resolve()
 
 
 class ClassesOfCard(Protocol):
@@ -114,5 +132,4 @@ def write_results(
     if roc_curves is not None:
         curves = {name: curve_points(*rates) for name, rates in roc_curves.items()}
         write_json(folder / CURVES_FILE, {n: c for n, c in curves.items() if c["auroc"] == c["auroc"]})  # not NaN
-    # The result comes last: a folder that has it has the others of the same evaluation.
     write_json(folder / RESULT_FILE, result, indent=2)

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from aucseg.hints import closest
+from aucseg.hints import closest, shorten
+from aucseg.metrics.result_files import RESULT_FILES
 from aucseg.run_files import (
     BEST_CHECKPOINT,
     BEST_FOLDER,
     CONFIG_FILE,
-    CONFUSION_FILE,
-    CURVES_FILE,
-    IMAGES_FILE,
     LAST_CHECKPOINT,
     RESULT_FILE,
 )
 from aucseg.safe_files import replacing
 from aucseg.training.processes import print_note
+from aucseg.training.task import SegmentationTask
 
 
 def is_better(value: float, best: float, metric: str) -> bool:
@@ -65,6 +66,7 @@ class BestCheckpoint(Callback):
         self.metric = metric
         self.value = math.nan
         self.step = 0
+        self._has_warned = False
 
     @property
     def state_key(self) -> str:
@@ -86,14 +88,23 @@ class BestCheckpoint(Callback):
             raise ValueError(
                 f"--keep_best {self.metric}: nothing of that name is logged; {closest(self.metric, metrics)}"
             )
-        if trainer.sanity_checking or not is_better(float(metrics[self.metric]), self.value, self.metric):
+        if trainer.sanity_checking:
+            return
+        if math.isnan(float(metrics[self.metric])) and not self._has_warned:
+            self._has_warned = True
+            print_note(
+                f"--keep_best {self.metric}: the validation of step {trainer.global_step} gives no value, and its "
+                f"checkpoint is not kept{_reason(self.metric, pl_module)}"
+            )
+        if not is_better(float(metrics[self.metric]), self.value, self.metric):
             return
         self.value, self.step = float(metrics[self.metric]), trainer.global_step
         if trainer.is_global_zero:
-            for name in (CONFIG_FILE, CURVES_FILE, CONFUSION_FILE, IMAGES_FILE, RESULT_FILE):
+            _copy(self.folder / LAST_CHECKPOINT, self.folder / BEST_CHECKPOINT)
+            # The result comes last: a run that goes on takes the best value from it.
+            for name in (CONFIG_FILE, *RESULT_FILES):
                 if (self.folder / name).is_file():
                     _copy(self.folder / name, self.folder / BEST_FOLDER / name)
-            _copy(self.folder / LAST_CHECKPOINT, self.folder / BEST_CHECKPOINT)
         if is_late:
             self.on_fit_end(trainer, pl_module)
 
@@ -109,9 +120,27 @@ class BestCheckpoint(Callback):
         return {"value": self.value, "step": self.step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over the best of the run that goes on, if its file is here."""
-        if (self.folder / BEST_CHECKPOINT).is_file():
-            self.value, self.step = state_dict["value"], state_dict["step"]
+        """Takes over the best of the run that goes on, if its file is here.
+
+        The validation after the last step comes later than the last checkpoint, whose state does not know it: the
+        result that was kept does.
+        """
+        if not (self.folder / BEST_CHECKPOINT).is_file():
+            return
+        self.value, self.step = state_dict["value"], state_dict["step"]
+        # No metric of the training is in it.
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            result = json.loads((self.folder / BEST_FOLDER / RESULT_FILE).read_text(encoding="utf-8"))
+            self.value, self.step = float(result["metrics"][self.metric.removeprefix("val/")]), int(result["step"])
+
+
+def _reason(metric: str, task: LightningModule) -> str:
+    """Why a metric is NaN, where its name tells."""
+    group = metric.removeprefix("val/").removesuffix("_ap")
+    if not isinstance(task, SegmentationTask) or group not in (groups := task.groups or {}):
+        return ""
+    names = [task.card.class_names[class_id] for class_id in groups[group]]
+    return f": no class of the group {group!r} ({shorten(names, 5)}) occurs in the validation images"
 
 
 def _copy(source: Path, target: Path) -> None:

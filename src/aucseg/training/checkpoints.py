@@ -207,11 +207,13 @@ class RunCheckpoint(Callback):
         self._last_saved = 0
         self._handlers: dict[int, Any] = {}
         self._num_log_steps: int | None = None
+        self._num_metrics_rows: int | None = None
         self._is_before_validation = False
         self._has_started = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes over SIGTERM and SIGINT; a run that ended in a validation begins with it."""
+        self._rewind_metrics(trainer)
         # A checkpoint from before a validation is not yet that of its step.
         self._last_saved = -1 if self._is_before_validation else trainer.global_step
         self._has_started = True
@@ -269,6 +271,8 @@ class RunCheckpoint(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves before a validation; the gradients of a step that is half done are in no checkpoint, see above."""
+        if not trainer.sanity_checking:
+            self._rewind_metrics(trainer)  # of one after the training, too
         loop = trainer.fit_loop.epoch_loop
         if trainer.state.fn == "fit" and not trainer.sanity_checking and not loop._should_accumulate():
             self._is_before_validation = True
@@ -324,14 +328,22 @@ class RunCheckpoint(Callback):
             checkpoint["num_metrics_rows"] = log.sync()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Drops the lines of `metrics.csv` that came after the checkpoint."""
+        """Takes over how far the logs were."""
         if trainer.state.fn != "fit":
             return
         self._num_log_steps = checkpoint.get("num_log_steps")
+        self._num_metrics_rows = checkpoint.get("num_metrics_rows")
         self._is_before_validation = checkpoint.get("is_before_validation", False)
+
+    def _rewind_metrics(self, trainer: Trainer) -> None:
+        """Drops the lines of `metrics.csv` that came after the checkpoint, when they are about to be written again.
+
+        In a finished run they are not: the last validation may have come after the last checkpoint.
+        """
         for log in metrics_logs(trainer):
-            if trainer.is_global_zero and "num_metrics_rows" in checkpoint:
-                log.rewind(checkpoint["num_metrics_rows"])
+            if self._num_metrics_rows is not None:
+                log.rewind(self._num_metrics_rows)
+        self._num_metrics_rows = None
 
 
 def _validates_within_step(trainer: Trainer) -> bool:

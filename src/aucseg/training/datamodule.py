@@ -328,6 +328,7 @@ class SegmentationDataModule(LightningDataModule):
         if self.shards is not None:
             shards = self._stream(self.shards, None, shuffle=self.shuffle_buffer if self.sampler == "random" else 0)
             check_number_of_shards(len(shards.urls), self.num_workers, world_size)
+            self._tell_of_other_files([url.rpartition("/")[2] for url in shards.urls])
             shard_stream = ShardStream(
                 shards,
                 self.training_transform,
@@ -339,6 +340,7 @@ class SegmentationDataModule(LightningDataModule):
             )
             return DataLoader(shard_stream, batch_size=self.batch_size, **options)
         dataset = self.training_dataset(self.training_transform)
+        self._tell_of_other_files(list(dict.fromkeys(pair.name for pair in dataset.pairs)))
         if self.cache == "memory":
             dataset.keep_in_memory(max(_DECODING_THREADS, self.num_workers))
         stream = SampleStream(
@@ -350,6 +352,16 @@ class SegmentationDataModule(LightningDataModule):
             start_batch=start_batch,
         )
         return DataLoader(SeededDataset(dataset), batch_sampler=stream, **options)
+
+    def _tell_of_other_files(self, files: Sequence[str]) -> None:
+        """A resumed run with other training files is allowed, but hardly ever meant."""
+        changed = self.parts.what_changed(files)
+        # A finished run does not go on.
+        if changed and self.trainer is not None and self.trainer.global_step < self.trainer.max_steps:
+            print_note(
+                f"the run goes on with other training files than before ({changed}): it draws them in another order, "
+                "and does not end bit by bit as it would have"
+            )
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Validation loader, in order; processes take whole batches in turn, each image once.

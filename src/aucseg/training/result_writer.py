@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,30 +17,27 @@ from aucseg.datasets.files import SampleError
 from aucseg.hints import counted, shorten
 from aucseg.loading.evaluation_batches import LEFT_OUT
 from aucseg.metrics.image_iou import added_overlaps, image_scores, per_image_overlap
-from aucseg.metrics.result_files import result_entries, write_results
+from aucseg.metrics.result_files import RESULT_FILES, evaluation_files, result_entries, write_results
 from aucseg.run_files import (
     BEST_CHECKPOINT,
     BEST_FOLDER,
     CARD_FILE,
     CONFIG_FILE,
-    CONFUSION_FILE,
-    CURVES_FILE,
-    IMAGES_FILE,
     LAST_CHECKPOINT,
     METRICS_FILE,
     PLAN_FILE,
     PREVIOUS_CHECKPOINT,
-    RESULT_FILE,
+    REPLACED_FOLDER,
     SKIPPED_FOLDER,
     VALIDATION_PICTURE,
 )
-from aucseg.safe_files import no_empty_folders, replace_file
+from aucseg.safe_files import missing_folders, remove_empty_folders, replace_file
 from aucseg.training.processes import gathered, print_note
 from aucseg.training.task import SegmentationTask
 
 
 def prepare_run_folder(folder: Path, *, overwrite: bool = False) -> None:
-    """Makes the folder of a run, without what an earlier run left in it.
+    """Makes the folder of a run; what an earlier run left in it is set aside until the new one has made a step.
 
     Raises:
         ValueError: The folder holds a run and `overwrite` is False, or nothing can be written to it.
@@ -47,8 +45,45 @@ def prepare_run_folder(folder: Path, *, overwrite: bool = False) -> None:
     if not overwrite:
         check_is_free(folder)
     check_writable(folder)
-    for path in [*_marks_of_a_start(folder), *_work(folder)]:
+    old, aside = _files_of_run(folder), folder / REPLACED_FOLDER
+    was_killed = aside.is_dir() and not _work(folder)  # before its first step: it is not what is to be kept
+    for path in old:
+        if was_killed:
+            path.unlink()
+        else:
+            _move(path, aside / path.relative_to(folder))
+    _remove_empty_parents(old, folder)
+
+
+def _remove_empty_parents(paths: Iterable[Path], folder: Path) -> None:
+    remove_empty_folders({path.parent for path in paths} - {folder})
+
+
+def remove_run(folder: Path) -> None:
+    """Deletes what a run left in a folder, and what it was to replace."""
+    old = _files_of_run(folder)
+    for path in old:
         path.unlink()
+    _remove_empty_parents(old, folder)
+    shutil.rmtree(folder / REPLACED_FOLDER, ignore_errors=True)
+
+
+def put_back(folder: Path) -> None:
+    """Brings back the run that one without a step was to replace."""
+    aside = folder / REPLACED_FOLDER
+    if not aside.is_dir() or _work(folder):
+        return
+    with suppress(OSError):  # the error that ended the run must be reported, whatever stays here
+        for path in _marks_of_a_start(folder):
+            path.unlink()
+        for path in [path for path in aside.rglob("*") if path.is_file()]:
+            _move(path, folder / path.relative_to(aside))
+        shutil.rmtree(aside)
+
+
+def _move(path: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(path, target)
 
 
 def check_is_free(folder: Path) -> None:
@@ -67,14 +102,17 @@ def check_is_free(folder: Path) -> None:
 def remove_failed_start(folder: Path) -> None:
     """Takes away what a run left that failed in its first step, so that the corrected one may start there."""
     if not _work(folder):
-        for path in [*_marks_of_a_start(folder), *_existing(folder, PLAN_FILE, CARD_FILE)]:
+        for path in _marks_of_a_start(folder):
             with suppress(OSError):  # the error that ended the run must be reported, whatever stays here
                 path.unlink()
 
 
 @contextmanager
-def failed_start_leaves_nothing(folder: Path) -> Iterator[None]:
-    """Takes away a folder that was made here, with those above it, where what is done here fails untrained.
+def failed_start_leaves_nothing(folder: Path) -> Iterator[Callable[[], None]]:
+    """Has a folder be as it was, plan and card included, where what is done here fails before a step is made.
+
+    Returns:
+        Does the same where nothing has failed.
 
     Example:
         >>> home = Path(tempfile.mkdtemp())
@@ -85,14 +123,34 @@ def failed_start_leaves_nothing(folder: Path) -> Iterator[None]:
         >>> list(home.iterdir())
         []
     """
-    is_new = not folder.exists()
-    with no_empty_folders(folder):
-        try:
-            yield
-        except BaseException:
-            if is_new:
-                remove_failed_start(folder)
-            raise
+    new = missing_folders(folder)
+    before = {name: _content(folder / name) for name in (CONFIG_FILE, PLAN_FILE, CARD_FILE)}
+
+    def undo() -> None:
+        if new:
+            remove_failed_start(folder)
+        if _content(folder / CONFIG_FILE) == before[CONFIG_FILE]:  # no other run has begun
+            for name in (PLAN_FILE, CARD_FILE):
+                data = before[name]
+                if data is None:
+                    (folder / name).unlink(missing_ok=True)
+                elif data != _content(folder / name):
+                    replace_file(folder / name, data)
+        remove_empty_folders(new)
+
+    try:
+        yield undo
+    except BaseException:
+        undo()
+        raise
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def _files_of_run(folder: Path) -> list[Path]:
+    return [*_marks_of_a_start(folder), *_work(folder), *evaluation_files(folder)]
 
 
 def _marks_of_a_start(folder: Path) -> list[Path]:
@@ -102,7 +160,7 @@ def _marks_of_a_start(folder: Path) -> list[Path]:
 def _work(folder: Path) -> list[Path]:
     return _existing(
         folder,
-        *(RESULT_FILE, CONFUSION_FILE, IMAGES_FILE, CURVES_FILE, VALIDATION_PICTURE),
+        *(*RESULT_FILES, VALIDATION_PICTURE),
         *(str(LAST_CHECKPOINT), str(PREVIOUS_CHECKPOINT)),
         *(str(BEST_CHECKPOINT), f"{BEST_FOLDER}/*.json", f"{BEST_FOLDER}/{CONFIG_FILE}"),
         *(f"{LAST_CHECKPOINT.parent}/*.tmp", f"{SKIPPED_FOLDER}/step-*.pt"),
@@ -148,14 +206,9 @@ class ResultWriter(Callback):
         self.folder = folder
         self.entries = dict(entries or {})
         self.last_step: int | None = None
-        self._configuration: bytes | None = None
+        self._has_trained = False
         self._images: dict[str, dict[int, list[int]]] = {}
         self._left_out: list[str] = []
-
-    def keep_configuration(self) -> None:
-        """Remembers the configuration that lies in the folder: it may be the user's own, and not a run's."""
-        path = self.folder / CONFIG_FILE
-        self._configuration = path.read_bytes() if path.is_file() and not _work(self.folder) else None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leaves the folder as it was where a wrong option, say, ended a training before its first step."""
@@ -163,8 +216,12 @@ class ResultWriter(Callback):
             for logger in trainer.loggers:
                 logger.save()  # or they would do so afterwards
             remove_failed_start(self.folder)
-            if self._configuration is not None:
-                replace_file(self.folder / CONFIG_FILE, self._configuration)
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Deletes the run that this one replaces, now that it has begun."""
+        if not self._has_trained and trainer.is_global_zero:
+            shutil.rmtree(self.folder / REPLACED_FOLDER, ignore_errors=True)
+        self._has_trained = True
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets the images of the validation before."""
