@@ -105,7 +105,7 @@ def test_the_cache_follows_the_card(write_card: WriteCard, mini_root: Path, tmp_
 
 def test_a_damaged_cache_is_made_anew(write_card: WriteCard, mini_root: Path, tmp_path: Path) -> None:
     path = tmp_path / "scans.sqlite"
-    path.write_bytes(b"no database at all, but long enough to look like one" * 100)
+    path.write_bytes(b"SQLite format 3\0" + b"no database behind its first bytes" * 100)
     cache = ScanCache(path)
     count(SegmentationDataset(write_card(), mini_root), cache)
     cache.close()

@@ -47,7 +47,7 @@ class FileReport:
     again: dict[str, str] = field(default_factory=dict)
 
     def problems(self, without: str | None = None) -> list[str]:
-        """Returns messages about what should not be: broken lists, files in no pair or two splits, folders out of reach.
+        """Returns messages about what should not be: broken lists, files in no pair or in two splits, closed folders.
 
         Args:
             without: A split whose missing files are reported elsewhere.
