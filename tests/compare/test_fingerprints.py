@@ -37,7 +37,7 @@ def test_code_is_what_a_training_run_can_import() -> None:
     # the measurement of what a run costs.
     assert {name for name in unimportant if not name.startswith(("commands/", "planning/", "report/"))} == {
         "compare/cost.py",
-        *("statistics/advice.py", "statistics/bound.py", "statistics/summary.py"),
+        *("statistics/advice.py", "statistics/bound.py", "statistics/check.py", "statistics/summary.py"),
         *("datasets/duplicates.py", "datasets/mask_checks.py"),
         *("datasets/propose.py", "datasets/propose_bands.py", "datasets/propose_layouts.py"),
     }

@@ -16,7 +16,6 @@ from PIL import Image
 
 import aucseg.datasets.bands as bands_module
 import aucseg.datasets.windows as windows_module
-from aucseg.commands.data_check import count_and_check
 from aucseg.datasets import DatasetCard, SampleError, SegmentationDataset
 from aucseg.datasets.bands import read_card_image
 from aucseg.datasets.mask_files import read_raw_mask
@@ -28,6 +27,7 @@ from aucseg.datasets.split import SplitOfFiles
 from aucseg.datasets.windows import Window, cut
 from aucseg.loading.evaluation_batches import largest_image
 from aucseg.loading.held_out import held_out_images
+from aucseg.statistics.check import count_and_check
 from aucseg.statistics.class_statistics import ClassStatistics
 from tests.datasets.conftest import MINI
 from tests.datasets.files import blocks, save_palette, save_raster

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aucseg.commands.children import signals_as_exit
-from aucseg.commands.data_check import Check, card_and_root, count_and_check, default_cache, is_folder
+from aucseg.commands.data_source import card_and_root, default_cache, is_folder
 from aucseg.commands.failures import is_out_of_memory
 from aucseg.commands.plan_options import Request, options_of, run_folder, split_request, without_settings
 from aucseg.datasets.bands import band_statistics
@@ -32,6 +32,7 @@ from aucseg.run_files import CARD_FILE, CONFIG_FILE, PLAN_FILE
 from aucseg.runtime.announce import LONG_PATIENCE, Announcement, process_number
 from aucseg.runtime.resources import num_cores
 from aucseg.safe_files import check_folder, no_empty_folders, read_yaml_mapping, replace_file
+from aucseg.statistics.check import Check, count_and_check
 from aucseg.statistics.class_statistics import ClassStatistics
 
 # Seconds of training and validation that are tried to measure the speed, and of a time budget at most.

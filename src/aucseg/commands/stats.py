@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from aucseg.commands.data_check import Check, Source, card_and_root, count_and_check, default_cache
+from aucseg.commands.data_source import Source, card_and_root, default_cache
 from aucseg.commands.option_parser import output_file
 from aucseg.commands.plan_options import add_plan_arguments, request_of
 from aucseg.datasets.bands import band_statistics
@@ -29,6 +29,7 @@ from aucseg.run_files import CARD_FILE
 from aucseg.runtime.plots import check_picture
 from aucseg.runtime.resources import num_cores
 from aucseg.safe_files import json_bytes, write_named
+from aucseg.statistics.check import Check, count_and_check
 from aucseg.statistics.class_statistics import ClassStatistics
 from aucseg.statistics.summary import format_report, make_report, write_chart, write_csv
 

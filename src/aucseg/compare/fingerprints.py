@@ -22,7 +22,7 @@ _PACKAGE = Path(__file__).parents[1]
 _NOT_TRAINING = (
     *("cli.py", "commands/", "compare/", "integrations/", "planning/", "report/", "models/hub.py"),
     *("inference/export.py", "inference/image_files.py", "inference/predict_files.py"),
-    *("statistics/advice.py", "statistics/bound.py", "statistics/summary.py"),
+    *("statistics/advice.py", "statistics/bound.py", "statistics/check.py", "statistics/summary.py"),
     *("datasets/duplicates.py", "datasets/mask_checks.py", "datasets/propose"),
 )
 _TRAINING_AFTER_ALL = "commands/fit.py"
