@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from aucseg import DatasetCard, SegmentationTask
 from aucseg.commands.fit import AUCSegCLI, run_lightning
 from aucseg.configs import CONFIGS, find_config
-from aucseg.training.task_checks import build_bank
+from aucseg.training.task_parts import build_bank
 
 PAPER = sorted(path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("freedoom"))
 TINY_MODEL: dict[str, dict[str, Any]] = {

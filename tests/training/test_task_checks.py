@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from aucseg import SegmentationDataModule, SegmentationTask, cli
 from aucseg.datasets import DatasetCard
 from aucseg.memory_bank import TailMemoryBank
-from aucseg.training.task_checks import check_classes
+from aucseg.training.checkpoint_checks import check_classes
 from tests.small_runs import SMALL_RUN, make_trainer
 from tests.two_processes import PlainNetwork, arguments
 

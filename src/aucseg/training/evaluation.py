@@ -14,11 +14,11 @@ from lightning.pytorch import Trainer
 
 from aucseg.datasets.data_report import check_has_masks
 from aucseg.run_files import existing_checkpoint
+from aucseg.training.checkpoint_checks import check_classes
 from aucseg.training.checkpoints import checkpoint_step
 from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.result_writer import ResultWriter
 from aucseg.training.stored_task import load_task, restore_parts
-from aucseg.training.task_checks import check_classes
 
 
 def run_of(path: Path) -> tuple[Path, Path]:

@@ -15,7 +15,7 @@ from aucseg.models import build_model, without_weights
 from aucseg.models.checkpoint import load_plain, matching_tensors
 from aucseg.models.segmentation_model import SegmentationModel, default_encoder
 from aucseg.run_files import checkpoint_in
-from aucseg.training.task_checks import stored_card
+from aucseg.training.checkpoint_checks import stored_card
 
 # Names that are worth a place in a sentence.
 _NUM_SHOWN = 4

@@ -22,6 +22,7 @@ from aucseg.models import build_model, forward_with_auxiliary, without_weights
 from aucseg.randomness import random_states, set_random_states, stable_seed
 from aucseg.tensors.dtypes import in_model_dtype
 from aucseg.tensors.upsampling import predicted_labels
+from aucseg.training.checkpoint_checks import check_classes, check_same_card, state_mismatch, stored_card
 from aucseg.training.image_channels import normalization, with_channels
 from aucseg.training.micro_batches import backward_all_but_last, check_micro_batches, scaled_backward
 from aucseg.training.optimization import (
@@ -34,21 +35,8 @@ from aucseg.training.optimization import (
 from aucseg.training.precision import clip_gradients, keeping_digits, unscales
 from aucseg.training.processes import cpu_state, draw_apart, gathered, print_note, state_of_process
 from aucseg.training.start_weights import frozen_parts, take_over
-from aucseg.training.task_checks import (
-    CheckedLogits,
-    batch_norm_explained,
-    build_bank,
-    check_channels,
-    check_classes,
-    check_gradients,
-    check_numbers,
-    check_same_card,
-    evaluation_options,
-    loss_of,
-    note_if_sorted,
-    state_mismatch,
-    stored_card,
-)
+from aucseg.training.task_checks import batch_norm_explained, check_gradients, check_numbers, note_if_sorted
+from aucseg.training.task_parts import CheckedLogits, build_bank, check_channels, evaluation_options, loss_of
 from aucseg.training.validation_metrics import ValidationMetrics, ValidationResult
 
 
