@@ -227,7 +227,7 @@ def test_processes_ask_often_enough_whether_to_stop_however_slow_a_step_is(
     monkeypatch.setattr("aucseg.training.checkpoints.time.monotonic", lambda: 100 + seconds * step)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda told, op: found.append(step))
     trainer = SimpleNamespace(
-        world_size=2, global_step=0, accumulate_grad_batches=1, val_check_batch=1000,
+        world_size=2, global_step=0, accumulate_grad_batches=1, val_check_batch=1000, loggers=[],
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
         fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=0)),
     )  # fmt: skip

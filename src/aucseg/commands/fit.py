@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import aucseg.training  # isort: skip  # noqa: F401  # before Lightning, to name the extra where that is missing
 
-import logging
 import shlex
 import warnings
 from argparse import ArgumentError
@@ -57,6 +56,7 @@ from aucseg.training.data_checks import check_data
 from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.epochs import EpochCount, refuse_epoch_counters
 from aucseg.training.processes import print_note
+from aucseg.training.quiet import quiet_lightning
 from aucseg.training.result_writer import (
     ResultWriter,
     check_writable,
@@ -431,12 +431,8 @@ def run_lightning(command: str, arguments: list[str]) -> AUCSegCLI:
     """Like `run`, but returns the command line object with its trainer, model and data module."""
     register_type(Entries, list, entries)
     search_current_folder()  # for the callbacks, losses and loggers that the configuration names by class path
-    # What Lightning says at every start (devices found, seed, tips) is noise above the progress bar.
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
-    with warnings.catch_warnings(), ExitStack() as locks:
+    with quiet_lightning(), ExitStack() as locks:
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
-        warnings.filterwarnings("ignore", message=".isinstance.treespec, LeafSpec.. is deprecated")
         # Lightning's command line still uses what the newest jsonargparse deprecates.
         deprecated = r"(?s)\s+.*(JsonargparseDeprecationWarning|was deprecated in v4)"
         warnings.filterwarnings("ignore", category=DeprecationWarning, message=deprecated)
@@ -444,8 +440,6 @@ def run_lightning(command: str, arguments: list[str]) -> AUCSegCLI:
         warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
         # Those of model.freeze, or what the user's own model does.
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
-        # Two loader processes suit small machines; whether more help is the user's to try.
-        warnings.filterwarnings("ignore", message=".*does not have many workers")
         return AUCSegCLI(
             SegmentationTask,
             SegmentationDataModule,

@@ -4,6 +4,7 @@ import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,13 @@ class LoadReport:
 def files_are_trusted() -> bool:
     """Whether the user vouches for the files that are loaded, with `AUCSEG_TRUST_FILES=1` in the environment."""
     return os.environ.get(TRUST_VARIABLE) == "1"
+
+
+def file_content(content: Any) -> memoryview:
+    """What `torch.save` writes into a file, for `aucseg.safe_files.replace_file`."""
+    buffer = BytesIO()
+    torch.save(content, buffer)
+    return buffer.getbuffer()
 
 
 def load_plain(path: str | Path, map_location: str | torch.device = "cpu", *, mmap: bool = False) -> Any:

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from tqdm import tqdm
 from aucseg.inference import OffsetFit, OffsetFitter
 from aucseg.inference.offset_model import OFFSET_MODEL, add_to_bias
 from aucseg.loading.evaluation_batches import EvaluationImages, collate_any_size, same_size_parts
-from aucseg.models.checkpoint import load_plain
+from aucseg.models.checkpoint import file_content, load_plain
 from aucseg.run_files import LAST_CHECKPOINT
 from aucseg.safe_files import replace_file
 from aucseg.training.datamodule import SegmentationDataModule
@@ -134,9 +133,7 @@ def write_adjusted_checkpoint(checkpoint: Path, offsets: Sequence[float], folder
         name = ".".join(part for part in ("model", layer, "bias") if part)
         content["state_dict"][name] = task.state_dict()[name]
     content["offsets"] = list(offsets)
-    buffer = BytesIO()
-    torch.save(content, buffer)
-    replace_file(folder / LAST_CHECKPOINT, buffer.getbuffer())
+    replace_file(folder / LAST_CHECKPOINT, file_content(content))
     return layer or ""
 
 

@@ -10,7 +10,6 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable
-from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
 from types import FrameType
@@ -22,7 +21,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loops.evaluation_loop import RestartStage
 
 from aucseg.hints import add_note
-from aucseg.models.checkpoint import load_plain
+from aucseg.models.checkpoint import file_content, load_plain
 from aucseg.run_files import BEST_CHECKPOINT, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from aucseg.safe_files import replace_file
 from aucseg.training.metrics_log import MetricsLog
@@ -138,17 +137,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Writes a checkpoint; `last.ckpt` leaves the one before as `previous.ckpt`."""
         path = Path(path)
-        buffer = BytesIO()
-        torch.save(checkpoint, buffer)
+        data = file_content(checkpoint)
         keep = path.with_name(PREVIOUS_CHECKPOINT.name) if path.name == LAST_CHECKPOINT.name else None
         try:
             # A damaged checkpoint must not take the place of a good one; those written here are whole.
             if not self._has_saved and keep is not None and keep.exists() and checkpoint_problem(path) is not None:
                 keep = None
             self._has_saved = True
-            replace_file(path, buffer.getbuffer(), keep)
+            replace_file(path, data, keep)
         except OSError as error:
-            size = buffer.getbuffer().nbytes / 1e6
+            size = data.nbytes / 1e6
             raise OSError(
                 error.errno,
                 f"{error.strerror}: the checkpoint of step {checkpoint.get('global_step')} ({size:.1f} MB) was not "

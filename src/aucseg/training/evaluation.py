@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import warnings
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from aucseg.run_files import existing_checkpoint
 from aucseg.training.checkpoint_checks import check_classes
 from aucseg.training.checkpoints import checkpoint_step
 from aucseg.training.datamodule import SegmentationDataModule
+from aucseg.training.quiet import quiet_lightning
 from aucseg.training.result_writer import ResultWriter
 from aucseg.training.stored_task import load_task, restore_parts
 
@@ -65,27 +65,23 @@ def evaluate_checkpoint(
     restore_parts(datamodule, checkpoint)
     if datamodule.val_shards is None:
         check_has_masks(datamodule.validation_dataset(None))
-    # What Lightning says at every start is noise beside the result.
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     # The model is that of the checkpoint's step, though this trainer makes none.
     writer = ResultWriter(out, entries={"step": checkpoint_step(checkpoint), **(notes or {})})
-    trainer = Trainer(
-        accelerator="gpu" if device.type == "cuda" else device.type,
-        devices=[device.index] if device.index is not None else 1,
-        precision=_usable(precision, device),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=sys.stderr.isatty(),
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        callbacks=[writer],
-        default_root_dir=out,
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".isinstance.treespec, LeafSpec.. is deprecated")
-        warnings.filterwarnings("ignore", message=".*does not have many workers")
+    with quiet_lightning():
         # Which device is used is the user's choice, or that of the command.
         warnings.filterwarnings("ignore", message="(GPU|MPS) available but not used")
+        trainer = Trainer(
+            accelerator="gpu" if device.type == "cuda" else device.type,
+            devices=[device.index] if device.index is not None else 1,
+            precision=_usable(precision, device),
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=sys.stderr.isatty(),
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            callbacks=[writer],
+            default_root_dir=out,
+        )
         trainer.validate(task, datamodule=datamodule, verbose=False)
     return {name.removeprefix("val/"): float(value) for name, value in trainer.callback_metrics.items()}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from aucseg.datasets import SegmentationDataset
 from aucseg.datasets.split import evenly_spaced
 from aucseg.training.datamodule import SegmentationDataModule
+from aucseg.training.quiet import quiet_lightning
 from aucseg.training.task import SegmentationTask
 
 # The first steps warm caches and take what the loaders have prepared meanwhile.
@@ -100,9 +100,7 @@ def measure_speed(
     if isinstance(model.get("loss", "aucseg"), str):
         model["loss_options"] = {"class_counts": list(class_counts), **(model.get("loss_options") or {})}
     trainer = {k: v for k, v in (configuration.get("trainer") or {}).items() if k in ("precision", "accelerator")}
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    with warnings.catch_warnings():
+    with quiet_lightning():
         # What a short run is warned of is not what the run itself is.
         warnings.simplefilter("ignore")
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import warnings
 from collections import deque
@@ -15,6 +14,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from aucseg.models.checkpoint import file_content
 from aucseg.run_files import SKIPPED_FOLDER
 from aucseg.safe_files import replace_file
 from aucseg.training.precision import unscales
@@ -255,10 +255,8 @@ class StepGuard(Callback):
 
     def _save(self, path: Path, watched: _Watched, reason: str, loss: float, norm: float) -> None:
         content = {"step": watched.step, "reason": reason, "loss": loss, "gradient_norm": norm}
-        buffer = io.BytesIO()
-        torch.save({**content, **cpu_state(watched.blamed.batch())}, buffer)
         try:
-            replace_file(path, buffer.getbuffer())
+            replace_file(path, file_content({**content, **cpu_state(watched.blamed.batch())}))
         except OSError as error:
             warnings.warn(f"the batch of step {watched.step} could not be written: {error}", stacklevel=2)
 
