@@ -38,6 +38,49 @@ def test_finished_runs_are_not_repeated(
     assert {path.name for path in (tmp_path / "out").glob("table.*")} == {"table.md", "table.csv", "table.tex"}
 
 
+def test_methods_and_seeds_that_are_named_later_are_added(
+    compare: Compare, launches: Launches, tmp_path: Path, base_config: Path
+) -> None:
+    assert compare("--methods", "auc,ce,ce+posthoc-la", "--seeds", "1,0") == 0
+    launches()
+    (tmp_path / "out" / "runs.csv").unlink()  # as where a call was cut off; the order of the tables alone is in it
+    assert compare("--methods", "la", "--seeds", "0") == 0
+    assert launches() == ["out/smp-fpn/la/seed0"]
+    both = ["auc", "ce", "ce+posthoc-la"]
+    expected = [("0", name) for name in [*both, "la"]] + [("1", name) for name in both]
+    assert [(row["seed"], row["method"]) for row in rows_of(tmp_path / "out")] == expected
+    # A second stage starts from models that are there, and what is left of an order stays.
+    assert compare("--methods", "la+posthoc-la", "--seeds", "2,0") == 0
+    assert [line.removeprefix("out/smp-fpn/") for line in launches()] == [
+        "la+posthoc-la/seed0", "la/seed2", "la+posthoc-la/seed2",
+    ]  # fmt: skip
+    rows = [(row["seed"], row["method"]) for row in rows_of(tmp_path / "out")]
+    assert rows[:5] == [*expected[:4], ("0", "la+posthoc-la")]
+    assert rows[-2:] == [("2", "la"), ("2", "la+posthoc-la")]
+    # They are of the same data and configuration as those that are there.
+    change_config(base_config, "model", learning_rate=0.25)
+    with pytest.raises(ValueError, match="auc/seed0 was made with other configuration"):
+        compare("--methods", "focal", "--seeds", "0")
+
+
+def test_tables_do_not_lose_what_cannot_be_added_to(compare: Compare, launches: Launches, tmp_path: Path) -> None:
+    definitions = tmp_path / "methods.yaml"
+    definitions.write_text("mine: {method: ce}\n")
+    assert compare("--methods", "mine", "--seeds", "0", "--methods-file", str(definitions)) == 0
+    launches()
+    for options, message in (
+        (("ce", "--seeds", "0"), "a method that is not known now: give the --methods-file .*unknown method 'mine'"),
+        (("ce", "--folds", "2"), "out are of seeds, and not of folds: give another folder with --out"),
+        (
+            ("ce", "--seeds", "0", "--methods-file", str(definitions), "--models", "smp/unet"),
+            "would lose its table of smp/fpn: name that with --models, beside smp/unet",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compare("--methods", *options)
+    assert launches() == []
+
+
 def test_a_killed_comparison_goes_on_where_it_was(
     compare: Compare, launches: Launches, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shlex
 import tempfile
@@ -115,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
 def _comparison(args: argparse.Namespace) -> Comparison:
     """What the options say, checked as far as it can be before the first run."""
     from aucseg.compare.comparison import Comparison
+    from aucseg.compare.finished import check_models, finished_runs
     from aucseg.compare.methods import (
         OFFSETS,
         at_path,
@@ -138,15 +140,30 @@ def _comparison(args: argparse.Namespace) -> Comparison:
     if args.folds is not None:
         base = merged(base, {"data": {"fold": [0, args.folds]}})  # of each run its own
     base["model"] = {"pixel_metrics": True} | (base.get("model") or {})
-    methods = parse_methods(listed(args.methods, "--methods"), load_definitions(args.methods_file))
+    asked, seeds = listed(args.methods, "--methods"), _seeds(args)
+    finished = finished_runs(args.out, args.folds)
+    definitions = load_definitions(args.methods_file)
+    names = list(dict.fromkeys(method for _, method, _ in finished))
+    try:
+        parse_methods(names, definitions)
+    except ValueError as error:
+        raise ValueError(
+            f"{args.out} has finished runs of a method that is not known now: give the --methods-file which defines "
+            f"it, or another folder with --out ({error})"
+        ) from error
+    names += [name for name in asked if name not in names]
+    methods = parse_methods(names, definitions)
     if any(method.second_stage == OFFSETS for method in methods):
         base = holding_out(base, args.offsets_share)
-    names = [method.name for method in methods]
     baseline = args.baseline or ("ce" if "ce" in names else names[0])
     if baseline not in names:
         raise ValueError(f"--baseline {baseline!r} is not one of the methods {', '.join(names)}")
-    seeds = _seeds(args)
     models = load_models(split_list(args.models), base)
+    check_models(finished, models, args.out)
+    keys = {*finished, *itertools.product(models, asked, seeds)}
+    for method in reversed(methods):
+        if (first := method.first_stage) is not None:
+            keys |= {(model, first, seed) for model, name, seed in keys if name == method.name}
     if args.folds is not None:
         check_folds(models)
     search = parse_search(args.search, methods, args.search_limit)
@@ -158,7 +175,8 @@ def _comparison(args: argparse.Namespace) -> Comparison:
     return Comparison(
         models=models,
         methods=methods,
-        seeds=seeds,
+        seeds=list(dict.fromkeys([*(seed for _, _, seed in finished), *seeds])),
+        keys=keys,
         folds=args.folds,
         baseline=baseline,
         out=args.out,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 import time
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from aucseg.compare.finished import RUNS_FILE, Key
 from aucseg.compare.methods import OFFSETS, POSTHOC, Configuration, Method, merged, second_stage_config
 from aucseg.compare.pages import write_page
 from aucseg.compare.runner import PlannedRun, RunIsBusy, Runner, trusting
@@ -38,7 +40,8 @@ class Comparison:
     Attributes:
         models: The base configuration of each model, by its name.
         methods: What is compared; a search that finds nothing for one leaves it out.
-        seeds: One run of each model and method for each; in a cross-validation the numbers of the folds as well.
+        seeds: Seeds of the runs; in a cross-validation the numbers of the folds as well.
+        keys: The runs by (model, method, seed or fold), see `aucseg.compare.finished`.
         folds: Number of folds of a cross-validation, None for none.
         baseline: Name of the method that differences are taken to.
         out: Folder of runs and tables.
@@ -58,6 +61,7 @@ class Comparison:
     models: dict[str, Configuration]
     methods: list[Method]
     seeds: list[int]
+    keys: set[Key]
     folds: int | None
     baseline: str
     out: Path
@@ -68,13 +72,12 @@ class Comparison:
     report: bool
     discard_checkpoints: bool
     runner: Runner
-    values: dict[tuple[str, str, int], dict[str, float]] = field(default_factory=dict)
+    values: dict[Key, dict[str, float]] = field(default_factory=dict)
     devices: set[str] = field(default_factory=set)
-    chosen: dict[tuple[str, str, int], dict[str, Any]] = field(default_factory=dict)
-    winners: dict[tuple[str, str, int], PlannedRun] = field(default_factory=dict)
+    chosen: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    winners: dict[Key, PlannedRun] = field(default_factory=dict)
     _counts: dict[tuple[str, float], list[int]] = field(default_factory=dict)
     _settled: set[str] = field(default_factory=set)
-    _keys: list[tuple[str, str, int]] = field(default_factory=list)
     _shown: str = ""
     _is_waiting: bool = False
 
@@ -85,12 +88,10 @@ class Comparison:
         """
         # The models of a comparison share their data.
         print("\n".join(describe_data(next(iter(self.models.values()))["data"])), flush=True)
-        if self.search is None:
-            self._refuse_stale_runs()
-        else:
+        if self.search is not None:
             tune(self)
         runs = list(self._plan())
-        self._keys = [(model, method.name, self._seed(run)) for model, method, run in runs]
+        self._note_finished(runs)
         self.share(runs, lambda item: self._attempt(*item, number=1 + runs.index(item), runs=runs))
         if not self.values:
             print("no run has finished")
@@ -99,7 +100,7 @@ class Comparison:
         with self.alone():
             self._write_tables(report)
         print("\n" + self._terminal_text())
-        print(f"Tables: {self.out}/table.md, .csv, .tex; every run: {self.out / 'runs.csv'}")
+        print(f"Tables: {self.out}/table.md, .csv, .tex; every run: {self.out / RUNS_FILE}")
         for name in report:
             print(f"Report: {self.out / name}")
         if self.runner.failures:
@@ -218,7 +219,8 @@ class Comparison:
                         config = with_settings(config, choice["settings"])
                     title = f"{model}, {method.name}, {unit_of(self.folds)} {seed}"
                     done[method.name] = self.make_run(title, self._folder(model, method, seed), method, config, first)
-                    yield model, method, done[method.name]
+                    if (model, method.name, seed) in self.keys:
+                        yield model, method, done[method.name]
 
     def search_folder(self, model: str, method: Method) -> Path:
         """Where the trials of a method lie."""
@@ -246,11 +248,11 @@ class Comparison:
             self._counts[key] = SegmentationDataModule(**data).class_counts().tolist()
         return self._counts[key]
 
-    def _refuse_stale_runs(self) -> None:
-        """Reports results that do not fit before hours of training, not after."""
-        if not self.runner.redo:
-            for _, _, run in self._plan():
-                self.runner.record(run)
+    def _note_finished(self, runs: Sequence[tuple[str, Method, PlannedRun]]) -> None:
+        """Has finished runs in every table, and reports results that do not fit before hours of training."""
+        for model, method, run in runs:
+            if (record := self.runner.record(run)) is not None:
+                self._note(model, method, run, record)
 
     def _note(self, model: str, method: Method, run: PlannedRun, record: dict[str, Any]) -> None:
         values = {**record["metrics"], **record["cost"]}
@@ -283,10 +285,10 @@ class Comparison:
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["model", "method", unit_of(self.folds), *(metric.key for metric in METRICS)])
-        for key in [key for key in self._keys if key in self.values]:
-            values = self.values[key]
-            writer.writerow([*key, *("" if math.isnan(value) else repr(value) for value in values.values())])
-        replace_file(self.out / "runs.csv", out.getvalue().encode())
+        for seed, model, method in itertools.product(self.seeds, self.models, self.methods):
+            if (values := self.values.get(key := (model, method.name, seed))) is not None:
+                writer.writerow([*key, *("" if math.isnan(value) else repr(value) for value in values.values())])
+        replace_file(self.out / RUNS_FILE, out.getvalue().encode())
 
     def _write_report(self) -> list[str]:
         """One HTML page for each model, of the first seed or fold; returns their names.
