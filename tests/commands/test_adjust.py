@@ -195,6 +195,27 @@ def test_class_weights(card: Path, tmp_path: Path) -> None:
     assert record["before"] == pytest.approx(sum(list(record["iou_before"].values())[:3]) / 8)
 
 
+def test_the_table_and_the_gain_are_of_the_same_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A class without a pixel counts in the IoU where it is predicted, be it before or after; in neither mean here."""
+    card = write_tiny_dataset(tmp_path / "data", num_train=1, num_val=16)
+    groups = {"head": ["ground", "box"], "middle": ["crate"], "tail": ["gem"]}
+    card.write_text(yaml.safe_dump(yaml.safe_load(card.read_text()) | {"groups": groups}))
+    for path in (card.parent / "masks" / "val").iterdir():
+        mask = np.array(Image.open(path))
+        Image.fromarray(np.where(mask == 2, 1, mask).astype(np.uint8)).save(path)
+    run = make_run(tmp_path / "run", card, "with_bias")
+    assert main(["adjust", str(run), "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    record = json.loads((tmp_path / "run-adjusted" / "adjust.json").read_text())
+    assert record["iou_before"]["crate"] == 0  # it is predicted
+    assert [name for name, occurs in record["occurs"].items() if not occurs] == ["crate"]
+    overall = next(line for line in lines if line.startswith("overall")).split()
+    expected = [f"{100 * record['before']:.1f}", f"{100 * record['after']:.1f}", f"{100 * record['gain']:+.1f}"]
+    assert overall[1:] == expected
+    assert next(line for line in lines if line.startswith("middle")).split()[1:] == ["–"] * 3
+    assert "without the classes that have no pixel there: crate" in lines
+
+
 def test_wrong_calls_are_told(card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path / "run", card, "with_bias")
     (tmp_path / "taken").mkdir()
