@@ -276,7 +276,10 @@ def _beyond(tried: tuple[Any, ...], best: Any) -> bool | None:
 
 
 def _next_value(name: str, tried: tuple[Any, ...], *, upwards: bool) -> float | int | None:
-    """The value beyond the edge, by the ratio or the difference of the outer two; None where the setting ends."""
+    """The value beyond the edge, by the ratio or the difference of the outer two; None where the setting ends.
+
+    Positive values stay positive: 0 is mostly another method, or no training.
+    """
     values = sorted(tried, reverse=not upwards)
     before, edge = values[-2:]
     differences = [b - a for a, b in itertools.pairwise(values)]
@@ -284,7 +287,9 @@ def _next_value(name: str, tried: tuple[Any, ...], *, upwards: bool) -> float | 
     if name == "beta":  # 1 - beta goes by its ratio
         value = 1 - (1 - edge) ** 2 / (1 - before)
         return float(f"{value:.12g}") if 0 <= value < 1 else None
-    value = edge + (edge - before) if is_linear or min(before, edge) <= 0 else edge * edge / before
+    value = edge + (edge - before)
+    if min(before, edge) > 0 and (not is_linear or value <= 1e-9 * edge):
+        value = edge * edge / before
     end = _ENDS.get(name, math.inf)
     value = min(max(value, 0.0) if min(values) >= 0 else value, end)
     if math.isclose(value, edge, rel_tol=1e-9):
