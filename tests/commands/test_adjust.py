@@ -10,6 +10,7 @@ from PIL import Image
 from aucseg import SegmentationTask
 from aucseg.cli import main
 from aucseg.datasets import SegmentationDataset
+from aucseg.datasets.shards import write_shards
 from aucseg.models.checkpoint import TRUST_VARIABLE
 from aucseg.report.examples import collect_examples
 from aucseg.report.runs import read_run
@@ -175,6 +176,40 @@ def test_compare_judges_the_model_with_the_offsets_of_held_out_images(
         predicted = model(sample["image"][None].float()).argmax(1)[0]
     valid = sample["mask"] != 255
     assert (predicted == sample["mask"])[valid].float().mean() > 0.99
+
+
+def test_a_named_split_is_that_of_the_card_and_not_the_fold(
+    card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run", card, "with_bias", fold=[0, 4])
+    assert main(["adjust", str(run), "--device", "cpu"]) == 0
+    assert "10 images of fold 0 of 4 ..." in capsys.readouterr().out
+    assert main(["adjust", str(run), "--split", "val", "--device", "cpu", "--overwrite"]) == 0
+    told = capsys.readouterr().out
+    assert "16 images of split 'val' ..." in told
+    assert "on fold 0 of 4, which chose nothing" in told
+
+
+def test_runs_with_shards_are_validated_on_these_and_not_adjusted_by_other_images(
+    card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("webdataset")
+    val = SegmentationDataset(str(card), card.parent, "val")
+    val.pairs = val.pairs[:8]
+    shards = [str(path) for path in write_shards(val, tmp_path / "shards", samples_per_shard=8)]
+    run = make_run(tmp_path / "run", card, "with_bias", val_shards=shards)
+    assert main(["validate", str(run), "--device", "cpu"]) == 0
+    told = capsys.readouterr().out
+    assert f"{run}, shards {shards[0]}: miou" in told
+    result = json.loads((run / "evaluation-shards" / "result.json").read_text())
+    assert result["split"] == "shards"
+    assert main(["adjust", str(run), "--device", "cpu"]) == 2
+    message = f"was validated on shards {shards[0]}, and offsets are fitted on images in a folder: name a split"
+    assert message in capsys.readouterr().err
+    assert main(["adjust", str(run), "--split", "val", "--device", "cpu"]) == 0
+    told = capsys.readouterr().out
+    assert "16 images of split 'val' ..." in told
+    assert f"on shards {shards[0]}, which chose nothing" in told
 
 
 def test_what_is_right_already_is_left_alone(card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,14 +76,16 @@ def run(args: argparse.Namespace) -> int:
         args.run = best_of(args.run)
     datamodule = data_module_of(args.run, args.root, validate_held_out=False)
     held_out = args.held_out or (args.split is None and datamodule.held_out_share > 0)
-    split = None if held_out else (args.split or datamodule.val_split)
+    # A fold and shards are validated on instead of the split of that name.
+    is_of_split = datamodule.fold is None and datamodule.val_shards is None
+    is_validation = not held_out and (args.split is None or (is_of_split and args.split == datamodule.val_split))
     device = device_named(args.device)
     task = load_task(args.run).to(device)
     objective = _objective(args.objective, args.class_weight, task)
-    images, batches = evaluation_batches(datamodule, split)
-    where = "held-out training images" if split is None else f"images of split {split!r}"
-    if split == datamodule.val_split and datamodule.fold is not None:
-        where = f"images of {datamodule.validation_name}"
+    images, batches = evaluation_batches(datamodule, args.split, held_out=held_out)
+    where = f"images of {datamodule.validation_name if args.split is None else f'split {args.split!r}'}"
+    if held_out:
+        where = "held-out training images"
     for line in datamodule.parts.describe():
         print(line)
     print(f"fitting one offset a class on {len(images)} {where} ...", flush=True)
@@ -102,8 +104,8 @@ def run(args: argparse.Namespace) -> int:
         return 1
     layer = _write_run(fit, task, args.run, where, out)
     # Without a validation split the images fitted on are all there is to judge by.
-    has_others = datamodule.fold is not None or datamodule.val_split in datamodule.card.splits
-    if split == datamodule.val_split or not has_others:
+    has_others = not is_of_split or datamodule.val_split in datamodule.card.splits
+    if is_validation or not has_others:
         _write_cross_fitted(fit, task, out)
     else:
         _write_evaluated(task, args.run, datamodule, out, device)
