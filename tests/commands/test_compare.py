@@ -384,8 +384,18 @@ def test_offsets_are_fitted_on_images_that_no_method_is_trained_on(
 
 def test_checkpoints_of_later_seeds_can_be_discarded(compare: Compare, launches: Launches, tmp_path: Path) -> None:
     assert compare("--methods", "ce,la", "--seeds", "0,1", "--discard-checkpoints") == 0
-    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("out/*/*/*/checkpoints/last.ckpt"))
-    assert left == [f"out/smp-fpn/{method}/seed0/checkpoints/last.ckpt" for method in ("ce", "la")]
+    left = {str(path.parents[1].relative_to(tmp_path)) for path in tmp_path.rglob("*.ckpt")}
+    assert left == {f"out/smp-fpn/{method}/seed0" for method in ("ce", "la")}
+
+
+def test_checkpoints_of_trials_are_discarded_when_no_trial_starts_from_them(
+    compare: Compare, launches: Launches, tmp_path: Path
+) -> None:
+    options = ("--methods", "auc,auc+posthoc-la", "--seeds", "0", "--search", "auc_weight=1,2,4")
+    assert compare(*options, "--discard-checkpoints") == 0
+    left = {str(path.parents[1].relative_to(tmp_path / "out")) for path in tmp_path.rglob("*.ckpt")}
+    runs = {"smp-fpn/auc/seed0", "smp-fpn/auc+posthoc-la/seed0"}
+    assert left == {"search/smp-fpn/auc/auc_weight=2", *runs}
 
 
 def test_dry_run_starts_nothing(compare: Compare, launches: Launches, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,6 @@ from aucseg.compare.search import Search, with_settings
 from aucseg.compare.tables import METRICS, csv_text, latex_text, make_tables, markdown_text, terminal_text, unit_of
 from aucseg.compare.tuning import SEARCH_FILE, read_choices, tune, tuned_settings
 from aucseg.datasets.data_report import describe_data
-from aucseg.run_files import RECORD_FILE
 from aucseg.runtime.durations import format_duration
 from aucseg.safe_files import replace_file
 from aucseg.training.run_lock import lock_if_free
@@ -50,7 +49,7 @@ class Comparison:
         search_metric: What the best trial is best in.
         search_share: Share of the training images that trials are validated on.
         report: Whether an HTML report of the first seed or fold is written at the end.
-        discard_checkpoints: Whether the trained models of later seeds are deleted.
+        discard_checkpoints: Whether the trained models of later seeds and of trials are deleted.
         runner: What executes the runs.
         values: Metrics and cost by (model, method, seed or fold).
         devices: Where the runs were trained.
@@ -318,8 +317,7 @@ class Comparison:
             return
         if all(other.title in self._settled for other in alike):
             for other in alike:
-                if (other.folder / RECORD_FILE).is_file():
-                    other.checkpoint.unlink(missing_ok=True)
+                other.discard_model()
 
     def _time_left(self, count: int) -> str:
         if not self.runner.seconds:

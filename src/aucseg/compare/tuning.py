@@ -85,6 +85,11 @@ def _tune_method(
         for point, record in records.items():
             score = None if record is None else record["metrics"].get(comparison.search_metric)
             scores[point] = None if score is None else float(score)
+    if comparison.discard_checkpoints:
+        starts_another = any(other.first_stage == method.name for other in comparison.methods)
+        for point, trial in trials.items():
+            if not (starts_another and point == found.point):
+                trial.discard_model()
     if found.point is None:
         return False
     comparison.winners[model, method.name, seed] = trials[found.point]
