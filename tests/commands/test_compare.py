@@ -214,16 +214,16 @@ def test_other_code_and_data_are_refused(
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     network, card = tmp_path / "my_network.py", tmp_path / "card.yaml"
-    network.write_text("SIZE = 1\n")
+    network.write_text("SIZE = 1\nNet = dict\n")
     original_card = Path(yaml.safe_load(base_config.read_text())["data"]["card"])
     card.write_text(original_card.read_text())
     change_config(base_config, "model", model="my_network:Net")
     change_config(base_config, "data", card=str(card))
     assert compare("--methods", "ce", "--seeds", "0") == 0
-    network.write_text("SIZE = 2\n")
+    network.write_text("SIZE = 2\nNet = dict\n")
     with pytest.raises(ValueError, match=r"other code \(hash .*my_network \(yours\)"):
         compare("--methods", "ce", "--seeds", "0")
-    network.write_text("SIZE = 1  # as before\n")
+    network.write_text("SIZE = 1  # as before\nNet = dict\n")
     assert compare("--methods", "ce", "--seeds", "0") == 0
     card.write_text(original_card.read_text().replace("gem", "jewel"))
     with pytest.raises(ValueError, match=r"other data \(hash .*card: "):
