@@ -313,6 +313,41 @@ def test_a_search_goes_on_beyond_the_edge_and_says_so(
     assert launches() == []
 
 
+def test_other_seeds_take_the_settings_of_the_trials_that_there_are(
+    compare: Compare, launches: Launches, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Be it that no run of the trials' seed is finished, or that it is not named again."""
+    options = ("--methods", "auc", "--search", "auc_weight=1,2", "--search-limit", "2")
+    assert compare(*options, "--seeds", "3") == 0
+    launches()
+    (tmp_path / "out" / "smp-fpn" / "auc" / "seed3" / "compare.json").unlink()
+    assert compare(*options, "--seeds", "1,0") == 0
+    assert launches() == ["out/smp-fpn/auc/seed1", "out/smp-fpn/auc/seed0"]
+    capsys.readouterr()
+    assert compare(*options, "--seeds", "0,1", "--dry-run") == 0
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == {"finished"}
+
+
+def test_a_metric_that_no_trial_has_is_told(
+    compare: Compare, launches: Launches, base_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = tmp_path / "card.yaml"
+    original = Path(yaml.safe_load(base_config.read_text())["data"]["card"])
+    options = ("--methods", "ce,ce+posthoc-la", "--seeds", "0", "--search", "auto", "--search-metric")
+    # The stand-in has no value of it, as where no image that is held out has such a class.
+    assert compare(*options, "head") == 1
+    printed = capsys.readouterr().out
+    assert "ce is left out: no trial has a value of head" in printed
+    assert "ce+posthoc-la is left out: it starts from ce, which is" in printed
+    launches()
+    content = yaml.safe_load(original.read_text())
+    card.write_text(yaml.safe_dump(content | {"groups": {"tail": content["groups"]["tail"]}}))
+    change_config(base_config, "data", card=str(card))
+    with pytest.raises(ValueError, match=r"--search-metric head: the card 'tiny' names no such group.* miou or tail,"):
+        compare(*options, "head")
+    assert launches() == []
+
+
 def test_folds_of_the_training_images(
     compare: Compare, launches: Launches, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
 def _comparison(args: argparse.Namespace) -> Comparison:
     """What the options say, checked as far as it can be before the first run."""
     from aucseg.compare.comparison import Comparison
-    from aucseg.compare.finished import check_models, finished_runs
+    from aucseg.compare.finished import added, check_models, finished_runs
     from aucseg.compare.methods import (
         OFFSETS,
         at_path,
@@ -131,7 +131,7 @@ def _comparison(args: argparse.Namespace) -> Comparison:
         parse_methods,
     )
     from aucseg.compare.runner import Runner
-    from aucseg.compare.search import parse_search
+    from aucseg.compare.search import check_metric, parse_search
 
     base = load_base(args.config)
     if args.root is not None:
@@ -144,15 +144,15 @@ def _comparison(args: argparse.Namespace) -> Comparison:
     asked, seeds = listed(args.methods, "--methods"), _seeds(args)
     finished = finished_runs(args.out, args.folds)
     definitions = load_definitions(args.methods_file)
-    names = list(dict.fromkeys(method for _, method, _ in finished))
+    known = dict.fromkeys(method for _, method, _ in finished)
     try:
-        parse_methods(names, definitions)
+        parse_methods(list(known), definitions)
     except ValueError as error:
         raise ValueError(
             f"{args.out} has finished runs of a method that is not known now: give the --methods-file which defines "
             f"it, or another folder with --out ({error})"
         ) from error
-    names += [name for name in asked if name not in names]
+    names = added(asked, known)
     methods = parse_methods(names, definitions)
     if any(method.second_stage == OFFSETS for method in methods):
         base = holding_out(base, args.offsets_share)
@@ -173,10 +173,11 @@ def _comparison(args: argparse.Namespace) -> Comparison:
             raise ValueError(f"--{option.replace('_', '-')} belongs to --search, which is missing")
     if search is not None:
         search.check(methods, base)
+        check_metric(args.search_metric, models)
     return Comparison(
         models=models,
         methods=methods,
-        seeds=list(dict.fromkeys([*(seed for _, _, seed in finished), *seeds])),
+        seeds=added(seeds, (seed for _, _, seed in finished)),
         keys=keys,
         folds=args.folds,
         baseline=baseline,

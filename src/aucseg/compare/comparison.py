@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ from aucseg.compare.pages import write_page
 from aucseg.compare.runner import PlannedRun, RunIsBusy, Runner, trusting
 from aucseg.compare.search import Search, with_settings
 from aucseg.compare.tables import METRICS, csv_text, latex_text, make_tables, markdown_text, terminal_text, unit_of
-from aucseg.compare.tuning import SEARCH_FILE, read_choices, tune, tuned_settings
+from aucseg.compare.tuning import SEARCH_FILE, read_choices, seed_of_trials, tune, tuned_settings
 from aucseg.datasets.data_report import describe_data
 from aucseg.runtime.durations import format_duration
 from aucseg.safe_files import replace_file
@@ -178,7 +179,7 @@ class Comparison:
         if self.search is not None and not (self.out / SEARCH_FILE).is_file():
             print("the settings are not tuned yet; without them the runs are:")
         elif self.search is not None:
-            self.chosen = read_choices(self.out / SEARCH_FILE, self.seeds[0])
+            self.chosen = read_choices(self.out / SEARCH_FILE, self._trial_seed)
         for _, _, run in self._plan():
             try:
                 state = "to do" if self.runner.record(run) is None else "finished"
@@ -200,7 +201,13 @@ class Comparison:
 
     def tuned_with(self, seed: int) -> int:
         """The seed of the trials that chose the settings of a run; those of a fold may not see its images."""
-        return self.seeds[0] if self.folds is None else seed
+        return self._trial_seed if self.folds is None else seed
+
+    @cached_property
+    def _trial_seed(self) -> int:
+        """That of the trials which are there already, whatever seeds are named now."""
+        found = seed_of_trials(self.out)
+        return self.seeds[0] if found is None else found
 
     def _folder(self, model: str, method: Method, seed: int) -> Path:
         return self.out / _slug(model) / method.folder / f"{unit_of(self.folds)}{seed}"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from aucseg.compare.tables import unit_of
 from aucseg.run_files import RECORD_FILE
 
+_T = TypeVar("_T")
 RUNS_FILE = "runs.csv"
 
 Key = tuple[str, str, int]
@@ -34,6 +36,17 @@ def finished_runs(out: Path, folds: int | None) -> list[Key]:
     rows = list(csv.reader(table.read_text(encoding="utf-8").splitlines()))[1:] if table.is_file() else []
     ordered = [(model, method, int(number)) for model, method, number, *_ in rows]
     return [key for key in [*ordered, *sorted(found - set(ordered))] if key in found and (not folds or key[2] < folds)]
+
+
+def added(asked: Sequence[_T], finished: Iterable[_T]) -> list[_T]:
+    """Methods or seeds that are asked for, behind those that are finished, unless all of these are asked for again.
+
+    Example:
+        >>> added(["la"], ["ce", "auc"]), added(["la", "auc", "ce"], ["ce", "auc"])
+        (['ce', 'auc', 'la'], ['la', 'auc', 'ce'])
+    """
+    known = list(dict.fromkeys(finished))
+    return list(asked) if set(known) <= set(asked) else [*known, *(item for item in asked if item not in known)]
 
 
 def check_models(finished: Iterable[Key], models: Iterable[str], out: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aucseg.compare.methods import DISALIGN, POSTHOC, Configuration, Method, at_path, budget_of, merged, recipe_for
+from aucseg.datasets import DatasetCard
 from aucseg.hints import closest
 from aucseg.memory_bank.paper import with_paper_settings
 from aucseg.memory_bank.policy import with_default_policy
@@ -213,6 +214,25 @@ def parse_search(items: Sequence[str], methods: Sequence[Method], limit: int | N
     if limit is not None and limit < num_trials:
         raise ValueError(f"--search-limit {limit} is below the {num_trials} values of the grids")
     return Search(num_trials, values, grids, limit or _LIMIT_FACTOR * num_trials, "rates" in items)
+
+
+def check_metric(metric: str, models: Mapping[str, Configuration]) -> None:
+    """Tells before the first trial that none will have a value to choose by.
+
+    Args:
+        metric: `"miou"`, or a group of classes.
+        models: The base configuration of each model.
+
+    Raises:
+        ValueError: A card does not name the group.
+    """
+    for config in models.values():
+        card = DatasetCard.load(config["data"]["card"])
+        if metric not in (known := ("miou", *(card.named_groups or ()))):
+            raise ValueError(
+                f"--search-metric {metric}: the card {card.name!r} names no such group, so that no trial has a "
+                f"value of it; choose by {' or '.join(known)}, or add 'groups' to the card"
+            )
 
 
 def outcome(grids: Sequence[Grid], limit: int, scores: Mapping[Point, float | None]) -> Outcome:
