@@ -110,7 +110,8 @@ def run(args: argparse.Namespace) -> int:
         status = comparison.execute()
     if args.source is not None and status == 0:
         model = comparison.runs_of(comparison.methods[-1])[0].folder
-        print(f"next: open the report; aucseg predict {shlex.quote(str(model))} PHOTOS --out predictions")
+        report = "" if args.no_report else "open the report; "
+        print(f"next: {report}aucseg predict {shlex.quote(str(model))} PHOTOS --out predictions")
     return status
 
 
