@@ -10,6 +10,7 @@ from PIL import Image
 from aucseg import SegmentationTask
 from aucseg.cli import main
 from aucseg.datasets import SegmentationDataset
+from aucseg.datasets.shards import write_shards
 from aucseg.models.checkpoint import TRUST_VARIABLE
 from aucseg.report.examples import collect_examples
 from aucseg.report.runs import read_run
@@ -177,6 +178,40 @@ def test_compare_judges_the_model_with_the_offsets_of_held_out_images(
     assert (predicted == sample["mask"])[valid].float().mean() > 0.99
 
 
+def test_a_named_split_is_that_of_the_card_and_not_the_fold(
+    card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run", card, "with_bias", fold=[0, 4])
+    assert main(["adjust", str(run), "--device", "cpu"]) == 0
+    assert "10 images of fold 0 of 4 ..." in capsys.readouterr().out
+    assert main(["adjust", str(run), "--split", "val", "--device", "cpu", "--overwrite"]) == 0
+    told = capsys.readouterr().out
+    assert "16 images of split 'val' ..." in told
+    assert "on fold 0 of 4, which chose nothing" in told
+
+
+def test_runs_with_shards_are_validated_on_these_and_not_adjusted_by_other_images(
+    card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("webdataset")
+    val = SegmentationDataset(str(card), card.parent, "val")
+    val.pairs = val.pairs[:8]
+    shards = [str(path) for path in write_shards(val, tmp_path / "shards", samples_per_shard=8)]
+    run = make_run(tmp_path / "run", card, "with_bias", val_shards=shards)
+    assert main(["validate", str(run), "--device", "cpu"]) == 0
+    told = capsys.readouterr().out
+    assert f"{run}, shards {shards[0]}: miou" in told
+    result = json.loads((run / "evaluation-shards" / "result.json").read_text())
+    assert result["split"] == "shards"
+    assert main(["adjust", str(run), "--device", "cpu"]) == 2
+    message = f"was validated on shards {shards[0]}, and offsets are fitted on images in a folder: name a split"
+    assert message in capsys.readouterr().err
+    assert main(["adjust", str(run), "--split", "val", "--device", "cpu"]) == 0
+    told = capsys.readouterr().out
+    assert "16 images of split 'val' ..." in told
+    assert f"on shards {shards[0]}, which chose nothing" in told
+
+
 def test_what_is_right_already_is_left_alone(card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path / "run", card, "with_bias")
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
@@ -193,6 +228,27 @@ def test_class_weights(card: Path, tmp_path: Path) -> None:
     record = json.loads((tmp_path / "run-adjusted" / "adjust.json").read_text())
     assert record["objective"] == "weights"
     assert record["before"] == pytest.approx(sum(list(record["iou_before"].values())[:3]) / 8)
+
+
+def test_the_table_and_the_gain_are_of_the_same_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A class without a pixel counts in the IoU where it is predicted, be it before or after; in neither mean here."""
+    card = write_tiny_dataset(tmp_path / "data", num_train=1, num_val=16)
+    groups = {"head": ["ground", "box"], "middle": ["crate"], "tail": ["gem"]}
+    card.write_text(yaml.safe_dump(yaml.safe_load(card.read_text()) | {"groups": groups}))
+    for path in (card.parent / "masks" / "val").iterdir():
+        mask = np.array(Image.open(path))
+        Image.fromarray(np.where(mask == 2, 1, mask).astype(np.uint8)).save(path)
+    run = make_run(tmp_path / "run", card, "with_bias")
+    assert main(["adjust", str(run), "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    record = json.loads((tmp_path / "run-adjusted" / "adjust.json").read_text())
+    assert record["iou_before"]["crate"] == 0  # it is predicted
+    assert [name for name, occurs in record["occurs"].items() if not occurs] == ["crate"]
+    overall = next(line for line in lines if line.startswith("overall")).split()
+    expected = [f"{100 * record['before']:.1f}", f"{100 * record['after']:.1f}", f"{100 * record['gain']:+.1f}"]
+    assert overall[1:] == expected
+    assert next(line for line in lines if line.startswith("middle")).split()[1:] == ["–"] * 3
+    assert "without the classes that have no pixel there: crate" in lines
 
 
 def test_wrong_calls_are_told(card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

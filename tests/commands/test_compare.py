@@ -38,6 +38,49 @@ def test_finished_runs_are_not_repeated(
     assert {path.name for path in (tmp_path / "out").glob("table.*")} == {"table.md", "table.csv", "table.tex"}
 
 
+def test_methods_and_seeds_that_are_named_later_are_added(
+    compare: Compare, launches: Launches, tmp_path: Path, base_config: Path
+) -> None:
+    assert compare("--methods", "auc,ce,ce+posthoc-la", "--seeds", "1,0") == 0
+    launches()
+    (tmp_path / "out" / "runs.csv").unlink()  # as where a call was cut off; the order of the tables alone is in it
+    assert compare("--methods", "la", "--seeds", "0") == 0
+    assert launches() == ["out/smp-fpn/la/seed0"]
+    both = ["auc", "ce", "ce+posthoc-la"]
+    expected = [("0", name) for name in [*both, "la"]] + [("1", name) for name in both]
+    assert [(row["seed"], row["method"]) for row in rows_of(tmp_path / "out")] == expected
+    # A second stage starts from models that are there, and what is left of an order stays.
+    assert compare("--methods", "la+posthoc-la", "--seeds", "2,0") == 0
+    assert [line.removeprefix("out/smp-fpn/") for line in launches()] == [
+        "la+posthoc-la/seed0", "la/seed2", "la+posthoc-la/seed2",
+    ]  # fmt: skip
+    rows = [(row["seed"], row["method"]) for row in rows_of(tmp_path / "out")]
+    assert rows[:5] == [*expected[:4], ("0", "la+posthoc-la")]
+    assert rows[-2:] == [("2", "la"), ("2", "la+posthoc-la")]
+    # They are of the same data and configuration as those that are there.
+    change_config(base_config, "model", learning_rate=0.25)
+    with pytest.raises(ValueError, match="auc/seed0 was made with other configuration"):
+        compare("--methods", "focal", "--seeds", "0")
+
+
+def test_tables_do_not_lose_what_cannot_be_added_to(compare: Compare, launches: Launches, tmp_path: Path) -> None:
+    definitions = tmp_path / "methods.yaml"
+    definitions.write_text("mine: {method: ce}\n")
+    assert compare("--methods", "mine", "--seeds", "0", "--methods-file", str(definitions)) == 0
+    launches()
+    for options, message in (
+        (("ce", "--seeds", "0"), "a method that is not known now: give the --methods-file .*unknown method 'mine'"),
+        (("ce", "--folds", "2"), "out are of seeds, and not of folds: give another folder with --out"),
+        (
+            ("ce", "--seeds", "0", "--methods-file", str(definitions), "--models", "smp/unet"),
+            "would lose its table of smp/fpn: name that with --models, beside smp/unet",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compare("--methods", *options)
+    assert launches() == []
+
+
 def test_a_killed_comparison_goes_on_where_it_was(
     compare: Compare, launches: Launches, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -171,16 +214,16 @@ def test_other_code_and_data_are_refused(
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     network, card = tmp_path / "my_network.py", tmp_path / "card.yaml"
-    network.write_text("SIZE = 1\n")
+    network.write_text("SIZE = 1\nNet = dict\n")
     original_card = Path(yaml.safe_load(base_config.read_text())["data"]["card"])
     card.write_text(original_card.read_text())
     change_config(base_config, "model", model="my_network:Net")
     change_config(base_config, "data", card=str(card))
     assert compare("--methods", "ce", "--seeds", "0") == 0
-    network.write_text("SIZE = 2\n")
+    network.write_text("SIZE = 2\nNet = dict\n")
     with pytest.raises(ValueError, match=r"other code \(hash .*my_network \(yours\)"):
         compare("--methods", "ce", "--seeds", "0")
-    network.write_text("SIZE = 1  # as before\n")
+    network.write_text("SIZE = 1  # as before\nNet = dict\n")
     assert compare("--methods", "ce", "--seeds", "0") == 0
     card.write_text(original_card.read_text().replace("gem", "jewel"))
     with pytest.raises(ValueError, match=r"other data \(hash .*card: "):
@@ -270,6 +313,41 @@ def test_a_search_goes_on_beyond_the_edge_and_says_so(
     assert launches() == []
 
 
+def test_other_seeds_take_the_settings_of_the_trials_that_there_are(
+    compare: Compare, launches: Launches, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Be it that no run of the trials' seed is finished, or that it is not named again."""
+    options = ("--methods", "auc", "--search", "auc_weight=1,2", "--search-limit", "2")
+    assert compare(*options, "--seeds", "3") == 0
+    launches()
+    (tmp_path / "out" / "smp-fpn" / "auc" / "seed3" / "compare.json").unlink()
+    assert compare(*options, "--seeds", "1,0") == 0
+    assert launches() == ["out/smp-fpn/auc/seed1", "out/smp-fpn/auc/seed0"]
+    capsys.readouterr()
+    assert compare(*options, "--seeds", "0,1", "--dry-run") == 0
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == {"finished"}
+
+
+def test_a_metric_that_no_trial_has_is_told(
+    compare: Compare, launches: Launches, base_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = tmp_path / "card.yaml"
+    original = Path(yaml.safe_load(base_config.read_text())["data"]["card"])
+    options = ("--methods", "ce,ce+posthoc-la", "--seeds", "0", "--search", "auto", "--search-metric")
+    # The stand-in has no value of it, as where no image that is held out has such a class.
+    assert compare(*options, "head") == 1
+    printed = capsys.readouterr().out
+    assert "ce is left out: no trial has a value of head" in printed
+    assert "ce+posthoc-la is left out: it starts from ce, which is" in printed
+    launches()
+    content = yaml.safe_load(original.read_text())
+    card.write_text(yaml.safe_dump(content | {"groups": {"tail": content["groups"]["tail"]}}))
+    change_config(base_config, "data", card=str(card))
+    with pytest.raises(ValueError, match=r"--search-metric head: the card 'tiny' names no such group.* miou or tail,"):
+        compare(*options, "head")
+    assert launches() == []
+
+
 def test_folds_of_the_training_images(
     compare: Compare, launches: Launches, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -341,8 +419,18 @@ def test_offsets_are_fitted_on_images_that_no_method_is_trained_on(
 
 def test_checkpoints_of_later_seeds_can_be_discarded(compare: Compare, launches: Launches, tmp_path: Path) -> None:
     assert compare("--methods", "ce,la", "--seeds", "0,1", "--discard-checkpoints") == 0
-    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("out/*/*/*/checkpoints/last.ckpt"))
-    assert left == [f"out/smp-fpn/{method}/seed0/checkpoints/last.ckpt" for method in ("ce", "la")]
+    left = {str(path.parents[1].relative_to(tmp_path)) for path in tmp_path.rglob("*.ckpt")}
+    assert left == {f"out/smp-fpn/{method}/seed0" for method in ("ce", "la")}
+
+
+def test_checkpoints_of_trials_are_discarded_when_no_trial_starts_from_them(
+    compare: Compare, launches: Launches, tmp_path: Path
+) -> None:
+    options = ("--methods", "auc,auc+posthoc-la", "--seeds", "0", "--search", "auc_weight=1,2,4")
+    assert compare(*options, "--discard-checkpoints") == 0
+    left = {str(path.parents[1].relative_to(tmp_path / "out")) for path in tmp_path.rglob("*.ckpt")}
+    runs = {"smp-fpn/auc/seed0", "smp-fpn/auc+posthoc-la/seed0"}
+    assert left == {"search/smp-fpn/auc/auc_weight=2", *runs}
 
 
 def test_dry_run_starts_nothing(compare: Compare, launches: Launches, capsys: pytest.CaptureFixture[str]) -> None:

@@ -262,7 +262,7 @@ def test_compare_plans_once_for_all_methods(
     inputs = [yaml.safe_load(path.read_text()) for path in runs]
     assert [config["model"]["loss"] for config in inputs] == ["ce", "aucseg"]
     assert all(config["trainer"].items() >= plan["trainer"].items() for config in inputs)
-    assert "next: open the report; aucseg predict runs/tiles-compare/smp-fpn/auc+rfs/seed0" in out
+    assert "next: aucseg predict runs/tiles-compare/smp-fpn/auc+rfs/seed0" in out
     # It goes on by the same plan.
     assert run(f"{line} --seeds 0,1") == 0
     assert len(launches()) == 2
@@ -358,10 +358,18 @@ def test_a_comparison_keeps_its_plan_and_says_what_no_longer_counts(
 ) -> None:
     write_tiny_dataset(tiles / "other" / "tiles").unlink()
     assert run("compare tiles --dry-run --steps 5") == 0
-    assert run("compare tiles --dry-run --steps 5 --time 10m --weights random") == 0
+    assert run("compare tiles --dry-run --time 10m --weights random") == 0
     assert "it was made before, and --time and --weights no longer count; another --out" in capsys.readouterr().out
     for line, message in (
         ("compare other/tiles --dry-run", "runs/tiles-compare is of another data set, root tiles, not other/tiles"),
+        (
+            "compare tiles --dry-run --steps 5 --time 10m",
+            "--time 10m and trainer.max_steps 5 both say how long",
+        ),
+        (
+            "fit tiles --time 10m --trainer.max_epochs 3",
+            "--time 10m and trainer.max_epochs 3 both say how long",
+        ),
         ("compare tiles --dry-run --steps 6", "--steps 6, but the plan runs/tiles-compare/plan.yaml has 5"),
         ("compare tiles --dry-run --folds 2", "was made without folds: ask for the same, or give another --out"),
         ("compare tiles --dry-run --search-steps 3", "--search-steps belongs to --search, which is missing"),

@@ -11,6 +11,8 @@ import yaml
 from aucseg import SegmentationDataModule
 from aucseg.cli import main
 from aucseg.report.examples import collect_examples
+from aucseg.report.runs import read_run
+from aucseg.training.second_stage import POSTHOC_MODEL
 from tests.conftest import write_tiny_dataset
 from tests.small_runs import SMALL_RUN
 
@@ -106,6 +108,17 @@ def test_a_configuration_takes_the_last_checkpoint_of_its_run(
     capsys.readouterr()
     assert main(["validate", "--config", str(config), "--out", str(copy)]) == 2
     assert "may both be meant" in capsys.readouterr().err
+
+
+def test_a_second_stage_that_trains_nothing_has_the_steps_of_the_first(run: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    options = {"checkpoint": str(run / "checkpoints" / "last.ckpt"), "class_counts": [1, 1, 1, 1]}
+    config["model"] |= {"model": POSTHOC_MODEL, "model_options": options}
+    path = tmp_path / "posthoc.yaml"
+    path.write_text(yaml.safe_dump(config))
+    assert main(["validate", "--config", str(path), "--out", str(tmp_path / "b")]) == 0
+    assert contents(tmp_path / "b")["confusion"] == contents(run)["confusion"]  # of equal counts
+    assert read_run(tmp_path / "b").status == "2 steps"
 
 
 def test_random_weights_are_not_validated(card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,3 +76,33 @@ def test_memory_is_that_of_training_and_not_of_the_check_before_it(
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(6, 1)))
     trainer.fit(_Validated(clock), loader, loader)
     assert json.loads((tmp_path / "cost.json").read_text())["peak_memory"] == 3
+
+
+@pytest.mark.parametrize(("at", "peak"), [(6, 3), (4, 30)])
+def test_what_was_measured_before_a_run_is_cut_off_counts(
+    at: int, peak: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second part has nothing to train, or two steps that take longer and more memory."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(cost, "peak_resident_bytes", lambda: int(clock[0]))
+    path, loader = (
+        tmp_path / "cost.json",
+        torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(8, 1))),
+    )
+
+    def fit(steps: int, each: float, resumed: str | None) -> None:
+        trainer = Trainer(
+            max_steps=steps, num_sanity_val_steps=0, val_check_interval=3, check_val_every_n_epoch=None, logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
+            callbacks=[cost.CostMeter(str(path))],
+        )  # fmt: skip
+        trainer.fit(_Validated(clock, [each] * 8), loader, loader, ckpt_path=resumed)
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+
+    fit(at, 1, None)
+    path.unlink()
+    clock[0] = 10
+    fit(6, 10, str(tmp_path / "last.ckpt"))
+    found = json.loads(path.read_text())
+    assert (found["seconds_per_step"], found["peak_memory"]) == (1, peak)

@@ -59,8 +59,11 @@ def test_one_seed_has_a_mean_and_no_interval() -> None:
 
 
 def test_equal_values_have_no_spread() -> None:
-    assert (t_interval([0.1 + 0.2, 0.3]).half_width, t_interval([0.1 + 0.2, 0.3]).p) == (0.0, 0.0)
-    assert t_interval([0.0, 0.0]).p == 1.0
+    for values in ([0.1 + 0.2, 0.3], [0.0, 0.0]):
+        interval = t_interval(values)
+        assert (interval.half_width, math.isnan(interval.p)) == (0.0, True)
+    cells = summarize({"ce": _seeds(1.0, 2.0), "la": _seeds(11.0, 12.0)}, "ce")
+    assert (cells["la"].mark, math.isnan(cells["la"].p_holm)) == ("", True)
 
 
 def test_holm_by_hand() -> None:

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import yaml
 
+from aucseg.cli import main
 from aucseg.compare.methods import (
     Definition,
     holding_out,
@@ -153,6 +154,27 @@ def test_models_are_names_or_files(tmp_path: Path) -> None:
     assert all(config["data"] == base["data"] for config in models.values())
     with pytest.raises(ValueError, match="two models"):
         load_models(["smp/fpn", "smp/fpn"], BASE)
+    assert list(load_models(["hf/organization/model", "torch.nn:Conv2d"], BASE))  # neither is looked up or built
+    other.write_text("model: {model: smp/unett}\n")
+    for item, message in (
+        ("nope/x", "unknown model 'nope/x'"),
+        (str(other), "unknown model 'smp/unett'; did you mean smp/unet"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_models(["smp/fpn", item], BASE)
+    with pytest.raises(ImportError, match="no_such_module"):
+        load_models(["no_such_module:Net"], BASE)
+
+
+def test_the_configuration_of_a_run_is_one_of_a_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--data.card", "freedoom_lt", "--trainer.max_steps", "3", "--keep_best", "val/tail"]
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--print_config", *options])
+    path = tmp_path / "config.yaml"
+    path.write_text(capsys.readouterr().out)
+    base = load_base(path)
+    assert base.keys() == {"seed_everything", "trainer", "model", "data", "guard"}
+    assert base["guard"].keys() == yaml.safe_load(path.read_text())["guard"].keys()
 
 
 @pytest.mark.parametrize(

@@ -179,8 +179,16 @@ def test_settings_end_somewhere() -> None:
         assert found.tried[0] == tuple(tried)
         assert found.at_edge == (at_edge,)
     assert [type(value) for value in run_to_the_end([Grid("a.b", (1, 2, 4))], 4, float)[0].tried[0]] == [int] * 4
-    downwards = run_to_the_end([Grid("a.b", (1, 2, 3))], 9, lambda value: -value)[0]
-    assert (downwards.point, downwards.at_edge) == ((0,), (False,))
+    below: list[tuple[tuple[float, ...], tuple[float, ...]]] = [
+        ((1, 2, 3), (0.25, 0.5, 1, 2, 3)),
+        ((1e-4, 2e-4, 3e-4), (2.5e-5, 5e-5, 1e-4, 2e-4, 3e-4)),
+        ((0.2, 0.5, 0.8), (0.032, 0.08, 0.2, 0.5, 0.8)),
+        ((0, 1, 2), (0, 1, 2)),
+    ]
+    for values, expected in below:
+        downwards = run_to_the_end([Grid("a.b", values)], 5, lambda value: -value)[0]
+        assert downwards.tried == (expected,)
+        assert downwards.at_edge == (expected[0] > 0,)
 
 
 def test_failed_trials_bound_a_grid_and_have_no_score() -> None:

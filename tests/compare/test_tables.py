@@ -88,6 +88,20 @@ def test_single_runs_have_no_interval_and_no_mark() -> None:
     assert "+10.0\n" in text
 
 
+def test_a_cell_of_fewer_runs_than_its_row_says_so() -> None:
+    tails = {"ce": (0.1, 0.2, 0.3), "la": (0.2, math.nan, 0.5)}
+    values = {
+        ("m", method, n): {"miou": 0.3, "tail": tail} for method, by in tails.items() for n, tail in enumerate(by)
+    }
+    text = terminal_text(make_tables(values, ["m"], ["ce", "la"], "ce"))
+    lines = text.splitlines()
+    assert lines[2].endswith("20.0 ± 24.8")
+    assert lines[3].endswith("35.0 ± 190.6 (2)")
+    assert lines[7].endswith("+15.0 [-48.5, 78.5] (2)")
+    assert "(n): over n seeds alone" in text
+    assert "(n)" not in terminal_text(_tables())
+
+
 def test_the_tables_say_what_was_tuned() -> None:
     values = {("fpn", method, seed): {"miou": 0.3} for method in ("ce", "a_b", "la") for seed in (0, 1)}
     tuned = {

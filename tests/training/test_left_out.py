@@ -90,16 +90,16 @@ def test_nothing_readable_is_an_error(card: Path, tmp_path: Path) -> None:
 def test_offsets_are_fitted_to_each_image_once(card: Path) -> None:
     task = SegmentationTask(str(card), MODEL, mean=[0.0] * 3, std=[1.0] * 3, loss="ce").eval()
     cut_off(card, 1)
-    images, batches = evaluation_batches(data_module(card), "val")
+    images, batches = evaluation_batches(data_module(card))
     found = fit_task_offsets(task, batches, num_folds=2)
     assert (len(images), images.num_left_out, found.num_images) == (4, 1, 3)
     take_away(card, 1)
-    images, batches = evaluation_batches(data_module(card), "val")
+    images, batches = evaluation_batches(data_module(card))
     assert fit_task_offsets(task, batches, num_folds=2) == found
     assert images.num_left_out == 0
     cut_off(card, 0, 2, 3)
     with pytest.raises(ValueError, match="no labelled pixel to fit offsets on"):
-        fit_task_offsets(task, evaluation_batches(data_module(card), "val")[1])
+        fit_task_offsets(task, evaluation_batches(data_module(card))[1])
 
 
 def test_training_keeps_its_number_of_images(card: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aucseg.commands.option_parser import output_folder
+from aucseg.hints import shorten
 from aucseg.runtime.announce import loading
 
 if TYPE_CHECKING:
@@ -75,14 +76,16 @@ def run(args: argparse.Namespace) -> int:
         args.run = best_of(args.run)
     datamodule = data_module_of(args.run, args.root, validate_held_out=False)
     held_out = args.held_out or (args.split is None and datamodule.held_out_share > 0)
-    split = None if held_out else (args.split or datamodule.val_split)
+    # A fold and shards are validated on instead of the split of that name.
+    is_of_split = datamodule.fold is None and datamodule.val_shards is None
+    is_validation = not held_out and (args.split is None or (is_of_split and args.split == datamodule.val_split))
     device = device_named(args.device)
     task = load_task(args.run).to(device)
     objective = _objective(args.objective, args.class_weight, task)
-    images, batches = evaluation_batches(datamodule, split)
-    where = "held-out training images" if split is None else f"images of split {split!r}"
-    if split == datamodule.val_split and datamodule.fold is not None:
-        where = f"images of {datamodule.validation_name}"
+    images, batches = evaluation_batches(datamodule, args.split, held_out=held_out)
+    where = f"images of {datamodule.validation_name if args.split is None else f'split {args.split!r}'}"
+    if held_out:
+        where = "held-out training images"
     for line in datamodule.parts.describe():
         print(line)
     print(f"fitting one offset a class on {len(images)} {where} ...", flush=True)
@@ -101,8 +104,8 @@ def run(args: argparse.Namespace) -> int:
         return 1
     layer = _write_run(fit, task, args.run, where, out)
     # Without a validation split the images fitted on are all there is to judge by.
-    has_others = datamodule.fold is not None or datamodule.val_split in datamodule.card.splits
-    if split == datamodule.val_split or not has_others:
+    has_others = not is_of_split or datamodule.val_split in datamodule.card.splits
+    if is_validation or not has_others:
         _write_cross_fitted(fit, task, out)
     else:
         _write_evaluated(task, args.run, datamodule, out, device)
@@ -168,7 +171,10 @@ def _write_run(fit: OffsetFit, task: SegmentationTask, run: Path, where: str, ou
         "run": str(run),
         "images": where,
         "layer": layer,
-        **{key: dict(zip(names, getattr(fit, key), strict=True)) for key in ("offsets", "iou_before", "iou_after")},
+        **{
+            key: dict(zip(names, getattr(fit, key), strict=True))
+            for key in ("offsets", "iou_before", "iou_after", "occurs")
+        },
     }
     write_json(out / ADJUST_FILE, record, indent=2)
     return layer
@@ -200,7 +206,7 @@ def _write_cross_fitted(fit: OffsetFit, task: SegmentationTask, out: Path) -> No
     result = result_entries(
         task.card,
         step=checkpoint_step(out / LAST_CHECKPOINT),
-        metrics={name: after for name, (_, after) in _means(fit, task).items()},
+        metrics={name: _mean([fit.iou_after[i] for i in ids]) for name, ids in _groups(task).items()},
         per_class_iou=fit.iou_after,
         groups=task.groups,
     )
@@ -209,22 +215,28 @@ def _write_cross_fitted(fit: OffsetFit, task: SegmentationTask, out: Path) -> No
     write_json(out / RESULT_FILE, result, indent=2)
 
 
+def _groups(task: SegmentationTask) -> dict[str, Sequence[int]]:
+    return {"miou": range(task.card.num_classes), **(task.groups or {})}
+
+
 def _means(fit: OffsetFit, task: SegmentationTask) -> dict[str, tuple[float, float]]:
-    """Mean IoU before and after, over all classes and by group."""
-    groups = {"miou": range(task.card.num_classes), **(task.groups or {})}
-    return {
-        name: (_mean([fit.iou_before[i] for i in ids]), _mean([fit.iou_after[i] for i in ids]))
-        for name, ids in groups.items()
-    }
+    """Mean IoU before and after, over all classes and by group, of the classes that the truth has, as in the fit."""
+    means = {}
+    for name, ids in _groups(task).items():
+        known = [i for i in ids if fit.occurs[i]]
+        means[name] = _mean([fit.iou_before[i] for i in known]), _mean([fit.iou_after[i] for i in known])
+    return means
 
 
 def _table(fit: OffsetFit, task: SegmentationTask, where: str) -> str:
     lines = [f"mean IoU in % on {where}, each judged with offsets fitted on others ({fit.num_folds} folds):"]
     lines += _lines(_means(fit, task))
+    absent = [name for name, occurs in zip(task.card.class_names, fit.occurs, strict=True) if not occurs]
+    lines += [f"without the classes that have no pixel there: {shorten(absent)}"] if absent else []
     order = sorted(range(task.card.num_classes), key=lambda i: -abs(fit.offsets[i]))[:_MAX_LINES]
     lines += ["", f"{'class':24} {'offset':>8} {'before':>8} {'after':>8}"]
     for i in order:
-        values = " ".join(f"{100 * value:8.1f}" for value in (fit.iou_before[i], fit.iou_after[i]))
+        values = " ".join(f"{_percent(value):>8}" for value in (fit.iou_before[i], fit.iou_after[i]))
         lines.append(f"{task.card.class_names[i]:24.24} {fit.offsets[i]:+8.2f} {values}")
     hidden = task.card.num_classes - len(order)
     lines += [f"... and {hidden} classes with smaller offsets"] if hidden else []
@@ -238,7 +250,7 @@ def _lines(rows: dict[str, tuple[float, float]]) -> list[str]:
     lines = [f"{'':24} {'before':>8} {'after':>8}"]
     for name, (before, after) in rows.items():
         title = "overall" if name == "miou" else name
-        lines.append(f"{title:24} {100 * before:8.1f} {100 * after:8.1f}   {_signed(after - before)}")
+        lines.append(f"{title:24} {_percent(before):>8} {_percent(after):>8}   {_signed(after - before)}")
     return lines
 
 
@@ -246,8 +258,12 @@ def _title(fit: OffsetFit) -> str:
     return {"miou": "mean IoU", "weights": "the weighted mean IoU"}.get(fit.objective, f"the IoU of {fit.objective}")
 
 
+def _percent(value: float, sign: str = "") -> str:
+    return "–" if math.isnan(value) else f"{100 * value:{sign}.1f}"
+
+
 def _signed(value: float) -> str:
-    return f"{100 * value:+.1f}"
+    return _percent(value, "+")
 
 
 def _mean(values: Sequence[float]) -> float:

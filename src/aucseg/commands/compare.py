@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shlex
 import tempfile
@@ -83,7 +84,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="share of the training images to hold out (default: %(default)s)")  # fmt: skip
     parser.add_argument("--redo", action="store_true", help="repeat runs made with other code, data or configuration")
     parser.add_argument("--discard-checkpoints", action="store_true",
-                        help="keep the trained models of the first seed alone")  # fmt: skip
+                        help="keep the trained models of the first seed alone, and of trials those that a second stage "
+                        "is tuned on")  # fmt: skip
     parser.add_argument("--no-report", action="store_true", help="no HTML report of the first seed at the end")
     parser.add_argument("--dry-run", action="store_true", help="list the runs: finished, to do or differing (refused)")
 
@@ -108,13 +110,15 @@ def run(args: argparse.Namespace) -> int:
         status = comparison.execute()
     if args.source is not None and status == 0:
         model = comparison.runs_of(comparison.methods[-1])[0].folder
-        print(f"next: open the report; aucseg predict {shlex.quote(str(model))} PHOTOS --out predictions")
+        report = "" if args.no_report else "open the report; "
+        print(f"next: {report}aucseg predict {shlex.quote(str(model))} PHOTOS --out predictions")
     return status
 
 
 def _comparison(args: argparse.Namespace) -> Comparison:
     """What the options say, checked as far as it can be before the first run."""
     from aucseg.compare.comparison import Comparison
+    from aucseg.compare.finished import added, check_models, finished_runs
     from aucseg.compare.methods import (
         OFFSETS,
         at_path,
@@ -128,7 +132,7 @@ def _comparison(args: argparse.Namespace) -> Comparison:
         parse_methods,
     )
     from aucseg.compare.runner import Runner
-    from aucseg.compare.search import parse_search
+    from aucseg.compare.search import check_metric, parse_search
 
     base = load_base(args.config)
     if args.root is not None:
@@ -138,15 +142,30 @@ def _comparison(args: argparse.Namespace) -> Comparison:
     if args.folds is not None:
         base = merged(base, {"data": {"fold": [0, args.folds]}})  # of each run its own
     base["model"] = {"pixel_metrics": True} | (base.get("model") or {})
-    methods = parse_methods(listed(args.methods, "--methods"), load_definitions(args.methods_file))
+    asked, seeds = listed(args.methods, "--methods"), _seeds(args)
+    finished = finished_runs(args.out, args.folds)
+    definitions = load_definitions(args.methods_file)
+    known = dict.fromkeys(method for _, method, _ in finished)
+    try:
+        parse_methods(list(known), definitions)
+    except ValueError as error:
+        raise ValueError(
+            f"{args.out} has finished runs of a method that is not known now: give the --methods-file which defines "
+            f"it, or another folder with --out ({error})"
+        ) from error
+    names = added(asked, known)
+    methods = parse_methods(names, definitions)
     if any(method.second_stage == OFFSETS for method in methods):
         base = holding_out(base, args.offsets_share)
-    names = [method.name for method in methods]
     baseline = args.baseline or ("ce" if "ce" in names else names[0])
     if baseline not in names:
         raise ValueError(f"--baseline {baseline!r} is not one of the methods {', '.join(names)}")
-    seeds = _seeds(args)
     models = load_models(split_list(args.models), base)
+    check_models(finished, models, args.out)
+    keys = {*finished, *itertools.product(models, asked, seeds)}
+    for method in reversed(methods):
+        if (first := method.first_stage) is not None:
+            keys |= {(model, first, seed) for model, name, seed in keys if name == method.name}
     if args.folds is not None:
         check_folds(models)
     search = parse_search(args.search, methods, args.search_limit)
@@ -155,10 +174,12 @@ def _comparison(args: argparse.Namespace) -> Comparison:
             raise ValueError(f"--{option.replace('_', '-')} belongs to --search, which is missing")
     if search is not None:
         search.check(methods, base)
+        check_metric(args.search_metric, models)
     return Comparison(
         models=models,
         methods=methods,
-        seeds=seeds,
+        seeds=added(seeds, (seed for _, _, seed in finished)),
+        keys=keys,
         folds=args.folds,
         baseline=baseline,
         out=args.out,

@@ -67,7 +67,7 @@ from aucseg.training.result_writer import (
 from aucseg.training.run_end import early_stop, nothing_to_train
 from aucseg.training.run_lock import IS_TAKEN, RUN_LOCK, lock_if_free, remove_lone_lock
 from aucseg.training.run_loggers import run_loggers
-from aucseg.training.second_stage import SECOND_STAGE_MODELS
+from aucseg.training.second_stage import OFFSETS_MODEL, POSTHOC_MODEL
 from aucseg.training.step_guard import StepGuard
 from aucseg.training.stored_task import restore_parts
 from aucseg.training.task import SegmentationTask
@@ -249,13 +249,13 @@ class AUCSegCLI(LightningCLI):
         else:
             trainer.logger = False if trainer.logger is None else trainer.logger
             config.ckpt_path = self._checkpoint
-            if self._checkpoint is not None:
-                # The model is that of the checkpoint's step, though this trainer makes none.
-                step = self.result_writer.entries["step"] = checkpoint_step(Path(self._checkpoint))
-                print_note(f"validating {self._checkpoint}, of step {step}")
-        known = checkpoint if self.subcommand == "fit" else self._checkpoint
-        if known is not None:
-            restore_parts(self.datamodule, Path(known))
+            # A second stage that trains nothing has the steps and the images of the first.
+            checkpoint = Path(self._checkpoint or self.config.validate.model.model_options["checkpoint"])
+            # The model is that of the checkpoint's step, though this trainer makes none.
+            step = self.result_writer.entries["step"] = checkpoint_step(checkpoint)
+            print_note(f"validating {checkpoint}, of step {step}")
+        if checkpoint is not None:
+            restore_parts(self.datamodule, checkpoint)
         if trainer.log_every_n_steps is None:
             trainer.log_every_n_steps = steps_between_logs(trainer.max_steps)
         trainer.default_root_dir = trainer.default_root_dir or str(out)
@@ -356,14 +356,14 @@ class AUCSegCLI(LightningCLI):
 def _checkpoint_to_validate(config: Any) -> str | None:
     """The checkpoint that is named, or the last one of the run that the configuration is of, or that is in `--out`.
 
-    None for a model that is made of a trained one (`aucseg.training.second_stage`).
+    None for a model that is made of a trained one and not trained itself (`aucseg.training.second_stage`).
 
     Raises:
         ValueError: There is none, or two runs may be meant.
     """
     if config.ckpt_path is not None:
         return str(config.ckpt_path)
-    if config.model.model in SECOND_STAGE_MODELS:
+    if config.model.model in (POSTHOC_MODEL, OFFSETS_MODEL):
         return None
     folders = _folders_of(config)
     found = {path.resolve(): path for folder in folders if (path := folder / LAST_CHECKPOINT).is_file()}

@@ -104,10 +104,21 @@ def request_of(source: str, own: argparse.Namespace, options: Mapping[str, str])
         options: The other options with their values, of which those of a section are settings.
 
     Raises:
-        ValueError: No time, or a setting that no plan can be made with.
+        ValueError: No time, a time beside a number of steps or epochs, or a setting that no plan can be made with.
+
+    Example:
+        >>> request_of("tiles", argparse.Namespace(time="20m"), {"--trainer.max_steps": "300"})
+        Traceback (most recent call last):
+        ...
+        ValueError: --time 20m and trainer.max_steps 300 both say how long to train: leave out one of them
     """
     given = {name.removeprefix("--"): _value(text) for name, text in options.items() if _is_planned(name)}
     check_given(given)
+    for name in ("trainer.max_steps", "trainer.max_epochs"):
+        if own.time is not None and given.get(name) not in (None, -1):
+            raise ValueError(
+                f"--time {own.time} and {name} {given[name]} both say how long to train: leave out one of them"
+            )
     seconds = None if own.time is None else parse_duration(own.time)
     return Request(source, own.root, seconds, own.weights == "random", given)
 

@@ -99,8 +99,8 @@ def run(args: argparse.Namespace) -> int:
     is_held_out = datamodule.validates_held_out
     if args.held_out and not is_held_out:
         raise ValueError(f"{folder} was trained without data.held_out_share: no training images are held out")
-    split = "held-out" if is_held_out else datamodule.val_split
-    if datamodule.fold is not None and not is_held_out:
+    split = "held-out" if is_held_out else "shards" if datamodule.val_shards is not None else datamodule.val_split
+    if datamodule.fold is not None and datamodule.validates_training_images and not is_held_out:
         split = f"fold{datamodule.fold[0]}"
     out = args.out or folder / f"evaluation-{_file_name(split)}"
     _check_out(out, folder)

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from aucseg.compare.finished import RUNS_FILE, Key
 from aucseg.compare.methods import OFFSETS, POSTHOC, Configuration, Method, merged, second_stage_config
 from aucseg.compare.pages import write_page
 from aucseg.compare.runner import PlannedRun, RunIsBusy, Runner, trusting
 from aucseg.compare.search import Search, with_settings
 from aucseg.compare.tables import METRICS, csv_text, latex_text, make_tables, markdown_text, terminal_text, unit_of
-from aucseg.compare.tuning import SEARCH_FILE, read_choices, tune, tuned_settings
+from aucseg.compare.tuning import SEARCH_FILE, read_choices, seed_of_trials, tune, tuned_settings
 from aucseg.datasets.data_report import describe_data
-from aucseg.run_files import RECORD_FILE
 from aucseg.runtime.durations import format_duration
 from aucseg.safe_files import replace_file
 from aucseg.training.run_lock import lock_if_free
@@ -38,7 +40,8 @@ class Comparison:
     Attributes:
         models: The base configuration of each model, by its name.
         methods: What is compared; a search that finds nothing for one leaves it out.
-        seeds: One run of each model and method for each; in a cross-validation the numbers of the folds as well.
+        seeds: Seeds of the runs; in a cross-validation the numbers of the folds as well.
+        keys: The runs by (model, method, seed or fold), see `aucseg.compare.finished`.
         folds: Number of folds of a cross-validation, None for none.
         baseline: Name of the method that differences are taken to.
         out: Folder of runs and tables.
@@ -47,7 +50,7 @@ class Comparison:
         search_metric: What the best trial is best in.
         search_share: Share of the training images that trials are validated on.
         report: Whether an HTML report of the first seed or fold is written at the end.
-        discard_checkpoints: Whether the trained models of later seeds are deleted.
+        discard_checkpoints: Whether the trained models of later seeds and of trials are deleted.
         runner: What executes the runs.
         values: Metrics and cost by (model, method, seed or fold).
         devices: Where the runs were trained.
@@ -58,6 +61,7 @@ class Comparison:
     models: dict[str, Configuration]
     methods: list[Method]
     seeds: list[int]
+    keys: set[Key]
     folds: int | None
     baseline: str
     out: Path
@@ -68,13 +72,12 @@ class Comparison:
     report: bool
     discard_checkpoints: bool
     runner: Runner
-    values: dict[tuple[str, str, int], dict[str, float]] = field(default_factory=dict)
+    values: dict[Key, dict[str, float]] = field(default_factory=dict)
     devices: set[str] = field(default_factory=set)
-    chosen: dict[tuple[str, str, int], dict[str, Any]] = field(default_factory=dict)
-    winners: dict[tuple[str, str, int], PlannedRun] = field(default_factory=dict)
+    chosen: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    winners: dict[Key, PlannedRun] = field(default_factory=dict)
     _counts: dict[tuple[str, float], list[int]] = field(default_factory=dict)
     _settled: set[str] = field(default_factory=set)
-    _keys: list[tuple[str, str, int]] = field(default_factory=list)
     _shown: str = ""
     _is_waiting: bool = False
 
@@ -85,12 +88,10 @@ class Comparison:
         """
         # The models of a comparison share their data.
         print("\n".join(describe_data(next(iter(self.models.values()))["data"])), flush=True)
-        if self.search is None:
-            self._refuse_stale_runs()
-        else:
+        if self.search is not None:
             tune(self)
         runs = list(self._plan())
-        self._keys = [(model, method.name, self._seed(run)) for model, method, run in runs]
+        self._note_finished(runs)
         self.share(runs, lambda item: self._attempt(*item, number=1 + runs.index(item), runs=runs))
         if not self.values:
             print("no run has finished")
@@ -99,7 +100,7 @@ class Comparison:
         with self.alone():
             self._write_tables(report)
         print("\n" + self._terminal_text())
-        print(f"Tables: {self.out}/table.md, .csv, .tex; every run: {self.out / 'runs.csv'}")
+        print(f"Tables: {self.out}/table.md, .csv, .tex; every run: {self.out / RUNS_FILE}")
         for name in report:
             print(f"Report: {self.out / name}")
         if self.runner.failures:
@@ -178,7 +179,7 @@ class Comparison:
         if self.search is not None and not (self.out / SEARCH_FILE).is_file():
             print("the settings are not tuned yet; without them the runs are:")
         elif self.search is not None:
-            self.chosen = read_choices(self.out / SEARCH_FILE, self.seeds[0])
+            self.chosen = read_choices(self.out / SEARCH_FILE, self._trial_seed)
         for _, _, run in self._plan():
             try:
                 state = "to do" if self.runner.record(run) is None else "finished"
@@ -200,7 +201,13 @@ class Comparison:
 
     def tuned_with(self, seed: int) -> int:
         """The seed of the trials that chose the settings of a run; those of a fold may not see its images."""
-        return self.seeds[0] if self.folds is None else seed
+        return self._trial_seed if self.folds is None else seed
+
+    @cached_property
+    def _trial_seed(self) -> int:
+        """That of the trials which are there already, whatever seeds are named now."""
+        found = seed_of_trials(self.out)
+        return self.seeds[0] if found is None else found
 
     def _folder(self, model: str, method: Method, seed: int) -> Path:
         return self.out / _slug(model) / method.folder / f"{unit_of(self.folds)}{seed}"
@@ -218,7 +225,8 @@ class Comparison:
                         config = with_settings(config, choice["settings"])
                     title = f"{model}, {method.name}, {unit_of(self.folds)} {seed}"
                     done[method.name] = self.make_run(title, self._folder(model, method, seed), method, config, first)
-                    yield model, method, done[method.name]
+                    if (model, method.name, seed) in self.keys:
+                        yield model, method, done[method.name]
 
     def search_folder(self, model: str, method: Method) -> Path:
         """Where the trials of a method lie."""
@@ -246,11 +254,11 @@ class Comparison:
             self._counts[key] = SegmentationDataModule(**data).class_counts().tolist()
         return self._counts[key]
 
-    def _refuse_stale_runs(self) -> None:
-        """Reports results that do not fit before hours of training, not after."""
-        if not self.runner.redo:
-            for _, _, run in self._plan():
-                self.runner.record(run)
+    def _note_finished(self, runs: Sequence[tuple[str, Method, PlannedRun]]) -> None:
+        """Has finished runs in every table, and reports results that do not fit before hours of training."""
+        for model, method, run in runs:
+            if (record := self.runner.record(run)) is not None:
+                self._note(model, method, run, record)
 
     def _note(self, model: str, method: Method, run: PlannedRun, record: dict[str, Any]) -> None:
         values = {**record["metrics"], **record["cost"]}
@@ -283,10 +291,10 @@ class Comparison:
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["model", "method", unit_of(self.folds), *(metric.key for metric in METRICS)])
-        for key in [key for key in self._keys if key in self.values]:
-            values = self.values[key]
-            writer.writerow([*key, *("" if math.isnan(value) else repr(value) for value in values.values())])
-        replace_file(self.out / "runs.csv", out.getvalue().encode())
+        for seed, model, method in itertools.product(self.seeds, self.models, self.methods):
+            if (values := self.values.get(key := (model, method.name, seed))) is not None:
+                writer.writerow([*key, *("" if math.isnan(value) else repr(value) for value in values.values())])
+        replace_file(self.out / RUNS_FILE, out.getvalue().encode())
 
     def _write_report(self) -> list[str]:
         """One HTML page for each model, of the first seed or fold; returns their names.
@@ -316,8 +324,7 @@ class Comparison:
             return
         if all(other.title in self._settled for other in alike):
             for other in alike:
-                if (other.folder / RECORD_FILE).is_file():
-                    other.checkpoint.unlink(missing_ok=True)
+                other.discard_model()
 
     def _time_left(self, count: int) -> str:
         if not self.runner.seconds:

@@ -22,7 +22,8 @@ class Interval:
         n: Number of values.
         mean: Their mean, NaN for none.
         half_width: Half the width of the interval, NaN for less than two values.
-        p: Probability of a mean at least this far from 0 if the true one is 0; NaN for less than two values.
+        p: Probability of a mean at least this far from 0 if the true one is 0; NaN for less than two values, and for
+            equal ones, whose spread is not known.
     """
 
     n: int
@@ -74,7 +75,7 @@ def t_interval(values: Sequence[float], folds: int | None = None) -> Interval:
     shared = 0.0 if folds is None else 1 / (folds - 1)
     error = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) * (1 / n + shared))
     if error <= 1e-12 * max(map(abs, values)):  # equal but for rounding
-        return Interval(n, mean, 0.0, 1.0 if mean == 0 else 0.0)
+        return Interval(n, mean, 0.0, math.nan)
     p = 2 * float(stdtr(n - 1, -abs(mean) / error))
     return Interval(n, mean, float(stdtrit(n - 1, 1 - LEVEL / 2)) * error, p)
 

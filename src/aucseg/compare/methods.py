@@ -11,6 +11,7 @@ from typing import Any
 
 from aucseg.configs import find_config
 from aucseg.hints import closest
+from aucseg.models.build import check_known
 from aucseg.models.recipes import BATCH_SIZE, Recipe, recipe_of
 from aucseg.runtime.import_paths import import_object
 from aucseg.safe_files import read_yaml_mapping
@@ -24,6 +25,8 @@ _SAMPLERS = {"rcs": "rare_class", "rfs": "repeat_factor"}
 SUFFIX_OF_SAMPLER = {"random": "", **{sampler: f"+{suffix}" for suffix, sampler in _SAMPLERS.items()}}
 """What a method's name ends with, by the sampler that it takes."""
 _SUFFIXES = ("bank", *_SAMPLERS, *_SECOND_STAGES)
+# Options of `aucseg fit` that say where a run goes and what it keeps, which are the comparison's own affair.
+_OF_ONE_RUN = ("out", "overwrite", "resume", "checkpoint_every", "keep_best", "ckpt_path", "weights_only")
 # The second stage of DisAlign trains a few hundred parameters.
 _DISALIGN_BUDGET = 4
 
@@ -178,15 +181,15 @@ def load_definitions(path: Path | None) -> dict[str, Definition]:
 
 
 def load_base(path: Path) -> Configuration:
-    """The base configuration, as `aucseg fit --config` takes it.
+    """The base configuration, as `aucseg fit --config` takes it, and as it lies in the folder of a run.
 
     Raises:
         ValueError: Unknown sections, or no `trainer.max_steps`.
     """
     config = read_yaml_mapping(find_config(path))
-    config.pop("out", None)
-    config.pop("overwrite", None)
-    _check_sections(config, str(path), ("seed_everything", "trainer", "model", "data"))
+    for name in _OF_ONE_RUN:
+        config.pop(name, None)
+    _check_sections(config, str(path), ("seed_everything", "trainer", "model", "data", "guard"))
     if not isinstance((config.get("trainer") or {}).get("max_steps"), int):
         raise ValueError(f"{path}: set trainer.max_steps, the budget of every run")
     if not (config.get("data") or {}).get("card"):
@@ -202,7 +205,8 @@ def load_models(items: Sequence[str], base: Configuration) -> dict[str, Configur
         base: The base configuration, whose `model_options` belong to its own model: another begins without.
 
     Raises:
-        ValueError: Two models of the same name, or a training that may end before its steps are made.
+        ValueError: Two models of the same name, an unknown one, or a training that may end before its steps are made.
+        ImportError: The extra that a model needs is missing, or an import path leads nowhere.
     """
     own = str((base.get("model") or {}).get("model", "smp/fpn"))
     models: dict[str, Configuration] = {}
@@ -217,6 +221,7 @@ def load_models(items: Sequence[str], base: Configuration) -> dict[str, Configur
         is_own = (change.get("model") or {}).get("model", own) == own
         start = base if is_own else merged(base, {"model": {"model_options": None}})
         models[name] = merged(start, change)
+        check_known((models[name].get("model") or {}).get("model", own))
         _check_budget(models[name]["trainer"], name)
     return models
 

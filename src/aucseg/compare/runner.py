@@ -33,6 +33,7 @@ from aucseg.run_files import (
     INPUT_FILE,
     LAST_CHECKPOINT,
     LOG_FILE,
+    PREVIOUS_CHECKPOINT,
     RECORD_FILE,
     RESULT_FILE,
     STARTED_FILE,
@@ -80,6 +81,12 @@ class PlannedRun:
     def checkpoint(self) -> Path:
         """The trained model."""
         return self.folder / LAST_CHECKPOINT
+
+    def discard_model(self) -> None:
+        """Deletes the trained model, and the one before it; that of a run which is not finished stays."""
+        if (self.folder / RECORD_FILE).is_file():
+            for name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT):
+                (self.folder / name).unlink(missing_ok=True)
 
 
 @dataclass

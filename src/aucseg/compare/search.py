@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aucseg.compare.methods import DISALIGN, POSTHOC, Configuration, Method, at_path, budget_of, merged, recipe_for
+from aucseg.datasets import DatasetCard
 from aucseg.hints import closest
 from aucseg.memory_bank.paper import with_paper_settings
 from aucseg.memory_bank.policy import with_default_policy
@@ -215,6 +216,25 @@ def parse_search(items: Sequence[str], methods: Sequence[Method], limit: int | N
     return Search(num_trials, values, grids, limit or _LIMIT_FACTOR * num_trials, "rates" in items)
 
 
+def check_metric(metric: str, models: Mapping[str, Configuration]) -> None:
+    """Tells before the first trial that none will have a value to choose by.
+
+    Args:
+        metric: `"miou"`, or a group of classes.
+        models: The base configuration of each model.
+
+    Raises:
+        ValueError: A card does not name the group.
+    """
+    for config in models.values():
+        card = DatasetCard.load(config["data"]["card"])
+        if metric not in (known := ("miou", *(card.named_groups or ()))):
+            raise ValueError(
+                f"--search-metric {metric}: the card {card.name!r} names no such group, so that no trial has a "
+                f"value of it; choose by {' or '.join(known)}, or add 'groups' to the card"
+            )
+
+
 def outcome(grids: Sequence[Grid], limit: int, scores: Mapping[Point, float | None]) -> Outcome:
     """What is known of a method's settings, and what to try next.
 
@@ -276,7 +296,10 @@ def _beyond(tried: tuple[Any, ...], best: Any) -> bool | None:
 
 
 def _next_value(name: str, tried: tuple[Any, ...], *, upwards: bool) -> float | int | None:
-    """The value beyond the edge, by the ratio or the difference of the outer two; None where the setting ends."""
+    """The value beyond the edge, by the ratio or the difference of the outer two; None where the setting ends.
+
+    Positive values stay positive: 0 is mostly another method, or no training.
+    """
     values = sorted(tried, reverse=not upwards)
     before, edge = values[-2:]
     differences = [b - a for a, b in itertools.pairwise(values)]
@@ -284,7 +307,9 @@ def _next_value(name: str, tried: tuple[Any, ...], *, upwards: bool) -> float | 
     if name == "beta":  # 1 - beta goes by its ratio
         value = 1 - (1 - edge) ** 2 / (1 - before)
         return float(f"{value:.12g}") if 0 <= value < 1 else None
-    value = edge + (edge - before) if is_linear or min(before, edge) <= 0 else edge * edge / before
+    value = edge + (edge - before)
+    if min(before, edge) > 0 and (not is_linear or value <= 1e-9 * edge):
+        value = edge * edge / before
     end = _ENDS.get(name, math.inf)
     value = min(max(value, 0.0) if min(values) >= 0 else value, end)
     if math.isclose(value, edge, rel_tol=1e-9):

@@ -229,6 +229,14 @@ def _notes(tables: Sequence[Table], style: str) -> list[str]:
         f"Differences {unit} by {unit} with 95 % intervals; {_SIGNIFICANT[style]} significant after Holm's correction"
         " over the methods.",
     ]
+    if any(
+        interval is not None and interval.n not in (0, table.seeds[method])
+        for table in tables
+        for by_method in table.cells.values()
+        for method, cell in by_method.items()
+        for interval in (cell.mean, cell.difference)
+    ):
+        notes.append(f"(n): over n {unit}s alone, those that have a value.")
     if unit == "fold":
         notes.append("Folds share training images: their intervals are widened for it (Nadeau and Bengio, 2003).")
     if any(table.tuned for table in tables):
@@ -260,7 +268,7 @@ def _mean_rows(table: Table, style: str) -> list[list[str]]:
     rows = [["method", f"{table.unit}s", *(column.heading for column in table.columns), *heading]]
     for method, count in table.seeds.items():
         cells = [
-            _MARKS[style][cell.mark].format(_mean_text(cell.mean, column, style))
+            _MARKS[style][cell.mark].format(_mean_text(cell.mean, count, column, style))
             for column in table.columns
             for cell in (table.cells[column.key][method],)
         ]
@@ -269,37 +277,42 @@ def _mean_rows(table: Table, style: str) -> list[list[str]]:
     return rows
 
 
-def _mean_text(mean: Interval, column: Metric, style: str) -> str:
+def _mean_text(mean: Interval, count: int, column: Metric, style: str) -> str:
     if math.isnan(mean.mean):
         return "-"
     text = f"{mean.mean:.{column.decimals}f}"
-    if not column.ranked or math.isnan(mean.half_width):
-        return text
-    return f"{text} {_PLUS_MINUS[style]} {mean.half_width:.{column.decimals}f}"
+    if column.ranked and not math.isnan(mean.half_width):
+        text += f" {_PLUS_MINUS[style]} {mean.half_width:.{column.decimals}f}"
+    return text + _number_text(mean, count)
+
+
+def _number_text(interval: Interval, count: int) -> str:
+    return "" if interval.n == count else f" ({interval.n})"
 
 
 def _difference_rows(table: Table, style: str) -> list[list[str]]:
     columns = [column for column in table.columns if column.ranked]
     rows = [["method", *(column.heading for column in columns)]]
-    for method in table.seeds:
+    for method, count in table.seeds.items():
         if method == table.baseline:
             continue
         row = [_text(method, style)]
         for column in columns:
             cell = table.cells[column.key][method]
-            row.append("-" if cell.difference is None else _difference_text(cell, cell.difference, column, style))
+            difference = cell.difference
+            row.append("-" if difference is None else _difference_text(cell, difference, count, column, style))
         rows.append(row)
     return rows
 
 
-def _difference_text(cell: Cell, difference: Interval, column: Metric, style: str) -> str:
+def _difference_text(cell: Cell, difference: Interval, count: int, column: Metric, style: str) -> str:
     if math.isnan(difference.mean):
         return "-"
     text = f"{difference.mean:+.{column.decimals}f}"
-    if math.isnan(difference.half_width):
-        return text
-    low, high = (difference.mean + sign * difference.half_width for sign in (-1, 1))
-    text += f" [{low:.{column.decimals}f}, {high:.{column.decimals}f}]"
+    if not math.isnan(difference.half_width):
+        low, high = (difference.mean + sign * difference.half_width for sign in (-1, 1))
+        text += f" [{low:.{column.decimals}f}, {high:.{column.decimals}f}]"
+    text += _number_text(difference, count)
     return text + _SIGNIFICANT[style] if cell.p_holm < LEVEL else text
 
 

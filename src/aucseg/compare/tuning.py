@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from aucseg.compare.runner import PlannedRun, RunIsBusy, Runner
 from aucseg.compare.search import Outcome, Point, label, outcome, trial_config, trial_folder, with_settings
 from aucseg.compare.tables import Tuned
+from aucseg.run_files import RECORD_FILE
 from aucseg.safe_files import write_json
 
 if TYPE_CHECKING:
@@ -37,15 +38,17 @@ def tune(comparison: Comparison) -> None:
         if method.first_stage is not None and (model, method.first_stage, seed) not in tuned:
             return False
         first = None if method.first_stage is None else comparison.winners.get((model, method.first_stage, seed))
-        has_model = method.first_stage is None or first is not None
-        if not has_model or method.has_setting:
+        problem = None
+        if method.first_stage is not None and first is None:
+            problem = f"it starts from {method.first_stage}, which is"
+        elif method.has_setting:
             try:
-                is_found = has_model and _tune_method(comparison, search, model, method, seed, first)
+                problem = _tune_method(comparison, search, model, method, seed, first)
             except RunIsBusy:
                 return False
-            if not is_found:
-                print(f"{method.name} is left out: not one trial gave a result")
-                failed.add(method.name)
+        if problem is not None:
+            print(f"{method.name} is left out: {problem}")
+            failed.add(method.name)
         tuned.add((model, method.name, seed))
         return True
 
@@ -64,7 +67,8 @@ def tune(comparison: Comparison) -> None:
 
 def _tune_method(
     comparison: Comparison, search: Search, model: str, method: Method, seed: int, first: PlannedRun | None
-) -> bool:
+) -> str | None:
+    """Chooses the settings of a method; returns why there is nothing to choose from, or None."""
     grids = search.grids_of(method, comparison.models[model])
     folder, name = comparison.search_folder(model, method), f"{model}, {method.name}"
     if comparison.folds is not None:
@@ -76,17 +80,24 @@ def _tune_method(
         plain = comparison.second_config(method, first)
     trials: dict[Point, PlannedRun] = {}
     scores: dict[Point, float | None] = {}
+    num_finished = 0
     while wanted := (found := outcome(grids, search.limit, scores)).wanted:
         for point in wanted:
             title = f"{name}, {label(grids, point).replace('=', ' ').replace(',', ', ')}"
             config = with_settings(plain, _settings(grids, point))
             trials[point] = comparison.make_run(title, trial_folder(folder, grids, point), method, config, first)
         records = _run_trials(comparison.runner, {point: trials[point] for point in wanted})
+        num_finished += sum(record is not None for record in records.values())
         for point, record in records.items():
             score = None if record is None else record["metrics"].get(comparison.search_metric)
             scores[point] = None if score is None else float(score)
+    if comparison.discard_checkpoints:
+        starts_another = any(other.first_stage == method.name for other in comparison.methods)
+        for point, trial in trials.items():
+            if not (starts_another and point == found.point):
+                trial.discard_model()
     if found.point is None:
-        return False
+        return f"no trial has a value of {comparison.search_metric}" if num_finished else "all trials have failed"
     comparison.winners[model, method.name, seed] = trials[found.point]
     comparison.chosen[model, method.name, seed] = choice_of(grids, found, scores)
     shown = "; ".join(f"{label(grids, tried)}: {100 * score:.1f}" for tried, score in _by_value(scores))
@@ -95,7 +106,7 @@ def _tune_method(
     )
     chosen = ", ".join(f"{grid.path} = {value}" for grid, value in zip(grids, found.point, strict=True))
     print(f"{name}: {chosen}{edge}  ({comparison.search_metric} on held-out images: {shown})")
-    return True
+    return None
 
 
 def choice_of(grids: Sequence[Grid], found: Outcome, scores: Mapping[Point, float | None]) -> dict[str, Any]:
@@ -127,6 +138,14 @@ def tuned_settings(chosen: Mapping[tuple[str, str, int], Mapping[str, Any]]) -> 
             for path in choices[0]["settings"]
         ]
     return result
+
+
+def seed_of_trials(out: Path) -> int | None:
+    """The seed of the trials that a comparison over seeds has made so far; None if there are none."""
+    for path in sorted((out / "search").glob(f"*/*/*/{RECORD_FILE}")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return int(record["fingerprints"]["configuration"]["seed_everything"])
+    return None
 
 
 def read_choices(path: Path, seed: int) -> dict[tuple[str, str, int], dict[str, Any]]:

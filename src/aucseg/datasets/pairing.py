@@ -86,7 +86,10 @@ def find_pairs(card: DatasetCard, root: Path, split: str, tree: Tree | None = No
         )
     layouts = card.splits[split]
     if not root.is_dir():
-        raise ValueError(f"{root}: there is no such folder; give the folder that holds {layouts[0].images}")
+        raise ValueError(
+            f"{root}: there is no such folder; give the folder that holds {layouts[0].images} (--root DIR, or "
+            "data.root in a configuration)"
+        )
     tree = tree or Tree(root)
     found = [(layout, *_pairs_of_layout(card, tree, layout)) for layout in layouts]
     filled = [entry for entry in found if entry[1]] or [entry for entry in found if entry[2]]

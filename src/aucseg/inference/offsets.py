@@ -33,6 +33,7 @@ class OffsetFit:
             `before + gain`; less where few images hold a class, which the fit gives little or no weight.
         iou_before: IoU of each class; NaN for one in neither truth nor prediction.
         iou_after: The same, cross-fitted.
+        occurs: Whether the truth has the class.
         num_images: Clusters: images, unless they were given in larger groups.
         num_folds: Parts of them.
         objective: `"miou"`, a group, or `"weights"`.
@@ -46,6 +47,7 @@ class OffsetFit:
     fitted: float
     iou_before: tuple[float, ...]
     iou_after: tuple[float, ...]
+    occurs: tuple[bool, ...]
     num_images: int
     num_folds: int
     objective: str
@@ -190,6 +192,7 @@ class OffsetFitter:
             fitted=_mean(fitted, weight),
             iou_before=tuple(before.tolist()),
             iou_after=tuple(after.tolist()),
+            occurs=tuple((scores.num_true.sum(axis=0) > 0).tolist()),
             num_images=num_clusters,
             num_folds=num_folds,
             objective=objective if isinstance(objective, str) else "weights",

@@ -68,7 +68,33 @@ def build_model(name: str | nn.Module, num_classes: int, **options: Any) -> Segm
     family, _, rest = name.partition("/")
     if family in _FAMILIES and rest:
         return _FAMILIES[family](rest, num_classes, **options)
-    raise ValueError(
+    raise _unknown(name)
+
+
+def check_known(name: str) -> None:
+    """Refuses a name that `build_model` would not know, and builds nothing; names on a hub are not looked up.
+
+    Raises:
+        ValueError: Unknown name; the message has the nearest ones.
+        ImportError: As `build_model`.
+
+    Example:
+        >>> check_known("segnext/tinny")
+        Traceback (most recent call last):
+        ...
+        ValueError: unknown model 'segnext/tinny'; did you mean segnext/tiny, ...? (names are segnext/..., ...)
+    """
+    if is_import_path(name):
+        import_object(name)
+        return
+    family, _, rest = name.partition("/")
+    may_be_elsewhere = family == "hf" and ("/" in rest or Path(rest).is_dir())
+    if family not in _LISTS or not (may_be_elsewhere or rest in _LISTS[family]()):
+        raise _unknown(name)
+
+
+def _unknown(name: str) -> ValueError:
+    return ValueError(
         f"unknown model {name!r}; {_closest_names(name)} "
         f"(names are {', '.join(f'{family}/...' for family in _FAMILIES)} or package.module:Name)"
     )

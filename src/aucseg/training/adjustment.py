@@ -73,25 +73,31 @@ def without_averaging(task: SegmentationTask) -> Iterator[None]:
 
 
 def evaluation_batches(
-    datamodule: SegmentationDataModule, split: str | None
+    datamodule: SegmentationDataModule, split: str | None = None, *, held_out: bool = False
 ) -> tuple[EvaluationImages, DataLoader[dict[str, Any]]]:
     """The images of a split, or those held out of training, as validation sees them.
 
     Args:
         datamodule: Of the run.
-        split: Name of a split of the card, the validation split being the fold where a run has one; None for the
-            training images that are held out.
+        split: Name of a split of the card; None for what the run was validated on, be it a fold.
+        held_out: Whether the training images that are held out are meant instead.
 
     Returns:
         The images and their loader.
 
     Raises:
-        ValueError: The split is the one that was trained on, or no images are held out.
+        ValueError: The split is the one that was trained on, no images are held out, or the run was validated on
+            shards, which are not read one by one.
     """
     transform: Callable[[dict[str, Any]], dict[str, Any]] = datamodule.evaluation_transform
-    if split is None:
+    if held_out:
         dataset = datamodule.held_out_dataset(transform)
-    elif split == datamodule.val_split:
+    elif split is None and datamodule.val_shards is not None:
+        raise ValueError(
+            f"the run was validated on {datamodule.validation_name}, and offsets are fitted on images in a folder: "
+            "name a split of the card with --split, or train with data.held_out_share 0.1"
+        )
+    elif split is None:
         dataset = datamodule.validation_dataset(transform)
     elif split == datamodule.train_split:
         raise ValueError(

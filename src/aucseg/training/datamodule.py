@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from aucseg.datasets import DatasetCard, SegmentationDataset
 from aucseg.datasets.hub_folder import root_of
 from aucseg.datasets.shards import StreamedSegmentationDataset
+from aucseg.hints import shorten
 from aucseg.loading.evaluation_batches import EvaluationBatches, EvaluationImages, collate_any_size, largest_image
 from aucseg.loading.held_out import share_to_hold_out
 from aucseg.loading.photometric import COLOUR_CHANGES, distort_colours
@@ -257,6 +258,8 @@ class SegmentationDataModule(LightningDataModule):
             return "held-out training images"
         if self.fold is not None and self.validates_training_images:
             return f"fold {self.fold[0]} of {self.fold[1]}"
+        if self.val_shards is not None:
+            return f"shards {self.val_shards if isinstance(self.val_shards, str) else shorten(self.val_shards, 3)}"
         return f"split {self.val_split!r}"
 
     def held_out_dataset(self, transform: Callable[[dict[str, Any]], dict[str, Any]] | None) -> SegmentationDataset:

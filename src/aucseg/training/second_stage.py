@@ -77,7 +77,7 @@ def offsets_model(num_classes: int, *, checkpoint: str, data: Mapping[str, Any])
     task = load_task(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
     datamodule = SegmentationDataModule(**data)
     restore_parts(datamodule, Path(checkpoint))
-    images, batches = evaluation_batches(datamodule, None)
+    images, batches = evaluation_batches(datamodule, held_out=True)
     fit = fit_task_offsets(task, batches)
     verdict = "above" if fit.accepted else "not above, so that the model stays as it is"
     num_images = len(images) - images.num_left_out
