@@ -7,6 +7,7 @@ import aucseg.training  # isort: skip  # noqa: F401  # before Lightning, to name
 import shlex
 import warnings
 from argparse import ArgumentError
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -217,43 +218,26 @@ class AUCSegCLI(LightningCLI):
         if self.subcommand == "fit":
             refuse_epoch_counters(trainer.callbacks or [])
         epochs = EpochCount(trainer)
-        checkpoint = None
         self.result_writer = ResultWriter(out)
         callbacks: list[Callback] = [] if _is_rehearsal(trainer) else [self.result_writer]
-        if trainer.enable_progress_bar is not False and not any(
-            isinstance(callback, ProgressBar) for callback in trainer.callbacks or []
-        ):
+        if trainer.enable_progress_bar is not False and not _has(trainer.callbacks, ProgressBar):
             callbacks.append(RunProgress())
         trainer.plugins = list(trainer.plugins) if isinstance(trainer.plugins, (list, tuple)) else [trainer.plugins]
         trainer.plugins = [plugin for plugin in trainer.plugins if plugin is not None]
-        if not any(isinstance(plugin, CheckpointIO) for plugin in trainer.plugins):
+        if not _has(trainer.plugins, CheckpointIO):
             trainer.plugins.append(AtomicCheckpointIO())
         use_processes_of_launcher(trainer)
-        if self.subcommand == "fit" and _is_rehearsal(trainer):
+        checkpoint = None
+        if self.subcommand != "fit":
+            checkpoint = self._checkpoint_of_validation(config)
+        elif _is_rehearsal(trainer):
             trainer.logger = False
             self.config_init.fit.guard.max_saved = 0
-        elif self.subcommand == "fit":
+        else:
             checkpoint = self._checkpoint_to_resume(config, out)
-            callbacks.append(LearningRateMonitor("step"))
-            if trainer.enable_checkpointing is False and config.keep_best is not None:
-                raise ValueError("--keep_best keeps a checkpoint, of which trainer.enable_checkpointing makes none")
-            if trainer.enable_checkpointing is not False:
-                # The first of all, see there.
-                callbacks.insert(0, RunCheckpoint(out, config.checkpoint_every))
-                if config.keep_best is not None:
-                    callbacks.append(BestCheckpoint(out, config.keep_best))
-                if not any(isinstance(callback, Checkpoint) for callback in trainer.callbacks or []):
-                    trainer.enable_checkpointing = False  # Lightning would add one of its own
+            callbacks = _with_checkpoints([*callbacks, LearningRateMonitor("step")], config, out)
             step = None if checkpoint is None else checkpoint_step(checkpoint) + 1
             trainer.logger = run_loggers(trainer.logger, out, step)
-        else:
-            trainer.logger = False if trainer.logger is None else trainer.logger
-            config.ckpt_path = self._checkpoint
-            # A second stage that trains nothing has the steps and the images of the first.
-            checkpoint = Path(self._checkpoint or self.config.validate.model.model_options["checkpoint"])
-            # The model is that of the checkpoint's step, though this trainer makes none.
-            step = self.result_writer.entries["step"] = checkpoint_step(checkpoint)
-            print_note(f"validating {checkpoint}, of step {step}")
         if checkpoint is not None:
             restore_parts(self.datamodule, checkpoint)
         if trainer.log_every_n_steps is None:
@@ -265,6 +249,16 @@ class AUCSegCLI(LightningCLI):
             epochs.set_steps(made, self.datamodule)
             self._prepare(made, checkpoint, config, out)
         return made
+
+    def _checkpoint_of_validation(self, config: Any) -> Path:
+        """The checkpoint that is validated; a second stage that trains nothing has steps and images of the first."""
+        config.trainer.logger = False if config.trainer.logger is None else config.trainer.logger
+        config.ckpt_path = self._checkpoint
+        checkpoint = Path(self._checkpoint or self.config.validate.model.model_options["checkpoint"])
+        # The model is that of the checkpoint's step, though this trainer makes none.
+        step = self.result_writer.entries["step"] = checkpoint_step(checkpoint)
+        print_note(f"validating {checkpoint}, of step {step}")
+        return checkpoint
 
     def _checkpoint_to_resume(self, config: Any, out: Path) -> Path | None:
         """The checkpoint that training goes on from, None for a new run."""
@@ -351,6 +345,24 @@ class AUCSegCLI(LightningCLI):
         metrics = self.trainer.callback_metrics
         found = [f"{name} {float(metrics[f'val/{name}']):.4f}" for name in ("miou", "tail") if f"val/{name}" in metrics]
         print_note(", ".join([f"{self.result_writer.folder}: step {self.trainer.global_step}", *found]))
+
+
+def _has(parts: Iterable[object] | None, kind: type) -> bool:
+    return any(isinstance(part, kind) for part in parts or ())
+
+
+def _with_checkpoints(callbacks: list[Callback], config: Any, out: Path) -> list[Callback]:
+    """The callbacks of a training, with those that keep its checkpoints."""
+    trainer = config.trainer
+    if trainer.enable_checkpointing is False:
+        if config.keep_best is not None:
+            raise ValueError("--keep_best keeps a checkpoint, of which trainer.enable_checkpointing makes none")
+        return callbacks
+    if not _has(trainer.callbacks, Checkpoint):
+        trainer.enable_checkpointing = False  # Lightning would add one of its own
+    best = [] if config.keep_best is None else [BestCheckpoint(out, config.keep_best)]
+    # That of the run is the first of all, see there.
+    return [RunCheckpoint(out, config.checkpoint_every), *callbacks, *best]
 
 
 def _checkpoint_to_validate(config: Any) -> str | None:
