@@ -84,8 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="share of the training images to hold out (default: %(default)s)")  # fmt: skip
     parser.add_argument("--redo", action="store_true", help="repeat runs made with other code, data or configuration")
     parser.add_argument("--discard-checkpoints", action="store_true",
-                        help="keep the trained models of the first seed alone, and of trials those that a second stage "
-                        "is tuned on")  # fmt: skip
+                        help="keep the trained models of the first seed alone")  # fmt: skip
     parser.add_argument("--no-report", action="store_true", help="no HTML report of the first seed at the end")
     parser.add_argument("--dry-run", action="store_true", help="list the runs: finished, to do or differing (refused)")
 

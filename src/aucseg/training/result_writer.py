@@ -130,12 +130,13 @@ def failed_start_leaves_nothing(folder: Path) -> Iterator[Callable[[], None]]:
         if new:
             remove_failed_start(folder)
         if _content(folder / CONFIG_FILE) == before[CONFIG_FILE]:  # no other run has begun
-            for name in (PLAN_FILE, CARD_FILE):
-                data = before[name]
-                if data is None:
-                    (folder / name).unlink(missing_ok=True)
-                elif data != _content(folder / name):
-                    replace_file(folder / name, data)
+            with suppress(OSError):  # a file in the place of the folder: that is what failed
+                for name in (PLAN_FILE, CARD_FILE):
+                    data = before[name]
+                    if data is None:
+                        (folder / name).unlink(missing_ok=True)
+                    elif data != _content(folder / name):
+                        replace_file(folder / name, data)
         remove_empty_folders(new)
 
     try:
