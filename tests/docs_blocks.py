@@ -55,6 +55,14 @@ def code_blocks(page: Path) -> Iterator[Block]:
         yield Block(language, title[1] if title else None, "\n".join(body) + "\n", number + 1)
 
 
+def _shortened(arguments: list[str]) -> list[str]:
+    """A training of two steps instead of one that takes its time."""
+    if "--time" in arguments:
+        at = arguments.index("--time")
+        arguments = arguments[:at] + arguments[at + 2 :]
+    return [*arguments, *SHORT_TRAINING]
+
+
 class PageRunner:
     """Runs the blocks of one page in one namespace, in the current folder.
 
@@ -121,7 +129,7 @@ class PageRunner:
     def _run_words(self, words: list[str], place: str) -> None:
         match words:
             case ["aucseg", "fit", *_]:
-                self._run_aucseg([*words[1:], *(SHORT_TRAINING if self.short else [])], place)
+                self._run_aucseg(_shortened(words[1:]) if self.short else words[1:], place)
             case ["aucseg", "compare", *_] if self.short:  # trains in processes of its own; it has tests of its own
                 assert "compare" in cli._COMMANDS
             case ["aucseg", "demo", *_]:  # trains for minutes; it has a test of its own

@@ -30,6 +30,7 @@ class Net(nn.Sequential):
 def real_config(base_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A few steps of a tiny network of the user's own, through the real command line."""
     (tmp_path / "tiny_network.py").write_text(NETWORK)
+    monkeypatch.delitem(sys.modules, "tiny_network", raising=False)  # that of another test's folder
     monkeypatch.syspath_prepend(str(tmp_path))
     package = Path(sys.modules["aucseg"].__file__ or "").parents[1]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(package)]))
