@@ -229,3 +229,20 @@ def test_compiles_without_a_graph_break() -> None:
     assert torch.allclose(value, expected, rtol=1e-6)
     assert torch.allclose(gradient, slope, rtol=1e-5, atol=1e-9)
     torch._dynamo.reset()
+
+
+def test_masks_and_weights_of_one_logit_say_what_fits() -> None:
+    logits, target = torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 8, 8, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"expected \(B, \*spatial\): pass target\.squeeze\(1\)"):
+        AUCSegLoss()(logits, target)
+    with pytest.raises(ValueError, match="class_weight has 1 entries but logits have one channel, which"):
+        AUCSegLoss(class_weight=[2.0])(logits, target.squeeze(1))
+
+
+def test_targets_of_torchvision_are_compiled() -> None:
+    mask = pytest.importorskip("torchvision.tv_tensors").Mask
+    logits, target = torch.randn(2, 3, 8, 8), torch.randint(3, (2, 8, 8))
+    compiled = torch.compile(AUCSegLoss(), backend="aot_eager")
+    value = compiled(logits, mask(target))
+    assert type(value) is torch.Tensor
+    torch.testing.assert_close(value, AUCSegLoss()(logits, target))

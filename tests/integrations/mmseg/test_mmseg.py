@@ -235,6 +235,18 @@ def test_transform_pastes_into_the_packed_sample() -> None:
     assert torch.equal(result["inputs"] == 200, (pasted == TAIL).expand(3, -1, -1))
 
 
+def test_a_warning_says_that_the_edges_of_pastes_are_missing() -> None:
+    transform = TRANSFORMS.build({"type": "TailMemoryBankTransform", **BANK})
+    packed = PackSegInputs()({"img": np.zeros((8, 8, 3), np.uint8), "gt_seg_map": np.zeros((8, 8), np.uint8)})
+    packed["data_samples"].gt_edge_map = PixelData(data=torch.zeros(1, 8, 8))
+    with pytest.warns(UserWarning, match="gt_edge_map, in which the edges of what the bank pastes are missing"):
+        transform(packed)
+    preprocessor = AUCSegDataPreProcessor(bank=BANK, size=(8, 8))
+    batch = {"inputs": [packed["inputs"]], "data_samples": [packed["data_samples"]]}
+    with pytest.warns(UserWarning, match="gt_edge_map"):
+        preprocessor(batch, training=True)
+
+
 def test_transform_before_packing_is_refused() -> None:
     with pytest.raises(ValueError, match="after PackSegInputs"):
         TailMemoryBankTransform(**BANK)({"img": 0})
