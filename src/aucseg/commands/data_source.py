@@ -58,13 +58,14 @@ def card_and_root(
     annotations = describe_annotations(folder)
     if annotations is not None and PANOPTIC in annotations:
         raise ValueError(annotations)
+    tree = Tree(folder)
     try:
-        card = propose_card(folder, num_workers=num_workers, progress=True, cache=cache, tile=tile)
+        card = propose_card(folder, num_workers=num_workers, progress=True, cache=cache, tile=tile, tree=tree)
     except ValueError as error:
         raise ValueError(annotations or error) from error
     if annotations is not None:
         print(f"note: {annotations}")
-    if len(card.splits) == 1 and (lists := _lists_of_splits(folder)):
+    if len(card.splits) == 1 and (lists := _lists_of_splits(tree)):
         print(
             f"note: {shorten(lists, 4)} may list the images of splits, which the proposed card does not take: name "
             "them in a card as 'list' ('aucseg stats --write-card' writes one to begin with)"
@@ -79,9 +80,9 @@ def card_and_root(
     return Source(card, folder, True, True)
 
 
-def _lists_of_splits(folder: Path) -> list[str]:
+def _lists_of_splits(tree: Tree) -> list[str]:
     """Text files that are called like splits."""
-    texts = Tree(folder).files((".txt", ".csv", ".lst"))
+    texts = tree.files((".txt", ".csv", ".lst"))
     return [path for path in texts if split_of_path(PurePosixPath(path).stem) is not None]
 
 

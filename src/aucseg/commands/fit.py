@@ -10,17 +10,17 @@ from argparse import ArgumentError
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from jsonargparse.typing import register_type
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import (
     Checkpoint,
     LearningRateMonitor,
     ProgressBar,
 )
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import CheckpointIO
 
 from aucseg.commands.changed_settings import LEARNING, changed_settings
@@ -32,6 +32,7 @@ from aucseg.commands.option_errors import missing_package, option_error
 from aucseg.commands.plan import with_plan
 from aucseg.commands.plan_options import options_of, run_folder, split_request
 from aucseg.commands.progress import RunProgress
+from aucseg.commands.run_config import RunConfig, is_rehearsal
 from aucseg.commands.trainer_defaults import steps_between_logs, use_processes_of_launcher
 from aucseg.metrics.result_files import step_of_result
 from aucseg.models.pretrained import with_pretrained_weights
@@ -72,36 +73,6 @@ from aucseg.training.second_stage import OFFSETS_MODEL, POSTHOC_MODEL
 from aucseg.training.step_guard import StepGuard
 from aucseg.training.stored_task import restore_parts
 from aucseg.training.task import SegmentationTask
-
-if TYPE_CHECKING:
-    from jsonargparse import Namespace
-
-
-class RunConfig(SaveConfigCallback):
-    """Keeps a run's configuration without what concerns one start of it alone, so that it can be used again.
-
-    Attributes:
-        waits: Whether it is written when training begins only, as that of a resumed run, whose checkpoint
-            may not fit.
-    """
-
-    waits = False
-
-    def __init__(self, parser: LightningArgumentParser, config: Namespace, **options: Any) -> None:
-        config = config.clone()
-        config.resume, config.overwrite = "never", False
-        super().__init__(parser, config, **options)
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leaves the configuration of a run as it was trained where it is validated into its own folder, or resumed."""
-        is_kept = stage == "validate" and Path(trainer.default_root_dir, LAST_CHECKPOINT).is_file()
-        if not (_is_rehearsal(trainer) or is_kept or self.waits):
-            super().setup(trainer, pl_module, stage)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the configuration where it was to wait."""
-        if not _is_rehearsal(trainer):
-            super().setup(trainer, pl_module, "fit")
 
 
 class AUCSegCLI(LightningCLI):
@@ -170,7 +141,7 @@ class AUCSegCLI(LightningCLI):
             options = config.model.model_options
             config.model.model_options = with_pretrained_weights(config.model.model, options)
         config.data.card = config.model.card = _card_beside(config)
-        if process_number() == 0 and not _is_rehearsal(config.trainer):
+        if process_number() == 0 and not is_rehearsal(config.trainer):
             self._folder = Path(config.out)
             check_folder(self._folder)
             self._new_folders = missing_folders(self._folder)
@@ -219,7 +190,7 @@ class AUCSegCLI(LightningCLI):
             refuse_epoch_counters(trainer.callbacks or [])
         epochs = EpochCount(trainer)
         self.result_writer = ResultWriter(out)
-        callbacks: list[Callback] = [] if _is_rehearsal(trainer) else [self.result_writer]
+        callbacks: list[Callback] = [] if is_rehearsal(trainer) else [self.result_writer]
         if trainer.enable_progress_bar is not False and not _has(trainer.callbacks, ProgressBar):
             callbacks.append(RunProgress())
         trainer.plugins = list(trainer.plugins) if isinstance(trainer.plugins, (list, tuple)) else [trainer.plugins]
@@ -230,7 +201,7 @@ class AUCSegCLI(LightningCLI):
         checkpoint = None
         if self.subcommand != "fit":
             checkpoint = self._checkpoint_of_validation(config)
-        elif _is_rehearsal(trainer):
+        elif is_rehearsal(trainer):
             trainer.logger = False
             self.config_init.fit.guard.max_saved = 0
         else:
@@ -245,7 +216,7 @@ class AUCSegCLI(LightningCLI):
         trainer.default_root_dir = trainer.default_root_dir or str(out)
         trainer.callbacks = [*callbacks, *(trainer.callbacks or [])]
         made = super().instantiate_trainer(**kwargs)
-        if self.subcommand == "fit" and not _is_rehearsal(made):
+        if self.subcommand == "fit" and not is_rehearsal(made):
             epochs.set_steps(made, self.datamodule)
             self._prepare(made, checkpoint, config, out)
         return made
@@ -322,7 +293,7 @@ class AUCSegCLI(LightningCLI):
     def after_fit(self) -> None:
         """Evaluates the final weights, unless the last training step did, and says where the run ended."""
         step = self.trainer.global_step
-        if _is_rehearsal(self.trainer):
+        if is_rehearsal(self.trainer):
             print_note(f"fast_dev_run: {step} steps and their validation went through; nothing was written")
             return
         if (reason := early_stop(self.trainer)) is not None:
@@ -403,11 +374,6 @@ def _card_beside(config: Any) -> str:
     return card
 
 
-def _is_rehearsal(trainer: Any) -> bool:
-    """Whether a few steps are tried, of which nothing is to stay."""
-    return bool(trainer.fast_dev_run)
-
-
 def run(command: str, arguments: list[str]) -> int:
     """Runs `fit` or `validate` with Lightning's options.
 
@@ -423,7 +389,7 @@ def run(command: str, arguments: list[str]) -> int:
                 if process_number() == 0 and (planned := _planned_folder(arguments)) is not None:
                     undo = start.enter_context(failed_start_leaves_nothing(planned))
             cli = run_lightning(command, with_plan(arguments) if command == "fit" else arguments)
-            if _is_rehearsal(cli.trainer):
+            if is_rehearsal(cli.trainer):
                 if undo is not None:
                     undo()
                 return

@@ -43,6 +43,7 @@ def propose_card(
     progress: bool = False,
     cache: ScanCache | None = None,
     tile: int | None = None,
+    tree: Tree | None = None,
 ) -> DatasetCard:
     """Returns a card for a folder of images and masks: layout, splits, mask encoding, and a class for each id found.
 
@@ -51,7 +52,8 @@ def propose_card(
     compositions of characters. The classes get names like `class_7`: give them real ones. Palette masks whose
     palettes differ from file to file become classes by colour. Without a validation split a fifth of the training
     images is held out for that. Images of more than 8 bits, or of bands that are no colours, get `bands` and
-    `value_range`. With `tile` larger images and masks are read by windows of this side.
+    `value_range`. With `tile` larger images and masks are read by windows of this side. `tree` has the files of the
+    folder where they are listed already.
 
     Raises:
         ImportError: Images that rasterio alone reads, without it.
@@ -67,7 +69,7 @@ def propose_card(
         title=root.resolve().name,
         class_names=("class_0",),
         palette=((0, 0, 0),),
-        splits=propose_layouts(Tree(root)),
+        splits=propose_layouts(tree or Tree(root)),
         raw_ids=((0,),),
     )
     if "val" not in card.splits:

@@ -6,6 +6,7 @@ import glob
 import itertools
 import logging
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -222,9 +223,9 @@ def shard_urls(urls: str | Path | Sequence[str | Path]) -> list[str]:
     ]
     if not found:
         raise ValueError("urls is empty; give at least one shard")
-    for number, url in enumerate(found):
-        if url in found[:number]:
-            raise ValueError(f"the shard {url} is listed twice, so that its samples would count twice")
+    if len(set(found)) < len(found):
+        twice = next(url for url, count in Counter(found).items() if count > 1)
+        raise ValueError(f"the shard {twice} is listed twice, so that its samples would count twice")
     return found
 
 

@@ -228,7 +228,6 @@ def _read_as_trained(
     max_pixels: int,
 ) -> tuple[Array | LargeRaster, int]:
     """The image as the model was trained on it: the card's bands, or RGB."""
-    has_bands = card is not None and card.bands is not None
     if card is not None and card.bands is not None and value_range is not None:
         pairs = ((float(value_range[0]), float(value_range[1])),) * len(card.bands)
         card = replace(card, value_range=pairs)
@@ -236,7 +235,7 @@ def _read_as_trained(
         large = open_large(path, card, exif, max_pixels)
         if large is not None:
             return large, 8 if large.card.value_range is None else 16
-        if card is None or not has_bands:
+        if card is None or card.bands is None:
             return read_with_bits(path, exif, value_range, max_pixels)
         pixels, _ = read_card_image(path, card)
     except SampleError as error:

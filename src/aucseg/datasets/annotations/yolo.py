@@ -33,14 +33,15 @@ def read_yolo(root: Path, yaml_paths: Sequence[Path], images_root: Path | None =
     """
     found = Annotations("YOLO segments", images_root or root)
     yaml_path, settings = _settings(yaml_paths)
-    names = _names_in_yaml(settings, yaml_path) or _names_in_texts(root)
+    tree = Tree(root)
+    names = _names_in_yaml(settings, yaml_path) or _names_in_texts(tree)
     if not names:
         found.notes.append(
             f"{root}: no names of the classes ('names' in a YAML file, classes.txt), so they are made of the numbers: "
             "class_0, ..."
         )
     images = source_files(Tree(found.root), IMAGE_ENDINGS)
-    texts = label_files(Tree(root))
+    texts = label_files(tree)
     text_of = _texts_of(images, texts)
     splits = _Splits(settings, root, yaml_path, images)
     found.problems += splits.problems
@@ -139,18 +140,19 @@ def _names_in_yaml(settings: dict[str, Any], yaml_path: Path | None) -> dict[int
     return {}
 
 
-def _names_in_texts(root: Path) -> dict[int, str]:
+def _names_in_texts(tree: Tree) -> dict[int, str]:
     """The lines of `classes.txt`, which tools write beside the data, or into each folder of labels."""
     first: tuple[Path, list[str]] | None = None
-    for path in source_files(Tree(root), (".txt", ".names")):
-        if PurePosixPath(path).name not in _NAMES_FILES:
+    for file in source_files(tree, (".txt", ".names")):
+        path = tree.root / file
+        if path.name not in _NAMES_FILES:
             continue
-        names = [line.strip() for line in read_lines(root / path) if line.strip()]
+        names = [line.strip() for line in read_lines(path) if line.strip()]
         if first is None:
-            first = root / path, names
+            first = path, names
         elif names != first[1]:
             raise ValueError(
-                f"{first[0]} and {root / path} hold different names of the classes; move away all but the right one"
+                f"{first[0]} and {path} hold different names of the classes; move away all but the right one"
             )
     return {} if first is None else dict(enumerate(first[1]))
 
