@@ -78,6 +78,7 @@ def test_memory_is_that_of_training_and_not_of_the_check_before_it(
     assert json.loads((tmp_path / "cost.json").read_text())["peak_memory"] == 3
 
 
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 @pytest.mark.parametrize(("at", "peak"), [(6, 3), (4, 30)])
 def test_what_was_measured_before_a_run_is_cut_off_counts(
     at: int, peak: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

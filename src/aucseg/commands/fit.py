@@ -204,6 +204,8 @@ class AUCSegCLI(LightningCLI):
         elif is_rehearsal(trainer):
             trainer.logger = False
             self.config_init.fit.guard.max_saved = 0
+            if not _has(trainer.callbacks, Checkpoint):
+                trainer.enable_checkpointing = False  # Lightning would add one, and warn of those that are there
         else:
             checkpoint = self._checkpoint_to_resume(config, out)
             callbacks = _with_checkpoints([*callbacks, LearningRateMonitor("step")], config, out)

@@ -162,6 +162,8 @@ def _check_number_of_channels(num_channels: int, options: LossOptions) -> None:
 
 def _check_derivatives(logits: Tensor) -> None:
     """Refuses forward-mode and torch.func derivatives: the operators define none, and torch takes them for zero."""
+    if torch.compiler.is_compiling():  # a frame of its own where the graph breaks, as at masks of torchvision
+        return
     wrapped, in_function_transform = logits, False
     while torch._C._functorch.is_functorch_wrapped_tensor(wrapped):
         in_function_transform |= torch._C._functorch.is_gradtrackingtensor(wrapped)
