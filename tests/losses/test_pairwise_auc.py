@@ -384,7 +384,7 @@ def test_bad_inputs() -> None:
         pairwise_auc_loss([1.0], target)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="floating point"):
         pairwise_auc_loss(logits.long(), target)
-    with pytest.raises(TypeError, match="integer class labels"):
+    with pytest.raises(TypeError, match="integer class ids"):
         pairwise_auc_loss(logits, target.float())
     late = target.clone()
     late[1, 2, 3] = 200

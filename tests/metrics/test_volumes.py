@@ -85,7 +85,7 @@ def test_one_logit_and_labels() -> None:
     expected = details(GroupedMeanIoU(2), logit.flatten(2), target.flatten(1))
     torch.testing.assert_close(details(GroupedMeanIoU(2), logit, target), expected)
     torch.testing.assert_close(details(GroupedMeanIoU(2), (logit[:, 0] > 0).long(), target), expected)
-    with pytest.raises(ValueError, match="don't fit together"):
+    with pytest.raises(ValueError, match="does not fit logits"):
         GroupedMeanIoU(2).update(logit, target[:, 0])
 
 

@@ -12,8 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from aucseg.hints import check_choice, check_number
 from aucseg.memory_bank.pixels import send
-from aucseg.tensors.dtypes import check_tensor
+from aucseg.tensors.dtypes import check_label_dtype, check_tensor
 from aucseg.tensors.labels import check_ignore_index, class_ids
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 # Masks of these dtypes are worked on as they are, those of others as int64.
 MASK_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 _OTHER_MASKS = "the masks are not those of the plan: plan after the last change to the masks, such as a crop or a flip"
-_OTHER_MASK_DTYPES = (torch.bool, torch.int8, torch.uint16, torch.uint32)
 
 
 def checked_tail_classes(tail_classes: Iterable[int], num_classes: int, ignore_index: int) -> tuple[int, ...]:
@@ -61,8 +61,8 @@ def check_settings(
     """
     numbers: dict[str, Any] = {**shares, "resize_ratio": resize_ratio, "max_bytes": max_bytes}
     for name, number in numbers.items():
-        if number is not None and not hasattr(number, "__float__"):
-            raise TypeError(f"{name} must be a number, got {number!r}")
+        if number is not None:
+            check_number(name, number)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator, got {generator!r}: torch.Generator().manual_seed(0)")
     for name, count in counts.items():
@@ -78,8 +78,7 @@ def check_settings(
     if not (resize_ratio > 0 and math.isfinite(resize_ratio)):
         raise ValueError(f"resize_ratio must be above 0 and finite, got {resize_ratio}")
     for name, (value, known) in choices.items():
-        if value not in known:
-            raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {value!r}")
+        check_choice(name, value, known)
     if generator is not None and generator.device.type != "cpu":
         raise ValueError(
             f"generator must be a CPU generator (choices are made on the host), got one on {generator.device}"
@@ -140,12 +139,7 @@ def checked_presence(
 
 def check_masks(masks: Tensor, tail_classes: Sequence[int]) -> None:
     """TypeError or ValueError for masks that the bank cannot take."""
-    check_tensor(masks, "masks")
-    if masks.dtype not in (*MASK_DTYPES, *_OTHER_MASK_DTYPES):
-        raise TypeError(
-            f"masks must hold integer labels (bool, uint8 to uint32, int8 to int64), got {masks.dtype}: "
-            "convert them with masks.long()"
-        )
+    check_label_dtype(masks, "masks")
     if masks.ndim not in (3, 4):
         raise ValueError(f"masks must be (B, H, W) or, of volumes, (B, D, H, W), got {tuple(masks.shape)}")
     if masks[0:1].numel() >= 2**31:

@@ -11,12 +11,11 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from aucseg.metrics.class_bars import draw_class_bars
-from aucseg.tensors.dtypes import check_tensor, int64_labels, plain_tensor
+from aucseg.tensors.dtypes import int64_labels, plain_tensor
 from aucseg.tensors.kernels import import_kernels
 from aucseg.tensors.labels import check_ignore_index, class_ids, is_integer, refuse_default_ignore_label
+from aucseg.tensors.shapes import check_logits_and_target
 from aucseg.tensors.upsampling import upsampled_bands
-
-_MAX_DIMENSIONS = 3  # of upsampling
 
 
 class PixelMetric(Metric):
@@ -243,31 +242,14 @@ def check_logits(logits: Tensor, target: Tensor, num_classes: int) -> tuple[Tens
         TypeError: Logits that are not floating point, or labels that are not integers.
         ValueError: Shapes that don't fit together.
     """
-    check_tensor(logits, "logits")
+    check_logits_and_target(logits, target)
     logits, target = plain_tensor(logits), plain_tensor(int64_labels(target))
-    if not logits.is_floating_point():
-        raise TypeError(f"logits must be floating point, got {logits.dtype}")
-    if logits.ndim == 2 and target.ndim == 1:
+    if logits.ndim == 2:
         logits, target = logits.T.unsqueeze(0), target.unsqueeze(0)
-    if logits.ndim < 3 or logits.ndim != target.ndim + 1 or logits.shape[0] != target.shape[0]:
-        raise ValueError(
-            f"logits of shape {tuple(logits.shape)} and target of shape {tuple(target.shape)} don't fit together: "
-            "expected (B, K, *spatial) and (B, *spatial), or (N, K) and (N,)"
-        )
     if logits.shape[1] != num_classes and (logits.shape[1], num_classes) != (1, 2):
         hint = "; one logit a pixel goes with num_classes=2" if logits.shape[1] == 1 else ""
         raise ValueError(
             f"logits have {logits.shape[1]} channels (dimension 1), but num_classes is {num_classes}{hint}"
-        )
-    small, large = logits.shape[2:], target.shape[1:]
-    if any(s > t for s, t in zip(small, large, strict=True)) or (0 in small and 0 not in large):
-        raise ValueError(
-            f"logits of spatial size {tuple(small)} cannot be upsampled to the target's {tuple(large)}: they must not "
-            "be larger than the target (or empty) in any dimension"
-        )
-    if small != large and len(large) > _MAX_DIMENSIONS:
-        raise ValueError(
-            f"upsampling is defined for 1 to 3 spatial dimensions, got {len(large)}: upsample the logits first"
         )
     return logits, target
 

@@ -10,6 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# Not uint64, half of which int64 does not have.
+LABEL_DTYPES = (
+    torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.int64
+)  # fmt: skip
 # Apple's MPS and Intel's Gaudi have no float64 at all; of Intel's GPUs (xpu) each model says whether it has.
 _WITHOUT_FLOAT64 = ("mps", "hpu")
 # Values that `wide_sum` adds up in float32 at a time.
@@ -146,6 +150,31 @@ def plain_tensor(values: Tensor) -> Tensor:
     return values if is_plain else values.as_subclass(Tensor)
 
 
+def check_label_dtype(labels: Tensor, name: str) -> None:
+    """Refuses labels of a dtype that int64 does not hold.
+
+    Args:
+        labels: Any shape.
+        name: What to call them in messages.
+
+    Raises:
+        TypeError: No tensor, or labels that are neither bool nor integers of up to 64 bits; uint64 is refused as well.
+
+    Example:
+        >>> check_label_dtype(torch.zeros(2), "target")
+        Traceback (most recent call last):
+        ...
+        TypeError: target must hold integer class ids (bool, uint8 to uint32, int8 to int64), got torch.float32: \
+convert labels with target.long(); predictions of a model are turned into labels by argmax
+    """
+    check_tensor(labels, name)
+    if labels.dtype not in LABEL_DTYPES:
+        raise TypeError(
+            f"{name} must hold integer class ids (bool, uint8 to uint32, int8 to int64), got {labels.dtype}: convert "
+            f"labels with {name}.long(); predictions of a model are turned into labels by argmax"
+        )
+
+
 def int64_labels(labels: Tensor, name: str = "target") -> Tensor:
     """Labels as int64, the dtype in which they are compared: in a narrow one a number such as -100 would wrap around.
 
@@ -154,20 +183,13 @@ def int64_labels(labels: Tensor, name: str = "target") -> Tensor:
         name: What to call them in messages.
 
     Raises:
-        TypeError: No tensor, labels that are not integers, or uint64, which int64 does not hold.
+        TypeError: See `check_label_dtype`.
 
     Example:
         >>> int64_labels(torch.tensor([3, 255], dtype=torch.uint8))
         tensor([  3, 255])
     """
-    check_tensor(labels, name)
-    if labels.is_floating_point() or labels.is_complex():
-        raise TypeError(
-            f"{name} must hold integer class ids, got {labels.dtype}: convert labels with {name}.long(); predictions "
-            "of a model are turned into labels by argmax"
-        )
-    if labels.dtype == torch.uint64:
-        raise TypeError(f"{name} is {labels.dtype}, whose range int64 does not hold: convert it with {name}.long()")
+    check_label_dtype(labels, name)
     return labels.long()
 
 

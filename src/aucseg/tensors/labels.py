@@ -131,8 +131,12 @@ def assert_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
     """
     if target.device.type in ("cpu", "cuda"):
         fine = ((target >= 0) & (target < num_classes)) | (target == ignore_index)
-        message = f"a label is neither in 0..{num_classes - 1} nor the ignore label {ignore_index}"
-        torch._assert_async(fine.all(), message)
+        torch._assert_async(fine.all(), other_label_message(num_classes, ignore_index))
+
+
+def other_label_message(num_classes: int, ignore_index: int) -> str:
+    """What a device says of a label that is neither a class nor the ignore label."""
+    return f"a label is neither in 0..{num_classes - 1} nor the ignore label {ignore_index}"
 
 
 def check_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:

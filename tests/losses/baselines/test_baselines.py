@@ -363,8 +363,8 @@ def test_bad_input() -> None:
         (logits, bad_target, ValueError, r"target\[1, 2, 0\] is 4: labels must lie in 0\.\.3"),
         (logits, target.float(), TypeError, "integer"),
         (logits.long(), target, TypeError, "floating point"),
-        (logits[:1], target, ValueError, "don't fit together"),
-        (logits, target[:, 0], ValueError, "don't fit together"),
+        (logits[:1], target, ValueError, "does not fit logits"),
+        (logits, target[:, 0], ValueError, "does not fit logits"),
         (logits[:, :3], target.clamp(max=2), ValueError, "3 channels, but class_counts has 4"),
         (logits, target[:, :1], ValueError, "larger than the target"),
     ]

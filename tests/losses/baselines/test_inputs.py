@@ -63,5 +63,5 @@ def test_the_logits_that_are_given_stay_as_they_are() -> None:
 
 
 def test_logits_without_a_value_are_named() -> None:
-    with pytest.raises(ValueError, match=r"logits of shape \(2, 3, 0, 8\) hold no value for the target's \(4, 8\)"):
+    with pytest.raises(ValueError, match=r"\(2, 3, 0, 8\) hold no value for the target of shape \(2, 4, 8\)"):
         build_loss("ce")(torch.randn(2, 3, 0, 8), torch.zeros(2, 4, 8, dtype=torch.int64))

@@ -12,8 +12,9 @@ from torch.autograd import forward_ad
 
 from aucseg.hints import check_choice, check_number, check_options
 from aucseg.losses.auc.surrogates import SURROGATES
-from aucseg.tensors.dtypes import can_be_asked, check_tensor
+from aucseg.tensors.dtypes import can_be_asked
 from aucseg.tensors.labels import check_ignore_index, check_labels, refuse_default_ignore_label
+from aucseg.tensors.shapes import check_logits_and_target
 
 if TYPE_CHECKING:
     from aucseg.losses.auc.options import AUCOptions, LossOptions
@@ -23,11 +24,6 @@ STRATEGIES = ("ovo", "ova")
 # Beyond this the square of a margin leaves float32 where gradients are computed.
 MAX_MARGIN = 1e6
 ONCE = "the AUC loss can be differentiated once; second derivatives (create_graph=True) are not offered"
-
-# Not uint64, half of which int64 does not have.
-_LABEL_DTYPES = (
-    torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.int64
-)  # fmt: skip
 
 _P = ParamSpec("_P")
 
@@ -106,43 +102,14 @@ def check_inputs(logits: Tensor, target: Tensor, options: LossOptions, *, upsamp
 
     Values of labels are checked on the CPU only: on an accelerator that would wait for the device.
     """
-    check_tensor(logits, "logits")
-    check_tensor(target, "target")
-    if not logits.is_floating_point():
-        raise TypeError(f"logits must be floating point, got {logits.dtype}")
-    if target.dtype not in _LABEL_DTYPES:
-        raise TypeError(
-            f"target must hold integer class labels, got {target.dtype}: pass target.long() if its values are whole"
-        )
-    shape, labels = tuple(logits.shape), tuple(target.shape)
-    if logits.dim() < 2 or shape[1] < 1:
-        raise ValueError(f"logits must be (N, K) or (B, K, *spatial) with K >= 1, got shape {shape}")
-    if not upsample and labels != (shape[0], *shape[2:]):
-        raise ValueError(f"target must have shape {(shape[0], *shape[2:])} for logits of shape {shape}, got {labels}")
-    if target.dim() != logits.dim() - 1 or labels[0] != shape[0]:
-        way_out = ": pass target.squeeze(1)" if labels[1:2] == (1,) and target.dim() == logits.dim() else ""
-        raise ValueError(
-            f"target of shape {labels} does not fit logits of shape {shape}: expected (B, *spatial){way_out}"
-        )
-    if shape[2:] != labels[1:] and len(shape) > 5:
-        raise ValueError(
-            f"logits of shape {shape} are smaller than the target of shape {labels}, and upsampling is offered for one "
-            "to three spatial dimensions: bring one of them to the size of the other first"
-        )
-    if any(size > full for size, full in zip(shape[2:], labels[1:], strict=True)):
-        raise ValueError(
-            f"logits of shape {shape} are larger than the target of shape {labels}: resize one of them first"
-        )
-    if target.numel() and not logits.numel():
-        raise ValueError(f"logits of shape {shape} hold no value for the target of shape {labels}")
-    if logits.device != target.device:
-        raise ValueError(f"logits are on {logits.device} but target is on {target.device}")
-    _check_number_of_channels(shape[1], options)
+    check_logits_and_target(logits, target, upsample=upsample)
+    num_channels = logits.shape[1]
+    _check_number_of_channels(num_channels, options)
     if torch.compiler.is_compiling():
         return
     _check_derivatives(logits)
     if options.auc.validate_args and can_be_asked(target) and target.numel():
-        check_labels(target, max(shape[1], 2), options.auc.ignore_index)
+        check_labels(target, max(num_channels, 2), options.auc.ignore_index)
     if options.auc.check_finite:
         _check_finite(logits)
 

@@ -21,6 +21,7 @@ from aucseg.losses.auc.triton_kernels import (
 from aucseg.losses.auc.triton_limits import num_features
 from aucseg.losses.auc.triton_risk import BY_SUMS
 from aucseg.tensors.dtypes import wide_dtype
+from aucseg.tensors.labels import other_label_message
 
 # Pixels of a program. Fewer where the channels of a pixel lie together: then they are in the cache for the next one.
 BLOCK, BLOCK_CHANNELS_LAST = 1024, 256
@@ -58,8 +59,7 @@ def count(
             WEIGHTS=weights is not None, CLASS_WEIGHT=class_weight is not None, ONE_VS_ALL=one_vs_all,
             CLASSES=triton.next_power_of_2(num_classes + 1), BLOCK=BLOCK,
         )  # fmt: skip
-    message = f"a label is neither in 0..{num_classes - 1} nor the ignore label {ignore_index}"
-    torch._assert_async(fine, message)
+    torch._assert_async(fine, other_label_message(num_classes, ignore_index))
     return total
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from aucseg.losses.class_weights import check_class_counts
-from aucseg.tensors.dtypes import can_be_asked, check_tensor, int64_labels, is_mapped, wide_dtype, wide_sum
+from aucseg.tensors.dtypes import can_be_asked, int64_labels, is_mapped, wide_dtype, wide_sum
 from aucseg.tensors.labels import assert_labels, check_ignore_index, check_labels, refuse_default_ignore_label
+from aucseg.tensors.shapes import check_logits_and_target
 from aucseg.tensors.upsampling import resize
 
 
@@ -119,15 +120,8 @@ class LongTailLoss(nn.Module):
         return values[target.where(valid, 0)].where(valid, 0)
 
     def _check(self, logits: Tensor, target: Tensor) -> Tensor:
-        check_tensor(logits, "logits")
-        if not logits.is_floating_point():
-            raise TypeError(f"logits must be floating point, got {logits.dtype}")
+        check_logits_and_target(logits, target)
         target = int64_labels(target)
-        if logits.ndim < 2 or logits.ndim != target.ndim + 1 or len(logits) != len(target):
-            raise ValueError(
-                f"logits of shape {tuple(logits.shape)} and target of shape {tuple(target.shape)} don't fit together: "
-                "expected (B, K, *spatial) and (B, *spatial), or (N, K) and (N,)"
-            )
         num_classes = logits.shape[1]
         if num_classes < 2:
             raise ValueError("logits need at least 2 channels; one logit z is the two logits (0, z)")
@@ -136,13 +130,6 @@ class LongTailLoss(nn.Module):
             raise ValueError(
                 f"logits have {num_classes} channels, but class_counts has {len(self.class_counts)} classes"
             )
-        small, large = logits.shape[2:], target.shape[1:]
-        if any(s > t for s, t in zip(small, large, strict=True)):
-            raise ValueError(f"logits of spatial size {tuple(small)} are larger than the target's {tuple(large)}")
-        if small != large and len(large) > 3:
-            raise ValueError(f"upsampling is defined for 1 to 3 spatial dimensions, got {len(large)}")
-        if target.numel() and not logits.numel():
-            raise ValueError(f"logits of shape {tuple(logits.shape)} hold no value for the target's {tuple(large)}")
         if can_be_asked(target) and target.numel():
             check_labels(target, num_classes, self.ignore_index)
         elif not is_mapped(target):
