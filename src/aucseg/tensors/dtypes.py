@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 # Not uint64, half of which int64 does not have.
 LABEL_DTYPES = (
@@ -123,14 +125,35 @@ def is_mapped(*tensors: Tensor) -> bool:
     return any(torch._C._functorch.is_batchedtensor(tensor) for tensor in tensors)
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Computes in the dtypes that are written; shapes alone (`device="meta"`) know no autocast.
+
+    Example:
+        >>> with torch.autocast("cpu", dtype=torch.bfloat16), without_autocast(torch.device("cpu")):
+        ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+        torch.float32
+    """
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether a tensor is more than a shape, which is all that the device `meta` and torch's fake tensors know.
+
+    Example:
+        >>> has_values(torch.zeros(2)), has_values(torch.zeros(2, device="meta"))
+        (True, False)
+    """
+    return tensor.device.type != "meta" and not isinstance(tensor, FakeTensor)
+
+
 def can_be_asked(*tensors: Tensor) -> bool:
-    """Whether values may decide what is done: on a CPU, where nobody waits for them, unless compiled or mapped.
+    """Whether values may decide what is done: on a CPU, where nobody waits for them, unless compiled, mapped or fake.
 
     Example:
         >>> can_be_asked(torch.zeros(2)), can_be_asked(torch.zeros(2, device="meta"))
         (True, False)
     """
-    is_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
+    is_cpu = all(tensor.device.type == "cpu" and has_values(tensor) for tensor in tensors)
     return is_cpu and not torch.compiler.is_compiling() and not is_mapped(*tensors)
 
 

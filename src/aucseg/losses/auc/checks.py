@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from aucseg.hints import check_choice, check_number, check_options
 from aucseg.losses.auc.surrogates import SURROGATES
-from aucseg.tensors.dtypes import can_be_asked
+from aucseg.tensors.dtypes import can_be_asked, has_values
 from aucseg.tensors.labels import check_ignore_index, check_labels, refuse_default_ignore_label
 from aucseg.tensors.shapes import check_logits_and_target
 
@@ -110,7 +110,7 @@ def check_inputs(logits: Tensor, target: Tensor, options: LossOptions, *, upsamp
     _check_derivatives(logits)
     if options.auc.validate_args and can_be_asked(target) and target.numel():
         check_labels(target, max(num_channels, 2), options.auc.ignore_index)
-    if options.auc.check_finite:
+    if options.auc.check_finite and has_values(logits):
         _check_finite(logits)
 
 

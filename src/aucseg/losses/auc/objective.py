@@ -17,6 +17,7 @@ from aucseg.losses.auc.class_sums import ClassSums, all_reduced, with_value
 from aucseg.losses.auc.operators import pixel_counts, pixel_sums, triton_passes_for
 from aucseg.losses.auc.options import LossFormula, LossOptions, may_overflow, working_dtype
 from aucseg.losses.auc.pair_risk import PairWeights, mean_cross_entropy, pair_risk
+from aucseg.tensors.dtypes import without_autocast
 from aucseg.tensors.upsampling import resize, two_logits
 
 
@@ -31,7 +32,7 @@ def weighted_loss(logits: Tensor, target: Tensor, options: LossOptions, whole: C
     """
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     binary = logits.shape[1] == 1
-    with torch.autocast(logits.device.type, enabled=False):
+    with without_autocast(logits.device):
         logits = _prepared(logits, target, options)
         if whole is None and not binary:
             fused = _fused(logits, target, options)
@@ -57,7 +58,7 @@ def weighted_loss(logits: Tensor, target: Tensor, options: LossOptions, whole: C
 def class_sums(logits: Tensor, target: Tensor, options: LossOptions) -> ClassSums:
     """What the loss needs to know of these pixels, without gradient; of this rank's alone."""
     check_sums_are_enough(options.auc, "of which micro-batches have no sums: give it whole batches")
-    with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
+    with torch.no_grad(), without_autocast(logits.device):
         logits = _prepared(logits, target, options)
         num_classes = logits.shape[1]
         every = torch.ones(num_classes, dtype=torch.bool, device=logits.device)

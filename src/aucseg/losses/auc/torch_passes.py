@@ -24,7 +24,7 @@ from aucseg.losses.auc.pixels import (
     through_softmax,
 )
 from aucseg.losses.auc.separable import Separable
-from aucseg.tensors.dtypes import wide_dtype
+from aucseg.tensors.dtypes import wide_dtype, without_autocast
 
 # Pixels that are added up in float32 before float64 takes over; longer runs cost the seventh digit.
 _FLOAT32_RUN = 1 << 14
@@ -85,7 +85,7 @@ def gradient(
 @contextmanager
 def _exact(device: torch.device) -> Iterator[None]:
     """No autocast, and float32 products without TensorFloat-32, whatever the user allows networks: both lose digits."""
-    with torch.autocast(device.type, enabled=False):
+    with without_autocast(device):
         if device.type != "cuda":
             yield
             return

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from aucseg.losses.class_weights import check_class_counts
-from aucseg.tensors.dtypes import can_be_asked, int64_labels, is_mapped, wide_dtype, wide_sum
+from aucseg.tensors.dtypes import can_be_asked, int64_labels, is_mapped, wide_dtype, wide_sum, without_autocast
 from aucseg.tensors.labels import assert_labels, check_ignore_index, check_labels, refuse_default_ignore_label
 from aucseg.tensors.shapes import check_logits_and_target
 from aucseg.tensors.upsampling import resize
@@ -81,7 +81,7 @@ class LongTailLoss(nn.Module):
                 RuntimeError, other devices do not look).
         """
         target = self._check(logits, target)
-        with torch.autocast(logits.device.type, enabled=False):
+        with without_autocast(logits.device):
             wide = resize(logits if logits.dtype == torch.float64 else logits.float(), target.shape[1:])
             is_own = wide is not logits
             if target.ndim == 1:

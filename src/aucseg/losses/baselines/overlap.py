@@ -7,7 +7,7 @@ from torch import Tensor
 
 from aucseg.losses.baselines.base import finite_number
 from aucseg.losses.baselines.reweighting import CrossEntropyLoss
-from aucseg.tensors.dtypes import wide_dtype, wide_sum
+from aucseg.tensors.dtypes import can_be_asked, wide_dtype, wide_sum
 
 
 class OverlapLoss(CrossEntropyLoss):
@@ -156,9 +156,9 @@ class LovaszSoftmaxLoss(OverlapLoss):
         is_present = torch.zeros(num_classes + 1, dtype=torch.bool, device=p.device)
         is_present = is_present.scatter_(0, labels.where(valid, num_classes), True)[:num_classes]
         # Absent classes are passed over where asking for them does not wait for a device; one is a connected zero.
-        on_cpu = p.device.type == "cpu"
         losses = []
-        for class_id in (is_present.nonzero().flatten().tolist() or [0]) if on_cpu else range(num_classes):
+        classes = (is_present.nonzero().flatten().tolist() or [0]) if can_be_asked(p) else range(num_classes)
+        for class_id in classes:
             is_own = (labels == class_id) & valid
             errors = (is_own.to(p.dtype) - p[:, class_id].flatten()).abs().where(valid, 0)
             slopes = _lovasz_slopes(errors.detach(), is_own, valid)
