@@ -9,10 +9,11 @@ from scipy.stats import t
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
-    "Freedoom-LT (rendered)": ("freedoom_lt_400_cpu", ("ce", "wce-inverse", "auc-inverse+bank")),
-    "Cityscapes, 256 x 256": ("cityscapes_256_cpu", ("ce", "wce-inverse", "auc-inverse+rfs")),
-    "Clothing Co-Parsing": ("ccp_750_cpu", ("ce", "wce-inverse", "auc-inverse+rfs")),
+    "Freedoom-LT (rendered), 400 steps": ("freedoom_lt_400_cpu", ("ce", "wce-inverse", "auc-inverse+bank")),
+    "Cityscapes (256 x 256), 3,000 steps": ("cityscapes_256_cpu", ("ce", "wce-inverse", "auc-inverse+rfs")),
+    "Clothing Co-Parsing, 750 steps": ("ccp_750_cpu", ("ce", "wce-inverse", "auc-inverse+rfs")),
 }
+CAMVID = "CamVid, 500 steps"
 TRIALS = ("ce", "wce0.25", "wce0.25+auc1")
 
 
@@ -68,7 +69,7 @@ def of_trials(with_offsets: bool) -> list[str]:
 
 
 @pytest.mark.parametrize("with_offsets", [False, True])
-@pytest.mark.parametrize("name", [*PAGES, "CamVid"])
+@pytest.mark.parametrize("name", [*PAGES, CAMVID])
 def test_the_readme_quotes_the_pages(name: str, with_offsets: bool) -> None:
-    expected = of_trials(with_offsets) if name == "CamVid" else of_page(*PAGES[name], with_offsets)
+    expected = of_trials(with_offsets) if name == CAMVID else of_page(*PAGES[name], with_offsets)
     assert quoted()[name, with_offsets] == expected
