@@ -10,6 +10,7 @@ from aucseg.commands.compare import add_arguments, run
 from aucseg.compare import runner
 
 Compare = Callable[..., int]
+Launches = Callable[[], list[str]]
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def base_config(tmp_path: Path, tiny_card: Path) -> Path:
 
 
 @pytest.fixture
-def launches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+def launches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launches:
     """Replaces training by a stand-in; returns what was started since the last call."""
     log = tmp_path / "launched.txt"
     log.touch()

@@ -4,7 +4,6 @@ import re
 import shlex
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from aucseg.commands.plan_options import split_request
 from aucseg.datasets import DatasetCard
 from aucseg.training import speed
 from aucseg.training.speed import Speed
+from tests.commands.conftest import Launches
 from tests.conftest import write_tiny_dataset
 
 MEASURED = Speed(step=0.1, image=0.05, start=1.0, steps=8)
@@ -245,7 +245,7 @@ def test_the_batch_is_halved_until_a_step_fits(tiles: Path, monkeypatch: pytest.
 def test_compare_plans_once_for_all_methods(
     tiles: Path,
     measured: list[dict[str, Any]],
-    launches: Callable[[], list[str]],
+    launches: Launches,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     line = "compare tiles --no-report --time 10m"
@@ -275,9 +275,7 @@ def test_compare_plans_once_for_all_methods(
     assert plan["model"]["loss_options"]["class_weight"] == {"rule": "inverse", "power": 0.25}
 
 
-def test_folds_need_no_validation_split(
-    tiles: Path, measured: list[dict[str, Any]], launches: Callable[[], list[str]]
-) -> None:
+def test_folds_need_no_validation_split(tiles: Path, measured: list[dict[str, Any]], launches: Launches) -> None:
     for folder in ("images", "masks"):
         shutil.rmtree(tiles / "tiles" / folder / "val")
     assert run("compare tiles --methods ce --folds 2 --no-report") == 0

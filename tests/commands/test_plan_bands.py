@@ -16,6 +16,7 @@ from aucseg.datasets.propose import propose_card
 from aucseg.training import speed
 from aucseg.training.speed import Speed
 from aucseg.training.stored_task import load_task
+from tests.commands.conftest import Launches
 from tests.datasets.files import save_raster
 
 LEVELS = np.array([200.0, 9000.0, 40000.0])
@@ -89,9 +90,7 @@ def test_slices_of_16_bits_go_through_all_commands(folder: Path, capsys: pytest.
     assert run("export runs/slices --to model.pt2 --images slices/images/val") == 0
 
 
-def test_stats_and_compare_propose_the_same(
-    folder: Path, launches: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stats_and_compare_propose_the_same(folder: Path, launches: Launches, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "measure_speed", lambda *_, **__: Speed(step=0.1, image=0.05, start=1.0, steps=8))
     write_folder(folder / "slices", save_png, ".png")
     options = "--workers 0 --write-card my.yaml --write-config run.yaml"

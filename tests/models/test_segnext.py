@@ -122,6 +122,13 @@ def test_half_precision_does_not_overflow() -> None:
     assert logits.isfinite().all()
 
 
+def test_shapes_alone() -> None:
+    """On the device `meta`, on which tools estimate memory."""
+    with torch.device("meta"):
+        model = tiny()
+    assert model(torch.zeros(2, 3, 64, 64, device="meta")).shape == (2, 5, 8, 8)
+
+
 def test_every_parameter_gets_a_gradient() -> None:
     model = tiny(drop_path=0.0).train()
     model(torch.rand(2, 3, 64, 64)).square().mean().backward()

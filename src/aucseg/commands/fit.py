@@ -204,8 +204,6 @@ class AUCSegCLI(LightningCLI):
         elif is_rehearsal(trainer):
             trainer.logger = False
             self.config_init.fit.guard.max_saved = 0
-            if not _has(trainer.callbacks, Checkpoint):
-                trainer.enable_checkpointing = False  # Lightning would add one, and warn of those that are there
         else:
             checkpoint = self._checkpoint_to_resume(config, out)
             callbacks = _with_checkpoints([*callbacks, LearningRateMonitor("step")], config, out)
@@ -216,6 +214,8 @@ class AUCSegCLI(LightningCLI):
         if trainer.log_every_n_steps is None:
             trainer.log_every_n_steps = steps_between_logs(trainer.max_steps)
         trainer.default_root_dir = trainer.default_root_dir or str(out)
+        if not _has(trainer.callbacks, Checkpoint):
+            trainer.enable_checkpointing = False  # Lightning would add one of its own, and warn of those that are there
         trainer.callbacks = [*callbacks, *(trainer.callbacks or [])]
         made = super().instantiate_trainer(**kwargs)
         if self.subcommand == "fit" and not is_rehearsal(made):
@@ -331,8 +331,6 @@ def _with_checkpoints(callbacks: list[Callback], config: Any, out: Path) -> list
         if config.keep_best is not None:
             raise ValueError("--keep_best keeps a checkpoint, of which trainer.enable_checkpointing makes none")
         return callbacks
-    if not _has(trainer.callbacks, Checkpoint):
-        trainer.enable_checkpointing = False  # Lightning would add one of its own
     best = [] if config.keep_best is None else [BestCheckpoint(out, config.keep_best)]
     # That of the run is the first of all, see there.
     return [RunCheckpoint(out, config.checkpoint_every), *callbacks, *best]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from aucseg.metrics.class_bars import draw_class_bars
-from aucseg.tensors.dtypes import int64_labels, plain_tensor
+from aucseg.tensors.dtypes import plain_tensor
 from aucseg.tensors.kernels import import_kernels
 from aucseg.tensors.labels import check_ignore_index, class_ids, is_integer, refuse_default_ignore_label
 from aucseg.tensors.shapes import check_logits_and_target
@@ -243,7 +243,7 @@ def check_logits(logits: Tensor, target: Tensor, num_classes: int) -> tuple[Tens
         ValueError: Shapes that don't fit together.
     """
     check_logits_and_target(logits, target)
-    logits, target = plain_tensor(logits), plain_tensor(int64_labels(target))
+    logits, target = plain_tensor(logits), plain_tensor(target.long())
     if logits.ndim == 2:
         logits, target = logits.T.unsqueeze(0), target.unsqueeze(0)
     if logits.shape[1] != num_classes and (logits.shape[1], num_classes) != (1, 2):

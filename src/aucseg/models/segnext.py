@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aucseg.models.segmentation_model import SegmentationModel
+from aucseg.tensors.dtypes import without_autocast
 from aucseg.tensors.upsampling import resize
 
 MLP_RATIOS = (8, 8, 4, 4)
@@ -246,7 +247,7 @@ class _Hamburger(nn.Module):
         if bases is None and self.training:
             bases = torch.rand(*flat.shape[:2], self.num_bases, device=x.device)
         # Products of many terms, then quotients: half precision would overflow.
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             wide = flat.to(torch.promote_types(flat.dtype, torch.float32))
             start = (self.evaluation_bases if bases is None else bases).to(wide)
             wide = factorize(wide, F.normalize(start, dim=1), self.train_steps if self.training else self.eval_steps)

@@ -120,6 +120,22 @@ def check_tensor(value: object, name: str) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}{hint}")
 
 
+def check_floating_point(values: Tensor, name: str) -> None:
+    """Refuses what is not a tensor of floating point numbers.
+
+    Raises:
+        TypeError: No tensor, or one of integers.
+
+    Example:
+        >>> check_floating_point(torch.zeros(2, dtype=torch.int64), "logits")
+        Traceback (most recent call last):
+        TypeError: logits must be floating point, got torch.int64
+    """
+    check_tensor(values, name)
+    if not values.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {values.dtype}")
+
+
 def is_mapped(*tensors: Tensor) -> bool:
     """Whether `torch.vmap` maps over one of them."""
     return any(torch._C._functorch.is_batchedtensor(tensor) for tensor in tensors)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from aucseg.tensors.dtypes import check_label_dtype, check_tensor
+from aucseg.tensors.dtypes import check_floating_point, check_label_dtype
 
 _MAX_UPSAMPLED_DIMENSIONS = 3
 
@@ -29,10 +29,8 @@ def check_logits_and_target(logits: Tensor, target: Tensor, *, upsample: bool = 
         ValueError: target of shape (2, 1, 8, 8) does not fit logits of shape (2, 3, 4, 4): expected (B, *spatial): \
 pass target.squeeze(1)
     """
-    check_tensor(logits, "logits")
+    check_floating_point(logits, "logits")
     check_label_dtype(target, "target")
-    if not logits.is_floating_point():
-        raise TypeError(f"logits must be floating point, got {logits.dtype}")
     shape, labels = tuple(logits.shape), tuple(target.shape)
     if len(shape) < 2 or shape[1] < 1:
         raise ValueError(f"logits must be (N, K) or (B, K, *spatial) with K >= 1, got shape {shape}")

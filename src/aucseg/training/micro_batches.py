@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from aucseg.losses import AUCSegLoss, MicroBatchAUC, PairwiseAUCLoss
 from aucseg.losses.auc.class_sums import ClassSums
 from aucseg.losses.pairwise_auc import auc_losses
+from aucseg.tensors.dtypes import without_autocast
 
 Outputs = tuple[Tensor, Tensor | None]
 
@@ -88,7 +89,7 @@ def scaled_backward(scaler: Any) -> Callable[[Tensor], None]:
     """What adds the gradient of a loss, times the scale of a gradient scaler (None for none), to the parameters."""
 
     def backward(value: Tensor) -> None:
-        with torch.autocast(value.device.type, enabled=False):
+        with without_autocast(value.device):
             (value if scaler is None else scaler.scale(value)).backward()
 
     return backward

@@ -38,9 +38,9 @@ def test_losses_are_compiled_as_a_whole(name: str) -> None:
 
 
 def test_counts_are_a_list_in_the_order_of_the_classes() -> None:
-    with pytest.raises(TypeError, match="not a mapping"):
+    with pytest.raises(TypeError, match=r"class_counts must be .*not a mapping"):
         build_loss("la", {0: 5, 1: 3, 2: 4})  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="floating point"):
+    with pytest.raises(TypeError, match=r"^logits must be floating point, got torch\.int64$"):
         post_hoc_logit_adjustment(torch.zeros(1, 2, dtype=torch.long), [75, 25])
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from aucseg.losses.class_weights import check_class_counts
-from aucseg.tensors.dtypes import can_be_asked, int64_labels, is_mapped, wide_dtype, wide_sum, without_autocast
+from aucseg.tensors.dtypes import can_be_asked, is_mapped, wide_dtype, wide_sum, without_autocast
 from aucseg.tensors.labels import assert_labels, check_ignore_index, check_labels, refuse_default_ignore_label
 from aucseg.tensors.shapes import check_logits_and_target
 from aucseg.tensors.upsampling import resize
@@ -121,7 +121,7 @@ class LongTailLoss(nn.Module):
 
     def _check(self, logits: Tensor, target: Tensor) -> Tensor:
         check_logits_and_target(logits, target)
-        target = int64_labels(target)
+        target = target.long()
         num_classes = logits.shape[1]
         if num_classes < 2:
             raise ValueError("logits need at least 2 channels; one logit z is the two logits (0, z)")

@@ -8,7 +8,7 @@ from torch import Tensor
 from aucseg.losses.baselines.base import channels, finite_number
 from aucseg.losses.baselines.reweighting import CrossEntropyLoss
 from aucseg.losses.class_weights import check_class_counts, class_weights
-from aucseg.tensors.dtypes import check_tensor
+from aucseg.tensors.dtypes import check_floating_point
 
 
 def log_prior(class_counts: Tensor) -> Tensor:
@@ -39,9 +39,7 @@ def post_hoc_logit_adjustment(logits: Tensor, class_counts: Tensor | Sequence[fl
         tensor([[0.2877, 1.3863]])
     """
     counts = check_class_counts(class_counts)
-    check_tensor(logits, "logits")
-    if not logits.is_floating_point():
-        raise TypeError(f"logits must be floating point, got {logits.dtype}")
+    check_floating_point(logits, "logits")
     if logits.ndim < 2 or logits.shape[1] != len(counts):
         raise ValueError(f"logits of shape {tuple(logits.shape)} don't have the {len(counts)} channels of class_counts")
     finite_number(tau, "tau")
