@@ -241,3 +241,5 @@ def test_rgb_cards_name_colours(write_card: WriteCard, tmp_path: Path) -> None:
     assert DatasetCard.load(path) == card
     with pytest.raises(ValueError, match="'ignore_ids' does not go with mask_encoding rgb; use 'ignore_colors'"):
         write_card(text.replace("ignore_colors: [[0, 0, 0]]", "ignore_ids: [0]"))
+    with pytest.raises(ValueError, match=r"raw id \(220, 20, 60\) is ignored and stands for class 'bird'"):
+        write_card(text.replace("[[0, 0, 0]]", "[[220, 20, 60]]"))

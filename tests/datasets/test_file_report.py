@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from aucseg.datasets import DatasetCard, SegmentationDataset, duplicates
-from aucseg.datasets.card import Layout
+from aucseg.datasets.card_layout import Layout
 from aucseg.datasets.data_report import describe_absent_classes, describe_files
 from aucseg.datasets.duplicates import find_duplicates
 from aucseg.datasets.file_report import report_files

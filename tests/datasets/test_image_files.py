@@ -12,7 +12,7 @@ from PIL import Image
 
 from aucseg.datasets import DatasetCard, SampleError
 from aucseg.datasets.bands import open_raster
-from aucseg.datasets.card import Layout
+from aucseg.datasets.card_layout import Layout
 from aucseg.datasets.deep_color import read_deep_color
 from aucseg.datasets.files import check_image, read_image
 from aucseg.datasets.mask_files import read_mask

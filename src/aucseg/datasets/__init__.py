@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aucseg.datasets.card import DatasetCard as DatasetCard
-    from aucseg.datasets.card import Layout as Layout
+    from aucseg.datasets.card_layout import Layout as Layout
     from aucseg.datasets.dataset import Sample as Sample
     from aucseg.datasets.dataset import SegmentationDataset as SegmentationDataset
     from aucseg.datasets.files import SampleError as SampleError
 
 _MODULE_OF = {
     "DatasetCard": "aucseg.datasets.card",
-    "Layout": "aucseg.datasets.card",
+    "Layout": "aucseg.datasets.card_layout",
     "Sample": "aucseg.datasets.dataset",
     "SampleError": "aucseg.datasets.files",
     "SegmentationDataset": "aucseg.datasets.dataset",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,47 +9,17 @@ from pathlib import Path
 import yaml
 
 from aucseg.datasets.card_bands import parse_bands, parse_value_range
-from aucseg.datasets.colors import default_color, pack_color, unpack_color
-from aucseg.datasets.tree import pattern_regex
+from aucseg.datasets.card_classes import GROUP_NAMES, MAX_RAW_ID, parse_classes, parse_groups, parse_ignored
+from aucseg.datasets.card_layout import Layout, parse_split
+from aucseg.datasets.colors import unpack_color
 from aucseg.datasets.yaml_nodes import YamlValue
 from aucseg.hints import closest
 
 CARDS_FOLDER = Path(__file__).parent / "cards"
-GROUP_NAMES = ("head", "middle", "tail")
-# The largest raw id that a mask of each encoding can hold.
-MAX_RAW_ID = {"gray": 255, "palette": 255, "gray16": 65535, "rgb": 0xFFFFFF, "mat": 65535}
-# In a template: a brace of a name, or a field.
-TEMPLATE_FIELD = re.compile(r"\{\{|\}\}|\{(\w+)\}")
-_CLASS_KEYS = ("color", "ids", "mask_colors")
 _CARD_KEYS = (
     "title", "ignore_index", "mask_encoding", "mat_key", "check_palette", "exif", "unmapped", "ignore_ids",
     "ignore_colors", "groups", "held_out_share", "hint", "citation", "licence", "source", "bands", "value_range",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the files of a split lie below the root folder, and how images and masks pair.
-
-    Attributes:
-        images: Pattern of the images. Wildcards: `*` (within one folder), `**` (any folders), `?`; all else,
-            brackets included, stands for itself. The ending fits in upper and lower case, `.*` is any ending of an
-            image. With `list`, a template in which `{stem}` is a line of that file.
-        masks: Template of an image's mask: `{stem}` is the image's file name without its ending, `{1}`, `{2}`,
-            ... what the first, second, ... wildcard of `images` matched; `{{` and `}}` are braces, a final `.*`
-            is any ending of a mask. Where no such file exists, one that differs in upper and lower case or in the
-            composition of its characters is taken. None for a split without masks.
-        stems: `(first, last)`: of the images only those whose file name without its ending lies in this range of the
-            alphabet, both ends included; a part of a folder that is another split. None for all.
-        list: Text file with one image a line (stem, name or path), or None.
-        train_ids: Whether the masks hold train ids already, so that the card's raw ids do not apply.
-    """
-
-    images: str
-    masks: str | None
-    list: str | None = None
-    train_ids: bool = False
-    stems: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -250,7 +219,7 @@ def _parse_card(root: YamlValue, path: Path | None) -> DatasetCard:
 
     name = card["name"].string()
     encoding = card["mask_encoding"].choice(MAX_RAW_ID) if "mask_encoding" in card else "gray"
-    names, palette, raw_ids = _parse_classes(card["classes"], encoding)
+    names, palette, raw_ids = parse_classes(card["classes"], encoding)
     if "ignore_index" in card:
         ignore_index = card["ignore_index"].integer(-(2**31), 2**31 - 1)
         if 0 <= ignore_index < len(names):
@@ -262,16 +231,16 @@ def _parse_card(root: YamlValue, path: Path | None) -> DatasetCard:
         if len(names) > 255:
             card["classes"].error(f"with {len(names)} classes 255 is a train id; set ignore_index, for example -1")
     taken = {raw: name for name, ids in zip(names, raw_ids, strict=True) for raw in ids}
-    groups = _parse_groups(card["groups"], names) if "groups" in card else {}
+    groups = parse_groups(card["groups"], names) if "groups" in card else {}
     bands = parse_bands(card["bands"]) if "bands" in card else None
     return DatasetCard(
         name=name,
         title=text("title", name),
         class_names=tuple(names),
         palette=tuple(palette),
-        splits={key: _parse_split(value) for key, value in card["splits"].mapping().items()},
+        splits={key: parse_split(value) for key, value in card["splits"].mapping().items()},
         raw_ids=tuple(raw_ids),
-        ignore_ids=tuple(_parse_ignored(card, encoding, taken)),
+        ignore_ids=tuple(parse_ignored(card, encoding, taken)),
         ignore_index=ignore_index,
         mask_encoding=encoding,
         mat_key=text("mat_key", "S"),
@@ -289,133 +258,3 @@ def _parse_card(root: YamlValue, path: Path | None) -> DatasetCard:
         value_range=parse_value_range(card["value_range"], bands) if "value_range" in card else None,
         path=None if path is None else path.resolve(),
     )
-
-
-def _parse_classes(
-    classes: YamlValue, encoding: str
-) -> tuple[list[str], list[tuple[int, int, int]], list[tuple[int, ...]]]:
-    names: list[str] = []
-    palette: list[tuple[int, int, int]] = []
-    raw_ids: list[tuple[int, ...]] = []
-    taken: dict[int, str] = {}
-    for class_id, entry in enumerate(classes.sequence()):
-        keys = entry.mapping(required=("name",), optional=_CLASS_KEYS)
-        name = keys["name"].string()
-        if name in names:
-            keys["name"].error(f"two classes are called {name!r}; their names must differ")
-        color = keys["color"].color() if "color" in keys else default_color(class_id + 1)
-        wrong_key = "ids" if encoding == "rgb" else "mask_colors"
-        if wrong_key in keys:
-            keys[wrong_key].error(
-                f"{wrong_key!r} does not go with mask_encoding {encoding}; remove it or change the encoding"
-            )
-        if encoding == "rgb":
-            ids = (
-                [pack_color(c.color()) for c in keys["mask_colors"].sequence()]
-                if "mask_colors" in keys
-                else [pack_color(color)]
-            )
-        elif "ids" in keys:
-            ids = keys["ids"].integers(0, MAX_RAW_ID[encoding])
-        else:
-            ids = [class_id]
-        for raw in ids:
-            if raw in taken:
-                shown = unpack_color(raw) if encoding == "rgb" else raw
-                entry.error(f"raw id {shown} stands for {taken[raw]!r} and for {name!r}; a raw id belongs to one class")
-            taken[raw] = name
-        names.append(name)
-        palette.append(color)
-        raw_ids.append(tuple(ids))
-    if not names:
-        classes.error("'classes' is empty; a card needs at least two classes")
-    if len(names) == 1:
-        classes.error(
-            f"{names[0]!r} is the only class, so there is nothing to tell it from: make the other pixels a class "
-            "(background) instead of ignoring them"
-        )
-    return names, palette, raw_ids
-
-
-def _parse_ignored(card: Mapping[str, YamlValue], encoding: str, taken: Mapping[int, str]) -> list[int]:
-    key, wrong_key = ("ignore_colors", "ignore_ids") if encoding == "rgb" else ("ignore_ids", "ignore_colors")
-    if wrong_key in card:
-        card[wrong_key].error(f"{wrong_key!r} does not go with mask_encoding {encoding}; use {key!r}")
-    if key not in card:
-        return []
-    ids = []
-    for entry in card[key].sequence():
-        raw = pack_color(entry.color()) if encoding == "rgb" else entry.integer(0, MAX_RAW_ID[encoding])
-        if raw in taken:
-            entry.error(f"raw id {raw} is ignored and stands for class {taken[raw]!r}; it can be one only")
-        ids.append(raw)
-    return ids
-
-
-def _parse_groups(groups: YamlValue, names: Sequence[str]) -> dict[str, list[int]]:
-    entries = groups.mapping(optional=GROUP_NAMES)
-    if set(entries) not in ({"tail"}, set(GROUP_NAMES)):
-        groups.error("'groups' needs head, middle and tail, or tail alone")
-    group_of: dict[str, str] = {}
-    result: dict[str, list[int]] = {}
-    for group in (name for name in GROUP_NAMES if name in entries):
-        members = entries[group].sequence()
-        for member in members:
-            name = member.string()
-            if name not in names:
-                member.error(f"group {group!r} names {name!r}, which is not a class of this card")
-            if name in group_of:
-                member.error(f"class {name!r} is in group {group_of[name]!r} and in {group!r}; it can be in one only")
-            group_of[name] = group
-        result[group] = [names.index(member.string()) for member in members]
-    if len(result) == len(GROUP_NAMES) and len(group_of) < len(names):
-        missing = next(name for name in names if name not in group_of)
-        groups.error(f"class {missing!r} is in no group; every class must be in head, middle or tail")
-    return result
-
-
-def _parse_split(split: YamlValue) -> tuple[Layout, ...]:
-    layouts = []
-    for entry in split.sequence() if split.is_sequence else [split]:
-        keys = entry.mapping(required=("images",), optional=("masks", "list", "ids", "stems"))
-        paths = {key: keys[key].string().removeprefix("./") for key in keys.keys() & {"images", "masks", "list"}}
-        for key, pattern in paths.items():
-            is_absolute = pattern.startswith(("/", "~")) or re.match("[A-Za-z]:", pattern)
-            if is_absolute or "\\" in pattern or ".." in pattern.split("/"):
-                keys[key].error(
-                    f"{key} {pattern!r} must stay below the root folder: no leading / or ~, no .., no backslash, no "
-                    "drive letter"
-                )
-        if "list" in keys and "{stem}" not in paths["images"]:
-            keys["images"].error("with 'list', images must hold {stem}, for example JPEGImages/{stem}.jpg")
-        if "stems" in keys and "list" in keys:
-            keys["stems"].error("'stems' picks files of a folder; with 'list' leave lines out of the list instead")
-        num_wildcards = 0 if "list" in paths else pattern_regex(paths["images"]).groups
-        known = ["stem", *map(str, range(1, num_wildcards + 1))]
-        for key in paths.keys() & ({"images", "masks"} if "list" in paths else {"masks"}):
-            unknown = [name for name in TEMPLATE_FIELD.findall(paths[key]) if name and name not in known]
-            if unknown:
-                keys[key].error(
-                    f"{key} {paths[key]!r}: {{{unknown[0]}}} is unknown; known are {{{'}, {'.join(known)}}}; braces in "
-                    "names are written {{ and }}"
-                )
-        layouts.append(
-            Layout(
-                images=paths["images"],
-                masks=paths.get("masks"),
-                list=paths.get("list"),
-                train_ids="ids" in keys and keys["ids"].choice(("raw", "train")) == "train",
-                stems=_parse_stems(keys["stems"]) if "stems" in keys else None,
-            )
-        )
-    if not layouts:
-        split.error(f"split {split.what} has no layout")
-    return tuple(layouts)
-
-
-def _parse_stems(stems: YamlValue) -> tuple[str, str]:
-    ends = [end.string() for end in stems.sequence()]
-    if len(ends) != 2 or ends[0] > ends[1]:
-        way_out = "give the first and the last file name without ending, in their order"
-        stems.error(f"stems {ends} is not a range: {way_out}")
-    return ends[0], ends[1]

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aucseg.datasets.card import DatasetCard, Layout
+from aucseg.datasets.card import DatasetCard
+from aucseg.datasets.card_layout import Layout
 from aucseg.datasets.naming import is_unlabelled, picture_of, place_of, split_of_path
 from aucseg.datasets.pairing import NoImagesError, Pair, SplitFiles, find_pairs, template_regex
 from aucseg.datasets.tree import Tree, pattern_regex

@@ -7,7 +7,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from aucseg.datasets.card import MAX_RAW_ID, DatasetCard
+from aucseg.datasets.card import DatasetCard
+from aucseg.datasets.card_classes import MAX_RAW_ID
 from aucseg.datasets.colors import unpack_color
 from aucseg.datasets.counting import MaskScan
 from aucseg.datasets.files import Array

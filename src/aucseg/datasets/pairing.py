@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from aucseg.datasets.card import TEMPLATE_FIELD, DatasetCard, Layout
+from aucseg.datasets.card import DatasetCard
+from aucseg.datasets.card_layout import TEMPLATE_FIELD, Layout
 from aucseg.datasets.tree import IMAGE_ENDINGS, MASK_ENDINGS, Tree, ending_of
 from aucseg.datasets.windows import Tile
 

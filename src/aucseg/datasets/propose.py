@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from aucseg.datasets.card import MAX_RAW_ID, DatasetCard
+from aucseg.datasets.card import DatasetCard
+from aucseg.datasets.card_classes import MAX_RAW_ID
 from aucseg.datasets.colors import default_color, unpack_color
 from aucseg.datasets.files import SampleError
 from aucseg.datasets.mask_checks import Palettes, describe_soft_edges, find_soft_edges

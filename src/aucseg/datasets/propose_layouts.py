@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-from aucseg.datasets.card import Layout
+from aucseg.datasets.card_layout import Layout
 from aucseg.datasets.mask_files import mode_and_format
 from aucseg.datasets.naming import IMAGE, MASK, affixes, kind_of_name, picture_of, place_of, split_of_path
 from aucseg.datasets.tree import IMAGE_ENDINGS, Tree, normalized, pattern_regex

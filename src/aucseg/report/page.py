@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from aucseg.datasets.card import GROUP_NAMES
+from aucseg.datasets.card_classes import GROUP_NAMES
 from aucseg.report import charts, pictures, sections
 from aucseg.report.compared_runs import ComparedRuns, load_comparison
 from aucseg.report.encode import distinct_palette

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aucseg.datasets.card import GROUP_NAMES
+from aucseg.datasets.card_classes import GROUP_NAMES
 
 # Shares of the labelled pixels: the head has at least the first, the tail less than the second.
 HEAD_SHARE, TAIL_SHARE = 0.02, 0.005

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from aucseg.datasets.card import GROUP_NAMES, DatasetCard
+from aucseg.datasets.card import DatasetCard
+from aucseg.datasets.card_classes import GROUP_NAMES
 from aucseg.runtime.plots import GROUP_COLORS, check_picture, plain_label
 from aucseg.safe_files import replacing, text_cell, write_named
 from aucseg.statistics.advice import (

@@ -19,7 +19,8 @@ from aucseg.datasets.annotations.images import ImageFiles, size_drawn_on
 from aucseg.datasets.annotations.made_folders import CARD_COMMENT
 from aucseg.datasets.annotations.model import BACKGROUND, IGNORED, AnnotatedImage, AnnotationError, Annotations
 from aucseg.datasets.annotations.painting import Painted, PaintOptions, paint
-from aucseg.datasets.card import DatasetCard, Layout
+from aucseg.datasets.card import DatasetCard
+from aucseg.datasets.card_layout import Layout
 from aucseg.datasets.colors import default_color
 from aucseg.datasets.files import SampleError
 from aucseg.datasets.naming import split_of_path
