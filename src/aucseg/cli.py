@@ -96,8 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments, by default those of the process.
 
     Returns:
-        Exit status: 0 done, 1 done with failures that were reported, 2 wrong input, 3 stopped because too many steps
-        were skipped, 130 interrupted, 128 + n ended by signal n.
+        Exit status: 0 done, 1 done with failures that were reported, 2 wrong input, 3 a training stopped by a
+        failure that the message names, 130 interrupted, 128 + n ended by signal n.
     """
     start_of_command()
     arguments = list(sys.argv[1:] if argv is None else argv)
