@@ -179,6 +179,8 @@ def test_training_lowers_both_terms() -> None:
         ({"ce_weight": float("inf")}, "ce_weight"),
         ({"label_smoothing": 1.5}, r"label_smoothing must lie in \[0, 1\]"),
         ({"class_weight": torch.tensor([1.0, -1.0])}, "class_weight must be"),
+        ({"class_weight": torch.tensor([1j, 1.0])}, r"class_weight must be real numbers, got torch\.complex64"),
+        ({"pair_weight": torch.ones(2, 2) * 1j}, r"pair_weight must be real numbers, got torch\.complex64"),
         ({"surrogate": "cubic"}, "surrogate must be 'square', "),
     ],
 )

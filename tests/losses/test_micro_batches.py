@@ -93,7 +93,14 @@ class Cached(nn.Module):
         return torch.as_tensor(self.layer(images + self.table))
 
 
-@pytest.mark.parametrize("table", [None, torch.zeros(1, 1, 1, 1, dtype=torch.float64)])
+@pytest.mark.parametrize(
+    "table",
+    [
+        None,
+        torch.zeros(1, 1, 1, 1, dtype=torch.float64),
+        torch.ones(1, 1, 1, 1, dtype=torch.float64).expand(1, 1, *batch()[0].shape[-2:]),  # nothing is written there
+    ],
+)
 def test_a_cache_that_the_first_pass_makes_is_that_of_the_second(table: Tensor | None) -> None:
     torch.manual_seed(0)
     whole = Cached(table)

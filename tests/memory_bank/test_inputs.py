@@ -144,6 +144,7 @@ def test_images_unlike_the_stored_ones() -> None:
         (TAIL, {"capacity": 0}, "capacity must be at least 1, got 0"),
         (TAIL, {"capacity": 5.0}, "capacity must be a whole number, got 5.0"),
         (TAIL, {"min_pixels": 1.5}, "min_pixels must be a whole number"),
+        (TAIL, {"capacity": True}, "capacity must be a whole number, got True"),
         (TAIL, {"capacity": -1}, "capacity must be at least 1, got -1"),
         (TAIL, {"min_pixels": 0}, "min_pixels must be at least 1"),
         (TAIL, {"max_components": 0}, "max_components must be at least 1"),

@@ -1,8 +1,10 @@
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.memory_bank.small_banks import IGNORE, assert_same, colours, empty, make_bank, one_object, random_masks
+from tests.memory_bank.small_banks import IGNORE, TAIL, assert_same, colours, empty, make_bank, one_object, random_masks
 
 
 def test_canvas_at_ratio_one_returns_objects_to_their_place() -> None:
@@ -155,3 +157,21 @@ def test_pastes_are_the_same_under_any_default_dtype(placement: str, kind: torch
             torch.set_default_dtype(torch.float32)
     assert (results[0][1][1] == 3).sum() > 1000
     assert_same(results[0], results[1])
+
+
+def test_a_value_that_is_no_number_stays_with_its_own_sample() -> None:
+    """The first stored pixel is looked up, with no weight, for neighbours that lie outside of an object."""
+    bank = make_bank(resize_ratio=0.7)
+    masks = one_object(TAIL[0], slice(0, 3), slice(0, 3))
+    images = colours(masks, torch.float32)
+    images[0, :, 0, 0] = math.nan
+    bank(images, masks)
+    masks = one_object(TAIL[1], slice(6, 13), slice(6, 13))
+    bank(colours(masks, torch.float32), masks)
+    pasted = 0
+    for _ in range(20):
+        images, masks = bank(colours(empty(20, 30), torch.float32), empty(20, 30))
+        of_second = images.movedim(1, -1)[masks == TAIL[1]]
+        pasted += len(of_second)
+        assert not of_second.isnan().any()
+    assert pasted

@@ -3,6 +3,7 @@ import io
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -48,6 +49,40 @@ def test_checkpoint_in_the_middle_of_a_run_gives_the_same_pastes(options: dict[s
     assert_same(run(restored, generator, 4), expected)
     assert restored.nbytes == bank.nbytes
     assert restored.presence == bank.presence
+
+
+def test_settings_that_are_fixed_say_so() -> None:
+    bank = make_bank(capacity=2)
+    with pytest.raises(AttributeError, match=r"capacity is fixed when a bank is made.*load_state_dict"):
+        bank.capacity = 5
+    bank.presence_target, bank.sample_ratio = 0.5, None
+    assert "capacity=2" in repr(bank)
+
+
+def test_integers_of_numpy_leave_a_checkpoint_readable() -> None:
+    bank = TailMemoryBank([1], np.int64(3), capacity=np.int64(2), min_pixels=np.int32(1))  # type: ignore[arg-type]
+    bank(colours(one_object(1, slice(2), slice(2))), one_object(1, slice(2), slice(2)))
+    file = io.BytesIO()
+    torch.save(bank.state_dict(), file)
+    file.seek(0)
+    assert torch.load(file, weights_only=True)["_extra_state"]["num_classes"] == 3
+
+
+@pytest.mark.parametrize("calls", range(1, 6))
+def test_what_inference_mode_stored_is_pasted_outside(calls: int) -> None:
+    generator = torch.Generator().manual_seed(5)
+    bank, plain = make_bank(capacity=2), make_bank(capacity=2)
+    state = generator.get_state()
+    with torch.inference_mode():
+        run(bank, generator, calls)
+        restored = make_bank(seed=9, capacity=2)
+        restored.load_state_dict(bank.state_dict())
+    seen = generator.get_state()
+    result = [run(bank, generator.set_state(seen), 3), run(restored, generator.set_state(seen), 3)]
+    run(plain, generator.set_state(state), calls)
+    expected = run(plain, generator, 3)
+    assert_same(result[0], expected)
+    assert_same(result[1], expected)
 
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda bank: pickle.loads(pickle.dumps(bank))])

@@ -6,9 +6,10 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from aucseg import AUCSegLoss, SegmentationTask, class_weights
+from aucseg.losses.baselines.logit_adjustment import LDAMLoss
 from aucseg.memory_bank import TailMemoryBank
 from tests.conftest import write_tiny_dataset
 from tests.small_runs import make_trainer
@@ -36,21 +37,65 @@ def test_training_lowers_the_loss_and_learns_the_colours(tiny_card: Path, tmp_pa
     assert sum(map(sum, task.validated.confusion)) == 4 * (48 * 64 - 3)
 
 
-def test_resumed_run_equals_the_uninterrupted_one(tiny_card: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+def test_resumed_run_equals_the_uninterrupted_one(precision: Any, tiny_card: Path, tmp_path: Path) -> None:
     bank = {"capacity": 2, "sample_ratio": 1.0, "min_pixels": 4, "scope": "image"}
     whole = make_task(tiny_card, bank=bank)
-    make_trainer(tmp_path, 6).fit(whole, make_data(tiny_card))
+    make_trainer(tmp_path, 6, precision=precision).fit(whole, make_data(tiny_card))
 
-    stop = StopAt(3, tmp_path / "half.ckpt")
-    make_trainer(tmp_path, 6, callbacks=[stop]).fit(make_task(tiny_card, bank=bank), make_data(tiny_card))
+    stop, half = StopAt(3, tmp_path / "half.ckpt"), make_task(tiny_card, bank=bank)
+    make_trainer(tmp_path, 6, callbacks=[stop], precision=precision).fit(half, make_data(tiny_card))
     torch.manual_seed(99)
-    second = make_task(tiny_card, bank=bank)
-    make_trainer(tmp_path, 6).fit(second, make_data(tiny_card), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    second, trainer = make_task(tiny_card, bank=bank), make_trainer(tmp_path, 6, precision=precision)
+    trainer.fit(second, make_data(tiny_card), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name]), name
     assert whole.bank is not None
     assert second.bank is not None
     assert whole.bank.nbytes == second.bank.nbytes > 0
+
+
+class Wrapped(nn.Module):
+    """A loss of one's own around one that has a schedule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = LDAMLoss([1000, 100, 10, 1], max_margin=5.0)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        loss: Tensor = self.inner(logits, target)
+        return loss
+
+
+def test_a_loss_with_a_schedule_is_validated_as_far_as_it_was_trained(tiny_card: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, 6)
+    trainer.fit(make_task(tiny_card, loss=Wrapped()), make_data(tiny_card))
+    trainer.save_checkpoint(tmp_path / "done.ckpt")
+    again, task = make_trainer(tmp_path, 6), make_task(tiny_card, loss=Wrapped())
+    again.validate(task, make_data(tiny_card), ckpt_path=tmp_path / "done.ckpt", weights_only=True, verbose=False)
+    assert task.loss.inner.progress == 5 / 6  # type: ignore[union-attr]
+    assert again.callback_metrics["val/loss"] == trainer.callback_metrics["val/loss"]
+
+
+def test_an_average_of_the_weights_leaves_each_process_its_bank(
+    tiny_card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint with an average holds two states, and the current one is loaded last."""
+    bank = {"capacity": 2, "sample_ratio": 1.0, "min_pixels": 4}
+    trainer, task = make_trainer(tmp_path, 2), make_task(tiny_card, bank=bank)
+    trainer.fit(task, make_data(tiny_card))
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    checkpoint = torch.load(tmp_path / "one.ckpt", weights_only=True)
+    assert task.bank is not None
+    others = {**task.bank.get_extra_state(), "images_seen": 77}
+    checkpoint["processes"].append({**checkpoint["processes"][0], "bank": others})
+    checkpoint["current_model_state"] = dict(checkpoint["state_dict"])
+    monkeypatch.setattr(SegmentationTask, "global_rank", 1)
+    monkeypatch.setattr(type(trainer), "world_size", 2)
+    trainer.training = True
+    task.on_load_checkpoint(checkpoint)
+    for name in ("state_dict", "current_model_state"):
+        assert checkpoint[name]["bank._extra_state"]["images_seen"] == 77
 
 
 def test_checkpoint_is_self_contained_and_safe(tiny_card: Path, tmp_path: Path) -> None:

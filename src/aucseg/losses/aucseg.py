@@ -91,16 +91,15 @@ class AUCSegLoss(AUCModule):
                 "class_weights(class_counts, rule) returns, or have them made of the counts by build_loss('aucseg', "
                 "class_counts, class_weight={'rule': 'inverse', 'power': 0.25})"
             )
+        device = None
         if class_weight is not None:
             if not torch.is_tensor(class_weight):
                 class_weight = torch.tensor(class_weight, dtype=torch.float32, device="cpu")
-                check_class_weight(class_weight)
-                class_weight = class_weight.to(torch.empty(0).device)  # the default one, where nothing can be asked
-            else:
-                check_class_weight(class_weight)
+                device = torch.empty(0).device  # the default one, where nothing can be asked
+            check_class_weight(class_weight)
         self.auc_weight, self.ce_weight = auc_weight, ce_weight
         self.upsample, self.label_smoothing = upsample, label_smoothing
-        self.register_buffer("class_weight", class_weight, persistent=False)
+        self.keep("class_weight", class_weight, device)
         self.auc = PairwiseAUCLoss(**auc_options)
 
     @property

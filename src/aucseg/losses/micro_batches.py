@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from aucseg.losses.aucseg import AUCSegLoss
 from aucseg.losses.pairwise_auc import PairwiseAUCLoss
+from aucseg.tensors.buffers import is_expanded
 
 
 class LossFromSums(Protocol):
@@ -142,7 +143,8 @@ class TwoPasses:
         self._model = model
         if any(map(is_lazy, [*model.parameters(), *model.buffers()])):
             raise ValueError("the model has lazy modules, made in its first call: run it once on a sample before")
-        self._buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        named = model.named_buffers()
+        self._buffers = {name: buffer.clone() for name, buffer in named if not is_expanded(buffer)}
         self._random: list[tuple[Tensor, Tensor | None]] = []
         self.num_second = 0
 

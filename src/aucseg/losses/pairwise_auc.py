@@ -184,7 +184,7 @@ class PairwiseAUCLoss(AUCModule):
             surrogate, margin, scores, strategy, ignore_index, max_fpr, check_finite, validate_args
         )
         check_pair_weight(pair_weight, self._options)
-        self.register_buffer("pair_weight", pair_weight, persistent=False)
+        self.keep("pair_weight", pair_weight)
         self.process_group = process_group
 
     @property

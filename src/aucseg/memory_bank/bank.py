@@ -43,6 +43,11 @@ from aucseg.runtime.announce import process_number
 from aucseg.tensors.dtypes import plain_tensor
 
 _NO_PASTES: Ints = np.zeros((3, 0), dtype=np.int64)
+# Settings of which planner and store have copies.
+_FIXED = (
+    "tail_classes", "num_classes", "capacity", "max_bytes", "protect_tail", "protect_classes", "min_pixels",
+    "ignore_index", "max_components",
+)  # fmt: skip
 
 
 class TailMemoryBank(UncompiledModule):
@@ -166,8 +171,11 @@ class TailMemoryBank(UncompiledModule):
             generator,
         )
         check_policy(sample_ratio, presence_target, max_factor)
+        # Integers of NumPy would keep a checkpoint from being read.
+        num_classes, ignore_index = int(num_classes), int(ignore_index)
+        capacity, min_pixels, max_components = int(capacity), int(min_pixels), int(max_components)
         self.num_classes = num_classes
-        self.capacity, self.max_bytes = capacity, max_bytes
+        self.capacity, self.max_bytes = capacity, None if max_bytes is None else int(max_bytes)
         self.sample_ratio, self.resize_ratio = sample_ratio, resize_ratio
         self.scope, self.placement = scope, placement
         self.protect_tail = protect_tail
@@ -178,7 +186,7 @@ class TailMemoryBank(UncompiledModule):
         self._presence = checked_presence(presence, sample_ratio, self.tail_classes, num_classes)
         if generator is None:
             # Processes that were seeded alike must not paste in the same steps.
-            seed = stable_seed(int(torch.randint(2**62, ())), process_number())
+            seed = stable_seed(int(torch.randint(2**62, (), device="cpu")), process_number())
             generator = torch.Generator().manual_seed(seed)
         self._generator = generator
         protected = {*self.protect_classes, *(self.tail_classes if protect_tail else ())}
@@ -186,6 +194,14 @@ class TailMemoryBank(UncompiledModule):
             self.tail_classes, tuple(sorted(protected)), num_classes, ignore_index, min_pixels, max_components
         )
         self.clear()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _FIXED and "_planner" in self.__dict__:
+            raise AttributeError(
+                f"{name} is fixed when a bank is made, since its samples and plans depend on it: make a new bank, and "
+                "give it the samples of this one by load_state_dict(bank.state_dict())"
+            )
+        super().__setattr__(name, value)
 
     @classmethod
     def as_in_paper(

@@ -66,7 +66,8 @@ def check_settings(
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator, got {generator!r}: torch.Generator().manual_seed(0)")
     for name, count in counts.items():
-        if not isinstance(count, Integral):  # a number such as 5.0 would fail when the bank is full
+        # A number such as 5.0 would fail when the bank is full.
+        if isinstance(count, bool) or not isinstance(count, Integral):
             raise ValueError(f"{name} must be a whole number, got {count!r}")
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")

@@ -143,6 +143,8 @@ def _interpolate(stored: Tensor, runs: Tensor, places: Tensor, shares: Tensor, c
     shift = place - key[run]
     inside = (shift >= 0) & (shift < length[run])
     index = torch.where(inside, first[run] + shift, 0)
+    # In place of those outside one inside: what is stored elsewhere may be NaN, which no weight of 0 takes away.
+    index = torch.where(inside, index, index.amax(0))
     dtype = torch.promote_types(stored.dtype, torch.float32)
     by_column = torch.stack([1 - fraction, fraction])
     weight = ((shares[1:].unsqueeze(1) * by_column).flatten(0, 1) * inside).to(dtype).unsqueeze(2)

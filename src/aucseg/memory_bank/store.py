@@ -64,7 +64,8 @@ class SampleStore:
         Returns:
             The classes of which something was stored; a sample above `max_bytes` by itself is not.
         """
-        self._adopt_format(images)
+        with torch.inference_mode(False):  # what is made in it could not be written outside
+            self._adopt_format(images)
         num_tail = len(self.samples)
         # Slots are chosen before any pixel is copied: what a later image of the same batch replaces need not be copied.
         positions = (plan.groups % num_tail).tolist()
@@ -105,7 +106,8 @@ class SampleStore:
         """A new tensor that holds the pixels of these samples, with room for more: itself, what is used, the slots."""
         kept = [entry for stored in slots for entry in stored if isinstance(entry, StoredSample)]
         used = sum(sample.num_pixels for sample in kept)
-        pixels = self.pixels.new_empty(((used + room) * 3 // 2, self.pixels.shape[1]))
+        with torch.inference_mode(False):
+            pixels = self.pixels.new_empty(((used + room) * 3 // 2, self.pixels.shape[1]))
         if kept:
             torch.cat([self.pixels[s.first : s.first + s.num_pixels] for s in kept], out=pixels[:used])
         first = iter(np.cumsum([0, *(sample.num_pixels for sample in kept)]).tolist())

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,20 +42,6 @@ def wide_dtype(device: torch.device) -> torch.dtype:
 @lru_cache(maxsize=16)
 def _has_float64(device: torch.device) -> bool:
     return bool(getattr(torch.xpu.get_device_properties(device), "has_fp64", False))
-
-
-class ExactBuffers(nn.Module):
-    """A module whose buffers are not rounded where it is turned into a narrower dtype, as `nn.Module.half` does."""
-
-    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> ExactBuffers:
-        before = dict(self._buffers)
-        super()._apply(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
-        for name, old in before.items():
-            new = self._buffers[name]
-            if old is not None and new is not None and new.element_size() < min(4, old.element_size()):
-                wide = wide_dtype(new.device) if old.dtype == torch.float64 else old.dtype
-                self._buffers[name] = old.to(wide).to(new.device)
-        return self
 
 
 def wide_sum(values: Tensor) -> Tensor:

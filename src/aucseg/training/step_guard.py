@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from aucseg.models.checkpoint import file_content
 from aucseg.run_files import SKIPPED_FOLDER
 from aucseg.safe_files import replace_file
+from aucseg.tensors.buffers import is_expanded
 from aucseg.training.precision import unscales
 from aucseg.training.processes import cpu_state, print_note
 
@@ -301,7 +302,7 @@ class _Buffers:
     def _by_dtype(self) -> dict[torch.dtype, list[Tensor]]:
         groups: dict[torch.dtype, list[Tensor]] = {}
         for buffer in self._module.buffers():
-            if buffer.is_floating_point() and buffer.numel():
+            if buffer.is_floating_point() and buffer.numel() and not is_expanded(buffer):
                 groups.setdefault(buffer.dtype, []).append(buffer)
         return groups
 

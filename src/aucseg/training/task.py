@@ -161,6 +161,7 @@ class SegmentationTask(LightningModule):
         self._auc_group: dist.ProcessGroup | None = None
         self._exchanged_at = 0
         self._has_stepped = False
+        self._progress = 0.0
         self._random_states: dict[str, Any] | None = None
         # What the optimizer was built with, and what a checkpoint says of its own until it is in force.
         self._group_settings: list[dict[str, Any]] | None = None
@@ -190,6 +191,8 @@ class SegmentationTask(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Builds a loss given by name, whose class counts come from the training split; tells processes apart."""
+        if self.trainer.precision == "64-true":
+            self.double()  # Lightning does so after it has restored a checkpoint, in which digits would be lost
         if stage == "predict":
             return
         if self.loss is None:
@@ -254,14 +257,20 @@ class SegmentationTask(LightningModule):
             return whole
         with batch_norm_explained(len(images), 1):
             logits, auxiliary = self._outputs(images)
-        if isinstance(self.loss, LongTailLoss):
-            self.loss.set_progress(min(1.0, self.global_step / steps_of_training(self.trainer)))
+        if _scheduled(self.loss):
+            self._set_progress(min(1.0, self.global_step / steps_of_training(self.trainer)))
         with in_process_group(self.loss, self._auc_group):
             loss: Tensor = self.loss(logits, target)
             if auxiliary is not None:
                 loss = loss + self.model.auxiliary_weight * self.loss(auxiliary, target)
         self._log_loss(loss, len(images))
         return loss
+
+    def _set_progress(self, progress: float) -> None:
+        """Tells losses with a schedule how much of the training is done."""
+        self._progress = progress
+        for part in _scheduled(self.loss):
+            part.set_progress(progress)
 
     def _log_loss(self, loss: Tensor, batch_size: int) -> None:
         """Logs the loss of all processes; where each has its own, their mean, which is what they train on."""
@@ -387,6 +396,7 @@ class SegmentationTask(LightningModule):
         # Those that a resumed run goes on with are to be restored until its first step.
         own: dict[str, Any] = {"random_states": self._random_states or random_states(self.device)}
         checkpoint["group_settings"] = self._group_settings
+        checkpoint["progress"] = self._progress
         if self.trainer.world_size == 1:
             checkpoint["processes"] = [own]
             return
@@ -416,6 +426,7 @@ class SegmentationTask(LightningModule):
         if self.loss is None:
             for key in [key for key in state if key.startswith("loss.")]:
                 del state[key]
+        self._set_progress(checkpoint.get("progress", 0.0))
         # Predicting from a checkpoint must not disturb the caller's random numbers.
         if "processes" not in checkpoint or self._trainer is None or not self.trainer.training:
             return
@@ -424,7 +435,13 @@ class SegmentationTask(LightningModule):
         own = state_of_process(checkpoint["processes"], self.global_rank, self.trainer.world_size)
         self._random_states = own.get("random_states")
         key = "bank._extra_state"
-        if self.bank is not None and self.global_rank > 0 and key in state:
-            state[key] = own.get("bank", state[key])
-            if self._random_states is None:  # a process that there was not draws on its own
-                state[key] = {**state[key], "generator": self._generator.get_state()}
+        for state in (checkpoint["state_dict"], checkpoint.get("current_model_state", {})):  # an average has both
+            if self.bank is not None and self.global_rank > 0 and key in state:
+                state[key] = own.get("bank", state[key])
+                if self._random_states is None:  # a process that there was not draws on its own
+                    state[key] = {**state[key], "generator": self._generator.get_state()}
+
+
+def _scheduled(loss: nn.Module | None) -> list[LongTailLoss]:
+    """The losses in a loss that may have a schedule."""
+    return [] if loss is None else [part for part in loss.modules() if isinstance(part, LongTailLoss)]

@@ -78,9 +78,10 @@ def check_pair_weight(pair_weight: Tensor | None, options: AUCOptions) -> None:
         raise ValueError(
             "pair_weight must be a (K, K) tensor: row = class of the positives, column = class of the negatives"
         )
+    _check_real(pair_weight, "pair_weight")
     if options.strategy != "ovo":
         raise ValueError("pair_weight weights pairs of classes and is offered for strategy='ovo' only")
-    if not bool((torch.isfinite(pair_weight) & (pair_weight >= 0)).all()):
+    if has_values(pair_weight) and not bool((torch.isfinite(pair_weight) & (pair_weight >= 0)).all()):
         raise ValueError("pair_weight must be finite and not negative")
     if options.form is None and pair_weight.requires_grad:
         raise ValueError(
@@ -91,10 +92,17 @@ def check_pair_weight(pair_weight: Tensor | None, options: AUCOptions) -> None:
 
 def check_class_weight(class_weight: Tensor) -> None:
     """Raises a ValueError that names what is wrong with the class weights of the cross-entropy."""
-    if class_weight.dim() != 1 or not bool((torch.isfinite(class_weight) & (class_weight >= 0)).all()):
+    _check_real(class_weight, "class_weight")
+    is_bad = has_values(class_weight) and not bool((torch.isfinite(class_weight) & (class_weight >= 0)).all())
+    if class_weight.dim() != 1 or is_bad:
         raise ValueError("class_weight must be a (K,) tensor of finite numbers, none negative")
     if class_weight.requires_grad:
         raise ValueError("class_weight requires a gradient, which the loss does not have: pass its detach()")
+
+
+def _check_real(weights: Tensor, name: str) -> None:
+    if weights.is_complex():
+        raise ValueError(f"{name} must be real numbers, got {weights.dtype}")
 
 
 def check_inputs(logits: Tensor, target: Tensor, options: LossOptions, *, upsample: bool = False) -> None:

@@ -11,7 +11,8 @@ from aucseg.losses.auc.checks import check_inputs
 from aucseg.losses.auc.class_sums import ClassSums
 from aucseg.losses.auc.objective import class_sums, weighted_loss
 from aucseg.losses.auc.options import LossOptions
-from aucseg.tensors.dtypes import ExactBuffers, can_be_asked, plain_tensor
+from aucseg.tensors.buffers import ExactBuffers
+from aucseg.tensors.dtypes import can_be_asked, plain_tensor
 from aucseg.tensors.labels import DEFAULT_IGNORE_INDEX
 
 # Batches of two classes with ignored pixels and no pixel of class 1, before a warning.
@@ -45,6 +46,9 @@ class AUCModule(ExactBuffers):
         raise NotImplementedError
 
     def _checked(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, LossOptions]:
+        for part in (self, *self.children()):
+            if isinstance(part, ExactBuffers):
+                part.put_back()
         options = self.loss_options()
         check_inputs(logits, target, options, upsample=self.upsample)
         logits, target = plain_tensor(logits), plain_tensor(target)

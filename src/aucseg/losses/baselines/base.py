@@ -81,6 +81,9 @@ class LongTailLoss(nn.Module):
                 RuntimeError, other devices do not look).
         """
         target = self._check(logits, target)
+        for name in self._of_classes:
+            if getattr(self, name).device != self.get_buffer("_place").device:  # filled after it was made on `meta`
+                self._put(name)
         with without_autocast(logits.device):
             wide = resize(logits if logits.dtype == torch.float64 else logits.float(), target.shape[1:])
             is_own = wide is not logits
