@@ -49,6 +49,13 @@ def test_any_ending(tmp_path: Path) -> None:
         images_of("{images: 'images/*', masks: 'masks/{stem}.*'}", tmp_path)
 
 
+def test_images_that_differ_in_their_ending_alone_have_names_of_their_own(tmp_path: Path) -> None:
+    make(tmp_path, *((f"images/{name}", f"masks/{name}.png") for name in ("a.jpg", "a.png", "b.jpg", "b.c.jpg")))
+    dataset = SegmentationDataset(card_of("{images: 'images/*.*', masks: 'masks/{1}.{2}.png'}"), tmp_path)
+    names = ["images/a.jpg", "images/a.png", "images/b.c", "images/b"]
+    assert [pair.name for pair in dataset.pairs] == [sample["name"] for sample in dataset] == names  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
 def test_names_in_other_normal_forms_and_cases(forms: tuple[Form, Form], tmp_path: Path) -> None:
     image, mask = (unicodedata.normalize(form, "Café_ü") for form in forms)

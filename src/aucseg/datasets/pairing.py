@@ -5,8 +5,9 @@ from __future__ import annotations
 import codecs
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from aucseg.datasets.card import DatasetCard
@@ -21,16 +22,22 @@ class Pair:
 
     Attributes:
         tile: The part of the image that is meant; None for all of it.
+        shares_stem: Whether another image of the split has the same path but for its ending (`a.jpg` and `a.png`).
     """
 
     image: str
     mask: str | None
     tile: Tile | None = None
+    shares_stem: bool = False
 
     @property
     def name(self) -> str:
-        """The image's path below the root without its ending."""
-        return str(PurePosixPath(self.image).with_suffix(""))
+        """The image's path below the root without its ending; with it where that alone tells two images apart."""
+        return self.image if self.shares_stem else _without_ending(self.image)
+
+
+def _without_ending(image: str) -> str:
+    return str(PurePosixPath(image).with_suffix(""))
 
 
 @dataclass(frozen=True)
@@ -128,6 +135,12 @@ def find_pairs(card: DatasetCard, root: Path, split: str, tree: Tree | None = No
     if len(layouts) > 1 and all(layout.list is None for layout in layouts):
         chosen.sort(key=lambda pair: pair.image)
         lost.sort(key=lambda pair: pair.image)
+    uses = Counter(_without_ending(pair.image) for pair in (*chosen, *lost))
+    shared = {name for name, number in uses.items() if number > 1}
+    chosen, lost = (
+        [replace(pair, shares_stem=True) if shared and _without_ending(pair.image) in shared else pair for pair in part]
+        for part in (chosen, lost)
+    )
     return SplitFiles(chosen, lost, kind[1], tuple(layout for layout, *_ in same_kind))
 
 
