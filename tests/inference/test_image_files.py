@@ -12,8 +12,9 @@ from torch import Tensor
 
 from aucseg.datasets import DatasetCard
 from aucseg.datasets.tree import IMAGE_ENDINGS
+from aucseg.inference import predict_files
 from aucseg.inference.image_files import ImageError, find_images, read_photo
-from aucseg.inference.predict_files import predict_paths
+from aucseg.inference.predict_files import output_names, predict_paths
 from aucseg.inference.predictor import InferenceOptions, Predictor
 from tests.datasets.files import png_of_16_bits
 
@@ -176,6 +177,30 @@ def test_a_name_that_is_another_ones_stem_does_not_collide(tmp_path: Path) -> No
     assert len(list((tmp_path / "out" / "labels").iterdir())) == 3
 
 
+def test_folders_above_lead_neither_to_the_images_nor_out_of_the_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an image is taken for an earlier prediction of its own, and removed."""
+    images = [save(picture(), tmp_path / name) for name in ("proj/work/photos/a.png", "raw/b.png")]
+    monkeypatch.chdir(images[0].parents[1])
+    predict(find_images(["photos", "../../raw"]), Path("../../out"))
+    assert all(path.is_file() for path in images)
+    written = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.png"))
+    names = ["proj/work/photos/a.png", "raw/b.png"]
+    assert written == [f"{folder}/{name}" for folder in ("labels", "overlays") for name in names]
+
+
+@pytest.mark.parametrize("name", ["../../raw/b", "/raw/b"])
+def test_a_name_that_leads_out_of_the_results_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(picture(), tmp_path / "raw/b.png")
+    monkeypatch.setattr(predict_files, "output_names", lambda files: [name])
+    with pytest.raises(ValueError, match=f"'{name}' cannot name a prediction: it leads out of "):
+        predict([path], tmp_path / "out")
+    assert path.is_file()
+
+
 def test_what_an_earlier_prediction_wrote_does_not_stay_beside_a_new_one(tmp_path: Path) -> None:
     """Else `evaluate` takes the labels of one model and the scores of another."""
     paths = [save(picture(), tmp_path / f"{name}.png") for name in "ab"]
@@ -226,6 +251,19 @@ def test_find_images(tmp_path: Path) -> None:
     for nothing in ("empty", "absent.png", "*.gif"):
         with pytest.raises(FileNotFoundError, match="no image found for"):
             find_images([tmp_path / nothing])
+
+
+def test_a_file_of_two_spellings_is_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(picture(), tmp_path / "in/a.png")
+    monkeypatch.chdir(path.parent)
+    assert find_images(["a.png", path, "../in/*.png", tmp_path]) == [Path("a.png")]
+    # "linked/.." is the folder of what the link leads to.
+    inner = save(picture(), tmp_path / "store/a.png")
+    (tmp_path / "store/sub").mkdir()
+    (tmp_path / "in/linked").symlink_to(tmp_path / "store/sub")
+    found = find_images(["a.png", "linked/../a.png", inner])
+    assert found == [Path("a.png"), Path("linked/../a.png")]
+    assert output_names(found) == ["in/a", "store/a"]
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "bmp", "webp"])

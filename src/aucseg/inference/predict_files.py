@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +24,7 @@ from aucseg.datasets.files import (
     SampleError,
 )
 from aucseg.inference.georeference import georeference, write_geotiff
-from aucseg.inference.image_files import ImageError, read_with_bits
+from aucseg.inference.image_files import ImageError, absolute_path, read_with_bits
 from aucseg.inference.large_rasters import LargeRaster, label_array, open_large, small_overlay
 from aucseg.inference.predictor import Predictor
 from aucseg.safe_files import replacing, text_cell
@@ -184,7 +184,7 @@ class _Writer:
         """Removes what an earlier prediction has written of an image, which may be more than is wanted now."""
         for folder, endings in _OUTPUTS.items():
             for ending in endings:
-                (self.out_dir / folder / f"{name}{ending}").unlink(missing_ok=True)
+                self._file(folder, name, ending).unlink(missing_ok=True)
 
     def predict(self, predictor: Predictor, image: Array | LargeRaster, path: Path, name: str) -> npt.NDArray[np.int64]:
         """Writes labels, overlay and scores under a name; returns the number of pixels of each class."""
@@ -194,20 +194,27 @@ class _Writer:
             pixels = self._fill(labels, predictor, image, name)
             place = georeference(path, labels.shape)
             if place is None and not is_large:
-                _save(_label_image(labels, self.colors), self.out_dir / "labels" / f"{name}.png")
+                _save(_label_image(labels, self.colors), self._file("labels", name, ".png"))
             else:
-                with replacing(self.out_dir / "labels" / f"{name}.tif") as temporary:
+                with replacing(self._file("labels", name, ".tif")) as temporary:
                     write_geotiff(str(temporary), labels, self.colors, place or {})
             if self.opacity is not None:
                 mixed = _overlay(image, labels, self.colors, self.opacity)
-                _save(mixed, self.out_dir / "overlays" / f"{name}.png")
+                _save(mixed, self._file("overlays", name, ".png"))
         return pixels
+
+    def _file(self, folder: str, name: str, ending: str) -> Path:
+        """The path of an output, which lies in its folder whatever the name is: files are removed there."""
+        below = PurePath(f"{name}{ending}")
+        if below.anchor or ".." in below.parts:
+            raise ValueError(f"{name!r} cannot name a prediction: it leads out of {self.out_dir / folder}")
+        return self.out_dir / folder / below
 
     def _fill(self, labels: Array, predictor: Predictor, image: Any, name: str) -> npt.NDArray[np.int64]:
         """Predicts the labels `(H, W)` and returns the number of pixels of each class, and writes the scores."""
         num_classes = len(self.colors)
         pixels = np.zeros(num_classes, dtype=np.int64)
-        score_path = self.out_dir / "scores" / f"{name}.npy"
+        score_path = self._file("scores", name, ".npy")
         with _score_map(score_path, (num_classes, *image.shape[:2]), self.score_dtype) as score_map:
             for place, logits in predictor.blocks(image):
                 if len(logits) != num_classes:
@@ -265,7 +272,7 @@ def output_names(paths: Sequence[Path]) -> list[str]:
         >>> output_names([Path("x.jpg"), Path("x.png"), Path("x.jpg.png")])
         ['x.jpg', 'x.png', 'x.jpg.png']
     """
-    absolute = [path.absolute() for path in paths]
+    absolute = [absolute_path(path) for path in paths]
     root = os.path.commonpath([path.parent for path in absolute])
     relative = [path.relative_to(root) for path in absolute]
     stems = [path.with_suffix("") for path in relative]
