@@ -51,6 +51,16 @@ def test_two_folders_are_told_and_compared(card: Path, tmp_path: Path, capsys: p
     assert "pictures are left out: there is no folder of predictions" in capsys.readouterr().err
 
 
+def test_folders_that_are_not_read_are_told(card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_nnunet(tmp_path / "theirs", probabilities(card, 2.0))
+    options = ["evaluate", str(folder), "--card", str(card), "--root", str(card.parent)]
+    assert main(options) == 0
+    assert "not read" not in capsys.readouterr().out
+    shutil.copytree(folder, folder / "vis")
+    assert main(options) == 0
+    assert "\nnot read, as pictures for people: vis\n" in capsys.readouterr().out
+
+
 def one_hot(scores: NDArray[np.float32]) -> NDArray[np.float32]:
     highest: NDArray[np.float32] = (scores == scores.max(0)).astype(np.float32)
     return highest

@@ -16,7 +16,7 @@ from aucseg.datasets.colors import pack_color
 from aucseg.datasets.files import Array, SampleError, check_exists
 from aucseg.datasets.label_map import LabelMap
 from aucseg.datasets.mask_files import RawMask, encoding_of_mode, is_map_shape, mode_and_format, npy_header, read_mask
-from aucseg.datasets.prediction_names import match_predictions, prediction_files
+from aucseg.datasets.prediction_names import files_of_other_splits, match_predictions, prediction_files
 from aucseg.datasets.tree import ending_of
 from aucseg.hints import check_choice, shorten
 
@@ -51,16 +51,19 @@ class PredictionFiles:
     def __init__(self, folder: Path, card: DatasetCard, names: Sequence[str], ids: str | None = None) -> None:
         check_choice("ids", ids, (None, "raw", "train"))
         self.folder, self.card = folder, card
-        files = prediction_files(folder)
-        are_scores = {file: self._holds_scores(file) for file in files}
-        self.labels = match_predictions([file for file in files if not are_scores[file]], names)
-        self.scores = match_predictions([file for file in files if are_scores[file]], names)
+        files, _ = prediction_files(folder, names)
+        patterns = [layout.images for layouts in card.splits.values() for layout in layouts]
+        of_other_splits = files_of_other_splits(files, names, patterns)
+        are_scores = {file: self._holds_scores(file) for file in files if file not in of_other_splits}
+        self.labels = match_predictions([file for file, is_score in are_scores.items() if not is_score], names)
+        self.scores = match_predictions([file for file, is_score in are_scores.items() if is_score], names)
         self.missing = [name for name in names if name not in self.labels and name not in self.scores]
         self.extra = sorted(set(files) - set(self.labels.values()) - set(self.scores.values()))
         if len(self.missing) == len(names):
+            others = f"; {len(of_other_splits)} lie in folders of other splits" if of_other_splits else ""
             raise ValueError(
                 f"none of the {len(files)} predictions in {folder} ({shorten(files, 3)}) has the name of one of the "
-                f"{len(names)} images ({shorten(names, 3)}): name each like its image"
+                f"{len(names)} images ({shorten(names, 3)}){others}: name each like its image"
             )
         self._label_maps: dict[str, LabelMap] = {}
         self.ids = ids or self._ids_seen()
