@@ -210,6 +210,56 @@ def test_what_an_earlier_prediction_wrote_does_not_stay_beside_a_new_one(tmp_pat
     assert written == ["labels/a.png", "labels/b.png", "overlays/b.png", "scores/b.npy"]
 
 
+def written(out: Path) -> list[str]:
+    return sorted(p.relative_to(out).as_posix() for p in out.glob("*/**/*.*"))
+
+
+def test_earlier_predictions_of_an_image_are_replaced_under_any_name(tmp_path: Path) -> None:
+    """Else `evaluate` takes the old label map of the image."""
+    out = tmp_path / "out"
+    for name in ("train/a.png", "val/a.png", "val/=b.png"):
+        save(picture(), tmp_path / "in" / name)
+    predict(find_images([tmp_path / "in"]), out, overlays=False, scores=True)
+    predict(find_images([tmp_path / "in/val"]), out, overlays=False)
+    assert written(out) == ["labels/=b.png", "labels/a.png", "labels/train/a.png", "scores/train/a.npy"]
+    assert {(row["image"], row["name"]) for row in table(out / "areas.csv")} == {
+        (str(tmp_path / "in/train/a.png"), "train/a"),
+        (str(tmp_path / "in/val/a.png"), "a"),
+        (str(tmp_path / "in/val/=b.png"), "'=b"),
+    }
+    # The NAME of one image is now that of another one.
+    save(picture(), tmp_path / "in/a.png")
+    predict(find_images([tmp_path / "in"]), out, overlays=False)
+    assert written(out) == ["labels/a.png", "labels/train/a.png", "labels/val/=b.png", "labels/val/a.png"]
+    assert {row["name"] for row in table(out / "areas.csv")} == {"a", "train/a", "val/=b", "val/a"}
+
+
+def test_an_interrupted_run_still_knows_what_it_did_not_come_to(tmp_path: Path) -> None:
+    def stop(images: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    paths = [save(picture(), tmp_path / "in" / name) for name in ("x/a.png", "x/b.png", "y.png")]
+    predict(paths, out, overlays=False)
+    with pytest.raises(KeyboardInterrupt):
+        predict(paths[:2], out, stop)
+    assert written(out) == ["labels/x/b.png", "labels/y.png"]
+    assert {row["name"] for row in table(out / "areas.csv")} == {"x/b", "y"}
+    predict(paths[1:2], out, overlays=False)
+    assert written(out) == ["labels/b.png", "labels/y.png"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe", b"image,class\na,b\n", b"image,class_id,class,pixels,share,name\na"]
+)
+def test_a_table_that_is_not_whole_says_nothing(content: bytes, tmp_path: Path) -> None:
+    path = save(picture(), tmp_path / "a.png")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/areas.csv").write_bytes(content)
+    predict([path], tmp_path / "out")
+    assert {row["name"] for row in table(tmp_path / "out/areas.csv")} == {"a"}
+
+
 @pytest.mark.parametrize("folder", ["labels", "scores"])
 def test_files_that_are_no_predictions_are_not_overwritten(folder: str, tmp_path: Path) -> None:
     path = save(picture(), tmp_path / "images" / "a.png")

@@ -5,7 +5,7 @@ The work on files, for any model; `aucseg.inference.predictor` does the work on 
 
 import csv
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -27,7 +27,7 @@ from aucseg.inference.georeference import georeference, write_geotiff
 from aucseg.inference.image_files import ImageError, absolute_path, read_with_bits
 from aucseg.inference.large_rasters import LargeRaster, label_array, open_large, small_overlay
 from aucseg.inference.predictor import Predictor
-from aucseg.safe_files import replacing, text_cell
+from aucseg.safe_files import replacing, text_cell, text_of_cell
 
 Array = npt.NDArray[Any]
 
@@ -86,12 +86,14 @@ def predict_paths(
               so of a raster of more than 128 megapixels, which is then read by windows;
             - `overlays/NAME.png`: the image under the colours of its labels, of such a raster every n-th pixel;
             - `scores/NAME.npy`: class probabilities (softmax), `(K, H, W)` of `score_dtype`;
-            - `areas.csv`: image, class_id, class, pixels, share; one line for each class that was predicted;
+            - `areas.csv`: image, class_id, class, pixels, share, name (NAME); one line for each class that was
+              predicted, and those of earlier predictions that stay in the folder;
             - `errors.csv`: image, error; when there are any. (In tables names that a spreadsheet would take for a
               formula have an apostrophe in front.)
 
             NAME is the file's path without suffix below the folder that all files share; with its suffix where two
-            would collide. What an earlier prediction of this NAME has written there is removed.
+            would collide. What an earlier prediction of this NAME has written there is removed, and what one of the
+            same file has, if `areas.csv` lists it (paths are below the working directory), whatever its NAME was.
         class_names: K names.
         palette: K colours `(red, green, blue)` in 0..255.
         overlays: Whether to write overlays.
@@ -130,9 +132,12 @@ def predict_paths(
     files = [Path(path) for path in paths]
     summary = PredictionSummary(pixels=np.zeros(len(class_names), dtype=np.int64))
     (out_dir / "errors.csv").unlink(missing_ok=True)
-    with _Table(out_dir / _AREAS, ["image", "class_id", "class", "pixels", "share"]) as areas:
-        for path, name in zip(tqdm(files, unit="image", disable=not progress), output_names(files), strict=True):
-            writer.remove(name)
+    names = output_names(files)
+    areas = _Areas(out_dir / _AREAS, files, names)
+    with areas:
+        for path, name in zip(tqdm(files, unit="image", disable=not progress), names, strict=True):
+            for earlier in (name, *areas.replaced_by(path, name)):
+                writer.remove(earlier)
             try:
                 image, bits = _read_as_trained(path, card, exif, value_range, max_pixels)
                 if value_range is not None and bits <= 8:
@@ -149,7 +154,7 @@ def predict_paths(
                 continue
             for class_id in np.flatnonzero(pixels).tolist():
                 share = pixels[class_id] / pixels.sum()
-                areas.write([path, class_id, class_names[class_id], pixels[class_id], f"{share:.6g}"])
+                areas.write([path, class_id, class_names[class_id], pixels[class_id], f"{share:.6g}", name])
             summary.done.append(path)
             summary.pixels += pixels
     return summary
@@ -322,3 +327,51 @@ class _Table:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+class _Areas(_Table):
+    """The areas of all predictions in a folder: of those of earlier calls, too, until they are replaced.
+
+    Args:
+        path: The table, which an earlier call may have written.
+        files: Images of this call.
+        names: NAME of each.
+    """
+
+    _COLUMNS = ("image", "class_id", "class", "pixels", "share", "name")
+
+    def __init__(self, path: Path, files: Sequence[Path], names: Sequence[str]) -> None:
+        self._earlier = self._read(path)
+        self._names_of: dict[Path, list[str]] = defaultdict(list)
+        for name, rows in self._earlier.items():
+            self._names_of[absolute_path(Path(text_of_cell(rows[0][0])))].append(name)
+        super().__init__(path, self._COLUMNS)
+        to_replace = {*names, *(name for file in files for name in self._names_of.get(absolute_path(file), ()))}
+        self._write_earlier([name for name in self._earlier if name not in to_replace])
+
+    def replaced_by(self, file: Path, name: str) -> list[str]:
+        """Returns the earlier predictions that the one of a file replaces, whose lines are dropped."""
+        names = [name, *self._names_of.get(absolute_path(file), ())]
+        return [earlier for earlier in names if self._earlier.pop(earlier, None)]
+
+    def __exit__(self, *exception: object) -> None:
+        self._write_earlier(list(self._earlier))  # an interrupted call has not come to them
+        super().__exit__(*exception)
+
+    def _write_earlier(self, names: Sequence[str]) -> None:
+        for name in names:
+            for row in self._earlier.pop(name):
+                self.write(row)
+
+    def _read(self, path: Path) -> dict[str, list[list[str]]]:
+        """The lines of each NAME; none of a table of other columns."""
+        found: dict[str, list[list[str]]] = defaultdict(list)
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                columns, *rows = csv.reader(file)
+        except (FileNotFoundError, ValueError, csv.Error):  # ValueError: empty, or no UTF-8
+            return found
+        for row in rows if tuple(columns) == self._COLUMNS else ():
+            if len(row) == len(columns):  # the last line may have been cut off
+                found[text_of_cell(row[-1])].append(row)
+        return found
