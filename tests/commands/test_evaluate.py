@@ -107,6 +107,22 @@ def test_a_part_is_evaluated_when_asked_for(card: Path, tmp_path: Path, capsys: 
     assert main(["report", str(tmp_path / "p-evaluation"), "--out", str(tmp_path / "r.html")]) == 0
 
 
+def test_damaged_scores_leave_out_their_image_alone(
+    card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_nnunet(tmp_path / "p", probabilities(card, 2.0))
+    scores = folder / "case_003.npz"
+    scores.write_bytes(scores.read_bytes()[:100])
+    options = ["evaluate", str(folder), "--card", str(card), "--root", str(card.parent)]
+    assert main(options) == 2
+    assert "1 of 6 images cannot be evaluated" in capsys.readouterr().err
+    assert main([*options, "--partial"]) == 1
+    captured = capsys.readouterr()
+    assert f"{scores}: not a readable array file" in captured.err
+    assert "split 'val', 5 images" in captured.out
+    assert "pixel AUC" in captured.out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -180,7 +180,7 @@ def test_files_that_cannot_be_predictions(tmp_path: Path) -> None:
 def test_array_files_of_strangers(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", one=np.zeros((3, 2, 3)), two=np.zeros(2))
     with pytest.raises(SampleError, match="holds the arrays one, two; call the scores probabilities"):
-        PredictionFiles(tmp_path, card(), ["i/a"])
+        PredictionFiles(tmp_path, card(), ["i/a"]).read_scores("i/a", TRUTH)
     np.savez(tmp_path / "a.npz", one=np.zeros(2), scores=np.zeros((3, 2, 3)))
     assert PredictionFiles(tmp_path, card(), ["i/a"]).read_scores("i/a", TRUTH).shape == (3, 2, 3)
     # A header that promises more than there is room for is refused by its shape, before anything is read.
@@ -194,4 +194,26 @@ def test_array_files_of_strangers(tmp_path: Path) -> None:
         PredictionFiles(tmp_path, card(), ["i/a"]).read_scores("i/a", TRUTH)
     (tmp_path / "a.npz").write_bytes(b"PK")
     with pytest.raises(SampleError, match="not a readable array file"):
-        PredictionFiles(tmp_path, card(), ["i/a"])
+        PredictionFiles(tmp_path, card(), ["i/a"]).read_scores("i/a", TRUTH)
+    np.savez_compressed(tmp_path / "a.npz", scores=np.random.default_rng(0).random((3, 2, 3)))
+    data = bytearray((tmp_path / "a.npz").read_bytes())
+    data[150:200] = bytes(50)
+    (tmp_path / "a.npz").write_bytes(data)
+    with pytest.raises(SampleError, match="not a readable array file"):
+        PredictionFiles(tmp_path, card(), ["i/a"]).read_scores("i/a", TRUTH)
+
+
+def test_files_that_cannot_be_read_are_no_matter_for_the_others(tmp_path: Path) -> None:
+    for name in "bc":
+        Image.fromarray(np.array([[7, 12, 1], [1, 11, 11]], np.uint8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "b.png").read_bytes()[:40])
+    np.save(tmp_path / "b.npy", np.zeros((3, 2, 3)))
+    (tmp_path / "b.npy").write_bytes((tmp_path / "b.npy").read_bytes()[:30])
+    np.savez(tmp_path / "stats.npz", mean=np.zeros(2), std=np.zeros(2))
+    predictions = PredictionFiles(tmp_path, card(), ["i/a", "i/b", "i/c"])
+    assert (predictions.ids, predictions.missing, predictions.extra) == ("raw", [], ["stats.npz"])
+    assert predictions.read_labels("i/c", TRUTH).tolist() == [[0, 1, 2], [2, 1, 1]]
+    with pytest.raises(SampleError, match=r"a\.png"):
+        predictions.read_labels("i/a", TRUTH)
+    with pytest.raises(SampleError, match=r"b\.npy: not a readable array file"):
+        predictions.read_scores("i/b", TRUTH)
