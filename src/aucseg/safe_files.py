@@ -265,3 +265,13 @@ def text_cell(text: str) -> str:
         ('bus', "'=HYPERLINK(A1)")
     """
     return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
+
+
+def text_of_cell(cell: str) -> str:
+    """What `text_cell` has made the cell of.
+
+    Example:
+        >>> text_of_cell("bus"), text_of_cell("'=HYPERLINK(A1)")
+        ('bus', '=HYPERLINK(A1)')
+    """
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(_FORMULA_STARTS) else cell

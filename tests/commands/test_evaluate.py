@@ -51,6 +51,16 @@ def test_two_folders_are_told_and_compared(card: Path, tmp_path: Path, capsys: p
     assert "pictures are left out: there is no folder of predictions" in capsys.readouterr().err
 
 
+def test_folders_that_are_not_read_are_told(card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_nnunet(tmp_path / "theirs", probabilities(card, 2.0))
+    options = ["evaluate", str(folder), "--card", str(card), "--root", str(card.parent)]
+    assert main(options) == 0
+    assert "not read" not in capsys.readouterr().out
+    shutil.copytree(folder, folder / "vis")
+    assert main(options) == 0
+    assert "\nnot read, as pictures for people: vis\n" in capsys.readouterr().out
+
+
 def one_hot(scores: NDArray[np.float32]) -> NDArray[np.float32]:
     highest: NDArray[np.float32] = (scores == scores.max(0)).astype(np.float32)
     return highest
@@ -95,6 +105,22 @@ def test_a_part_is_evaluated_when_asked_for(card: Path, tmp_path: Path, capsys: 
     assert problems in captured.err
     assert "split 'val', 5 images" in captured.out
     assert main(["report", str(tmp_path / "p-evaluation"), "--out", str(tmp_path / "r.html")]) == 0
+
+
+def test_damaged_scores_leave_out_their_image_alone(
+    card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_nnunet(tmp_path / "p", probabilities(card, 2.0))
+    scores = folder / "case_003.npz"
+    scores.write_bytes(scores.read_bytes()[:100])
+    options = ["evaluate", str(folder), "--card", str(card), "--root", str(card.parent)]
+    assert main(options) == 2
+    assert "1 of 6 images cannot be evaluated" in capsys.readouterr().err
+    assert main([*options, "--partial"]) == 1
+    captured = capsys.readouterr()
+    assert f"{scores}: not a readable array file" in captured.err
+    assert "split 'val', 5 images" in captured.out
+    assert "pixel AUC" in captured.out
 
 
 @pytest.mark.parametrize(

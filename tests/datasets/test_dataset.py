@@ -166,8 +166,12 @@ def test_unmapped_ids_are_errors_or_ignored(write_card: WriteCard, mini_root: Pa
 
 def test_missing_masks_are_named(write_card: WriteCard, mini_root: Path) -> None:
     (mini_root / "masks/1.png").unlink()
-    with pytest.raises(ValueError, match=r"1 of 4 samples .* images/1\.png needs masks/1\.png. Add the files"):
+    with pytest.raises(
+        ValueError, match=r"1 of 4 samples .* images/1\.png needs masks/1\.png. Add the files"
+    ) as raised:
         SegmentationDataset(write_card(), mini_root)
+    # Other commands have no such option.
+    assert "'aucseg fit' with --data.on_error skip) and 'aucseg stats' (--on-error skip)" in str(raised.value)
     dataset = SegmentationDataset(write_card(), mini_root, on_error="skip")
     assert (len(dataset), dataset.num_skipped) == (3, 1)
 

@@ -155,7 +155,7 @@ def test_no_permission_is_named_as_the_cause(tmp_path: Path, monkeypatch: pytest
         lambda: read_photo(tmp_path / "images/1.png"),
         lambda: read_mask(tmp_path / "masks/1.png", card),
         lambda: read_mask(tmp_path / "masks/2.npy", card),
-        lambda: PredictionFiles(tmp_path, card, ["a"]),
+        lambda: PredictionFiles(tmp_path, card, ["a"]).read_scores("a", np.zeros((4, 4))),
     ):
         with pytest.raises(ValueError, match="no permission to read the file; allow it"):
             read()

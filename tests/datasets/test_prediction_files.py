@@ -12,7 +12,7 @@ from PIL import Image
 
 from aucseg.datasets import DatasetCard, SampleError
 from aucseg.datasets.prediction_files import PredictionFiles
-from aucseg.datasets.prediction_names import match_predictions
+from aucseg.datasets.prediction_names import files_of_other_splits, match_predictions, prediction_files
 
 TRUTH = np.array([[0, 1, 2], [2, 1, 255]], np.uint8)
 
@@ -40,6 +40,12 @@ def one(folder: Path, values: Any, name: str = "a.png", ids: str | None = None) 
         (["0000.png", "0001.png"], ["v/0000", "v/0001"], ["0000.png", "0001.png"]),
         (["b/1.png", "a/1.png"], ["x/a/1", "x/b/1"], ["a/1.png", "b/1.png"]),
         (["road_pred.npy"], ["sky"], [None]),
+        (["v1.5.png", "v1.7.png"], ["x/v1.5", "x/v1.7"], ["v1.5.png", "v1.7.png"]),
+        (["a/1.png"], ["x/a/1", "x/b/1"], ["a/1.png", None]),
+        (["a/1.png", "a/1_pred.png"], ["x/a/1", "x/b/1"], ["a/1.png", None]),
+        (["out/r1/b/1.png", "out/r1/a/1.png"], ["x/a/1", "x/b/1"], ["out/r1/a/1.png", "out/r1/b/1.png"]),
+        (["IMG.png", "img.png"], ["x/img", "x/IMG"], ["img.png", "IMG.png"]),
+        (["IMG.png"], ["x/img", "x/IMG"], [None, "IMG.png"]),
     ],
 )
 def test_names(files: list[str], names: list[str], expected: list[str | None]) -> None:
@@ -56,6 +62,49 @@ def test_names(files: list[str], names: list[str], expected: list[str | None]) -
 def test_names_that_fit_twice(files: list[str], names: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         match_predictions(files, names)
+
+
+SPLITS = ["images/train/*/*.png", "images/val/*/*.png"]
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "patterns", "is_other"),
+    [
+        ("train/a/1.png", "images/val/a/1", SPLITS, True),
+        ("labels/train/1.png", "images/val/a/1", SPLITS, True),
+        ("images/Train/1.png", "images/val/a/1", SPLITS, True),
+        ("train/val/1.png", "images/val/a/1", SPLITS, False),
+        ("test/run/images/1.png", "images/val/a/1", SPLITS, False),
+        ("1.png", "images/val/a/1", SPLITS, False),
+        ("day/images/1.png", "night/images/1", ["day/images/*.png", "night/images/*.png", "old/*.png"], True),
+        ("train/1.png", "images/1", ["images/*.png", "images/{stem}.png"], False),
+        ("train/1.png", "train/images/1", ["train/images/*.png", "**/*.png"], False),
+    ],
+)
+def test_files_in_folders_of_other_splits(file: str, name: str, patterns: list[str], is_other: bool) -> None:
+    assert files_of_other_splits([file], [name], patterns) == ({file} if is_other else set())
+
+
+def test_predictions_of_another_split_are_extra(tmp_path: Path) -> None:
+    splits = "{train: {images: 'i/train/*.png'}, val: {images: 'i/val/*.png'}}"
+    two = DatasetCard.from_yaml(f"name: x\nclasses: [{{name: a}}, {{name: b}}]\nsplits: {splits}")
+    (tmp_path / "train").mkdir()
+    Image.fromarray(np.zeros((2, 3), np.uint8)).save(tmp_path / "train/1.png")
+    with pytest.raises(ValueError, match=r"none of the 1 predictions .*; 1 lie in folders of other splits"):
+        PredictionFiles(tmp_path, two, ["i/val/1"])
+    Image.fromarray(np.zeros((2, 3), np.uint8)).save(tmp_path / "2.png")
+    predictions = PredictionFiles(tmp_path, two, ["i/val/1", "i/val/2"])
+    assert (predictions.missing, predictions.extra) == (["i/val/1"], ["train/1.png"])
+
+
+def test_pictures_for_people_are_skipped_unless_images_have_their_folder(tmp_path: Path) -> None:
+    for file in ("vis/a.png", "ir/a.png", "run/Overlays/old/a.png"):
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).touch()
+    assert prediction_files(tmp_path, ["i/a"]) == (["ir/a.png"], ["run/Overlays", "vis"])
+    assert prediction_files(tmp_path, ["i/VIS/a"]) == (["ir/a.png", "vis/a.png"], ["run/Overlays"])
+    with pytest.raises(ValueError, match=r"end in \.png, Overlays being skipped as pictures"):
+        prediction_files(tmp_path / "run", ["i/a"])
 
 
 @pytest.mark.parametrize(("values", "ids"), [([[7, 12, 1], [1, 11, 11]], "raw"), ([[0, 1, 2], [2, 1, 1]], "train")])
@@ -131,7 +180,7 @@ def test_files_that_cannot_be_predictions(tmp_path: Path) -> None:
 def test_array_files_of_strangers(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", one=np.zeros((3, 2, 3)), two=np.zeros(2))
     with pytest.raises(SampleError, match="holds the arrays one, two; call the scores probabilities"):
-        PredictionFiles(tmp_path, card(), ["i/a"])
+        PredictionFiles(tmp_path, card(), ["i/a"]).read_scores("i/a", TRUTH)
     np.savez(tmp_path / "a.npz", one=np.zeros(2), scores=np.zeros((3, 2, 3)))
     assert PredictionFiles(tmp_path, card(), ["i/a"]).read_scores("i/a", TRUTH).shape == (3, 2, 3)
     # A header that promises more than there is room for is refused by its shape, before anything is read.
@@ -145,4 +194,26 @@ def test_array_files_of_strangers(tmp_path: Path) -> None:
         PredictionFiles(tmp_path, card(), ["i/a"]).read_scores("i/a", TRUTH)
     (tmp_path / "a.npz").write_bytes(b"PK")
     with pytest.raises(SampleError, match="not a readable array file"):
-        PredictionFiles(tmp_path, card(), ["i/a"])
+        PredictionFiles(tmp_path, card(), ["i/a"]).read_scores("i/a", TRUTH)
+    np.savez_compressed(tmp_path / "a.npz", scores=np.random.default_rng(0).random((3, 2, 3)))
+    data = bytearray((tmp_path / "a.npz").read_bytes())
+    data[150:200] = bytes(50)
+    (tmp_path / "a.npz").write_bytes(data)
+    with pytest.raises(SampleError, match="not a readable array file"):
+        PredictionFiles(tmp_path, card(), ["i/a"]).read_scores("i/a", TRUTH)
+
+
+def test_files_that_cannot_be_read_are_no_matter_for_the_others(tmp_path: Path) -> None:
+    for name in "bc":
+        Image.fromarray(np.array([[7, 12, 1], [1, 11, 11]], np.uint8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "b.png").read_bytes()[:40])
+    np.save(tmp_path / "b.npy", np.zeros((3, 2, 3)))
+    (tmp_path / "b.npy").write_bytes((tmp_path / "b.npy").read_bytes()[:30])
+    np.savez(tmp_path / "stats.npz", mean=np.zeros(2), std=np.zeros(2))
+    predictions = PredictionFiles(tmp_path, card(), ["i/a", "i/b", "i/c"])
+    assert (predictions.ids, predictions.missing, predictions.extra) == ("raw", [], ["stats.npz"])
+    assert predictions.read_labels("i/c", TRUTH).tolist() == [[0, 1, 2], [2, 1, 1]]
+    with pytest.raises(SampleError, match=r"a\.png"):
+        predictions.read_labels("i/a", TRUTH)
+    with pytest.raises(SampleError, match=r"b\.npy: not a readable array file"):
+        predictions.read_scores("i/b", TRUTH)

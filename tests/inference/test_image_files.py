@@ -12,8 +12,9 @@ from torch import Tensor
 
 from aucseg.datasets import DatasetCard
 from aucseg.datasets.tree import IMAGE_ENDINGS
+from aucseg.inference import predict_files
 from aucseg.inference.image_files import ImageError, find_images, read_photo
-from aucseg.inference.predict_files import predict_paths
+from aucseg.inference.predict_files import output_names, predict_paths
 from aucseg.inference.predictor import InferenceOptions, Predictor
 from tests.datasets.files import png_of_16_bits
 
@@ -176,6 +177,30 @@ def test_a_name_that_is_another_ones_stem_does_not_collide(tmp_path: Path) -> No
     assert len(list((tmp_path / "out" / "labels").iterdir())) == 3
 
 
+def test_folders_above_lead_neither_to_the_images_nor_out_of_the_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an image is taken for an earlier prediction of its own, and removed."""
+    images = [save(picture(), tmp_path / name) for name in ("proj/work/photos/a.png", "raw/b.png")]
+    monkeypatch.chdir(images[0].parents[1])
+    predict(find_images(["photos", "../../raw"]), Path("../../out"))
+    assert all(path.is_file() for path in images)
+    written = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.png"))
+    names = ["proj/work/photos/a.png", "raw/b.png"]
+    assert written == [f"{folder}/{name}" for folder in ("labels", "overlays") for name in names]
+
+
+@pytest.mark.parametrize("name", ["../../raw/b", "/raw/b"])
+def test_a_name_that_leads_out_of_the_results_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(picture(), tmp_path / "raw/b.png")
+    monkeypatch.setattr(predict_files, "output_names", lambda files: [name])
+    with pytest.raises(ValueError, match=f"'{name}' cannot name a prediction: it leads out of "):
+        predict([path], tmp_path / "out")
+    assert path.is_file()
+
+
 def test_what_an_earlier_prediction_wrote_does_not_stay_beside_a_new_one(tmp_path: Path) -> None:
     """Else `evaluate` takes the labels of one model and the scores of another."""
     paths = [save(picture(), tmp_path / f"{name}.png") for name in "ab"]
@@ -183,6 +208,56 @@ def test_what_an_earlier_prediction_wrote_does_not_stay_beside_a_new_one(tmp_pat
     predict(paths[:1], tmp_path / "out", overlays=False)
     written = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").glob("*/*"))
     assert written == ["labels/a.png", "labels/b.png", "overlays/b.png", "scores/b.npy"]
+
+
+def written(out: Path) -> list[str]:
+    return sorted(p.relative_to(out).as_posix() for p in out.glob("*/**/*.*"))
+
+
+def test_earlier_predictions_of_an_image_are_replaced_under_any_name(tmp_path: Path) -> None:
+    """Else `evaluate` takes the old label map of the image."""
+    out = tmp_path / "out"
+    for name in ("train/a.png", "val/a.png", "val/=b.png"):
+        save(picture(), tmp_path / "in" / name)
+    predict(find_images([tmp_path / "in"]), out, overlays=False, scores=True)
+    predict(find_images([tmp_path / "in/val"]), out, overlays=False)
+    assert written(out) == ["labels/=b.png", "labels/a.png", "labels/train/a.png", "scores/train/a.npy"]
+    assert {(row["image"], row["name"]) for row in table(out / "areas.csv")} == {
+        (str(tmp_path / "in/train/a.png"), "train/a"),
+        (str(tmp_path / "in/val/a.png"), "a"),
+        (str(tmp_path / "in/val/=b.png"), "'=b"),
+    }
+    # The NAME of one image is now that of another one.
+    save(picture(), tmp_path / "in/a.png")
+    predict(find_images([tmp_path / "in"]), out, overlays=False)
+    assert written(out) == ["labels/a.png", "labels/train/a.png", "labels/val/=b.png", "labels/val/a.png"]
+    assert {row["name"] for row in table(out / "areas.csv")} == {"a", "train/a", "val/=b", "val/a"}
+
+
+def test_an_interrupted_run_still_knows_what_it_did_not_come_to(tmp_path: Path) -> None:
+    def stop(images: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    paths = [save(picture(), tmp_path / "in" / name) for name in ("x/a.png", "x/b.png", "y.png")]
+    predict(paths, out, overlays=False)
+    with pytest.raises(KeyboardInterrupt):
+        predict(paths[:2], out, stop)
+    assert written(out) == ["labels/x/b.png", "labels/y.png"]
+    assert {row["name"] for row in table(out / "areas.csv")} == {"x/b", "y"}
+    predict(paths[1:2], out, overlays=False)
+    assert written(out) == ["labels/b.png", "labels/y.png"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe", b"image,class\na,b\n", b"image,class_id,class,pixels,share,name\na"]
+)
+def test_a_table_that_is_not_whole_says_nothing(content: bytes, tmp_path: Path) -> None:
+    path = save(picture(), tmp_path / "a.png")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/areas.csv").write_bytes(content)
+    predict([path], tmp_path / "out")
+    assert {row["name"] for row in table(tmp_path / "out/areas.csv")} == {"a"}
 
 
 @pytest.mark.parametrize("folder", ["labels", "scores"])
@@ -226,6 +301,19 @@ def test_find_images(tmp_path: Path) -> None:
     for nothing in ("empty", "absent.png", "*.gif"):
         with pytest.raises(FileNotFoundError, match="no image found for"):
             find_images([tmp_path / nothing])
+
+
+def test_a_file_of_two_spellings_is_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(picture(), tmp_path / "in/a.png")
+    monkeypatch.chdir(path.parent)
+    assert find_images(["a.png", path, "../in/*.png", tmp_path]) == [Path("a.png")]
+    # "linked/.." is the folder of what the link leads to.
+    inner = save(picture(), tmp_path / "store/a.png")
+    (tmp_path / "store/sub").mkdir()
+    (tmp_path / "in/linked").symlink_to(tmp_path / "store/sub")
+    found = find_images(["a.png", "linked/../a.png", inner])
+    assert found == [Path("a.png"), Path("linked/../a.png")]
+    assert output_names(found) == ["in/a", "store/a"]
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "bmp", "webp"])

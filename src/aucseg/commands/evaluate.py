@@ -79,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
         0, or 1 if images were left out.
     """
     with loading():
+        from aucseg.datasets.prediction_names import prediction_files
         from aucseg.report.evaluation import described, evaluate_predictions
         from aucseg.run_files import LAST_CHECKPOINT, METRICS_FILE, RESULT_FILE
 
@@ -109,6 +110,8 @@ def run(args: argparse.Namespace) -> int:
         evaluation.write(out)
         evaluations.append(evaluation)
         print(_text(evaluation, f"{folder}, split {args.split!r}, {len(evaluation.images)} images"))
+        if skipped := prediction_files(folder, [*evaluation.images, *evaluation.left_out])[1]:
+            print(f"not read, as pictures for people: {', '.join(skipped)}")
         if evaluation.left_out or evaluation.extra:
             print(f"{folder}: {described(evaluation.left_out, evaluation.extra)}", file=sys.stderr)
         status = max(status, int(bool(evaluation.left_out)))

@@ -16,7 +16,7 @@ from aucseg.datasets.colors import pack_color
 from aucseg.datasets.files import Array, SampleError, check_exists
 from aucseg.datasets.label_map import LabelMap
 from aucseg.datasets.mask_files import RawMask, encoding_of_mode, is_map_shape, mode_and_format, npy_header, read_mask
-from aucseg.datasets.prediction_names import match_predictions, prediction_files
+from aucseg.datasets.prediction_names import files_of_other_splits, match_predictions, prediction_files
 from aucseg.datasets.tree import ending_of
 from aucseg.hints import check_choice, shorten
 
@@ -39,7 +39,7 @@ class PredictionFiles:
 
     Attributes:
         labels: File of each image that has a label map, below the folder.
-        scores: File of each image that has scores.
+        scores: File of each image that has scores, or an array that cannot be read.
         missing: Images without a prediction.
         extra: Files that belong to none of the images.
         ids: `raw` or `train`.
@@ -51,16 +51,22 @@ class PredictionFiles:
     def __init__(self, folder: Path, card: DatasetCard, names: Sequence[str], ids: str | None = None) -> None:
         check_choice("ids", ids, (None, "raw", "train"))
         self.folder, self.card = folder, card
-        files = prediction_files(folder)
-        are_scores = {file: self._holds_scores(file) for file in files}
-        self.labels = match_predictions([file for file in files if not are_scores[file]], names)
-        self.scores = match_predictions([file for file in files if are_scores[file]], names)
+        files, _ = prediction_files(folder, names)
+        patterns = [layout.images for layouts in card.splits.values() for layout in layouts]
+        of_other_splits = files_of_other_splits(files, names, patterns)
+        kinds = {file: self._kind_of(file) for file in files if file not in of_other_splits}
+        self.labels, scores, unreadable = (
+            match_predictions([file for file in kinds if kinds[file] == kind], names)
+            for kind in ("labels", "scores", "unreadable")
+        )
+        self.scores = scores | unreadable  # where they are read it is said what is wrong with them
         self.missing = [name for name in names if name not in self.labels and name not in self.scores]
-        self.extra = sorted(set(files) - set(self.labels.values()) - set(self.scores.values()))
+        self.extra = sorted(set(files) - {*self.labels.values(), *scores.values(), *unreadable.values()})
         if len(self.missing) == len(names):
+            others = f"; {len(of_other_splits)} lie in folders of other splits" if of_other_splits else ""
             raise ValueError(
                 f"none of the {len(files)} predictions in {folder} ({shorten(files, 3)}) has the name of one of the "
-                f"{len(names)} images ({shorten(names, 3)}): name each like its image"
+                f"{len(names)} images ({shorten(names, 3)}){others}: name each like its image"
             )
         self._label_maps: dict[str, LabelMap] = {}
         self.ids = ids or self._ids_seen()
@@ -135,12 +141,15 @@ class PredictionFiles:
             return self.read_labels(name, truth)
         return labels_of_scores(self.read_scores(name, truth), kind)
 
-    def _holds_scores(self, file: str) -> bool:
-        path = self.folder / file
+    def _kind_of(self, file: str) -> str:
+        """`labels`, `scores`, or `unreadable` for arrays that are damaged, or of which none is named as scores."""
         if ending_of(file) not in (".npy", ".npz"):
-            return False
-        _, shape, dtype = _array_header(path)
-        return dtype.kind == "f" and len(_plain(shape)) == 3
+            return "labels"
+        try:
+            _, shape, dtype = _array_header(self.folder / file)
+        except SampleError:
+            return "unreadable"
+        return "scores" if dtype.kind == "f" and len(_plain(shape)) == 3 else "labels"
 
     def _encoding_of(self, path: Path) -> str:
         """How a label map holds its classes, from its header."""
@@ -201,10 +210,13 @@ class PredictionFiles:
         seen: set[int] = set()
         for file in self.labels.values():
             path = self.folder / file
-            encoding = self._encoding_of(path)
-            if encoding != "rgb":
-                values = self._read_raw(path, encoding).values
-                seen |= set(np.unique(values).tolist()) - ignored
+            try:
+                encoding = self._encoding_of(path)
+                if encoding != "rgb":
+                    values = self._read_raw(path, encoding).values
+                    seen |= set(np.unique(values).tolist()) - ignored
+            except SampleError:  # raised again where the image is read, which may be left out
+                continue
             if not seen <= raw and seen <= train:
                 return "train"
             if not seen <= train and seen <= raw:
@@ -280,7 +292,7 @@ def _array_header(path: Path) -> tuple[str | None, tuple[int, ...], np.dtype[Any
         raise SampleError(
             f"{path}: holds the arrays {', '.join(keys)}; call the scores {' or '.join(_SCORE_KEYS[:3])}"
         ) from None
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except Exception as error:  # damaged archives fail in many ways
         raise SampleError(f"{path}: not a readable array file: {error}; write it again with numpy.save") from error
 
 
@@ -288,6 +300,6 @@ def _load(path: Path, key: str | None) -> Array:
     try:
         loaded = np.load(path, allow_pickle=False)
         values: Array = loaded if key is None else loaded[key]
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except Exception as error:  # damaged archives fail in many ways
         raise SampleError(f"{path}: not a readable array file: {error}; write it again with numpy.save") from error
     return values

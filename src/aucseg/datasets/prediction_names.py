@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from aucseg.datasets.naming import picture_of
@@ -22,26 +22,63 @@ _PREDICTION = re.compile(
 )
 
 
-def prediction_files(folder: Path) -> list[str]:
-    """Returns the files below a folder that may be predictions: images and arrays, without overlays.
+def prediction_files(folder: Path, names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns the files below a folder that may be predictions, images and arrays, and the folders that were skipped.
+
+    Those are folders of pictures for people, such as `overlays` or `vis`, unless an image lies in a folder of this
+    name: `vis` may be visible light.
+
+    Args:
+        folder: The folder.
+        names: Paths of the images below their root, without ending.
 
     Raises:
         ValueError: No such folder, or no such file in it; the message names the endings that there are.
     """
     if not folder.is_dir():
         raise ValueError(f"there is no folder of predictions {folder}")
-    files = [
-        file
-        for file in Tree(folder).files(IMAGE_ENDINGS | ARRAY_ENDINGS)
-        if not _SHOWN_ONLY & {part.lower() for part in PurePosixPath(file).parts[:-1]}
-    ]
+    shown_only = _SHOWN_ONLY - {part for name in names for part in _folders(name)}
+    files, skipped = [], set()
+    for file in Tree(folder).files(IMAGE_ENDINGS | ARRAY_ENDINGS):
+        depth = next((i for i, part in enumerate(_folders(file), 1) if part in shown_only), None)
+        if depth is None:
+            files.append(file)
+        else:
+            skipped.add("/".join(PurePosixPath(file).parts[:depth]))
     if not files:
         endings = sorted({ending_of(path.name) for path in folder.rglob("*") if path.is_file()} - {""})
         there_are = f"; there are files that end in {', '.join(endings[:8])}" if endings else ", which is empty"
+        there_are += f", {', '.join(sorted(skipped))} being skipped as pictures for people" if skipped else ""
         raise ValueError(
             f"{folder} holds no prediction{there_are}: write label maps as PNG, TIFF or NPY, scores as NPY or NPZ"
         )
-    return files
+    return files, sorted(skipped)
+
+
+def files_of_other_splits(files: Iterable[str], names: Sequence[str], patterns: Iterable[str]) -> set[str]:
+    """Returns the files that lie in a folder of another split.
+
+    Among the folders that the patterns of the images of one split have and those of another lack, the one nearest to
+    the file counts.
+
+    Args:
+        files: Paths below the folder of predictions.
+        names: Paths of the images of the split below their root, without ending.
+        patterns: Those of the images of all splits.
+
+    Example:
+        >>> patterns = ["images/train/*.png", "images/val/*.png"]
+        >>> sorted(files_of_other_splits(["train/x.png", "train/val/x.png", "x.png"], ["images/val/x"], patterns))
+        ['train/x.png']
+    """
+    folders = {frozenset(_folders(name)) for name in names}
+    own: set[str] = set()
+    others: set[str] = set()
+    for pattern in patterns:
+        fixed = {part for part in _folders(pattern) if not set("*?{") & set(part)}
+        (own if any(fixed <= parts for parts in folders) else others).update(fixed)
+    nearest = {file: next((part for part in reversed(_folders(file)) if part in own ^ others), None) for file in files}
+    return {file for file, part in nearest.items() if part in others}
 
 
 def match_predictions(files: Sequence[str], names: Sequence[str]) -> dict[str, str]:
@@ -49,7 +86,8 @@ def match_predictions(files: Sequence[str], names: Sequence[str]) -> dict[str, s
 
     Names are compared as they stand (without their endings; upper and lower case do not count), then without nnU-Net's
     `_0000` of the image, then by what they have without words such as `image`, `mask` or `pred`. Where several
-    files fit, the one whose folders agree with those of the image counts.
+    files fit, the one whose folders agree with those of the image counts, then the one that is spelled like it. A
+    file that fits another image better in this way is no match.
 
     Args:
         files: Paths below the folder of predictions.
@@ -73,17 +111,23 @@ def match_predictions(files: Sequence[str], names: Sequence[str]) -> dict[str, s
         candidates: dict[str, list[str]] = defaultdict(list)
         for file in sorted(left):
             candidates[key_of_file(PurePosixPath(file).stem)].append(file)
+        alike: dict[str, list[str]] = defaultdict(list)
         for name in names:
-            key = key_of_image(PurePosixPath(name).stem)
-            if name not in found and key and candidates.get(key):
-                found[name] = _best(candidates[key], name)
+            alike[key_of_image(PurePosixPath(name).name)].append(name)
+        for key, images in alike.items():
+            for name in images if key and candidates.get(key) else ():
+                if name not in found:
+                    file = _best(candidates[key], name)
+                    if _fit(file, name) == max(_fit(file, other) for other in images):
+                        found[name] = file
         _check_used_once(found)
     return {name: found[name] for name in names if name in found}
 
 
 def _best(files: Sequence[str], name: str) -> str:
-    agreement = [_common_folders(file, name) for file in files]
-    best = [file for file, common in zip(files, agreement, strict=True) if common == max(agreement)]
+    fits = [_fit(file, name) for file in files]
+    best_fit = max(fits)
+    best = [file for file, fit in zip(files, fits, strict=True) if fit == best_fit]
     if len(best) > 1:
         raise ValueError(
             f"the prediction for {name} may be {' or '.join(best[:3])}: leave one of them in the folder, or give the "
@@ -92,15 +136,18 @@ def _best(files: Sequence[str], name: str) -> str:
     return best[0]
 
 
-def _common_folders(file: str, name: str) -> int:
-    """How many folders agree, the innermost first."""
-    parts = zip(reversed(PurePosixPath(file).parts[:-1]), reversed(PurePosixPath(name).parts[:-1]), strict=False)
+def _fit(file: str, name: str) -> tuple[int, bool]:
+    """How many folders agree, the innermost first, and whether upper and lower case do."""
     count = 0
-    for one, other in parts:
-        if normalized(one) != normalized(other):
+    for one, other in zip(reversed(_folders(file)), reversed(_folders(name)), strict=False):
+        if one != other:
             break
         count += 1
-    return count
+    return count, PurePosixPath(file).stem == PurePosixPath(name).name
+
+
+def _folders(path: str) -> list[str]:
+    return [normalized(part) for part in PurePosixPath(path).parts[:-1]]
 
 
 def _check_used_once(found: Mapping[str, str]) -> None:

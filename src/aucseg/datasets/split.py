@@ -120,8 +120,9 @@ class SplitOfFiles:
         )
         if self.on_error == "raise" or not self.pairs:
             raise ValueError(
-                f"{message}. Add the files, correct the patterns in the card, or leave these out: on_error='skip' "
-                "(--data.on_error skip; aucseg stats: --on-error skip)"
+                f"{message}. Add the files, or correct the patterns in the card. Training ('aucseg fit' with "
+                "--data.on_error skip) and 'aucseg stats' (--on-error skip) can leave such samples out; in Python: "
+                "on_error='skip'"
             )
         _logger.warning("%s; they are left out", message)
 

@@ -1,6 +1,7 @@
 """Image files to predict: which there are, and their pixels as 8-bit RGB."""
 
 import itertools
+import os
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,7 +44,7 @@ def find_images(inputs: Iterable[str | Path], *, exclude: Path | None = None) ->
         exclude: A folder to leave out, such as the one that predictions are written to.
 
     Returns:
-        Files, sorted within each input, each once.
+        Files, sorted within each input, each once, whether its path is given as relative or absolute.
 
     Raises:
         FileNotFoundError: An input stands for no file.
@@ -54,7 +55,7 @@ def find_images(inputs: Iterable[str | Path], *, exclude: Path | None = None) ->
         ...
         FileNotFoundError: no image found for 'no/such/*.png'
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
     for entry in inputs:
         path = Path(entry)
         if path.is_file() or _is_dead_link(path):
@@ -69,8 +70,23 @@ def find_images(inputs: Iterable[str | Path], *, exclude: Path | None = None) ->
             matches = [p for p in matches if not p.resolve().is_relative_to(exclude.resolve())]
         if not matches and not is_system_file(path.name):
             raise FileNotFoundError(f"no image found for {str(entry)!r}")
-        found.update(dict.fromkeys(matches))
-    return list(found)
+        for match in matches:
+            found.setdefault(absolute_path(match), match)
+    return list(found.values())
+
+
+def absolute_path(path: Path) -> Path:
+    """Returns the absolute path of a file without `..`; links stay, except where `..` leads back from them.
+
+    Example:
+        >>> absolute_path(Path("/data/work/../raw/a.png")).as_posix()
+        '/data/raw/a.png'
+    """
+    if ".." not in path.parts:
+        return path.absolute()
+    plain, real = Path(os.path.abspath(path)), Path(os.path.realpath(path.parent), path.name)
+    # Behind a link `..` is another folder on disk than in the text.
+    return plain if os.path.realpath(plain.parent) == str(real.parent) else real
 
 
 def _is_data(path: Path, folder: Path) -> bool:

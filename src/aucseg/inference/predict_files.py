@@ -5,11 +5,11 @@ The work on files, for any model; `aucseg.inference.predictor` does the work on 
 
 import csv
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import numpy as np
@@ -24,10 +24,10 @@ from aucseg.datasets.files import (
     SampleError,
 )
 from aucseg.inference.georeference import georeference, write_geotiff
-from aucseg.inference.image_files import ImageError, read_with_bits
+from aucseg.inference.image_files import ImageError, absolute_path, read_with_bits
 from aucseg.inference.large_rasters import LargeRaster, label_array, open_large, small_overlay
 from aucseg.inference.predictor import Predictor
-from aucseg.safe_files import replacing, text_cell
+from aucseg.safe_files import replacing, text_cell, text_of_cell
 
 Array = npt.NDArray[Any]
 
@@ -86,12 +86,14 @@ def predict_paths(
               so of a raster of more than 128 megapixels, which is then read by windows;
             - `overlays/NAME.png`: the image under the colours of its labels, of such a raster every n-th pixel;
             - `scores/NAME.npy`: class probabilities (softmax), `(K, H, W)` of `score_dtype`;
-            - `areas.csv`: image, class_id, class, pixels, share; one line for each class that was predicted;
+            - `areas.csv`: image, class_id, class, pixels, share, name (NAME); one line for each class that was
+              predicted, and those of earlier predictions that stay in the folder;
             - `errors.csv`: image, error; when there are any. (In tables names that a spreadsheet would take for a
               formula have an apostrophe in front.)
 
             NAME is the file's path without suffix below the folder that all files share; with its suffix where two
-            would collide. What an earlier prediction of this NAME has written there is removed.
+            would collide. What an earlier prediction of this NAME has written there is removed, and what one of the
+            same file has, if `areas.csv` lists it (paths are below the working directory), whatever its NAME was.
         class_names: K names.
         palette: K colours `(red, green, blue)` in 0..255.
         overlays: Whether to write overlays.
@@ -130,9 +132,12 @@ def predict_paths(
     files = [Path(path) for path in paths]
     summary = PredictionSummary(pixels=np.zeros(len(class_names), dtype=np.int64))
     (out_dir / "errors.csv").unlink(missing_ok=True)
-    with _Table(out_dir / _AREAS, ["image", "class_id", "class", "pixels", "share"]) as areas:
-        for path, name in zip(tqdm(files, unit="image", disable=not progress), output_names(files), strict=True):
-            writer.remove(name)
+    names = output_names(files)
+    areas = _Areas(out_dir / _AREAS, files, names)
+    with areas:
+        for path, name in zip(tqdm(files, unit="image", disable=not progress), names, strict=True):
+            for earlier in (name, *areas.replaced_by(path, name)):
+                writer.remove(earlier)
             try:
                 image, bits = _read_as_trained(path, card, exif, value_range, max_pixels)
                 if value_range is not None and bits <= 8:
@@ -149,7 +154,7 @@ def predict_paths(
                 continue
             for class_id in np.flatnonzero(pixels).tolist():
                 share = pixels[class_id] / pixels.sum()
-                areas.write([path, class_id, class_names[class_id], pixels[class_id], f"{share:.6g}"])
+                areas.write([path, class_id, class_names[class_id], pixels[class_id], f"{share:.6g}", name])
             summary.done.append(path)
             summary.pixels += pixels
     return summary
@@ -184,7 +189,7 @@ class _Writer:
         """Removes what an earlier prediction has written of an image, which may be more than is wanted now."""
         for folder, endings in _OUTPUTS.items():
             for ending in endings:
-                (self.out_dir / folder / f"{name}{ending}").unlink(missing_ok=True)
+                self._file(folder, name, ending).unlink(missing_ok=True)
 
     def predict(self, predictor: Predictor, image: Array | LargeRaster, path: Path, name: str) -> npt.NDArray[np.int64]:
         """Writes labels, overlay and scores under a name; returns the number of pixels of each class."""
@@ -194,20 +199,27 @@ class _Writer:
             pixels = self._fill(labels, predictor, image, name)
             place = georeference(path, labels.shape)
             if place is None and not is_large:
-                _save(_label_image(labels, self.colors), self.out_dir / "labels" / f"{name}.png")
+                _save(_label_image(labels, self.colors), self._file("labels", name, ".png"))
             else:
-                with replacing(self.out_dir / "labels" / f"{name}.tif") as temporary:
+                with replacing(self._file("labels", name, ".tif")) as temporary:
                     write_geotiff(str(temporary), labels, self.colors, place or {})
             if self.opacity is not None:
                 mixed = _overlay(image, labels, self.colors, self.opacity)
-                _save(mixed, self.out_dir / "overlays" / f"{name}.png")
+                _save(mixed, self._file("overlays", name, ".png"))
         return pixels
+
+    def _file(self, folder: str, name: str, ending: str) -> Path:
+        """The path of an output, which lies in its folder whatever the name is: files are removed there."""
+        below = PurePath(f"{name}{ending}")
+        if below.anchor or ".." in below.parts:
+            raise ValueError(f"{name!r} cannot name a prediction: it leads out of {self.out_dir / folder}")
+        return self.out_dir / folder / below
 
     def _fill(self, labels: Array, predictor: Predictor, image: Any, name: str) -> npt.NDArray[np.int64]:
         """Predicts the labels `(H, W)` and returns the number of pixels of each class, and writes the scores."""
         num_classes = len(self.colors)
         pixels = np.zeros(num_classes, dtype=np.int64)
-        score_path = self.out_dir / "scores" / f"{name}.npy"
+        score_path = self._file("scores", name, ".npy")
         with _score_map(score_path, (num_classes, *image.shape[:2]), self.score_dtype) as score_map:
             for place, logits in predictor.blocks(image):
                 if len(logits) != num_classes:
@@ -265,7 +277,7 @@ def output_names(paths: Sequence[Path]) -> list[str]:
         >>> output_names([Path("x.jpg"), Path("x.png"), Path("x.jpg.png")])
         ['x.jpg', 'x.png', 'x.jpg.png']
     """
-    absolute = [path.absolute() for path in paths]
+    absolute = [absolute_path(path) for path in paths]
     root = os.path.commonpath([path.parent for path in absolute])
     relative = [path.relative_to(root) for path in absolute]
     stems = [path.with_suffix("") for path in relative]
@@ -315,3 +327,51 @@ class _Table:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+class _Areas(_Table):
+    """The areas of all predictions in a folder: of those of earlier calls, too, until they are replaced.
+
+    Args:
+        path: The table, which an earlier call may have written.
+        files: Images of this call.
+        names: NAME of each.
+    """
+
+    _COLUMNS = ("image", "class_id", "class", "pixels", "share", "name")
+
+    def __init__(self, path: Path, files: Sequence[Path], names: Sequence[str]) -> None:
+        self._earlier = self._read(path)
+        self._names_of: dict[Path, list[str]] = defaultdict(list)
+        for name, rows in self._earlier.items():
+            self._names_of[absolute_path(Path(text_of_cell(rows[0][0])))].append(name)
+        super().__init__(path, self._COLUMNS)
+        to_replace = {*names, *(name for file in files for name in self._names_of.get(absolute_path(file), ()))}
+        self._write_earlier([name for name in self._earlier if name not in to_replace])
+
+    def replaced_by(self, file: Path, name: str) -> list[str]:
+        """Returns the earlier predictions that the one of a file replaces, whose lines are dropped."""
+        names = [name, *self._names_of.get(absolute_path(file), ())]
+        return [earlier for earlier in names if self._earlier.pop(earlier, None)]
+
+    def __exit__(self, *exception: object) -> None:
+        self._write_earlier(list(self._earlier))  # an interrupted call has not come to them
+        super().__exit__(*exception)
+
+    def _write_earlier(self, names: Sequence[str]) -> None:
+        for name in names:
+            for row in self._earlier.pop(name):
+                self.write(row)
+
+    def _read(self, path: Path) -> dict[str, list[list[str]]]:
+        """The lines of each NAME; none of a table of other columns."""
+        found: dict[str, list[list[str]]] = defaultdict(list)
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                columns, *rows = csv.reader(file)
+        except (FileNotFoundError, ValueError, csv.Error):  # ValueError: empty, or no UTF-8
+            return found
+        for row in rows if tuple(columns) == self._COLUMNS else ():
+            if len(row) == len(columns):  # the last line may have been cut off
+                found[text_of_cell(row[-1])].append(row)
+        return found
