@@ -13,12 +13,11 @@ from lightning.pytorch import Trainer
 
 from aucseg.datasets.data_report import check_has_masks
 from aucseg.run_files import existing_checkpoint
-from aucseg.training.checkpoint_checks import check_classes
 from aucseg.training.checkpoints import checkpoint_step
 from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.quiet import quiet_lightning
 from aucseg.training.result_writer import ResultWriter
-from aucseg.training.stored_task import load_task, restore_parts
+from aucseg.training.stored_task import load_task_for, restore_parts
 
 
 def run_of(path: Path) -> tuple[Path, Path]:
@@ -55,13 +54,7 @@ def evaluate_checkpoint(
     Raises:
         ValueError: The data is of other classes, or has no masks.
     """
-    task = load_task(checkpoint)
-    check_classes(task.card, datamodule.card)
-    if task.card.ignore_index != datamodule.card.ignore_index:
-        raise ValueError(
-            f"the card {datamodule.card.name!r} ignores train id {datamodule.card.ignore_index}, that of {checkpoint} "
-            f"{task.card.ignore_index}: set ignore_index in the card as it was"
-        )
+    task = load_task_for(datamodule.card, checkpoint)
     restore_parts(datamodule, checkpoint)
     if datamodule.val_shards is None:
         check_has_masks(datamodule.validation_dataset(None))
