@@ -304,6 +304,19 @@ def test_offsets_are_not_fitted_to_other_classes_than_those_of_the_run(
     assert not (tmp_path / "run-adjusted").exists()
 
 
+def test_the_groups_are_those_of_the_card_as_it_is_now(card: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", card, "with_bias")
+    other = tmp_path / "regrouped.yaml"
+    groups = {"head": ["gem"], "middle": ["box", "crate"], "tail": ["ground"]}
+    other.write_text(yaml.safe_dump(yaml.safe_load(card.read_text()) | {"groups": groups}))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"]["card"] = str(other)
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["adjust", str(run), "--objective", "head", "--device", "cpu"]) == 0
+    record, result = (json.loads((tmp_path / "run-adjusted" / f"{n}.json").read_text()) for n in ("adjust", "result"))
+    assert (record["before"], result["groups"]["head"]) == (record["iou_before"]["gem"], [3]) == (0, [3])
+
+
 def test_from_another_folder_the_card_is_that_of_the_checkpoint(
     card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -166,6 +166,20 @@ def test_what_cannot_be_evaluated(run: Path, card: Path, tmp_path: Path, capsys:
         assert message in capsys.readouterr().err
 
 
+def test_the_groups_are_those_of_the_card_as_it_is_now(
+    run: Path, card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    groups = yaml.safe_load(card.read_text())["groups"]
+    other = edited(card, "regrouped", groups=groups | {"head": groups["tail"], "tail": groups["head"]})
+    assert main(["validate", str(run), "--card", str(other), "--device", "cpu", "--out", str(tmp_path / "b")]) == 0
+    assert "the card 'tiny' has changed since the checkpoint: groups" in capsys.readouterr().err
+    before, after = contents(run)["result"], contents(tmp_path / "b")["result"]
+    assert after["groups"] == {"head": [3], "middle": [1, 2], "tail": [0]}
+    for group, earlier in (("head", "tail"), ("middle", "middle"), ("tail", "head")):
+        assert after["metrics"][group] == before["metrics"][earlier]
+    assert after["per_class_iou"] == before["per_class_iou"]
+
+
 def test_pictures_of_a_report_are_of_the_classes_and_the_evaluation_of_the_run(
     run: Path, card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

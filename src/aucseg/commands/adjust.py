@@ -81,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
     is_validation = not held_out and (args.split is None or (is_of_split and args.split == datamodule.val_split))
     device = device_named(args.device)
     task = load_task_for(datamodule.card, args.run).to(device)
+    task.take_groups(datamodule.card)
     objective = _objective(args.objective, args.class_weight, task)
     images, batches = evaluation_batches(datamodule, args.split, held_out=held_out)
     where = f"images of {datamodule.validation_name if args.split is None else f'split {args.split!r}'}"

@@ -42,7 +42,7 @@ def evaluate_checkpoint(
 
     Args:
         checkpoint: Of a run; no code is imported for it, see `aucseg.training.stored_task.load_task`.
-        datamodule: Its validation images are evaluated.
+        datamodule: Its validation images are evaluated, by the groups of its card.
         out: Folder of the files.
         device: Where to.
         precision: Of the trainer, as in a run's configuration; None for float32.
@@ -55,6 +55,7 @@ def evaluate_checkpoint(
         ValueError: The data is of other classes, or has no masks.
     """
     task = load_task_for(datamodule.card, checkpoint)
+    task.take_groups(datamodule.card)
     restore_parts(datamodule, checkpoint)
     if datamodule.val_shards is None:
         check_has_masks(datamodule.validation_dataset(None))
