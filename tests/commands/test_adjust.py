@@ -330,6 +330,9 @@ def test_from_another_folder_the_card_is_that_of_the_checkpoint(
     result = json.loads((tmp_path / "run-adjusted" / "result.json").read_text())
     (run / "result.json").write_text(json.dumps(result))
     assert collect_examples([run], root=card.parent)
+    (tmp_path / card.name).write_text("name: tiny\nclases: []\n")  # a mistake is not passed over
+    assert main(["adjust", str(run), "--root", str(card.parent), "--overwrite"]) == 2
+    (tmp_path / card.name).unlink()
     assert main(["validate", str(run), "--root", str(card.parent), "--device", "cpu"]) == 0
     (run / "checkpoints" / "last.ckpt").unlink()
     assert main(["adjust", str(run), "--root", str(card.parent)]) == 2

@@ -93,7 +93,8 @@ def _card_of(run: Path, named: str) -> str:
     try:
         DatasetCard.load(named)
     except ValueError:
-        if not checkpoint_in(run).is_file():
+        is_there = "\n" in named or Path(named).is_file()  # and has a mistake
+        if is_there or not checkpoint_in(run).is_file():
             raise
         return str(load_task(run).hparams["card"])
     return named
