@@ -1,4 +1,5 @@
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -273,6 +274,49 @@ def test_wrong_calls_are_told(card: Path, tmp_path: Path, capsys: pytest.Capture
     assert "is not a run folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("names", "ignore_index", "message"),
+    [
+        (["ground", "crate", "box", "gem"], 255, "class 1 is 'box' in the checkpoint and 'crate' in the card"),
+        ([*CLASSES, "coin"], 255, "the checkpoint is of 4 classes"),
+        (CLASSES, 254, "ignores train id 254"),
+    ],
+)
+def test_offsets_are_not_fitted_to_other_classes_than_those_of_the_run(
+    names: Sequence[str],
+    ignore_index: int,
+    message: str,
+    card: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = make_run(tmp_path / "run", card, "with_bias")
+    other = tmp_path / "other.yaml"
+    classes = [{"name": name, "ids": [i]} for i, name in enumerate(names)]
+    groups = {"head": ["ground"], "middle": ["box", "crate"], "tail": list(names[3:])}
+    change = {"classes": classes, "ignore_index": ignore_index, "groups": groups}
+    other.write_text(yaml.safe_dump(yaml.safe_load(card.read_text()) | change))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"]["card"] = str(other)
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["adjust", str(run), "--device", "cpu"]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run-adjusted").exists()
+
+
+def test_the_groups_are_those_of_the_card_as_it_is_now(card: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", card, "with_bias")
+    other = tmp_path / "regrouped.yaml"
+    groups = {"head": ["gem"], "middle": ["box", "crate"], "tail": ["ground"]}
+    other.write_text(yaml.safe_dump(yaml.safe_load(card.read_text()) | {"groups": groups}))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"]["card"] = str(other)
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["adjust", str(run), "--objective", "head", "--device", "cpu"]) == 0
+    record, result = (json.loads((tmp_path / "run-adjusted" / f"{n}.json").read_text()) for n in ("adjust", "result"))
+    assert (record["before"], result["groups"]["head"]) == (record["iou_before"]["gem"], [3]) == (0, [3])
+
+
 def test_from_another_folder_the_card_is_that_of_the_checkpoint(
     card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,6 +330,9 @@ def test_from_another_folder_the_card_is_that_of_the_checkpoint(
     result = json.loads((tmp_path / "run-adjusted" / "result.json").read_text())
     (run / "result.json").write_text(json.dumps(result))
     assert collect_examples([run], root=card.parent)
+    (tmp_path / card.name).write_text("name: tiny\nclases: []\n")  # a mistake is not passed over
+    assert main(["adjust", str(run), "--root", str(card.parent), "--overwrite"]) == 2
+    (tmp_path / card.name).unlink()
     assert main(["validate", str(run), "--root", str(card.parent), "--device", "cpu"]) == 0
     (run / "checkpoints" / "last.ckpt").unlink()
     assert main(["adjust", str(run), "--root", str(card.parent)]) == 2

@@ -44,7 +44,18 @@ def test_two_folders_are_told_and_compared(card: Path, tmp_path: Path, capsys: p
     page = tmp_path / "r.html"
     assert main(["report", *(f"{f}-evaluation" for f in folders), "--out", str(page)]) == 0
     assert "Labels that ours-evaluation predicts for imagesTs/case_000_0000" in page.read_text()
-    # Pictures need the predictions, numbers do not.
+    # Nor are there pictures where the card is of other classes now; pictures need the predictions, numbers do not.
+    text = card.read_text()
+    card.write_text(
+        text.replace("name: box", "name: b").replace("name: crate", "name: box").replace("name: b\n", "name: crate\n")
+    )
+    try:
+        assert main(["report", *(f"{f}-evaluation" for f in folders), "--out", str(page)]) == 1
+        assert (
+            "class 1 is 'box' in the evaluation and 'crate' in the card. Evaluate it again" in capsys.readouterr().err
+        )
+    finally:
+        card.write_text(text)
     shutil.rmtree(folders[0])
     capsys.readouterr()
     assert main(["report", *(f"{f}-evaluation" for f in folders), "--out", str(page)]) == 1

@@ -32,6 +32,8 @@ def test_pictures_that_cannot_be_made_are_told_and_left_out(tmp_path: Path, caps
     (folder / "checkpoints" / "last.ckpt").touch()
     (folder / "config.yaml").write_text("trainer: {max_steps: 3}\n")
     out = tmp_path / "r.html"
+    with pytest.raises(ValueError, match="--device nowhere: "):
+        _run(str(folder), "--out", str(out), "--device", "nowhere")
     assert _run(str(folder), "--out", str(out)) == 1
     assert "pictures are left out" in capsys.readouterr().err
     assert out.is_file()

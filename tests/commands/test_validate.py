@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from aucseg import SegmentationDataModule
@@ -13,6 +14,7 @@ from aucseg.cli import main
 from aucseg.report.examples import collect_examples
 from aucseg.report.runs import read_run
 from aucseg.training.second_stage import POSTHOC_MODEL
+from aucseg.training.stored_task import load_task
 from tests.conftest import write_tiny_dataset
 from tests.small_runs import SMALL_RUN
 
@@ -162,6 +164,48 @@ def test_what_cannot_be_evaluated(run: Path, card: Path, tmp_path: Path, capsys:
     ):
         assert main(["validate", str(run), "--device", "cpu", *options]) == 2, options
         assert message in capsys.readouterr().err
+
+
+def test_the_groups_are_those_of_the_card_as_it_is_now(
+    run: Path, card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    groups = yaml.safe_load(card.read_text())["groups"]
+    other = edited(card, "regrouped", groups=groups | {"head": groups["tail"], "tail": groups["head"]})
+    assert main(["validate", str(run), "--card", str(other), "--device", "cpu", "--out", str(tmp_path / "b")]) == 0
+    assert "the card 'tiny' has changed since the checkpoint: groups" in capsys.readouterr().err
+    before, after = contents(run)["result"], contents(tmp_path / "b")["result"]
+    assert after["groups"] == {"head": [3], "middle": [1, 2], "tail": [0]}
+    for group, earlier in (("head", "tail"), ("middle", "middle"), ("tail", "head")):
+        assert after["metrics"][group] == before["metrics"][earlier]
+    assert after["per_class_iou"] == before["per_class_iou"]
+
+
+def test_pictures_of_a_report_are_of_the_classes_and_the_evaluation_of_the_run(
+    run: Path, card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, page = tmp_path / "run", str(tmp_path / "report.html")
+    shutil.copytree(run, copy)
+    checkpoint = copy / "checkpoints" / "last.ckpt"
+    content = torch.load(checkpoint, weights_only=True)
+    content["hyper_parameters"]["evaluation"] = {"scales": [1.0, 2.0], "flip": True}
+    torch.save(content, checkpoint)
+    task, data = load_task(copy), SegmentationDataModule(str(card), str(card.parent), num_workers=0)
+    dataset = data.validation_dataset(data.evaluation_transform)
+    shown = {example.name: example.predictions["run"] for example in collect_examples([copy])}
+    for sample in (dataset[index] for index in range(len(dataset))):
+        with torch.inference_mode():
+            expected = task.predict_step(sample["image"][None], 0)[0]
+        assert (shown[sample["name"]] == expected.numpy()).all()
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    classes = yaml.safe_load(card.read_text())["classes"]
+    swapped = [{"ids": [i], **classes[i]} for i in (0, 2, 1, 3)]
+    config["data"]["card"] = str(edited(card, "swapped_since", classes=swapped))
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    capsys.readouterr()
+    assert main(["report", str(copy), "--out", page]) == 1
+    said = capsys.readouterr().err
+    assert "pictures are left out: the checkpoint is of 4 classes" in said
+    assert "class 1 is 'box' in the checkpoint and 'crate' in the card" in said
 
 
 @pytest.mark.parametrize(

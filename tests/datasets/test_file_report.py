@@ -13,6 +13,7 @@ from aucseg.datasets.data_report import describe_absent_classes, describe_files
 from aucseg.datasets.duplicates import find_duplicates
 from aucseg.datasets.file_report import report_files
 from aucseg.datasets.pairing import Pair
+from aucseg.datasets.propose import propose_card
 from aucseg.datasets.scan_cache import ScanCache
 from tests.datasets.files import blocks, make, save_image, save_mask
 
@@ -242,6 +243,25 @@ def test_folders_that_links_lead_to_again_are_used_once(sites: Path, link: str) 
     again = link if link.endswith("images") else f"{link}/images"
     assert report.lines()[-1] == f"files: {again} is a link to siteB/images, whose files are used once"
     assert report.problems() == []
+
+
+def test_a_split_that_links_make_of_another_is_told_where_no_card_names_it(tmp_path: Path) -> None:
+    make(tmp_path, *((f"train/images/{i}.jpg", f"train/masks/{i}.png") for i in range(3)))
+    (tmp_path / "val").mkdir()
+    for folder in ("images", "masks"):
+        (tmp_path / "val" / folder).symlink_to(tmp_path / "train" / folder)
+    (tmp_path / "val" / "all").symlink_to(tmp_path)
+    card = propose_card(tmp_path)
+    assert list(card.splits) == ["train"]
+    assert report_files(card, tmp_path, is_proposed=True).lines()[1:] == [
+        "files: val/all is a link to ., whose files are used once",
+        "files: val/images is a link to train/images, whose files are used once",
+        "files: val/masks is a link to train/masks, whose files are used once",
+    ]
+    splits = {name: (Layout(f"{name}/images/*.jpg", f"{name}/masks/{{stem}}.png"),) for name in ("train", "val")}
+    report = report_files(replace(card, splits=splits), tmp_path)
+    assert {split: len(files.pairs) for split, files in report.splits.items()} == {"train": 3, "val": 3}
+    assert report.lines()[1:] == ["files: val/all is a link to ., whose files are used once"]
 
 
 def test_a_folder_that_cannot_be_listed_is_a_problem(sites: Path, monkeypatch: pytest.MonkeyPatch) -> None:

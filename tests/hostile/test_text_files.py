@@ -39,6 +39,7 @@ def test_yaml_that_unfolds_is_refused_at_once(tmp_path: Path) -> None:
     [
         ("!!python/object/apply:os.mkdir [/tmp/x]", "must be text"),
         ('"\\e[2J\\e]0;owned\\a"', "control character"),
+        ('"road\\nrail"', "must be one line"),
         ("9" * 100_000, "must be text"),
     ],
 )

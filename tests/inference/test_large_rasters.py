@@ -70,3 +70,21 @@ def test_a_raster_without_a_place_is_a_tiff_too_and_a_window_is_asked_for(tmp_pa
     assert "give a window (--window)" in next(iter(summary.failures.values()))  # type: ignore[attr-defined]
     summary = predict(path, tmp_path / "out", max_pixels=20_000)
     assert "--max-pixels" in next(iter(summary.failures.values()))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+def test_exif_of_the_call_goes_before_that_of_the_card(
+    is_large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_large:
+        monkeypatch.setattr(large_rasters, "LARGE_PIXELS", 10)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "turned.tif"
+    Image.new("RGB", (12, 10), (0, 200, 0)).save(path, exif=exif)
+    for of_card in ("error", "ignore"):
+        card = DatasetCard.from_yaml(MINI + f"bands: [1, 2, 3]\nexif: {of_card}\n")
+        for of_call in (None, "ignore", "apply"):
+            summary = predict(path, tmp_path / "out", (8, 8), card=card, exif=of_call)
+            assert (not summary.failures) == ((of_call or of_card) == "ignore")  # type: ignore[attr-defined]
+            assert all("--exif ignore" in text for text in summary.failures.values())  # type: ignore[attr-defined]

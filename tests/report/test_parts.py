@@ -220,7 +220,7 @@ class _Task:
     def eval(self) -> _Task:
         return self
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+    def evaluation_logits(self, images: torch.Tensor) -> torch.Tensor:
         logits = torch.zeros(len(images), 21, images.shape[2] // 2, images.shape[3] // 2)
         logits[:, self.class_id] = 1
         return logits
@@ -250,6 +250,7 @@ def trained_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     class Dataset(list[dict[str, Any]]):
         pairs = [SimpleNamespace(name=name) for name in names]  # noqa: RUF012
+        card = "freedoom_lt"
 
     def dataset(transform: str) -> Dataset:
         items = []
@@ -265,14 +266,15 @@ def trained_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         return SimpleNamespace(
             validation_dataset=lambda transform: dataset({"evaluation": "val"}[transform]),
             training_dataset=lambda transform: dataset({"training": "train"}[transform]),
-            evaluation_transform="evaluation", training_transform="training", batch_size=4,
+            evaluation_transform="evaluation", training_transform="training", batch_size=4, card="freedoom_lt",
         )  # fmt: skip
 
-    def load(path: Path, map_location: str) -> _Task:
+    def load(card: str, path: Path, map_location: str) -> _Task:
+        assert card == "freedoom_lt"
         return _Task(*banks[path.name])
 
     stand_ins: dict[str, dict[str, Any]] = {
-        "aucseg.training.stored_task": {"load_task": load, "data_module_of": data_module},
+        "aucseg.training.stored_task": {"load_task_for": load, "data_module_of": data_module},
     }
     for module, objects in stand_ins.items():
         fake = ModuleType(module)

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         from aucseg.commands.predict import device_named
         from aucseg.run_files import best_of
         from aucseg.training.adjustment import averages, evaluation_batches, fit_task_offsets
-        from aucseg.training.stored_task import data_module_of, load_task
+        from aucseg.training.stored_task import data_module_of, load_task_for
 
     _check_run(args.run)
     out = args.out or args.run.resolve().with_name(args.run.resolve().name + "-adjusted")
@@ -80,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
     is_of_split = datamodule.fold is None and datamodule.val_shards is None
     is_validation = not held_out and (args.split is None or (is_of_split and args.split == datamodule.val_split))
     device = device_named(args.device)
-    task = load_task(args.run).to(device)
+    task = load_task_for(datamodule.card, args.run).to(device)
+    task.take_groups(datamodule.card)
     objective = _objective(args.objective, args.class_weight, task)
     images, batches = evaluation_batches(datamodule, args.split, held_out=held_out)
     where = f"images of {datamodule.validation_name if args.split is None else f'split {args.split!r}'}"

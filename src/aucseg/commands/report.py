@@ -82,6 +82,9 @@ def run(args: argparse.Namespace) -> int:
     status = 0
     with_checkpoint = [one for one in comparison.runs if checkpoint_in(one.folder).is_file()]
     if not args.no_images and any(can_be_shown(one) for one in comparison.runs):
+        from aucseg.commands.predict import device_named
+
+        device = str(device_named(args.device))
         print("predicting example images ...", file=sys.stderr)
         try:
             samples = collect_examples(
@@ -91,10 +94,10 @@ def run(args: argparse.Namespace) -> int:
                 num_loss=(args.num_images + 1) // 2,
                 num_samples=args.num_images,
                 root=args.root,
-                device=args.device,
+                device=device,
             )
             for one in reversed(with_checkpoint):
-                pastes = pastes or collect_pastes(one.folder, root=args.root, device=args.device)
+                pastes = pastes or collect_pastes(one.folder, root=args.root, device=device)
         except (ValueError, OSError, ImportError) as error:
             print(f"aucseg report: pictures are left out: {error}", file=sys.stderr)
             status = 1

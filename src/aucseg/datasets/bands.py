@@ -191,8 +191,9 @@ def check_orientation(path: Path, card: DatasetCard, data: bytes | None) -> None
     """Raises `SampleError` for an orientation tag, unless the card says to ignore it: rasters are read as stored."""
     if card.exif != "ignore" and _is_turned(path, data):
         raise SampleError(
-            f"{path}: an orientation tag turns the picture, and rasters are read as stored; set 'exif: ignore' in the "
-            "card if its mask was drawn on the pixels as stored, else turn the image and remove the tag"
+            f"{path}: an orientation tag turns the picture, and rasters are read as stored: say 'exif: ignore' in the "
+            "card, or predict with --exif ignore, if masks are on the pixels as stored; else turn the image and remove "
+            "the tag"
         )
 
 

@@ -24,6 +24,8 @@ def parse_classes(
     for class_id, entry in enumerate(classes.sequence()):
         keys = entry.mapping(required=("name",), optional=_CLASS_KEYS)
         name = keys["name"].string()
+        if "\n" in name:  # tables have a line for each class
+            keys["name"].error(f"the name of a class must be one line, got {name[:50]!r}")
         if name in names:
             keys["name"].error(f"two classes are called {name!r}; their names must differ")
         color = keys["color"].color() if "color" in keys else default_color(class_id + 1)

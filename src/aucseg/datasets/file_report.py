@@ -91,7 +91,8 @@ class FileReport:
         if self.unused:
             lines.append(f"files: {len(self.unused):,} in no split: {shorten(self.unused, _MAX_SHOWN)}")
         lines += [
-            f"files: {folder} is a link to {first}, whose files are used once" for folder, first in self.again.items()
+            f"files: {folder} is a link to {first or '.'}, whose files are used once"
+            for folder, first in self.again.items()
         ]
         return lines
 
@@ -138,7 +139,11 @@ def report_files(
         (report.unpaired if is_expected and not is_companion else report.unused).append(path)
     report.shared = list(_shared(report.splits))
     report.unreadable = [f"{folder or '.'}: not a readable folder: {why}" for folder, why in tree.unreadable.items()]
-    report.again = tree.again
+    # A card may name the files of a link, and a link above one that is told already says nothing more.
+    told = [*used, *tree.again]
+    report.again = {
+        folder: first for folder, first in tree.again.items() if not any(path.startswith(f"{folder}/") for path in told)
+    }
     return report
 
 

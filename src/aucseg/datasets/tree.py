@@ -78,7 +78,7 @@ class Tree:
 
     Attributes:
         unreadable: Folders that could not be listed, each with the reason.
-        again: Folders that a pattern led to although their files were there already, each with where they were.
+        again: Folders that were come to although their files were there already, each with where they were.
     """
 
     def __init__(self, root: Path) -> None:
@@ -224,7 +224,7 @@ class Tree:
     def folders_below(self, top: str = "") -> list[str]:
         """Returns a folder and those below it, without hidden ones; each is entered once, however links lead to it."""
         found: list[str] = []
-        seen: set[str] = set()
+        seen: dict[str, str] = {}
         # Folders at their own place first, then those that only links lead to.
         pending = [top]
         while pending:
@@ -234,8 +234,9 @@ class Tree:
                 folder = stack.pop()
                 real = os.path.realpath(self.root / folder)
                 if real in seen:
+                    self.again[folder] = seen[real]
                     continue
-                seen.add(real)
+                seen[real] = folder
                 found.append(folder)
                 inner = sorted(n for n, is_folder in self.listing(folder).items() if is_folder and not is_hidden(n))
                 for name in reversed(inner):

@@ -240,6 +240,7 @@ def _read_as_trained(
     max_pixels: int,
 ) -> tuple[Array | LargeRaster, int]:
     """The image as the model was trained on it: the card's bands, or RGB."""
+    card = None if card is None else replace(card, exif=exif)
     if card is not None and card.bands is not None and value_range is not None:
         pairs = ((float(value_range[0]), float(value_range[1])),) * len(card.bands)
         card = replace(card, value_range=pairs)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from aucseg.hints import difference_of_classes
 from aucseg.report.compared_runs import ComparedRuns, load_comparison
 from aucseg.report.runs import Run, read_run
 from aucseg.report.shown_image import shown_tensors
@@ -162,7 +163,8 @@ def collect_examples(
         Gains (largest first), losses (largest first), samples.
 
     Raises:
-        ValueError: No run has a checkpoint and a configuration, or the data or predictions are not to be found.
+        ValueError: No run has a checkpoint and a configuration, the data or predictions are not to be found, or the
+            card is of other classes than a run.
     """
     comparison = load_comparison(run_folders, titles=titles, baseline=baseline, method=method)
     # The images of the baseline may be among those that another run was trained on.
@@ -180,7 +182,7 @@ def collect_examples(
     samples = {name: sample for name in roles if (sample := dataset[index_of[name]])["name"] == name}
     predictions: dict[str, dict[str, NDArray[Any]]] = {name: {} for name in samples}
     for run in runs:
-        labels_of = _read_labels(run, dataset) if run.predictions else _predicted_labels(run, device)
+        labels_of = _read_labels(run, dataset) if run.predictions else _predicted_labels(run, device, dataset.card)
         for name, sample in samples.items():
             labels = labels_of(name, sample)
             if labels is not None:
@@ -208,16 +210,16 @@ def _validation_images(run: Run, root: str | Path | None) -> Any:
     return SegmentationDataset(data["card"], root or data.get("root"), data["val_split"])
 
 
-def _predicted_labels(run: Run, device: str) -> Callable[[str, dict[str, Any]], NDArray[Any] | None]:
+def _predicted_labels(run: Run, device: str, card: Any) -> Callable[[str, dict[str, Any]], NDArray[Any] | None]:
     import torch
 
     from aucseg.tensors.upsampling import predicted_labels
 
-    task = _load_task(run, device)
+    task = _load_task(run, device, card)
 
     def labels_of(name: str, sample: dict[str, Any]) -> NDArray[Any] | None:
         with torch.inference_mode():
-            logits = task(sample["image"][None].to(device))
+            logits = task.evaluation_logits(sample["image"][None].to(device))
             labels = predicted_labels(logits, sample["mask"].shape[-2:])
         predicted: NDArray[Any] = labels[0].cpu().numpy()
         return predicted
@@ -228,6 +230,9 @@ def _predicted_labels(run: Run, device: str) -> Callable[[str, dict[str, Any]], 
 def _read_labels(run: Run, dataset: Any) -> Callable[[str, dict[str, Any]], NDArray[Any] | None]:
     from aucseg.datasets.prediction_files import PredictionFiles
 
+    found = difference_of_classes(run.class_names, dataset.card.class_names, "in the evaluation")
+    if found is not None and not found[1]:
+        raise ValueError(f"{run.folder} is of other classes than the card is now: {found[0]}. Evaluate it again")
     options = read_yaml_mapping(run.folder / CONFIG_FILE)["predictions"]
     names = [pair.name for pair in dataset.pairs]
     files = PredictionFiles(Path(options["folder"]), dataset.card, names, options["ids"])
@@ -262,18 +267,19 @@ def collect_pastes(
         At most `num_images` images that got something; none for a run without a bank.
 
     Raises:
-        ValueError: The run has no checkpoint or no configuration, or the data is not to be found.
+        ValueError: The run has no checkpoint or no configuration, the data is not to be found, or its card is of other
+            classes.
     """
     import torch
 
     run = read_run(run_folder)
     if not checkpoint_in(run.folder).is_file():
         raise ValueError(f"{run.folder} has no checkpoint {LAST_CHECKPOINT} yet: its bank cannot be shown")
-    task = _load_task(run, device)
+    datamodule = _datamodule(run, root)
+    task = _load_task(run, device, datamodule.card)
     if task.bank is None:
         return []
     bank = task.bank.train()
-    datamodule = _datamodule(run, root)
     dataset = datamodule.training_dataset(datamodule.training_transform)
     pastes: list[Paste] = []
     # The augmentations draw from the global generator, which belongs to the caller.
@@ -296,10 +302,10 @@ def collect_pastes(
     return pastes
 
 
-def _load_task(run: Run, device: str) -> Any:
-    from aucseg.training.stored_task import load_task
+def _load_task(run: Run, device: str, card: Any) -> Any:
+    from aucseg.training.stored_task import load_task_for
 
-    return load_task(run.folder, device)
+    return load_task_for(card, run.folder, device)
 
 
 def _datamodule(run: Run, root: str | Path | None) -> Any:

@@ -82,6 +82,11 @@ def check_same_card(stored: DatasetCard | None, card: DatasetCard) -> None:
             f"the card {card.name!r} has changed since the checkpoint: {shorten(changes, _NUM_SHOWN, '; ')}. Go on "
             "with the earlier card, or begin a new run"
         )
+    note_other_groups(stored, card)
+
+
+def note_other_groups(stored: DatasetCard, card: DatasetCard) -> None:
+    """Prints a note where the card groups the classes in another way than that of the checkpoint."""
     if changes := _differences(stored, card, "groups", "tail_classes"):
         print_note(f"the card {card.name!r} has changed since the checkpoint: {'; '.join(changes)}")
 

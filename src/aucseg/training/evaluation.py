@@ -13,12 +13,11 @@ from lightning.pytorch import Trainer
 
 from aucseg.datasets.data_report import check_has_masks
 from aucseg.run_files import existing_checkpoint
-from aucseg.training.checkpoint_checks import check_classes
 from aucseg.training.checkpoints import checkpoint_step
 from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.quiet import quiet_lightning
 from aucseg.training.result_writer import ResultWriter
-from aucseg.training.stored_task import load_task, restore_parts
+from aucseg.training.stored_task import load_task_for, restore_parts
 
 
 def run_of(path: Path) -> tuple[Path, Path]:
@@ -43,7 +42,7 @@ def evaluate_checkpoint(
 
     Args:
         checkpoint: Of a run; no code is imported for it, see `aucseg.training.stored_task.load_task`.
-        datamodule: Its validation images are evaluated.
+        datamodule: Its validation images are evaluated, by the groups of its card.
         out: Folder of the files.
         device: Where to.
         precision: Of the trainer, as in a run's configuration; None for float32.
@@ -55,13 +54,8 @@ def evaluate_checkpoint(
     Raises:
         ValueError: The data is of other classes, or has no masks.
     """
-    task = load_task(checkpoint)
-    check_classes(task.card, datamodule.card)
-    if task.card.ignore_index != datamodule.card.ignore_index:
-        raise ValueError(
-            f"the card {datamodule.card.name!r} ignores train id {datamodule.card.ignore_index}, that of {checkpoint} "
-            f"{task.card.ignore_index}: set ignore_index in the card as it was"
-        )
+    task = load_task_for(datamodule.card, checkpoint)
+    task.take_groups(datamodule.card)
     restore_parts(datamodule, checkpoint)
     if datamodule.val_shards is None:
         check_has_masks(datamodule.validation_dataset(None))

@@ -72,10 +72,10 @@ def offsets_model(num_classes: int, *, checkpoint: str, data: Mapping[str, Any])
     """
     from aucseg.training.adjustment import evaluation_batches, fit_task_offsets
     from aucseg.training.datamodule import SegmentationDataModule
-    from aucseg.training.stored_task import load_task, restore_parts
+    from aucseg.training.stored_task import load_task_for, restore_parts
 
-    task = load_task(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
     datamodule = SegmentationDataModule(**data)
+    task = load_task_for(datamodule.card, checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
     restore_parts(datamodule, Path(checkpoint))
     images, batches = evaluation_batches(datamodule, held_out=True)
     fit = fit_task_offsets(task, batches)

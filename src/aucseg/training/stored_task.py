@@ -20,6 +20,7 @@ from aucseg.models.build import is_import_path
 from aucseg.models.checkpoint import TRUST_VARIABLE, files_are_trusted, load_plain
 from aucseg.run_files import CONFIG_FILE, checkpoint_in, existing_checkpoint
 from aucseg.safe_files import read_yaml_mapping
+from aucseg.training.checkpoint_checks import check_classes
 from aucseg.training.datamodule import SegmentationDataModule
 from aucseg.training.second_stage import SECOND_STAGE_MODELS
 from aucseg.training.task import SegmentationTask
@@ -92,7 +93,8 @@ def _card_of(run: Path, named: str) -> str:
     try:
         DatasetCard.load(named)
     except ValueError:
-        if not checkpoint_in(run).is_file():
+        is_there = "\n" in named or Path(named).is_file()  # and has a mistake
+        if is_there or not checkpoint_in(run).is_file():
             raise
         return str(load_task(run).hparams["card"])
     return named
@@ -140,6 +142,22 @@ def load_task(run: str | Path, map_location: str | torch.device = "cpu") -> Segm
     if isinstance(loss, str) and ":" in loss and not files_are_trusted():
         task.loss = RefusedLoss(_refusal(checkpoint, loss, "loss"))
     return task.to(map_location).eval()
+
+
+def load_task_for(card: DatasetCard, run: str | Path, map_location: str | torch.device = "cpu") -> SegmentationTask:
+    """As `load_task`, to be judged by data of a card: its classes and its ignore label must be those of the task.
+
+    Raises:
+        ValueError: They are not; or whatever `load_task` refuses.
+    """
+    task = load_task(run, map_location)
+    check_classes(task.card, card)
+    if task.card.ignore_index != card.ignore_index:
+        raise ValueError(
+            f"the card {card.name!r} ignores train id {card.ignore_index}, that of {run} {task.card.ignore_index}: set "
+            "ignore_index in the card as it was"
+        )
+    return task
 
 
 class RefusedLoss(nn.Module):

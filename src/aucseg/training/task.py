@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +23,13 @@ from aucseg.models import build_model, forward_with_auxiliary, without_weights
 from aucseg.randomness import random_states, set_random_states, stable_seed
 from aucseg.tensors.dtypes import in_model_dtype
 from aucseg.tensors.upsampling import predicted_labels
-from aucseg.training.checkpoint_checks import check_classes, check_same_card, state_mismatch, stored_card
+from aucseg.training.checkpoint_checks import (
+    check_classes,
+    check_same_card,
+    note_other_groups,
+    state_mismatch,
+    stored_card,
+)
 from aucseg.training.image_channels import normalization, with_channels
 from aucseg.training.micro_batches import backward_all_but_last, check_micro_batches, scaled_backward
 from aucseg.training.optimization import (
@@ -227,6 +234,13 @@ class SegmentationTask(LightningModule):
         logits, auxiliary = forward_with_auxiliary(self.model, self.normalize(images))
         check_channels(logits, self.card)
         return logits, auxiliary if hasattr(self.model, "auxiliary_weight") else None
+
+    def take_groups(self, card: DatasetCard) -> None:
+        """Has the next validation take its means over the groups of another card of the same classes, with a note."""
+        note_other_groups(self.card, card)
+        self.card = replace(self.card, groups=card.groups, tail_classes=card.tail_classes)
+        self.groups = self.card.named_groups
+        self.validation_metrics = ValidationMetrics(self.card, self.hparams["pixel_metrics"]).to(self.device)
 
     def evaluation_logits(self, images: Tensor) -> Tensor:
         """Logits (B, K, h, w) as validation takes them, with the sliding window and so on of `evaluation`."""
