@@ -115,6 +115,24 @@ def test_groups_follow_the_shares_where_the_card_names_none(tmp_path: Path) -> N
     assert comparison.groups == {"head": [0, 1], "middle": [2], "tail": [3]}
 
 
+def test_runs_are_compared_by_the_same_groups(tmp_path: Path) -> None:
+    names = ("a", "b", "c", "d")
+    groups = {"head": [0], "middle": [1], "tail": [2, 3]}
+    folders = [write_run(tmp_path / "now", class_names=names, groups=groups)]
+    folders.append(write_run(tmp_path / "then", class_names=names, groups=groups | {"head": [1], "middle": [0]}))
+    result = json.loads((tmp_path / "then" / "result.json").read_text())
+    result["metrics"]["tail_ap"] = 0.5  # the mean over single classes is not known
+    (tmp_path / "then" / "result.json").write_text(json.dumps(result))
+    now, then = (run.metrics for run in load_comparison(folders).runs)
+    assert (
+        (then["head"], then["middle"])
+        == (now["head"], now["middle"])
+        == tuple(result["per_class_iou"][c] for c in "ab")
+    )
+    assert "tail_ap" not in then
+    assert load_comparison(folders[1:]).runs[0].metrics["tail_ap"] == 0.5
+
+
 def test_what_does_not_fit_together_is_refused(tmp_path: Path) -> None:
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", class_names=("x", "y"), groups=None)
     with pytest.raises(ValueError, match="different classes"):

@@ -159,7 +159,10 @@ def load_comparison(
 
 
 def _with_group_means(run: Run, groups: Mapping[str, Sequence[int]]) -> Run:
-    """The run with means that others have and it lacks, such as those of groups that its own card does not name."""
+    """The run with means that others have and it lacks, over the groups that all are compared by.
+
+    Its own card may have named no groups, or others: means over these do not compare.
+    """
     means = (
         known_group_means([run.per_class_iou.get(name) for name in run.class_names], groups) if run.class_names else {}
     )
@@ -168,7 +171,10 @@ def _with_group_means(run: Run, groups: Mapping[str, Sequence[int]]) -> Run:
             values = [run.per_class.get(name, {}).get(score) for name in run.class_names]
             of_groups = known_group_means(values, {"tail": groups["tail"]})
             means |= {f"{name}_{score}": value for name, value in of_groups.items()}
-    return replace(run, metrics=means | run.metrics)
+    own = run.metrics
+    if run.groups is not None and run.groups != groups:
+        own = {name: value for name, value in own.items() if name.partition("_")[0] not in {*groups, *run.groups}}
+    return replace(run, metrics=means | own)
 
 
 def default_titles(folders: Sequence[Path]) -> list[str]:
