@@ -110,7 +110,8 @@ def run(args: argparse.Namespace) -> int:
         evaluation.write(out)
         evaluations.append(evaluation)
         print(_text(evaluation, f"{folder}, split {args.split!r}, {len(evaluation.images)} images"))
-        if skipped := prediction_files(folder, [*evaluation.images, *evaluation.left_out])[1]:
+        skipped = prediction_files(folder, [*evaluation.images, *evaluation.left_out])[1]
+        if skipped := [name for name in skipped if name != "overlays"]:  # of `aucseg predict`
             print(f"not read, as pictures for people: {', '.join(skipped)}")
         if evaluation.left_out or evaluation.extra:
             print(f"{folder}: {described(evaluation.left_out, evaluation.extra)}", file=sys.stderr)
