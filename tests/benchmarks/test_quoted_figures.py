@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = {
     "Freedoom-LT (rendered), 400 steps": ("freedoom_lt_400_cpu", ("ce", "wce-inverse", "auc-inverse+bank")),
     "Cityscapes (256 x 256), 3,000 steps": ("cityscapes_256_cpu", ("ce", "wce-inverse", "auc-inverse+rfs")),
-    "Clothing Co-Parsing, 750 steps": ("ccp_750_cpu", ("ce", "wce-inverse", "auc-inverse+rfs")),
+    "Clothing Co-Parsing, 3,000 steps": ("ccp_cpu", ("ce", "wce-inverse", "auc-inverse+rfs")),
 }
 CAMVID = "CamVid, 500 steps"
 TRIALS = ("ce", "wce0.25", "wce0.25+auc1")
