@@ -67,7 +67,13 @@ def whole_run(
     """What Lightning does with the task, without Lightning's devices: a step, a validation, labels of an image."""
     logged: dict[str, float] = {}
     trainer = SimpleNamespace(
-        max_steps=1, global_step=1, world_size=1, datamodule=None, accumulate_grad_batches=1, precision_plugin=None
+        max_steps=1,
+        global_step=1,
+        world_size=1,
+        datamodule=None,
+        accumulate_grad_batches=1,
+        precision="32-true",
+        precision_plugin=None,
     )
     monkeypatch.setattr(SegmentationTask, "trainer", trainer)
     monkeypatch.setattr(SegmentationTask, "log", lambda self, name, value, **_: logged.update({name: float(value)}))
