@@ -124,11 +124,8 @@ def test_runs_are_compared_by_the_same_groups(tmp_path: Path) -> None:
     result["metrics"]["tail_ap"] = 0.5  # the mean over single classes is not known
     (tmp_path / "then" / "result.json").write_text(json.dumps(result))
     now, then = (run.metrics for run in load_comparison(folders).runs)
-    assert (
-        (then["head"], then["middle"])
-        == (now["head"], now["middle"])
-        == tuple(result["per_class_iou"][c] for c in "ab")
-    )
+    expected = [result["per_class_iou"][name] for name in "ab"]
+    assert [then["head"], then["middle"]] == [now["head"], now["middle"]] == expected
     assert "tail_ap" not in then
     assert load_comparison(folders[1:]).runs[0].metrics["tail_ap"] == 0.5
 
